@@ -1,0 +1,1 @@
+"""Checkpoints in and out: convert, load, export and inspect. See PORTING.md."""

@@ -1,0 +1,1 @@
+"""From raw releases to packed rows: examples, tasks, prompts, tokenizers, packing and loading."""

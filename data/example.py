@@ -1,0 +1,27 @@
+"""The one type that every data source produces and every task consumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document with its gold labels.
+
+    Attributes:
+        id: stable and unique over a data set, e.g. ``"massive/test/6878"`` or ``"20ng/train/rec.autos/101551"``.
+        text: the document exactly as the model is shown it.
+        labels: by field name; a string for a class field, one type per word (``text.split()``) for a token field.
+        bio: by token-field name, the gold brackets' own boundaries, ``"O"``, ``"B-type"`` or ``"I-type"`` per word;
+            ``labels`` alone cannot tell two adjacent entities of one type apart.
+    """
+
+    id: str
+    text: str
+    labels: dict[str, str | tuple[str, ...]]
+    bio: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def words(self) -> list[str]:
+        return self.text.split()

@@ -1,0 +1,1 @@
+"""Training: configuration, parallelism, optimizer, checkpoints and the training loop."""
