@@ -1,0 +1,254 @@
+"""Llama 2 and 3 in one file.
+
+The decoder of Touvron et al. (2023, "Llama 2") and Dubey et al. (2024, "The Llama 3 Herd of Models"): RMSNorm before
+each sub-layer, rotary positions, grouped-query attention, a SwiGLU feed-forward network, and an output head that may
+be tied to the embedding. Any checkpoint of this architecture fits (SmolLM2, TinyLlama, ...): see `LlamaConfig`.
+
+Single-device code: sharding, precision, activation checkpointing and compilation are applied from outside
+(`train/parallelize.py`). Who attends to whom in a packed row is said in `model/attention.py`.
+
+Rotary layout: the two halves of a head's width form the pairs, (x[i], x[i + D/2]), as in Hugging Face checkpoints,
+which load as they are. Meta's and GGUF's checkpoints pair neighbours (x[2i], x[2i + 1]); the converter permutes their
+q and k rows. A mix of the two gives fluent nonsense.
+
+Shapes: B rows, T tokens, E model width, H heads, K key/value heads, D head width, F feed-forward width,
+V vocabulary, N output positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import PackedMask, attention, build_mask
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of the rotary frequencies beyond the length trained for (Dubey et al., 2024).
+
+    Off unless a checkpoint's config asks for it. Frequencies whose wavelength exceeds
+    ``original_max_position / low_freq_factor`` tokens are divided by ``factor``, those below
+    ``original_max_position / high_freq_factor`` are kept, and those in between are blended.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The numbers that define a Llama-architecture model.
+
+    Attributes:
+        dim: model width E.
+        n_heads, n_kv_heads: query heads H and key/value heads K; K divides H.
+        ffn_dim: feed-forward width F.
+        head_dim: D; None means ``dim // n_heads``.
+        max_position: context length the checkpoint was trained for, in tokens. Longer rows run, with a warning.
+        tie_embeddings: the output head is the embedding matrix.
+    """
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_dim: int
+    vocab_size: int
+    head_dim: int | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    max_position: int = 4096
+    tie_embeddings: bool = False
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim if self.head_dim is not None else self.dim // self.n_heads
+
+
+class Cache(Protocol):
+    """What `Attention` needs of a key/value cache: store this call's keys and values, attend over all it may see."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """What all blocks share in one forward pass: rotary tables, mask and cache.
+
+    One opaque object, because FSDP's mixed precision casts every floating-point tensor argument of a block, and the
+    rotary tables must stay in fp32: in bf16, positions beyond 256 are no longer told apart.
+    """
+
+    cos: Tensor  # [B, T, 1, D/2] fp32
+    sin: Tensor  # [B, T, 1, D/2] fp32
+    mask: PackedMask
+    cache: Cache | None
+
+
+def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) -> Tensor:
+    """Rotary frequencies in radians per token, [D/2] fp32 (Su et al., 2021; scaling as in Llama 3.1)."""
+    D = config.head_width
+    freq = 1.0 / config.rope_theta ** (torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return freq
+    turns = scaling.original_max_position * freq / (2 * math.pi)  # full turns over the original context
+    # 0 where a frequency is divided by the factor, 1 where it is kept, in between a linear blend.
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0.0, 1.0)
+    return freq * (keep + (1.0 - keep) / scaling.factor)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle. x: [B, T, heads, D]; computed in fp32."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalization (Zhang and Sennrich, 2019), computed in fp32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + self.eps)
+        return self.weight * y.type_as(x)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention (Ainslie et al., 2023) with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_width = D = config.head_width
+        self.wq = nn.Linear(config.dim, config.n_heads * D, bias=False)
+        self.wk = nn.Linear(config.dim, config.n_kv_heads * D, bias=False)
+        self.wv = nn.Linear(config.dim, config.n_kv_heads * D, bias=False)
+        self.wo = nn.Linear(config.n_heads * D, config.dim, bias=False)
+
+    def forward(self, x: Tensor, context: RowContext) -> Tensor:
+        B, T, _ = x.shape
+        q = self.wq(x).view(B, T, -1, self.head_width)  # [B, T, H, D]
+        k = self.wk(x).view(B, T, -1, self.head_width)  # [B, T, K, D]
+        v = self.wv(x).view(B, T, -1, self.head_width)  # [B, T, K, D]
+        q = rotate(q, context.cos, context.sin)
+        k = rotate(k, context.cos, context.sin)
+        if context.cache is None:
+            out = attention(q, k, v, context.mask)  # [B, T, H, D]
+        else:
+            out = context.cache.attend(self.layer, q, k, v)
+        return self.wo(out.flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, 2020): ``w2(silu(w1 x) * w3 x)``."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)  # gate
+        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)  # up
+        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)  # down
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """One decoder layer: attention, then feed-forward, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, context: RowContext) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), context)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Llama(nn.Module):
+    """The whole decoder. See the file's docstring for the architecture."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+        # Not saved in checkpoints, so init_weights must fill it: it is garbage after `to_empty`.
+        self.register_buffer("rope_freq", rope_frequencies(config), persistent=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+        output_index: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Compute next-token logits.
+
+        Args:
+            tokens: [B, T] int64.
+            positions: [B, T] int64, each token's distance from the start of its own prompt; None means 0, 1, 2, ...
+            doc_ids: [B, T] which packed document each token belongs to (`model/attention.py`); None means that each
+                row is one document.
+            output_index: [N] places in the flattened [B * T] batch at which logits are wanted; None means all.
+                The head is the largest matrix of the model, and a row of posts needs it at a handful of places.
+            cache: holds earlier keys and values and decides who sees whom (`eval/kv_cache.py`); with it,
+                ``positions`` must be given.
+
+        Returns:
+            [N, V] logits, or [B, T, V] without ``output_index``, in the compute dtype.
+        """
+        if positions is None:
+            assert cache is None, "a cache does not say where its rows stand: give positions"
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        angles = positions[..., None, None].float() * self.rope_freq.float()  # [B, T, 1, D/2]
+        mask = build_mask(doc_ids) if cache is None else None
+        context = RowContext(angles.cos(), angles.sin(), mask, cache)
+
+        x = self.embed(tokens)  # [B, T, E]
+        for layer in self.layers:
+            x = layer(x, context)
+        if output_index is not None:
+            x = x.flatten(0, 1)[output_index]  # [N, E]
+        x = self.norm(x)
+        return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter and buffer, e.g. after ``to_empty``. Pretrained weights are loaded over this.
+
+        | what                          | starts as                                       |
+        |-------------------------------|-------------------------------------------------|
+        | norms                         | 1                                               |
+        | wo, w2 (write to the residual)| normal, 0.02 / sqrt(2 * n_layers) (as in GPT-2) |
+        | all other matrices            | normal, 0.02                                    |
+        | rope_freq                     | `rope_frequencies`                              |
+        """
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            else:
+                residual = name.endswith(("attention.wo.weight", "ffn.w2.weight"))
+                parameter.normal_(0.0, residual_std if residual else 0.02, generator=generator)
+        self.rope_freq.copy_(rope_frequencies(self.config, self.rope_freq.device))
