@@ -1,0 +1,78 @@
+"""Reading files out of a release tarball, in memory and in order, without extracting anything to disk.
+
+Nothing here knows a data set; ``newsgroups.py`` and ``massive.py`` say which members they want.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from data.errors import UserError
+
+TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+
+
+def is_tarball(path: Path) -> bool:
+    """Whether ``path`` is a file with the name of a tarball."""
+    return path.is_file() and path.name.endswith(TAR_SUFFIXES)
+
+
+def iterate_tarball(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield ``(name, content)`` of every regular member whose name (without a leading ``./``) is wanted.
+
+    Every member of the archive is checked, wanted or not. Nothing is written to disk, so a hostile name could
+    do no harm here; it is refused because such an archive is not the release, and the next tool may extract it.
+
+    Raises:
+        UserError: an absolute name, a ``..`` that leaves the archive, a link that does, or a device; a file that
+            is no tarball, or one that ends early (an interrupted download).
+    """
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                _refuse_outside(path, member)
+                name = str(PurePosixPath(member.name))
+                if member.isfile() and wanted(name):
+                    stream = archive.extractfile(member)
+                    assert stream is not None  # a regular file always has one
+                    yield name, stream.read()
+    except (tarfile.ReadError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"cannot read {path}: {error.strerror}.") from error
+        raise UserError(
+            f"{path} cannot be read to its end ({error}): it is no tarball, or a download that stopped "
+            "early. Delete it and fetch it again."
+        ) from error
+
+
+def _refuse_outside(path: Path, member: tarfile.TarInfo) -> None:
+    def refuse(why: str) -> None:
+        raise UserError(
+            f"{path}: refused, because its member {member.name!r} {why}. The original release holds nothing "
+            "of the kind; fetch it from its own source (python -m data.download)."
+        )
+
+    if _escapes(member.name):
+        refuse("points outside the archive")
+    if member.issym() and _escapes(str(PurePosixPath(member.name).parent / member.linkname), member.linkname):
+        refuse(f"is a link to {member.linkname!r}, outside the archive")
+    if member.islnk() and _escapes(member.linkname):  # a hard link's target counts from the archive's root
+        refuse(f"is a link to {member.linkname!r}, outside the archive")
+    if not (member.isfile() or member.isdir() or member.issym() or member.islnk()):
+        refuse("is neither a file, a folder nor a link")
+
+
+def _escapes(name: str, *more: str) -> bool:
+    """Whether a member name is absolute (on any system) or climbs above the archive's root."""
+    for text in (name, *more):
+        if text.startswith(("/", "\\")) or (len(text) > 1 and text[1] == ":"):
+            return True
+    depth = 0
+    for part in name.replace("\\", "/").split("/"):
+        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
+        if depth < 0:
+            return True
+    return False
