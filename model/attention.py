@@ -124,9 +124,7 @@ def _sdpa_mask(doc_ids: Tensor, n_cached: int) -> SdpaMask:
         first = n_prefix + int(own[0]) if len(own) else n_prefix
         last = n_prefix + int(own[-1]) + 1 if len(own) else n_prefix
         mask = dense[:, :, start:end]
-        chunks.append(
-            Chunk(start, end, first, last, torch.cat([mask[..., :n_prefix], mask[..., first:last]], -1))
-        )
+        chunks.append(Chunk(start, end, first, last, torch.cat([mask[..., :n_prefix], mask[..., first:last]], -1)))
     return SdpaMask(n_prefix, tuple(chunks))
 
 
@@ -156,9 +154,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask) -> Tensor:
 
 def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, n_prefix: int, chunk: Chunk) -> Tensor:
     if chunk.first_key > n_prefix:  # documents in between that nobody in this chunk sees
-        k, v = (
-            torch.cat([x[:, :, :n_prefix], x[:, :, chunk.first_key : chunk.last_key]], dim=2) for x in (k, v)
-        )
+        k, v = (torch.cat([x[:, :, :n_prefix], x[:, :, chunk.first_key : chunk.last_key]], dim=2) for x in (k, v))
     else:
         k, v = k[:, :, : chunk.last_key], v[:, :, : chunk.last_key]
     return F.scaled_dot_product_attention(q[:, :, chunk.start : chunk.end], k, v, attn_mask=chunk.mask)

@@ -192,8 +192,6 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
-        # Not saved in checkpoints, so init_weights must fill it: it is garbage after `to_empty`.
-        self.register_buffer("rope_freq", rope_frequencies(config), persistent=False)
 
     def forward(
         self,
@@ -221,7 +219,9 @@ class Llama(nn.Module):
         if positions is None:
             assert cache is None, "a cache does not say where its rows stand: give positions"
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        angles = positions[..., None, None].float() * self.rope_freq.float()  # [B, T, 1, D/2]
+        # Computed here and not kept as a buffer: a buffer would be garbage after `to_empty` and lose its precision
+        # in `model.to(torch.bfloat16)`.
+        angles = positions[..., None, None].float() * rope_frequencies(self.config, tokens.device)  # [B, T, 1, D/2]
         mask = build_mask(doc_ids) if cache is None else None
         context = RowContext(angles.cos(), angles.sin(), mask, cache)
 
@@ -235,14 +235,13 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter and buffer, e.g. after ``to_empty``. Pretrained weights are loaded over this.
+        """Fill every parameter, e.g. after ``to_empty``; there are no buffers. Pretrained weights are loaded over this.
 
         | what                          | starts as                                       |
         |-------------------------------|-------------------------------------------------|
         | norms                         | 1                                               |
         | wo, w2 (write to the residual)| normal, 0.02 / sqrt(2 * n_layers) (as in GPT-2) |
         | all other matrices            | normal, 0.02                                    |
-        | rope_freq                     | `rope_frequencies`                              |
         """
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
@@ -251,4 +250,3 @@ class Llama(nn.Module):
             else:
                 residual = name.endswith(("attention.wo.weight", "ffn.w2.weight"))
                 parameter.normal_(0.0, residual_std if residual else 0.02, generator=generator)
-        self.rope_freq.copy_(rope_frequencies(self.config, self.rope_freq.device))

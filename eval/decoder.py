@@ -1,0 +1,224 @@
+"""Greedy decoding: token ids in, token ids out.
+
+Three kinds of forward pass, one small function each: `_prefill_prefix` once a run, `_prefill_bodies` once a batch of
+requests, `_decode_tokens` until all of the batch are done. They are generators: each yields the arguments of a forward
+pass and is sent the logits back, so that `greedy_decode` alone calls the model, once per turn of one loop. That loop is
+what keeps ranks together: under FSDP every forward pass is a collective, and a rank with nothing left to decode
+runs dummy passes until the last one is done.
+
+The decoder knows nothing of text, prompts or labels, and reaches the model only through its `forward`, because that is
+what FSDP hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from eval.kv_cache import BodyPass, PrefixCache, PrefixPass, SlotCache, TokenPass
+from model.attention import build_mask
+
+Forward = dict  # keyword arguments of one forward pass
+Passes = Generator[Forward, Tensor, None]
+
+
+@dataclass
+class Decoded:
+    """What one request emitted.
+
+    Attributes:
+        tokens: emitted ids, without the stop token.
+        stopped: True when a stop token ended it, False when it ran into its ``max_new_tokens``.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    stopped: bool = False
+
+
+@torch.no_grad()
+def greedy_decode(
+    model: nn.Module,
+    prefix: Sequence[int],
+    bodies: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int],
+    stop_ids: set[int],
+    *,
+    device: torch.device | str = "cpu",
+    max_batch_tokens: int = 4096,
+    max_batch_size: int = 256,
+    group: dist.ProcessGroup | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Decoded]:
+    """Decode every request greedily: at each step the most probable token, until a stop token or the limit.
+
+    A request's result does not depend on which others share its batch (in fp32 never; in bf16, sums in another order
+    can flip an argmax between near-equal logits).
+
+    Args:
+        model: maps ``(tokens, positions, doc_ids, output_index, cache)`` to logits, as `model.llama.Llama`.
+        prefix: ids that every request begins with; prefilled once. May be empty.
+        bodies: each request's ids after the prefix, at least one token each.
+        max_new_tokens: limit on emitted tokens, one for all or one per request; stop token not counted.
+        stop_ids: token ids that end an answer.
+        max_batch_tokens: upper bound on the tokens of a batch, answers included; a longer single request runs alone.
+        max_batch_size: upper bound on the requests of a batch.
+        group: ranks that must run equal numbers of forward passes (FSDP); None for a model that is whole here.
+        progress: called with the number of requests finished since the last call.
+
+    Returns:
+        One `Decoded` per request, in the order given.
+
+    Raises:
+        ValueError: an empty body, or a number of limits that differs from the number of requests.
+    """
+    limits = [max_new_tokens] * len(bodies) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(limits) != len(bodies):
+        raise ValueError(f"{len(bodies)} requests but {len(limits)} values of max_new_tokens")
+    empty = [i for i, body in enumerate(bodies) if not len(body)]
+    if empty:
+        raise ValueError(f"request {empty[0]} is empty: it needs at least one token after the prefix")
+    was_training = model.training
+    model.eval()
+    results = [Decoded() for _ in bodies]
+    passes = _all_passes(prefix, bodies, limits, stop_ids, results, max_batch_tokens, max_batch_size, device, progress)
+    dummy = {"tokens": torch.zeros(1, 1, dtype=torch.long, device=device)}
+    call = next(passes, None)
+    while _any_rank(call is not None, group, device):
+        logits = model(**(call or dummy))
+        call = _send(passes, logits) if call is not None else None
+    model.train(was_training)
+    return results
+
+
+def batches(
+    bodies: Sequence[Sequence[int]], limits: Sequence[int], max_batch_tokens: int, max_batch_size: int
+) -> list[list[int]]:
+    """Group requests, longest first, so that batch size x (longest body + longest answer) stays within the bound."""
+    order = sorted(range(len(bodies)), key=lambda i: (-len(bodies[i]) - limits[i], i))
+    grouped: list[list[int]] = []
+    longest = limit = 0
+    for i in order:
+        longest, limit = max(longest, len(bodies[i])), max(limit, limits[i])
+        fits = grouped and len(grouped[-1]) < max_batch_size
+        if fits and (len(grouped[-1]) + 1) * (longest + limit) <= max_batch_tokens:
+            grouped[-1].append(i)
+        else:
+            grouped.append([i])
+            longest, limit = len(bodies[i]), limits[i]
+    return grouped
+
+
+def _all_passes(prefix, bodies, limits, stop_ids, results, max_tokens, max_size, device, progress) -> Passes:
+    if not bodies:
+        return
+    cache = PrefixCache(len(prefix))
+    if len(prefix):
+        yield from _prefill_prefix(prefix, cache, device)
+    for batch in batches(bodies, limits, max_tokens, max_size):
+        own_bodies = [bodies[i] for i in batch]
+        slots = SlotCache(len(batch), max(map(len, own_bodies)) + max(limits[i] for i in batch))
+        first = yield from _prefill_bodies(own_bodies, cache, slots, device)
+        answers = _Answers([results[i] for i in batch], [limits[i] for i in batch], stop_ids, progress)
+        yield from _decode_tokens(first, own_bodies, answers, cache, slots, device)
+
+
+def _prefill_prefix(prefix: Sequence[int], cache: PrefixCache, device: torch.device | str) -> Passes:
+    tokens = torch.tensor([list(prefix)], device=device)
+    positions = torch.arange(len(prefix), device=device)[None]
+    last = torch.tensor([len(prefix) - 1], device=device)
+    yield {"tokens": tokens, "positions": positions, "output_index": last, "cache": PrefixPass(cache)}
+
+
+def _prefill_bodies(
+    bodies: Sequence[Sequence[int]], prefix: PrefixCache, slots: SlotCache, device: torch.device | str
+) -> Generator[Forward, Tensor, Tensor]:
+    """One packed row of all bodies behind the cached prefix. Returns each request's first new token, [R]."""
+    lengths = torch.tensor([len(body) for body in bodies])
+    slot = torch.repeat_interleave(torch.arange(len(bodies)), lengths)  # [T]
+    ends = lengths.cumsum(0)
+    place = torch.arange(len(slot)) - (ends - lengths)[slot]  # [T]
+    tokens = torch.tensor([token for body in bodies for token in body])
+    tokens, slot, place, last = (x.to(device) for x in (tokens, slot, place, ends - 1))
+    mask = build_mask(slot[None] + 1, n_cached=prefix.n_tokens)
+    cache = BodyPass(prefix, slots, mask, slot, place)
+    logits = yield {
+        "tokens": tokens[None],
+        "positions": place[None] + prefix.n_tokens,
+        "output_index": last,
+        "cache": cache,
+    }
+    return logits.argmax(dim=-1)
+
+
+def _decode_tokens(
+    next_token: Tensor,
+    bodies: Sequence[Sequence[int]],
+    answers: _Answers,
+    prefix: PrefixCache,
+    slots: SlotCache,
+    device: torch.device | str,
+) -> Passes:
+    """Feed each request's newest token back until all are done; finished requests leave the batch."""
+    lengths = torch.tensor([len(body) for body in bodies], device=device)
+    while True:
+        keep = answers.take(next_token.tolist())
+        if not keep:
+            return
+        if len(keep) < len(lengths):
+            index = torch.tensor(keep, device=device)
+            slots.keep(index)
+            next_token, lengths = next_token[index], lengths[index]
+        logits = yield {
+            "tokens": next_token[:, None],
+            "positions": (lengths + prefix.n_tokens)[:, None],
+            "output_index": torch.arange(len(lengths), device=device),
+            "cache": TokenPass(prefix, slots, lengths),
+        }
+        next_token, lengths = logits.argmax(dim=-1), lengths + 1
+
+
+class _Answers:
+    """The answers of the requests in flight: takes each step's tokens, says which rows of the batch to keep."""
+
+    def __init__(
+        self,
+        results: list[Decoded],
+        limits: list[int],
+        stop_ids: set[int],
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.rows = list(zip(results, limits, strict=True))
+        self.stop_ids, self.progress = stop_ids, progress
+
+    def take(self, tokens: list[int]) -> list[int]:
+        keep = []
+        for row, ((result, limit), token) in enumerate(zip(self.rows, tokens, strict=True)):
+            if token in self.stop_ids:
+                result.stopped = True
+            elif len(result.tokens) < limit:
+                result.tokens.append(token)
+                keep.append(row)
+        # The token after the last one allowed is computed but not kept: it may be the stop token.
+        if self.progress is not None and len(keep) < len(self.rows):
+            self.progress(len(self.rows) - len(keep))
+        self.rows = [self.rows[row] for row in keep]
+        return keep
+
+
+def _send(passes: Iterator[Forward], logits: Tensor) -> Forward | None:
+    try:
+        return passes.send(logits)
+    except StopIteration:
+        return None
+
+
+def _any_rank(active: bool, group: dist.ProcessGroup | None, device: torch.device | str) -> bool:
+    if group is None:
+        return active
+    flag = torch.tensor(int(active), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+    return bool(flag.item())

@@ -1,0 +1,156 @@
+"""The decoder against recomputing everything at every step, against one request at a time, and against transformers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from eval.decoder import batches, greedy_decode
+from model import MODELS
+from model.llama import Llama
+
+VOCAB = 301
+PREFIX = [7, 8, 9, 250, 11]
+
+
+@pytest.fixture(scope="module")
+def net() -> Llama:
+    model = Llama(MODELS["llama_debug"].config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.15)
+    return model
+
+
+@pytest.fixture(scope="module")
+def bodies() -> list[list[int]]:
+    rng = random.Random(0)
+    return [[rng.randrange(VOCAB) for _ in range(rng.choice([1, 2, 5, 9, 17, 40]))] for _ in range(30)]
+
+
+def uncached(model: Llama, prompt: list[int], limit: int, stop: set[int]) -> tuple[list[int], bool]:
+    """Greedy decoding in its plainest form: the whole sequence through the model for every token."""
+    out: list[int] = []
+    with torch.no_grad():
+        while True:
+            token = int(model(torch.tensor([prompt + out]))[0, -1].argmax())
+            if token in stop:
+                return out, True
+            if len(out) == limit:
+                return out, False
+            out.append(token)
+
+
+@pytest.fixture(scope="module")
+def stop(net: Llama, bodies: list[list[int]]) -> set[int]:
+    """Token ids that really come up, so that requests stop at different steps."""
+    emitted = [uncached(net, PREFIX + body, 12, set())[0] for body in bodies]
+    return {emitted[0][3], emitted[1][6], emitted[2][1]}
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, []])
+@pytest.mark.parametrize("max_batch_tokens", [1, 150, 10_000])
+def test_equals_uncached_for_ragged_batches(net, bodies, stop, prefix, max_batch_tokens) -> None:
+    results = greedy_decode(net, prefix, bodies, 12, stop, max_batch_tokens=max_batch_tokens)
+    expected = [uncached(net, prefix + body, 12, stop) for body in bodies]
+    assert [(r.tokens, r.stopped) for r in results] == expected
+    if prefix:  # the case this test is about: some stop early, at different steps, and some run into the limit
+        assert {r.stopped for r in results} == {True, False}
+        assert len({len(r.tokens) for r in results if r.stopped}) > 1
+
+
+def test_own_limits_are_kept(net, bodies, stop) -> None:
+    limits = [1 + i % 5 for i in range(len(bodies))]
+    results = greedy_decode(net, PREFIX, bodies, limits, stop)
+    for result, body, limit in zip(results, bodies, limits, strict=True):
+        assert (result.tokens, result.stopped) == uncached(net, PREFIX + body, limit, stop)
+
+
+def test_prefix_is_prefilled_once_and_each_step_feeds_one_token(net, bodies) -> None:
+    fed: list[tuple[int, ...]] = []
+    handle = net.register_forward_pre_hook(lambda m, a, k: fed.append(tuple(k["tokens"].shape)), with_kwargs=True)
+    greedy_decode(net, PREFIX, bodies, 4, set(), max_batch_tokens=10**6)
+    handle.remove()
+    assert fed[0] == (1, len(PREFIX))
+    assert fed[1] == (1, sum(map(len, bodies)))
+    assert fed[2:] == [(len(bodies), 1)] * 4
+
+
+def test_equals_transformers_generate(net, bodies, stop) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    c = net.config
+    hf = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=c.dim,
+            num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_heads,
+            num_key_value_heads=c.n_kv_heads,
+            intermediate_size=c.ffn_dim,
+            vocab_size=c.vocab_size,
+            head_dim=c.head_width,
+            rms_norm_eps=c.norm_eps,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+        )
+    ).eval()
+    names = {
+        "attention.wq": "self_attn.q_proj",
+        "attention.wk": "self_attn.k_proj",
+        "attention.wv": "self_attn.v_proj",
+        "attention.wo": "self_attn.o_proj",
+        "ffn.w1": "mlp.gate_proj",
+        "ffn.w3": "mlp.up_proj",
+        "ffn.w2": "mlp.down_proj",
+        "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "embed": "embed_tokens",
+    }
+    state = {}
+    for name, tensor in net.state_dict().items():
+        for mine, theirs in names.items():
+            name = name.replace(mine, theirs)
+        state[f"model.{name}"] = tensor
+    missing = hf.load_state_dict(state, strict=False)
+    assert missing.missing_keys == ["lm_head.weight"] and not missing.unexpected_keys
+    hf.tie_weights()
+    results = greedy_decode(net, PREFIX, bodies, 12, stop)
+    for result, body in zip(results, bodies, strict=True):
+        prompt = torch.tensor([PREFIX + body])
+        out = hf.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=13,
+            eos_token_id=sorted(stop),
+            pad_token_id=0,
+        )
+        new = out[0, prompt.shape[1] :].tolist()
+        assert result.tokens == (new[:-1] if new[-1] in stop else new[:12])
+
+
+def test_progress_counts_every_request(net, bodies, stop) -> None:
+    seen: list[int] = []
+    greedy_decode(net, PREFIX, bodies, 5, stop, max_batch_tokens=100, progress=seen.append)
+    assert sum(seen) == len(bodies)
+
+
+def test_batches_keep_every_request_and_the_bound() -> None:
+    bodies = [[0] * n for n in (3, 50, 7, 7, 200, 1)]
+    grouped = batches(bodies, [5] * 6, max_batch_tokens=60, max_batch_size=2)
+    assert sorted(i for batch in grouped for i in batch) == list(range(6))
+    for batch in grouped:
+        assert len(batch) == 1 or len(batch) * (max(len(bodies[i]) for i in batch) + 5) <= 60
+        assert len(batch) <= 2
+
+
+def test_empty_requests(net) -> None:
+    assert greedy_decode(net, PREFIX, [], 5, set()) == []
+    with pytest.raises(ValueError, match="request 1 is empty"):
+        greedy_decode(net, PREFIX, [[1], []], 5, set())

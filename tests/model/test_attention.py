@@ -1,0 +1,105 @@
+"""The packed attention rule: against brute force, against samples computed alone, and for leaks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model.attention
+from model import MODELS
+from model.attention import allowed, attention, build_mask
+from model.llama import Llama
+
+# prefix of 4 (doc 0), three samples, padding
+DOCS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, -1, -1]
+POSITIONS = [0, 1, 2, 3, 4, 5, 6, 4, 5, 4, 5, 6, 7, 0, 0]
+
+
+def visible(docs: list[int], i: int, j: int) -> bool:
+    return j <= i and (docs[j] == docs[i] or docs[j] == 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 256])
+def test_rule_equals_brute_force(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chunk's mask, put back in place, is the rule; keys outside a chunk's slices are invisible to it."""
+    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    T = len(DOCS)
+    expected = torch.tensor([[visible(DOCS, i, j) for j in range(T)] for i in range(T)])
+    assert torch.equal(allowed(torch.tensor([DOCS]))[0], expected)
+    mask = build_mask(torch.tensor([DOCS]))
+    rebuilt = torch.zeros(T, T, dtype=torch.bool)
+    for c in mask.chunks:
+        rebuilt[c.start : c.end, : mask.n_prefix] = c.mask[0, 0, :, : mask.n_prefix]
+        rebuilt[c.start : c.end, c.first_key : c.last_key] |= c.mask[0, 0, :, mask.n_prefix :]
+    assert torch.equal(rebuilt, expected)
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+@pytest.mark.parametrize("docs", [[DOCS], [DOCS, [1] * 5 + [2] * 9 + [-1]], [[1, 1, 2, 2, 2, -1]]])
+def test_chunked_attention_equals_dense_softmax(docs, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    doc_ids = torch.tensor(docs)
+    B, T = doc_ids.shape
+    torch.manual_seed(0)
+    q, k, v = torch.randn(B, T, 6, 8), torch.randn(B, T, 3, 8), torch.randn(B, T, 3, 8)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k.repeat_interleave(2, 2)) / 8**0.5
+    scores = scores.masked_fill(~allowed(doc_ids)[:, None], float("-inf"))
+    expected = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v.repeat_interleave(2, 2))
+    torch.testing.assert_close(attention(q, k, v, build_mask(doc_ids)), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_flex_rule_is_the_same_rule() -> None:
+    """FlexAttention's forward runs on CPU, so that its mask function can be checked here; its backward cannot."""
+    doc_ids = torch.tensor([DOCS])
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 6, len(DOCS), 16) for _ in range(3))
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed(doc_ids)[:, None])
+    flex = model.attention.flex_attention(q, k, v, block_mask=model.attention._flex_mask(doc_ids, 0))
+    torch.testing.assert_close(flex, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def debug_model() -> Llama:
+    config = MODELS["llama_debug"].config
+    net = Llama(config)
+    net.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    return net
+
+
+def test_packed_equals_alone_and_neighbours_do_not_leak(debug_model: Llama) -> None:
+    tokens = torch.randint(0, 301, (1, len(DOCS)), generator=torch.Generator().manual_seed(2))
+    args = {"positions": torch.tensor([POSITIONS]), "doc_ids": torch.tensor([DOCS])}
+    packed = debug_model(tokens, **args)[0]
+    for doc in (1, 2, 3):
+        here = torch.tensor([d == doc for d in DOCS])
+        alone = torch.cat([tokens[0, :4], tokens[0, here]])[None]
+        torch.testing.assert_close(packed[here], debug_model(alone)[0, 4:], atol=1e-5, rtol=1e-5)
+    changed = tokens.clone()
+    changed[0, 7:9] = (changed[0, 7:9] + 1) % 301  # document 2
+    again = debug_model(changed, **args)[0]
+    same = torch.tensor([d != 2 for d in DOCS])
+    assert torch.equal(again[same], packed[same])  # bit for bit
+    assert not torch.allclose(again[~same], packed[~same])
+
+
+def test_gradients_of_a_shared_prefix_equal_those_of_samples_alone(debug_model: Llama) -> None:
+    tokens = torch.randint(0, 301, (1, len(DOCS)), generator=torch.Generator().manual_seed(2))
+    logits = debug_model(tokens, torch.tensor([POSITIONS]), torch.tensor([DOCS]))
+    real = torch.tensor([d > 0 for d in DOCS])
+    weight = torch.randn(int(real.sum()), logits.shape[-1], generator=torch.Generator().manual_seed(3))
+    (logits[0, real] * weight).sum().backward()
+    shared = {n: p.grad.clone() for n, p in debug_model.named_parameters()}
+    debug_model.zero_grad()
+    row = 0
+    for doc in (1, 2, 3):
+        own = tokens[0, torch.tensor([d == doc for d in DOCS])]
+        alone = debug_model(torch.cat([tokens[0, :4], own])[None])[0, 4:]
+        (alone * weight[row : row + len(own)]).sum().backward()
+        row += len(own)
+    for name, parameter in debug_model.named_parameters():
+        scale = parameter.grad.abs().max().item()
+        torch.testing.assert_close(shared[name], parameter.grad, atol=2e-6 * max(1.0, scale), rtol=1e-4)
