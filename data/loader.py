@@ -1,0 +1,322 @@
+"""Which samples make up step ``n``, on which rank, in which rows: a pure function of the seed and ``n``.
+
+Nothing is carried from step to step, so resuming is asking for the next number, and no rank asks another::
+
+    order of the epoch ─► the step's samples ─► dealt to ranks ─► packed into rows ─► micro-batches
+    (seed, epoch)         (seed, n)             by length         up to row_length    as many on every rank
+
+*samples* (``batch_unit``): the epochs' orders are laid end to end and step ``n`` takes ``[n * batch_size,
+(n + 1) * batch_size)`` of them. Every step has exactly ``batch_size`` samples and every sample comes once an epoch; a
+step may hold the end of one epoch and the beginning of the next. Packing, sharing and ranks have no say in which
+samples make up a step.
+
+*rows*: the epoch's samples are packed into as few rows as level packing needs, samples of one length drawn at random
+and the rows shuffled, and a step takes ``batch_size`` rows. The number of rows is the same in every epoch.
+
+Under FSDP all ranks gather parameters together, so a step takes as long as its slowest rank, pass by pass. Therefore
+samples are dealt by length, each rank's rows are ordered longest first, and a rank with fewer micro-batches than
+another takes part with dummies, which carry no target. Every rank knows all lengths, so the global counts that the
+loss divides by need no communication.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+import torch
+
+from data.errors import UserError
+from data.packing import Batch, PackedRow, build_row, collate, deal, dummy_batch, pack, padded_length
+from data.prepare import SampleSet
+
+Row = list[int]  # sample indices that stand in one row
+
+
+@dataclass
+class StepPlan:
+    """Who computes what in one step: ``ranks[rank][micro_batch][row]`` are the row's sample indices."""
+
+    ranks: list[list[list[Row]]]
+
+    @property
+    def n_micro_batches(self) -> int:
+        return max(len(micro_batches) for micro_batches in self.ranks)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for micro_batches in self.ranks for rows in micro_batches for row in rows]
+
+
+@dataclass
+class StepBatch:
+    """This rank's share of a step, and what every rank has to know of the whole.
+
+    Attributes:
+        batches: this rank's micro-batches, equally many on every rank; dummies make up the number.
+        n_label_tokens: label tokens of the whole step, over all ranks and micro-batches: the loss's denominator.
+        sample_ids: of the whole step.
+        epoch: how many times the data set has been gone through once this step is done.
+        n_examples: samples of the whole step.
+        n_real_tokens: tokens of the whole step that are not padding, a shared prefix counted once a row.
+        n_tokens: tokens that the whole step computes, padding and dummies included.
+    """
+
+    batches: list[Batch]
+    n_label_tokens: int
+    sample_ids: list[str]
+    epoch: float
+    n_examples: int
+    n_real_tokens: int
+    n_tokens: int
+
+
+class StepLoader:
+    """The steps of a training run by number, from 0.
+
+    Args:
+        samples: from ``prepare(..., max_length=row_length)``.
+        batch_size: samples or rows of a step, over all ranks.
+        batch_unit: ``"samples"`` or ``"rows"``.
+        row_length: the most tokens in a row, prefix included.
+        packing: False lays one sample in a row (for comparison).
+        share_prefix: the prefix once a row instead of once a sample; without packing it makes no difference.
+        micro_rows: rows of one forward pass. ``None`` is 1 with packing; without, as many padded rows as hold at most
+            ``row_length`` tokens together.
+        seed: of the order of samples.
+        rank, world_size: this process among all.
+
+    Raises:
+        UserError: no samples, fewer samples than ranks, or a setting out of range.
+    """
+
+    def __init__(
+        self,
+        samples: SampleSet,
+        *,
+        batch_size: int,
+        row_length: int,
+        batch_unit: str = "samples",
+        packing: bool = True,
+        share_prefix: bool = True,
+        micro_rows: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check(samples, batch_size, batch_unit, micro_rows, world_size)
+        assert 0 <= rank < world_size
+        self.samples = samples
+        self.batch_size = batch_size
+        self.batch_unit = batch_unit
+        self.row_length = row_length
+        self.packing = packing
+        self.share_prefix = share_prefix
+        self.micro_rows = micro_rows
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+        n_prefix = len(samples.prefix)
+        self._row_prefix = n_prefix if share_prefix else 0  # prefix tokens once a row
+        self._costs = samples.costs + (0 if share_prefix else n_prefix)  # [S] tokens each sample adds to a row
+        self._capacity = row_length - self._row_prefix
+        assert self._costs.max() <= self._capacity, (
+            f"a sample of {self._costs.max()} tokens for rows of {self._capacity}: prepared for a longer row"
+        )
+        # Only a few epochs' orders are ever wanted at once: this one, the next, and the prefetcher's.
+        self._epoch_units = lru_cache(maxsize=4)(self._epoch_units)
+        self._n_rows = self._fewest_level_rows() if batch_unit == "rows" and packing else len(samples)
+
+    @property
+    def units_per_epoch(self) -> int:
+        """Samples or rows (``batch_unit``) that one pass over the data takes."""
+        return len(self.samples) if self.batch_unit == "samples" else self._n_rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which every sample has been seen; the last of them may run into the next epoch."""
+        return self.n_steps_for(1)
+
+    def n_steps_for(self, epochs: float) -> int:
+        """Steps that ``epochs`` passes over the data take, rounded up: no sample is left out at the end."""
+        return ceil(round(epochs * self.units_per_epoch / self.batch_size, 6))
+
+    # ------------------------------------------------------------------------------------------ which samples
+
+    def _epoch_units(self, epoch: int) -> list[Row]:
+        """The epoch's samples (as rows of one) or packed rows, in the order in which steps take them."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.samples))
+        if self.batch_unit == "samples" or not self.packing:
+            return [[i] for i in order.tolist()]
+        rows = deal(self._costs[order], self._n_rows)
+        return [order[rows[r]].tolist() for r in rng.permutation(len(rows))]
+
+    def _fewest_level_rows(self) -> int:
+        """The fewest rows over which the samples can be dealt level so that each row fits.
+
+        Dealing longest first depends on the samples only through their lengths, so the number holds for every epoch.
+        Level rows mix long and short samples, which first-fit rows do not: there the last rows are all short ones.
+        """
+        n = ceil(int(self._costs.sum()) / self._capacity)
+        while max(sum(self._costs[i] for i in row) for row in deal(self._costs, n)) > self._capacity:
+            n += 1
+        return n
+
+    def _units(self, n: int) -> list[Row]:
+        start, units = n * self.batch_size, []
+        while len(units) < self.batch_size:
+            epoch, at = divmod(start + len(units), self.units_per_epoch)
+            units += self._epoch_units(epoch)[at : at + self.batch_size - len(units)]
+        return units
+
+    # ------------------------------------------------------------------------------------- on which rank, which row
+
+    def _row_cost(self, row: Row) -> int:
+        return self._row_prefix + int(self._costs[row].sum())
+
+    def plan(self, n: int) -> StepPlan:
+        """Say which samples stand in which row of which micro-batch of which rank in step ``n``."""
+        return self._plan(self._units(n))
+
+    def _plan(self, units: list[Row]) -> StepPlan:
+        if self.batch_unit == "rows":
+            dealt = _deal_rows([self._row_cost(row) for row in units], self.world_size)
+            return StepPlan([self._micro_batches([units[i] for i in own]) for own in dealt])
+        indices = np.array([i for unit in units for i in unit])
+        ranks = []
+        for own in deal(self._costs[indices], self.world_size):
+            mine = indices[own]
+            rows = pack(self._costs[mine], self._capacity) if self.packing else [[i] for i in range(len(mine))]
+            ranks.append(self._micro_batches([mine[row].tolist() for row in rows]))
+        return StepPlan(ranks)
+
+    def _micro_batches(self, rows: list[Row]) -> list[list[Row]]:
+        """Group rows, longest first, so that rows of one micro-batch, and of one pass on all ranks, are alike."""
+        rows = sorted(rows, key=self._row_cost, reverse=True)
+        groups: list[list[Row]] = []
+        for row in rows:
+            if groups and len(groups[-1]) < self._most_rows(groups[-1][0]):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        return groups
+
+    def _most_rows(self, longest: Row) -> int:
+        if self.micro_rows is not None:
+            return self.micro_rows
+        return 1 if self.packing else max(1, self.row_length // self._padded([longest]))
+
+    def _padded(self, rows: Sequence[Row]) -> int:
+        """The length to which the rows of one micro-batch are padded."""
+        return padded_length(max(self._row_cost(row) for row in rows), self.row_length)
+
+    # --------------------------------------------------------------------------------------------------- the step
+
+    def step(self, n: int) -> StepBatch:
+        """Build this rank's share of step ``n``, counted from 0."""
+        assert n >= 0
+        return self._build(self.plan(n), (n + 1) * self.batch_size / self.units_per_epoch)
+
+    def worst_case(self) -> StepBatch:
+        """One pass that bounds what any step needs: as long as a row can get, with the most labels a row can hold.
+
+        Activations grow with the row, logits with its label tokens. A run that survives this step (its result is
+        thrown away) does not run out of memory an hour later, at the first post of full length.
+        """
+        labels = self.samples.label_lengths
+        most = 1 if not self.packing else self.batch_size if self.batch_unit == "samples" else len(self.samples)
+
+        def fill(worth: np.ndarray) -> Row:  # take what is worth most while it fits
+            row, free = [], self._capacity
+            for i in np.argsort(-worth, kind="stable").tolist():
+                if len(row) < most and self._costs[i] <= free:
+                    row.append(i)
+                    free -= self._costs[i]
+            return row
+
+        row = max(fill(labels), fill(labels / self._costs), key=lambda row: labels[row].sum())
+        content = min(self._capacity, int(np.sort(self._costs)[-most:].sum()))
+        length = padded_length(self._row_prefix + content, self.row_length)
+        n_rows = self.micro_rows or (1 if self.packing else max(1, self.row_length // length))
+        rows = [row] * min(n_rows, self.batch_size)
+        return self._build(StepPlan([[rows]] * self.world_size), epoch=0.0, at_least=length)
+
+    def _build(self, plan: StepPlan, epoch: float, at_least: int = 0) -> StepBatch:
+        def padded(rows: list[Row]) -> int:
+            return max(self._padded(rows), at_least)
+
+        own = plan.ranks[self.rank]
+        batches = [collate([self._row(row, padded(rows)) for row in rows]) for rows in own]
+        batches += [dummy_batch() for _ in range(plan.n_micro_batches - len(batches))]
+
+        rows = plan.rows
+        indices = [i for row in rows for i in row]
+        micro_batches = [rows for rank in plan.ranks for rows in rank]
+        n_dummies = self.world_size * plan.n_micro_batches - len(micro_batches)
+        return StepBatch(
+            batches=batches,
+            n_label_tokens=int(self.samples.label_lengths[indices].sum()),
+            sample_ids=[self.samples.ids[i] for i in indices],
+            epoch=epoch,
+            n_examples=len(indices),
+            n_real_tokens=sum(self._row_cost(row) for row in rows),
+            n_tokens=sum(len(rows) * padded(rows) for rows in micro_batches) + n_dummies * padded_length(1),
+        )
+
+    def _row(self, row: Row, length: int) -> PackedRow:
+        return build_row(self.samples, row, self.share_prefix, length)
+
+    def prefetch(self, start: int, stop: int, depth: int = 2) -> Iterator[StepBatch]:
+        """Yield steps ``start .. stop - 1``, built up to ``depth`` ahead in a thread, pinned where CUDA is there."""
+        pin = torch.cuda.is_available()
+
+        def build(n: int) -> StepBatch:
+            step = self.step(n)
+            if pin:
+                step.batches = [batch.pin_memory() for batch in step.batches]
+            return step
+
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
+            ahead = deque(pool.submit(build, n) for n in range(start, min(start + depth, stop)))
+            upcoming = iter(range(start + depth, stop))
+            try:
+                while ahead:
+                    step = ahead.popleft().result()
+                    if (n := next(upcoming, None)) is not None:
+                        ahead.append(pool.submit(build, n))
+                    yield step
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _deal_rows(costs: Sequence[int], n_ranks: int) -> list[list[int]]:
+    """Deal rows, dearest first, back and forth over the ranks: nobody has more than one row more than another."""
+    order = np.argsort(-np.asarray(costs), kind="stable").tolist()
+    ranks: list[list[int]] = [[] for _ in range(n_ranks)]
+    for k, i in enumerate(order):
+        turn, seat = divmod(k, n_ranks)
+        ranks[seat if turn % 2 == 0 else n_ranks - 1 - seat].append(i)
+    return ranks
+
+
+def _check(samples: SampleSet, batch_size: int, batch_unit: str, micro_rows: int | None, world_size: int) -> None:
+    if not len(samples):
+        raise UserError("There are no samples to train on: the data set, or what is left of it, is empty.")
+    if len(samples) < world_size:
+        raise UserError(
+            f"Fewer samples than ranks: {len(samples)} samples for {world_size} ranks. "
+            f"Start at most {len(samples)} processes (--nproc_per_node), or give more data."
+        )
+    if batch_unit not in ("samples", "rows"):
+        raise UserError(f"--batch_unit {batch_unit!r} is not one of: samples, rows.")
+    if batch_size < 1:
+        raise UserError(f"--batch_size {batch_size}: a step needs at least 1 of --batch_unit {batch_unit}.")
+    if micro_rows is not None and micro_rows < 1:
+        raise UserError(f"--micro_rows {micro_rows}: a forward pass needs at least 1 row.")
