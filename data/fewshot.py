@@ -1,0 +1,160 @@
+"""Few-shot examples: which training examples are shown in the prompt, how long they may be, and their record.
+
+They are drawn once a run, kept out of its training, and stored with every checkpoint and export as ``prompt.json``;
+scoring reads them from there, so that a model always meets the prompt it was trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import UserError
+from data.example import Example
+from data.prompts import Prompt, build_prompt
+from data.tasks import ClassField, Task, TokenField, get_task
+from data.tokenizer import Tokenizer
+
+PROMPT_FILE = "prompt.json"
+# Five random posts together pass 4,096 tokens in 9% of draws; 256 tokens keep the header and the beginning.
+SHOT_TOKENS = 256
+
+
+def choose_shots(examples: Iterable[Example], task: Task, k: int, seed: int) -> list[Example]:
+    """Draw k examples, balanced over labels as far as k goes.
+
+    The first class field's labels take turns, in an order drawn by the seed; within a label, and for a task without
+    class fields, an utterance whose slot types have not been shown yet comes before one with some new types, and that
+    before one with none. Empty documents are never drawn. The draw depends on the examples' ids, not on their order.
+
+    Raises:
+        UserError: fewer than k examples to draw from.
+    """
+    class_field = next((field.name for field in task.fields if isinstance(field, ClassField)), None)
+    token_fields = [field for field in task.fields if isinstance(field, TokenField)]
+    generator = random.Random(seed)
+    by_label: dict[str, list[Example]] = defaultdict(list)
+    for example in sorted((e for e in examples if e.text.strip()), key=lambda e: e.id):
+        by_label[example.labels[class_field] if class_field else ""].append(example)
+    found = sum(map(len, by_label.values()))
+    if found < k:
+        raise UserError(f"{k} few-shot examples asked for, but only {found} training examples are there to draw from.")
+    labels = sorted(by_label)
+    generator.shuffle(labels)
+    for label in labels:
+        generator.shuffle(by_label[label])
+
+    shots: list[Example] = []
+    shown: set[str] = set()  # slot types
+    turn = 0
+    while len(shots) < k:
+        candidates = by_label[labels[turn % len(labels)]]
+        turn += 1
+        if not candidates:
+            continue
+        types = [_slot_types(example, token_fields) for example in candidates]
+        best = max(range(len(candidates)), key=lambda i: (_novelty(types[i], shown), -i))
+        shown |= types[best]
+        shots.append(candidates.pop(best))
+    return shots
+
+
+def _slot_types(example: Example, fields: Sequence[TokenField]) -> set[str]:
+    return {label for field in fields for label in example.labels[field.name]} - {field.other for field in fields}
+
+
+def _novelty(types: set[str], shown: set[str]) -> int:
+    new = types - shown
+    return 0 if not new else 1 if new != types else 2
+
+
+def cut_shots(shots: Sequence[Example], tokenizer: Tokenizer, max_tokens: int = SHOT_TOKENS) -> list[Example]:
+    """Cut every shot's text to its first max_tokens tokens.
+
+    A text with one label a word is left whole: a cut would break the pairing, and utterances are short.
+    """
+    return [
+        shot
+        if any(not isinstance(value, str) for value in shot.labels.values())
+        else dataclasses.replace(shot, text=_cut(shot.text, tokenizer, max_tokens))
+        for shot in shots
+    ]
+
+
+def _cut(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
+    ids = tokenizer.encode(text)
+    if len(ids) <= max_tokens:
+        return text
+    for n in range(max_tokens, 0, -1):
+        # The last token may end inside a character, and the text before a cut may tokenize differently than it did.
+        cut = tokenizer.decode(ids[:n]).rstrip("\ufffd").rstrip()
+        if len(tokenizer.encode(cut)) <= max_tokens:
+            return cut
+    return ""
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """Everything that decides a run's prompt besides the document: stored as ``prompt.json`` with every checkpoint.
+
+    Attributes:
+        task: the task's name.
+        joint_order: see `data.tasks.get_task`.
+        template: key into `data.prompts.TEMPLATES`.
+        shots: the few-shot examples as they are shown, that is, already cut.
+        seed: what they were drawn with.
+        shot_tokens: what they were cut to.
+    """
+
+    task: str
+    template: str
+    joint_order: str = "listing"
+    shots: tuple[Example, ...] = ()
+    seed: int = 0
+    shot_tokens: int = SHOT_TOKENS
+
+    def build(self, task: Task | None = None) -> Prompt:
+        """The prompt; ``task`` is needed for a user's own task, whose definition is not in this record."""
+        task = task or get_task(self.task, self.joint_order)
+        if task.name != self.task:
+            raise UserError(
+                f"This prompt was made for task {self.task}, not for {task.name}: "
+                f"a checkpoint is scored on the task it was trained on (--task {self.task})."
+            )
+        return build_prompt(task, self.template, self.shots)
+
+    def save(self, path: Path | str) -> None:
+        """Write the record; ``path`` is a file or a folder, which gets a ``prompt.json``."""
+        record = dataclasses.asdict(self)
+        record["shots"] = [{"id": s.id, "text": s.text, "labels": s.labels} for s in self.shots]
+        _file(path).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> PromptSpec:
+        """Read a record that `save` wrote, from the file or its folder."""
+        file = _file(path)
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            shots = tuple(
+                Example(
+                    shot["id"],
+                    shot["text"],
+                    {name: v if isinstance(v, str) else tuple(v) for name, v in shot["labels"].items()},
+                )
+                for shot in record.pop("shots")
+            )
+            return cls(**record, shots=shots)
+        except FileNotFoundError as error:
+            raise UserError(f"No {PROMPT_FILE} at {file}: it is written with every checkpoint and export.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} is not a prompt record ({error}).") from error
+
+
+def _file(path: Path | str) -> Path:
+    path = Path(path)
+    return path / PROMPT_FILE if path.is_dir() else path

@@ -1,0 +1,299 @@
+"""Prompts: the paper's listings 1-12 as sections of text and special tokens, inside each model family's chat template.
+
+A prompt is the same text around every document of a run:
+
+    prefix    [chat opening] [system text] instruction, label list, examples, "Beginning of <<News>>"
+    document  the example's own text
+    suffix    "End of <<News>>", the cue "Label:", [chat closing]
+    answer    `Task.write(labels)` and the end-of-turn token
+
+Each is tokenized by itself and the ids are laid end to end, so that the prefix is the same ids for every document,
+and cutting a document moves no boundary. The wording is the listings' own with their slips mended ("Bellow",
+"classifity", quotation marks that never open); every list of labels is written one way. Which training examples
+become few-shot examples is `data.fewshot`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from data.errors import UserError, nearest
+from data.example import Example
+from data.tasks import ClassField, Field, Task
+from data.tokenizer import Tokenizer
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """Ordinary text: no special token ever comes out of it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token by its text, or by its role: "bos" (left out where the tokenizer has none) or "eos"."""
+
+    name: str
+
+
+Piece = Text | Special
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What stands before and after a document, and around the answer.
+
+    Attributes:
+        prefix: everything up to the document.
+        suffix: everything between the document and the answer.
+        end: the end-of-turn token that follows the answer; a decoder stops at it.
+        lead: what the template has between its last token and the answer; it belongs to the answer's section, because
+            tokenizers join a space to the word after it.
+    """
+
+    prefix: tuple[Piece, ...]
+    suffix: tuple[Piece, ...]
+    end: tuple[Piece, ...]
+    lead: str = ""
+
+    def answer(self, text: str) -> tuple[Piece, ...]:
+        """The last section: what the model is trained to write after the suffix, end of turn included."""
+        return (Text(self.lead + text), *self.end)
+
+
+def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
+    """Token ids of pieces, one after the other.
+
+    Raises:
+        UserError: a special token that this tokenizer does not have: the chat template is another model's.
+    """
+    ids: list[int] = []
+    for piece in pieces:
+        if isinstance(piece, Text):
+            ids += tokenizer.encode(piece.text)
+        elif piece.name == "bos":
+            ids += [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        else:
+            i = tokenizer.eos_id if piece.name == "eos" else tokenizer.special.get(piece.name)
+            if i is None:
+                raise UserError(
+                    f"The chat template needs the special token {piece.name!r}, which this tokenizer does not have. "
+                    f"Choose the template of this model's family, or 'plain'. Known: {', '.join(TEMPLATES)}."
+                )
+            ids.append(i)
+    return ids
+
+
+def _join(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """Neighbouring texts as one, so that they are tokenized together; empty ones dropped."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        if isinstance(piece, Text) and joined and isinstance(joined[-1], Text):
+            joined[-1] = Text(joined[-1].text + piece.text)
+        elif piece != Text(""):
+            joined.append(piece)
+    return tuple(joined)
+
+
+# --- chat templates ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a model family writes one user turn, with or without system text, and the answer to it.
+
+    ``opening + [system_opening + system text + system_closing] + user_opening + user text + closing + lead + answer
+    + end``. ``default_system`` stands in where a prompt has no system text of its own.
+    """
+
+    opening: tuple[Piece, ...]
+    system_opening: tuple[Piece, ...]
+    system_closing: tuple[Piece, ...]
+    user_opening: tuple[Piece, ...]
+    closing: tuple[Piece, ...]
+    end: tuple[Piece, ...]
+    lead: str = ""
+    default_system: str = ""
+
+    def build(self, system: str, before: str, after: str) -> Prompt:
+        """Sections of a user turn whose document stands between the texts ``before`` and ``after``."""
+        system = system or self.default_system
+        head = (*self.system_opening, Text(system), *self.system_closing) if system else ()
+        return Prompt(
+            prefix=_join((*self.opening, *head, *self.user_opening, Text(before))),
+            suffix=_join((Text(after), *self.closing)),
+            end=self.end,
+            lead=self.lead,
+        )
+
+
+def _header(role: str) -> tuple[Piece, ...]:
+    return Special("<|start_header_id|>"), Text(role), Special("<|end_header_id|>"), Text("\n\n")
+
+
+def _chatml(default_system: str = "") -> ChatTemplate:
+    return ChatTemplate(
+        opening=(),
+        system_opening=(Special("<|im_start|>"), Text("system\n")),
+        system_closing=(Special("<|im_end|>"), Text("\n")),
+        user_opening=(Special("<|im_start|>"), Text("user\n")),
+        closing=(Special("<|im_end|>"), Text("\n"), Special("<|im_start|>"), Text("assistant\n")),
+        end=(Special("<|im_end|>"),),
+        default_system=default_system,
+    )
+
+
+TEMPLATES: dict[str, ChatTemplate] = {
+    # The space before [INST] is SentencePiece's dummy space, which the reference leaves in place there.
+    "llama2": ChatTemplate(
+        opening=(Special("<s>"), Text(" [INST] ")),
+        system_opening=(Text("<<SYS>>\n"),),
+        system_closing=(Text("\n<</SYS>>\n\n"),),
+        user_opening=(),
+        closing=(Text(" [/INST]"),),
+        end=(Special("</s>"),),
+        lead=" ",
+    ),
+    "llama3": ChatTemplate(
+        opening=(Special("<|begin_of_text|>"),),
+        system_opening=_header("system"),
+        system_closing=(Special("<|eot_id|>"),),
+        user_opening=_header("user"),
+        closing=(Special("<|eot_id|>"), *_header("assistant")),
+        end=(Special("<|eot_id|>"),),
+    ),
+    "chatml": _chatml(),
+    # SmolLM2's own template is ChatML with this system text wherever a conversation brings none.
+    "smollm2": _chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    # For base models: the text and nothing around it.
+    "plain": ChatTemplate(
+        opening=(Special("bos"),),
+        system_opening=(),
+        system_closing=(Text("\n"),),
+        user_opening=(),
+        closing=(),
+        end=(Special("eos"),),
+        lead=" ",
+    ),
+}
+
+
+def template_for(tokenizer: Tokenizer) -> str:
+    """The name of the chat template that a checkpoint was trained with, as far as its tokenizer tells.
+
+    By the Jinja template that came with it; without one, by its special tokens; "plain" when neither says anything
+    (Llama 2's tokenizer alone does not: base and chat models share it).
+    """
+    source, special = tokenizer.chat_template, tokenizer.special
+    if "<|start_header_id|>" in source or (not source and "<|eot_id|>" in special):
+        return "llama3"
+    if "<|im_start|>" in source or (not source and "<|im_start|>" in special):
+        return "smollm2" if TEMPLATES["smollm2"].default_system in source else "chatml"
+    return "llama2" if "[INST]" in source else "plain"
+
+
+# --- wording ----------------------------------------------------------------------------------------------------------
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+def build_prompt(task: Task, template: str, shots: Sequence[Example] = ()) -> Prompt:
+    """The prompt of a task (listings 1, 2, 5, 7, 9, 11; with shots: 3, 4, 6, 8, 10, 12).
+
+    Args:
+        template: key into `TEMPLATES`.
+        shots: few-shot examples with their labels, shown in this order.
+
+    Raises:
+        UserError: unknown template.
+    """
+    if template not in TEMPLATES:
+        raise UserError(f"Unknown chat template '{template}'.{nearest(template, TEMPLATES)}")
+    opening, instruction = _opening(task), _instruction(task)
+    system = opening if task.opening_is_system else ""
+    sections = [instruction if system else f"{opening}\n{instruction}"]
+    if shots:
+        sections.append(f"Below are some examples with the correct {_what(task)}:")
+        listed = "\n\n".join(_shot(task, shot) for shot in shots)
+        sections.append(f"Beginning of <<Examples>>\n{listed}\nEnd of <<Examples>>")
+    sections.append(f"Output the {_answer_noun(task)} only and absolutely nothing else.\nNow it is your turn.")
+    sections.append(f"Beginning of <<{task.document_name}>>\n")
+    after = f"\nEnd of <<{task.document_name}>>\n\n{_cue(task)}"
+    return TEMPLATES[template].build(system, "\n\n".join(sections), after)
+
+
+def _opening(task: Task) -> str:
+    noun = task.document_noun
+    opening = f"You will be given {'an' if noun[0] in 'aeiou' else 'a'} {noun}."
+    if not task.is_joint:
+        return opening
+    number = _NUMBERS[len(task.fields)]
+    blank = ", ".join(f'"{key}": "{key}_label"' for key in task.keys)
+    return (
+        f"{opening}\nYou are given {number} classification tasks.\n"
+        f"You should output the result as {number} json fields as {{{blank}}}"
+    )
+
+
+def _instruction(task: Task) -> str:
+    noun = task.document_noun
+    if not task.is_joint:
+        (field,) = task.fields
+        return f"Your task is to {_verb(field, noun)}.{_slot_rule(field, newline=True)}"
+    sentences = []
+    for ordinal, key, field in zip(_ORDINALS, task.keys, task.fields, strict=False):
+        # Only the 20NG listings say this; where the form of the answer is system text it would be said twice.
+        change = "" if task.opening_is_system else f" and change {key}_label to {_right(field)}"
+        sentences.append(
+            f"In the {ordinal} task, given the {noun}, you are asked to {_verb(field, noun)}{change}."
+            f"{_slot_rule(field)}"
+        )
+    return "\n".join(sentences)
+
+
+def _verb(field: Field, noun: str) -> str:
+    what = "it" if isinstance(field, ClassField) else f"each of the words in the {noun}"
+    listed = ", ".join(repr(label) for label in field.labels)
+    return f"classify {what} as one of the labels in the list [{listed}]"
+
+
+def _right(field: Field) -> str:
+    return "the correct label in the list" if isinstance(field, ClassField) else "the list of the correct labels"
+
+
+def _slot_rule(field: Field, newline: bool = False) -> str:
+    if isinstance(field, ClassField):
+        return ""
+    gap = "\n" if newline else " "
+    return (
+        f"{gap}If none of the labels in the list are correct, then output the label for that word as "
+        f'"{field.other}".{gap}Put all the labels in the slots list.'
+    )
+
+
+def _what(task: Task) -> str:
+    bare_slots = not task.is_joint and not isinstance(task.fields[0], ClassField)
+    return "slot filling classification" if bare_slots else "classification"
+
+
+def _answer_noun(task: Task) -> str:
+    if task.is_joint:
+        return f"{_NUMBERS[len(task.fields)]} json fields"
+    return "label" if isinstance(task.fields[0], ClassField) else "Slots"
+
+
+def _cue(task: Task) -> str:
+    if task.is_joint:
+        return "Output:"
+    return "Label:" if isinstance(task.fields[0], ClassField) else "Slots:"
+
+
+def _shot(task: Task, shot: Example) -> str:
+    """A worked example: written as the real document will be, with the answer after the cue."""
+    name = task.document_name
+    return f"Beginning of <<{name}>>\n{shot.text}\nEnd of <<{name}>>\n\n{_cue(task)} {task.write(shot.labels)}"

@@ -1,0 +1,366 @@
+"""Text to token ids and back: SentencePiece, tiktoken rank files and byte-level BPE behind one small interface.
+
+Every section of a prompt is tokenized by itself (`data.prompts`), so all three kinds keep to the same rules:
+
+- ``encode`` adds nothing: no beginning-of-text token, and no space at the front (SentencePiece adds one by default,
+  which would put a space into the middle of every prompt).
+- ``encode`` reads nothing but ordinary text: a document that contains the characters ``<|eot_id|>`` gets the tokens of
+  those characters, never the special token. Special tokens enter a prompt by name, through ``special``.
+- ``decode(encode(text)) == text``. Two known exceptions, both inherited from the reference implementations:
+  SentencePiece writes a space as U+2581, so that character itself comes back as a space; and a ``tokenizer.json`` that
+  normalizes Unicode (none of the Llama family does) gives back normalized text.
+
+Which tokens open and close a chat turn is `data.prompts`' business; files are converted in `checkpoints_tools`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from data.errors import UserError
+
+# Everything a tokenizer may come with; `save` copies what was there.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+# How Llama 3 splits text before merging bytes (published with the model; also in its tokenizer.json).
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Llama 3's rank file lists ordinary tokens only; 256 special ones follow, of which these have names.
+LLAMA3_SPECIAL = {
+    0: "<|begin_of_text|>",
+    1: "<|end_of_text|>",
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    9: "<|eot_id|>",
+}
+N_LLAMA3_SPECIAL = 256
+# tiktoken overflows its stack on longer texts or runs. The reference cuts at the same places, so ids stay the same.
+MAX_CHUNK = 400_000
+MAX_RUN = 25_000
+
+
+class Tokenizer(Protocol):
+    """What the rest of the code may know about a tokenizer.
+
+    Attributes:
+        vocab_size: one more than the largest id; a model's embedding may be larger (padded), never smaller.
+        bos_id: the token that opens a text, where the tokenizer names one.
+        eos_id: the token that ends a text. A chat's end of turn may be another one (`data.prompts`).
+        special: id of every special token by its text.
+        chat_template: the Jinja source that came with the tokenizer, "" if none did.
+        fingerprint: hash of the defining files; equal fingerprints give equal ids.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    special: dict[str, int]
+    chat_template: str
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str: ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+class _FileTokenizer:
+    """What the three kinds share: their files, the special tokens around the ordinary ones, and the checks."""
+
+    def __init__(self, files: dict[str, bytes], n_ordinary: int, special: dict[str, int]) -> None:
+        self.files = files
+        self.special = special
+        self.vocab_size = max([n_ordinary - 1, *special.values()]) + 1
+        self._special_text = {i: text for text, i in special.items()}
+        self.fingerprint = hashlib.sha256(b"\0".join(files[name] for name in sorted(files))).hexdigest()
+        config = _json(files, "tokenizer_config.json")
+        names = {**_json(files, "special_tokens_map.json"), **config}
+        self.bos_id = special.get(_content(names.get("bos_token")))
+        self.eos_id = special.get(_content(names.get("eos_token")))
+        self.chat_template = _chat_template(files, config)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ordinary text; half a surrogate pair (possible in JSON data) becomes U+FFFD."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return self._encode(text)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """Text of token ids.
+
+        Args:
+            ids: any ids; one that no token has (a model's embedding may be padded) becomes U+FFFD.
+            skip_special: leave special tokens out instead of writing their text.
+        """
+        parts: list[str] = []
+        run: list[int] = []  # ordinary tokens are decoded together: a character may span several
+        for i in ids:
+            if self._is_ordinary(i):
+                run.append(i)
+                continue
+            parts.append(self._decode(run))
+            run = []
+            if not skip_special:
+                parts.append(self._special_text.get(i, "\ufffd"))
+        parts.append(self._decode(run))
+        return "".join(parts)
+
+    def save(self, folder: Path) -> None:
+        """Write the files this tokenizer was read from, byte for byte."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+    def _is_ordinary(self, i: int) -> bool:
+        return 0 <= i < self.vocab_size and i not in self._special_text
+
+    def _encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def _decode(self, ids: list[int]) -> str:
+        raise NotImplementedError
+
+
+class SentencePieceTokenizer(_FileTokenizer):
+    """Llama 2's ``tokenizer.model``: BPE over characters with byte fallback."""
+
+    def __init__(self, files: dict[str, bytes], folder: Path) -> None:
+        import sentencepiece
+
+        # The model file is a protobuf, in which a later value replaces an earlier one: this appends
+        # `normalizer_spec { add_dummy_prefix: false, remove_extra_whitespaces: false }`.
+        model = files["tokenizer.model"] + b"\x1a\x04\x18\x00\x20\x00"
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise _damaged(folder / "tokenizer.model", "neither a SentencePiece model nor a rank file") from error
+        self._n_pieces = self._model.vocab_size()
+        special = {
+            self._model.id_to_piece(i): i
+            for i in range(self._n_pieces)
+            if self._model.is_control(i) or self._model.is_unknown(i)
+        }
+        special |= {text: i for text, i in _added_tokens(files).items() if i >= self._n_pieces}
+        super().__init__(files, self._n_pieces, special)
+        if self.bos_id is None and self._model.bos_id() >= 0:
+            self.bos_id = self._model.bos_id()
+        if self.eos_id is None and self._model.eos_id() >= 0:
+            self.eos_id = self._model.eos_id()
+
+    def _is_ordinary(self, i: int) -> bool:
+        return 0 <= i < self._n_pieces and i not in self._special_text
+
+    def _encode(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._model.decode(ids) if ids else ""
+
+
+class RankFileTokenizer(_FileTokenizer):
+    """Llama 3's ``tokenizer.model``: one ``base64-bytes rank`` a line, merged by rank, as tiktoken reads them.
+
+    Llama 3.1 gives names to three more of the reserved tokens; their ids are the same, and where a
+    ``tokenizer_config.json`` lies beside the file, its names are used.
+    """
+
+    def __init__(self, files: dict[str, bytes], folder: Path) -> None:
+        import tiktoken
+
+        ranks = _read_ranks(files["tokenizer.model"], folder / "tokenizer.model")
+        special, n_reserved = {}, 0
+        for i in range(N_LLAMA3_SPECIAL):
+            name = LLAMA3_SPECIAL.get(i)
+            if name is None:
+                name, n_reserved = f"<|reserved_special_token_{n_reserved}|>", n_reserved + 1
+            special[name] = len(ranks) + i
+        renamed = {i: text for text, i in _added_tokens(files).items() if i >= len(ranks)}
+        special = {renamed.get(i, name): i for name, i in special.items()}
+        self._bpe = tiktoken.Encoding(
+            name=str(folder), pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=special
+        )
+        self._n_ranks = len(ranks)
+        super().__init__(files, len(ranks), special)
+        if self.bos_id is None:
+            self.bos_id = len(ranks)
+        if self.eos_id is None:
+            self.eos_id = len(ranks) + 1
+
+    def _is_ordinary(self, i: int) -> bool:
+        return 0 <= i < self._n_ranks
+
+    def _encode(self, text: str) -> list[int]:
+        return [i for chunk in _chunks(text) for i in self._bpe.encode_ordinary(chunk)]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._bpe.decode(ids)
+
+
+class JsonTokenizer(_FileTokenizer):
+    """``tokenizer.json`` of the Hugging Face ``tokenizers`` library, BPE only: SmolLM2, Llama 3, GPT-2, RoBERTa.
+
+    The library finds added tokens anywhere in its input. So it is given a copy of the file without them (and without
+    whatever puts a space at the front or strips one), and the ids of added tokens are looked up here.
+    """
+
+    def __init__(self, files: dict[str, bytes], folder: Path) -> None:
+        import tokenizers
+
+        path = folder / "tokenizer.json"
+        try:
+            spec = json.loads(files["tokenizer.json"])
+            vocabulary = spec["model"]["vocab"]
+            kind = spec["model"].get("type", "BPE")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, "not the JSON of a tokenizer") from error
+        if kind != "BPE" or not isinstance(vocabulary, dict):
+            raise UserError(
+                f"{path} holds a tokenizer of type {kind!r}; only BPE is read here (Llama, SmolLM2, GPT-2, RoBERTa)."
+            )
+        # Runs of spaces that a tokenizer lists as added tokens are ordinary text; everything else is for prompts.
+        added = spec.get("added_tokens") or []
+        spec["added_tokens"] = [token for token in added if not token["content"].strip()]
+        special = {token["content"]: token["id"] for token in added if token["content"].strip()}
+        special |= {text: i for text, i in _added_tokens(files).items() if text.strip()}
+        spec["model"]["vocab"] = {text: i for text, i in vocabulary.items() if text not in special}
+        if spec["model"].get("unk_token") in special:
+            spec["model"]["unk_token"] = None  # bytes are the last resort of every BPE read here
+        for part in ("normalizer", "pre_tokenizer", "decoder"):
+            spec[part] = _without_dummy_space(spec.get(part))
+        spec["post_processor"] = spec["truncation"] = spec["padding"] = None
+        try:
+            self._bpe = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        except Exception as error:  # the library raises bare Exception
+            raise _damaged(path, f"refused by the tokenizers library: {error}") from error
+        self._known = frozenset(self._bpe.get_vocab(with_added_tokens=True).values())
+        super().__init__(files, max(vocabulary.values(), default=-1) + 1, special)
+
+    def _is_ordinary(self, i: int) -> bool:
+        return i in self._known
+
+    def _encode(self, text: str) -> list[int]:
+        return self._bpe.encode(text, add_special_tokens=False).ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._bpe.decode(ids, skip_special_tokens=False)
+
+
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer in a checkpoint folder, recognized by content.
+
+    A ``tokenizer.json`` is preferred, unless it is a conversion of the SentencePiece model that lies beside it.
+
+    Raises:
+        UserError: nothing there to read, or a file that is damaged or of an unknown kind.
+    """
+    folder = Path(folder)
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    for name, content in files.items():
+        if content.startswith(b"version https://git-lfs"):
+            raise _damaged(folder / name, "a Git LFS pointer, not the file itself (`git lfs pull` fetches it)")
+    has_model = "tokenizer.model" in files
+    if "tokenizer.json" in files:
+        converted = re.search(rb'"byte_fallback"\s*:\s*true', files["tokenizer.json"])
+        if not (has_model and converted):
+            return JsonTokenizer(files, folder)
+    if not has_model:
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
+        raise UserError(
+            f"No tokenizer in {folder}: looked for tokenizer.json and tokenizer.model; found: {there or 'nothing'}. "
+            "A Hugging Face checkpoint brings its own: `hf download REPO --local-dir DIR` (Llama: the Instruct or "
+            "chat repository, after accepting its licence). For Meta's .pth shards or a GGUF file, "
+            "`python -m checkpoints_tools.convert SRC DST` writes it."
+        )
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", files["tokenizer.model"]):
+        return RankFileTokenizer(files, folder)
+    return SentencePieceTokenizer(files, folder)
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} ({path.stat().st_size:,} bytes) is {what}: download it again.")
+
+
+def _json(files: dict[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        return json.loads(files[name]) if name in files else {}
+    except ValueError as error:
+        raise UserError(f"{name} beside the tokenizer is not JSON ({error}): download it again.") from error
+
+
+def _content(token: str | dict[str, Any] | None) -> str:
+    """The text of a token as Hugging Face configs write it: a string, or a dict with flags."""
+    return token.get("content", "") if isinstance(token, dict) else token or ""
+
+
+def _added_tokens(files: dict[str, bytes]) -> dict[str, int]:
+    listed = _json(files, "tokenizer_config.json").get("added_tokens_decoder") or {}
+    return _json(files, "added_tokens.json") | {_content(token): int(i) for i, token in listed.items()}
+
+
+def _chat_template(files: dict[str, bytes], config: dict[str, Any]) -> str:
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode("utf-8", "replace")
+    template = config.get("chat_template") or ""
+    if isinstance(template, list):  # several, by name
+        template = next((t["template"] for t in template if t.get("name") == "default"), "")
+    return template
+
+
+def _read_ranks(content: bytes, path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise _damaged(path, f"broken in line {number} (expected `base64 rank`)") from error
+    if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
+        raise _damaged(path, f"incomplete: {len(ranks):,} tokens whose ranks are not 0 to {len(ranks) - 1:,}")
+    return ranks
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Cut a text every MAX_CHUNK characters, and runs of (non-)spaces every MAX_RUN within those."""
+    for start in range(0, len(text), MAX_CHUNK):
+        chunk = text[start : start + MAX_CHUNK]
+        done = 0
+        if len(chunk) > MAX_RUN:
+            for run in re.finditer(rf"\s{{{MAX_RUN + 1},}}|\S{{{MAX_RUN + 1},}}", chunk):
+                for cut in range(run.start() + MAX_RUN, run.end(), MAX_RUN):
+                    yield chunk[done:cut]
+                    done = cut
+        yield chunk[done:]
+
+
+def _without_dummy_space(node: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A part of a ``tokenizer.json`` without the steps that add a space at the front or take one away."""
+    if node is None or node["type"] in ("Prepend", "Strip"):
+        return None
+    node = dict(node)
+    for children in ("normalizers", "pretokenizers", "decoders"):
+        if children in node:
+            node[children] = [kept for child in node[children] if (kept := _without_dummy_space(child))]
+    if node["type"] in ("ByteLevel", "Metaspace"):
+        node["add_prefix_space"] = False
+        if "prepend_scheme" in node:
+            node["prepend_scheme"] = "never"
+    return node
