@@ -1,0 +1,378 @@
+"""A user's own task: a TOML file that describes it, and its CSV or JSON-lines files, to examples.
+
+The TOML file names everything; paths in it are relative to itself::
+
+    name = "tickets"                  # used in ids and in the run folder
+    document_name = "Ticket"          # stands in the prompt's delimiters; "Document" when left out
+    instruction = "Sort the ticket."  # optional; a plain one is written when left out
+    text_column = "text"              # "text" when left out
+    id_column = "ticket_id"           # optional; the line number when left out
+
+    [files]                           # .csv, .tsv or .jsonl, all UTF-8
+    train = "train.csv"
+    test = "test.jsonl"
+
+    [[fields]]                        # one or more; several are answered as one JSON object
+    name = "queue"
+    type = "class"
+    labels = ["billing", "sales"]     # or: labels_from = "train", to collect them from that file
+    column = "queue"                  # the field's name when left out
+
+    [[fields]]
+    name = "parts"
+    type = "token"                    # one label for each of the text's words (text.split())
+    labels = ["product", "date"]
+    other = "Other"                   # the label of words that are none of them; "Other" when left out
+
+A token column holds a list of labels in JSON lines and labels parted by spaces (or a JSON list) in CSV. Labels may
+carry BIO prefixes (``B-product I-product O``), which then are the gold boundaries of the strict slot score; without
+prefixes equal neighbours are one entity. A blank text stays: a test set never loses an example.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError, nearest
+from data.example import Example
+from data.tasks import ClassField, Field, TokenField
+
+SPLITS = ("train", "dev", "test")
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+SPEC_KEYS = ("name", "document_name", "instruction", "text_column", "id_column", "files", "fields")
+FIELD_KEYS = ("name", "type", "labels", "labels_from", "column", "other")
+
+log = logging.getLogger("data")
+
+
+@dataclass(frozen=True)
+class CustomSpec:
+    """A task as its TOML file describes it.
+
+    Attributes:
+        name: the task's name, and the first part of its examples' ids.
+        document_name: what the prompt's delimiters call a document.
+        instruction: the user's own words for the prompt, or None.
+        fields: what is asked, in the order of the answer.
+        columns: by field name, the column or key of the data files that holds its labels.
+        files: by split, the absolute path of its file.
+        text_column, id_column: the columns of the document and of its id (None: the line number).
+        path: the TOML file itself.
+    """
+
+    name: str
+    document_name: str
+    instruction: str | None
+    fields: tuple[Field, ...]
+    columns: dict[str, str]
+    files: dict[str, Path]
+    text_column: str
+    id_column: str | None
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One record of a data file: where it stands (for errors), its line number, and its columns."""
+
+    where: str
+    line: int
+    values: dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------- the TOML file
+
+
+def read_custom_spec(path: Path) -> CustomSpec:
+    """Read and check a task's TOML file; data files are opened only to collect labels (``labels_from``).
+
+    Raises:
+        UserError: no such file, broken TOML (with its line), an unknown, missing or mistyped key, a field or
+            label named twice, a data file that is missing or of an unknown kind.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"no task file at {path}.") from None
+    except OSError as error:
+        raise UserError(f"cannot read the task file {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not TOML: {error}.") from error
+
+    _check_keys(table, SPEC_KEYS, str(path))
+    name = _string(table, "name", str(path))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"{path}: name {name!r} must be of letters, digits, '_', '-' and '.'; it names folders.")
+    files = _read_files(table, path)
+    text_column = _string(table, "text_column", str(path), "text")
+
+    entries = table.get("fields")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: at least one [[fields]] table is needed: what the model is to answer.")
+    fields: list[Field] = []
+    columns: dict[str, str] = {}
+    for number, entry in enumerate(entries, start=1):
+        field, column = _read_field(entry, f"{path}, [[fields]] number {number}", files)
+        if field.name in columns:
+            raise UserError(f"{path}: two fields are named {field.name!r}.")
+        fields.append(field)
+        columns[field.name] = column
+    return CustomSpec(
+        name=name,
+        document_name=_string(table, "document_name", str(path), "Document"),
+        instruction=_string(table, "instruction", str(path)) if "instruction" in table else None,
+        fields=tuple(fields),
+        columns=columns,
+        files=files,
+        text_column=text_column,
+        id_column=_string(table, "id_column", str(path)) if "id_column" in table else None,
+        path=path.resolve(),
+    )
+
+
+def _read_files(table: dict[str, Any], path: Path) -> dict[str, Path]:
+    entries = table.get("files")
+    if not isinstance(entries, dict) or not entries:
+        raise UserError(f'{path}: a [files] table is needed, such as train = "train.csv".')
+    _check_keys(entries, SPLITS, f"{path}, [files]")
+    files = {}
+    for split in entries:
+        file = path.resolve().parent / _string(entries, split, f"{path}, [files]")
+        if file.suffix.lower() not in SUFFIXES:
+            raise UserError(f"{path}: {split} file {file.name!r} must end in one of {', '.join(SUFFIXES)}.")
+        if not file.is_file():
+            raise UserError(f"{path}: no {split} file at {file}.")
+        files[split] = file
+    return files
+
+
+def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> tuple[Field, str]:
+    _check_keys(entry, FIELD_KEYS, where)
+    name = _string(entry, "name", where)
+    kind = _string(entry, "type", where)
+    if kind not in ("class", "token"):
+        raise UserError(f"{where}: type {kind!r} is not one.{nearest(kind, ('class', 'token'))}")
+    if kind == "class" and "other" in entry:
+        raise UserError(f"{where}: 'other' belongs to fields of type \"token\"; put it among the labels instead.")
+    if ("labels" in entry) == ("labels_from" in entry):
+        raise UserError(f"{where}: give either labels (a list) or labels_from (a split), and not both.")
+    column = _string(entry, "column", where, name)
+    other = _string(entry, "other", where, "Other")
+
+    if "labels" in entry:
+        labels = entry["labels"]
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise UserError(f"{where}: labels must be a list of strings, found {labels!r}.")
+    else:
+        split = _string(entry, "labels_from", where)
+        if split not in files:
+            raise UserError(f"{where}: labels_from {split!r} is none of the files.{nearest(split, files)}")
+        labels = _collect_labels(files[split], column, kind, other)
+    for label in labels:
+        if not label or label != label.strip() or "\n" in label:
+            raise UserError(f"{where}: label {label!r} is empty, or has spaces around it or a line break in it.")
+        if kind == "token" and label == other:
+            raise UserError(f"{where}: {label!r} stands for no label (other) and cannot be one of the labels.")
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    if repeated:
+        raise UserError(f"{where}: label {repeated[0]!r} is listed more than once.")
+    if len(labels) < (2 if kind == "class" else 1):
+        raise UserError(f"{where}: {len(labels)} labels; there is nothing to choose between.")
+    if kind == "class":
+        return ClassField(name, tuple(labels)), column
+    return TokenField(name, tuple(labels), other), column
+
+
+def _collect_labels(file: Path, column: str, kind: str, other: str) -> list[str]:
+    found: set[str] = set()
+    for row in _rows(file):
+        value = _column(row, column)
+        if kind == "class":
+            found.add(_class_label(value, row, column))
+        else:
+            found |= {re.sub(r"^[BI]-", "", label) for label in _token_labels(value, row, column)}
+    return sorted(found - {other, "O"} if kind == "token" else found)
+
+
+def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+
+
+def _string(table: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = table.get(key, default)
+    if value is None:
+        raise UserError(f"{where}: no {key!r}.")
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {key} must be a string that is not empty, found {value!r}.")
+    return value
+
+
+# --------------------------------------------------------------------------------------------- the data files
+
+
+def load_custom(spec: CustomSpec, split: str) -> list[Example]:
+    """Read one split and log what was found; see :func:`read_custom`."""
+    examples, counts = read_custom(spec, split)
+    log.info("%s %s: %d examples, %d empty", spec.name, split, len(examples), counts["empty"])
+    return examples
+
+
+def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[str]]:
+    """Read one split of a user's own task, in the file's order, with a count of ``empty`` texts.
+
+    Raises:
+        UserError: no file for the split, or, with file and line number, a line that is not UTF-8, not CSV or
+            not JSON, a missing column, a label outside its set, another number of labels than words, an id used
+            twice.
+    """
+    if split not in spec.files:
+        hint = " Hold out a part of the training data instead: --holdout 0.1" if split == "dev" else ""
+        raise UserError(f"{spec.path}: no {split} file; [files] has {', '.join(spec.files)}.{hint}")
+    counts: Counter[str] = Counter()
+    examples: list[Example] = []
+    seen: dict[str, int] = {}
+    for row in _rows(spec.files[split]):
+        text = _column(row, spec.text_column)
+        if not isinstance(text, str):
+            raise UserError(f"{row.where}: {spec.text_column!r} must be a string, found {json.dumps(text)}.")
+        key = str(row.line if spec.id_column is None else _column(row, spec.id_column))
+        if key in seen:
+            raise UserError(f"{row.where}: id {key!r} was already used in line {seen[key]}; ids must differ.")
+        seen[key] = row.line
+
+        labels: dict[str, str | tuple[str, ...]] = {}
+        bio: dict[str, tuple[str, ...]] = {}
+        for field in spec.fields:
+            column = spec.columns[field.name]
+            value = _column(row, column)
+            if isinstance(field, ClassField):
+                labels[field.name] = label = _class_label(value, row, column)
+                if label not in field.labels:
+                    raise _unknown_label(row, column, label, field.labels)
+            else:
+                tags = _token_labels(value, row, column)
+                if len(tags) != len(text.split()):
+                    raise UserError(
+                        f"{row.where}: {column!r} has {len(tags)} labels for {len(text.split())} words; "
+                        "words are what spaces part (text.split()), and each needs one."
+                    )
+                labels[field.name], bio[field.name] = _types_and_bio(tags, row, column, field)
+        counts["empty"] += not text.strip()
+        examples.append(Example(id=f"{spec.name}/{split}/{key}", text=text, labels=labels, bio=bio))
+    if not examples:
+        raise UserError(f"{spec.files[split]}: no examples in it.")
+    return examples, counts
+
+
+def _rows(file: Path) -> Iterator[_Row]:
+    """Yield the records of a CSV, TSV or JSON-lines file with the line each ends on."""
+    text = _decode(file)
+    if file.suffix.lower() == ".jsonl":
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            where = f"{file}, line {number}"
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}).") from error
+            if not isinstance(values, dict):
+                raise UserError(f"{where}: a JSON object is needed, found {type(values).__name__}.")
+            yield _Row(where, number, values)
+        return
+
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            where = f"{file}, line {reader.line_num}"
+            if header is None:
+                header = cells
+                repeated = [name for name, count in Counter(header).items() if count > 1]
+                if repeated:
+                    raise UserError(f"{where}: column {repeated[0]!r} stands twice in the header.")
+            elif cells and len(cells) != len(header):
+                raise UserError(f"{where}: {len(cells)} cells where the header names {len(header)} columns.")
+            elif cells:
+                yield _Row(where, reader.line_num, dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: not CSV ({error}).") from error
+
+
+def _decode(file: Path) -> str:
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{file}, line {line}: not UTF-8 (byte {content[error.start]:#04x}). Convert the file: "
+            f"iconv -f latin1 -t utf8 {file.name}"
+        ) from error
+
+
+def _column(row: _Row, column: str) -> Any:
+    if column not in row.values:
+        raise UserError(f"{row.where}: no column {column!r}.{nearest(column, row.values)}")
+    return row.values[column]
+
+
+def _class_label(value: Any, row: _Row, column: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{row.where}: {column!r} must be a label, found {json.dumps(value)}.")
+    return value.strip()
+
+
+def _token_labels(value: Any, row: _Row, column: str) -> list[str]:
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return value.split()
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{row.where}: {column!r} is not a JSON list ({error.msg}).") from error
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise UserError(f"{row.where}: {column!r} must be a list of labels, found {json.dumps(value)}.")
+    return value
+
+
+def _types_and_bio(
+    tags: list[str], row: _Row, column: str, field: TokenField
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split tags into types and boundaries; a bare type continues the entity when its neighbour has it too."""
+    types: list[str] = []
+    bio: list[str] = []
+    for tag in tags:
+        bare = tag in field.labels or tag == field.other
+        kind = tag if bare else field.other if tag == "O" else tag[2:] if tag[:2] in ("B-", "I-") else tag
+        if kind != field.other and kind not in field.labels:
+            raise _unknown_label(row, column, kind, (*field.labels, field.other))
+        if kind == field.other:
+            bio.append("O")
+        else:
+            continues = bool(types) and types[-1] == kind and (bare or tag.startswith("I-"))
+            bio.append(f"{'I' if continues else 'B'}-{kind}")
+        types.append(kind)
+    return tuple(types), tuple(bio)
+
+
+def _unknown_label(row: _Row, column: str, label: str, known: tuple[str, ...]) -> UserError:
+    return UserError(f"{row.where}: {column!r} is {label!r}, outside its labels.{nearest(label, known)}")

@@ -1,0 +1,105 @@
+"""The one door to examples: a task and a split in, examples out, whichever release or file they come from.
+
+Reading each format is left to ``newsgroups.py``, ``massive.py`` and ``custom.py``; fetching to ``download.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import defaultdict
+from pathlib import Path
+
+from data.custom import load_custom
+from data.errors import UserError, nearest
+from data.example import Example
+from data.massive import load_massive
+from data.newsgroups import SAMPLE_DIR, load_newsgroups
+from data.tasks import Task
+
+DOWNLOAD_DIR = Path(__file__).resolve().parent.parent / "datasets"
+"""Where ``python -m data.download`` puts the releases, and where they are looked for when no path is given."""
+
+LOADERS = {"20ng": load_newsgroups, "massive": load_massive}
+
+log = logging.getLogger("data")
+
+
+def load_examples(dataset: str | Task, split: str, path: str | Path | None = None) -> list[Example]:
+    """Load one split, in an order that depends on the data alone.
+
+    Args:
+        dataset: ``"20ng"`` or ``"massive"``, or a task, which knows its own.
+        split: ``"train"``, ``"dev"`` (not in 20ng) or ``"test"``.
+        path: a file or folder of the release; ``"sample"`` for the small data set that comes with this
+            repository; None for what ``python -m data.download`` fetched. Not for a user's own task, whose TOML
+            file names its files.
+
+    Raises:
+        UserError: nothing there (says how to get it), or data that cannot be read (says where).
+    """
+    if isinstance(dataset, Task) and dataset.dataset == "custom":
+        assert dataset.custom is not None
+        if path is not None:
+            raise UserError(
+                f"task {dataset.name} reads the files that {dataset.custom.path} names; {str(path)!r} would be "
+                "ignored. Leave --data out, or change [files] there."
+            )
+        examples = load_custom(dataset.custom, split)
+    else:
+        name = dataset.dataset if isinstance(dataset, Task) else dataset
+        if name not in LOADERS:
+            raise UserError(f"no data set {name!r}.{nearest(name, LOADERS)}")
+        examples = LOADERS[name](_locate(name, path), split)
+    if isinstance(dataset, Task):
+        for example in examples:
+            dataset.check(example)
+    return examples
+
+
+def _locate(name: str, path: str | Path | None) -> Path:
+    if path is not None:
+        return SAMPLE_DIR if str(path) == "sample" else Path(path).expanduser()
+    if not DOWNLOAD_DIR.is_dir():
+        raise UserError(
+            f"no data: {DOWNLOAD_DIR} does not exist. Fetch it with python -m data.download {name}, point --data "
+            "at a copy of the release, or give --data sample for the small data set in this repository."
+        )
+    return DOWNLOAD_DIR
+
+
+def holdout(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split off a part of the training examples for scoring during training.
+
+    The part is stratified by the first class field of the examples' labels (at random when there is none): a label
+    with n examples gives ``n * fraction`` of them, rounded so that the total is right, but never its last one.
+    The draw depends on the examples' ids and the seed, not on their order; both parts keep the order given.
+
+    Returns:
+        The examples to train on, and those held out (``round(fraction * len(examples))`` of them).
+
+    Raises:
+        UserError: a fraction outside (0, 1), or one that leaves either part empty.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"holdout {fraction}: must be between 0 and 1, such as 0.1.")
+    wanted = round(fraction * len(examples))
+    strata: dict[str, list[Example]] = defaultdict(list)
+    for example in sorted(examples, key=lambda example: example.id):
+        strata[next((label for label in example.labels.values() if isinstance(label, str)), "")].append(example)
+
+    quotas = {label: int(len(members) * fraction) for label, members in strata.items()}
+    by_remainder = sorted(strata, key=lambda label: (len(strata[label]) * fraction % 1, len(strata[label])))
+    while by_remainder and sum(quotas.values()) < wanted:
+        label = by_remainder.pop()
+        quotas[label] += quotas[label] + 1 < len(strata[label])
+    held_ids: set[str] = set()
+    for label, members in strata.items():
+        held_ids |= {example.id for example in random.Random(f"{seed}/{label}").sample(members, quotas[label])}
+
+    train = [example for example in examples if example.id not in held_ids]
+    held = [example for example in examples if example.id in held_ids]
+    if not held or not train:
+        raise UserError(f"holdout {fraction} of {len(examples)} examples leaves {len(train)} and {len(held)}.")
+    log.info("held out %d of %d training examples, %d labels", len(held), len(examples), len(strata))
+    return train, held
