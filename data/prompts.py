@@ -198,7 +198,7 @@ def template_for(tokenizer: Tokenizer) -> str:
 
 # --- wording ----------------------------------------------------------------------------------------------------------
 
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
@@ -227,12 +227,18 @@ def build_prompt(task: Task, template: str, shots: Sequence[Example] = ()) -> Pr
     return TEMPLATES[template].build(system, "\n\n".join(sections), after)
 
 
+def _number(n: int) -> str:
+    return _NUMBERS[n - 2] if n - 2 < len(_NUMBERS) else str(n)
+
+
 def _opening(task: Task) -> str:
     noun = task.document_noun
     opening = f"You will be given {'an' if noun[0] in 'aeiou' else 'a'} {noun}."
+    if task.instruction:
+        opening += f"\n{task.instruction}"
     if not task.is_joint:
         return opening
-    number = _NUMBERS[len(task.fields)]
+    number = _number(len(task.fields))
     blank = ", ".join(f'"{key}": "{key}_label"' for key in task.keys)
     return (
         f"{opening}\nYou are given {number} classification tasks.\n"
@@ -246,7 +252,8 @@ def _instruction(task: Task) -> str:
         (field,) = task.fields
         return f"Your task is to {_verb(field, noun)}.{_slot_rule(field, newline=True)}"
     sentences = []
-    for ordinal, key, field in zip(_ORDINALS, task.keys, task.fields, strict=False):
+    for i, (key, field) in enumerate(zip(task.keys, task.fields, strict=True)):
+        ordinal = _ORDINALS[i] if i < len(_ORDINALS) else f"{i + 1}th"
         # Only the 20NG listings say this; where the form of the answer is system text it would be said twice.
         change = "" if task.opening_is_system else f" and change {key}_label to {_right(field)}"
         sentences.append(
@@ -283,7 +290,7 @@ def _what(task: Task) -> str:
 
 def _answer_noun(task: Task) -> str:
     if task.is_joint:
-        return f"{_NUMBERS[len(task.fields)]} json fields"
+        return f"{_number(len(task.fields))} json fields"
     return "label" if isinstance(task.fields[0], ClassField) else "Slots"
 
 

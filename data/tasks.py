@@ -62,6 +62,7 @@ class Task:
         fields: what is asked, in the order of the answer.
         document_name: what the prompt's delimiters call a document: ``<<News>>``.
         document_noun: what its sentences call one: "news text".
+        instruction: a user's own sentences, which the prompt has after its first one.
         opening_is_system: the first sentences are system text (listings 11 and 12).
         custom: where the examples of a user's own task are and how to read them.
     """
@@ -71,6 +72,7 @@ class Task:
     fields: tuple[Field, ...]
     document_name: str = "Text"
     document_noun: str = "text"
+    instruction: str = ""
     opening_is_system: bool = False
     custom: CustomSpec | None = None
 
@@ -177,4 +179,19 @@ def _custom_task(path: Path) -> Task:
     from data.custom import read_custom_spec
 
     spec = read_custom_spec(path)
-    return Task(spec.name, "custom", spec.fields, custom=spec)
+    fields = tuple(
+        ClassField(field.name, field.labels)
+        if field.type == "class"
+        else TokenField(field.name, field.labels, field.other)
+        for field in spec.fields
+    )
+    name = spec.document_name
+    return Task(
+        spec.name,
+        "custom",
+        fields,
+        document_name=name,
+        document_noun=name.lower(),
+        instruction=spec.instruction or "",
+        custom=spec,
+    )
