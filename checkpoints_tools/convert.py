@@ -1,0 +1,124 @@
+"""Turn a checkpoint of any known format into a folder that ``train.py --checkpoint`` takes.
+
+    python -m checkpoints_tools.convert SRC DST [--dtype keep|fp32|bf16|fp16] [--tokenizer PATH] [--shard_gb 5]
+
+SRC is recognized by content, never by name: a Hugging Face folder (config.json and safetensors), a folder of Meta's
+(params.json and consolidated.NN.pth), a GGUF file, or a folder that contains exactly one GGUF file (such as an
+installed Python package). DST is a Hugging Face folder again: config.json, sharded safetensors, tokenizer files,
+generation_config.json. Nothing is overwritten, and DST appears only when it is complete.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.progress import track
+
+from checkpoints_tools.gguf_file import is_gguf, open_gguf
+from checkpoints_tools.hf_config import DTYPES, write_config
+from checkpoints_tools.key_maps import to_hf
+from checkpoints_tools.load import open_hf
+from checkpoints_tools.source import Source, check_source, expected_shapes
+from checkpoints_tools.tokenizer_files import copy_tokenizer
+from checkpoints_tools.writer import ShardWriter, refuse_non_empty, staged_folder
+from data.errors import UserError
+
+
+@dataclass
+class ConvertArgs:
+    """Convert a checkpoint (Hugging Face folder, Meta folder, GGUF) into a folder train.py takes."""
+
+    src: Annotated[Path, tyro.conf.Positional]
+    """Checkpoint to read; recognized by content."""
+    dst: Annotated[Path, tyro.conf.Positional]
+    """Folder to write; must not exist or be empty."""
+    dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
+    """What to store weights as. A quantized GGUF is unpacked to fp32 by 'keep', which alone holds it exactly."""
+    tokenizer: Path | None = None
+    """Take the tokenizer from this file or folder instead of from SRC."""
+    shard_gb: float = 5.0
+    """Largest size of one safetensors file, in units of 10^9 bytes."""
+
+
+def open_source(path: Path, own_tokenizer: bool = True) -> Source:
+    """Recognize a checkpoint by what it contains and open it; only metadata is read.
+
+    Args:
+        path: file or folder.
+        own_tokenizer: whether the checkpoint's own tokenizer will be wanted.
+
+    Raises:
+        UserError: nothing there, or nothing we recognize.
+    """
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}")
+    if path.is_file():
+        if is_gguf(path):
+            return open_gguf(path, own_tokenizer)
+        if path.name == "config.json" or path.suffix in (".safetensors", ".pth"):
+            raise UserError(f"{path} is one file of a checkpoint; name the folder it lies in: {path.parent}")
+        raise UserError(f"{path} is not a GGUF file; Hugging Face and Meta checkpoints are named by their folder")
+    if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
+        return open_hf(path)
+    if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
+        raise NotImplementedError
+    found = sorted(file for file in path.rglob("*.gguf") if file.is_file())
+    if len(found) == 1:
+        return open_gguf(found[0], own_tokenizer)
+    if found:
+        raise UserError(f"{path} contains {len(found)} GGUF files; name one: {', '.join(map(str, found[:10]))}")
+    raise UserError(
+        f"{path} is none of: a Hugging Face folder (config.json, *.safetensors), a folder of Meta's "
+        "(params.json, consolidated.NN.pth), a folder with one GGUF file in it"
+    )
+
+
+def convert(
+    src: Path, dst: Path, dtype: str = "keep", tokenizer: Path | None = None, shard_bytes: int = 5_000_000_000
+) -> Source:
+    """Convert ``src`` into the folder ``dst``; one shard is in memory at most. Returns what was read.
+
+    Raises:
+        UserError: see `open_source`; tensors that do not fit the config; ``dst`` not empty.
+    """
+    refuse_non_empty(dst)
+    source = open_source(src, own_tokenizer=tokenizer is None)
+    check_source(source)
+    to = source.dtype if dtype == "keep" else DTYPES[dtype]
+    with staged_folder(dst) as folder:
+        write_config(folder, source.config, to, source.token_ids)
+        if tokenizer is None:
+            source.write_tokenizer(folder)
+        else:
+            copy_tokenizer(tokenizer, folder)
+        writer = ShardWriter(folder, shard_bytes)
+        for name in track(list(expected_shapes(source.config)), description="tensors", disable=not sys.stderr.isatty()):
+            writer.add(to_hf(name), source.read(name).to(to))
+        writer.close()
+    return source
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = tyro.cli(ConvertArgs, args=argv, prog="python -m checkpoints_tools.convert", use_underscores=True)
+    start = time.perf_counter()
+    try:
+        if args.shard_gb <= 0:
+            raise UserError(f"--shard_gb is {args.shard_gb}; it must be positive")
+        source = convert(args.src, args.dst, args.dtype, args.tokenizer, int(args.shard_gb * 1e9))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    count = sum(torch.Size(shape).numel() for shape in expected_shapes(source.config).values())
+    seconds = time.perf_counter() - start
+    print(f"{source.format} {source.path} -> {args.dst}: {count / 1e6:,.1f} M parameters, {seconds:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

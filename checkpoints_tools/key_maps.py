@@ -1,0 +1,130 @@
+"""Tensor names of a Llama checkpoint in every format we read, as tables that can be read whole.
+
+Each table maps our parameter name to the format's name; ``{i}`` is the layer number. One table serves both
+directions (`to_theirs`, `to_ours`). A name in no table is an error, never silently dropped; the few tensors that
+a format stores although they can be computed are listed in ``IGNORED``.
+"""
+
+from __future__ import annotations
+
+import re
+
+from data.errors import UserError
+
+LLAMA_HF = {
+    "embed.weight": "model.embed_tokens.weight",
+    "layers.{i}.attention_norm.weight": "model.layers.{i}.input_layernorm.weight",
+    "layers.{i}.attention.wq.weight": "model.layers.{i}.self_attn.q_proj.weight",
+    "layers.{i}.attention.wk.weight": "model.layers.{i}.self_attn.k_proj.weight",
+    "layers.{i}.attention.wv.weight": "model.layers.{i}.self_attn.v_proj.weight",
+    "layers.{i}.attention.wo.weight": "model.layers.{i}.self_attn.o_proj.weight",
+    "layers.{i}.ffn_norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
+    "layers.{i}.ffn.w1.weight": "model.layers.{i}.mlp.gate_proj.weight",
+    "layers.{i}.ffn.w3.weight": "model.layers.{i}.mlp.up_proj.weight",
+    "layers.{i}.ffn.w2.weight": "model.layers.{i}.mlp.down_proj.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
+
+LLAMA_META = {
+    "embed.weight": "tok_embeddings.weight",
+    "layers.{i}.attention_norm.weight": "layers.{i}.attention_norm.weight",
+    "layers.{i}.attention.wq.weight": "layers.{i}.attention.wq.weight",
+    "layers.{i}.attention.wk.weight": "layers.{i}.attention.wk.weight",
+    "layers.{i}.attention.wv.weight": "layers.{i}.attention.wv.weight",
+    "layers.{i}.attention.wo.weight": "layers.{i}.attention.wo.weight",
+    "layers.{i}.ffn_norm.weight": "layers.{i}.ffn_norm.weight",
+    "layers.{i}.ffn.w1.weight": "layers.{i}.feed_forward.w1.weight",
+    "layers.{i}.ffn.w3.weight": "layers.{i}.feed_forward.w3.weight",
+    "layers.{i}.ffn.w2.weight": "layers.{i}.feed_forward.w2.weight",
+    "norm.weight": "norm.weight",
+    "head.weight": "output.weight",
+}
+
+LLAMA_GGUF = {
+    "embed.weight": "token_embd.weight",
+    "layers.{i}.attention_norm.weight": "blk.{i}.attn_norm.weight",
+    "layers.{i}.attention.wq.weight": "blk.{i}.attn_q.weight",
+    "layers.{i}.attention.wk.weight": "blk.{i}.attn_k.weight",
+    "layers.{i}.attention.wv.weight": "blk.{i}.attn_v.weight",
+    "layers.{i}.attention.wo.weight": "blk.{i}.attn_output.weight",
+    "layers.{i}.ffn_norm.weight": "blk.{i}.ffn_norm.weight",
+    "layers.{i}.ffn.w1.weight": "blk.{i}.ffn_gate.weight",
+    "layers.{i}.ffn.w3.weight": "blk.{i}.ffn_up.weight",
+    "layers.{i}.ffn.w2.weight": "blk.{i}.ffn_down.weight",
+    "norm.weight": "output_norm.weight",
+    "head.weight": "output.weight",
+}
+
+# Rotary frequencies: a function of the config, stored by some versions of each format.
+IGNORED = frozenset(
+    {
+        "model.layers.{i}.self_attn.rotary_emb.inv_freq",  # Hugging Face, 2023
+        "rope.freqs",  # Meta, Llama 2
+        "rope_freqs.weight",  # GGUF, Llama 3.1 (read by gguf_file.py for the scaling it implies)
+    }
+)
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def template(name: str) -> str:
+    """``"layers.12.ffn.w1.weight"`` → ``"layers.{i}.ffn.w1.weight"``."""
+    return _NUMBER.sub("{i}", name, count=1)
+
+
+def _translate(name: str, table: dict[str, str]) -> str | None:
+    found = table.get(template(name))
+    number = _NUMBER.search(name)
+    return found if found is None or number is None else found.replace("{i}", number.group())
+
+
+def to_theirs(name: str, table: dict[str, str] = LLAMA_HF) -> str:
+    """Our parameter name → the format's. A name of ours that the table lacks is a bug in the table."""
+    found = _translate(name, table)
+    assert found is not None, f"parameter {name!r} has no entry in the key map"
+    return found
+
+
+def to_ours(name: str, table: dict[str, str] = LLAMA_HF) -> str | None:
+    """The format's tensor name → ours; None for one that is to be ignored.
+
+    Raises:
+        UserError: the name is in neither the table nor ``IGNORED``.
+    """
+    if template(name) in IGNORED:
+        return None
+    found = _translate(name, {theirs: ours for ours, theirs in table.items()})
+    if found is None:
+        raise UserError(f"tensor {name!r} is none of a Llama's: this checkpoint holds another architecture")
+    return found
+
+
+def rename_all(names: list[str], table: dict[str, str] = LLAMA_HF) -> tuple[dict[str, str], list[str]]:
+    """Rename all tensors of a checkpoint at once.
+
+    Returns:
+        {our name: the format's name}, and the names that are in no table.
+    """
+    inverse = {theirs: ours for ours, theirs in table.items()}
+    found: dict[str, str] = {}
+    unknown: list[str] = []
+    for name in names:
+        if template(name) in IGNORED:
+            continue
+        ours = _translate(name, inverse)
+        if ours is None:
+            unknown.append(name)
+        else:
+            found[ours] = name
+    return found, unknown
+
+
+def to_hf(name: str) -> str:
+    """Our Llama parameter name → Hugging Face's."""
+    return to_theirs(name, LLAMA_HF)
+
+
+def from_hf(name: str) -> str | None:
+    """Hugging Face's Llama tensor name → ours."""
+    return to_ours(name, LLAMA_HF)

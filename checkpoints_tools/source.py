@@ -1,0 +1,90 @@
+"""What every checkpoint format is turned into while it is read: a `Source`, in our names and our layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from data.errors import UserError
+from model.llama import Llama, LlamaConfig
+
+
+class TensorInfo(NamedTuple):
+    """Shape and dtype (as the format calls it, e.g. ``"BF16"`` or ``"Q4_1"``) of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass
+class Source:
+    """An opened checkpoint, whatever its format. Nothing but metadata is in memory until ``read``.
+
+    Attributes:
+        format: what was recognized, for people: "Hugging Face folder", "Meta folder (8 parts)", "GGUF file".
+        tensors: our parameter name → what is stored.
+        dtype: dtype the weights have, or are unpacked to; what ``--dtype keep`` writes.
+        read: our parameter name → the whole tensor on the CPU, in our (half-rotation) layout.
+        write_tokenizer: writes the tokenizer's files and the chat template into a folder.
+        token_ids: bos_token_id, eos_token_id, pad_token_id, as far as stated.
+    """
+
+    format: str
+    path: Path
+    config: LlamaConfig
+    tensors: dict[str, TensorInfo]
+    dtype: torch.dtype
+    read: Callable[[str], torch.Tensor]
+    write_tokenizer: Callable[[Path], None]
+    token_ids: dict[str, int | list[int]] = field(default_factory=dict)
+
+
+def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Our parameter name → shape, for a model of this config (built on the meta device: costs nothing)."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Llama(config).named_parameters()}
+
+
+def compare_tensors(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: bool) -> list[str]:
+    """Every missing, unexpected and misshapen tensor, one line each; a tied model may store ``head.weight`` too."""
+    problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in found]
+    for name, shape in found.items():
+        if name not in expected:
+            if not (tied and name == "head.weight" and shape == expected["embed.weight"]):
+                problems.append(f"unexpected: {name} {list(shape)}")
+        elif shape != expected[name]:
+            problems.append(f"wrong shape: {name} is {list(shape)}, the config says {list(expected[name])}")
+    return problems
+
+
+def raise_problems(where: str, problems: list[str], limit: int = 20) -> None:
+    """Raise one UserError that lists the problems (the first ``limit``), or do nothing when there are none."""
+    if problems:
+        more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
+        lines = "\n".join(f"  - {p}" for p in problems[:limit] + more)
+        raise UserError(f"the tensors of {where} do not fit the model ({len(problems)} problems):\n{lines}")
+
+
+def check_source(source: Source) -> None:
+    """UserError naming every tensor of the source that does not fit its own config."""
+    shapes = {name: info.shape for name, info in source.tensors.items()}
+    tied = source.config.tie_embeddings
+    raise_problems(str(source.path), compare_tensors(shapes, expected_shapes(source.config), tied))
+
+
+def interleaved_to_half(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """Reorder the rows of a query or key matrix from interleaved pairs to halves.
+
+    Meta's code rotates neighbouring rows (2j, 2j+1) of a head together, ours and Hugging Face's rows (j, j+D/2).
+    GGUF files store Llama's queries and keys in Meta's order. The attention scores are the same either way.
+
+    Args:
+        weight: ``[n_heads·D, E]``.
+        n_heads: number of heads in ``weight`` (the KV heads for keys).
+    """
+    rows, width = weight.shape
+    return weight.view(n_heads, rows // n_heads // 2, 2, width).transpose(1, 2).reshape(rows, width)

@@ -1,0 +1,133 @@
+"""The tokenizer files of a checkpoint folder: copied where they exist, built where a format holds only their parts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from checkpoints_tools.hf_config import write_json
+from data.errors import UserError
+
+# Any one of these is a tokenizer.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+# What goes with it.
+COMPANIONS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "prompt.json",
+    "labels.json",
+)
+
+# Llama 3's rule for cutting text (tiktoken's cl100k pattern).
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _gpt2() -> list[pre_tokenizers.PreTokenizer]:
+    return [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+
+
+def _single_digits() -> list[pre_tokenizers.PreTokenizer]:
+    return [pre_tokenizers.Digits(individual_digits=True), *_gpt2()]
+
+
+def _llama3() -> list[pre_tokenizers.PreTokenizer]:
+    split = pre_tokenizers.Split(Regex(LLAMA3_PATTERN), behavior="isolated")
+    return [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+
+
+# llama.cpp's name of a rule for cutting text before merging (tokenizer.ggml.pre) -> the rule
+PRE_TOKENIZERS = {
+    "gpt-2": _gpt2,
+    "smollm": _single_digits,
+    "starcoder": _single_digits,
+    "llama-bpe": _llama3,
+    "llama3": _llama3,
+    "llama-v3": _llama3,
+}
+# These look a piece up whole before they try to merge it, as tiktoken does.
+WHOLE_PIECES_FIRST = ("llama-bpe", "llama3", "llama-v3")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer (one file, or all tokenizer files of a folder) into a folder.
+
+    Raises:
+        UserError: no tokenizer there.
+    """
+    if source.is_file():
+        if source.name not in TOKENIZERS:
+            raise UserError(f"{source} is not a tokenizer file; known names: {', '.join(TOKENIZERS)}")
+        shutil.copyfile(source, folder / source.name)
+        return
+    if not any((source / name).is_file() for name in TOKENIZERS):
+        raise UserError(
+            f"{source} has no tokenizer ({' or '.join(TOKENIZERS)}); name one that has with --tokenizer"
+        )
+    for name in TOKENIZERS + COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def byte_level_tokenizer(
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    pre: str,
+    added: list[AddedToken],
+    bos: str | None = None,
+) -> Tokenizer:
+    """Put a byte-level BPE tokenizer together.
+
+    Args:
+        vocab: token, written in GPT-2's printable alphabet for bytes → id.
+        merges: in order of priority.
+        pre: key into `PRE_TOKENIZERS`.
+        added: special and other tokens that are never cut; all of them are in ``vocab``.
+        bos: a token to put before every text that is encoded with special tokens.
+    """
+    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre in WHOLE_PIECES_FIRST))
+    parts = PRE_TOKENIZERS[pre]()
+    tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
+    tokenizer.decoder = decoders.ByteLevel()
+    if bos is None:
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    else:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocab[bos])]
+        )
+    tokenizer.add_special_tokens([token for token in added if token.special])
+    tokenizer.add_tokens([token for token in added if not token.special])
+    return tokenizer
+
+
+def write_tokenizer_files(
+    folder: Path, tokenizer: Tokenizer, named: dict[str, str], max_length: int, chat_template: str | None
+) -> None:
+    """Write ``tokenizer.json``, ``tokenizer_config.json`` and, where there is one, ``chat_template.jinja``.
+
+    Args:
+        named: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token`` → the token's text.
+        max_length: context length, for ``model_max_length``.
+        chat_template: Jinja source; written to both places, since older readers know only the first.
+    """
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length,
+        **named,
+    }
+    if chat_template:
+        config["chat_template"] = chat_template
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", config)
