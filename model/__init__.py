@@ -91,7 +91,7 @@ MODELS: dict[str, ModelSpec] = {
                 tie_embeddings=True,
             ),
             Llama,
-            "chatml",
+            "smollm2",
             "smollm2",
             "HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
