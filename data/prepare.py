@@ -4,7 +4,7 @@
 
     prefix = prompt.prefix                     the same ids for every sample, kept once
     body   = document + prompt.suffix          the document alone is ever truncated; its beginning is kept
-    label  = task.write(labels) + prompt.end   training only
+    label  = prompt.answer(task.write(labels)) training only; ends with the end-of-turn token
 
 and keeps the result in flat arrays (``SampleSet``), which cost four bytes a token and are written to a cache file named
 by a hash of everything that went in. Tokenizing 11,314 posts takes seconds to minutes, so with several processes on a
@@ -18,24 +18,20 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.errors import UserError
 from data.example import Example
-
-if TYPE_CHECKING:
-    from data.prompts import Prompt
-    from data.tasks import Task
-    from data.tokenizer import Tokenizer
+from data.prompts import Prompt, Text, encode_pieces
+from data.tasks import Task
+from data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -156,25 +152,34 @@ def prepare(
             same time wait for the first one, under a lock that the system releases should that one die.
 
     Raises:
-        UserError: prefix, suffix and the room for the answer leave no room for a document.
+        UserError: prefix, suffix and the room for the answer leave no room for a document, or an example's label is
+            missing or outside the label set.
     """
-    from data.prompts import encode_pieces
-
     assert with_labels or max_new_tokens is not None, "scoring has to say how much room the answer needs"
     prefix = encode_pieces(prompt.prefix, tokenizer)
     suffix = encode_pieces(prompt.suffix, tokenizer)
-    end = encode_pieces(prompt.end, tokenizer)
-    answers = [task.write(example.labels) for example in examples] if with_labels else None
+    if with_labels:
+        for example in examples:
+            task.check(example)
+    assert suffix, "a prompt without a suffix: an empty document would leave no token that predicts the label"
+    answers = [task.write(example.labels) if with_labels else "" for example in examples]
+    # Few answers are distinct, so each is tokenized once; when there are no labels every sample's is empty.
+    labels = {a: encode_pieces(prompt.answer(a), tokenizer) if with_labels else [] for a in dict.fromkeys(answers)}
+    longest = max(map(len, labels.values()), default=0)
+    reserve = longest if with_labels else max_new_tokens
+    if len(prefix) + len(suffix) + reserve >= max_length:
+        shots = _shot_tokens(prompt, tokenizer)
+        raise _too_short(max_length, len(prefix), shots, len(suffix), reserve, with_labels)
 
     def build() -> SampleSet:
-        return _tokenize(examples, answers, prefix, suffix, end, tokenizer, max_length, max_new_tokens)
+        room = max_length - len(prefix) - len(suffix)  # for the document and its answer
+        return _tokenize(examples, [labels[a] for a in answers], prefix, suffix, tokenizer, room, max_new_tokens)
 
     if cache_dir is None:
         return build()
-    settings = [CODE_VERSION, fingerprint(tokenizer), prefix, suffix, end, max_length, max_new_tokens]
+    settings = [CODE_VERSION, tokenizer.fingerprint, prefix, suffix, labels, max_length, max_new_tokens]
     key = _hash(settings, examples, answers)
     path = Path(cache_dir) / f"samples-{key[:32]}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_suffix(".lock")):
         samples = _read(path, key)
         if samples is None:
@@ -185,32 +190,21 @@ def prepare(
 
 def _tokenize(
     examples: Sequence[Example],
-    answers: Sequence[str] | None,
+    labels: Sequence[list[int]],
     prefix: list[int],
     suffix: list[int],
-    end: list[int],
     tokenizer: Tokenizer,
-    max_length: int,
+    room: int,
     max_new_tokens: int | None,
 ) -> SampleSet:
-    assert suffix, "a prompt without a suffix: an empty document would leave no token that predicts the label"
-    labels: list[list[int]] = [[]] * len(examples)
-    if answers is not None:
-        known = {answer: tokenizer.encode(answer) + end for answer in dict.fromkeys(answers)}
-        labels = [known[answer] for answer in answers]
-    reserve = max((len(label) for label in labels), default=0) if answers is not None else max_new_tokens
-    _check_room(len(prefix), len(suffix), reserve, max_length, answers is not None)
-
     chunks: list[np.ndarray] = []
     documents = np.zeros(len(examples), dtype=np.int32)
     kept = np.zeros(len(examples), dtype=np.int64)
-    for i, example in enumerate(_progress(examples)):
+    for i, (example, label) in enumerate(zip(_progress(examples), labels, strict=True)):
         document = tokenizer.encode(example.text)
-        answer_room = len(labels[i]) if answers is not None else max_new_tokens
-        room = max_length - len(prefix) - len(suffix) - answer_room
         documents[i] = len(document)
-        kept[i] = min(len(document), room)
-        chunks.append(np.array(document[: kept[i]] + suffix + labels[i], dtype=np.int32))
+        kept[i] = min(len(document), room - (len(label) or max_new_tokens))
+        chunks.append(np.array(document[: kept[i]] + suffix + label, dtype=np.int32))
 
     label_end = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
     return SampleSet(
@@ -224,16 +218,25 @@ def _tokenize(
     )
 
 
-def _check_room(n_prefix: int, n_suffix: int, reserve: int, max_length: int, with_labels: bool) -> None:
+def _too_short(
+    max_length: int, n_prefix: int, n_shots: int, n_suffix: int, reserve: int, with_labels: bool
+) -> UserError:
     needed = n_prefix + n_suffix + reserve + 1  # one token of the document at the very least
-    if needed <= max_length:
-        return
-    answer = "the longest label" if with_labels else "the answer (--max_new_tokens)"
-    raise UserError(
-        f"A row of {max_length:,} tokens is too short: the prompt before the document takes {n_prefix:,} (instruction "
-        f"and few-shot examples), the part after it {n_suffix:,}, {answer} {reserve:,}, and a document needs at least "
-        f"1. Give --row_length {needed:,} or more, or fewer or shorter few-shot examples (--shots, --shot_tokens)."
+    shots = f", of which few-shot examples {n_shots:,}" if n_shots else ""
+    answer = "the longest label" if with_labels else "the room for the answer (max_new_tokens)"
+    fewer = " or fewer or shorter few-shot examples (--shots, --shot_tokens)" if n_shots else ""
+    return UserError(
+        f"A row of {max_length:,} tokens is too short: the prompt before the document takes {n_prefix:,}{shots}; "
+        f"the prompt after it {n_suffix:,}; {answer} {reserve:,}; and a document needs at least 1. "
+        f"Give --row_length {needed:,} or more{fewer}."
     )
+
+
+def _shot_tokens(prompt: Prompt, tokenizer: Tokenizer) -> int:
+    """How many of the prefix's tokens are few-shot examples, by their delimiters."""
+    text = "".join(piece.text for piece in prompt.prefix if isinstance(piece, Text))
+    start, end = text.find("Beginning of <<Examples>>"), text.rfind("End of <<Examples>>")
+    return len(tokenizer.encode(text[start:end])) if 0 <= start < end else 0
 
 
 def _progress(examples: Sequence[Example]) -> Iterator[Example]:
@@ -257,21 +260,9 @@ def _progress(examples: Sequence[Example]) -> Iterator[Example]:
 # ------------------------------------------------------------------------------------------------------- the cache
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """Hash what the tokenizer consists of: the files it came from."""
-    digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        for file in sorted(Path(folder).rglob("*")):
-            if file.is_file():
-                digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _hash(settings: list, examples: Sequence[Example], answers: Sequence[str] | None) -> str:
+def _hash(settings: list, examples: Sequence[Example], answers: Sequence[str]) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
-    for i, example in enumerate(examples):
-        answer = None if answers is None else answers[i]
+    for example, answer in zip(examples, answers, strict=True):
         digest.update(json.dumps([example.id, example.text, answer]).encode() + b"\n")
     return digest.hexdigest()
 
@@ -279,11 +270,17 @@ def _hash(settings: list, examples: Sequence[Example], answers: Sequence[str] | 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock between the processes of this machine; the system drops it when its holder dies."""
-    with open(path, "w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems: every process then does the work itself
-            log.warning("No file lock at %s (%s): each process tokenizes for itself.", path, error)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("Waiting for another process of this machine to tokenize these samples.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # no such right, or a file system without locks: each process does the work itself
+            log.warning("No lock at %s (%s): every process tokenizes for itself.", path, error)
         yield
 
 
@@ -299,9 +296,9 @@ def _write(path: Path, key: str, samples: SampleSet) -> None:
             np.savez(file, key=np.frombuffer(key.encode(), dtype=np.uint8), ids=ids, **arrays)
         os.replace(part, path)  # atomic: a reader finds a whole file or none
     except OSError as error:
-        log.warning("The tokenized samples could not be cached in %s: %s", path.parent, error)
-    finally:
-        part.unlink(missing_ok=True)
+        log.warning("The tokenized samples could not be kept as %s: %s", path, error)
+        if part.exists():
+            part.unlink()
 
 
 def _read(path: Path, key: str) -> SampleSet | None:
