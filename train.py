@@ -1,0 +1,23 @@
+"""Fine-tune a model: ``torchrun --nproc_per_node 8 train.py --model llama3_70b --task 20ng_joint --checkpoint DIR``,
+or ``python train.py ...`` in a single process. ``--help`` lists the options; ``train/config.py`` defines them."""
+
+from __future__ import annotations
+
+import sys
+
+from train.config import load_config
+from train.distributed import run_guarded, set_up_logging, start
+from train.setup import open_run
+from train.trainer import Trainer
+
+
+def main() -> None:
+    set_up_logging()
+    config = load_config(sys.argv[1:])
+    setup = open_run(config)  # everything that can be checked is checked before the process group starts
+    world = start(setup.device)
+    Trainer(config, setup, world).run()
+
+
+if __name__ == "__main__":
+    run_guarded(main)

@@ -1,0 +1,214 @@
+"""Training checkpoints: sharded, atomic, resumed bit for bit on as many ranks and loadable on any other number.
+
+A run folder holds the last K of them::
+
+    checkpoints/step_000500/
+        .metadata, __0_0.distcp, ...   parameters and optimizer states (torch.distributed.checkpoint, one file a rank)
+        rng_00000.pt, ...              each rank's random-number states
+        run.json                       step, resolved config, label sets, what model and data these are
+        prompt.json                    the prompt with its few-shot examples
+
+A checkpoint is written beside its final name and renamed when every rank has finished, so that whatever bears the final
+name is complete. The position in the data is the step number (`data/loader.py` is a pure function of it), and so is
+the learning rate.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from data.errors import UserError
+from data.fewshot import PromptSpec
+from train.config import FREE_ON_RESUME
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What ``run.json`` says of a checkpoint.
+
+    Attributes:
+        step: optimizer steps taken.
+        config: the resolved options by name.
+        identity: what must be the same for the checkpoint to fit: model shape, tokenizer and data by their hashes.
+        labels: the task's fields with their label sets.
+        best: the best held-out score so far; None before the first.
+        world_size: ranks that wrote it.
+    """
+
+    step: int
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    labels: dict[str, list[str]]
+    best: float | None
+    world_size: int
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step_{step:06d}"
+
+
+def steps_in(checkpoints: Path) -> list[Path]:
+    """The checkpoint folders, oldest first."""
+    found = [(int(m[1]), p) for p in checkpoints.glob("step_*") if (m := re.fullmatch(r"step_(\d+)", p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def save(
+    checkpoints: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    prompt_spec: PromptSpec,
+    keep: int,
+) -> Path:
+    """Write a checkpoint and delete all but the newest ``keep``; every rank calls this."""
+    final = step_folder(checkpoints, state.step)
+    partial = checkpoints / f".{final.name}.partial"
+    rank = dist.get_rank()
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    dcp.save(
+        {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)},
+        checkpoint_id=partial,
+    )
+    torch.save(rng_state(), partial / f"rng_{rank:05d}.pt")
+    if rank == 0:
+        (partial / RUN_FILE).write_text(json.dumps(vars(state), indent=2, default=str) + "\n", encoding="utf-8")
+        prompt_spec.save(partial)
+    dist.barrier()
+    if rank == 0:
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        for old in steps_in(checkpoints)[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return final
+
+
+def read_state(folder: Path) -> RunState:
+    return RunState(**json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
+
+
+def newest_complete(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose files are all there in full; incomplete ones are skipped with a note."""
+    for folder in reversed(steps_in(checkpoints)):
+        missing = _incomplete(folder)
+        if missing is None:
+            return folder
+        log.warning("note: checkpoint %s is incomplete (%s); skipping it.", folder, missing)
+    return None
+
+
+def _incomplete(folder: Path) -> str | None:
+    """What a checkpoint lacks, or None."""
+    try:
+        state = read_state(folder)
+        metadata = dcp.FileSystemReader(folder).read_metadata()
+    except Exception as error:  # a damaged pickle or JSON raises nearly anything
+        return f"{type(error).__name__}: {error}"
+    for item in metadata.storage_data.values():
+        file = folder / item.relative_path
+        if not file.is_file() or file.stat().st_size < item.offset + item.length:
+            return f"{file.name} is missing or cut off"
+    for rank in range(state.world_size):
+        if not (folder / f"rng_{rank:05d}.pt").is_file():
+            return f"rng_{rank:05d}.pt is missing"
+    return None
+
+
+def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to resume from a checkpoint of another model, task, data set or configuration.
+
+    Options that change no number (`FREE_ON_RESUME`) may differ.
+
+    Raises:
+        UserError: names every differing key with both values.
+    """
+    wanted = json.loads(json.dumps({**config, **identity}, default=str))
+    found = {**state.config, **state.identity}
+    differing = [
+        f"  {key}: the checkpoint has {found.get(key)}, this run has {wanted.get(key)}"
+        for key in sorted(wanted.keys() | found.keys())
+        if key not in FREE_ON_RESUME and wanted.get(key) != found.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"cannot resume from {folder}: it belongs to a different run.\n"
+            + "\n".join(differing)
+            + "\nGive the same options as the first time (they are in config.toml), or another --output."
+        )
+
+
+def load_model(folder: Path, model: nn.Module) -> None:
+    """Fill a sharded model's parameters from a checkpoint, each rank its own slices."""
+    state = {"model": get_model_state_dict(model)}
+    dcp.load(state, checkpoint_id=folder)
+    set_model_state_dict(model, state["model"])
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill an optimizer's states from a checkpoint; its parameters must be loaded already."""
+    state = {"optim": get_optimizer_state_dict(model, optimizer)}
+    dcp.load(state, checkpoint_id=folder)
+    set_optimizer_state_dict(model, optimizer, state["optim"])
+
+
+def load_rng(folder: Path, state: RunState) -> None:
+    """Put the random-number generators where they stood; on another number of ranks there is nothing to put back."""
+    if state.world_size != dist.get_world_size():
+        log.warning(
+            "note: the checkpoint was written by %d ranks, this run has %d: sums round differently, and the run is "
+            "no longer bit for bit the uninterrupted one.",
+            state.world_size,
+            dist.get_world_size(),
+        )
+        return
+    set_rng_state(torch.load(folder / f"rng_{dist.get_rank():05d}.pt", weights_only=True))
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's and PyTorch's generators, in types that load without running code."""
+    version, words, gauss = random.getstate()
+    name, keys, pos, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, pos, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), pos, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,134 @@
+"""Processes: starting the group under torchrun or alone, who may speak, and how one rank's failure ends all.
+
+A single process gets a process group of one rank, so that FSDP2 is the only code path. Collectives run over gloo on
+CPU and NCCL on CUDA; on CUDA a gloo group stands beside it for checkpoints and objects.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from data.errors import UserError
+from train.errors import Interrupted, RunStopped
+
+# A rank that fails with what rank 0 will say anyway, or only because another rank is gone, waits this long before it
+# speaks; torchrun ends it first, and the cause is printed once. If nobody else speaks, it does.
+GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all processes, and the devices they train on."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def env_rank() -> int:
+    """This process's rank as torchrun says it, known before there is a process group; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0))
+
+
+def env_world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Resolve ``--device``: "auto" is CUDA when there is any.
+
+    Raises:
+        UserError: CUDA was asked for and is not there, or has fewer GPUs than this node has ranks.
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("device = cuda: PyTorch finds no CUDA device. Use --device cpu or a machine with a GPU.")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} ranks on this machine, but only {torch.cuda.device_count()} GPUs. "
+            "Start torchrun with a smaller --nproc_per_node."
+        )
+    return torch.device("cuda", local_rank)
+
+
+def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> World:
+    """Join torchrun's process group, or form one of a single rank; returns this process's place in it."""
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ or "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:  # no port to choose, so none to collide
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("shard",))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, mesh)
+
+
+def set_up_logging() -> None:
+    """Rank 0 logs to standard output, plainly; the other ranks only let warnings' worth of trouble through never."""
+    level = logging.INFO if env_rank() == 0 else logging.CRITICAL + 1
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
+
+
+def run_guarded(main: Callable[[], None]) -> None:
+    """Run ``main`` and turn what it raises into a message and an exit status; never returns normally on failure.
+
+    UserError: the message alone, once, status 2 (RunStopped: 3). Interrupted: 128 + signal. Anything else: the
+    traceback of the rank it happened on, status 1. The process leaves without waiting for other ranks, which may hang
+    in a collective; torchrun ends them.
+    """
+    status = 0
+    try:
+        main()
+    except Interrupted as stop:
+        _say(str(stop), wait=env_rank() != 0, prefix=False)
+        status = 128 + stop.signum
+    except UserError as error:
+        _say(f"error: {error}", wait=env_rank() != 0)
+        status = 3 if isinstance(error, RunStopped) else 2
+    except Exception as error:
+        # gloo and NCCL complain on every rank whose peer has gone; the peer's own words matter more.
+        second_hand = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+        _say(traceback.format_exc(), wait=second_hand and env_world_size() > 1)
+        status = 1
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _say(message: str, wait: bool, prefix: bool = True) -> None:
+    if wait:
+        time.sleep(GRACE_SECONDS)
+    who = f"[rank {env_rank()}] " if prefix and env_rank() else ""
+    print(who + message, file=sys.stderr, flush=True)
+
+
+def all_sum(values: list[float], device: torch.device) -> list[float]:
+    """Sum each of a few numbers over all ranks, in double precision and one collective."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()

@@ -1,0 +1,43 @@
+"""The training loss: cross-entropy at label positions, summed, over the number of those positions in the whole step.
+
+A mean of means would weigh a row with few label tokens as much as one with many. So every pass on every rank adds up
+its own label positions and divides by the same global count; the passes' losses, and their gradients, simply add up to
+the step's, whatever the packing, the number of ranks or the number of accumulation passes. For a decoder everything
+it writes is one field.
+
+Shapes: N label positions of a pass, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.packing import Batch
+
+
+def label_loss(logits: Tensor, targets: Tensor, n_label_tokens: int) -> Tensor:
+    """Cross-entropy in fp32, summed over these label positions and divided by the whole step's count.
+
+    Args:
+        logits: [N, V], in any dtype; N may be 0.
+        targets: [N] token ids.
+        n_label_tokens: label positions of the whole step, over all ranks and passes.
+
+    Returns:
+        A scalar; summed over all ranks and passes it is the mean over the step's label positions.
+    """
+    return F.cross_entropy(logits.float(), targets, reduction="sum") / n_label_tokens
+
+
+def batch_loss(model: nn.Module, batch: Batch, n_label_tokens: int) -> Tensor:
+    """Run one packed batch through the model and return its part of the step's loss.
+
+    A dummy batch, which only keeps a rank in step with the others, runs forward and backward like any other (the
+    collectives inside are why) and contributes exactly zero.
+    """
+    logits = model(batch.tokens, batch.positions, batch.doc_ids, output_index=batch.target_index)
+    if batch.dummy:
+        return logits.float().sum() * 0.0
+    targets = batch.targets.flatten()[batch.target_index]
+    return label_loss(logits, targets, n_label_tokens)

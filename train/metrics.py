@@ -1,0 +1,208 @@
+"""What a run reports: speed, utilization, progress on the terminal, and the same as JSON lines in the run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data.errors import UserError
+from data.packing import PADDING_DOC, Batch
+from model.llama import LlamaConfig
+
+log = logging.getLogger(__name__)
+
+# Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets (SXM parts), by what the device's name contains.
+PEAK_BF16_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+SPEED_WINDOW = 20  # steps over which speeds are averaged
+
+
+def device_peak(name: str) -> float | None:
+    """The bf16 peak of a device in FLOP/s; None where it is not known."""
+    return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
+
+
+def attended_pairs(batch: Batch) -> int:
+    """(query, key) pairs that attention must look at, padding not counted.
+
+    A token sees itself and everything before it in its own prompt, the shared prefix included, and its position counts
+    exactly that: position p sees p + 1 keys.
+    """
+    return int((batch.positions[batch.doc_ids != PADDING_DOC] + 1).sum())
+
+
+def step_flops(config: LlamaConfig, n_tokens: int, n_label_tokens: int, n_pairs: int) -> float:
+    """Floating-point operations that one step's forward and backward passes need.
+
+    Six per parameter and token: two in the forward pass, four in the backward. Blocks see every token, the head only
+    the label positions, the embedding is a look-up. Attention's two products take two operations per pair and
+    channel each, forward, and twice that backward: 12 * H * D per pair and layer. Recomputation by
+    activation checkpointing, padding and dummies are not counted: this is the numerator of MFU, useful work.
+    """
+    D = config.head_width
+    attention = 2 * config.dim * D * (config.n_heads + config.n_kv_heads)  # wq, wo and wk, wv
+    block = attention + 3 * config.dim * config.ffn_dim + 2 * config.dim
+    head = config.dim * config.vocab_size
+    return (
+        6.0 * config.n_layers * block * n_tokens
+        + 6.0 * head * n_label_tokens
+        + 12.0 * config.n_layers * config.n_heads * D * n_pairs
+    )
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's allocator, or of the process on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+class Speed:
+    """Rates over the last few steps; time between steps (saving, scoring) is not counted."""
+
+    def __init__(self) -> None:
+        self._window: deque[tuple[float, int, int, float]] = deque(maxlen=SPEED_WINDOW)
+
+    def add(self, seconds: float, n_tokens: int, n_examples: int, flops: float) -> None:
+        self._window.append((seconds, n_tokens, n_examples, flops))
+
+    def rates(self) -> tuple[float, float, float, float]:
+        """Tokens, examples and FLOP per second, and seconds per step."""
+        seconds, tokens, examples, flops = (sum(column) for column in zip(*self._window, strict=True))
+        return tokens / seconds, examples / seconds, flops / seconds, seconds / len(self._window)
+
+
+class Plateau:
+    """Says once that the training loss has stopped falling ("trained until convergence", section 5.4 of the paper).
+
+    The rule: the mean loss of the last ``window`` steps is not at least 1% below that of the ``window`` before them.
+    """
+
+    def __init__(self, total_steps: int) -> None:
+        self.window = max(50, total_steps // 10)
+        self._losses: deque[float] = deque(maxlen=2 * self.window)
+        self._said = False
+
+    def add(self, loss: float) -> bool:
+        """Take a step's loss; True the first time that the loss has stopped falling."""
+        self._losses.append(loss)
+        if self._said or len(self._losses) < 2 * self.window:
+            return False
+        losses = list(self._losses)
+        before, now = sum(losses[: self.window]), sum(losses[self.window :])
+        self._said = now > 0.99 * before
+        return self._said
+
+
+def check_tensorboard() -> None:
+    """Raise UserError where ``--tensorboard`` cannot work."""
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError("--tensorboard: the package is not installed. pip install tensorboard") from None
+
+
+class RunLog:
+    """Rank 0's reporter; on other ranks every method does nothing.
+
+    ``log.jsonl`` gets a line a step and a line an event. A resumed run appends; where a step occurs twice, the later
+    line holds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool,
+        total_steps: int,
+        start_step: int,
+        log_every: int,
+        tensorboard: bool,
+    ) -> None:
+        self._active = active
+        self._file: IO[str] | None = None
+        self._board: Any = None
+        self._progress: Progress | None = None
+        self._log_every, self._total, self._start_step = log_every, total_steps, start_step
+        if not active:
+            return
+        self._file = open(folder / "log.jsonl", "a", encoding="utf-8", buffering=1)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+        console = Console()
+        if console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, TextColumn("{task.description}"), console=console)
+            self._task = self._progress.add_task("", total=total_steps, completed=start_step)
+            self._progress.start()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Report one step; ``record["step"]`` counts from 1."""
+        if not self._active:
+            return
+        self._write({**record, "time": round(time.time(), 3)})
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, record["step"])
+        line = describe(record)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["step"], description=line)
+        elif record["step"] % self._log_every == 0 or record["step"] in (self._start_step + 1, self._total):
+            print(f"step {record['step']:>{len(str(self._total))}}/{self._total}  {line}", flush=True)
+
+    def event(self, name: str, **values: Any) -> None:
+        """Report something that is not a step, e.g. a held-out score."""
+        if not self._active:
+            return
+        self._write({"event": name, **values, "time": round(time.time(), 3)})
+        if self._board is not None:
+            for key, value in values.items():
+                if isinstance(value, float) and "step" in values:
+                    self._board.add_scalar(f"{name}/{key}", value, values["step"])
+
+    def _write(self, record: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if self._board is not None:
+            self._board.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def describe(record: dict[str, Any]) -> str:
+    """One step in one line."""
+    parts = [
+        f"loss {record['loss']:.4f}",
+        f"lr {record['lr']:.2e}",
+        f"grad norm {record['grad_norm']:.3f}",
+        f"{record['tokens_per_second']:,.0f} tokens/s",
+        f"{record['examples_per_second']:.2f} examples/s",
+    ]
+    if record.get("mfu") is not None:
+        parts.append(f"MFU {record['mfu']:.1%}")
+    parts.append(f"{record['memory_gib']:.1f} GiB")
+    parts.append(f"{duration(record['seconds_left'])} left")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,75 @@
+"""AdamW, the learning-rate schedules, and gradient clipping over sharded parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+def learning_rate(step: int, total_steps: int, peak: float, schedule: Schedule, warmup_steps: int = 0) -> float:
+    """The learning rate of a step: a pure function, so that resuming needs no scheduler state.
+
+    ::
+
+        linear, 8 steps, warm-up 2        step 0 gets peak/2, step 1 the peak, step 2 the peak again where the decay
+        lr  |  ._                         starts, and step 7 one sixth of the peak: the zero lies at step 8, one past
+            | /  `-._                     the last, so that every step counts.
+            |/       `-.
+            +-----------> step
+
+    Args:
+        step: 0 for the first optimizer step.
+        total_steps: number of steps of the run.
+        peak: the rate after warm-up.
+        schedule: what follows the warm-up: "linear" or "cosine" to zero, or "constant".
+        warmup_steps: steps of linear rise.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if schedule == "constant":
+        return peak
+    if schedule == "cosine":
+        return peak * 0.5 * (1.0 + math.cos(math.pi * done))
+    assert schedule == "linear", schedule
+    return peak * (1.0 - done)
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) over all parameters; weight decay on matrices only, never on norms."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale all gradients so that their norm over all ranks is at most ``max_norm``; 0 only measures.
+
+    Returns:
+        The norm before clipping, a scalar, the same on every rank. Gradients that are not finite are left alone.
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if max_norm > 0 and torch.isfinite(norm):
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return norm

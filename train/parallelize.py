@@ -1,0 +1,165 @@
+"""Everything that is done to a model from outside, in one fixed order.
+
+::
+
+    meta device               no memory yet, however large the model
+      -> activation checkpointing   inside what FSDP wraps: recomputation then sees gathered parameters
+      -> compile                    each block with its recomputation, but without FSDP's hooks around it
+      -> FSDP2                      block by block; see `shard`
+      -> materialize                each rank allocates its own shards and nothing else
+      -> init                       buffers (they are in no checkpoint), and weights where there are none to load
+      -> load                       each rank reads its own slices
+      -> optimizer                  its states take the shards' shape
+
+The model files know nothing of any of this.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+ActivationCheckpointing = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number formats: of the stored weights (and so of gradients and optimizer states), of compute, of reductions."""
+
+    weights: torch.dtype
+    compute: torch.dtype
+    reduce: torch.dtype
+
+
+PRECISIONS: dict[str, Precision] = {
+    "bf16": Precision(weights=torch.float32, compute=torch.bfloat16, reduce=torch.float32),
+    "fp32": Precision(weights=torch.float32, compute=torch.float32, reduce=torch.float32),
+}
+
+# What selective activation checkpointing keeps instead of recomputing: the results that are dear to compute. All the
+# rest (norms, rotary, SwiGLU's product, additions) is cheap to redo and makes up most of the memory.
+_aten = torch.ops.aten
+SAVED_OPS = frozenset(
+    {
+        _aten.mm.default,
+        _aten._scaled_dot_product_flash_attention.default,
+        _aten._scaled_dot_product_efficient_attention.default,
+        _aten._scaled_dot_product_cudnn_attention.default,
+        _aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.higher_order.flex_attention,
+    }
+)
+
+
+def parallelize(
+    build: Callable[[], nn.Module],
+    mesh: DeviceMesh,
+    device: torch.device,
+    *,
+    precision: str = "bf16",
+    activation_checkpointing: ActivationCheckpointing = "none",
+    compile_blocks: bool = False,
+    load: Callable[[nn.Module], None] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Build a model sharded over ``mesh`` and fill it.
+
+    Args:
+        build: makes the model; called under the meta device. The model has ``layers`` and ``init_weights``.
+        mesh: one-dimensional; its size is the number of ranks.
+        precision: key into `PRECISIONS`.
+        load: fills the parameters of the materialized model (DTensors); None leaves random weights, which are those of
+            ``seed`` whatever the number of ranks.
+
+    Returns:
+        The model; its parameters are DTensors sharded over their first dimension.
+    """
+    formats = PRECISIONS[precision]
+    with torch.device("meta"):
+        model = build().to(formats.weights)
+    for block in model.layers:
+        if activation_checkpointing != "none":
+            checkpoint_activations(block, activation_checkpointing)
+        if compile_blocks:
+            block.forward = torch.compile(block.forward, dynamic=True)
+    shard(model, mesh, formats)
+    model.to_empty(device=device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="DTensor random operators")  # these values are overwritten below
+        model.init_weights()  # buffers: they are in no checkpoint, and `to_empty` left garbage in them
+    if load is None:
+        init_random(model, build, seed)
+    else:
+        load(model)
+    return model.train()
+
+
+def checkpoint_activations(block: nn.Module, mode: ActivationCheckpointing) -> None:
+    """Make a block recompute its activations in the backward pass; parameter names stay as they are.
+
+    "full" keeps the block's input alone, "selective" also the results of `SAVED_OPS`.
+    """
+    assert mode in ("selective", "full"), mode
+    extra = {}
+    if mode == "selective":
+        extra["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _save_or_recompute)
+    block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **extra)
+
+
+def _save_or_recompute(ctx: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
+    """Apply FSDP2: one group a block; what is left (embedding, last norm, head) is the root's group.
+
+    A tied head is the embedding's own weight, used again at the end of `forward`; in the root's group it stays gathered
+    from the first use to the last. Groups of their own would free it in between.
+
+    Gradients are summed over ranks, never averaged: the loss is already divided by the step's global count.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=formats.compute, reduce_dtype=formats.reduce)
+    # A single rank gains nothing from freeing gathered parameters but the work of gathering them again.
+    reshard = mesh.size() > 1
+    for block in model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # Else a factor of 1 becomes a pre-multiplied sum, which gloo lacks, or an average on a single rank.
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free gathered parameters, e.g. after a forward pass without a backward; `parameters()` are the shards again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@torch.no_grad()
+def init_random(model: nn.Module, build: Callable[[], nn.Module], seed: int) -> None:
+    """Fill a sharded model with the random weights that an unsharded one would start with.
+
+    Each rank draws the whole model and keeps its shards, so that the weights depend on the seed alone and not on the
+    number of ranks. For small models; large ones start from a checkpoint.
+    """
+    whole = build()
+    whole.init_weights(torch.Generator().manual_seed(seed))
+    source = dict(whole.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor), name
+        full = source[name].detach().to(parameter.device, parameter.dtype)
+        # src_data_rank=None: every rank has the data already, nothing needs to be sent.
+        parameter.copy_(distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None))

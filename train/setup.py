@@ -1,0 +1,249 @@
+"""Everything a run needs, opened and checked before the process group starts.
+
+What is wrong with the checkpoint, the data, the run folder and the device is independent of one another, so all of it
+is found and reported together. The result is the same on every rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints_tools.hf_config import differences, read_config
+from checkpoints_tools.load import check_folder
+from data.errors import UserError
+from data.example import Example
+from data.fewshot import PromptSpec, choose_shots, cut_shots
+from data.loader import StepLoader
+from data.prepare import SampleSet, prepare
+from data.prompts import Prompt, template_for
+from data.source import holdout, load_examples
+from data.tasks import Task, get_task
+from data.tokenizer import Tokenizer, load_tokenizer
+from model import ModelSpec, get_model_spec
+from model.llama import LlamaConfig
+from train import checkpoint, options
+from train.config import TrainConfig
+from train.distributed import env_rank, env_world_size, pick_device
+from train.metrics import check_tensorboard
+
+log = logging.getLogger(__name__)
+
+CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache" / "prepared"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What `open_run` found.
+
+    Attributes:
+        held_out: examples for periodic scoring; they and the few-shot examples are not in ``samples``.
+        identity: hashes by which a checkpoint is known to fit (`train/checkpoint.py`).
+        resume_from: the checkpoint folder to continue from, or None.
+    """
+
+    spec: ModelSpec
+    model_config: LlamaConfig
+    tokenizer: Tokenizer
+    task: Task
+    prompt_spec: PromptSpec
+    prompt: Prompt
+    samples: SampleSet
+    held_out: list[Example]
+    loader: StepLoader
+    total_steps: int
+    device: torch.device
+    identity: dict[str, Any]
+    resume_from: Path | None
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """The label sets by field, stored with checkpoints and exports."""
+        return {field.name: list(field.labels) for field in self.task.fields}
+
+
+def open_run(config: TrainConfig) -> Setup:
+    """Open and check everything that ``config`` names.
+
+    Raises:
+        UserError: one message with every problem found.
+    """
+    problems: list[str] = []
+
+    def attempt(function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except UserError as error:
+            problems.append(str(error))
+            return None
+
+    device = attempt(lambda: _open_device(config))
+    model = attempt(lambda: _open_model(config))
+    task = get_task(config.data.task, config.data.joint_order)
+    examples = attempt(lambda: load_examples(task, "train", config.data.data))
+    attempt(lambda: _check_output(config))
+    if config.log.tensorboard:
+        attempt(check_tensorboard)
+    options.report(problems)
+
+    spec, model_config, tokenizer = model
+    held_out, shots, examples = divide(examples, task, config)
+    template = config.data.template
+    if template == "auto":
+        found = template_for(tokenizer)
+        template = spec.chat_template if found == "plain" else found
+    prompt_spec = PromptSpec(
+        task=task.name,
+        template=template,
+        joint_order=config.data.joint_order,
+        shots=tuple(cut_shots(shots, tokenizer, config.data.shot_tokens)),
+        seed=config.train.seed,
+        shot_tokens=config.data.shot_tokens,
+    )
+    prompt = prompt_spec.build(task)
+    cache_dir = config.data.cache_dir or CACHE_DIR
+    samples = prepare(examples, task, prompt, tokenizer, config.batch.row_length, cache_dir=cache_dir)
+    log.info("training data: %s", samples.describe())
+    _warn_of_length(samples, model_config, config)
+
+    loader = StepLoader(
+        samples,
+        batch_size=config.batch.batch_size,
+        batch_unit=config.batch.batch_unit,
+        row_length=config.batch.row_length,
+        packing=config.batch.packing == "on",
+        share_prefix=config.batch.share_prefix == "on",
+        micro_rows=config.batch.micro_rows,
+        seed=config.train.seed,
+        rank=env_rank(),
+        world_size=env_world_size(),
+    )
+    steps, epochs = config.train.steps, config.train.epochs
+    total_steps = steps if steps is not None else loader.n_steps_for(epochs)
+    if config.optim.warmup_steps >= total_steps:
+        raise UserError(f"warmup_steps = {config.optim.warmup_steps} leaves nothing of the {total_steps} steps.")
+    identity = {
+        "model_config": dataclasses.asdict(model_config),
+        "tokenizer": tokenizer.fingerprint,
+        "training_data": hash_samples(samples),
+    }
+    return Setup(
+        spec=spec,
+        model_config=model_config,
+        tokenizer=tokenizer,
+        task=task,
+        prompt_spec=prompt_spec,
+        prompt=prompt,
+        samples=samples,
+        held_out=held_out,
+        loader=loader,
+        total_steps=total_steps,
+        device=device,
+        identity=identity,
+        resume_from=_find_checkpoint(config, identity) if config.checkpoint.resume else None,
+    )
+
+
+def divide(
+    examples: list[Example], task: Task, config: TrainConfig
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """Divide the training split into held-out examples, few-shot examples and those to train on, by seed."""
+    held_out: list[Example] = []
+    seed = config.train.seed
+    if config.eval.holdout:
+        examples, held_out = holdout(examples, config.eval.holdout, seed)
+    shots = choose_shots(examples, task, config.data.shots, seed) if config.data.shots else []
+    shown = {shot.id for shot in shots}
+    examples = [example for example in examples if example.id not in shown]
+    if config.data.limit is not None and config.data.limit < len(examples):
+        examples = random.Random(seed).sample(sorted(examples, key=lambda e: e.id), config.data.limit)
+    return held_out, shots, examples
+
+
+def hash_samples(samples: SampleSet) -> str:
+    digest = hashlib.sha256(json.dumps(samples.ids).encode())
+    for array in (samples.prefix, samples.tokens, samples.body_end, samples.label_end):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _open_device(config: TrainConfig) -> torch.device:
+    device = pick_device(config.train.device)
+    if config.train.compile == "on" and device.type != "cuda":
+        raise UserError("compile = on needs a CUDA device; there is none, or --device cpu was given.")
+    return device
+
+
+def _open_model(config: TrainConfig) -> tuple[ModelSpec, LlamaConfig, Tokenizer]:
+    spec = get_model_spec(config.model.model)
+    folder = config.model.checkpoint
+    assert folder is not None, "find_problems lets no configuration without a checkpoint through"
+    if config.model.init == "random":
+        tokenizer = load_tokenizer(folder)
+        return spec, dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size), tokenizer
+    check_folder(folder, spec)
+    found = read_config(folder)
+    differing = differences(found, spec.config, ignore=("max_position",))
+    if differing and not config.model.allow_mismatch:
+        raise UserError(
+            f"{folder}/config.json describes another model than the preset {spec.name}: {'; '.join(differing)}. "
+            "Give the --model that fits, or --allow_mismatch to train what the folder holds."
+        )
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > found.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only "
+            f"{found.vocab_size}: files of two different checkpoints?"
+        )
+    return spec, found, tokenizer
+
+
+def _check_output(config: TrainConfig) -> None:
+    """A run folder is new, or holds the run to be resumed; nothing is ever overwritten."""
+    output = config.checkpoint.output
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output = {output}: that is a file. Name a folder.")
+    if config.checkpoint.resume:
+        if not checkpoint.steps_in(output / "checkpoints"):
+            raise UserError(f"--resume: there is no checkpoint in {output / 'checkpoints'}. Check --output.")
+    elif (output / "log.jsonl").exists() or (output / "checkpoints").exists():
+        raise UserError(f"output = {output} holds a run already. Continue it with --resume, or name another --output.")
+    parent = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not (parent.is_dir() and _writable(parent)):
+        raise UserError(f"output = {output}: {parent} is not writable.")
+
+
+def _writable(folder: Path) -> bool:
+    import os
+
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _find_checkpoint(config: TrainConfig, identity: dict[str, Any]) -> Path:
+    checkpoints = config.checkpoint.output / "checkpoints"
+    folder = checkpoint.newest_complete(checkpoints)
+    if folder is None:
+        raise UserError(f"--resume: none of the checkpoints in {checkpoints} is complete. Start anew elsewhere.")
+    checkpoint.check_fits(checkpoint.read_state(folder), options.flatten(config), identity, folder)
+    return folder
+
+
+def _warn_of_length(samples: SampleSet, model_config: LlamaConfig, config: TrainConfig) -> None:
+    limit = model_config.max_position
+    if config.batch.row_length > limit:
+        log.warning(
+            "warning: row_length %d exceeds the %d tokens the model was trained for; %d of %d samples are longer.",
+            config.batch.row_length,
+            limit,
+            samples.count_longer_than(limit),
+            len(samples),
+        )

@@ -1,0 +1,332 @@
+"""The training loop: forward, backward, clip, step; log, score, save; and how a run ends early."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import shutil
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from checkpoints_tools.hf_config import DTYPES, write_json
+from checkpoints_tools.load import load_pretrained
+from data.loader import StepBatch
+from eval.metrics import main_figures, selection_metric
+from eval.score import score_model
+from train import checkpoint, options
+from train.config import TrainConfig
+from train.distributed import World, all_sum
+from train.errors import Interrupted, RunStopped
+from train.loss import batch_loss
+from train.metrics import Plateau, RunLog, Speed, attended_pairs, device_peak, memory_gib, step_flops
+from train.optimizer import build_optimizer, clip_gradients, learning_rate
+from train.parallelize import parallelize, reshard
+from train.setup import CACHE_DIR, Setup
+
+log = logging.getLogger(__name__)
+
+NAMED_SAMPLES = 20  # ids in the message when a run stops; log.jsonl has all of them
+
+
+class Trainer:
+    """One run, on one rank of it. Steps count from 0 in code and from 1 in everything printed and saved."""
+
+    def __init__(self, config: TrainConfig, setup: Setup, world: World) -> None:
+        self.config, self.setup, self.world = config, setup, world
+        self.output = config.checkpoint.output
+        self.checkpoints = self.output / "checkpoints"
+        self.step = 0  # optimizer steps taken
+        self.saved_step: int | None = None
+        self.best: float | None = None
+        self.signum: int | None = None
+        self._build_model()
+        if world.is_main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "config.toml").write_text(options.to_toml(config), encoding="utf-8")
+            setup.prompt_spec.save(self.output / "prompt.json")
+        dist.barrier()
+
+    def _build_model(self) -> None:
+        """The order of `train/parallelize.py`: ... -> load -> optimizer."""
+        config, setup = self.config, self.setup
+        resume = setup.resume_from
+        load = None
+        if resume is not None:
+            load = lambda model: checkpoint.load_model(resume, model)  # noqa: E731
+        elif config.model.init == "pretrained":
+            load = lambda model: load_pretrained(model, config.model.checkpoint, setup.spec)  # noqa: E731
+        self.model = parallelize(
+            lambda: setup.spec.build(setup.model_config),
+            self.world.mesh,
+            self.world.device,
+            precision=config.train.precision,
+            activation_checkpointing=config.train.activation_checkpointing,
+            compile_blocks=config.train.compile == "on",
+            load=load,
+            seed=config.train.seed,
+        )
+        self.optimizer = build_optimizer(
+            self.model,
+            lr=config.optim.lr,
+            betas=(config.optim.beta1, config.optim.beta2),
+            eps=config.optim.eps,
+            weight_decay=config.optim.weight_decay,
+        )
+        if resume is not None:
+            checkpoint.load_optimizer(resume, self.model, self.optimizer)
+            state = checkpoint.read_state(resume)
+            checkpoint.load_rng(resume, state)
+            self.step = self.saved_step = state.step
+            self.best = state.best
+
+    def run(self) -> None:
+        """Train to the last step, save and export.
+
+        Raises:
+            RunStopped: loss or gradients are not finite; no update was made with them.
+            Interrupted: a signal arrived; the step was finished and a checkpoint saved.
+        """
+        config, total = self.config, self.setup.total_steps
+        self._say_what_runs()
+        self.log = RunLog(
+            self.output,
+            active=self.world.is_main,
+            total_steps=total,
+            start_step=self.step,
+            log_every=config.log.log_every,
+            tensorboard=config.log.tensorboard,
+        )
+        if self.step:
+            self.log.event("resume", step=self.step)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        try:
+            if self.world.device.type == "cuda" and self.step < total:
+                self._try_worst_case()
+            self._loop()
+            self._save()
+            if config.checkpoint.export == "on":
+                self._export("export")
+        finally:
+            self.log.close()
+
+    def _loop(self) -> None:
+        config, total = self.config, self.setup.total_steps
+        speed, plateau = Speed(), Plateau(total)
+        start = time.perf_counter()
+        for batch in self.setup.loader.prefetch(self.step, total):
+            record, flops, stop = self.train_step(batch)
+            speed.add(time.perf_counter() - start, batch.n_real_tokens, batch.n_examples, flops)
+            self.log.step(record | self._speed_record(speed))
+            if plateau.add(record["loss"]):
+                log.info(
+                    "note: the training loss has stopped falling: the mean of the last %d steps is less than 1%% below "
+                    "that of the %d before.",
+                    plateau.window,
+                    plateau.window,
+                )
+                self.log.event("plateau", step=self.step)
+            if config.eval.eval_every and (self.step % config.eval.eval_every == 0 or self.step == total):
+                self._score()
+            if config.checkpoint.save_every and self.step % config.checkpoint.save_every == 0:
+                self._save()
+            if stop and self.step < total:
+                self._interrupt()
+            start = time.perf_counter()
+
+    def train_step(self, batch: StepBatch) -> tuple[dict[str, Any], float, bool]:
+        """Take one optimizer step.
+
+        Returns:
+            What to log of it; the floating-point operations it needed; whether any rank got a signal to stop.
+        """
+        optim, model_config = self.config.optim, self.setup.model_config
+        lr = learning_rate(self.step, self.setup.total_steps, optim.lr, optim.schedule, optim.warmup_steps)
+        loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        pairs = 0
+        for micro_batch in batch.batches:
+            if not micro_batch.dummy:
+                pairs += attended_pairs(micro_batch)
+            part = batch_loss(self.model, micro_batch.to(self.world.device), batch.n_label_tokens)
+            part.backward()
+            loss += part.detach()
+        norm = clip_gradients(self.model, optim.clip).item()
+        total_loss, n_signals, n_pairs = all_sum(
+            [loss.item(), float(self.signum is not None), pairs], self.world.device
+        )
+        if not (math.isfinite(total_loss) and math.isfinite(norm)):
+            self._stop(batch, total_loss, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        record = {
+            "step": self.step,
+            "epoch": round(batch.epoch, 4),
+            "loss": total_loss,
+            "lr": lr,
+            "grad_norm": norm,
+            "examples": batch.n_examples,
+            "label_tokens": batch.n_label_tokens,
+            "real_tokens": batch.n_real_tokens,
+            "computed_tokens": batch.n_tokens,
+        }
+        flops = step_flops(model_config, batch.n_real_tokens, batch.n_label_tokens, int(n_pairs))
+        return record, flops, n_signals > 0
+
+    def _speed_record(self, speed: Speed) -> dict[str, float | None]:
+        tokens, examples, flops, seconds = speed.rates()
+        device, mfu = self.world.device, None
+        if device.type == "cuda" and self.config.train.precision == "bf16":
+            peak = device_peak(torch.cuda.get_device_name(device))
+            mfu = flops / (peak * self.world.size) if peak else None
+        return {
+            "tokens_per_second": tokens,
+            "examples_per_second": examples,
+            "mfu": mfu,
+            "memory_gib": memory_gib(device),
+            "seconds_left": (self.setup.total_steps - self.step) * seconds,
+        }
+
+    def _try_worst_case(self) -> None:
+        """One pass over the longest row there can be, thrown away: what does not fit fails now and not in an hour."""
+        batch = self.setup.loader.worst_case()
+        try:
+            for micro_batch in batch.batches:
+                batch_loss(self.model, micro_batch.to(self.world.device), batch.n_label_tokens).backward()
+        except torch.OutOfMemoryError as error:
+            raise RunStopped(
+                f"out of GPU memory in a trial step of the longest row ({self.config.batch.row_length} tokens at "
+                f"most): {error}\nTry --activation_checkpointing full, a smaller --row_length, or more GPUs."
+            ) from None
+        self.optimizer.zero_grad()
+
+    def _stop(self, batch: StepBatch, loss: float, norm: float) -> None:
+        newest = checkpoint.steps_in(self.checkpoints)
+        kept = f"The last checkpoint is {newest[-1]}." if newest else "No checkpoint had been saved yet."
+        self.log.event("stopped", step=self.step + 1, loss=str(loss), grad_norm=str(norm), samples=batch.sample_ids)
+        ids = batch.sample_ids[:NAMED_SAMPLES]
+        more = (
+            f" and {len(batch.sample_ids) - len(ids)} more (in log.jsonl)" if len(batch.sample_ids) > len(ids) else ""
+        )
+        raise RunStopped(
+            f"step {self.step + 1}: the loss is {loss} and the gradient norm {norm}. No update was made. {kept}\n"
+            f"The step's samples: {', '.join(ids)}{more}.\n"
+            "Usual causes: a learning rate that is too high, damaged weights, or a bad sample."
+        )
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        # torchrun passes on the signal that the terminal has sent already: later ones change nothing.
+        if self.signum is None and self.world.is_main:
+            print(f"\n{signal.Signals(signum).name}: finishing this step, then saving.", flush=True)
+        self.signum = self.signum or signum
+
+    def _interrupt(self) -> None:
+        self._save()
+        again = [*sys.argv, *([] if self.config.checkpoint.resume else ["--resume"])]
+        self.log.event("interrupted", step=self.step)
+        signum = self.signum or signal.SIGTERM
+        raise Interrupted(
+            f"interrupted: stopped after step {self.step} of {self.setup.total_steps}, saved to "
+            f"{checkpoint.step_folder(self.checkpoints, self.step)}. To continue, started as before:\n"
+            f"  {shlex.join(again)}",
+            signum,
+        )
+
+    def _save(self) -> None:
+        if self.saved_step == self.step:
+            return
+        state = checkpoint.RunState(
+            step=self.step,
+            config=options.flatten(self.config),
+            identity=self.setup.identity,
+            labels=self.setup.labels,
+            best=self.best,
+            world_size=self.world.size,
+        )
+        start = time.perf_counter()
+        folder = checkpoint.save(
+            self.checkpoints, self.model, self.optimizer, state, self.setup.prompt_spec, self.config.checkpoint.keep
+        )
+        self.saved_step = self.step
+        log.info("saved %s (%.1f s)", folder, time.perf_counter() - start)
+
+    def _score(self) -> None:
+        """Score the held-out examples by what the model writes; export it to ``best/`` when it is the best so far."""
+        config, setup = self.config, self.setup
+        result = score_model(
+            self.model,
+            setup.tokenizer,
+            setup.task,
+            setup.prompt,
+            setup.held_out,
+            max_length=config.batch.row_length,
+            device=self.world.device,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            sharded=True,
+            max_new_tokens=config.eval.max_new_tokens,
+            cache_dir=config.data.cache_dir or CACHE_DIR,
+        )
+        reshard(self.model)
+        figures = main_figures(setup.task, result.metrics)
+        score = selection_metric(setup.task, result.metrics)
+        self.log.event("score", step=self.step, score=score, **figures)
+        is_best = self.best is None or score > self.best
+        listed = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        log.info("held-out, step %d: %s%s", self.step, listed, " (best so far)" if is_best else "")
+        if is_best:
+            self.best = score
+            self._export("best", {"step": self.step, "score": score, **figures})
+
+    def _export(self, name: str, about: dict[str, Any] | None = None) -> None:
+        """Write the model as a Hugging Face folder ``<output>/<name>``, in place of one that an earlier step wrote."""
+        from checkpoints_tools.export import export_hf
+
+        config, setup, folder = self.config, self.setup, self.output / name
+        new = self.output / f".{name}.new"
+        if self.world.is_main:
+            shutil.rmtree(new, ignore_errors=True)
+        dist.barrier()
+        export_hf(
+            self.model,
+            setup.model_config,
+            setup.tokenizer,
+            new,
+            DTYPES[config.checkpoint.export_dtype],
+            setup.prompt_spec,
+        )
+        if self.world.is_main:
+            write_json(new / "labels.json", setup.labels)
+            if about is not None:
+                write_json(new / "best.json", about)
+            shutil.rmtree(folder, ignore_errors=True)
+            new.rename(folder)
+            log.info("exported %s", folder)
+        dist.barrier()
+
+    def _say_what_runs(self) -> None:
+        config, setup = self.config, self.setup
+        log.info("%s", options.to_toml(config).rstrip())
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        log.info(
+            "%s, %s parameters, on %d x %s; %d steps of %d %s, %.2f epochs",
+            setup.spec.name,
+            f"{n_parameters:,}",
+            self.world.size,
+            self.world.device.type,
+            setup.total_steps,
+            config.batch.batch_size,
+            config.batch.batch_unit,
+            setup.total_steps * config.batch.batch_size / setup.loader.units_per_epoch,
+        )
+        if self.step:
+            log.info("resuming after step %d from %s", self.step, setup.resume_from)
