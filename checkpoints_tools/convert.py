@@ -24,6 +24,7 @@ from checkpoints_tools.gguf_file import is_gguf, open_gguf
 from checkpoints_tools.hf_config import DTYPES, write_config
 from checkpoints_tools.key_maps import to_hf
 from checkpoints_tools.load import open_hf
+from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.source import Source, check_source, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, staged_folder
@@ -67,7 +68,7 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
     if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
         return open_hf(path)
     if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
-        raise NotImplementedError
+        return open_meta(path)
     found = sorted(file for file in path.rglob("*.gguf") if file.is_file())
     if len(found) == 1:
         return open_gguf(found[0], own_tokenizer)

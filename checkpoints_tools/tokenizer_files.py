@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from checkpoints_tools.hf_config import write_json
 from data.errors import UserError
+from data.tokenizer import LLAMA3_SPLIT
 
 # Any one of these is a tokenizer.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -26,12 +27,6 @@ COMPANIONS = (
     "labels.json",
 )
 
-# Llama 3's rule for cutting text (tiktoken's cl100k pattern).
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
 
 def _gpt2() -> list[pre_tokenizers.PreTokenizer]:
     return [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
@@ -42,7 +37,7 @@ def _single_digits() -> list[pre_tokenizers.PreTokenizer]:
 
 
 def _llama3() -> list[pre_tokenizers.PreTokenizer]:
-    split = pre_tokenizers.Split(Regex(LLAMA3_PATTERN), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
     return [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
 
 
@@ -71,9 +66,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
         return
     if not any((source / name).is_file() for name in TOKENIZERS):
-        raise UserError(
-            f"{source} has no tokenizer ({' or '.join(TOKENIZERS)}); name one that has with --tokenizer"
-        )
+        raise UserError(f"{source} has no tokenizer ({' or '.join(TOKENIZERS)}); name one that has with --tokenizer")
     for name in TOKENIZERS + COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

@@ -1,0 +1,117 @@
+"""Show what a checkpoint holds: format, config, tensors, sizes. Reads metadata only, however large the checkpoint.
+
+    python -m checkpoints_tools.inspect PATH [--all]
+
+PATH is anything `checkpoints_tools.convert` takes, or a training checkpoint of ours (``RUN/checkpoints/step_000123``).
+Without ``--all`` the layers that equal layer 0 are counted, not listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from checkpoints_tools.convert import open_source
+from checkpoints_tools.source import TensorInfo, compare_tensors, expected_shapes
+from data.errors import UserError
+
+
+@dataclass
+class InspectArgs:
+    """Show a checkpoint's format, config and tensors."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """Checkpoint file or folder."""
+    all: bool = False
+    """List the tensors of every layer."""
+
+
+def read_run_checkpoint(folder: Path) -> dict[str, TensorInfo]:
+    """Tensors of a training checkpoint (torch.distributed.checkpoint): parameters and optimizer states."""
+    try:
+        entries = FileSystemReader(folder).read_metadata().state_dict_metadata
+    except Exception as error:  # a pickle: anything can be wrong with it
+        raise UserError(f"{folder / '.metadata'} cannot be read ({error!r}): not a whole training checkpoint") from None
+    return {
+        name: TensorInfo(tuple(entry.size), str(entry.properties.dtype).removeprefix("torch."))
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def tensor_table(tensors: dict[str, TensorInfo], every_layer: bool) -> Table:
+    """Name, shape, dtype and size of each tensor; layers above 0 only when asked for or when they differ from 0."""
+    table = Table("tensor", "shape", "dtype", "numbers")
+    repeats: dict[str, int] = {}
+    for name, info in tensors.items():
+        first = re.sub(r"\blayers\.\d+\.", "layers.0.", name)
+        if first != name and tensors.get(first) == info:
+            repeats[first] = repeats.get(first, 0) + 1
+    for name, info in sorted(tensors.items(), key=lambda item: _by_number(item[0])):
+        first = re.sub(r"\blayers\.\d+\.", "layers.0.", name)
+        if first != name and tensors.get(first) == info and not every_layer:
+            continue
+        times = f" (x {repeats[name] + 1} layers)" if name in repeats and not every_layer else ""
+        table.add_row(name + times, str(list(info.shape)), info.dtype, f"{math.prod(info.shape):,}")
+    return table
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A sorting key that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def inspect(path: Path, every_layer: bool = False, console: Console | None = None) -> None:
+    """Print a checkpoint's description.
+
+    Raises:
+        UserError: nothing there that we recognize.
+    """
+    console = console or Console()
+    if (path / ".metadata").is_file():
+        tensors = read_run_checkpoint(path)
+        console.print(f"[bold]training checkpoint[/bold] {path}", highlight=False)
+        console.print(tensor_table(tensors, every_layer))
+        return
+    source = open_source(path)
+    console.print(f"[bold]{source.format}[/bold] {source.path}", highlight=False)
+    config = Table("config", "value", title="in our names")
+    for field in dataclasses.fields(source.config):
+        config.add_row(field.name, str(getattr(source.config, field.name)))
+    for name, value in source.token_ids.items():
+        config.add_row(name, str(value))
+    console.print(config)
+    console.print(tensor_table(source.tensors, every_layer))
+    count = sum(math.prod(shape) for shape in expected_shapes(source.config).values())
+    console.print(f"{count:,} parameters; unpacked as {str(source.dtype).removeprefix('torch.')}", highlight=False)
+    shapes = {name: info.shape for name, info in source.tensors.items()}
+    problems = compare_tensors(shapes, expected_shapes(source.config), source.config.tie_embeddings)
+    for problem in problems:
+        console.print(f"[red]{problem}[/red]", highlight=False)
+    if not problems:
+        console.print("every tensor fits the config")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = tyro.cli(InspectArgs, args=argv, prog="python -m checkpoints_tools.inspect", use_underscores=True)
+    try:
+        inspect(args.path, args.all)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The ``tokenizer.model`` of Meta's downloads, copied, with the ``tokenizer.json`` that transformers and vLLM read.
+
+Llama 2's is a SentencePiece model, Llama 3's is tiktoken's text file of ranks. Both say which joins are *better* (a
+score, a rank) where a ``tokenizer.json`` lists the joins in order. So every way to cut a token into two tokens
+becomes one entry of that list, in order of the token's score or rank: the algorithm is then the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+from checkpoints_tools.tokenizer_files import byte_level_tokenizer, write_tokenizer_files
+from data.errors import UserError
+from data.tokenizer import LLAMA3_SPECIAL, N_LLAMA3_SPECIAL
+
+Piece = TypeVar("Piece", str, bytes)
+
+
+def write_meta_tokenizer(source: Path, folder: Path, max_length: int) -> None:
+    """Copy ``tokenizer.model`` and write ``tokenizer.json`` and ``tokenizer_config.json`` beside it.
+
+    Raises:
+        UserError: no ``tokenizer.model`` in ``source`` or the folder above it, where Llama 2's download puts it.
+    """
+    found = [place / "tokenizer.model" for place in (source, source.parent) if (place / "tokenizer.model").is_file()]
+    if not found:
+        raise UserError(f"no tokenizer.model in {source} or the folder above; name the one to use with --tokenizer")
+    shutil.copyfile(found[0], folder / "tokenizer.model")
+    ranks = read_ranks(found[0])
+    if ranks is None:
+        named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        tokenizer = sentencepiece_tokenizer(found[0])
+    else:
+        named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+        tokenizer = llama3_tokenizer(ranks)
+    write_tokenizer_files(folder, tokenizer, named, max_length, chat_template=None)
+
+
+def read_ranks(path: Path) -> dict[bytes, int] | None:
+    """Read a tiktoken rank file, a line per token: its bytes in base64, its rank. None: the file is something else."""
+    try:
+        pairs = (line.split() for line in path.read_bytes().splitlines() if line)
+        return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    except ValueError:
+        return None
+
+
+def all_merges(pieces: Iterable[Piece], known: dict[Piece, int], order: Callable[[Any], Any]) -> list[tuple]:
+    """Every cut of every piece into two known pieces; pieces in the order given, cuts of one piece sorted by ``order``."""
+    merges = []
+    for piece in pieces:
+        cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        merges += sorted((cut for cut in cuts if cut[0] in known and cut[1] in known), key=order)
+    return merges
+
+
+def llama3_tokenizer(ranks: dict[bytes, int]) -> Tokenizer:
+    """Llama 3's tokenizer from its rank file."""
+    letters = byte_alphabet()
+    spell = {token: "".join(letters[b] for b in token) for token in ranks}
+    merges = all_merges(sorted(ranks, key=ranks.__getitem__), ranks, lambda cut: (ranks[cut[0]], ranks[cut[1]]))
+    special = llama3_special_tokens()
+    vocab = {spell[token]: rank for token, rank in ranks.items()}
+    vocab |= {name: len(ranks) + i for i, name in enumerate(special)}
+    return byte_level_tokenizer(
+        vocab,
+        [(spell[a], spell[b]) for a, b in merges],
+        "llama-bpe",
+        [AddedToken(name, special=True, normalized=False) for name in special],
+        bos=special[0],
+    )
+
+
+def llama3_special_tokens() -> list[str]:
+    """Llama 3's special tokens in the order of their ids, which follow the last rank (Meta's tokenizer.py)."""
+    reserved = iter(f"<|reserved_special_token_{i}|>" for i in range(N_LLAMA3_SPECIAL))
+    return [LLAMA3_SPECIAL[i] if i in LLAMA3_SPECIAL else next(reserved) for i in range(N_LLAMA3_SPECIAL)]
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's printable letter for each byte: itself where printable in Latin-1, else the next one from U+0100."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+def sentencepiece_tokenizer(path: Path) -> Tokenizer:
+    """Llama 2's tokenizer: SentencePiece BPE with bytes as the last resort and a space put before the text."""
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{path} is neither a rank file nor a SentencePiece model ({error})") from None
+    pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    control = [i for i in range(len(pieces)) if model.is_control(i) or model.is_unknown(i)]
+    ordinary = [i for i in range(len(pieces)) if i not in control and not model.is_byte(i)]
+    # Runs of spaces share one score, the lowest; among these the longer run is joined first.
+    ordinary.sort(key=lambda i: (-model.get_score(i), -len(pieces[i]), i))
+    merges = all_merges((pieces[i] for i in ordinary), vocab, lambda cut: (-len(cut[0]), vocab[cut[0]]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab, merges, unk_token=pieces[model.unk_id()], fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bos = pieces[model.bos_id()]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, model.bos_id())]
+    )
+    tokenizer.add_special_tokens([AddedToken(pieces[i], special=True, normalized=False) for i in control])
+    return tokenizer
