@@ -1,0 +1,113 @@
+"""Score a model on a task by what it emits: `python eval.py --help`, or under torchrun on several ranks.
+
+python eval.py --model smollm2_135m --checkpoint checkpoints/smollm2_135m --task massive_joint --data sample
+python eval.py --model smollm2_135m --checkpoint runs/demo/export --data sample
+python eval.py --combine runs/intent runs/slots --output runs/dual
+python eval.py --compare runs/before runs/after
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from eval.combine import combine
+from eval.config import EvalConfig, load_config
+from eval.plan import EvalPlan, build_model, make_plan, pick_precision, prompt_record
+from eval.progress import Progress
+from eval.report import compare, console, details_table
+from eval.results import Results, field_kinds, versions, write_run
+from eval.score import ScoreResult, score_model
+from train.distributed import pick_device, run_guarded, set_up_logging, start
+from train.setup import CACHE_DIR
+
+log = logging.getLogger("eval")
+
+
+def main() -> None:
+    set_up_logging()
+    options = load_config(sys.argv[1:])
+    if options.compare:
+        if not compare(options.compare, options.winner, options.markdown):
+            sys.exit(1)
+    elif options.combine:
+        output = options.output or Path("runs/eval") / "+".join(folder.name for folder in options.combine)
+        results = combine(*options.combine, output, options.name)
+        console().print(details_table(results))
+        log.info("written to %s", output)
+    else:
+        score(options)
+
+
+def score(options: EvalConfig) -> None:
+    device = pick_device(options.device)
+    plan = make_plan(options)
+    world = start(device)
+    precision = pick_precision(options.precision, device)
+    log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", plan.weights.path, plan.task.name,
+             options.split, len(plan.examples), precision, world.size, device.type)  # fmt: skip
+    log.info("prompt: %s template, %d shots, %s", plan.prompt.template, len(plan.prompt.shots),
+             "as stored with the checkpoint" if plan.fine_tuned else "built from the options")  # fmt: skip
+    model = build_model(plan, precision, device)
+    with Progress(len(plan.examples), world.size, show=world.is_main) as progress:
+        result = score_model(
+            model,
+            plan.tokenizer,
+            plan.task,
+            plan.prompt.build(plan.task),
+            plan.examples,
+            max_length=plan.row_length,
+            device=device,
+            rank=world.rank,
+            world_size=world.size,
+            max_new_tokens=options.max_new_tokens,
+            max_batch_tokens=options.batch_tokens,
+            cache_dir=options.cache_dir or CACHE_DIR,
+            progress=progress.advance,
+        )
+    if world.is_main:
+        results = describe(options, plan, result, precision, world.size, device)
+        write_run(plan.output, results, result.predictions)
+        console().print(details_table(results))
+        log.info("written to %s", plan.output)
+
+
+def describe(
+    options: EvalConfig, plan: EvalPlan, result: ScoreResult, precision: str, n_ranks: int, device: torch.device
+) -> Results:
+    """Everything that belongs into ``results.json``."""
+    data = Path(options.data).name if options.data else plan.task.dataset
+    return Results(
+        system=plan.name,
+        task=plan.task.name,
+        fields=field_kinds(plan.task),
+        data=data,
+        split=options.split,
+        metrics=result.metrics,
+        model=plan.spec.name,
+        checkpoint=plan.weights.name,
+        shots=len(plan.prompt.shots),
+        prompt=prompt_record(plan.prompt),
+        counts=result.counts,
+        cost=result.cost,
+        settings={
+            "fine_tuned": plan.fine_tuned,
+            "precision": precision,
+            "row_length": plan.row_length,
+            "max_new_tokens": options.max_new_tokens,
+            "batch_tokens": options.batch_tokens,
+            "limit": options.limit,
+            "seed": options.seed,
+            "ranks": n_ranks,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+        },
+        versions=versions(),
+    )
+
+
+if __name__ == "__main__":
+    run_guarded(main)

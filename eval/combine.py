@@ -1,0 +1,117 @@
+"""The paper's "dual" set-up: two single-task runs over the same examples, joined and scored as one joint run.
+
+The joint figures then stand beside those of a consolidated model that answers both questions in one call:
+each field, exact match, and the cost of two calls against one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import UserError
+from eval.metrics import compute_metrics
+from eval.results import Prediction, Results, read_predictions, read_results, stored_task, versions, write_run
+
+SHOWN = 5  # ids named in an error message
+
+
+def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Prediction]]:
+    """Join two runs' predictions by example id.
+
+    Seconds and tokens are the sums over the two calls, per example too.
+
+    Raises:
+        UserError: the runs share a field, were not made on the same examples, or disagree about a gold label.
+    """
+    a, b = read_results(folder_a), read_results(folder_b)
+    shared = a.fields.keys() & b.fields.keys()
+    if shared:
+        raise UserError(
+            f"both runs answer {', '.join(sorted(shared))} ({folder_a}: {a.task}, {folder_b}: {b.task}). "
+            "--combine joins two single-task runs of different tasks; to compare runs of one task use --compare."
+        )
+    pairs = _pair(read_predictions(folder_a), read_predictions(folder_b), folder_a, folder_b)
+    predictions = [_join(p, q) for p, q in pairs]
+    results = Results(
+        system=f"{a.system} + {b.system}",
+        task=f"{a.task}+{b.task}",
+        fields={**a.fields, **b.fields},
+        data=_both(a.data, b.data),
+        split=_both(a.split, b.split),
+        metrics={},
+        model=_both(a.model, b.model),
+        checkpoint=" + ".join(filter(None, (a.checkpoint, b.checkpoint))),
+        shots=a.shots,
+        counts={
+            "truncated": sum(p.truncated for p in predictions),
+            "not_stopped": sum(not p.stopped for p in predictions),
+        },
+        cost={name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost},
+        settings={"combined": [_origin(a), _origin(b)]},
+        versions=versions(),
+    )
+    if a.shots != b.shots:
+        raise UserError(f"{folder_a} was scored with {a.shots} shots, {folder_b} with {b.shots}: not one set-up.")
+    results.metrics = compute_metrics(stored_task(results), [p.example for p in predictions], predictions)
+    return results, predictions
+
+
+def combine(folder_a: Path, folder_b: Path, output: Path, name: str | None = None) -> Results:
+    """Join two runs and write the joint run, which tables call ``name``, to ``output`` in the same format."""
+    results, predictions = combine_runs(folder_a, folder_b)
+    results.system = name or results.system
+    write_run(output, results, predictions)
+    return results
+
+
+def _pair(
+    a: Sequence[Prediction], b: Sequence[Prediction], folder_a: Path, folder_b: Path
+) -> list[tuple[Prediction, Prediction]]:
+    by_id = {}
+    for folder, predictions in ((folder_a, a), (folder_b, b)):
+        ids = [p.id for p in predictions]
+        if len(set(ids)) < len(ids):
+            twice = [i for i, n in Counter(ids).items() if n > 1]
+            raise UserError(f"{folder}: examples scored twice: {_some(twice)}. Score again.")
+        by_id[folder] = {p.id: p for p in predictions}
+    only_a = [p.id for p in a if p.id not in by_id[folder_b]]
+    only_b = [p.id for p in b if p.id not in by_id[folder_a]]
+    if only_a or only_b:
+        raise UserError(
+            f"the runs were not made on the same examples: {len(only_a)} only in {folder_a} ({_some(only_a)}), "
+            f"{len(only_b)} only in {folder_b} ({_some(only_b)}). "
+            "Score both with the same --data, --split and --limit."
+        )
+    return [(p, by_id[folder_b][p.id]) for p in a]
+
+
+def _join(p: Prediction, q: Prediction) -> Prediction:
+    for name in p.gold.keys() & q.gold.keys():
+        if p.gold[name] != q.gold[name]:
+            raise UserError(f"example {p.id}: the runs disagree about its gold {name}. Score both on the same data.")
+    return Prediction(
+        id=p.id,
+        gold={**p.gold, **q.gold},
+        gold_bio={**p.gold_bio, **q.gold_bio},
+        raw=f"{p.raw}\n{q.raw}",
+        parsed={**p.parsed, **q.parsed},
+        unparsed=(*p.unparsed, *q.unparsed),
+        truncated=p.truncated or q.truncated,
+        stopped=p.stopped and q.stopped,
+        n_prompt_tokens=p.n_prompt_tokens + q.n_prompt_tokens,
+        n_new_tokens=p.n_new_tokens + q.n_new_tokens,
+    )
+
+
+def _origin(results: Results) -> dict[str, str]:
+    return {"system": results.system, "task": results.task, "checkpoint": results.checkpoint}
+
+
+def _both(a: str, b: str) -> str:
+    return a if a == b else f"{a} + {b}"
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "") if ids else "none"

@@ -1,0 +1,124 @@
+"""The options of ``eval.py`` and every check that needs neither data nor weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from data.errors import UserError
+from data.fewshot import SHOT_TOKENS
+from data.tasks import get_task
+from model import MODELS, get_model_spec
+from train.options import report
+
+DESCRIPTION = """Score a model on a task by what it emits, fine-tuned or not. Run alone or under torchrun.
+
+With --combine or --compare, join or compare runs that were scored before; nothing is loaded then."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    model: str = ""
+    """Which model: a preset's name (see model/__init__.py)."""
+    checkpoint: Path | None = None
+    """Hugging Face folder, export of a run, or a run's checkpoints/step_N folder."""
+    task: str = ""
+    """Which task (a name or a TOML file); default: the one the checkpoint was fine-tuned on."""
+    shots: int | None = None
+    """Few-shot examples in the prompt; default: as in fine-tuning, or 0."""
+    data: str | None = None
+    """Where the data set lies: a path, or 'sample' for the embedded one; default: where data.download puts it."""
+    split: Literal["train", "dev", "test"] = "test"
+    """Which examples are scored."""
+    limit: int | None = None
+    """Score only this many examples, drawn by seed."""
+    joint_order: Literal["listing", "section"] | None = None
+    """Order of a joint task's answers; default: as in fine-tuning, or the paper's listings."""
+    template: str = "auto"
+    """Chat template of a prompt that is not stored (see data/prompts.py); auto: the one the checkpoint came with."""
+    shot_tokens: int = SHOT_TOKENS
+    """Each few-shot document is cut to this many tokens."""
+    seed: int = 0
+    """Seed of the choice of few-shot examples and of --limit."""
+    new_prompt: bool = False
+    """Build the prompt from these options although the checkpoint brings the one it was fine-tuned with."""
+    row_length: int | None = None
+    """Longest input in tokens, prompt and answer together; default: the recipe's for the model's size."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens; default: per example, what its longest valid answer needs."""
+    batch_tokens: int = 4096
+    """Most tokens in one decoding batch; 1 decodes one example at a time, so that seconds are a call's latency."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of weights and compute; auto: bf16 on CUDA, fp32 on CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA when there is any."""
+    allow_mismatch: bool = False
+    """Take the checkpoint's own config.json even where it differs from the preset."""
+    output: Path | None = None
+    """Where results.json and predictions.jsonl go; default: runs/eval/<checkpoint>-<task>-<shots>shot."""
+    name: str | None = None
+    """What tables call this run; default: checkpoint and shots."""
+    cache_dir: Path | None = None
+    """Where tokenized data is cached by content; default: .cache/prepared beside the code."""
+    combine: tuple[Path, Path] | None = None
+    """Join two single-task runs (output folders) by example id into joint figures: the paper's dual set-up."""
+    compare: tuple[Path, ...] = ()
+    """Print several runs (output folders) in one table."""
+    winner: Path | None = None
+    """With --compare: exit with status 1 unless this run beats all others in every main figure."""
+    markdown: Path | None = None
+    """With --compare: write the table to this Markdown file too."""
+
+
+def load_config(argv: Sequence[str]) -> EvalConfig:
+    """Parse the command line.
+
+    Raises:
+        UserError: every contradiction and unknown name, in one message. (Unknown options are tyro's to report.)
+    """
+    config = tyro.cli(EvalConfig, args=list(argv), prog="eval.py", description=DESCRIPTION, use_underscores=True)
+    report(find_problems(config))
+    return config
+
+
+def find_problems(config: EvalConfig) -> list[str]:
+    """Everything wrong with the options that shows without opening data or weights."""
+    modes = [flag for flag, given in (("--combine", config.combine), ("--compare", config.compare)) if given]
+    if config.compare and not config.combine:
+        return _only(config, modes[0], {"compare", "winner", "markdown"})
+    if config.combine:
+        return _only(config, modes[0], {"combine", "output", "name"})
+    problems = [f"--{name} is for --compare." for name in ("winner", "markdown") if getattr(config, name) is not None]
+    if not config.model:
+        problems.append(f"no --model given. Known: {', '.join(MODELS)}.")
+    else:
+        problems += _complaint(lambda: get_model_spec(config.model))
+    if config.checkpoint is None:
+        problems.append("no --checkpoint given: the folder with the weights to score.")
+    if config.task:
+        problems += _complaint(lambda: get_task(config.task, config.joint_order or "listing"))
+    least = {"shots": 0, "limit": 1, "shot_tokens": 1, "seed": 0, "row_length": 16, "max_new_tokens": 1}
+    for name, bound in {**least, "batch_tokens": 1}.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            problems.append(f"{name} = {value}: must be at least {bound}.")
+    return problems
+
+
+def _complaint(check) -> list[str]:
+    try:
+        check()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _only(config: EvalConfig, mode: str, allowed: set[str]) -> list[str]:
+    """--combine and --compare read finished runs: any option about scoring beside them is a misunderstanding."""
+    default = EvalConfig()
+    others = [n for n in vars(default) if n not in allowed and getattr(config, n) != getattr(default, n)]
+    return [f"{mode} reads finished runs; it takes no --{name}." for name in others]

@@ -1,0 +1,263 @@
+"""From options to what is to be scored: task, prompt, examples and model; everything is checked before weights load.
+
+A checkpoint that was fine-tuned here brings ``prompt.json``: task, template and few-shot examples. It is scored with
+exactly that prompt, and options that contradict it are errors. Any other checkpoint gets the prompt that fine-tuning
+would have given it, so that "before" and "after" differ in the weights alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from checkpoints_tools.hf_config import differences, read_config
+from checkpoints_tools.load import check_folder, load_pretrained
+from data.errors import UserError
+from data.example import Example
+from data.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
+from data.prompts import template_for
+from data.source import load_examples
+from data.tasks import TASKS, Task, get_task
+from data.tokenizer import Tokenizer, load_tokenizer
+from eval.config import EvalConfig
+from model import ModelSpec, get_model_spec
+from model.llama import LlamaConfig, RopeScaling
+from train.checkpoint import RUN_FILE, load_model, newest_complete, read_state
+from train.config import RECIPES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights come from.
+
+    Attributes:
+        path: what holds them: a Hugging Face folder, or a training checkpoint.
+        base: the Hugging Face folder with the tokenizer; for a training checkpoint, the one its run started from.
+        is_training: ``path`` is a training checkpoint.
+    """
+
+    path: Path
+    base: Path
+    is_training: bool
+
+    @property
+    def name(self) -> str:
+        """What tells this folder from its like: a run's export is called after the run."""
+        parts = [part for part in self.path.resolve().parts if part not in ("checkpoints", "runs")]
+        generic = self.is_training or parts[-1] in ("export", "best")
+        return "-".join(parts[-2:]) if generic else parts[-1]
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """What a run of ``eval.py`` will do, all names resolved."""
+
+    spec: ModelSpec
+    config: LlamaConfig
+    weights: Weights
+    tokenizer: Tokenizer
+    task: Task
+    prompt: PromptSpec
+    fine_tuned: bool
+    examples: list[Example]
+    row_length: int
+    name: str
+    output: Path
+
+
+def make_plan(options: EvalConfig) -> EvalPlan:
+    """Resolve the options; loads data and tokenizer, no weights.
+
+    Raises:
+        UserError: a missing or damaged checkpoint, one that is not the model's, options that contradict the stored
+            prompt, missing or broken data.
+    """
+    assert options.checkpoint is not None
+    spec = get_model_spec(options.model)
+    weights = find_weights(options.checkpoint, spec)
+    config = _model_config(weights)
+    _check_shape(config, spec, weights.path, options.allow_mismatch)
+    tokenizer = load_tokenizer(weights.base)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{weights.base}: its tokenizer knows {tokenizer.vocab_size:,} tokens, its model {config.vocab_size:,}. "
+            "They do not belong together."
+        )
+    stored = stored_prompt(weights.path, options)
+    task, prompt = (stored_task(options, stored), stored) if stored else new_prompt(options, spec, tokenizer)
+    examples = load_examples(task, options.split, options.data)
+    examples = _without_shots(examples, prompt)
+    if options.limit is not None and options.limit < len(examples):
+        chosen = random.Random(options.seed).sample(range(len(examples)), options.limit)
+        examples = [examples[i] for i in sorted(chosen)]
+    if not examples:
+        raise UserError(f"no {options.split} examples of {task.dataset} to score.")
+    shots = len(prompt.shots)
+    return EvalPlan(
+        spec=spec,
+        config=config,
+        weights=weights,
+        tokenizer=tokenizer,
+        task=task,
+        prompt=prompt,
+        fine_tuned=stored is not None,
+        examples=examples,
+        row_length=options.row_length or RECIPES[spec.recipe]["row_length"],
+        name=options.name or f"{weights.name}, {shots}-shot",
+        output=options.output or Path("runs/eval") / f"{weights.name}-{task.name}-{shots}shot",
+    )
+
+
+def find_weights(folder: Path, spec: ModelSpec) -> Weights:
+    """Recognize what kind of checkpoint a folder is, and check that it is whole.
+
+    Raises:
+        UserError: it is none; a run folder is told which of its checkpoints can be scored.
+    """
+    if (folder / RUN_FILE).is_file():
+        if newest_complete(folder.parent) is None:
+            raise UserError(f"training checkpoint {folder} is incomplete. Score another step, or the export.")
+        base = Path(read_state(folder).config["checkpoint"])
+        if not base.is_dir():
+            raise UserError(
+                f"training checkpoint {folder} holds weights only; its tokenizer is that of {base}, which its run "
+                "started from and which is not there. Put it back, or score the run's export."
+            )
+        return Weights(folder, base, is_training=True)
+    if not (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
+        inside = [
+            p for p in (folder / "export", folder / "best", *sorted(folder.glob("checkpoints/step_*"))) if p.is_dir()
+        ]
+        listed = ", ".join(map(str, inside)) or "none yet"
+        raise UserError(f"'{folder}' is a run folder. Give --checkpoint one of its checkpoints: {listed}.")
+    check_folder(folder, spec)
+    return Weights(folder, folder, is_training=False)
+
+
+def _model_config(weights: Weights) -> LlamaConfig:
+    if not weights.is_training:
+        return read_config(weights.base)
+    numbers = dict(read_state(weights.path).identity["model_config"])
+    if numbers["rope_scaling"] is not None:
+        numbers["rope_scaling"] = RopeScaling(**numbers["rope_scaling"])
+    return LlamaConfig(**numbers)
+
+
+def _check_shape(config: LlamaConfig, spec: ModelSpec, folder: Path, allowed: bool) -> None:
+    # Debug models take the vocabulary of whatever tokenizer they are trained with.
+    ignore = ("max_position", "vocab_size") if spec.recipe == "debug" else ("max_position",)
+    found = differences(config, spec.config, ignore=ignore)
+    if found and not allowed:
+        raise UserError(
+            f"{folder} holds another model than --model {spec.name}: {'; '.join(found)}. Name the "
+            "right preset, or give --allow_mismatch to take the checkpoint's own numbers."
+        )
+
+
+def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
+    """The prompt the checkpoint was fine-tuned with, unless it has none or a new one is asked for.
+
+    Raises:
+        UserError: an option contradicts it.
+    """
+    if options.new_prompt or not (folder / PROMPT_FILE).is_file():
+        return None
+    stored = PromptSpec.load(folder / PROMPT_FILE)
+    task = get_task(options.task, options.joint_order or stored.joint_order).name if options.task else stored.task
+    wanted = {
+        "task": (task, stored.task),
+        "shots": (options.shots, len(stored.shots)),
+        "joint_order": (options.joint_order, stored.joint_order),
+        "template": (None if options.template == "auto" else options.template, stored.template),
+    }
+    wrong = [
+        f"--{name} {asked}, but the checkpoint was fine-tuned with {name} {had}"
+        for name, (asked, had) in wanted.items()
+        if asked is not None and asked != had
+    ]
+    if wrong:
+        raise UserError(
+            f"{'; '.join(wrong)} ({folder / PROMPT_FILE}). Leave the option away to score it on the prompt it knows, "
+            "or add --new_prompt to score it on one it never saw."
+        )
+    return stored
+
+
+def stored_task(options: EvalConfig, stored: PromptSpec) -> Task:
+    if not options.task and stored.task not in TASKS:
+        raise UserError(
+            f"the checkpoint was fine-tuned on a task of your own, '{stored.task}': give its TOML file with --task."
+        )
+    return get_task(options.task or stored.task, stored.joint_order)
+
+
+def new_prompt(options: EvalConfig, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[Task, PromptSpec]:
+    """The prompt for a checkpoint without one: the model's template, few-shot examples by seed.
+
+    Raises:
+        UserError: no task given, or not enough training examples to choose from.
+    """
+    if not options.task:
+        raise UserError(f"no --task given, and the checkpoint stores none. Known: {', '.join(TASKS)}, or a TOML file.")
+    order = options.joint_order or "listing"
+    task = get_task(options.task, order)
+    shots: list[Example] = []
+    if options.shots:
+        chosen = choose_shots(load_examples(task, "train", options.data), task, options.shots, options.seed)
+        shots = cut_shots(chosen, tokenizer, options.shot_tokens)
+    template = options.template
+    if template == "auto":  # as in training
+        found = template_for(tokenizer)
+        template = spec.chat_template if found == "plain" else found
+    prompt = PromptSpec(
+        task=task.name,
+        template=template,
+        joint_order=order,
+        shots=tuple(shots),
+        seed=options.seed,
+        shot_tokens=options.shot_tokens,
+    )
+    prompt.build(task)  # an unknown template shows here
+    return task, prompt
+
+
+def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]:
+    """Scoring training examples: those whose answers stand in the prompt are no test of anything."""
+    shown = {shot.id for shot in prompt.shots}
+    kept = [example for example in examples if example.id not in shown]
+    if len(kept) < len(examples):
+        log.info("not scored: %d examples that the prompt shows with their answers", len(examples) - len(kept))
+    return kept
+
+
+def build_model(plan: EvalPlan, precision: str, device: torch.device) -> nn.Module:
+    """The model with its weights, whole on this device."""
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    with torch.device("meta"):
+        model = plan.spec.build(plan.config).to(dtype)
+    assert not list(model.buffers()), "to_empty leaves buffers as garbage"
+    model.to_empty(device=device)
+    if plan.weights.is_training:
+        load_model(plan.weights.path, model)
+    else:
+        load_pretrained(model, plan.weights.path, plan.spec, check_config=False)
+    return model.eval()
+
+
+def prompt_record(prompt: PromptSpec) -> dict[str, Any]:
+    """The prompt as ``results.json`` records it: as in ``prompt.json``."""
+    shots = [{"id": s.id, "text": s.text, "labels": s.labels} for s in prompt.shots]
+    return dataclasses.asdict(prompt) | {"shots": shots}
+
+
+def pick_precision(wanted: str, device: torch.device) -> str:
+    return ("bf16" if device.type == "cuda" else "fp32") if wanted == "auto" else wanted

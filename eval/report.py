@@ -1,0 +1,151 @@
+"""Tables of scored runs: for the terminal (rich) and for documents (Markdown), and which run won.
+
+A table has a row a run and a column a figure. Runs that were asked different things have different columns; a
+figure that a run has not is left empty, never counted as zero.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data.errors import UserError
+from eval.metrics import main_figures
+from eval.results import Results, read_results, stored_task
+
+Row = tuple[str, list[str]]
+WIDTH_WITHOUT_TERMINAL = 140  # in a log file rich would assume 80 columns and fold the figures
+
+
+def console() -> Console:
+    """A console that tables fit into when the output is a file or a pipe."""
+    found = Console()
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=WIDTH_WITHOUT_TERMINAL)
+
+
+def figures(results: Results) -> dict[str, float]:
+    """The run's main figures by column name: accuracy of class fields, F1 of token fields, exact match when
+    joint."""
+    return main_figures(stored_task(results), results.metrics)
+
+
+def comparison(runs: Sequence[Results]) -> tuple[list[str], list[Row]]:
+    """Column names, and per run its name and cells: the main figures, then what went wrong and what it
+    cost."""
+    columns = list(dict.fromkeys(name for run in runs for name in figures(run)))
+    rows = []
+    for run in runs:
+        own = figures(run)
+        cells = [f"{own[name]:.1%}" if name in own else "" for name in columns]
+        cells += [
+            f"{run.metrics['n_examples']:,}",
+            f"{run.metrics['n_unparsed']:,}",
+            _cost(run, "seconds_per_example", ".4f"),
+            _cost(run, "prompt_tokens", ".1f"),
+            _cost(run, "computed_tokens", ".1f"),
+            _cost(run, "new_tokens", ".1f"),
+        ]
+        rows.append((run.system, cells))
+    return [*columns, "examples", "unparsed", "s/example", "prompt tok", "computed tok", "new tok"], rows
+
+
+def _cost(run: Results, name: str, form: str) -> str:
+    return format(run.cost[name], form) if name in run.cost else ""
+
+
+def comparison_table(runs: Sequence[Results], title: str = "") -> Table:
+    """The comparison for a terminal; the best figure of each column is bold."""
+    columns, rows = comparison(runs)
+    best = {name: max(own[name] for run in runs if name in (own := figures(run))) for name in columns[:-6]}
+    table = Table("system", title=title or None)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for run, (system, cells) in zip(runs, rows, strict=True):
+        own = figures(run)
+        marked = [
+            f"[bold]{cell}[/bold]" if name in own and own[name] == best[name] else cell
+            for name, cell in zip(columns, cells, strict=True)
+        ]
+        table.add_row(system, *marked)
+    return table
+
+
+def markdown(runs: Sequence[Results]) -> str:
+    """The comparison as a Markdown table."""
+    columns, rows = comparison(runs)
+    lines = [["system", *columns], ["---", *["---:"] * len(columns)]]
+    lines += [[system, *cells] for system, cells in rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def details_table(results: Results) -> Table:
+    """Every figure of one run, a row a field."""
+    table = Table("field", "figure", "value", title=f"{results.system}: {results.task}, {results.data} {results.split}")
+    for field, own in results.metrics["fields"].items():
+        for i, (name, value) in enumerate(own.items()):
+            table.add_row(field if i == 0 else "", name.replace("_", " "), _show(value))
+        table.add_section()
+    if len(results.fields) > 1:
+        table.add_row("all fields", "exact match", _show(results.metrics["exact_match"]))
+    table.add_row("examples", "scored", _show(results.metrics["n_examples"]))
+    table.add_row("", "with an unparsed field", _show(results.metrics["n_unparsed"]))
+    for name, count in results.counts.items():
+        table.add_row("", name.replace("_", " "), _show(count))
+    table.add_section()
+    for i, (name, cost) in enumerate(results.cost.items()):
+        unit = "" if name.startswith("seconds") else " per example"
+        table.add_row("cost" if i == 0 else "", name.replace("_", " ") + unit, f"{cost:,.4g}")
+    return table
+
+
+def _show(value: float | int | None) -> str:
+    if value is None:
+        return "no gold boundaries"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2%}"
+
+
+def beaten_by_nobody(winner: Results, others: Sequence[Results]) -> list[str]:
+    """Where ``winner`` does not beat every other run, one line each; empty when it is ahead in every main
+    figure."""
+    lost = []
+    for other in others:
+        theirs = figures(other)
+        for name, value in figures(winner).items():
+            if name in theirs and not value > theirs[name]:
+                lost.append(f"{name}: {winner.system} {value:.1%} does not beat {other.system} {theirs[name]:.1%}")
+    return lost
+
+
+def compare(folders: Sequence[Path], winner: Path | None = None, markdown_file: Path | None = None) -> bool:
+    """Print the runs in one table; optionally write it as Markdown and say whether one of them beats all
+    others.
+
+    Returns:
+        False when ``winner`` was named and does not beat every other run in every main figure they share.
+
+    Raises:
+        UserError: a folder is no scored run, or ``winner`` is none of them.
+    """
+    runs = [read_results(folder) for folder in folders]
+    if winner is not None and winner.resolve() not in [folder.resolve() for folder in folders]:
+        raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
+    out = console()
+    out.print(comparison_table(runs))
+    if markdown_file is not None:
+        markdown_file.parent.mkdir(parents=True, exist_ok=True)
+        markdown_file.write_text(markdown(runs), encoding="utf-8")
+        out.print(f"written to {markdown_file}")
+    if winner is None:
+        return True
+    expected = read_results(winner)
+    others = [run for run, folder in zip(runs, folders, strict=True) if folder.resolve() != winner.resolve()]
+    lost = beaten_by_nobody(expected, others)
+    for line in lost:
+        out.print(line, markup=False)
+    if not lost:
+        out.print(f"{expected.system} beats {', '.join(run.system for run in others)} in every figure", markup=False)
+    return not lost
