@@ -1,4 +1,4 @@
-"""Reading files out of a release tarball, in memory and in order, without extracting anything to disk.
+"""What the readers of raw files share: reading out of a tarball without extracting anything to disk.
 
 Nothing here knows a data set; ``newsgroups.py`` and ``massive.py`` say which members they want.
 """
@@ -39,6 +39,8 @@ def iterate_tarball(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple
                     stream = archive.extractfile(member)
                     assert stream is not None  # a regular file always has one
                     yield name, stream.read()
+            while archive.fileobj and archive.fileobj.read(1 << 20):
+                pass  # tarfile stops at the last member; the checksum of the compressed stream stands behind it
     except (tarfile.ReadError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"cannot read {path}: {error.strerror}.") from error
@@ -76,3 +78,12 @@ def _escapes(name: str, *more: str) -> bool:
         if depth < 0:
             return True
     return False
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be encoded; JSON can spell half a surrogate pair (``"\\ud800"``), no tokenizer can."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -43,9 +43,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.archive import is_text
 from data.errors import UserError, nearest
 from data.example import Example
-from data.tasks import ClassField, Field, TokenField
 
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -53,6 +53,25 @@ SPEC_KEYS = ("name", "document_name", "instruction", "text_column", "id_column",
 FIELD_KEYS = ("name", "type", "labels", "labels_from", "column", "other")
 
 log = logging.getLogger("data")
+
+
+@dataclass(frozen=True)
+class CustomField:
+    """One field of the answer as the TOML file describes it; ``data.tasks`` makes a field of the task of it.
+
+    Attributes:
+        name: its key in the examples' labels.
+        type: ``"class"`` (one label a document) or ``"token"`` (one a word).
+        labels: the label set, in the order the prompt lists it; for tokens without ``other``.
+        column: the column or key of the data files that holds it.
+        other: the label of a word that is none of ``labels``; unused for classes.
+    """
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    column: str
+    other: str = "Other"
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,6 @@ class CustomSpec:
         document_name: what the prompt's delimiters call a document.
         instruction: the user's own words for the prompt, or None.
         fields: what is asked, in the order of the answer.
-        columns: by field name, the column or key of the data files that holds its labels.
         files: by split, the absolute path of its file.
         text_column, id_column: the columns of the document and of its id (None: the line number).
         path: the TOML file itself.
@@ -73,8 +91,7 @@ class CustomSpec:
     name: str
     document_name: str
     instruction: str | None
-    fields: tuple[Field, ...]
-    columns: dict[str, str]
+    fields: tuple[CustomField, ...]
     files: dict[str, Path]
     text_column: str
     id_column: str | None
@@ -122,20 +139,17 @@ def read_custom_spec(path: Path) -> CustomSpec:
     entries = table.get("fields")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{path}: at least one [[fields]] table is needed: what the model is to answer.")
-    fields: list[Field] = []
-    columns: dict[str, str] = {}
+    fields: list[CustomField] = []
     for number, entry in enumerate(entries, start=1):
-        field, column = _read_field(entry, f"{path}, [[fields]] number {number}", files)
-        if field.name in columns:
+        field = _read_field(entry, f"{path}, [[fields]] number {number}", files)
+        if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
         fields.append(field)
-        columns[field.name] = column
     return CustomSpec(
         name=name,
         document_name=_string(table, "document_name", str(path), "Document"),
         instruction=_string(table, "instruction", str(path)) if "instruction" in table else None,
         fields=tuple(fields),
-        columns=columns,
         files=files,
         text_column=text_column,
         id_column=_string(table, "id_column", str(path)) if "id_column" in table else None,
@@ -159,7 +173,7 @@ def _read_files(table: dict[str, Any], path: Path) -> dict[str, Path]:
     return files
 
 
-def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> tuple[Field, str]:
+def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> CustomField:
     _check_keys(entry, FIELD_KEYS, where)
     name = _string(entry, "name", where)
     kind = _string(entry, "type", where)
@@ -191,9 +205,7 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> tu
         raise UserError(f"{where}: label {repeated[0]!r} is listed more than once.")
     if len(labels) < (2 if kind == "class" else 1):
         raise UserError(f"{where}: {len(labels)} labels; there is nothing to choose between.")
-    if kind == "class":
-        return ClassField(name, tuple(labels)), column
-    return TokenField(name, tuple(labels), other), column
+    return CustomField(name=name, type=kind, labels=tuple(labels), column=column, other=other)
 
 
 def _collect_labels(file: Path, column: str, kind: str, other: str) -> list[str]:
@@ -250,6 +262,8 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         text = _column(row, spec.text_column)
         if not isinstance(text, str):
             raise UserError(f"{row.where}: {spec.text_column!r} must be a string, found {json.dumps(text)}.")
+        if not is_text(text):
+            raise UserError(f"{row.where}: {spec.text_column!r} holds half a character (an unpaired surrogate).")
         key = str(row.line if spec.id_column is None else _column(row, spec.id_column))
         if key in seen:
             raise UserError(f"{row.where}: id {key!r} was already used in line {seen[key]}; ids must differ.")
@@ -258,20 +272,19 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         labels: dict[str, str | tuple[str, ...]] = {}
         bio: dict[str, tuple[str, ...]] = {}
         for field in spec.fields:
-            column = spec.columns[field.name]
-            value = _column(row, column)
-            if isinstance(field, ClassField):
-                labels[field.name] = label = _class_label(value, row, column)
+            value = _column(row, field.column)
+            if field.type == "class":
+                labels[field.name] = label = _class_label(value, row, field.column)
                 if label not in field.labels:
-                    raise _unknown_label(row, column, label, field.labels)
+                    raise _unknown_label(row, field.column, label, field.labels)
             else:
-                tags = _token_labels(value, row, column)
+                tags = _token_labels(value, row, field.column)
                 if len(tags) != len(text.split()):
                     raise UserError(
-                        f"{row.where}: {column!r} has {len(tags)} labels for {len(text.split())} words; "
+                        f"{row.where}: {field.column!r} has {len(tags)} labels for {len(text.split())} words; "
                         "words are what spaces part (text.split()), and each needs one."
                     )
-                labels[field.name], bio[field.name] = _types_and_bio(tags, row, column, field)
+                labels[field.name], bio[field.name] = _types_and_bio(tags, row, field)
         counts["empty"] += not text.strip()
         examples.append(Example(id=f"{spec.name}/{split}/{key}", text=text, labels=labels, bio=bio))
     if not examples:
@@ -354,9 +367,7 @@ def _token_labels(value: Any, row: _Row, column: str) -> list[str]:
     return value
 
 
-def _types_and_bio(
-    tags: list[str], row: _Row, column: str, field: TokenField
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _types_and_bio(tags: list[str], row: _Row, field: CustomField) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Split tags into types and boundaries; a bare type continues the entity when its neighbour has it too."""
     types: list[str] = []
     bio: list[str] = []
@@ -364,7 +375,7 @@ def _types_and_bio(
         bare = tag in field.labels or tag == field.other
         kind = tag if bare else field.other if tag == "O" else tag[2:] if tag[:2] in ("B-", "I-") else tag
         if kind != field.other and kind not in field.labels:
-            raise _unknown_label(row, column, kind, (*field.labels, field.other))
+            raise _unknown_label(row, field.column, kind, (*field.labels, field.other))
         if kind == field.other:
             bio.append("O")
         else:

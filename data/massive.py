@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.archive import is_tarball, iterate_tarball
+from data.archive import is_tarball, is_text, iterate_tarball
 from data.errors import UserError, nearest
 from data.example import Example
 
@@ -295,6 +295,8 @@ def _parse_line(line: bytes, where: str) -> dict[str, str]:
     for key, value in row.items():
         if not isinstance(value, str):
             raise UserError(f"{where}: {key!r} must be a string, found {json.dumps(value)}.")
+        if not is_text(value):
+            raise UserError(f"{where}: {key!r} holds half a character (an unpaired surrogate): {value!r}.")
     for key, known in (("partition", SPLITS), ("intent", INTENTS)):
         if row[key] not in known:
             raise UserError(f"{where}: {key} {row[key]!r} does not exist.{nearest(row[key], known)}")

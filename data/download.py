@@ -1,0 +1,328 @@
+"""Fetch the two releases from their public sources: ``python -m data.download 20ng|massive [--to DIR]``.
+
+The tarballs are kept as they are; the loaders read them without extracting anything. A download goes to
+``NAME.part.tar.gz`` and takes its real name only when it is whole and checked, so that an interrupted one is never
+mistaken for the release; the same command run again goes on where it stopped.
+
+What is checked:
+
+- MASSIVE 1.1 has a pinned SHA-256; any other file is refused.
+- 20 Newsgroups: the site publishes no checksum, so the posts are counted: a tarball that does not hold 11,314 and
+  7,532 posts of the twenty groups is refused. Others have published checksums of it (scikit-learn the SHA-256 of its
+  mirror, Anserini the MD5 of the site's file); a tarball with the right counts and neither is kept, with a warning,
+  since the same posts packed anew have another.
+
+Why the Hugging Face hub is not the way: AmazonScience/massive is a loading script there, which current ``datasets``
+refuses to run. ``--from_hub`` takes the hub's own Parquet conversion of it instead, for places that reach the hub and
+not the S3 bucket, and is refused unless the counts are the release's. Copies of 20 Newsgroups on the hub
+(SetFit/20_newsgroups and most others) have headers, signatures and quotes stripped, which makes another task of it:
+there is no ``--from_hub`` for them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import json
+import logging
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from data import massive, newsgroups
+from data.errors import UserError
+from data.source import DOWNLOAD_DIR
+
+CHUNK_BYTES = 1 << 18
+TIMEOUT_S = 30.0
+ATTEMPTS = 4
+HUB_REPO, HUB_CONFIG, HUB_REVISION = "AmazonScience/massive", "en-US", "refs/convert/parquet"
+HUB_COLUMNS = ("id", "locale", "partition", "scenario", "intent", "utt", "annot_utt")
+LOCAL_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
+
+log = logging.getLogger("data")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A file to fetch: where from, under which name, and which checksums it is known by.
+
+    ``pinned``: a file with none of the checksums is refused; otherwise that is only said.
+    """
+
+    url: str
+    mirror: str | None
+    file_name: str
+    checksums: frozenset[str]
+    pinned: bool
+
+
+RELEASES: dict[str, Release] = {
+    "20ng": Release(
+        url="http://qwone.com/~jason/20Newsgroups/20news-bydate.tar.gz",
+        mirror="https://ndownloader.figshare.com/files/5975967",
+        file_name=newsgroups.TARBALL_NAME,
+        checksums=frozenset(
+            {
+                "sha256:8f1b2514ca22a5ade8fbb9cfa5727df95fa587f4c87b786e15c759fa66d95610",
+                "md5:d6e9e45cb8cb77ec5276dfa6dfc14318",
+            }
+        ),
+        pinned=False,
+    ),
+    "massive": Release(
+        url="https://amazon-massive-nlu-dataset.s3.amazonaws.com/amazon-massive-dataset-1.1.tar.gz",
+        mirror=None,
+        file_name=massive.TARBALL_NAME,
+        checksums=frozenset({"sha256:4cba5faa11c71437928e17cb1b9b3d8b8e727e7ea363a3a9a8045e19c0491577"}),
+        pinned=True,
+    ),
+}
+
+
+def download(name: str, folder: Path, url: str | None = None) -> Path:
+    """Fetch and check a release, unless ``folder`` has it already; returns the tarball's path.
+
+    Raises:
+        UserError: the address cannot be reached (what was fetched so far is kept, and the message says how to fetch
+            the file by hand), or what came is not the release (and is deleted).
+    """
+    release = RELEASES[name]
+    target = folder / release.file_name
+    if target.is_file():
+        _check(name, release, target)
+        return target
+    part = part_path(target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch(url or release.url, part)
+    except OSError as error:
+        raise UserError(f"cannot write {part}: {error.strerror or error}.") from error
+    except UserError as error:
+        mirror = f" (or {release.mirror})" if release.mirror else ""
+        raise UserError(
+            f"{error}\nWithout a connection: fetch {release.url}{mirror} elsewhere and put it at {target}, or point "
+            "--data at a copy. --data sample needs no download."
+        ) from error
+    try:
+        _check(name, release, part)
+    except UserError:
+        part.unlink()
+        raise
+    part.replace(target)
+    return target
+
+
+def part_path(target: Path) -> Path:
+    """Where an unfinished download of ``target`` lies."""
+    return target.with_name(target.name.replace(".", ".part.", 1))
+
+
+def fetch(url: str, part: Path, attempts: int = ATTEMPTS, wait_s: float = 1.0) -> None:
+    """Fetch ``url`` into ``part``, going on from what is there already; retries while the connection fails.
+
+    Args:
+        attempts: how many times in a row the connection may fail without a byte gained.
+        wait_s: pause after the first failure; doubles with each further one.
+
+    Raises:
+        UserError: the address is wrong or refuses, or the connection failed ``attempts`` times.
+        OSError: ``part`` cannot be written (disk full, no permission).
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    failures, furthest = 0, _size(part)
+    with Progress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task(url.rsplit("/", 1)[-1], total=None)
+
+        def show(done: int, total: int | None) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        while True:
+            try:
+                return _fetch_rest(url, part, show)
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    raise UserError(f"{url} answers {error.code} {error.reason}.") from error
+                reason: object = f"{error.code} {error.reason}"
+            except ValueError as error:  # urllib's word for an address it cannot make sense of
+                raise UserError(f"{url!r} is no address to fetch from: {error}.") from error
+            except (OSError, http.client.HTTPException) as error:
+                if isinstance(error, OSError) and error.errno in LOCAL_FAULTS:
+                    raise
+                reason = getattr(error, "reason", None) or error
+            failures = 0 if _size(part) > furthest else failures + 1
+            furthest = max(furthest, _size(part))
+            if failures >= attempts:
+                kept = f" {_size(part):,} bytes are kept in {part}; run again to go on." if _size(part) else ""
+                raise UserError(f"cannot fetch {url}: {reason}.{kept}")
+            time.sleep(wait_s * 2 ** max(failures - 1, 0))
+
+
+def _fetch_rest(url: str, part: Path, show: Callable[[int, int | None], None]) -> None:
+    """One connection: ask for what is missing; start over when the server does not do parts."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        if error.headers.get("Content-Range", "").endswith(f"/{have}"):
+            return  # "nothing beyond that": the part was whole
+        part.unlink()  # longer than the file it is a part of, so it is a part of another
+        return _fetch_rest(url, part, show)
+    with response:
+        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        done = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        with open(part, "ab" if resumed else "wb") as file:
+            show(done, total)
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                done += len(chunk)
+                show(done, total)
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection closed after {done:,} of {total:,} bytes")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _check(name: str, release: Release, path: Path) -> None:
+    """Raise UserError unless the file is the release, by checksum or, where none is pinned, by its counts."""
+    sha256, md5 = (f"{kind}:{_digest(path, kind)}" for kind in ("sha256", "md5"))
+    known = bool({sha256, md5} & release.checksums)
+    if release.pinned and not known:
+        raise UserError(
+            f"{path} is not the release: its checksum is {sha256}, not {', '.join(release.checksums)}. "
+            "A cut-off or altered download? Delete it if it is still there, and run again."
+        )
+    counts = _counts(name, path)
+    expected = newsgroups.POSTS_IN_RELEASE if name == "20ng" else massive.UTTERANCES_IN_RELEASE
+    if counts != expected:
+        raise UserError(f"{path} is not the release: it holds {_listed(counts)}, not {_listed(expected)} examples.")
+    if not known:
+        log.warning(
+            "%s has the right number of posts, but none of the published checksums (it has %s); kept", path, sha256
+        )
+    log.info("%s: %s examples", release.file_name, _listed(counts))
+
+
+def _digest(path: Path, kind: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def _counts(name: str, path: Path) -> dict[str, int]:
+    if name == "20ng":
+        return {split: len(newsgroups.read_newsgroups(path, split)[0]) for split in newsgroups.POSTS_IN_RELEASE}
+    return {split: len(massive.read_massive(path, split)[0]) for split in massive.SPLITS}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+
+
+def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = None) -> Path:
+    """Write the hub's Parquet conversion of MASSIVE en-US as the release's JSON lines; returns the file's path.
+
+    Args:
+        load_dataset: stands in for ``datasets.load_dataset``.
+
+    Raises:
+        UserError: the hub cannot be reached, or its copy does not have the release's columns and counts.
+    """
+    if load_dataset is None:
+        from datasets import load_dataset
+    source = f"{HUB_REPO} ({HUB_CONFIG}, {HUB_REVISION})"
+    try:
+        splits = load_dataset(HUB_REPO, HUB_CONFIG, revision=HUB_REVISION)
+    except Exception as error:  # datasets and its clients raise some twenty unrelated types when offline
+        raise UserError(
+            f"cannot load {source} from the Hugging Face hub: {type(error).__name__}: {error}\n"
+            "python -m data.download massive fetches the original tarball instead."
+        ) from error
+
+    target = folder / "massive" / massive.FILE_NAME
+    part = part_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("w", encoding="utf-8") as file:
+        for split in splits.values():
+            names = {key: getattr(feature, "names", None) for key, feature in split.features.items()}
+            missing = [key for key in HUB_COLUMNS if key not in names]
+            if missing:
+                raise UserError(f"{source}: no column {', '.join(missing)}; it has {', '.join(names)}.")
+            for row in split:
+                line = {}
+                for key in HUB_COLUMNS:  # class ids back to their names
+                    line[key] = names[key][row[key]] if isinstance(row[key], int) and names[key] else row[key]
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    try:
+        counts = _counts("massive", part)
+        if counts != massive.UTTERANCES_IN_RELEASE:
+            expected = _listed(massive.UTTERANCES_IN_RELEASE)
+            raise UserError(f"{source} is not the release: it holds {_listed(counts)}, not {expected} examples.")
+    except UserError:
+        part.unlink()
+        raise
+    part.replace(target)
+    return target
+
+
+@dataclass
+class DownloadArgs:
+    """Fetch a data set from its public source and check it."""
+
+    release: Annotated[Literal["20ng", "massive"], tyro.conf.Positional]
+    """Which one."""
+    to: Path = DOWNLOAD_DIR
+    """Folder to put it in; training and scoring look in the default one when --data is left out."""
+    url: str | None = None
+    """Another address of the same file."""
+    from_hub: bool = False
+    """MASSIVE only: the Hugging Face hub's Parquet conversion instead of the original tarball."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = tyro.cli(DownloadArgs, args=argv, prog="python -m data.download", use_underscores=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if args.from_hub and args.release == "20ng":
+            raise UserError(
+                "--from_hub: the hub's copies of 20 Newsgroups have headers, signatures and quotes stripped, which is "
+                "another task. Leave it out to fetch the original."
+            )
+        if args.from_hub and args.url:
+            raise UserError("--from_hub and --url name two sources; give one.")
+        folder = args.to.expanduser()
+        path = download_from_hub(folder) if args.from_hub else download(args.release, folder, args.url)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    print(f"{args.release} is at {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

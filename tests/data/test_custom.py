@@ -1,0 +1,197 @@
+"""A user's own task: the TOML file, its CSV and JSON-lines files, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from data.custom import CustomField, load_custom, read_custom, read_custom_spec
+from data.errors import UserError
+from data.source import load_examples
+from data.tasks import get_task
+
+HEAD = 'name = "tickets"\ndocument_name = "Ticket"\ninstruction = "Sort it."\n'
+FILES = '[files]\ntrain = "train.csv"\ntest = "test.jsonl"\n'
+QUEUE = '[[fields]]\nname = "queue"\ntype = "class"\nlabels = ["billing", "sales"]\n'
+PARTS = '[[fields]]\nname = "parts"\ntype = "token"\ncolumn = "tags"\nlabels = ["product", "date"]\n'
+
+TRAIN = 'text,queue,tags\n"Pay ""now"", please",billing,Other date Other\nbuy\u00a0boat,sales,O B-product\n'
+TEST = [
+    {"text": "red car car today", "queue": "sales", "tags": ["B-product", "I-product", "B-product", "date"]},
+    {"text": "", "queue": "billing", "tags": []},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "train.csv").write_text(TRAIN, encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TEST), encoding="utf-8")
+    (tmp_path / "task.toml").write_text(HEAD + FILES + QUEUE + PARTS, encoding="utf-8")
+    return tmp_path
+
+
+def test_the_spec(folder: Path) -> None:
+    spec = read_custom_spec(folder / "task.toml")
+    assert (spec.name, spec.document_name, spec.instruction) == ("tickets", "Ticket", "Sort it.")
+    assert spec.fields == (
+        CustomField("queue", "class", ("billing", "sales"), "queue"),
+        CustomField("parts", "token", ("product", "date"), "tags", "Other"),
+    )
+    assert spec.files == {"train": folder / "train.csv", "test": folder / "test.jsonl"}
+    assert (spec.text_column, spec.id_column) == ("text", None)
+
+
+def test_csv(folder: Path) -> None:
+    examples, counts = read_custom(read_custom_spec(folder / "task.toml"), "train")
+    assert [example.id for example in examples] == ["tickets/train/2", "tickets/train/3"]
+    assert examples[0].text == 'Pay "now", please'
+    assert examples[0].labels == {"queue": "billing", "parts": ("Other", "date", "Other")}
+    assert examples[0].bio == {"parts": ("O", "B-date", "O")}
+    assert examples[1].words == ["buy", "boat"]  # str.split parts at a no-break space too
+    assert examples[1].labels["parts"] == ("Other", "product")
+    assert counts == {"empty": 0}
+
+
+def test_jsonl(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "data"):
+        examples = load_custom(read_custom_spec(folder / "task.toml"), "test")
+    assert examples[0].labels == {"queue": "sales", "parts": ("product", "product", "product", "date")}
+    assert examples[0].bio == {"parts": ("B-product", "I-product", "B-product", "B-date")}
+    assert examples[1].text == "" and examples[1].labels == {"queue": "billing", "parts": ()}  # kept
+    assert "tickets test: 2 examples, 1 empty" in caplog.text
+
+
+def test_through_the_task(folder: Path) -> None:
+    task = get_task(folder / "task.toml")
+    examples = load_examples(task, "train")
+    assert json.loads(task.write(examples[0].labels)) == {"task1": "billing", "task2": ["Other", "date", "Other"]}
+    with pytest.raises(UserError, match="would be ignored"):
+        load_examples(task, "train", "sample")
+
+
+def test_bare_equal_neighbours_are_one_entity(folder: Path) -> None:
+    (folder / "test.jsonl").write_text('{"text": "a b c", "queue": "sales", "tags": "date date product"}\n')
+    (example,), _ = read_custom(read_custom_spec(folder / "task.toml"), "test")
+    assert example.bio["parts"] == ("B-date", "I-date", "B-product")
+
+
+def test_a_label_that_looks_like_a_tag(folder: Path) -> None:
+    (folder / "task.toml").write_text(HEAD + FILES + PARTS.replace('"product"', '"B-52"'))
+    (folder / "test.jsonl").write_text('{"text": "a b c", "tags": ["B-52", "B-52", "B-date"]}\n')
+    (example,), _ = read_custom(read_custom_spec(folder / "task.toml"), "test")
+    assert example.labels["parts"] == ("B-52", "B-52", "date")
+    assert example.bio["parts"] == ("B-B-52", "I-B-52", "B-date")
+
+
+def test_labels_collected_ids_tabs_and_a_byte_order_mark(folder: Path) -> None:
+    toml = HEAD + 'text_column = "body"\nid_column = "key"\n[files]\ntrain = "train.tsv"\n'
+    toml += QUEUE.replace('labels = ["billing", "sales"]', 'labels_from = "train"')
+    toml += PARTS.replace('labels = ["product", "date"]', 'labels_from = "train"')
+    (folder / "task.toml").write_text(toml)
+    (folder / "train.tsv").write_text(
+        "\ufeffkey\tbody\tqueue\ttags\nx1\ta b\tz\tB-when O\n\nx2\tc, d\t7\tOther what\n", encoding="utf-8"
+    )
+    spec = read_custom_spec(folder / "task.toml")
+    assert [field.labels for field in spec.fields] == [("7", "z"), ("what", "when")]
+    examples, _ = read_custom(spec, "train")
+    assert [(example.id, example.text) for example in examples] == [
+        ("tickets/train/x1", "a b"),
+        ("tickets/train/x2", "c, d"),
+    ]
+
+
+def test_numbers_as_labels(folder: Path) -> None:
+    (folder / "task.toml").write_text(HEAD + FILES + QUEUE.replace('"billing", "sales"', '"0", "1"'))
+    (folder / "test.jsonl").write_text('{"text": "a", "queue": 1}\n')
+    assert read_custom(read_custom_spec(folder / "task.toml"), "test")[0][0].labels == {"queue": "1"}
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("name = tickets", "not TOML: .*line 1"),
+        (FILES + QUEUE, "no 'name'"),
+        ('name = "a/b"\n' + FILES + QUEUE, "name 'a/b' must be of letters"),
+        ('nmae = "x"\n' + HEAD + FILES + QUEUE, "unknown key 'nmae'. Did you mean 'name'"),
+        ("text_column = 3\n" + HEAD + FILES + QUEUE, "text_column must be a string"),
+        (HEAD + QUEUE, r"a \[files\] table is needed"),
+        (HEAD + FILES + 'valid = "test.jsonl"\n' + QUEUE, r"\[files\]: unknown key 'valid'"),
+        (HEAD + FILES.replace("train.csv", "train.xlsx") + QUEUE, "'train.xlsx' must end in one of .csv"),
+        (HEAD + FILES.replace("train.csv", "trian.csv") + QUEUE, "no train file at .*trian.csv"),
+        (HEAD + FILES, r"at least one \[\[fields\]\]"),
+        (HEAD + FILES + QUEUE + QUEUE, "two fields are named 'queue'"),
+        (HEAD + FILES + QUEUE + 'colunm = "x"\n', r"\[\[fields\]\] number 1: unknown key 'colunm'.*'column'"),
+        (HEAD + FILES + QUEUE.replace('"class"', '"clas"'), "type 'clas' is not one. Did you mean 'class'"),
+        (HEAD + FILES + QUEUE + 'other = "x"\n', "'other' belongs to fields of type \"token\""),
+        (HEAD + FILES + QUEUE + 'labels_from = "train"\n', "either labels .* or labels_from"),
+        (HEAD + FILES + '[[fields]]\nname = "q"\ntype = "class"\n', "either labels .* or labels_from"),
+        (
+            HEAD + FILES + QUEUE.replace('labels = ["billing", "sales"]', 'labels_from = "dev"'),
+            "'dev' is none of the files",
+        ),
+        (HEAD + FILES + QUEUE.replace('"sales"', "3"), "must be a list of strings"),
+        (HEAD + FILES + QUEUE.replace('"sales"', '"sales "'), "label 'sales ' is empty, or has spaces"),
+        (HEAD + FILES + QUEUE.replace('"sales"', '"billing"'), "label 'billing' is listed more than once"),
+        (HEAD + FILES + QUEUE.replace(', "sales"', ""), "1 labels; there is nothing to choose"),
+        (HEAD + FILES + PARTS.replace('"date"', '"Other"'), "'Other' stands for no label"),
+    ],
+)
+def test_a_wrong_task_file(folder: Path, toml: str, message: str) -> None:
+    (folder / "task.toml").write_text(toml)
+    with pytest.raises(UserError, match=message):
+        read_custom_spec(folder / "task.toml")
+
+
+def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
+    with pytest.raises(UserError, match="no task file at"):
+        read_custom_spec(folder / "tsak.toml")
+    with pytest.raises(UserError, match="cannot read the task file"):
+        read_custom_spec(folder)
+    (folder / "task.toml").write_bytes(b'name = "caf\xe9"')
+    with pytest.raises(UserError, match="task.toml: not UTF-8"):
+        read_custom_spec(folder / "task.toml")
+
+
+@pytest.mark.parametrize(
+    ("split", "content", "message"),
+    [
+        ("train", b"text,queue,tags\na,billing,O\ncaf\xe9,sales,O\n", r"train.csv, line 3: not UTF-8 \(byte 0xe9\)"),
+        ("train", b"text,queue,tags\na,billing,O\na,billing\n", "train.csv, line 3: 2 cells where .* 3 columns"),
+        ("train", b'text,queue,tags\n"a"b,billing,O\n', "train.csv, line 2: not CSV"),
+        ("train", b'text,queue,tags\n"a,billing,O\n', "train.csv, line 2: not CSV"),
+        ("train", b"text,queu,tags\na,billing,O\n", "train.csv, line 2: no column 'queue'. Did you mean 'queu'"),
+        ("train", b"text,text,tags\na,billing,O\n", "line 1: column 'text' stands twice"),
+        ("train", b"text,queue,tags\na,bill,O\n", "line 2: 'queue' is 'bill', outside .* Did you mean 'billing'"),
+        ("train", b"text,queue,tags\na,,O\n", "line 2: 'queue' must be a label"),
+        ("train", b'text,queue,tags\n"a\nb",sales,O\n', "line 3: 'tags' has 1 labels for 2 words"),
+        ("train", b"text,queue,tags\na,sales,B-dat\n", "line 2: 'tags' is 'dat', outside .* Did you mean 'date'"),
+        ("train", b"text,queue,tags\na,sales,[x\n", "line 2: 'tags' is not a JSON list"),
+        ("train", b"", "no examples in it"),
+        ("train", b"text,queue,tags\n", "no examples in it"),
+        ("test", b'\n{"text": "a"', "test.jsonl, line 2: not JSON"),
+        ("test", b"3\n", "test.jsonl, line 1: a JSON object is needed, found int"),
+        ("test", b'{"text": 3, "queue": "sales", "tags": []}\n', "line 1: 'text' must be a string, found 3"),
+        ("test", b'{"text": "\\ud800", "queue": "sales", "tags": []}\n', "line 1: 'text' holds half a character"),
+        ("test", b'{"text": "a", "queue": true, "tags": ["O"]}\n', "line 1: 'queue' must be a label, found true"),
+        ("test", b'{"text": "a", "queue": "sales", "tags": [1]}\n', "line 1: 'tags' must be a list of labels"),
+    ],
+)
+def test_a_broken_line_is_named(folder: Path, split: str, content: bytes, message: str) -> None:
+    (folder / {"train": "train.csv", "test": "test.jsonl"}[split]).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_custom(read_custom_spec(folder / "task.toml"), split)
+
+
+def test_an_id_used_twice(folder: Path) -> None:
+    (folder / "task.toml").write_text('id_column = "queue"\n' + HEAD + FILES + QUEUE)
+    (folder / "train.csv").write_text("text,queue\na,sales\nb,sales\n")
+    with pytest.raises(UserError, match="line 3: id 'sales' was already used in line 2"):
+        read_custom(read_custom_spec(folder / "task.toml"), "train")
+
+
+def test_a_split_without_a_file(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no dev file; \[files\] has train, test. .*--holdout"):
+        read_custom(read_custom_spec(folder / "task.toml"), "dev")

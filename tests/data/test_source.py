@@ -1,0 +1,83 @@
+"""The one door to examples, and the part that is held out of training."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import data.source
+from data.errors import UserError
+from data.example import Example
+from data.source import holdout, load_examples
+from data.tasks import TASKS
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_sample_serves_every_task(name: str) -> None:
+    task = TASKS[name]
+    for split in ("train", "test"):
+        by_task = load_examples(task, split, "sample")
+        assert by_task and by_task == load_examples(task.dataset, split, "sample")
+
+
+def test_the_download_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.source, "DOWNLOAD_DIR", tmp_path / "datasets")
+    with pytest.raises(UserError, match="data.download massive.*--data sample"):
+        load_examples("massive", "train")
+    (tmp_path / "datasets").mkdir()
+    with pytest.raises(UserError, match="data.download 20ng"):
+        load_examples("20ng", "train")
+    post = tmp_path / "datasets" / "20news-bydate-train" / "sci.med" / "1"
+    post.parent.mkdir(parents=True)
+    post.write_text("x")
+    assert [example.id for example in load_examples("20ng", "train")] == ["20ng/train/sci.med/1"]
+
+
+def test_an_unknown_data_set() -> None:
+    with pytest.raises(UserError, match="no data set 'massiv'. Did you mean 'massive'"):
+        load_examples("massiv", "train", "sample")
+
+
+def make(*counts: int) -> list[Example]:
+    labels = [f"label{i}" for i, count in enumerate(counts) for _ in range(count)]
+    random.Random(0).shuffle(labels)
+    return [Example(id=f"x/{i}", text=str(i), labels={"y": label}) for i, label in enumerate(labels)]
+
+
+def by_label(examples: list[Example]) -> Counter[str]:
+    return Counter(example.labels["y"] for example in examples)
+
+
+def test_holdout_is_stratified_exact_and_disjoint() -> None:
+    examples = make(70, 20, 9, 1)
+    train, held = holdout(examples, 0.1, seed=3)
+    assert len(held) == 10 and len(train) == 90
+    assert {example.id for example in train}.isdisjoint(example.id for example in held)
+    assert by_label(held) == {"label0": 7, "label1": 2, "label2": 1}
+    assert by_label(train)["label3"] == 1  # a label's only example is trained on
+    assert train == [example for example in examples if example not in held]  # the order stays
+
+
+def test_holdout_depends_on_ids_and_seed_alone() -> None:
+    examples = make(50, 50)
+    shuffled = random.Random(1).sample(examples, len(examples))
+    ids = {example.id for example in holdout(examples, 0.2, seed=1)[1]}
+    assert ids == {example.id for example in holdout(shuffled, 0.2, seed=1)[1]}
+    assert ids != {example.id for example in holdout(examples, 0.2, seed=2)[1]}
+
+
+def test_holdout_without_a_class_field() -> None:
+    examples = [Example(id=str(i), text="a", labels={"slots": ("Other",)}) for i in range(20)]
+    train, held = holdout(examples, 0.25, seed=0)
+    assert (len(train), len(held)) == (15, 5)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"), [(0.0, "between 0 and 1"), (1.0, "between"), (0.01, "leaves 5 and 0")]
+)
+def test_holdout_of_nothing(fraction: float, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        holdout(make(5), fraction, seed=0)
