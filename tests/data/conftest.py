@@ -1,0 +1,166 @@
+"""Tokenizers for the tests of this folder: three tiny ones made here, and the real ones where they are at hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from data.tokenizer import Tokenizer, load_tokenizer
+
+TRAINING_TEXT = [
+    "Beginning of News, end of the news: wake me up at nine am on friday.",
+    "From: someone@example.com Subject: Re: the price of that car (was: cars)",
+    "Lines: 12\n\n> In article <123@x.y> she writes that the label is rec.autos\n\tand so it is.",
+] * 4
+
+
+def write_tiny_sentencepiece(folder: Path) -> Path:
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TRAINING_TEXT),
+        model_writer=model,
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=3,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return folder
+
+
+def write_tiny_rank_file(folder: Path) -> Path:
+    tokens = [bytes([b]) for b in range(256)] + [b"th", b"the", b" the", b"in", b"ing", b" \n", b"\n\n", b"er"]
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_tiny_json(folder: Path) -> Path:
+    from tokenizers import AddedToken, ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        TRAINING_TEXT,
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    bpe.add_tokens([AddedToken("<tool>", special=False), AddedToken("    ", special=False)])
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": "<|im_start|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+TINY = {
+    "sentencepiece": write_tiny_sentencepiece,
+    "rank_file": write_tiny_rank_file,
+    "json": write_tiny_json,
+}
+
+
+@pytest.fixture(scope="session", params=TINY)
+def tiny_tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(TINY[request.param](tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: write(tmp_path_factory.mktemp(name)) for name, write in TINY.items()}
+
+
+@pytest.fixture(scope="session")
+def llama2(shared_dir: Path) -> Tokenizer:
+    return load_tokenizer(shared_dir / "tokenizers" / "llama2")
+
+
+@pytest.fixture(scope="session")
+def llama3(shared_dir: Path) -> Tokenizer:
+    return load_tokenizer(shared_dir / "tokenizers" / "llama3")
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OpenAI's GPT-2 files as a tokenizer.json, written by transformers."""
+    transformers = pytest.importorskip("transformers")
+    source, folder = shared_dir / "tokenizers" / "gpt2_bpe", tmp_path_factory.mktemp("gpt2")
+    vocabulary = json.loads((source / "encoder.json").read_text())
+    merges = [tuple(line.split()) for line in (source / "vocab.bpe").read_text().splitlines()[1:] if line]
+    transformers.GPT2Tokenizer(vocab=vocabulary, merges=merges).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_template(smollm2_gguf: Path) -> str:
+    """The chat template inside the SmolLM2 checkpoint."""
+    gguf = pytest.importorskip("gguf")
+    return gguf.GGUFReader(smollm2_gguf).fields["tokenizer.chat_template"].contents()
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """SmolLM2's tokenizer out of its GGUF: vocabulary and merges as they are, digits split one by one."""
+    gguf = pytest.importorskip("gguf")
+    fields = gguf.GGUFReader(smollm2_gguf).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    types = fields["tokenizer.ggml.token_type"].contents()
+    assert fields["tokenizer.ggml.pre"].contents() == "smollm"
+    spec = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": token, "special": True}
+            | dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind == 3  # control
+        ],
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            ],
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": fields["tokenizer.ggml.merges"].contents(),
+        },
+    }
+    config = {
+        "bos_token": tokens[fields["tokenizer.ggml.bos_token_id"].contents()],
+        "eos_token": tokens[fields["tokenizer.ggml.eos_token_id"].contents()],
+        "chat_template": fields["tokenizer.chat_template"].contents(),
+    }
+    folder = tmp_path_factory.mktemp("smollm2")
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def posts(shared_dir: Path) -> list[str]:
+    """1,132 real newsgroup posts, spread over all groups: odd bytes, long quotes, tables, uuencoded parts."""
+    from data.source import load_examples
+
+    return [example.text for example in load_examples("20ng", "train", shared_dir / "data")][::10]
+
+
+@pytest.fixture(scope="session")
+def utterances(shared_dir: Path) -> list[str]:
+    """2,000 real MASSIVE utterances."""
+    from data.source import load_examples
+
+    return [example.text for example in load_examples("massive", "train", shared_dir / "data")][:2000]
