@@ -264,18 +264,18 @@ def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = No
     target = folder / "massive" / massive.FILE_NAME
     part = part_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("w", encoding="utf-8") as file:
-        for split in splits.values():
-            names = {key: getattr(feature, "names", None) for key, feature in split.features.items()}
-            missing = [key for key in HUB_COLUMNS if key not in names]
-            if missing:
-                raise UserError(f"{source}: no column {', '.join(missing)}; it has {', '.join(names)}.")
-            for row in split:
-                line = {}
-                for key in HUB_COLUMNS:  # class ids back to their names
-                    line[key] = names[key][row[key]] if isinstance(row[key], int) and names[key] else row[key]
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
     try:
+        with part.open("w", encoding="utf-8") as file:
+            for split in splits.values():
+                names = {key: getattr(feature, "names", None) for key, feature in split.features.items()}
+                missing = [key for key in HUB_COLUMNS if key not in names]
+                if missing:
+                    raise UserError(f"{source}: no column {', '.join(missing)}; it has {', '.join(names)}.")
+                for row in split:
+                    line = {}
+                    for key in HUB_COLUMNS:  # class ids back to their names
+                        line[key] = names[key][row[key]] if isinstance(row[key], int) and names[key] else row[key]
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
         counts = _counts("massive", part)
         if counts != massive.UTTERANCES_IN_RELEASE:
             expected = _listed(massive.UTTERANCES_IN_RELEASE)
