@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from data.tasks import ClassField, Task, TokenField
 
-_FENCE = re.compile(r"```\w*[ \t]*\n?(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```(?:\w*[ \t]*\n)?(.*?)```", re.DOTALL)
 _QUOTES = "'\"`"
 
 

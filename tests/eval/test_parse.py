@@ -1,0 +1,191 @@
+"""Reading answers: every written answer comes back, nothing raises, and leniency ends where the docstring says."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from data.tasks import TASKS, ClassField, Task, TokenField, get_task
+from eval.parse import Parsed, parse_answer
+
+ALL = [*TASKS.values(), get_task("20ng_joint", "section")]
+OWN = Task(
+    "own",
+    "custom",
+    (ClassField("c", ('a "b"', "it's", "日本", "back\\slash", '"q"', "1")), TokenField("t", ("ü", "x"), other="none")),
+)
+
+
+def random_labels(task, generator, n_words):
+    return {
+        field.name: generator.choice(field.labels)
+        if isinstance(field, ClassField)
+        else tuple(generator.choices((*field.labels, field.other), k=n_words))
+        for field in task.fields
+    }
+
+
+@pytest.mark.parametrize("task", [*ALL, OWN], ids=lambda task: task.name)
+def test_what_is_written_is_read(task):
+    generator = random.Random(0)
+    for n_words in [0, 1, 2, 5, 30] * 40:
+        labels = random_labels(task, generator, n_words)
+        assert parse_answer(task, task.write(labels), n_words) == Parsed(labels, ())
+
+
+@pytest.mark.parametrize("task", [*ALL, OWN], ids=lambda task: task.name)
+def test_every_label_of_every_field_is_read(task):
+    n_read = 0
+    for field in task.fields:
+        others = random_labels(task, random.Random(1), 1)
+        for label in field.labels if isinstance(field, ClassField) else (*field.labels, field.other):
+            labels = others | {field.name: label if isinstance(field, ClassField) else (label,)}
+            parsed = parse_answer(task, task.write(labels), 1)
+            assert parsed.labels[field.name] == labels[field.name] and not parsed.unparsed
+            n_read += 1
+    assert n_read == sum(len(field.labels) + isinstance(field, TokenField) for field in task.fields)
+
+
+def test_every_label_of_ones_own_single_class_task():
+    task = Task("single", "custom", OWN.fields[:1])
+    for label in task.fields[0].labels:
+        for text in (label, f" {label}\n", f"```\n{label}\n```", f"'{label}'", f'"{label}"', f"`{label}`"):
+            assert parse_answer(task, text, 3).labels == {"c": label}, text
+
+
+@pytest.mark.parametrize(
+    "text", ["rec", " rec\n", "'rec'", '"rec"', "`rec`", "```rec```", "```json\nrec\n```", "``` \nrec```"]
+)
+def test_a_bare_label_may_have_this_around_it(text):
+    assert parse_answer(TASKS["20ng_7"], text, 0) == Parsed({"root": "rec"}, ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "Rec",
+        "rec.",
+        "rec.autos",
+        "Label: rec",
+        "rec rec",
+        "rec\nIt is rec.",
+        "''rec''",
+        "'rec\"",
+        "re",
+        "'",
+        '""',
+    ]
+    + ['["rec"]', '{"task1": "rec"}', "the label is rec", "rec</s>", "r ec", "none"],
+)
+def test_anything_else_is_no_label(text):
+    assert parse_answer(TASKS["20ng_7"], text, 0) == Parsed({"root": None}, ("root",))
+
+
+def test_joint_fields_stand_for_themselves():
+    task = TASKS["20ng_joint"]
+    cases = {
+        '{"task1": "rec", "task2": "rec.auto"}': {"root": "rec", "group": None},
+        '{"task2": "rec.autos"}': {"root": None, "group": "rec.autos"},
+        '{"task1": ["rec"], "task2": "rec.autos", "task3": 1}': {"root": None, "group": "rec.autos"},
+        "{'task1': 'rec', 'task2': 'rec.autos'}": {"root": "rec", "group": "rec.autos"},
+        '```json\n{"task1": "rec", "task2": "rec.autos"}\n```': {"root": "rec", "group": "rec.autos"},
+        '{"task1": "rec.autos", "task2": "rec"}': {"root": None, "group": None},
+        '{"task1": "rec", "task2": "rec.autos"': {"root": None, "group": None},
+        '{"task1": "rec", "task2": "rec.autos"} Done.': {"root": None, "group": None},
+        'Output: {"task1": "rec", "task2": "rec.autos"}': {"root": None, "group": None},
+        '["rec", "rec.autos"]': {"root": None, "group": None},
+        "null": {"root": None, "group": None},
+    }
+    for text, labels in cases.items():
+        parsed = parse_answer(task, text, 0)
+        assert parsed.labels == labels, text
+        assert parsed.unparsed == tuple(name for name, value in labels.items() if value is None)
+
+
+def test_slots_are_fitted_to_the_words_and_counted():
+    task = TASKS["massive_slots"]
+    parsed = parse_answer(task, '["time", "Other"]', 4)
+    assert parsed == Parsed({"slots": ("time", "Other", "Other", "Other")}, (), n_missing=2)
+    parsed = parse_answer(task, '["time", "Other", "date", "nonsense"]', 2)
+    assert parsed == Parsed({"slots": ("time", "Other")}, (), n_extra=2)
+    parsed = parse_answer(task, '["time", "Time", null, 3, ["date"], "O", "date"]', 7)
+    assert parsed == Parsed({"slots": ("time", *["Other"] * 5, "date")}, (), n_unknown=5)
+    assert parse_answer(task, "[]", 2) == Parsed({"slots": ("Other", "Other")}, (), n_missing=2)
+    assert parse_answer(task, "['Other', 'time']", 2) == Parsed({"slots": ("Other", "time")}, ())
+    for text in ("", "time", "Other, time", '"time"', '{"slots": ["time"]}', '["time"', '["time", "Other", "ti'):
+        assert parse_answer(task, text, 2) == Parsed({"slots": None}, ("slots",)), text
+
+
+def test_an_unreadable_slot_list_leaves_the_intent():
+    parsed = parse_answer(TASKS["massive_joint"], '{"task1": "alarm_set", "task2": "time"}', 2)
+    assert parsed == Parsed({"intent": "alarm_set", "slots": None}, ("slots",))
+    parsed = parse_answer(TASKS["massive_joint"], '{"task1": "alarm", "task2": ["time"]}', 2)
+    assert parsed == Parsed({"intent": None, "slots": ("time", "Other")}, ("intent",), n_missing=1)
+
+
+HOSTILE = [
+    "[" * 100_000,
+    "{" * 100_000,
+    '{"task1":' * 50_000,
+    "[" + "(" * 5_000,
+    "[" + "-" * 50_000 + "1]",
+    "[" + "9" * 10_000 + "]",
+    "[1e999, NaN, -Infinity]",
+    "{[]: 1}",
+    "{{}: {}}",
+    "['\\d', '\\x', '\\N{nothing}']",
+    "[\x00]",
+    "[\ud800]",
+    '["\\ud800"]',
+    "[f'{x}']",
+    "[__import__('os')]",
+    "[b'time', u'time', r'time']",
+    "{'task1': {1, 2}, 'task2': ...}",
+    "```" * 1_000,
+    "``````",
+    "```json",
+    "\ufeff[]",
+]
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_raises_or_hangs():
+    generator = random.Random(0)
+    texts = list(HOSTILE)
+    alphabet = "[]{}\"'`:,\\ \n\t012eE+-.nulltrufase_Otherim\x00é日🙂\u2028"
+    for task in ALL:
+        for _ in range(400):
+            written = task.write(random_labels(task, generator, generator.randrange(8)))
+            characters = list(written)
+            for _ in range(generator.randrange(1, 6)):  # a few edits of a good answer
+                place = generator.randrange(len(characters) + 1)
+                kind = generator.randrange(3)
+                characters[place : place + (kind > 0)] = generator.choice(alphabet) if kind < 2 else ""
+            texts += ["".join(characters), written[: generator.randrange(len(written))]]
+        texts += ["".join(generator.choices(alphabet, k=generator.randrange(60))) for _ in range(200)]
+    assert len(texts) > 5_000
+    n_unread = 0
+    for i, text in enumerate(texts):
+        for task in ALL if i < len(HOSTILE) else generator.choices(ALL, k=2):
+            parsed = parse_answer(task, text, 3)
+            assert parsed == parse_answer(task, text, 3)
+            assert parsed.unparsed == tuple(name for name, value in parsed.labels.items() if value is None)
+            n_unread += bool(parsed.unparsed)
+            for field in task.fields:
+                value = parsed.labels[field.name]
+                if value is not None and isinstance(field, ClassField):
+                    assert value in field.labels
+                elif value is not None:
+                    assert len(value) == 3 and set(value) <= {*field.labels, field.other}
+    assert n_unread > 1_000
+
+
+def test_what_is_read_can_be_written_and_read_again():
+    for text in ("```\n['time', 'x', 'date', 'date']\n```", '["time"]'):
+        labels = parse_answer(TASKS["massive_slots"], text, 3).labels
+        answer = TASKS["massive_slots"].write(labels)
+        assert parse_answer(TASKS["massive_slots"], answer, 3).labels == labels and json.loads(answer)
