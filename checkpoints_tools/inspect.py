@@ -51,8 +51,8 @@ def read_run_checkpoint(folder: Path) -> dict[str, TensorInfo]:
 
 
 def tensor_table(tensors: dict[str, TensorInfo], every_layer: bool) -> Table:
-    """Name, shape, dtype and size of each tensor; layers above 0 only when asked for or when they differ from 0."""
-    table = Table("tensor", "shape", "dtype", "numbers")
+    """Shape, dtype and size of each tensor; a layer above 0 only when asked for, or where it differs from layer 0."""
+    table = Table("tensor", "layers", "shape", "dtype", "numbers")
     repeats: dict[str, int] = {}
     for name, info in tensors.items():
         first = re.sub(r"\blayers\.\d+\.", "layers.0.", name)
@@ -62,8 +62,8 @@ def tensor_table(tensors: dict[str, TensorInfo], every_layer: bool) -> Table:
         first = re.sub(r"\blayers\.\d+\.", "layers.0.", name)
         if first != name and tensors.get(first) == info and not every_layer:
             continue
-        times = f" (x {repeats[name] + 1} layers)" if name in repeats and not every_layer else ""
-        table.add_row(name + times, str(list(info.shape)), info.dtype, f"{math.prod(info.shape):,}")
+        times = str(repeats[name] + 1) if name in repeats and not every_layer else ""
+        table.add_row(name, times, str(list(info.shape)), info.dtype, f"{math.prod(info.shape):,}")
     return table
 
 

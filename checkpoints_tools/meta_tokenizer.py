@@ -53,7 +53,7 @@ def read_ranks(path: Path) -> dict[bytes, int] | None:
 
 
 def all_merges(pieces: Iterable[Piece], known: dict[Piece, int], order: Callable[[Any], Any]) -> list[tuple]:
-    """Every cut of every piece into two known pieces; pieces in the order given, cuts of one piece sorted by ``order``."""
+    """Every cut of every piece into two known pieces: pieces in the order given, one piece's by ``order``."""
     merges = []
     for piece in pieces:
         cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))

@@ -1,0 +1,222 @@
+"""A Hugging Face folder gives the logits that transformers gives; a bad one is refused with a message that helps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.load import check_folder, load_pretrained, open_hf, read_header
+from data.errors import UserError
+from model import get_model_spec
+from model.llama import Llama
+
+
+@pytest.mark.parametrize(
+    ("changes", "scaled"),
+    [
+        ({}, False),
+        ({"tie_word_embeddings": True}, False),
+        ({"num_key_value_heads": 6}, False),
+        ({"num_key_value_heads": 1, "head_dim": 12}, False),
+        ({}, True),
+    ],
+    ids=["gqa", "tied", "mha", "mqa-wide-heads", "llama3-scaling"],
+)
+def test_logits_equal_transformers(hf_folder, helpers, changes, scaled):
+    if scaled:
+        changes = {**changes, "rope_scaling": helpers.scaling}
+    folder, reference = hf_folder(**changes)
+    stored = load_file(folder / "model.safetensors")
+    assert ("lm_head.weight" in stored) is not changes.get("tie_word_embeddings", False)
+    tokens = helpers.tokens()
+    expected = helpers.hf(reference, tokens)
+    found = helpers.ours(helpers.load(folder), tokens)
+    assert expected.std() > 0.5  # logits that say something
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    if scaled:  # and the scaling matters at this length
+        unscaled = helpers.random_hf_model()
+        assert (helpers.hf(unscaled, tokens) - expected).abs().max() > 0.05
+
+
+def test_many_files_equal_one(hf_folder, helpers):
+    one, reference = hf_folder(name="one")
+    many, _ = hf_folder(name="many", shard_size="60KB")
+    assert len(list(many.glob("*.safetensors"))) > 3
+    tokens = helpers.tokens()
+    assert torch.equal(helpers.ours(helpers.load(many), tokens), helpers.ours(helpers.load(one), tokens))
+    (many / "model.safetensors.index.json").unlink()  # the numbering alone says that all are there
+    assert len(check_folder(many).tensors) == len(reference.state_dict())
+
+
+def test_casts_to_the_parameters_dtype(hf_folder, helpers):
+    folder, reference = hf_folder(dtype=torch.bfloat16)
+    model = helpers.load(folder)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.embed.weight, reference.model.embed_tokens.weight.float())
+    assert helpers.load(folder, torch.bfloat16).embed.weight.dtype == torch.bfloat16
+
+
+def test_old_stored_frequencies_and_stored_tied_head_are_accepted(hf_folder, helpers):
+    folder, _ = hf_folder(tie_word_embeddings=True)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, path)
+    helpers.load(folder)
+    tensors["lm_head.weight"][300, 0] += 1
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="ties the head"):
+        helpers.load(folder)
+    with pytest.raises(UserError, match="ties the head"):
+        open_hf(folder)
+
+
+def test_speed_is_logged(hf_folder, helpers, caplog):
+    with caplog.at_level(logging.INFO):
+        helpers.load(hf_folder()[0])
+    assert "s/GB" in caplog.text
+
+
+# --- bad folders ------------------------------------------------------------------------------------------------------
+
+
+def test_missing_folder_says_how_to_get_it(tmp_path, hf_folder):
+    hf_folder(name="other")
+    with pytest.raises(UserError) as error:
+        check_folder(tmp_path / "nowhere", get_model_spec("llama3_70b"))
+    message = str(error.value)
+    assert "hf download meta-llama/Meta-Llama-3-70B-Instruct" in message and "gated" in message
+    assert str(tmp_path / "other") in message  # the checkpoint that is there
+    with pytest.raises(UserError, match="hf download HuggingFaceTB/SmolLM2-135M-Instruct") as error:
+        check_folder(tmp_path / "nowhere", get_model_spec("smollm2_135m"))
+    assert "gated" not in str(error.value)
+
+
+def test_folder_without_config_or_weights(tmp_path, hf_folder):
+    folder, _ = hf_folder()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no safetensors file"):
+        check_folder(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="has .bin files"):
+        check_folder(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="no config.json.*tokenizer.json"):
+        check_folder(folder)
+
+
+def test_other_formats_name_the_converter(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="checkpoints_tools.convert"):
+        check_folder(tmp_path)
+
+
+def test_half_downloaded(hf_folder):
+    folder, _ = hf_folder(shard_size="60KB")
+    files = sorted(folder.glob("*.safetensors"))
+    for gone in files[1:3]:
+        gone.unlink()
+    cache = folder / ".cache" / "huggingface" / "download"
+    cache.mkdir(parents=True)
+    (cache / "abc.incomplete").touch()
+    with pytest.raises(UserError) as error:
+        check_folder(folder)
+    message = str(error.value)
+    assert f"2 of its {len(files)} weight files are missing" in message
+    assert files[1].name in message and files[2].name in message and files[0].name not in message
+    assert "1 unfinished downloads" in message and "hf download" in message
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match=f"2 of its {len(files)} weight files are missing"):
+        check_folder(folder)
+
+
+def test_damaged_files_are_all_named(hf_folder):
+    folder, _ = hf_folder(shard_size="60KB")
+    a, b, c, d, *_ = sorted(folder.glob("*.safetensors"))
+    a.write_bytes(a.read_bytes()[:-1])
+    b.write_bytes(b"")
+    c.write_bytes(c.read_bytes()[:20])
+    d.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 100\n")
+    with pytest.raises(UserError) as error:
+        check_folder(folder)
+    lines = [line for line in str(error.value).splitlines() if line.startswith("  - ")]
+    assert len(lines) == 4
+    for line, path, word in zip(lines, (a, b, c, d), ("truncated", "empty", "header", "git lfs pull"), strict=True):
+        assert path.name in line and word in line
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"hello", "not a safetensors"),
+        (struct.pack("<Q", 4) + b"{..}", "damaged"),
+        (struct.pack("<Q", 2) + b"{}" + b"x", "damaged"),
+        (struct.pack("<Q", 7) + b'{"a":1}', "damaged"),
+    ],
+)
+def test_files_that_are_no_safetensors(tmp_path, content, word):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=word):
+        read_header(tmp_path / "x.safetensors")
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_all_named(hf_folder, helpers):
+    folder, _ = hf_folder()
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.norm.weight"] = torch.ones(47)
+    tensors["score.weight"] = torch.ones(2, 48)
+    tensors["model.layers.3.mlp.up_proj.weight"] = torch.ones(100, 48)  # a layer too many
+    save_file(tensors, path)
+    with pytest.raises(UserError) as error:
+        helpers.load(folder)
+    message = str(error.value)
+    for part in [
+        "4 problems",
+        "missing: layers.1.ffn.w3.weight [100, 48]",
+        "wrong shape: norm.weight is [47], the config says [48]",
+        "unexpected: score.weight [2, 48]",
+        "unexpected: layers.3.ffn.w3.weight",
+    ]:
+        assert part in message
+
+
+def test_index_that_lists_what_no_file_holds(hf_folder):
+    folder, _ = hf_folder(shard_size="60KB")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.extra.weight"] = index["weight_map"]["model.norm.weight"]
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match="model.extra.weight"):
+        check_folder(folder)
+
+
+def test_quantized_weights_are_refused(hf_folder):
+    folder, _ = hf_folder()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match="I8"):
+        check_folder(folder)
+
+
+def test_a_config_of_another_model_is_refused(hf_folder, tmp_path):
+    folder, _ = hf_folder()
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    raw = json.loads((other / "config.json").read_text())
+    raw["rope_parameters"]["rope_theta"] = 10_000.0  # the shapes are the same
+    (other / "config.json").write_text(json.dumps(raw))
+    model = Llama(read_config(folder))
+    with pytest.raises(UserError, match=r"rope_theta: 10000.0 \(expected 500.0\)"):
+        load_pretrained(model, other)
+    load_pretrained(model, other, check_config=False)
