@@ -76,7 +76,8 @@ def holdout(examples: list[Example], fraction: float, seed: int) -> tuple[list[E
     The draw depends on the examples' ids and the seed, not on their order; both parts keep the order given.
 
     Returns:
-        The examples to train on, and those held out (``round(fraction * len(examples))`` of them).
+        The examples to train on, and those held out: ``round(fraction * len(examples))`` of them, or fewer where
+        that would take a label's last.
 
     Raises:
         UserError: a fraction outside (0, 1), or one that leaves either part empty.

@@ -61,6 +61,11 @@ def test_holdout_is_stratified_exact_and_disjoint() -> None:
     assert train == [example for example in examples if example not in held]  # the order stays
 
 
+def test_holdout_takes_no_label_whole() -> None:
+    train, held = holdout(make(10, 1, 1, 1), 0.9, seed=0)
+    assert by_label(held) == {"label0": 9} and by_label(train) == {f"label{i}": 1 for i in range(4)}
+
+
 def test_holdout_depends_on_ids_and_seed_alone() -> None:
     examples = make(50, 50)
     shuffled = random.Random(1).sample(examples, len(examples))
