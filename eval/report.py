@@ -18,7 +18,7 @@ from eval.metrics import main_figures
 from eval.results import Results, read_results, stored_task
 
 Row = tuple[str, list[str]]
-WIDTH_WITHOUT_TERMINAL = 140  # in a log file rich would assume 80 columns and fold the figures
+WIDTH_WITHOUT_TERMINAL = 160  # in a log file rich would assume 80 columns and fold the figures
 
 
 def console() -> Console:
@@ -61,7 +61,8 @@ def comparison_table(runs: Sequence[Results], title: str = "") -> Table:
     """The comparison for a terminal; the best figure of each column is bold."""
     columns, rows = comparison(runs)
     best = {name: max(own[name] for run in runs if name in (own := figures(run))) for name in columns[:-6]}
-    table = Table("system", title=title or None)
+    table = Table(title=title or None)
+    table.add_column("system", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right")
     for run, (system, cells) in zip(runs, rows, strict=True):

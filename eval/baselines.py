@@ -1,0 +1,185 @@
+"""What any model has to beat: the majority class, and TF-IDF with logistic regression (scikit-learn).
+
+    python -m eval.baselines --task massive_joint --data sample --output runs/baselines
+
+trains both on the training split, scores them on the test split with the metrics every model is scored with, and
+writes two runs, ``<output>/majority`` and ``<output>/tfidf_lr``, in the format of ``eval.py``.
+
+A class field is classified from the document's word 1- and 2-grams; a token field word by word, from the word, its
+prefixes, suffixes and shape, and the two words on either side.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from data.errors import UserError
+from data.example import Example
+from data.source import load_examples
+from data.tasks import ClassField, Task, TokenField, get_task
+from eval.metrics import Labels, compute_metrics
+from eval.report import comparison_table, console
+from eval.results import Prediction, Results, field_kinds, versions, write_run
+from train.distributed import run_guarded, set_up_logging
+
+log = logging.getLogger(__name__)
+
+SYSTEMS = {"majority": "majority class", "tfidf_lr": "TF-IDF + logistic regression"}
+INVERSE_REGULARIZATION = 10.0  # scikit-learn's C; its default of 1 underfits TF-IDF rows, whose entries are small
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    task: str
+    """Which task: a name or a TOML file."""
+    data: str | None = None
+    """Where the data set lies: a path, or 'sample' for the embedded one; default: where data.download puts it."""
+    split: Literal["dev", "test"] = "test"
+    """Which examples are scored; training is always on the training split."""
+    output: Path = Path("runs/baselines")
+    """Folder for the two runs."""
+    seed: int = 0
+    """Seed of the optimizer."""
+
+
+def majority(task: Task, train: Sequence[Example], test: Sequence[Example]) -> list[Labels]:
+    """The most frequent label of each class field, the most frequent type (in practice: Other) for every word."""
+    answers: dict[str, str] = {}
+    for field in task.fields:
+        labels = [example.labels[field.name] for example in train]
+        if isinstance(field, TokenField):
+            labels = [kind for types in labels for kind in types]
+        answers[field.name] = max(sorted(set(labels)), key=Counter(labels).__getitem__)
+    return [
+        {
+            f.name: (answers[f.name],) * len(example.labels[f.name]) if isinstance(f, TokenField) else answers[f.name]
+            for f in task.fields
+        }
+        for example in test
+    ]
+
+
+def tfidf_lr(task: Task, train: Sequence[Example], test: Sequence[Example], seed: int = 0) -> list[Labels]:
+    """Logistic regression for each field on its own."""
+    columns = {}
+    for field in task.fields:
+        fit = _classify_documents if isinstance(field, ClassField) else _classify_words
+        columns[field.name] = fit(field.name, train, test, seed)
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(test))]
+
+
+def _classifier(vectorizer: TfidfVectorizer | DictVectorizer, seed: int) -> Pipeline:
+    return make_pipeline(vectorizer, LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000, random_state=seed))
+
+
+def _classify_documents(name: str, train: Sequence[Example], test: Sequence[Example], seed: int) -> list[str]:
+    gold = [example.labels[name] for example in train]
+    if len(set(gold)) == 1:  # scikit-learn refuses to learn one class
+        return [gold[0]] * len(test)
+    # Words of one letter count ("i", "a"): utterances are short.
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    classifier = _classifier(vectorizer, seed).fit([example.text for example in train], gold)
+    return [str(label) for label in classifier.predict([example.text for example in test])]
+
+
+def _classify_words(name: str, train: Sequence[Example], test: Sequence[Example], seed: int) -> list[tuple[str, ...]]:
+    gold = [kind for example in train for kind in example.labels[name]]
+    features = [f for example in train for f in word_features(example.words)]
+    assert len(features) == len(gold), "one type a word"
+    if len(set(gold)) == 1:
+        return [(gold[0],) * len(example.words) for example in test]
+    classifier = _classifier(DictVectorizer(), seed).fit(features, gold)
+    flat = [f for example in test for f in word_features(example.words)]
+    predicted = iter([str(kind) for kind in classifier.predict(flat)] if flat else [])
+    return [tuple(next(predicted) for _ in example.words) for example in test]
+
+
+def word_features(words: Sequence[str], window: int = 2) -> list[dict[str, float]]:
+    """Sparse features of each word: itself, its beginning, end and shape, and its neighbours by distance."""
+    lowered = [word.lower() for word in words]
+    rows = []
+    for i, word in enumerate(words):
+        low = lowered[i]
+        features = {"bias": 1.0, f"prefix={low[:3]}": 1.0, f"suffix={low[-3:]}": 1.0}
+        features["digits"] = float(any(c.isdigit() for c in word))
+        features["capital"] = float(word[:1].isupper())
+        for distance in range(-window, window + 1):
+            at = i + distance
+            neighbour = lowered[at] if 0 <= at < len(words) else "<edge>"
+            features[f"{distance}={neighbour}"] = 1.0
+        if i:
+            features[f"pair={lowered[i - 1]} {low}"] = 1.0
+        rows.append(features)
+    return rows
+
+
+def run_baselines(config: BaselineConfig) -> list[Results]:
+    """Train, score and write both baselines.
+
+    Raises:
+        UserError: unknown task, missing data, or nothing to train on.
+    """
+    task = get_task(config.task)
+    train = load_examples(task, "train", config.data)
+    test = load_examples(task, config.split, config.data)
+    if not train or not test:
+        raise UserError(f"{task.name}: {len(train)} training and {len(test)} {config.split} examples; both are needed.")
+    written = []
+    for key, system in SYSTEMS.items():
+        start = time.perf_counter()
+        answers = majority(task, train, test) if key == "majority" else tfidf_lr(task, train, test, config.seed)
+        seconds = time.perf_counter() - start
+        names = {field.name for field in task.fields}
+        predictions = [
+            Prediction(
+                id=example.id,
+                gold={name: value for name, value in example.labels.items() if name in names},
+                gold_bio={name: tags for name, tags in example.bio.items() if name in names},
+                raw="",
+                parsed=answer,
+            )
+            for example, answer in zip(test, answers, strict=True)
+        ]
+        results = Results(
+            system=system,
+            task=task.name,
+            fields=field_kinds(task),
+            data=Path(config.data).name if config.data else task.dataset,
+            split=config.split,
+            metrics=compute_metrics(task, test, predictions),
+            settings={"seed": config.seed, "train_examples": len(train), "train_and_predict_seconds": seconds},
+            versions=versions(),
+        )
+        write_run(config.output / key, results, predictions)
+        log.info("%s: %.1f s, written to %s", system, seconds, config.output / key)
+        written.append(results)
+    return written
+
+
+def main() -> None:
+    set_up_logging()
+    config = tyro.cli(
+        BaselineConfig,
+        prog="python -m eval.baselines",
+        description="Train and score the baselines: majority class, and TF-IDF with logistic regression.",
+        use_underscores=True,
+        args=sys.argv[1:],
+    )
+    console().print(comparison_table(run_baselines(config)))
+
+
+if __name__ == "__main__":
+    run_guarded(main)

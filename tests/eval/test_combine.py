@@ -1,0 +1,141 @@
+"""Joining two single-task runs: figures of the joint run, and everything that must not be joined."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data.errors import UserError
+from data.example import Example
+from data.tasks import TASKS
+from eval.combine import combine, combine_runs
+from eval.metrics import compute_metrics
+from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
+
+GOLD = [
+    Example(f"massive/test/{i}", "a b c", {"intent": intent, "slots": slots}, {"slots": bio})
+    for i, (intent, slots, bio) in enumerate(
+        [
+            ("alarm_set", ("Other", "date", "date"), ("O", "B-date", "I-date")),
+            ("alarm_set", ("Other", "date", "date"), ("O", "B-date", "B-date")),
+            ("play_music", ("Other", "Other", "Other"), ("O", "O", "O")),
+            ("play_music", ("time", "Other", "Other"), ("B-time", "O", "O")),
+        ]
+    )
+]
+INTENTS = ["alarm_set", None, "play_music", "alarm_set"]
+SLOTS = [("Other", "date", "date"), ("Other", "date", "date"), None, ("time", "Other", "Other")]
+
+
+def write_single(folder, task, answers, gold=GOLD, shots=0, reverse=False):
+    task = TASKS[task]
+    (name,) = (field.name for field in task.fields)
+    predictions = [
+        Prediction(
+            example.id,
+            {name: example.labels[name]},
+            raw=f"raw {answer}",
+            parsed={name: answer},
+            unparsed=(name,) if answer is None else (),
+            n_prompt_tokens=100,
+            n_new_tokens=5,
+            gold_bio={n: tags for n, tags in example.bio.items() if n == name},
+        )
+        for example, answer in zip(gold, answers, strict=True)
+    ]
+    if reverse:
+        predictions.reverse()
+    cost = {"seconds": 8.0, "seconds_per_example": 2.0, "prompt_tokens": 100.0, "new_tokens": 5.0}
+    metrics = compute_metrics(task, [p.example for p in predictions], predictions)
+    results = Results(
+        task.name, task.name, field_kinds(task), "sample", "test", metrics, model="m", shots=shots, cost=cost
+    )
+    write_run(folder, results, predictions)
+    return folder
+
+
+def pair(tmp_path, **second):
+    a = write_single(tmp_path / "intent", "massive_intent", INTENTS)
+    return a, write_single(tmp_path / "slots", "massive_slots", SLOTS, **second)
+
+
+def test_joint_figures_equal_those_of_the_same_answers_given_jointly(tmp_path):
+    a, b = pair(tmp_path, reverse=True)
+    results = combine(a, b, tmp_path / "joint", "dual")
+    answers = [
+        Prediction(g.id, g.labels, "", {"intent": i, "slots": s}) for g, i, s in zip(GOLD, INTENTS, SLOTS, strict=True)
+    ]
+    assert results.metrics == compute_metrics(TASKS["massive_joint"], GOLD, answers)
+    assert results.metrics["exact_match"] == 1 / 4
+    assert results.metrics["n_unparsed"] == 2
+    assert results.metrics["fields"]["slots"]["strict_f1"] < results.metrics["fields"]["slots"]["f1"]
+    assert read_results(tmp_path / "joint") == results
+    assert results.system == "dual" and list(results.fields) == ["intent", "slots"]
+    joined = read_predictions(tmp_path / "joint")
+    assert [p.id for p in joined] == [g.id for g in GOLD]
+    assert joined[1].unparsed == ("intent",) and joined[2].unparsed == ("slots",)
+
+
+def test_two_calls_cost_the_sum(tmp_path):
+    results, predictions = combine_runs(*pair(tmp_path))
+    assert results.cost == {
+        "seconds": 16.0,
+        "seconds_per_example": 4.0,
+        "prompt_tokens": 200.0,
+        "new_tokens": 10.0,
+    }
+    assert predictions[0].n_prompt_tokens == 200
+
+
+def test_other_examples_are_refused(tmp_path):
+    a = write_single(tmp_path / "a", "massive_intent", INTENTS)
+    b = write_single(tmp_path / "b", "massive_slots", SLOTS[:3], gold=GOLD[:3])
+    with pytest.raises(UserError, match=r"1 only in .*massive/test/3"):
+        combine_runs(a, b)
+
+
+def test_runs_of_one_task_are_refused(tmp_path):
+    a = write_single(tmp_path / "a", "massive_intent", INTENTS)
+    with pytest.raises(UserError, match="both runs answer intent.*--compare"):
+        combine_runs(a, a)
+
+
+def test_other_shots_are_refused(tmp_path):
+    with pytest.raises(UserError, match="0 shots.*5"):
+        combine_runs(*pair(tmp_path, shots=5))
+
+
+def test_disagreeing_gold_is_refused(tmp_path):
+    """Gold of a field that both runs store: here the slots beside the intents, one of them altered."""
+    a, b = pair(tmp_path)
+    lines = [json.loads(line) for line in (a / "predictions.jsonl").read_text().splitlines()]
+    for line, gold in zip(lines, GOLD, strict=True):
+        line["gold"]["slots"] = list(gold.labels["slots"])
+    lines[3]["gold"]["slots"] = ["Other", "Other", "Other"]
+    (a / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match="massive/test/3.*disagree about its gold slots"):
+        combine_runs(a, b)
+
+
+def test_an_example_scored_twice_is_refused(tmp_path):
+    a, b = pair(tmp_path)
+    text = (a / "predictions.jsonl").read_text()
+    (a / "predictions.jsonl").write_text(text + text.splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="scored twice: massive/test/0"):
+        combine_runs(a, b)
+
+
+def test_folders_that_hold_no_run(tmp_path):
+    a, b = pair(tmp_path)
+    with pytest.raises(UserError, match="no scored run"):
+        combine_runs(a, tmp_path)
+    (b / "predictions.jsonl").write_text('{"id": "x"\n')
+    with pytest.raises(UserError, match="predictions.jsonl, line 1"):
+        combine_runs(a, b)
+    (b / "predictions.jsonl").unlink()
+    with pytest.raises(UserError, match="holds no predictions.jsonl"):
+        combine_runs(a, b)
+    (b / "results.json").write_text('{"some": "thing"}')
+    with pytest.raises(UserError, match="not a results file"):
+        combine_runs(a, b)

@@ -1,0 +1,89 @@
+"""Tables: every figure where it belongs, nothing invented, and who won."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from data.errors import UserError
+from eval.report import beaten_by_nobody, compare, comparison_table, details_table, markdown
+from eval.results import Results, write_run
+
+
+def results(system, intent=0.5, f1=0.5, exact=0.5, cost=None):
+    metrics = {
+        "n_examples": 1234,
+        "n_unparsed": 7,
+        "exact_match": exact,
+        "fields": {
+            "intent": {"accuracy": intent, "macro_f1": 0.25, "n_unparsed": 3},
+            "slots": {"f1": f1, "strict_f1": None, "word_accuracy": 0.75, "n_unparsed": 5},
+        },
+    }
+    fields = {"intent": "class", "slots": "token"}
+    return Results(system, "massive_joint", fields, "sample", "test", metrics, cost=cost or {}, counts={"truncated": 2})
+
+
+def intent_only(system, accuracy):
+    run = results(system, accuracy)
+    run.fields = {"intent": "class"}
+    del run.metrics["fields"]["slots"]
+    return run
+
+
+def text_of(table):
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_markdown():
+    lines = markdown(
+        [results("a | b", 0.123, cost={"seconds_per_example": 0.5}), intent_only("single", 1.0)]
+    ).splitlines()
+    assert lines[0].startswith("| system | intent accuracy | slots f1 | exact match | examples | unparsed |")
+    assert lines[2].startswith("| a \\| b | 12.3% | 50.0% | 50.0% | 1,234 | 7 | 0.5000 |")
+    assert lines[3].startswith("| single | 100.0% |  |  | 1,234 | 7 |  |")
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_terminal_tables_hold_every_figure():
+    shown = text_of(comparison_table([results("one", 0.1), results("two", 0.9)]))
+    assert all(part in shown for part in ("one", "two", "10.0%", "90.0%", "1,234"))
+    shown = text_of(details_table(results("one", cost={"seconds": 3.0, "new_tokens": 12.5})))
+    for part in (
+        "macro f1",
+        "25.00%",
+        "no gold boundaries",
+        "exact match",
+        "truncated",
+        "new tokens per example",
+        "12.5",
+    ):
+        assert part in shown
+
+
+def test_winning_takes_every_main_figure():
+    after = results("after", 0.9, 0.8, 0.7)
+    assert beaten_by_nobody(after, [results("before", 0.8, 0.7, 0.6), intent_only("intent", 0.85)]) == []
+    lost = beaten_by_nobody(after, [results("equal", 0.9, 0.7, 0.6), results("better", 0.1, 0.1, 0.71)])
+    assert lost == [
+        "intent accuracy: after 90.0% does not beat equal 90.0%",
+        "exact match: after 70.0% does not beat better 71.0%",
+    ]
+
+
+def test_compare(tmp_path, capsys):
+    for name, intent in (("before", 0.1), ("after", 0.9)):
+        write_run(tmp_path / name, results(name, intent, intent, intent), [])
+    runs = [tmp_path / "before", tmp_path / "after"]
+    assert compare(runs, winner=tmp_path / "after", markdown_file=tmp_path / "sub" / "table.md")
+    assert "after beats before in every figure" in capsys.readouterr().out
+    assert "| after | 90.0% |" in (tmp_path / "sub" / "table.md").read_text()
+    assert not compare(runs, winner=tmp_path / "before")
+    assert "does not beat after 90.0%" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not among the compared runs"):
+        compare(runs, winner=tmp_path)
+    with pytest.raises(UserError, match="no scored run"):
+        compare([tmp_path])

@@ -1,0 +1,187 @@
+"""Scoring end to end with scripted answers, and with a tiny model on one process and on several."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import eval.score
+from data.prompts import build_prompt
+from data.source import load_examples
+from data.tasks import TASKS, TokenField
+from data.tokenizer import load_tokenizer
+from eval.config import EvalConfig
+from eval.decoder import Decoded
+from eval.plan import build_model, make_plan
+from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
+from eval.score import BUDGET_MARGIN, answer_budgets, deal, score_model, stop_tokens
+
+JOINT = TASKS["massive_joint"]
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_examples(JOINT, "test", "sample")[:30]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint):
+    return load_tokenizer(tiny_checkpoint)
+
+
+def score_scripted(monkeypatch, tokenizer, examples, answers, **options):
+    """Score answers from a script, keyed by the text of the document the decoder is shown."""
+    prompt = build_prompt(JOINT, "plain")
+
+    def decode(model, prefix, bodies, limits, stop_ids, **_):
+        found = []
+        for body, limit in zip(bodies, limits, strict=True):
+            document = tokenizer.decode(body).split("\nEnd of <<")[0]
+            ids = tokenizer.encode(answers[document])
+            found.append(Decoded(ids[:limit], stopped=len(ids) <= limit))
+        return found
+
+    monkeypatch.setattr(eval.score, "greedy_decode", decode)
+    return score_model(None, tokenizer, JOINT, prompt, examples, max_length=4096, **options)
+
+
+def test_gold_answers_score_perfectly_and_fit_the_budget(monkeypatch, tokenizer, examples):
+    result = score_scripted(monkeypatch, tokenizer, examples, {e.text: JOINT.write(e.labels) for e in examples})
+    assert result.metrics["exact_match"] == 1.0
+    assert result.metrics["fields"]["slots"]["f1"] == 1.0
+    assert result.counts == {"truncated": 0, "not_stopped": 0}
+    assert [p.id for p in result.predictions] == [e.id for e in examples]
+    assert all(p.parsed == p.gold and p.unparsed == () for p in result.predictions)
+
+
+def test_wrong_and_unreadable_answers_are_counted(monkeypatch, tokenizer, examples):
+    answers = {e.text: JOINT.write(e.labels) for e in examples}
+    answers[examples[0].text] = "I would say: alarm_set"
+    answers[examples[1].text] = '{"task1": "alarm_sett", "task2": "Other"}'
+    answers[examples[2].text] = "yes " * 500
+    result = score_scripted(monkeypatch, tokenizer, examples, answers)
+    assert result.metrics["n_unparsed"] == 3
+    assert result.metrics["exact_match"] == pytest.approx(27 / 30)
+    assert result.counts["not_stopped"] == 1
+    assert result.predictions[0].raw == "I would say: alarm_set"
+    assert result.predictions[1].unparsed == ("intent", "slots")
+
+
+def test_every_valid_answer_fits_the_budget(tokenizer, examples):
+    """Whatever the labels, an answer of the right shape is never cut: the budget is no hidden filter."""
+    rng = random.Random(0)
+    for example, budget in zip(examples, answer_budgets(JOINT, tokenizer, examples), strict=True):
+        for _ in range(20):
+            labels = {
+                f.name: tuple(rng.choice([*f.labels, f.other]) for _ in example.words)
+                if isinstance(f, TokenField)
+                else rng.choice(f.labels)
+                for f in JOINT.fields
+            }
+            assert len(tokenizer.encode(JOINT.write(labels))) <= budget - BUDGET_MARGIN
+
+
+def test_long_documents_are_truncated_and_none_is_dropped(monkeypatch, tokenizer):
+    import dataclasses
+
+    example = load_examples(JOINT, "test", "sample")[0]
+    words = 400
+    long = dataclasses.replace(
+        example,
+        id="long",
+        text=" ".join(["please"] * words),
+        labels={"intent": "alarm_set", "slots": ("Other",) * words},
+        bio={"slots": ("O",) * words},
+    )
+    monkeypatch.setattr(
+        eval.score, "greedy_decode", lambda model, prefix, bodies, *_, **__: [Decoded([], True) for _ in bodies]
+    )
+    prompt = build_prompt(JOINT, "plain")
+    result = score_model(None, tokenizer, JOINT, prompt, [example, long], max_length=2400, max_new_tokens=50)
+    assert result.counts["truncated"] == 1
+    assert [p.truncated for p in result.predictions] == [False, True]
+    assert result.predictions[1].n_prompt_tokens == 2350
+
+
+@pytest.mark.parametrize("n, world_size", [(0, 3), (1, 4), (7, 2), (100, 3), (101, 8)])
+def test_dealing_gives_every_example_to_one_rank(n, world_size):
+    rng = random.Random(n)
+    lengths = [rng.randint(1, 300) for _ in range(n)]
+    hands = deal(lengths, world_size)
+    assert sorted(i for hand in hands for i in hand) == list(range(n))
+    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+    if n >= 100:
+        loads = [sum(lengths[i] for i in hand) for hand in hands]
+        assert max(loads) < 1.1 * min(loads)
+
+
+def test_dealing_by_length():
+    assert deal([9, 8, 7, 6, 5, 4], 2) == [[0, 3, 4], [1, 2, 5]]
+
+
+def test_an_answer_ends_at_the_templates_end_or_the_end_of_text(tokenizer):
+    assert stop_tokens(build_prompt(JOINT, "plain"), tokenizer) == {tokenizer.special["<|end|>"]}
+
+
+def plan_of(checkpoint):
+    options = EvalConfig(
+        model="llama_debug", checkpoint=checkpoint, task="massive_intent", data="sample", limit=9, row_length=3000
+    )
+    return make_plan(options)
+
+
+def score_tiny(checkpoint, rank=0, world_size=1, **options):
+    plan = plan_of(checkpoint)
+    model = build_model(plan, "fp32", torch.device("cpu"))
+    return score_model(
+        model,
+        plan.tokenizer,
+        plan.task,
+        plan.prompt.build(plan.task),
+        plan.examples,
+        max_length=plan.row_length,
+        rank=rank,
+        world_size=world_size,
+        max_new_tokens=6,
+        **options,
+    )
+
+
+def score_on_rank(rank, world_size, checkpoint, port_file, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
+    result = score_tiny(checkpoint, rank, world_size, sharded=True)
+    if rank == 0:
+        torch.save(result, out)
+    else:
+        assert result.predictions == [] and result.metrics["n_examples"] == 9
+    dist.destroy_process_group()
+
+
+def test_ranks_share_the_work_and_change_nothing(tiny_checkpoint, tmp_path):
+    alone = score_tiny(tiny_checkpoint)
+    one_by_one = score_tiny(tiny_checkpoint, max_batch_tokens=1)
+    mp.spawn(score_on_rank, (2, tiny_checkpoint, tmp_path / "rendezvous", tmp_path / "out.pt"), nprocs=2, join=True)
+    together = torch.load(tmp_path / "out.pt", weights_only=False)
+    assert len(alone.predictions) == 9 and len({p.raw for p in alone.predictions}) > 1
+    assert alone.predictions == one_by_one.predictions == together.predictions
+    assert alone.metrics == together.metrics and alone.counts == together.counts
+    assert together.cost["computed_tokens"] > alone.cost["computed_tokens"]  # the prefix once a rank
+    assert alone.cost["prompt_tokens"] == together.cost["prompt_tokens"] > alone.cost["computed_tokens"]
+
+
+def test_results_and_predictions_come_back_from_disk(monkeypatch, tokenizer, examples, tmp_path):
+    answers = {e.text: JOINT.write(e.labels) for e in examples}
+    answers[examples[3].text] = "nothing of use — ünïcode \N{SNOWMAN}"
+    result = score_scripted(monkeypatch, tokenizer, examples, answers)
+    results = Results("s", JOINT.name, field_kinds(JOINT), "sample", "test", result.metrics, cost=result.cost)
+    write_run(tmp_path, results, result.predictions)
+    assert read_results(tmp_path) == results
+    assert read_predictions(tmp_path) == result.predictions
+    assert isinstance(result.predictions[3], Prediction) and "\N{SNOWMAN}" in result.predictions[3].raw
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(examples)
