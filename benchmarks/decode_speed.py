@@ -1,0 +1,168 @@
+"""What computing the prefix once saves in scoring: greedy decoding of the same requests, four ways.
+
+    python -m benchmarks.decode_speed [--data PATH] [--utterances 64] [--batch_size 16]
+
+    shared                our decoder; the prefix is prefilled once and stands once in memory (what eval.py does)
+    repeated              our decoder; every request brings the whole prompt
+    transformers          `generate` on batches of whole prompts, padded on the left
+    transformers_prefix   `generate` with the prefix's keys and values computed once and copied into each batch
+
+All decode in batches of the same size, in fp32, and must emit the same tokens.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import tyro
+from torch import nn
+
+from benchmarks.common import (
+    Inputs,
+    checkpoint_folder,
+    draw_examples,
+    in_turn,
+    load_average,
+    load_ours,
+    reference_greedy,
+    say,
+    table,
+    write_result,
+)
+from data.errors import UserError
+from data.prepare import SampleSet, prepare
+from data.prompts import build_prompt, template_for
+from data.tasks import get_task
+from data.tokenizer import load_tokenizer
+from eval.decoder import Decoded, greedy_decode
+from eval.score import stop_tokens
+
+Variant = Literal["shared", "repeated", "transformers", "transformers_prefix"]
+DESCRIPTIONS: dict[Variant, str] = {
+    "shared": "ours, prefix shared",
+    "repeated": "ours, prefix in every request",
+    "transformers": "transformers `generate`",
+    "transformers_prefix": "transformers `generate`, prefix's cache copied",
+}
+
+
+@dataclass
+class Args(Inputs):
+    """Time greedy decoding with and without a shared prefix, and through transformers."""
+
+    task: str = "massive_intent"
+    """Task whose prompt is used; the model is not fine-tuned, so most answers run into the limit."""
+    utterances: int = 64
+    """Test utterances."""
+    batch_size: int = 16
+    """Requests decoded together, the same for all."""
+    max_new_tokens: int = 12
+    """Longest output, stop token not counted."""
+    rounds: int = 2
+    """How often each is measured, after a warm-up on one batch."""
+    variants: list[Variant] = field(default_factory=lambda: list(DESCRIPTIONS))
+    """Which to run."""
+
+
+def measure(
+    model: nn.Module, reference: nn.Module | None, samples: SampleSet, stop_ids: set[int], args: Args
+) -> tuple[dict[str, list[float]], dict[str, list[Decoded]]]:
+    """Time all variants; return their seconds and what they emitted."""
+    prefix = samples.prefix.tolist()
+    bodies = [samples.body(i).tolist() for i in range(len(samples))]
+    emitted: dict[str, list[Decoded]] = {}
+
+    def ours(prefix: list[int], bodies: list[list[int]]) -> list[Decoded]:
+        # The bound on a batch's tokens is out of the way: batches of one size are what is compared.
+        limits = {"max_batch_size": args.batch_size, "max_batch_tokens": 10**9}
+        return greedy_decode(model, prefix, bodies, args.max_new_tokens, stop_ids, **limits)
+
+    def theirs(bodies: list[list[int]], n_shared: int) -> list[Decoded]:
+        prompts = [prefix + body for body in bodies]
+        limits = {"batch_size": args.batch_size, "n_shared": n_shared}
+        return reference_greedy(reference, prompts, args.max_new_tokens, stop_ids, **limits)
+
+    decode: dict[str, Callable[[list[list[int]]], list[Decoded]]] = {
+        "shared": lambda bodies: ours(prefix, bodies),
+        "repeated": lambda bodies: ours([], [prefix + body for body in bodies]),
+        "transformers": lambda bodies: theirs(bodies, 0),
+        "transformers_prefix": lambda bodies: theirs(bodies, len(prefix)),
+    }
+
+    def timed(name: str, bodies: list[list[int]]) -> Callable[[int], None]:
+        def run(n: int) -> None:
+            emitted[name] = decode[name](bodies)
+
+        return run
+
+    say("warming up")
+    in_turn({name: timed(name, bodies[: args.batch_size]) for name in args.variants}, range(0, 1))
+    seconds = in_turn({name: timed(name, bodies) for name in args.variants}, range(1, args.rounds + 1))
+    return seconds, emitted
+
+
+def report(seconds: dict[str, list[float]], emitted: dict[str, list[Decoded]], samples: SampleSet, args: Args) -> str:
+    """The figures as Markdown."""
+    base = statistics.median(seconds[args.variants[0]])
+    rows = []
+    for name in args.variants:
+        middle = statistics.median(seconds[name])
+        n_new = sum(len(answer.tokens) + answer.stopped for answer in emitted[name])
+        same = sum(a == b for a, b in zip(emitted[name], emitted[args.variants[0]], strict=True))
+        rows.append(
+            (
+                DESCRIPTIONS[name],
+                f"{len(samples) / middle:.2f}",
+                f"{n_new / middle:.1f}",
+                f"{middle:.2f}",
+                ", ".join(f"{s:.2f}" for s in seconds[name]),
+                f"{middle / base:.2f}",
+                f"{same} of {len(samples)}",
+            )
+        )
+    first = DESCRIPTIONS[args.variants[0]]
+    header = ["", "utterances/s", "new tokens/s", "seconds (median)", "each", f"time / {first}", f"output as {first}"]
+    return (
+        f"SmolLM2-135M, not fine-tuned, on {len(samples)} test utterances of {args.task}, zero-shot: a prefix of "
+        f"{len(samples.prefix):,} tokens, {samples.lengths.mean():.1f} more for each request on average, at most "
+        f"{args.max_new_tokens} new ones, {args.batch_size} requests a batch. New tokens include stop tokens; their "
+        f"rate includes the time for the prompts.\n\n{table(header, rows)}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.decode_speed", use_underscores=True)
+    try:
+        run(args, argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: Args, argv: list[str]) -> None:
+    load = load_average()
+    task = get_task(args.task)
+    examples = draw_examples(task, "test", args.data, args.utterances, args.seed)
+    reference = None
+    with checkpoint_folder(args) as folder:
+        model, tokenizer = load_ours(folder), load_tokenizer(folder)
+        if any(name.startswith("transformers") for name in args.variants):
+            from transformers import AutoModelForCausalLM
+
+            reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompt = build_prompt(task, template_for(tokenizer))
+    samples = prepare(examples, task, prompt, tokenizer, 8192, with_labels=False, max_new_tokens=args.max_new_tokens)
+    seconds, emitted = measure(model, reference, samples, stop_tokens(prompt, tokenizer), args)
+    body = report(seconds, emitted, samples, args)
+    write_result("decode_speed", "Speed of greedy decoding", body, argv, args.output, load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
