@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from data.errors import UserError
-from data.packing import Batch, PackedRow, build_row, collate, deal, dummy_batch, pack, padded_length
+from data.packing import Batch, build_row, collate, deal, dummy_batch, pack, padded_length
 from data.prepare import SampleSet
 
 Row = list[int]  # sample indices that stand in one row
@@ -248,30 +248,34 @@ class StepLoader:
         rows = [row] * min(n_rows, self.batch_size)
         return self._build(StepPlan([[rows]] * self.world_size), epoch=0.0, at_least=length)
 
-    def _build(self, plan: StepPlan, epoch: float, at_least: int = 0) -> StepBatch:
-        def padded(rows: list[Row]) -> int:
-            return max(self._padded(rows), at_least)
+    def count_tokens(self, plan: StepPlan, at_least: int = 0) -> tuple[int, int]:
+        """Count the tokens of a whole step: real ones, and all that are computed, with padding and dummies.
 
-        own = plan.ranks[self.rank]
-        batches = [collate([self._row(row, padded(rows)) for row in rows]) for rows in own]
+        ``at_least`` is a length below which no row is padded.
+        """
+        micro_batches = [rows for rank in plan.ranks for rows in rank]
+        n_dummies = len(plan.ranks) * plan.n_micro_batches - len(micro_batches)
+        computed = sum(len(rows) * max(self._padded(rows), at_least) for rows in micro_batches)
+        return sum(map(self._row_cost, plan.rows)), computed + n_dummies * padded_length(1)
+
+    def _build(self, plan: StepPlan, epoch: float, at_least: int = 0) -> StepBatch:
+        batches = []
+        for rows in plan.ranks[self.rank]:
+            length = max(self._padded(rows), at_least)
+            batches.append(collate([build_row(self.samples, row, self.share_prefix, length) for row in rows]))
         batches += [dummy_batch() for _ in range(plan.n_micro_batches - len(batches))]
 
-        rows = plan.rows
-        indices = [i for row in rows for i in row]
-        micro_batches = [rows for rank in plan.ranks for rows in rank]
-        n_dummies = self.world_size * plan.n_micro_batches - len(micro_batches)
+        indices = [i for row in plan.rows for i in row]
+        n_real_tokens, n_tokens = self.count_tokens(plan, at_least)
         return StepBatch(
             batches=batches,
             n_label_tokens=int(self.samples.label_lengths[indices].sum()),
             sample_ids=[self.samples.ids[i] for i in indices],
             epoch=epoch,
             n_examples=len(indices),
-            n_real_tokens=sum(self._row_cost(row) for row in rows),
-            n_tokens=sum(len(rows) * padded(rows) for rows in micro_batches) + n_dummies * padded_length(1),
+            n_real_tokens=n_real_tokens,
+            n_tokens=n_tokens,
         )
-
-    def _row(self, row: Row, length: int) -> PackedRow:
-        return build_row(self.samples, row, self.share_prefix, length)
 
     def prefetch(self, start: int, stop: int, depth: int = 2) -> Iterator[StepBatch]:
         """Yield steps ``start .. stop - 1``, built up to ``depth`` ahead in a thread, pinned where CUDA is there."""

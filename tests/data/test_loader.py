@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.errors import UserError
-from data.loader import StepLoader
+from data.loader import StepLoader, _deal_rows
 from data.packing import IGNORE, Batch, padded_length
 from data.prepare import SampleSet
 
@@ -209,6 +209,7 @@ def test_rows_of_a_step_are_dealt_evenly():
     for n in range(5):
         plan = loader(samples, batch_unit="rows", batch_size=7, world_size=3).plan(n)
         assert sorted(len(rank) for rank in plan.ranks) == [2, 2, 3]
+    assert _deal_rows([8, 7, 6, 5, 4, 3, 2, 1], 2) == [[0, 3, 4, 7], [1, 2, 5, 6]]
 
 
 # ------------------------------------------------------------------------------------------------- rows and shapes
@@ -233,14 +234,16 @@ def test_full_rows_in_rows_unit_have_one_number_in_every_epoch_and_are_level():
     load = loader(samples, batch_unit="rows", batch_size=1, row_length=200)
     n_rows = load.units_per_epoch
     assert n_rows <= 1.1 * samples.costs.sum() / (200 - 20)
-    compositions = []
+    compositions, longest = [], []
     for epoch in range(3):
         rows = [load.plan(n).rows for n in range(epoch * n_rows, (epoch + 1) * n_rows)]
         assert sorted(i for (row,) in rows for i in row) == list(range(400))
         costs = [sum(samples.cost(i) for i in row) for (row,) in rows]
         assert max(costs) <= 180 and max(costs) - min(costs) <= 60
+        longest.append([max(samples.cost(i) for i in row) for (row,) in rows])
         compositions.append({tuple(sorted(row)) for (row,) in rows})
     assert compositions[0] != compositions[1] != compositions[2]
+    assert longest[0] != longest[1] != longest[2] and longest[0] != sorted(longest[0], reverse=True), "shuffled"
 
 
 def test_without_packing_a_row_is_one_padded_sample_and_micro_batches_keep_the_budget():
