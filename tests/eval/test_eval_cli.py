@@ -1,0 +1,191 @@
+"""eval.py as a user meets it: options, the stored prompt, mistakes, and whole runs as processes of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from data.fewshot import PromptSpec
+from data.source import load_examples
+from data.tasks import TASKS
+from eval.config import EvalConfig, load_config
+from eval.plan import make_plan
+from eval.results import read_predictions, read_results
+
+ROOT = Path(__file__).resolve().parents[2]
+TICKETS = str(ROOT / "data/sample/tickets/tickets.toml")
+
+
+def plan(checkpoint, **options):
+    options = {"model": "llama_debug", "data": "sample", **options}
+    return make_plan(EvalConfig(checkpoint=checkpoint, **options))
+
+
+def fine_tuned(checkpoint, folder, task="massive_intent", k=2):
+    """A copy of the checkpoint as fine-tuning leaves it: with its prompt."""
+    shutil.copytree(checkpoint, folder)
+    shots = load_examples(TASKS[task], "train", "sample")[:k]
+    shots = [dataclasses.replace(shot, bio={}) for shot in shots]  # the record leaves the brackets out
+    spec = PromptSpec(task, "plain", shots=tuple(shots), seed=3)
+    spec.save(folder)
+    return folder, spec
+
+
+def run_eval(*arguments, ranks=0, cwd=ROOT):
+    start = [sys.executable]
+    if ranks:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return subprocess.run(
+        [*start, str(ROOT / "eval.py"), *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_problems_are_reported_together():
+    with pytest.raises(UserError) as error:
+        load_config("--model llama_debgu --task massive_intents --shots -1 --limit 0 --winner x".split())
+    message = str(error.value)
+    for part in ("llama_debug", "massive_intent", "shots = -1", "limit = 0", "--winner is for", "no --checkpoint"):
+        assert part in message
+
+
+def test_unknown_option_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as error:
+        load_config(["--modle", "llama_debug"])
+    assert error.value.code == 2
+    assert "--model" in capsys.readouterr().err
+
+
+def test_finished_runs_take_no_scoring_options():
+    with pytest.raises(UserError, match="--combine reads finished runs; it takes no --task"):
+        load_config("--combine a b --task massive_joint".split())
+    with pytest.raises(UserError, match="--compare reads finished runs; it takes no --shots"):
+        load_config("--compare a b c --shots 5".split())
+    assert load_config("--compare a b c --winner b".split()).compare == (Path("a"), Path("b"), Path("c"))
+    assert load_config("--combine a b --output c".split()).combine == (Path("a"), Path("b"))
+
+
+# --- prompt, task and examples ----------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_as_it_came_gets_the_models_prompt(tiny_checkpoint):
+    found = plan(tiny_checkpoint, task="massive_intent", shots=2, seed=1)
+    assert not found.fine_tuned and found.prompt.template == "plain" and len(found.prompt.shots) == 2
+    train = {example.id for example in load_examples(TASKS["massive_intent"], "train", "sample")}
+    assert {shot.id for shot in found.prompt.shots} <= train
+    assert found.output == Path("runs/eval/checkpoint-massive_intent-2shot")
+    assert plan(tiny_checkpoint, task="massive_intent", shots=2, seed=1).prompt == found.prompt
+    with pytest.raises(UserError, match="no --task given"):
+        plan(tiny_checkpoint)
+
+
+def test_a_fine_tuned_checkpoint_brings_its_prompt(tiny_checkpoint, tmp_path):
+    folder, spec = fine_tuned(tiny_checkpoint, tmp_path / "run" / "export")
+    found = plan(folder)
+    assert found.fine_tuned and found.prompt == spec and found.task.name == "massive_intent"
+    assert found.name == "run-export, 2-shot"
+    assert plan(folder, task="massive_intent", shots=2).prompt == spec
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"shots": 0}, "--shots 0, but the checkpoint was fine-tuned with shots 2"),
+        ({"task": "massive_joint"}, "--task massive_joint, but .* task massive_intent"),
+        ({"template": "chatml"}, "--template chatml, but .* template plain"),
+    ],
+)
+def test_contradicting_the_stored_prompt_is_an_error_unless_asked_for(tiny_checkpoint, tmp_path, options, message):
+    folder, _ = fine_tuned(tiny_checkpoint, tmp_path / "export")
+    with pytest.raises(UserError, match=message) as error:
+        plan(folder, **options)
+    assert "--new_prompt" in str(error.value)
+    if "template" not in options:  # this tokenizer has no ChatML tokens
+        asked = plan(folder, **{"task": "massive_intent", **options}, new_prompt=True)
+        assert not asked.fine_tuned and len(asked.prompt.shots) == 0
+
+
+def test_examples_shown_in_the_prompt_are_not_scored(tiny_checkpoint, tmp_path):
+    folder, spec = fine_tuned(tiny_checkpoint, tmp_path / "export")
+    everything = load_examples(TASKS["massive_intent"], "train", "sample")
+    scored = plan(folder, split="train").examples
+    assert len(scored) == len(everything) - 2
+    assert not {e.id for e in scored} & {s.id for s in spec.shots}
+
+
+def test_limit_draws_by_seed(tiny_checkpoint):
+    def ids(seed, limit=5):
+        return [e.id for e in plan(tiny_checkpoint, task="20ng_20", limit=limit, seed=seed).examples]
+
+    assert ids(0) == ids(0) != ids(1)
+    assert len(ids(0)) == 5
+    assert ids(0, limit=10_000) == [e.id for e in load_examples(TASKS["20ng_20"], "test", "sample")]
+
+
+def test_a_users_own_task(tiny_checkpoint):
+    found = plan(tiny_checkpoint, task=TICKETS, data=None)
+    assert found.task.name == "tickets" and found.examples
+
+
+# --- bad checkpoints --------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_that_cannot_be_scored(tiny_checkpoint, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint folder"):
+        plan(tmp_path / "nowhere", task="massive_intent")
+    with pytest.raises(UserError, match="smollm2_135m.*--allow_mismatch"):
+        plan(tiny_checkpoint, model="smollm2_135m", task="massive_intent")
+    run = tmp_path / "run"
+    for inside in ("export", "checkpoints/step_000010"):
+        (run / inside).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run folder.*export, .*step_000010"):
+        plan(run, task="massive_intent")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"vocab_size": 10}))
+    with pytest.raises(UserError, match="tokenizer"):
+        plan(other, task="massive_intent")
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_mistake_is_a_message_and_status_2(tmp_path):
+    done = run_eval("--model", "llama_debug", "--checkpoint", tmp_path / "nowhere", "--task", "massive_intent")
+    assert done.returncode == 2
+    assert "no checkpoint folder" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+def test_two_ranks_write_what_one_process_writes(tiny_checkpoint, tmp_path):
+    """Both from another folder than the repository; then the two runs in one table."""
+    common = ["--model", "llama_debug", "--checkpoint", tiny_checkpoint, "--task", TICKETS, "--shots", 1]
+    common += ["--row_length", 1500, "--max_new_tokens", 5, "--cache_dir", tmp_path / "cache", "--device", "cpu"]
+    alone = run_eval(*common, "--output", tmp_path / "alone", "--name", "one process", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    assert "urgency" in alone.stdout and "exact match" in alone.stdout
+    ranks = run_eval(*common, "--output", tmp_path / "ranks", "--name", "two ranks", ranks=2, cwd=tmp_path)
+    assert ranks.returncode == 0, ranks.stderr
+    assert ranks.stdout.count("exact match") == 1, "rank 0 alone speaks"
+
+    predictions = read_predictions(tmp_path / "alone")
+    assert predictions == read_predictions(tmp_path / "ranks") and len(predictions) > 2
+    one, two = read_results(tmp_path / "alone"), read_results(tmp_path / "ranks")
+    assert one.metrics == two.metrics and one.prompt == two.prompt
+    assert (one.settings["ranks"], two.settings["ranks"]) == (1, 2)
+    assert one.versions["torch"] and one.prompt["shots"][0]["text"]
+
+    runs = [tmp_path / "alone", tmp_path / "ranks"]
+    table = run_eval("--compare", *runs, "--winner", runs[0], cwd=tmp_path)
+    assert table.returncode == 1, "equal is not better"
+    assert "one process" in table.stdout and "does not beat" in table.stdout
