@@ -7,9 +7,11 @@ command line (`train/options.py`). All problems are found before anything starts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from checkpoints_tools.load import how_to_get
 from data.errors import UserError
@@ -95,8 +97,9 @@ class TrainOptions:
     """Optimizer steps (instead of epochs)."""
     epochs: float | None = None
     """Passes over the training data (instead of steps)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: compute in bf16 over fp32 weights, reductions in fp32. fp32: everything in fp32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16: compute in bf16 over fp32 weights, reductions in fp32. fp32: everything in fp32. auto: bf16 on CUDA, fp32
+    on CPUs, most of which emulate bf16 many times slower."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, all but matrix products and attention, or whole blocks."""
     compile: OnOff = "off"
@@ -104,7 +107,7 @@ class TrainOptions:
     seed: int = 0
     """Seed of the data order, the choice of few-shot and held-out examples, and random weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when there is any."""
+    """auto: CUDA when there is any, else the CPU."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         steps=4000, batch_size=8, lr=1e-6, row_length=16_384, activation_checkpointing="full", save_every=500
     ),
     "smollm2": dict(epochs=1.0, batch_size=32, lr=1e-4, row_length=2048),
-    "debug": dict(steps=100, batch_size=8, lr=1e-3, row_length=2048, precision="fp32"),
+    "debug": dict(steps=100, batch_size=8, lr=1e-3, row_length=2048),
 }
 
 # May change between a run and its resumption; everything else would change the numbers.
@@ -211,7 +214,19 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
     assert not complained
     parsed = options.parse(TrainConfig, argv, options.build(TrainConfig, layers[:2]), DESCRIPTION)
     assert parsed == config, "tyro and read_argv read the command line differently"
-    return config
+    return resolve_auto(config)
+
+
+def resolve_auto(config: TrainConfig) -> TrainConfig:
+    """Replace "auto" by what it means on this machine, so that the saved configuration says what ran."""
+    train = config.train
+    device = train.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = train.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
+    return replace(config, train=replace(train, device=device, precision=precision))
 
 
 def find_problems(config: TrainConfig) -> list[str]:

@@ -51,13 +51,12 @@ def env_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def pick_device(wanted: str) -> torch.device:
-    """Resolve ``--device``: "auto" is CUDA when there is any.
+def pick_device(kind: str) -> torch.device:
+    """The device of this rank, ``kind`` being "cpu" or "cuda".
 
     Raises:
         UserError: CUDA was asked for and is not there, or has fewer GPUs than this node has ranks.
     """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import DTYPES, write_json
 from checkpoints_tools.load import load_pretrained
 from data.loader import StepBatch
@@ -289,8 +290,6 @@ class Trainer:
 
     def _export(self, name: str, about: dict[str, Any] | None = None) -> None:
         """Write the model as a Hugging Face folder ``<output>/<name>``, in place of one that an earlier step wrote."""
-        from checkpoints_tools.export import export_hf
-
         config, setup, folder = self.config, self.setup, self.output / name
         new = self.output / f".{name}.new"
         if self.world.is_main:
