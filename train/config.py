@@ -11,13 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from checkpoints_tools.load import how_to_get
 from data.errors import UserError
 from data.tasks import TASKS, get_task
 from model import MODELS, get_model_spec
 from train import options
+from train.distributed import resolve_device
 
 OnOff = Literal["on", "off"]
 
@@ -220,9 +219,7 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
 def resolve_auto(config: TrainConfig) -> TrainConfig:
     """Replace "auto" by what it means on this machine, so that the saved configuration says what ran."""
     train = config.train
-    device = train.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(train.device)
     precision = train.precision
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"

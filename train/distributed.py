@@ -51,13 +51,18 @@ def env_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def pick_device(kind: str) -> torch.device:
-    """The device of this rank, ``kind`` being "cpu" or "cuda".
+def resolve_device(wanted: str) -> str:
+    """What ``--device`` means on this machine, "cpu" or "cuda": "auto" is CUDA when there is any."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def pick_device(wanted: str) -> torch.device:
+    """This rank's own device; ``wanted`` is "auto", "cpu" or "cuda".
 
     Raises:
         UserError: CUDA was asked for and is not there, or has fewer GPUs than this node has ranks.
     """
-    if kind == "cpu":
+    if resolve_device(wanted) == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("device = cuda: PyTorch finds no CUDA device. Use --device cpu or a machine with a GPU.")

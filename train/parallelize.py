@@ -56,6 +56,7 @@ SAVED_OPS = frozenset(
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
+        # Seen only where the whole block is compiled; compiled by itself it hides from the policy and is recomputed.
         torch.ops.higher_order.flex_attention,
     }
 )
