@@ -79,7 +79,7 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
 
     def read(name: str) -> torch.Tensor:
         tensor = stored[name]
-        values = dequantize(tensor.data, tensor.tensor_type)  # fp32, rows first
+        values = dequantize(np.asarray(tensor.data), tensor.tensor_type)  # fp32, rows first
         weight = torch.from_numpy(np.array(values, dtype=np.float32)).view(tensors[name].shape)
         if name.endswith("attention.wq.weight"):
             return interleaved_to_half(weight, config.n_heads)

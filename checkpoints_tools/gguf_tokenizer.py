@@ -38,6 +38,9 @@ def write_gguf_tokenizer(metadata: dict[str, Any], folder: Path, where: str) -> 
         )
     if pre not in PRE_TOKENIZERS:
         raise UserError(f"{where} cuts text by the rule {pre!r}.{nearest(pre, PRE_TOKENIZERS)} Otherwise {remedy}.")
+    lacking = [key for key in ("tokens", "merges") if f"tokenizer.ggml.{key}" not in metadata]
+    if lacking:
+        raise UserError(f"{where} lacks its tokenizer's {' and '.join(lacking)}: {remedy}")
     tokens = metadata["tokenizer.ggml.tokens"]
     types = metadata.get("tokenizer.ggml.token_type", [ORDINARY] * len(tokens))
     vocab = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class Source:
     token_ids: dict[str, int | list[int]] = field(default_factory=dict)
 
 
+@functools.cache
 def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Our parameter name → shape, for a model of this config (built on the meta device: costs nothing)."""
     with torch.device("meta"):
