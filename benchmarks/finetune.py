@@ -1,0 +1,149 @@
+"""Score SmolLM2-135M, fine-tune all of it on a task, score it again: the figures that the README's table quotes.
+
+    python -m benchmarks.finetune --task massive_intent --data PATH --checkpoint checkpoints/smollm2_135m
+
+Runs `eval.py`, `train.py` and `eval.py` as a user would, in ``--output``; finished stages are kept, an interrupted
+training is resumed, and the table is written to ``benchmarks/results/finetune_<task>.md``. With ``--train_torchrun 2``
+training runs on two FSDP2 ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from benchmarks.common import RESULTS, ROOT, load_average, say, table, write_result
+from data.errors import UserError
+from eval.metrics import main_figures
+from eval.results import read_results, stored_task
+
+
+@dataclass
+class Options:
+    """What to fine-tune, and for how long."""
+
+    checkpoint: Path
+    """Converted SmolLM2 folder."""
+    data: str
+    """The data set: a path, or 'sample'."""
+    task: str = "massive_intent"
+    """Which of the six tasks."""
+    epochs: float = 1.0
+    """Passes over the training split (unless --steps)."""
+    steps: int | None = None
+    """Optimizer steps instead of epochs."""
+    batch_size: int = 32
+    """Samples a step."""
+    lr: float = 1e-4
+    """Peak learning rate; linear decay to zero."""
+    train_torchrun: int = 1
+    """Ranks to train on."""
+    output: Path | None = None
+    """Folder of the runs; default runs/finetune_<task>."""
+    result: Path | None = None
+    """Result file; default benchmarks/results/finetune_<task>.md."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__, config=(tyro.conf.ConfigureArgs(use_underscores=True),))
+    load = load_average()
+    folder = options.output or ROOT / "runs" / f"finetune_{options.task}"
+    common = ["--model", "smollm2_135m", "--task", options.task, "--data", options.data]
+    run_once(folder / "before", [*common, "--checkpoint", str(options.checkpoint), "--name", "before"])
+    train(options, folder / "train", common)
+    run_once(folder / "after", [*common, "--checkpoint", str(folder / "train" / "export"), "--name", "after"])
+    body = report(options, folder)
+    name = f"finetune_{options.task}"
+    output = options.result or RESULTS / f"{name}.md"
+    write_result("finetune", f"SmolLM2-135M fine-tuned on {options.task}", body, sys.argv[1:], output, load)
+
+
+def run_once(output: Path, arguments: list[str]) -> None:
+    if (output / "results.json").is_file():
+        say(f"{output.name}: scored before")
+        return
+    call([sys.executable, "eval.py", *arguments, "--output", str(output)])
+
+
+def train(options: Options, output: Path, common: list[str]) -> None:
+    if (output / "export" / "config.json").is_file():
+        say("trained before")
+        return
+    launcher = [sys.executable]
+    if options.train_torchrun > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.train_torchrun)]
+    length = ["--epochs", str(options.epochs)] if options.steps is None else ["--steps", str(options.steps)]
+    arguments = [*common, "--checkpoint", str(options.checkpoint), *length, "--lr", str(options.lr)]
+    arguments += ["--batch_size", str(options.batch_size), "--precision", "fp32", "--export_dtype", "fp32"]
+    arguments += ["--save_every", "50", "--keep", "1", "--output", str(output)]
+    resume = ["--resume"] if (output / "checkpoints").is_dir() else []
+    call([*launcher, "train.py", *arguments, *resume])
+
+
+def call(command: list[str]) -> None:
+    say(f"$ {shlex.join(command)}")
+    status = subprocess.run(command, cwd=ROOT).returncode
+    if status:
+        raise UserError(f"the command above ended with status {status}; run this one again to go on.")
+
+
+def report(options: Options, folder: Path) -> str:
+    before, after = read_results(folder / "before"), read_results(folder / "after")
+    task = stored_task(after)
+    figures = [(run, main_figures(task, run.metrics)) for run in (before, after)]
+    names = list(figures[0][1])
+    rows = [
+        [
+            run.system,
+            *(f"{figure[name]:.1%}" for name in names),
+            run.metrics["n_unparsed"] if "n_unparsed" in run.metrics else "",
+            f"{run.cost['seconds_per_example']:.3f}",
+            f"{run.cost['new_tokens']:.1f}",
+        ]
+        for run, figure in figures
+    ]
+    steps, seconds, tokens, losses = read_log(folder / "train" / "log.jsonl")
+    quarter = max(1, len(losses) // 4)
+    curve = ", ".join(f"{sum(losses[i : i + quarter]) / quarter:.3f}" for i in range(0, 4 * quarter, quarter))
+    return "\n".join(
+        [
+            f"All {after.metrics['n_examples']:,} test examples, zero-shot prompt, greedy decoding, in fp32.",
+            "",
+            table(["", *names, "unparsed", "s / example", "tokens / answer"], rows),
+            "",
+            f"Trained {steps} steps of {options.batch_size} samples, peak {options.lr:g}, linear decay, fp32: "
+            f"{seconds / 60:.1f} minutes of steps, {tokens / seconds:.0f} real tokens/s. "
+            f"Mean training loss by quarter of the run: {curve}.",
+        ]
+    )
+
+
+def read_log(path: Path) -> tuple[int, float, int, list[float]]:
+    """Steps, seconds spent in steps (pauses between interruption and resumption left out), real tokens, losses."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    steps: dict[int, dict] = {}
+    seconds, last = 0.0, None
+    for record in records:
+        if "loss" not in record or "lr" not in record:
+            last = None
+            continue
+        if last is not None:
+            seconds += record["time"] - last
+        else:  # the first step since the start: its own rate is all there is
+            seconds += record["examples"] / record["examples_per_second"]
+        last = record["time"]
+        steps[record["step"]] = record
+    return len(steps), seconds, sum(r["real_tokens"] for r in steps.values()), [r["loss"] for r in steps.values()]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
