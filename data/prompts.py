@@ -88,7 +88,7 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def _join(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+def join_texts(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     """Neighbouring texts as one, so that they are tokenized together; empty ones dropped."""
     joined: list[Piece] = []
     for piece in pieces:
@@ -124,8 +124,8 @@ class ChatTemplate:
         system = system or self.default_system
         head = (*self.system_opening, Text(system), *self.system_closing) if system else ()
         return Prompt(
-            prefix=_join((*self.opening, *head, *self.user_opening, Text(before))),
-            suffix=_join((Text(after), *self.closing)),
+            prefix=join_texts((*self.opening, *head, *self.user_opening, Text(before))),
+            suffix=join_texts((Text(after), *self.closing)),
             end=self.end,
             lead=self.lead,
         )
