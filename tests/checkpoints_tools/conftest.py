@@ -64,12 +64,15 @@ def hf_folder(tmp_path: Path) -> Callable[..., tuple[Path, LlamaForCausalLM]]:
         shard_size: str = "1GB", name: str = "hf", dtype: torch.dtype = torch.float32, **changes: Any
     ) -> tuple[Path, LlamaForCausalLM]:
         model = random_hf_model(**changes).to(dtype)
-        folder = tmp_path / name
-        model.save_pretrained(folder, max_shard_size=shard_size)
-        tiny_tokenizer().save_pretrained(folder)
-        return folder, model
+        return save_folder(model, tmp_path / name, shard_size), model
 
     return make
+
+
+def save_folder(model: LlamaForCausalLM, folder: Path, shard_size: str = "1GB") -> Path:
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def load_ours(folder: Path, dtype: torch.dtype = torch.float32) -> Llama:
@@ -96,7 +99,7 @@ def our_logits(model: Llama, tokens: Tensor) -> Tensor:
     return model(tokens)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def helpers() -> Any:
     """This file's functions, for test modules (which cannot import a conftest)."""
 
@@ -107,6 +110,7 @@ def helpers() -> Any:
         ours = staticmethod(our_logits)
         random_hf_model = staticmethod(random_hf_model)
         tokenizer = staticmethod(tiny_tokenizer)
+        save = staticmethod(save_folder)
         scaling = LLAMA3_SCALING
         tiny = TINY
 

@@ -1,0 +1,150 @@
+"""The converter as a command: what it recognizes, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from checkpoints_tools import convert as convert_module
+from checkpoints_tools.convert import convert, main, open_source
+from checkpoints_tools.export import export_hf
+from checkpoints_tools.hf_config import read_token_ids
+from checkpoints_tools.writer import staged_folder
+from data.errors import UserError
+from data.tokenizer import load_tokenizer
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_convert_load_export_load_is_bit_for_bit(hf_folder, helpers, tmp_path, tied, dtype):
+    folder, _ = hf_folder(tie_word_embeddings=tied, rope_scaling=helpers.scaling, dtype=dtype)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    source = convert(folder, tmp_path / "converted", shard_bytes=50_000)
+    assert source.format == "Hugging Face folder" and source.dtype == dtype
+    assert len(list((tmp_path / "converted").glob("*.safetensors"))) > 3
+    model = helpers.load(tmp_path / "converted", dtype)
+    tokenizer = load_tokenizer(tmp_path / "converted")
+    export_hf(model, model.config, tokenizer, tmp_path / "exported", shard_bytes=50_000)
+    tokens = helpers.tokens()
+    expected = helpers.hf(reference, tokens)
+    for name in ("converted", "exported"):
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto")
+        assert again.dtype == dtype
+        assert torch.equal(helpers.hf(again, tokens), expected)
+        assert AutoTokenizer.from_pretrained(tmp_path / name).encode("hello") == tokenizer.encode("hello")
+        assert again.generation_config.eos_token_id == 257 and again.generation_config.bos_token_id == 256
+
+
+def test_dtype_is_what_was_asked_for(hf_folder, tmp_path):
+    folder, reference = hf_folder()
+    convert(folder, tmp_path / "out", dtype="bf16")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert torch.equal(stored["model.norm.weight"], reference.model.norm.weight.bfloat16())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_no_file_is_larger_than_asked_and_the_index_is_right(hf_folder, tmp_path):
+    folder, _ = hf_folder()
+    largest = 100 * 48 * 4
+    convert(folder, tmp_path / "out", shard_bytes=largest)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    found = {}
+    for path in sorted((tmp_path / "out").glob("*.safetensors")):
+        assert os.stat(path).st_mode & 0o444 == 0o444
+        tensors = load_file(path)
+        size = sum(t.numel() * 4 for t in tensors.values())
+        assert size <= largest or len(tensors) == 1
+        found |= dict.fromkeys(tensors, path.name)
+    assert index["weight_map"] == found
+    assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in _tensors(folder).values())
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_several_ends_of_turn_survive(hf_folder, tmp_path):
+    folder, _ = hf_folder()
+    (folder / "generation_config.json").write_text(
+        '{"bos_token_id": 256, "eos_token_id": [257, 9], "temperature": 0.6}'
+    )
+    convert(folder, tmp_path / "out")
+    assert read_token_ids(tmp_path / "out") == {"bos_token_id": 256, "eos_token_id": [257, 9]}
+
+
+def test_nothing_is_overwritten(hf_folder, tmp_path):
+    folder, _ = hf_folder()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("x")
+    with pytest.raises(UserError, match="not empty"):
+        convert(folder, out)
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
+    with pytest.raises(UserError, match="is a file"):
+        convert(folder, out / "precious.txt")
+    (out / "precious.txt").unlink()
+    convert(folder, out)  # an empty folder is fine
+    assert (out / "config.json").is_file()
+
+
+def test_an_interrupted_conversion_leaves_nothing(hf_folder, tmp_path, monkeypatch):
+    folder, _ = hf_folder()
+    written = []
+
+    def stop(self: object, name: str, tensor: torch.Tensor) -> None:
+        written.append(name)
+        if len(written) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_module.ShardWriter, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder, tmp_path / "out")
+    assert len(written) == 5  # it really was interrupted halfway
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_staged_folder_appears_at_the_end(tmp_path):
+    with staged_folder(tmp_path / "a" / "b") as staging:
+        (staging / "x").write_text("x")
+        assert not (tmp_path / "a" / "b").exists()
+    assert (tmp_path / "a" / "b" / "x").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such file or folder"),
+        (lambda path: path.mkdir(), "is none of"),
+        (lambda path: path.write_text("hello"), "not a GGUF file"),
+        (lambda path: path.write_text(""), "not a GGUF file"),
+    ],
+)
+def test_what_is_no_checkpoint(tmp_path, make, message):
+    make(tmp_path / "x")
+    with pytest.raises(UserError, match=message):
+        open_source(tmp_path / "x")
+
+
+def test_a_file_of_a_folder_names_the_folder(hf_folder):
+    folder, _ = hf_folder()
+    with pytest.raises(UserError, match=f"name the folder it lies in: {folder}"):
+        open_source(folder / "model.safetensors")
+
+
+def test_command_line(hf_folder, tmp_path, capsys):
+    folder, _ = hf_folder()
+    assert main([str(folder), str(tmp_path / "out"), "--dtype", "bf16", "--shard_gb", "0.0001"]) == 0
+    assert "Hugging Face folder" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert main([str(folder), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert main([str(folder), str(tmp_path / "new"), "--shard_gb", "0"]) == 2
+    with pytest.raises(SystemExit):
+        main([str(folder), str(tmp_path / "new"), "--dtype", "int4"])

@@ -1,0 +1,161 @@
+"""Sharded models: each rank reads its slice, and what is gathered again is what transformers loads, bit for bit.
+
+This file is also the program that the ranks run (see the end).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from checkpoints_tools.export import export_hf
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.load import load_pretrained, local_slice
+from data.errors import UserError
+from data.fewshot import PromptSpec
+from data.tokenizer import load_tokenizer
+from model.llama import Llama
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# On three ranks: 301 rows of the vocabulary and 100 of the key/value heads do not divide, and of a feed-forward
+# width of 4 the third rank holds nothing.
+SHAPE = dict(intermediate_size=4, vocab_size=301, num_attention_heads=5, num_key_value_heads=5, hidden_size=50)
+
+
+def run_ranks(folder: Path, n_ranks: int = 3) -> str:
+    """Run this file on ``n_ranks`` processes and wait; the first failure fails the tests with its output."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n_ranks)}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env={**env, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(n_ranks)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(outputs)
+    return "\n".join(outputs)
+
+
+@pytest.fixture(scope="module")
+def ranks(helpers, tmp_path_factory) -> tuple[Path, str]:
+    """Everything that needs several processes, in one start of them: the folder they worked in, what they printed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name, tied in (("untied", False), ("tied", True), ("bad", False)):
+        model = helpers.random_hf_model(tie_word_embeddings=tied, **SHAPE)
+        helpers.save(model, folder / name, "1GB" if name == "bad" else "60KB")
+    damaged = folder / "bad" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    return folder, run_ranks(folder)
+
+
+@pytest.mark.parametrize("name", ["untied", "tied"])
+def test_fsdp_load_and_export(ranks, helpers, name):
+    from transformers import AutoModelForCausalLM  # not in the ranks, who import this file too
+
+    folder, _ = ranks
+    reference = helpers.random_hf_model(tie_word_embeddings=name == "tied", **SHAPE)
+    exported = AutoModelForCausalLM.from_pretrained(folder / f"{name}-out", dtype="auto")
+    tokens = helpers.tokens()
+    assert torch.equal(helpers.hf(exported, tokens), helpers.hf(reference, tokens))
+    assert len(list((folder / f"{name}-out").glob("*.safetensors"))) > 1
+    assert (folder / f"{name}-out" / "prompt.json").is_file()
+    assert not list(folder.glob(".*partial*"))
+
+
+def test_other_placements(ranks):
+    assert ranks[1].count("placements ok") == 3
+
+
+def test_a_bad_folder_fails_on_every_rank(ranks):
+    """Were one rank to raise alone, the others would wait for it."""
+    assert ranks[1].count("bad ok") == 3
+
+
+# --- the ranks --------------------------------------------------------------------------------------------------------
+
+
+def check_bad(folder: Path, mesh: DeviceMesh) -> None:
+    model = Llama(read_config(folder))
+    with pytest.raises(UserError, match="truncated"):
+        load_pretrained(model, folder)
+
+
+def check_placements(folder: Path, mesh: DeviceMesh) -> None:
+    """Tensor parallelism's: by rows, by columns, replicated."""
+    model = Llama(read_config(folder))
+    load_pretrained(model, folder)
+    whole = {name: p.detach().clone() for name, p in model.named_parameters()}
+    places = {"attention.wo": [Shard(1)], "ffn.w2": [Shard(1)], "norm": [Replicate()]}
+    for name, p in list(model.named_parameters()):
+        module = model.get_submodule(name.rpartition(".")[0])
+        place = next((v for k, v in places.items() if k in name), [Shard(0)])
+        module.weight = torch.nn.Parameter(distribute_tensor(torch.zeros_like(p), mesh, place))
+    load_pretrained(model, folder)
+    for name, p in model.named_parameters():
+        local, where = local_slice(p)
+        assert torch.equal(local, whole[name][where]), name
+        assert torch.equal(p.full_tensor(), whole[name]), name
+
+
+def check_fsdp(folder: Path, mesh: DeviceMesh) -> None:
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = Llama(config)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    model.to_empty(device="cpu").init_weights()
+    load_pretrained(model, folder)
+    sizes = {name: p.to_local().shape[0] for name, p in model.named_parameters() if isinstance(p, DTensor)}
+    assert len(sizes) == len(list(model.parameters()))
+    rank = dist.get_rank()
+    assert sizes["embed.weight"] == (101, 101, 99)[rank]
+    assert sizes["layers.0.ffn.w1.weight"] == (2, 2, 0)[rank]
+    with torch.no_grad():
+        model(torch.arange(8)[None])  # leaves the root's parameters gathered, in bf16
+    out = folder.with_name(f"{folder.name}-out")
+    tokenizer = load_tokenizer(folder)
+    export_hf(model, config, tokenizer, out, None, PromptSpec("20ng_7", "plain"), shard_bytes=60_000)
+    assert (out / "config.json").is_file()  # complete when any rank returns
+    with pytest.raises(UserError, match="not empty"):
+        export_hf(model, config, tokenizer, out)
+
+
+def rank_main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    check_bad(folder / "bad", mesh)
+    print("bad ok")
+    check_placements(folder / "untied", mesh)
+    print("placements ok")
+    check_fsdp(folder / "untied", mesh)
+    check_fsdp(folder / "tied", mesh)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    rank_main(Path(sys.argv[1]))
