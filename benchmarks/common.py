@@ -16,13 +16,14 @@ import os
 import platform
 import random
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -99,6 +100,11 @@ def load_ours(folder: Path) -> Llama:
     return model.eval()
 
 
+def size_of(model: torch.nn.Module) -> str:
+    """A model's number of parameters, a tied head counted once."""
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+
+
 def draw_examples(task: Task, split: str, data: str | None, n: int, seed: int) -> list[Example]:
     """Draw ``n`` examples of a split without replacement.
 
@@ -171,23 +177,46 @@ def reference_greedy(
 # --- timing -----------------------------------------------------------------------------------------------------------
 
 
-def in_turn(variants: dict[str, Callable[[int], object]], rounds: range) -> dict[str, list[float]]:
+@dataclass
+class Timing:
+    """What one variant took, round by round.
+
+    Attributes:
+        wall: seconds by the clock.
+        cpu: seconds of processor time, over all threads: what is left of a measurement on a busy machine.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.wall)
+
+    @property
+    def median_cpu(self) -> float:
+        return statistics.median(self.cpu)
+
+    @property
+    def each(self) -> str:
+        return ", ".join(f"{seconds:.2f}" for seconds in self.wall)
+
+
+def in_turn(variants: dict[str, Callable[[int], object]], rounds: range) -> dict[str, Timing]:
     """Time every variant once a round, one after the other, so that what else the machine does hits all alike.
 
     Args:
         variants: by name; each is called with the round's number.
-
-    Returns:
-        Seconds by name, one for each round.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    timings = {name: Timing() for name in variants}
     for n in rounds:
         for name, run in variants.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             run(n)
-            seconds[name].append(time.perf_counter() - start)
-            say(f"round {n}: {name}: {seconds[name][-1]:.2f} s")
-    return seconds
+            timings[name].wall.append(time.perf_counter() - wall)
+            timings[name].cpu.append(time.process_time() - cpu)
+            say(f"round {n}: {name}: {timings[name].wall[-1]:.2f} s")
+    return timings
 
 
 def counter(what: str, total: int, every: int = 25) -> Callable[[int], None]:

@@ -12,7 +12,6 @@ All decode in batches of the same size, in fp32, and must emit the same tokens.
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from torch import nn
 
 from benchmarks.common import (
     Inputs,
+    Timing,
     checkpoint_folder,
     draw_examples,
     in_turn,
@@ -31,6 +31,7 @@ from benchmarks.common import (
     load_ours,
     reference_greedy,
     say,
+    size_of,
     table,
     write_result,
 )
@@ -71,8 +72,8 @@ class Args(Inputs):
 
 def measure(
     model: nn.Module, reference: nn.Module | None, samples: SampleSet, stop_ids: set[int], args: Args
-) -> tuple[dict[str, list[float]], dict[str, list[Decoded]]]:
-    """Time all variants; return their seconds and what they emitted."""
+) -> tuple[dict[str, Timing], dict[str, list[Decoded]]]:
+    """Time all variants; return their times and what they emitted."""
     prefix = samples.prefix.tolist()
     bodies = [samples.body(i).tolist() for i in range(len(samples))]
     emitted: dict[str, list[Decoded]] = {}
@@ -102,33 +103,45 @@ def measure(
 
     say("warming up")
     in_turn({name: timed(name, bodies[: args.batch_size]) for name in args.variants}, range(0, 1))
-    seconds = in_turn({name: timed(name, bodies) for name in args.variants}, range(1, args.rounds + 1))
-    return seconds, emitted
+    timings = in_turn({name: timed(name, bodies) for name in args.variants}, range(1, args.rounds + 1))
+    return timings, emitted
 
 
-def report(seconds: dict[str, list[float]], emitted: dict[str, list[Decoded]], samples: SampleSet, args: Args) -> str:
+def report(
+    timings: dict[str, Timing], emitted: dict[str, list[Decoded]], samples: SampleSet, model_size: str, args: Args
+) -> str:
     """The figures as Markdown."""
-    base = statistics.median(seconds[args.variants[0]])
+    base = timings[args.variants[0]]
     rows = []
     for name in args.variants:
-        middle = statistics.median(seconds[name])
+        timing = timings[name]
         n_new = sum(len(answer.tokens) + answer.stopped for answer in emitted[name])
         same = sum(a == b for a, b in zip(emitted[name], emitted[args.variants[0]], strict=True))
         rows.append(
             (
                 DESCRIPTIONS[name],
-                f"{len(samples) / middle:.2f}",
-                f"{n_new / middle:.1f}",
-                f"{middle:.2f}",
-                ", ".join(f"{s:.2f}" for s in seconds[name]),
-                f"{middle / base:.2f}",
+                f"{len(samples) / timing.median:.2f}",
+                f"{n_new / timing.median:.1f}",
+                f"{timing.median:.2f}",
+                timing.each,
+                f"{timing.median / base.median:.2f}",
+                f"{timing.median_cpu / base.median_cpu:.2f}",
                 f"{same} of {len(samples)}",
             )
         )
     first = DESCRIPTIONS[args.variants[0]]
-    header = ["", "utterances/s", "new tokens/s", "seconds (median)", "each", f"time / {first}", f"output as {first}"]
+    header = [
+        "decoder",
+        "utterances/s",
+        "new tokens/s",
+        "seconds (median)",
+        "each",
+        f"time / {first}",
+        "CPU time / the same",
+        f"output as {first}",
+    ]
     return (
-        f"SmolLM2-135M, not fine-tuned, on {len(samples)} test utterances of {args.task}, zero-shot: a prefix of "
+        f"A Llama of {model_size}, not fine-tuned, on {len(samples)} test utterances of {args.task}, zero-shot: a prefix of "
         f"{len(samples.prefix):,} tokens, {samples.lengths.mean():.1f} more for each request on average, at most "
         f"{args.max_new_tokens} new ones, {args.batch_size} requests a batch. New tokens include stop tokens; their "
         f"rate includes the time for the prompts.\n\n{table(header, rows)}"
@@ -159,8 +172,8 @@ def run(args: Args, argv: list[str]) -> None:
             reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompt = build_prompt(task, template_for(tokenizer))
     samples = prepare(examples, task, prompt, tokenizer, 8192, with_labels=False, max_new_tokens=args.max_new_tokens)
-    seconds, emitted = measure(model, reference, samples, stop_tokens(prompt, tokenizer), args)
-    body = report(seconds, emitted, samples, args)
+    timings, emitted = measure(model, reference, samples, stop_tokens(prompt, tokenizer), args)
+    body = report(timings, emitted, samples, size_of(model), args)
     write_result("decode_speed", "Speed of greedy decoding", body, argv, args.output, load)
 
 

@@ -15,7 +15,6 @@ The learning rate is 0, so that weights never change and all variants must repor
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,12 +26,14 @@ from torch import nn
 
 from benchmarks.common import (
     Inputs,
+    Timing,
     checkpoint_folder,
     draw_examples,
     in_turn,
     load_average,
     load_ours,
     say,
+    size_of,
     table,
     write_result,
 )
@@ -82,7 +83,7 @@ class Args(Inputs):
 class Timed:
     """What one variant did at one size."""
 
-    seconds: list[float]
+    timing: Timing
     losses: list[float]
     steps: list[StepBatch]
 
@@ -126,7 +127,7 @@ def measure(models: dict[str, nn.Module], samples: SampleSet, args: Args) -> dic
         runs[size] = {}
         for name in args.variants:
             loader = StepLoader(samples, batch_size=size, row_length=args.row_length, seed=args.seed, **VARIANTS[name])
-            record = timed[size, name] = Timed([], [], [])
+            record = timed[size, name] = Timed(Timing(), [], [])
             side = "transformers" if name == "transformers" else "ours"
             loss_of = reference_loss if side == "transformers" else batch_loss
 
@@ -144,32 +145,33 @@ def measure(models: dict[str, nn.Module], samples: SampleSet, args: Args) -> dic
                 timed[size, name].losses.clear()
                 timed[size, name].steps.clear()
         say(f"{size} samples per step")
-        for name, seconds in in_turn(runs[size], range(1, args.steps + 1)).items():
-            timed[size, name].seconds = seconds
+        for name, timing in in_turn(runs[size], range(1, args.steps + 1)).items():
+            timed[size, name].timing = timing
     return timed
 
 
-def report(timed: dict[tuple[int, str], Timed], args: Args, prefix_tokens: int) -> str:
+def report(timed: dict[tuple[int, str], Timed], args: Args, model_size: str, prefix_tokens: int) -> str:
     """The figures as Markdown."""
     rows, spread = [], 0.0
     for size in args.sizes:
-        base = statistics.median(timed[size, args.variants[0]].seconds)
+        base = timed[size, args.variants[0]].timing
         first = timed[size, args.variants[0]].losses
         for name in args.variants:
             run = timed[size, name]
             spread = max([spread, *(abs(a - b) for a, b in zip(run.losses, first, strict=True))])
             n = sum(step.n_examples for step in run.steps)
-            middle = statistics.median(run.seconds)
+            timing = run.timing
             rows.append(
                 (
                     DESCRIPTIONS[name],
                     size,
                     f"{sum(step.n_tokens for step in run.steps) / n:.0f}",
                     f"{sum(len(step.batches) for step in run.steps) / len(run.steps):.1f}",
-                    f"{middle:.2f}",
-                    ", ".join(f"{s:.2f}" for s in run.seconds),
-                    f"{size / middle:.2f}",
-                    f"{middle / base:.2f}",
+                    f"{timing.median:.2f}",
+                    timing.each,
+                    f"{size / timing.median:.2f}",
+                    f"{timing.median / base.median:.2f}",
+                    f"{timing.median_cpu / base.median_cpu:.2f}",
                 )
             )
     header = [
@@ -181,9 +183,10 @@ def report(timed: dict[tuple[int, str], Timed], args: Args, prefix_tokens: int) 
         "each",
         "samples/s",
         f"time / {DESCRIPTIONS[args.variants[0]]}",
+        "CPU time / the same",
     ]
     return (
-        f"SmolLM2-135M on {args.task}, zero-shot: a prefix of {prefix_tokens:,} tokens, rows of at most "
+        f"A Llama of {model_size} on {args.task}, zero-shot: a prefix of {prefix_tokens:,} tokens, rows of at most "
         f"{args.row_length:,}. One process, that is one rank: what sharing saves grows with the samples that a rank "
         f"has in a step. Padding counts as computed.\n\n{table(header, rows)}\n\nThe variants' losses of the same "
         f"samples differ by at most {spread:.1e}. AdamW with the same settings steps all of them; no activation "
@@ -218,7 +221,7 @@ def run(args: Args, argv: list[str]) -> None:
     samples = prepare(
         examples, task, build_prompt(task, template_for(tokenizer)), tokenizer, max_length=args.row_length
     )
-    body = report(measure(models, samples, args), args, len(samples.prefix))
+    body = report(measure(models, samples, args), args, size_of(next(iter(models.values()))), len(samples.prefix))
     write_result("step_time", "Seconds per optimizer step", body, argv, args.output, load)
 
 

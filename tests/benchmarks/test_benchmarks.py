@@ -163,6 +163,6 @@ def test_the_command_names_no_folder_of_the_machine() -> None:
 
 def test_variants_are_timed_in_turn() -> None:
     order: list[tuple[str, int]] = []
-    seconds = in_turn({name: lambda n, name=name: order.append((name, n)) for name in "ab"}, range(1, 3))
+    timings = in_turn({name: lambda n, name=name: order.append((name, n)) for name in "ab"}, range(1, 3))
     assert order == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+    assert {name: (len(t.wall), len(t.cpu)) for name, t in timings.items()} == {"a": (2, 2), "b": (2, 2)}
