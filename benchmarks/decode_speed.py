@@ -142,9 +142,9 @@ def report(
     ]
     return (
         f"A Llama of {model_size}, not fine-tuned, on {len(samples)} test utterances of {args.task}, zero-shot: a "
-        f"prefix of {len(samples.prefix):,} tokens, {samples.lengths.mean():.1f} more for each request on average, at most "
-        f"{args.max_new_tokens} new ones, {args.batch_size} requests a batch. New tokens include stop tokens; their "
-        f"rate includes the time for the prompts.\n\n{table(header, rows)}"
+        f"prefix of {len(samples.prefix):,} tokens, {samples.lengths.mean():.1f} more for each request on average, "
+        f"at most {args.max_new_tokens} new ones, {args.batch_size} requests a batch. New tokens include stop tokens; "
+        f"their rate includes the time for the prompts.\n\n{table(header, rows)}"
     )
 
 
