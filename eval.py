@@ -51,8 +51,11 @@ def score(options: EvalConfig) -> None:
              options.split, len(plan.examples), precision, world.size, device.type)  # fmt: skip
     log.info("prompt: %s template, %d shots, %s", plan.prompt.template, len(plan.prompt.shots),
              "as stored with the checkpoint" if plan.fine_tuned else "built from the options")  # fmt: skip
-    model = build_model(plan, precision, device)
-    with Progress(len(plan.examples), world.size, show=world.is_main) as progress:
+    # Tensor parallel, all ranks are one: each runs every example.
+    split_model = options.tensor_parallel
+    rank, n_shares = (0, 1) if split_model else (world.rank, world.size)
+    model = build_model(plan, precision, device, world.mesh if split_model else None)
+    with Progress(len(plan.examples), n_shares, show=world.is_main) as progress:
         result = score_model(
             model,
             plan.tokenizer,
@@ -61,8 +64,8 @@ def score(options: EvalConfig) -> None:
             plan.examples,
             max_length=plan.row_length,
             device=device,
-            rank=world.rank,
-            world_size=world.size,
+            rank=rank,
+            world_size=n_shares,
             max_new_tokens=options.max_new_tokens,
             max_batch_tokens=options.batch_tokens,
             cache_dir=options.cache_dir or CACHE_DIR,
@@ -102,6 +105,7 @@ def describe(
             "limit": options.limit,
             "seed": options.seed,
             "ranks": n_ranks,
+            "tensor_parallel": options.tensor_parallel,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
         },

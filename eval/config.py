@@ -52,6 +52,8 @@ class EvalConfig:
     """Longest answer in tokens; default: per example, what its longest valid answer needs."""
     batch_tokens: int = 4096
     """Most tokens in one decoding batch; 1 decodes one example at a time, so that seconds are a call's latency."""
+    tensor_parallel: bool = False
+    """Split every matrix over the ranks (for a model that one GPU cannot hold) instead of splitting the examples."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of weights and compute; auto: bf16 on CUDA, fp32 on CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

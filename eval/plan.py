@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from checkpoints_tools.hf_config import differences, read_config
 from checkpoints_tools.load import check_folder, load_pretrained
@@ -26,11 +27,13 @@ from data.prompts import template_for
 from data.source import load_examples
 from data.tasks import TASKS, Task, get_task
 from data.tokenizer import Tokenizer, load_tokenizer
+from eval import tensor_parallel
 from eval.config import EvalConfig
 from model import ModelSpec, get_model_spec
 from model.llama import LlamaConfig, RopeScaling
 from train.checkpoint import RUN_FILE, load_model, newest_complete, read_state
 from train.config import RECIPES
+from train.distributed import env_world_size
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +89,10 @@ def make_plan(options: EvalConfig) -> EvalPlan:
     weights = find_weights(options.checkpoint, spec)
     config = _model_config(weights)
     _check_shape(config, spec, weights.path, options.allow_mismatch)
+    if options.tensor_parallel:
+        tensor_parallel.check_divides(config, env_world_size())
+        if weights.is_training:
+            raise UserError("--tensor_parallel reads Hugging Face folders: score the run's export instead.")
     tokenizer = load_tokenizer(weights.base)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -239,11 +246,15 @@ def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]
     return kept
 
 
-def build_model(plan: EvalPlan, precision: str, device: torch.device) -> nn.Module:
-    """The model with its weights, whole on this device."""
+def build_model(
+    plan: EvalPlan, precision: str, device: torch.device, tensor_mesh: DeviceMesh | None = None
+) -> nn.Module:
+    """The model with its weights, whole on this device, or split over the ranks of ``tensor_mesh``."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     with torch.device("meta"):
         model = plan.spec.build(plan.config).to(dtype)
+    if tensor_mesh is not None:
+        tensor_parallel.split(model, tensor_mesh)
     assert not list(model.buffers()), "to_empty leaves buffers as garbage"
     model.to_empty(device=device)
     if plan.weights.is_training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -30,17 +31,29 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory) -> Path:
-    import dataclasses
-
-    folder = tmp_path_factory.mktemp("tiny")
+def write_checkpoint(folder: Path, **numbers: int) -> Path:
     write_tokenizer(folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
     spec = get_model_spec(MODEL)
-    config = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
+    config = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size, **numbers)
     model = spec.build(config)
     torch.manual_seed(0)
     model.init_weights()
+    with torch.no_grad():  # as initialized, the model repeats its last token whatever the document
+        for block in model.layers:
+            for parameter in block.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(15.0)
     export_hf(model, config, tokenizer, folder / "checkpoint")
     return folder / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def divisible_checkpoint(tmp_path_factory) -> Path:
+    """One whose shapes divide by 3, for tensor parallelism."""
+    return write_checkpoint(tmp_path_factory.mktemp("divisible"), ffn_dim=102)
