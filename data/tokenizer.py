@@ -238,10 +238,12 @@ class JsonTokenizer(_FileTokenizer):
             )
         # Runs of spaces that a tokenizer lists as added tokens are ordinary text; everything else is for prompts.
         added = spec.get("added_tokens") or []
-        spec["added_tokens"] = [token for token in added if not token["content"].strip()]
+        kept = spec["added_tokens"] = [token for token in added if not token["content"].strip()]
         special = {token["content"]: token["id"] for token in added if token["content"].strip()}
         special |= {text: i for text, i in _added_tokens(files).items() if text.strip()}
         spec["model"]["vocab"] = {text: i for text, i in vocabulary.items() if text not in special}
+        # The library numbers added tokens anew unless the vocabulary has them.
+        spec["model"]["vocab"] |= {token["content"]: token["id"] for token in kept}
         if spec["model"].get("unk_token") in special:
             spec["model"]["unk_token"] = None  # bytes are the last resort of every BPE read here
         for part in ("normalizer", "pre_tokenizer", "decoder"):
@@ -252,7 +254,7 @@ class JsonTokenizer(_FileTokenizer):
         except Exception as error:  # the library raises bare Exception
             raise _damaged(path, f"refused by the tokenizers library: {error}") from error
         self._known = frozenset(self._bpe.get_vocab(with_added_tokens=True).values())
-        super().__init__(files, max(vocabulary.values(), default=-1) + 1, special)
+        super().__init__(files, max(self._known, default=-1) + 1, special)
 
     def _is_ordinary(self, i: int) -> bool:
         return i in self._known

@@ -152,10 +152,10 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Tok
 
 @pytest.fixture(scope="session")
 def posts(shared_dir: Path) -> list[str]:
-    """1,132 real newsgroup posts, spread over all groups: odd bytes, long quotes, tables, uuencoded parts."""
+    """708 real newsgroup posts, spread over all groups: odd bytes, long quotes, tables, uuencoded parts."""
     from data.source import load_examples
 
-    return [example.text for example in load_examples("20ng", "train", shared_dir / "data")][::10]
+    return [example.text for example in load_examples("20ng", "train", shared_dir / "data")][::16]
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,21 @@ def test_half_a_surrogate_pair_is_replaced(tiny_tokenizer):
     assert tiny_tokenizer.decode(tiny_tokenizer.encode("\ud83d\ude42")) == "🙂"
 
 
+def test_a_run_of_a_million_spaces_does_not_overflow(tiny_tokenizer):
+    """tiktoken's split panics on it when it comes in one piece."""
+    text = "a" + " " * 1_500_000 + "b"
+    assert tiny_tokenizer.decode(tiny_tokenizer.encode(text)) == text
+
+
+def test_an_added_run_of_spaces_is_ordinary_text(tiny_folder):
+    tokenizer = load_tokenizer(tiny_folder["json"])
+    spec = json.loads((tiny_folder["json"] / "tokenizer.json").read_text())
+    (i,) = (token["id"] for token in spec["added_tokens"] if token["content"] == "    ")
+    assert tokenizer.encode("a    b")[1] == i and tokenizer.decode([i]) == "    "
+    assert "    " not in tokenizer.special and "<tool>" in tokenizer.special
+    assert tokenizer.vocab_size == i + 1 == 1 + max(tokenizer.special["<tool>"], i)
+
+
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "=", "é ", "ab\n"])
 def test_very_long_runs_are_tokenized(tiny_tokenizer, unit):
     text = unit * (60_000 // len(unit))
