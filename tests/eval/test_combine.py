@@ -93,6 +93,8 @@ def test_other_examples_are_refused(tmp_path):
     b = write_single(tmp_path / "b", "massive_slots", SLOTS[:3], gold=GOLD[:3])
     with pytest.raises(UserError, match=r"1 only in .*massive/test/3"):
         combine_runs(a, b)
+    with pytest.raises(UserError, match=r"1 only in .*massive/test/3"):
+        combine_runs(b, a)
 
 
 def test_runs_of_one_task_are_refused(tmp_path):
