@@ -90,7 +90,7 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> W
 
 
 def set_up_logging() -> None:
-    """Rank 0 logs to standard output, plainly; the other ranks only let warnings' worth of trouble through never."""
+    """Rank 0 logs to standard output, plainly; the other ranks say nothing."""
     level = logging.INFO if env_rank() == 0 else logging.CRITICAL + 1
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
 
@@ -106,7 +106,8 @@ def run_guarded(main: Callable[[], None]) -> None:
     try:
         main()
     except Interrupted as stop:
-        _say(str(stop), wait=env_rank() != 0, prefix=False)
+        if env_rank() == 0:  # raised on every rank, by agreement
+            print(stop, file=sys.stderr, flush=True)
         status = 128 + stop.signum
     except UserError as error:
         _say(f"error: {error}", wait=env_rank() != 0)
@@ -124,10 +125,10 @@ def run_guarded(main: Callable[[], None]) -> None:
         dist.destroy_process_group()
 
 
-def _say(message: str, wait: bool, prefix: bool = True) -> None:
+def _say(message: str, wait: bool) -> None:
     if wait:
         time.sleep(GRACE_SECONDS)
-    who = f"[rank {env_rank()}] " if prefix and env_rank() else ""
+    who = f"[rank {env_rank()}] " if env_rank() else ""
     print(who + message, file=sys.stderr, flush=True)
 
 

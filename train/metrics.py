@@ -42,10 +42,10 @@ def attended_pairs(batch: Batch) -> int:
 def step_flops(config: LlamaConfig, n_tokens: int, n_label_tokens: int, n_pairs: int) -> float:
     """Floating-point operations that one step's forward and backward passes need.
 
-    Six per matrix element and token: two in the forward pass, four in the backward. Blocks see every token, the head only
-    the label positions, the embedding is a look-up. Attention's two products take two operations per pair and
-    channel each, forward, and twice that backward: 12 * H * D per pair and layer. Recomputation by
-    activation checkpointing, padding and dummies are not counted: this is the numerator of MFU, useful work.
+    Six per matrix element and token: two in the forward pass, four in the backward. Blocks see every token, the head
+    only the label positions, the embedding is a look-up. Attention's two products take two operations per pair and
+    channel each, forward, and twice that backward: 12 * H * D per pair and layer. Recomputation by activation
+    checkpointing, padding and dummies are not counted: this is the numerator of MFU, useful work.
     """
     D = config.head_width
     attention = 2 * config.dim * D * (config.n_heads + config.n_kv_heads)  # wq, wo and wk, wv

@@ -1,0 +1,23 @@
+"""How the tests start our scripts: alone or under torchrun, in an environment of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TICKETS = ROOT / "data" / "sample" / "tickets" / "tickets.toml"
+
+
+def environment() -> dict[str, str]:
+    """Without what a torchrun around the tests, or the user, may have set."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
+    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def command(script: Path, *args: object, ranks: int = 1) -> list[str]:
+    start = [sys.executable]
+    if ranks > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return [*start, str(script), *map(str, args)]

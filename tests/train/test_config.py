@@ -1,0 +1,151 @@
+"""The layers of options, what is refused, and that everything wrong is said at once and by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from train import options
+from train.config import RECIPES, TrainConfig, load_config
+
+# A folder is only looked into later.
+BASE = ["--model", "smollm2_135m", "--checkpoint", "anywhere", "--task", "massive_intent"]
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_config([*BASE, *argv])
+    return str(error.value)
+
+
+def test_each_layer_wins_over_the_one_below(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("batch_size = 5\n[optim]\nlr = 2e-5\nclip = 3\n")
+    default = load_config(["--model", "llama_debug", "--checkpoint", "x", "--task", "20ng_7"])
+    assert default.optim.clip == TrainConfig().optim.clip
+    recipe = load_config(BASE)
+    assert recipe.batch.batch_size == RECIPES["smollm2"]["batch_size"] == 32
+    toml = load_config([*BASE, "--config", str(file)])
+    assert (toml.batch.batch_size, toml.optim.lr, toml.optim.clip) == (5, 2e-5, 3.0)
+    top = load_config([*BASE, "--config", str(file), "--lr", "7e-5", "--batch_size=6"])
+    assert (top.batch.batch_size, top.optim.lr, top.optim.clip) == (6, 7e-5, 3.0)
+    assert top.batch.row_length == RECIPES["smollm2"]["row_length"]
+
+
+def test_the_model_may_stand_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[model]\nmodel = "llama3_70b"\ncheckpoint = "x"\n[data]\ntask = "20ng_joint"\n')
+    config = load_config(["--config", str(file)])
+    assert (config.train.steps, config.optim.lr, config.batch.row_length) == (8000, 1e-6, 16_384)
+
+
+@pytest.mark.parametrize(
+    ("model", "steps"), [("llama2_7b", 4000), ("llama3_8b", 4000), ("llama2_70b", 8000), ("llama3_70b", 8000)]
+)
+def test_the_papers_recipes(model: str, steps: int) -> None:
+    config = load_config(["--model", model, "--checkpoint", "x", "--task", "20ng_joint"])
+    assert (config.train.steps, config.train.epochs, config.batch.batch_size) == (steps, None, 8)
+    assert (config.optim.lr, config.optim.warmup_steps, config.optim.schedule) == (1e-6, 0, "linear")
+    assert (config.optim.beta1, config.optim.beta2, config.optim.weight_decay, config.optim.clip) == (0.9, 0.95, 0, 1)
+
+
+def test_steps_replace_the_recipes_epochs_and_the_other_way(tmp_path: Path) -> None:
+    assert load_config(BASE).train.epochs == 1.0
+    steps = load_config([*BASE, "--steps", "7"]).train
+    assert (steps.steps, steps.epochs) == (7, None)
+    file = tmp_path / "run.toml"
+    file.write_text("steps = 7\n")
+    epochs = load_config([*BASE, "--config", str(file), "--epochs", "2"]).train
+    assert (epochs.steps, epochs.epochs) == (None, 2.0)
+    assert "give one of the two" in refusal("--steps", "7", "--epochs", "2")
+
+
+def test_the_saved_config_gives_the_same_run(tmp_path: Path) -> None:
+    config = load_config([*BASE, "--steps", "7", "--tensorboard", "--data", 'a "quoted" \\ path'])
+    file = tmp_path / "config.toml"
+    file.write_text(options.to_toml(config))
+    again = load_config(["--config", str(file)])
+    left, right = options.flatten(config), options.flatten(again)
+    assert left.pop("config") is None and right.pop("config") == file
+    assert left == right
+
+
+def test_flags_with_and_without_values() -> None:
+    assert load_config([*BASE, "--resume"]).checkpoint.resume
+    assert not load_config([*BASE, "--resume", "--no_resume"]).checkpoint.resume
+    assert load_config([*BASE, "--batch-size", "9"]).batch.batch_size == 9
+    assert load_config([*BASE, "--weight_decay", "1e-2"]).optim.weight_decay == 0.01
+    assert "takes no value" in refusal("--resume=yes")
+    assert "needs a value" in refusal("--lr")
+
+
+@pytest.mark.parametrize(
+    ("argv", "want"),
+    [
+        (["--learning_rat", "1"], "unknown option --learning_rat."),
+        (["--batchsize", "1"], "Did you mean '--batch_size'?"),
+        (["--task", "massive_intents"], "Did you mean 'massive_intent'?"),
+        (["--model", "smollm_135m"], "Did you mean 'smollm2_135m'?"),
+        (["--schedule", "liner"], "linear | cosine | constant"),
+        (["--batch_size", "2.5"], "a whole number"),
+        (["--packing", "true"], "on | off"),
+        (["stray"], "'stray' is not an option"),
+        (["--batch_size", "0"], "batch_size = 0: must be at least 1"),
+        (["--lr", "-1"], "lr = -1.0"),
+        (["--lr", "nan"], "lr = nan"),
+        (["--holdout", "0.1"], "give --eval_every"),
+        (["--eval_every", "10"], "give --holdout"),
+        (["--steps", "5", "--warmup_steps", "5"], "warmup_steps = 5"),
+        (["--init", "random"], "init = random is for debug models"),
+        (["--joint_order", "section"], "20ng_joint only"),
+        (["--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+    ],
+)
+def test_refused(argv: list[str], want: str) -> None:
+    assert want in refusal(*argv)
+
+
+def test_a_pretrained_model_without_checkpoint_says_how_to_get_it() -> None:
+    with pytest.raises(UserError, match="hf download meta-llama/Meta-Llama-3-70B-Instruct"):
+        load_config(["--model", "llama3_70b", "--task", "20ng_joint"])
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("learning_rate = 1", "unknown key 'learning_rate'"),
+        ("[optim]\nlrr = 1", "unknown key 'lrr' in [optim]. Did you mean 'lr'?"),
+        ("[optim]\nbatch_size = 1", "unknown key 'batch_size' in [optim]"),
+        ("[optimizer]\nlr = 1", "unknown section [optimizer]. Did you mean 'optim'?"),
+        ('lr = "1e-4x"', "lr = '1e-4x': expected a number"),
+        ("batch_size = 2.5", "a whole number"),
+        ("batch_size = true", "a whole number"),
+        ("resume = 1", "true or false"),
+        ("packing = true", "on | off"),
+        ("lr = = 1", "not valid TOML"),
+    ],
+)
+def test_bad_files(text: str, want: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    message = refusal("--config", str(file))
+    assert want in message and "bad.toml" in message
+
+
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text("foo = 1\nclip = -1\n")
+    message = refusal("--config", str(file), "--taks", "x", "--lr", "abc", "--model", "lama", "--batch_size", "0")
+    for part in ("6 problems", "'foo'", "clip = -1", "--taks", "'abc'", "'lama'", "batch_size = 0"):
+        assert part in message, part
+
+
+def test_help_lists_every_option(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        load_config(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for name in options.options_of(TrainConfig):
+        assert f"--{name}" in shown or f"--no_{name}" in shown, name

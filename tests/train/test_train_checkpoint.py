@@ -1,0 +1,153 @@
+"""Checkpoints: exact, the last K, whole or not there, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import TIED, make_trainer, whole
+
+from data.errors import UserError
+from train import checkpoint, options
+from train.errors import RunStopped
+from train.trainer import Trainer
+
+
+def resumed(trainer: Trainer, folder: Path | None = None) -> Trainer:
+    """A new trainer that goes on where the run's newest complete checkpoint (or ``folder``) stands."""
+    folder = folder or checkpoint.newest_complete(trainer.checkpoints)
+    setup = dataclasses.replace(trainer.setup, resume_from=folder)
+    return Trainer(trainer.config, setup, trainer.world)
+
+
+def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
+    return {name: whole(p) for name, p in trainer.model.named_parameters()}
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path: Path) -> None:
+    straight = make_trainer(tmp_path / "a", world, steps=6, model_config=TIED)
+    straight.run()
+    broken = make_trainer(tmp_path / "b", world, steps=6, model_config=TIED)
+    for n in range(3):
+        broken.train_step(broken.setup.loader.step(n))
+    broken._save()
+    again = resumed(broken)
+    assert again.step == 3
+    again.run()
+    for (name, a), b in zip(parameters(straight).items(), parameters(again).values(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    for a, b in zip(straight.model.parameters(), again.model.parameters(), strict=True):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            left, right = straight.optimizer.state[a][key], again.optimizer.state[b][key]
+            np.testing.assert_array_equal(whole(left), whole(right), err_msg=key)
+
+
+def test_random_states_come_back(world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, world)
+    random.random(), np.random.rand(), torch.rand(1)
+    trainer._save()
+    drawn = random.random(), np.random.rand(), torch.rand(1)
+    resumed(trainer)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == drawn
+
+
+def test_the_last_k_are_kept(world, tmp_path: Path) -> None:
+    make_trainer(tmp_path, world, steps=7, save_every=2, keep=2).run()
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_000006", "step_000007"], "the last two, and nothing half-written"
+
+
+def test_steps_are_ordered_by_number(tmp_path: Path) -> None:
+    for step in (999_999, 1_000_000, 5):
+        checkpoint.step_folder(tmp_path, step).mkdir()
+    (tmp_path / ".step_000007.partial").mkdir()
+    assert [p.name for p in checkpoint.steps_in(tmp_path)] == ["step_000005", "step_999999", "step_1000000"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing shard", "no run.json", "no metadata", "no rng"])
+def test_an_incomplete_checkpoint_is_skipped_with_a_note(damage: str, world, tmp_path: Path, caplog) -> None:
+    make_trainer(tmp_path, world, steps=4, save_every=2).run()
+    older, newest = checkpoint.steps_in(tmp_path / "checkpoints")
+    assert checkpoint.newest_complete(newest.parent) == newest
+    shard = newest / "__0_0.distcp"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    else:
+        gone = {"missing shard": shard, "no run.json": newest / "run.json", "no metadata": newest / ".metadata"}
+        gone.get(damage, newest / "rng_00000.pt").unlink()
+    assert checkpoint.newest_complete(newest.parent) == older
+    assert "incomplete" in caplog.text and newest.name in caplog.text
+
+
+def test_what_a_checkpoint_says_of_itself(world, tmp_path: Path) -> None:
+    make_trainer(tmp_path, world, steps=2).run()
+    folder = checkpoint.newest_complete(tmp_path / "checkpoints")
+    state = checkpoint.read_state(folder)
+    assert state.step == 2 and state.config["lr"] == 1e-2 and state.world_size == 1
+    assert state.labels["root"][:2] == ["comp", "rec"] or len(state.labels["root"]) == 7
+    assert json.loads((folder / "prompt.json").read_text())["task"] == "20ng_7"
+    assert "lr = 0.01" in (tmp_path / "config.toml").read_text()
+
+
+def test_another_run_is_refused_by_the_names_of_what_differs(world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, world)
+    trainer._save()
+    folder = checkpoint.newest_complete(trainer.checkpoints)
+    state = checkpoint.read_state(folder)
+    config, identity = options.flatten(trainer.config), trainer.setup.identity
+    checkpoint.check_fits(state, config, identity, folder)
+    checkpoint.check_fits(state, {**config, "keep": 9, "log_every": 3, "output": Path("moved")}, identity, folder)
+    with pytest.raises(UserError) as error:
+        checkpoint.check_fits(state, {**config, "lr": 2e-2, "task": "20ng_20"}, {"model_config": {}}, folder)
+    for part in ("lr: the checkpoint has 0.01, this run has 0.02", "task: ", "model_config"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run(what: str, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train import trainer as module
+
+    real, calls = module.batch_loss, []
+
+    def poisoned(model, batch, n_label_tokens):
+        loss = real(model, batch, n_label_tokens)
+        calls.append(batch)
+        if len(calls) < 4:
+            return loss
+        if what == "loss":
+            return loss * float("nan")
+        return loss + (loss * 0.0).sqrt()  # the value is fine, its derivative is not
+
+    monkeypatch.setattr(module, "batch_loss", poisoned)
+    trainer = make_trainer(tmp_path, world, steps=8, save_every=2)
+    with pytest.raises(RunStopped) as error:
+        trainer.run()
+    assert trainer.step == 3, "steps before the bad one were taken, the bad one was not"
+    message = str(error.value)
+    ids = trainer.setup.loader.step(3).sample_ids
+    assert "step 4" in message and "step_000002" in message and all(i in message for i in ids)
+    assert all(torch.isfinite(p.full_tensor()).all() for p in trainer.model.parameters())
+    event = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert event["event"] == "stopped" and event["samples"] == ids
+    assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000002"
+
+
+def test_a_failed_save_leaves_the_older_one(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(tmp_path, world, steps=4)
+    trainer._save()
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint.dcp, "save", full_disk)
+    trainer.step = 1
+    with pytest.raises(OSError):
+        trainer._save()
+    assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000000"
+    shutil.rmtree(trainer.checkpoints)

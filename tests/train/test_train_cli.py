@@ -1,0 +1,221 @@
+"""``train.py`` as people start it: end to end, interrupted for real, and wrong in every way that can be checked."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launching import ROOT, TICKETS, command, environment
+from safetensors.torch import load_file
+
+TRAIN = ROOT / "train.py"
+Launch = Callable[..., subprocess.CompletedProcess]
+
+
+def log_lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_from_one_command(launch: Launch, train_args: list[str], tmp_path: Path) -> None:
+    from checkpoints_tools.load import check_folder
+    from data.fewshot import PromptSpec
+    from data.source import load_examples
+    from data.tasks import get_task
+
+    run = tmp_path / "run"
+    done = launch(TRAIN, *train_args, "--shots", 2, "--holdout", 0.25, "--eval_every", 3, "--save_every", 2)
+    assert done.returncode == 0, done.stderr
+    assert "row_length = 1024" in done.stdout, "the resolved configuration is printed"
+    assert "step 6/6" in done.stdout and "held-out, step 3:" in done.stdout
+    assert "row_length = 1024" in (run / "config.toml").read_text()
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_000004", "step_000006"]
+    lines = log_lines(run)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line.get("event") == "score"] == [3, 6]
+
+    for name in ("export", "best"):
+        check_folder(run / name)
+        assert json.loads((run / name / "labels.json").read_text())["urgency"] == ["low", "high"]
+    assert json.loads((run / "best" / "best.json").read_text())["step"] in (3, 6)
+    shots = PromptSpec.load(run / "export").shots
+    assert len(shots) == 2 and PromptSpec.load(run).shots == shots
+    # Neither the few-shot examples nor the held-out ones were trained on: an epoch is what is left.
+    n_train = len(load_examples(get_task(TICKETS), "train")) - 2 - round(0.25 * 24)
+    assert lines[0]["epoch"] == pytest.approx(4 / n_train, abs=1e-4)
+
+
+def test_started_again_in_the_same_folder_is_refused_unless_resumed(
+    launch: Launch, train_args: list[str], tmp_path: Path
+) -> None:
+    assert launch(TRAIN, *train_args, "--steps", 2).returncode == 0
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
+    again = launch(TRAIN, *train_args, "--steps", 2)
+    assert again.returncode == 2 and "holds a run already" in again.stderr and "Traceback" not in again.stderr
+    other = launch(TRAIN, *train_args, "--steps", 2, "--lr", "1e-5", "--resume")
+    assert other.returncode == 2 and "lr: the checkpoint has 0.001, this run has 1e-05" in other.stderr
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*")), "nothing was touched"
+    resumed = launch(TRAIN, *train_args, "--steps", 2, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    ranks: int, number: signal.Signals, launch: Launch, train_args: list[str], tmp_path: Path
+) -> None:
+    args = [*train_args, "--steps", "40", "--activation_checkpointing", "selective"]
+    straight = launch(TRAIN, *args, "--output", tmp_path / "straight", ranks=ranks)
+    assert straight.returncode == 0, straight.stderr
+
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(TRAIN, *args, ranks=ranks), cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not ((run / "log.jsonl").exists() and '"step": 3' in (run / "log.jsonl").read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(number)
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode != 0
+    stopped = log_lines(run)[-1]
+    assert stopped["event"] == "interrupted" and 3 <= stopped["step"] < 40, output
+    assert f"{number.name}: finishing this step" in output and "--resume" in output
+    if ranks == 1:
+        assert process.returncode == 128 + number and "Traceback" not in output
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step_{stopped['step']:06d}"]
+
+    resumed = launch(TRAIN, *args, "--resume", ranks=ranks)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming after step {stopped['step']}" in resumed.stdout
+    steps = [line["step"] for line in log_lines(run) if "loss" in line]
+    assert steps == list(range(1, 41)), "the log goes on where it ended"
+    a, b = (load_file(folder / "export" / "model.safetensors") for folder in (tmp_path / "straight", run))
+    assert a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+    losses = [[line["loss"] for line in log_lines(f) if "loss" in line] for f in (tmp_path / "straight", run)]
+    assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_resumes_on_another_number_of_ranks(launch: Launch, train_args: list[str], tmp_path: Path) -> None:
+    args = [*train_args, "--eps", "1e-4"]
+    assert launch(TRAIN, *args, "--steps", 6, "--output", tmp_path / "straight").returncode == 0
+    first = launch(TRAIN, *args, "--save_every", 3, "--keep", 9, ranks=2)
+    assert first.returncode == 0, first.stderr
+    newest = tmp_path / "run" / "checkpoints" / "step_000006"
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    resumed = launch(TRAIN, *args, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after step 3" in resumed.stdout and "written by 2 ranks, this run has 1" in resumed.stdout
+    a, b = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("straight", "run"))
+    assert all((a[name] - b[name]).abs().max() < 1e-4 for name in a)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_mistakes_are_said_once_and_without_a_traceback(ranks: int, launch: Launch) -> None:
+    done = launch(TRAIN, "--model", "lama3_8b", "--task", "massive_intnt", "--stepz", 3, ranks=ranks)
+    for part in ("'lama3_8b'. Did you mean 'llama3_8b'?", "Did you mean 'massive_intent'?", "'--steps'?"):
+        assert done.stderr.count(part) == 1, done.stderr
+    if ranks == 1:
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_all_that_is_missing_is_said_at_once(launch: Launch, tmp_path: Path) -> None:
+    done = launch(
+        TRAIN, "--model", "llama3_8b", "--checkpoint", tmp_path / "nowhere", "--task", "massive_intent",
+        "--data", tmp_path / "nothing", "--output", ROOT / "train.py",
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for part in ("nowhere", "hf download meta-llama/Meta-Llama-3-8B-Instruct", "nothing", "that is a file"):
+        assert part in done.stderr, part
+
+
+def test_a_checkpoint_of_another_shape_is_refused(world, tmp_path: Path, tiny_tokenizer: Path) -> None:
+    from tiny_run import TINY, Llama
+
+    from checkpoints_tools.export import export_hf
+    from data.errors import UserError
+    from data.tokenizer import load_tokenizer
+    from train.config import load_config
+    from train.setup import open_run
+
+    model = Llama(TINY)
+    model.init_weights()
+    export_hf(model, TINY, load_tokenizer(tiny_tokenizer), tmp_path / "model")
+    args = ["--model", "llama_debug", "--checkpoint", str(tmp_path / "model"), "--task", str(TICKETS), "--output",
+            str(tmp_path / "run"), "--device", "cpu"]  # fmt: skip
+    with pytest.raises(UserError, match=r"dim: 30 \(expected 48\).*--allow_mismatch"):
+        open_run(load_config(args))
+    with pytest.raises(UserError, match="the tokenizer has .* tokens, the model's embedding only 301"):
+        open_run(load_config([*args, "--allow_mismatch"]))
+
+
+def test_not_a_number_exits_with_status_3(launch: Launch, train_args: list[str], tmp_path: Path) -> None:
+    # Half the largest fp32 number as learning rate's nearest allowed value would not do; a huge eps-free step does.
+    done = launch(TRAIN, *train_args, "--lr", "0.999", "--clip", "0", "--steps", "60", "--weight_decay", "1e30")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "No update was made" in done.stderr and "tickets/train/" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_fewer_samples_than_ranks(launch: Launch, train_args: list[str]) -> None:
+    done = launch(TRAIN, *train_args, "--limit", 1, ranks=2)
+    assert done.returncode != 0 and done.stderr.count("Fewer samples than ranks: 1 samples for 2 ranks") == 1
+
+
+def test_a_row_shorter_than_the_prompt(launch: Launch, train_args: list[str]) -> None:
+    done = launch(TRAIN, *train_args, "--row_length", 40)
+    assert done.returncode == 2 and "--row_length" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rows_longer_than_the_model_was_trained_for_are_warned_of_once(launch: Launch, train_args: list[str]) -> None:
+    done = launch(TRAIN, *train_args, "--row_length", 4096, "--steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("exceeds the 2048 tokens the model was trained for; 0 of 24 samples are longer") == 1
+
+
+def test_one_ranks_failure_ends_all(launch: Launch, tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import torch, torch.distributed as dist\n"
+        "from train.distributed import run_guarded, start\n"
+        "def main():\n"
+        "    world = start(torch.device('cpu'))\n"
+        "    dist.barrier()\n"
+        "    if world.rank == 1:\n"
+        "        raise RuntimeError('the disk of rank 1 is full')\n"
+        "    dist.barrier()\n"
+        "run_guarded(main)\n"
+    )
+    begun = time.monotonic()
+    done = launch(script, ranks=2)
+    assert done.returncode != 0 and time.monotonic() - begun < 120
+    assert done.stderr.count("RuntimeError: the disk of rank 1 is full") == 1 and "[rank 1]" in done.stderr
+    assert "Connection closed by peer" not in done.stderr, "the cause is said, not its consequences"
+
+
+def test_plain_python_needs_no_port(train_args: list[str]) -> None:
+    """Two single-process runs at once do not meet."""
+    source = (
+        "import torch, torch.distributed as dist\n"
+        "from train.distributed import start\n"
+        "world = start(torch.device('cpu'))\n"
+        "assert (world.rank, world.size, world.mesh.size()) == (0, 1, 1)\n"
+        "input()\n"
+        "dist.destroy_process_group()\n"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", source], cwd=ROOT, env=environment(), stdin=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    time.sleep(0.5)
+    for process in both:
+        process.communicate("\n", timeout=120)
+        assert process.returncode == 0
