@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from checkpoints_tools.load import how_to_get
 from data.errors import UserError
 from data.tasks import TASKS, get_task
 from model import MODELS, get_model_spec
@@ -26,7 +25,7 @@ class ModelOptions:
     model: str = ""
     """Which model: a preset's name (see model/__init__.py)."""
     checkpoint: Path | None = None
-    """Hugging Face folder to start from (weights, config.json, tokenizer)."""
+    """Hugging Face folder to start from (weights, config.json, tokenizer); default: checkpoints/<model>."""
     init: Literal["pretrained", "random"] = "pretrained"
     """random: start from random weights (debug models only; the checkpoint folder gives the tokenizer)."""
     allow_mismatch: bool = False
@@ -196,7 +195,7 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
         from_toml = options.read_toml(from_argv["config"], TrainConfig, problems)
 
     model = from_argv.get("model", from_toml.get("model", ""))
-    recipe = dict(RECIPES[MODELS[model].recipe]) if model in MODELS else {}
+    recipe = dict(RECIPES[MODELS[model].recipe], checkpoint=MODELS[model].default_checkpoint) if model in MODELS else {}
     layers = [recipe, from_toml, from_argv]
     for i, upper in enumerate(layers):
         for name, other in (("steps", "epochs"), ("epochs", "steps")):
@@ -290,8 +289,5 @@ def _checkpoint_problems(config: TrainConfig) -> list[str]:
     if config.model.init == "random" and spec.recipe != "debug":
         return [f"init = random is for debug models; {spec.name} starts from its pretrained weights."]
     if config.model.checkpoint is None:
-        need = f"{spec.name} needs --checkpoint: the folder with its weights, config.json and tokenizer."
-        if spec.hf_repo:
-            return [f"{need}\n{how_to_get(Path('checkpoints') / spec.name, spec)}"]
-        return [f"{need} With --init random only the tokenizer is read from it."]
+        return [f"model = {spec.name} is whatever its folder holds: give --checkpoint, a Hugging Face folder."]
     return []

@@ -99,8 +99,7 @@ def open_run(config: TrainConfig) -> Setup:
     held_out, shots, examples = divide(examples, task, config)
     template = config.data.template
     if template == "auto":
-        found = template_for(tokenizer)
-        template = spec.chat_template if found == "plain" else found
+        template = template_for(tokenizer, spec.chat_template)
     prompt_spec = PromptSpec(
         task=task.name,
         template=template,
@@ -192,7 +191,7 @@ def _open_model(config: TrainConfig) -> tuple[ModelSpec, LlamaConfig, Tokenizer]
         return spec, dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size), tokenizer
     check_folder(folder, spec)
     found = read_config(folder)
-    differing = differences(found, spec.config, ignore=("max_position",))
+    differing = differences(found, spec.config, ignore=("max_position",)) if spec.config is not None else []
     if differing and not config.model.allow_mismatch:
         raise UserError(
             f"{folder}/config.json describes another model than the preset {spec.name}: {'; '.join(differing)}. "

@@ -19,8 +19,6 @@ from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import DTYPES, write_json
 from checkpoints_tools.load import load_pretrained
 from data.loader import StepBatch
-from eval.metrics import main_figures, selection_metric
-from eval.score import score_model
 from train import checkpoint, options
 from train.config import TrainConfig
 from train.distributed import World, all_sum
@@ -106,8 +104,7 @@ class Trainer:
         )
         if self.step:
             self.log.event("resume", step=self.step)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             if self.world.device.type == "cuda" and self.step < total:
                 self._try_worst_case()
@@ -117,6 +114,8 @@ class Trainer:
                 self._export("export")
         finally:
             self.log.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def _loop(self) -> None:
         config, total = self.config, self.setup.total_steps
@@ -262,6 +261,10 @@ class Trainer:
 
     def _score(self) -> None:
         """Score the held-out examples by what the model writes; export it to ``best/`` when it is the best so far."""
+        # Here and not above: seqeval brings scikit-learn and pandas, a third of the start-up time of every run.
+        from eval.metrics import main_figures, selection_metric
+        from eval.score import score_model
+
         config, setup = self.config, self.setup
         result = score_model(
             self.model,

@@ -9,6 +9,7 @@ import pytest
 from data.errors import UserError
 from train import options
 from train.config import RECIPES, TrainConfig, load_config
+from train.setup import open_run
 
 # A folder is only looked into later.
 BASE = ["--model", "smollm2_135m", "--checkpoint", "anywhere", "--task", "massive_intent"]
@@ -107,9 +108,17 @@ def test_refused(argv: list[str], want: str) -> None:
     assert want in refusal(*argv)
 
 
-def test_a_pretrained_model_without_checkpoint_says_how_to_get_it() -> None:
+def test_a_preset_is_looked_for_under_its_name_and_said_how_to_get(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(["--model", "llama3_70b", "--task", "20ng_joint"])
+    assert config.model.checkpoint == Path("checkpoints/llama3_70b")
     with pytest.raises(UserError, match="hf download meta-llama/Meta-Llama-3-70B-Instruct"):
-        load_config(["--model", "llama3_70b", "--task", "20ng_joint"])
+        open_run(config)
+
+
+def test_any_other_llama_needs_a_folder() -> None:
+    with pytest.raises(UserError, match="model = llama is whatever its folder holds: give --checkpoint"):
+        load_config(["--model", "llama", "--task", "20ng_7"])
 
 
 @pytest.mark.parametrize(

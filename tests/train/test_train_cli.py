@@ -14,8 +14,20 @@ import pytest
 from launching import ROOT, TICKETS, command, environment
 from safetensors.torch import load_file
 
+from data.errors import UserError
+from train.config import load_config
+from train.distributed import World
+from train.setup import open_run
+from train.trainer import Trainer
+
 TRAIN = ROOT / "train.py"
 Launch = Callable[..., subprocess.CompletedProcess]
+
+
+def run_here(args: list[str], world: World) -> None:
+    """What ``train.py`` does, in this process: it saves the seconds that importing PyTorch takes."""
+    config = load_config(args)
+    Trainer(config, open_run(config), world).run()
 
 
 def log_lines(run: Path) -> list[dict]:
@@ -51,26 +63,34 @@ def test_a_run_from_one_command(launch: Launch, train_args: list[str], tmp_path:
 
 
 def test_started_again_in_the_same_folder_is_refused_unless_resumed(
-    launch: Launch, train_args: list[str], tmp_path: Path
+    world: World, train_args: list[str], tmp_path: Path
 ) -> None:
-    assert launch(TRAIN, *train_args, "--steps", 2).returncode == 0
+    args = [*train_args, "--steps", "2"]
+    run_here(args, world)
     before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*"))
-    again = launch(TRAIN, *train_args, "--steps", 2)
-    assert again.returncode == 2 and "holds a run already" in again.stderr and "Traceback" not in again.stderr
-    other = launch(TRAIN, *train_args, "--steps", 2, "--lr", "1e-5", "--resume")
-    assert other.returncode == 2 and "lr: the checkpoint has 0.001, this run has 1e-05" in other.stderr
+    with pytest.raises(UserError, match="holds a run already"):
+        run_here(args, world)
+    with pytest.raises(UserError, match="lr: the checkpoint has 0.001, this run has 1e-05"):
+        run_here([*args, "--lr", "1e-5", "--resume"], world)
     assert before == sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*")), "nothing was touched"
-    resumed = launch(TRAIN, *train_args, "--steps", 2, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    run_here([*args, "--resume"], world)
+
+
+def test_nothing_to_resume_is_an_error(train_args: list[str]) -> None:
+    with pytest.raises(UserError, match="there is no checkpoint in .*run/checkpoints"):
+        open_run(load_config([*train_args, "--resume"]))
 
 
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    ranks: int, number: signal.Signals, launch: Launch, train_args: list[str], tmp_path: Path
+    ranks: int, number: signal.Signals, world: World, launch: Launch, train_args: list[str], tmp_path: Path
 ) -> None:
-    args = [*train_args, "--steps", "40", "--activation_checkpointing", "selective"]
-    straight = launch(TRAIN, *args, "--output", tmp_path / "straight", ranks=ranks)
-    assert straight.returncode == 0, straight.stderr
+    args = [*train_args, "--steps", "24", "--activation_checkpointing", "selective"]
+    if ranks == 1:
+        run_here([*args, "--output", str(tmp_path / "straight")], world)
+    else:
+        straight = launch(TRAIN, *args, "--output", tmp_path / "straight", ranks=ranks)
+        assert straight.returncode == 0, straight.stderr
 
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -85,7 +105,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     output = process.communicate(timeout=200)[0]
     assert process.returncode != 0
     stopped = log_lines(run)[-1]
-    assert stopped["event"] == "interrupted" and 3 <= stopped["step"] < 40, output
+    assert stopped["event"] == "interrupted" and 3 <= stopped["step"] < 24, output
     assert f"{number.name}: finishing this step" in output and "--resume" in output
     if ranks == 1:
         assert process.returncode == 128 + number and "Traceback" not in output
@@ -95,25 +115,27 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert resumed.returncode == 0, resumed.stderr
     assert f"resuming after step {stopped['step']}" in resumed.stdout
     steps = [line["step"] for line in log_lines(run) if "loss" in line]
-    assert steps == list(range(1, 41)), "the log goes on where it ended"
+    assert steps == list(range(1, 25)), "the log goes on where it ended"
     a, b = (load_file(folder / "export" / "model.safetensors") for folder in (tmp_path / "straight", run))
     assert a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
     losses = [[line["loss"] for line in log_lines(f) if "loss" in line] for f in (tmp_path / "straight", run)]
     assert losses[0] == losses[1]
 
 
-def test_a_checkpoint_resumes_on_another_number_of_ranks(launch: Launch, train_args: list[str], tmp_path: Path) -> None:
+def test_a_checkpoint_resumes_on_another_number_of_ranks(
+    world: World, launch: Launch, caplog: pytest.LogCaptureFixture, train_args: list[str], tmp_path: Path
+) -> None:
     args = [*train_args, "--eps", "1e-4"]
-    assert launch(TRAIN, *args, "--steps", 6, "--output", tmp_path / "straight").returncode == 0
+    run_here([*args, "--output", str(tmp_path / "straight")], world)
     first = launch(TRAIN, *args, "--save_every", 3, "--keep", 9, ranks=2)
     assert first.returncode == 0, first.stderr
     newest = tmp_path / "run" / "checkpoints" / "step_000006"
     for file in newest.iterdir():
         file.unlink()
     newest.rmdir()
-    resumed = launch(TRAIN, *args, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming after step 3" in resumed.stdout and "written by 2 ranks, this run has 1" in resumed.stdout
+    with caplog.at_level("INFO"):
+        run_here([*args, "--resume"], world)
+    assert "resuming after step 3" in caplog.text and "written by 2 ranks, this run has 1" in caplog.text
     a, b = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("straight", "run"))
     assert all((a[name] - b[name]).abs().max() < 1e-4 for name in a)
 
@@ -127,24 +149,20 @@ def test_mistakes_are_said_once_and_without_a_traceback(ranks: int, launch: Laun
         assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
-def test_all_that_is_missing_is_said_at_once(launch: Launch, tmp_path: Path) -> None:
-    done = launch(
-        TRAIN, "--model", "llama3_8b", "--checkpoint", tmp_path / "nowhere", "--task", "massive_intent",
-        "--data", tmp_path / "nothing", "--output", ROOT / "train.py",
-    )  # fmt: skip
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    for part in ("nowhere", "hf download meta-llama/Meta-Llama-3-8B-Instruct", "nothing", "that is a file"):
-        assert part in done.stderr, part
+def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    nowhere, nothing = str(tmp_path / "nowhere"), str(tmp_path / "nothing")
+    args = ["--model", "llama3_8b", "--checkpoint", nowhere, "--task", "massive_intent", "--data", nothing]
+    with pytest.raises(UserError) as error:
+        open_run(load_config([*args, "--output", str(ROOT / "train.py"), "--device", "cpu"]))
+    for part in (nowhere, "hf download meta-llama/Meta-Llama-3-8B-Instruct", nothing, "that is a file"):
+        assert part in str(error.value), part
 
 
 def test_a_checkpoint_of_another_shape_is_refused(world, tmp_path: Path, tiny_tokenizer: Path) -> None:
     from tiny_run import TINY, Llama
 
     from checkpoints_tools.export import export_hf
-    from data.errors import UserError
     from data.tokenizer import load_tokenizer
-    from train.config import load_config
-    from train.setup import open_run
 
     model = Llama(TINY)
     model.init_weights()
@@ -157,27 +175,47 @@ def test_a_checkpoint_of_another_shape_is_refused(world, tmp_path: Path, tiny_to
         open_run(load_config([*args, "--allow_mismatch"]))
 
 
-def test_not_a_number_exits_with_status_3(launch: Launch, train_args: list[str], tmp_path: Path) -> None:
-    # Half the largest fp32 number as learning rate's nearest allowed value would not do; a huge eps-free step does.
-    done = launch(TRAIN, *train_args, "--lr", "0.999", "--clip", "0", "--steps", "60", "--weight_decay", "1e30")
+def test_not_a_number_exits_with_status_3(launch: Launch, train_args: list[str]) -> None:
+    # A weight decay of 1e30 overflows fp32 in two steps.
+    done = launch(TRAIN, *train_args, "--lr", "0.999", "--clip", "0", "--weight_decay", "1e30")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "No update was made" in done.stderr and "tickets/train/" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_fewer_samples_than_ranks(launch: Launch, train_args: list[str]) -> None:
-    done = launch(TRAIN, *train_args, "--limit", 1, ranks=2)
-    assert done.returncode != 0 and done.stderr.count("Fewer samples than ranks: 1 samples for 2 ranks") == 1
+def test_fewer_samples_than_ranks(train_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="Fewer samples than ranks: 1 samples for 2 ranks"):
+        open_run(load_config([*train_args, "--limit", "1"]))
 
 
-def test_a_row_shorter_than_the_prompt(launch: Launch, train_args: list[str]) -> None:
-    done = launch(TRAIN, *train_args, "--row_length", 40)
-    assert done.returncode == 2 and "--row_length" in done.stderr and "Traceback" not in done.stderr
+def test_a_row_shorter_than_the_prompt(train_args: list[str]) -> None:
+    with pytest.raises(UserError, match="--row_length"):
+        open_run(load_config([*train_args, "--row_length", "40"]))
 
 
-def test_rows_longer_than_the_model_was_trained_for_are_warned_of_once(launch: Launch, train_args: list[str]) -> None:
-    done = launch(TRAIN, *train_args, "--row_length", 4096, "--steps", 1)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("exceeds the 2048 tokens the model was trained for; 0 of 24 samples are longer") == 1
+def test_shots_longer_than_the_row(train_args: list[str]) -> None:
+    open_run(load_config([*train_args, "--row_length", "400"]))
+    with pytest.raises(UserError, match="--shots"):
+        open_run(load_config([*train_args, "--row_length", "400", "--shots", "12"]))
+
+
+def test_rows_longer_than_the_model_was_trained_for_are_warned_of_once(
+    train_args: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    open_run(load_config([*train_args, "--row_length", "4096"]))
+    assert caplog.text.count("exceeds the 2048 tokens the model was trained for; 0 of 24 samples are longer") == 1
+
+
+def test_divided_by_seed(train_args: list[str]) -> None:
+    def parts(*more: str) -> tuple[set[str], set[str], set[str]]:
+        setup = open_run(load_config([*train_args, "--shots", "3", "--holdout", "0.25", "--eval_every", "1", *more]))
+        shots = {shot.id for shot in setup.prompt_spec.shots}
+        return set(setup.samples.ids), {e.id for e in setup.held_out}, shots
+
+    train, held, shots = parts()
+    assert (len(train), len(held), len(shots)) == (15, 6, 3)
+    assert not (train & held or train & shots or held & shots)
+    assert parts() == (train, held, shots) and parts("--seed", "1") != (train, held, shots)
 
 
 def test_one_ranks_failure_ends_all(launch: Launch, tmp_path: Path) -> None:
