@@ -182,18 +182,18 @@ TEMPLATES: dict[str, ChatTemplate] = {
 }
 
 
-def template_for(tokenizer: Tokenizer) -> str:
+def template_for(tokenizer: Tokenizer, otherwise: str = "plain") -> str:
     """The name of the chat template that a checkpoint was trained with, as far as its tokenizer tells.
 
-    By the Jinja template that came with it; without one, by its special tokens; "plain" when neither says anything
-    (Llama 2's tokenizer alone does not: base and chat models share it).
+    By the Jinja template that came with it; without one, by its special tokens; ``otherwise`` when neither says
+    anything (Llama 2's tokenizer alone does not: base and chat models share it).
     """
     source, special = tokenizer.chat_template, tokenizer.special
     if "<|start_header_id|>" in source or (not source and "<|eot_id|>" in special):
         return "llama3"
     if "<|im_start|>" in source or (not source and "<|im_start|>" in special):
         return "smollm2" if TEMPLATES["smollm2"].default_system in source else "chatml"
-    return "llama2" if "[INST]" in source else "plain"
+    return "llama2" if "[INST]" in source else otherwise
 
 
 # --- wording ----------------------------------------------------------------------------------------------------------

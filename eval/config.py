@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ class EvalConfig:
     model: str = ""
     """Which model: a preset's name (see model/__init__.py)."""
     checkpoint: Path | None = None
-    """Hugging Face folder, export of a run, or a run's checkpoints/step_N folder."""
+    """Hugging Face folder, export of a run, or a run's checkpoints/step_N folder; default: checkpoints/<model>."""
     task: str = ""
     """Which task (a name or a TOML file); default: the one the checkpoint was fine-tuned on."""
     shots: int | None = None
@@ -83,6 +83,8 @@ def load_config(argv: Sequence[str]) -> EvalConfig:
         UserError: every contradiction and unknown name, in one message. (Unknown options are tyro's to report.)
     """
     config = tyro.cli(EvalConfig, args=list(argv), prog="eval.py", description=DESCRIPTION, use_underscores=True)
+    if config.checkpoint is None and config.model in MODELS and not (config.combine or config.compare):
+        config = replace(config, checkpoint=MODELS[config.model].default_checkpoint)
     report(find_problems(config))
     return config
 

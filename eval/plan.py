@@ -160,6 +160,8 @@ def _model_config(weights: Weights) -> LlamaConfig:
 
 
 def _check_shape(config: LlamaConfig, spec: ModelSpec, folder: Path, allowed: bool) -> None:
+    if spec.config is None:
+        return
     # Debug models take the vocabulary of whatever tokenizer they are trained with.
     ignore = ("max_position", "vocab_size") if spec.recipe == "debug" else ("max_position",)
     found = differences(config, spec.config, ignore=ignore)
@@ -223,8 +225,7 @@ def new_prompt(options: EvalConfig, spec: ModelSpec, tokenizer: Tokenizer) -> tu
         shots = cut_shots(chosen, tokenizer, options.shot_tokens)
     template = options.template
     if template == "auto":  # as in training
-        found = template_for(tokenizer)
-        template = spec.chat_template if found == "plain" else found
+        template = template_for(tokenizer, spec.chat_template)
     prompt = PromptSpec(
         task=task.name,
         template=template,

@@ -8,6 +8,7 @@ real checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.errors import UserError, nearest
 from model.llama import Llama, LlamaConfig
@@ -18,7 +19,7 @@ class ModelSpec:
     """All that the rest of the code needs to know about a model by name.
 
     Attributes:
-        config: the shape, given to ``build``.
+        config: the shape, given to ``build``; None takes whatever the checkpoint folder's ``config.json`` says.
         build: the module class, ``build(config)``.
         chat_template: key into ``data.prompts.TEMPLATES``.
         recipe: key into ``train.config.RECIPES``: the paper's settings for a model of this size.
@@ -26,11 +27,16 @@ class ModelSpec:
     """
 
     name: str
-    config: LlamaConfig
+    config: LlamaConfig | None
     build: type[Llama]
     chat_template: str
     recipe: str
     hf_repo: str = ""
+
+    @property
+    def default_checkpoint(self) -> Path | None:
+        """Where a preset's weights are looked for unless a folder is named; None for a model that could be any."""
+        return Path("checkpoints") / self.name if self.config is not None else None
 
 
 def _llama2(**numbers: int) -> LlamaConfig:
@@ -95,6 +101,9 @@ MODELS: dict[str, ModelSpec] = {
             "smollm2",
             "HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
+        # Any other checkpoint of the Llama architecture, from its own config.json, with the paper's recipe for small
+        # models and the chat template that its tokenizer tells of.
+        ModelSpec("llama", None, Llama, "plain", "small"),
         # Small enough for tests on one CPU core; 3 heads and odd widths so that nothing divides by accident.
         ModelSpec(
             "llama_debug",

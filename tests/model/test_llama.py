@@ -98,7 +98,7 @@ def ours_from(hf: LlamaForCausalLM, config: LlamaConfig) -> Llama:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.config is not None])
 def test_logits_and_gradients_equal_transformers(name: str) -> None:
     config = scaled_down(MODELS[name].config)
     hf = reference(config)
