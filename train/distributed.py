@@ -92,7 +92,14 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> W
 def set_up_logging() -> None:
     """Rank 0 logs to standard output, plainly; the other ranks say nothing."""
     level = logging.INFO if env_rank() == 0 else logging.CRITICAL + 1
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[_Printer()], force=True)
+
+
+class _Printer(logging.Handler):
+    """Prints to whatever standard output is now: a progress bar replaces it to keep lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
 
 
 def run_guarded(main: Callable[[], None]) -> None:

@@ -6,12 +6,14 @@ import json
 import logging
 import time
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from data.errors import UserError
 from data.packing import PADDING_DOC, Batch
@@ -112,6 +114,16 @@ def check_tensorboard() -> None:
         raise UserError("--tensorboard: the package is not installed. pip install tensorboard") from None
 
 
+class BarAndLine(Progress):
+    """A progress bar, and below it a line of text, which may be longer than the terminal is wide."""
+
+    line = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.line)
+
+
 class RunLog:
     """Rank 0's reporter; on other ranks every method does nothing.
 
@@ -132,7 +144,7 @@ class RunLog:
         self._active = active
         self._file: IO[str] | None = None
         self._board: Any = None
-        self._progress: Progress | None = None
+        self._progress: BarAndLine | None = None
         self._log_every, self._total, self._start_step = log_every, total_steps, start_step
         if not active:
             return
@@ -144,7 +156,7 @@ class RunLog:
         console = Console()
         if console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, TextColumn("{task.description}"), console=console)
+            self._progress = BarAndLine(*columns, console=console)
             self._task = self._progress.add_task("", total=total_steps, completed=start_step)
             self._progress.start()
 
@@ -159,7 +171,8 @@ class RunLog:
                     self._board.add_scalar(name, value, record["step"])
         line = describe(record)
         if self._progress is not None:
-            self._progress.update(self._task, completed=record["step"], description=line)
+            self._progress.line = line
+            self._progress.update(self._task, completed=record["step"])
         elif record["step"] % self._log_every == 0 or record["step"] in (self._start_step + 1, self._total):
             print(f"step {record['step']:>{len(str(self._total))}}/{self._total}  {line}", flush=True)
 

@@ -9,7 +9,6 @@ at its first complaint, `read_argv` looks the arguments over beforehand and coll
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tomllib
 import types
 import typing
@@ -187,7 +186,7 @@ def parse(cls: type[T], argv: Sequence[str], default: T, description: str) -> T:
     """Parse the command line over ``default`` with tyro; prints the help and exits when asked."""
     return tyro.cli(
         cls,
-        args=[a.replace("-", "_").replace("__", "--", 1) if a.startswith("--") and "=" not in a else a for a in argv],
+        args=argv,
         default=default,
         description=description,
         use_underscores=True,
@@ -229,7 +228,3 @@ def report(problems: Sequence[str]) -> None:
         raise UserError(problems[0])
     if problems:
         raise UserError(f"{len(problems)} problems:\n" + "\n".join(f"  - {p}" for p in problems))
-
-
-def command_line() -> list[str]:
-    return sys.argv[1:]
