@@ -135,10 +135,12 @@ def prepare(
     max_length: int,
     *,
     with_labels: bool = True,
-    max_new_tokens: int | None = None,
+    max_new_tokens: int | Sequence[int] | None = None,
     cache_dir: Path | None = None,
 ) -> SampleSet:
     """Tokenize ``examples`` for ``task``, truncating documents so that every sample fits ``max_length`` tokens.
+
+    How an example comes out depends on no other example.
 
     Args:
         examples: what to tokenize; with ``with_labels`` they must carry the task's labels.
@@ -147,15 +149,19 @@ def prepare(
         tokenizer: turns text and special tokens into ids.
         max_length: prefix + body + label (training), or prefix + body + ``max_new_tokens`` (scoring), in tokens.
         with_labels: False for scoring: labels stay empty.
-        max_new_tokens: room kept for the answer when there are no labels.
+        max_new_tokens: room kept for the answer when there are no labels, one for all or one per example. A document
+            keeps at least half of what it shares with its answer, so a larger room than that is not always kept:
+            ``max_length`` less prefix and body is what the answer has.
         cache_dir: where cache files lie; ``None`` tokenizes anew. Processes that ask for the same samples at the
             same time wait for the first one, under a lock that the system releases should that one die.
 
     Raises:
-        UserError: prefix, suffix and the room for the answer leave no room for a document, or an example's label is
-            missing or outside the label set.
+        UserError: prefix, suffix and the room for the answer (the longest label; at scoring, the smallest room asked
+            for) leave no room for a document, or an example's label is missing or outside the label set.
     """
     assert with_labels or max_new_tokens is not None, "scoring has to say how much room the answer needs"
+    rooms = [max_new_tokens] * len(examples) if isinstance(max_new_tokens, int) else list(max_new_tokens or [])
+    assert with_labels or len(rooms) == len(examples), f"{len(rooms)} rooms for {len(examples)} answers"
     prefix = encode_pieces(prompt.prefix, tokenizer)
     suffix = encode_pieces(prompt.suffix, tokenizer)
     if with_labels:
@@ -165,19 +171,18 @@ def prepare(
     answers = [task.write(example.labels) if with_labels else "" for example in examples]
     # Few answers are distinct, so each is tokenized once; when there are no labels every sample's is empty.
     labels = {a: encode_pieces(prompt.answer(a), tokenizer) if with_labels else [] for a in dict.fromkeys(answers)}
-    longest = max(map(len, labels.values()), default=0)
-    reserve = longest if with_labels else max_new_tokens
+    reserve = max(map(len, labels.values()), default=0) if with_labels else min(rooms, default=1)
     if len(prefix) + len(suffix) + reserve >= max_length:
         shots = _shot_tokens(prompt, tokenizer)
         raise _too_short(max_length, len(prefix), shots, len(suffix), reserve, with_labels)
 
     def build() -> SampleSet:
         room = max_length - len(prefix) - len(suffix)  # for the document and its answer
-        return _tokenize(examples, [labels[a] for a in answers], prefix, suffix, tokenizer, room, max_new_tokens)
+        return _tokenize(examples, [labels[a] for a in answers], prefix, suffix, tokenizer, room, rooms)
 
     if cache_dir is None:
         return build()
-    settings = [CODE_VERSION, tokenizer.fingerprint, prefix, suffix, labels, max_length, max_new_tokens]
+    settings = [CODE_VERSION, tokenizer.fingerprint, prefix, suffix, labels, max_length, rooms]
     key = _hash(settings, examples, answers)
     path = Path(cache_dir) / f"samples-{key[:32]}.npz"
     with _locked(path.with_suffix(".lock")):
@@ -195,7 +200,7 @@ def _tokenize(
     suffix: list[int],
     tokenizer: Tokenizer,
     room: int,
-    max_new_tokens: int | None,
+    answer_rooms: Sequence[int],
 ) -> SampleSet:
     chunks: list[np.ndarray] = []
     documents = np.zeros(len(examples), dtype=np.int32)
@@ -203,7 +208,8 @@ def _tokenize(
     for i, (example, label) in enumerate(zip(_progress(examples), labels, strict=True)):
         document = tokenizer.encode(example.text)
         documents[i] = len(document)
-        kept[i] = min(len(document), room - (len(label) or max_new_tokens))
+        most = room - len(label) if label else max(room - answer_rooms[i], room // 2)
+        kept[i] = min(len(document), most)
         chunks.append(np.array(document[: kept[i]] + suffix + label, dtype=np.int32))
 
     label_end = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)

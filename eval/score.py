@@ -41,7 +41,8 @@ class ScoreResult:
     Attributes:
         predictions: one per example, in the order given; empty on ranks other than 0.
         metrics: see :func:`eval.metrics.compute_metrics`; the same on every rank.
-        counts: ``truncated`` documents, answers ``not_stopped`` (cut by the limit on their length).
+        counts: ``truncated`` documents, answers ``not_stopped`` (cut by the limit on their length), ``limit_shortened``
+            limits (``max_length`` has less room than the longest valid answer needs).
         cost: ``seconds`` from the first forward pass to the last answer, on the slowest rank;
             ``seconds_per_example`` (seconds over all examples, so the ranks' and batches' parallelism is in
             it; with batches of one on one rank it is the latency of a call); and mean tokens per example:
@@ -80,21 +81,23 @@ def score_model(
         max_length: prompt and answer together, in tokens; documents are truncated to it.
         rank, world_size, group: the ranks that split the examples (``group`` None: all of them).
         sharded: the model's forward pass is collective (FSDP2), so all ranks must run equally many.
-        max_new_tokens: longest answer, the end-of-turn token not counted; default: by :func:`answer_budget`.
+        max_new_tokens: longest answer, the end-of-turn token not counted; default: by :func:`answer_budgets`.
         max_batch_tokens: bound on the tokens of a decoding batch; 1 decodes one example at a time.
         cache_dir: where tokenized examples are cached; None: nowhere.
         progress: called with the number of examples newly finished on this rank.
 
     Raises:
-        UserError: the prompt leaves no room for a document in ``max_length``.
+        UserError: the prompt leaves no room for any document in ``max_length``.
     """
     budgets = [max_new_tokens] * len(examples)
     if max_new_tokens is None:
         budgets = answer_budgets(task, tokenizer, examples)
-    reserve = max(budgets, default=1)
     samples = prepare(
-        examples, task, prompt, tokenizer, max_length, with_labels=False, max_new_tokens=reserve, cache_dir=cache_dir
+        examples, task, prompt, tokenizer, max_length, with_labels=False, max_new_tokens=budgets, cache_dir=cache_dir
     )
+    room = (max_length - len(samples.prefix) - samples.lengths).tolist()  # what each document leaves for its answer
+    limits = [min(budget, left) for budget, left in zip(budgets, room, strict=True)]
+    n_shortened = sum(limit < budget for limit, budget in zip(limits, budgets, strict=True))
     own = deal(samples.lengths, world_size)[rank]
     bodies = [samples.body(i).tolist() for i in own]
 
@@ -103,7 +106,7 @@ def score_model(
         model,
         samples.prefix.tolist(),
         bodies,
-        [budgets[i] for i in own],
+        [limits[i] for i in own],
         stop_tokens(prompt, tokenizer),
         device=device,
         max_batch_tokens=max_batch_tokens,
@@ -115,7 +118,7 @@ def score_model(
     answers = [_read(task, tokenizer, examples[i], samples, i, answer) for i, answer in zip(own, decoded, strict=True)]
     computed = (len(samples.prefix) if own else 0) + sum(map(len, bodies)) + sum(len(d.tokens) for d in decoded)
     gathered = _gather((own, answers, seconds, computed), rank, world_size, group)
-    result = _assemble(task, examples, gathered) if rank == 0 else None
+    result = _assemble(task, examples, gathered, n_shortened) if rank == 0 else None
     return _share_figures(result, rank, world_size, group)
 
 
@@ -196,7 +199,7 @@ def _gather(share: Share, rank: int, world_size: int, group: dist.ProcessGroup |
     return shares or []
 
 
-def _assemble(task: Task, examples: Sequence[Example], shares: list[Share]) -> ScoreResult:
+def _assemble(task: Task, examples: Sequence[Example], shares: list[Share], n_shortened: int) -> ScoreResult:
     """Put the ranks' answers back into the order of the examples."""
     placed: dict[int, Prediction] = {}
     for indices, answers, _, _ in shares:
@@ -212,6 +215,7 @@ def _assemble(task: Task, examples: Sequence[Example], shares: list[Share]) -> S
         counts={
             "truncated": sum(p.truncated for p in predictions),
             "not_stopped": sum(not p.stopped for p in predictions),
+            "limit_shortened": n_shortened,
         },
         cost={
             "seconds": seconds,

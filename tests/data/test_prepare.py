@@ -106,11 +106,25 @@ def test_only_the_end_of_the_document_is_cut():
 
 def test_scoring_keeps_room_for_the_answer_and_needs_no_labels():
     examples = [Example("a", "x" * 500, {}), Example("b", "short", {})]
-    samples = run(examples, max_length=100, with_labels=False, max_new_tokens=40)
-    assert len(samples.prefix) + len(samples.body(0)) + 40 == 100
+    samples = run(examples, max_length=110, with_labels=False, max_new_tokens=40)
+    assert len(samples.prefix) + len(samples.body(0)) + 40 == 110
     assert samples.truncated.tolist() == [True, False]
     assert samples.label_lengths.tolist() == [0, 0]
     assert samples.costs.tolist() == samples.lengths.tolist()
+
+
+def test_an_examples_truncation_depends_on_no_other_example():
+    documents = [Example("a", "x" * 60, {}), Example("b", "y" * 60, {}), Example("c", "z" * 500, {})]
+    rooms = [10, 70, 4000]  # the second must share its 97 tokens, the third could not have its answer in any row
+    together = run(documents, max_length=120, with_labels=False, max_new_tokens=rooms)
+    for i, (document, room) in enumerate(zip(documents, rooms, strict=True)):
+        if room < 97:
+            alone = run([document], max_length=120, with_labels=False, max_new_tokens=room)
+            assert alone.body(0).tolist() == together.body(i).tolist()
+    kept = together.lengths - len(b"\nLabel:")
+    assert kept.tolist() == [60, 48, 48], "a document keeps half of what it shares with its answer"
+    with pytest.raises(UserError, match=r"\(max_new_tokens\) 4,000"):
+        run(documents[2:], max_length=120, with_labels=False, max_new_tokens=rooms[2:])
 
 
 def test_no_examples_at_all():

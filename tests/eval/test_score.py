@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import eval.score
 from data.errors import UserError
-from data.prompts import build_prompt
+from data.prompts import build_prompt, encode_pieces
 from data.source import load_examples
 from data.tasks import TASKS, TokenField
 from data.tokenizer import load_tokenizer
@@ -56,7 +57,7 @@ def test_gold_answers_score_perfectly_and_fit_the_budget(monkeypatch, tokenizer,
     result = score_scripted(monkeypatch, tokenizer, examples, {e.text: JOINT.write(e.labels) for e in examples})
     assert result.metrics["exact_match"] == 1.0
     assert result.metrics["fields"]["slots"]["f1"] == 1.0
-    assert result.counts == {"truncated": 0, "not_stopped": 0}
+    assert result.counts == {"truncated": 0, "not_stopped": 0, "limit_shortened": 0}
     assert [p.id for p in result.predictions] == [e.id for e in examples]
     assert all(p.parsed == p.gold and p.unparsed == () for p in result.predictions)
 
@@ -89,8 +90,6 @@ def test_every_valid_answer_fits_the_budget(tokenizer, examples):
 
 
 def test_long_documents_are_truncated_and_none_is_dropped(monkeypatch, tokenizer):
-    import dataclasses
-
     example = load_examples(JOINT, "test", "sample")[0]
     words = 400
     long = dataclasses.replace(
@@ -108,6 +107,35 @@ def test_long_documents_are_truncated_and_none_is_dropped(monkeypatch, tokenizer
     assert result.counts["truncated"] == 1
     assert [p.truncated for p in result.predictions] == [False, True]
     assert result.predictions[1].n_prompt_tokens == 2350
+
+
+def test_an_example_that_cannot_fit_costs_the_others_nothing(monkeypatch, tokenizer):
+    """One utterance whose longest valid answer no row holds: its own limit is shortened, nothing else changes."""
+    slots = TASKS["massive_slots"]
+    example = load_examples(slots, "test", "sample")[0]
+    words = 400
+    long = dataclasses.replace(
+        example, id="long", text=" ".join(["please"] * words), labels={"slots": ("Other",) * words}, bio={}
+    )
+    prompt = build_prompt(slots, "plain")
+    n_prompt = len(encode_pieces((*prompt.prefix, *prompt.suffix), tokenizer))
+    short_budget, long_budget = answer_budgets(slots, tokenizer, [example, long])
+    n_words = len(tokenizer.encode(example.text))
+    room = n_words + short_budget  # just enough for the short one
+    assert long_budget > room and len(tokenizer.encode(long.text)) > room // 2
+    limits = {}
+
+    def decode(model, prefix, bodies, limits_given, *_, **__):
+        limits[len(bodies)] = limits_given
+        return [Decoded([], True) for _ in bodies]
+
+    monkeypatch.setattr(eval.score, "greedy_decode", decode)
+    both = score_model(None, tokenizer, slots, prompt, [example, long], max_length=n_prompt + room)
+    alone = score_model(None, tokenizer, slots, prompt, [example], max_length=n_prompt + room)
+    assert both.predictions[0] == alone.predictions[0] and not alone.predictions[0].truncated
+    assert both.predictions[1].truncated
+    assert both.counts["limit_shortened"] == 1 and alone.counts["limit_shortened"] == 0
+    assert limits[1] == [short_budget] and set(limits[2]) == {short_budget, room - room // 2}
 
 
 @pytest.mark.parametrize("n, world_size", [(0, 3), (1, 4), (7, 2), (100, 3), (101, 8)])
