@@ -55,8 +55,8 @@ def greedy_decode(
 ) -> list[Decoded]:
     """Decode every request greedily: at each step the most probable token, until a stop token or the limit.
 
-    A request's result does not depend on which others share its batch (in fp32 never; in bf16, sums in another order
-    can flip an argmax between near-equal logits).
+    A request's result does not depend on which others share its batch, but for rounding: sums in another order can flip
+    an argmax between near-equal logits. In fp32 we have not seen it happen (`benchmarks/against_transformers.py`).
 
     Args:
         model: maps ``(tokens, positions, doc_ids, output_index, cache)`` to logits, as `model.llama.Llama`.
@@ -86,11 +86,13 @@ def greedy_decode(
     results = [Decoded() for _ in bodies]
     passes = _all_passes(prefix, bodies, limits, stop_ids, results, max_batch_tokens, max_batch_size, device, progress)
     dummy = {"tokens": torch.zeros(1, 1, dtype=torch.long, device=device)}
-    call = next(passes, None)
-    while _any_rank(call is not None, group, device):
-        logits = model(**(call or dummy))
-        call = _send(passes, logits) if call is not None else None
-    model.train(was_training)
+    try:
+        call = next(passes, None)
+        while _any_rank(call is not None, group, device):
+            logits = model(**(call or dummy))
+            call = _send(passes, logits) if call is not None else None
+    finally:
+        model.train(was_training)
     return results
 
 

@@ -5,9 +5,9 @@ values are computed once and stand once in memory, however many requests share t
 own tokens only. With a prefix of P tokens and R requests of body lengths b1, b2, ... that have emitted e tokens::
 
     prefix    [ 1, P, K, D]   |p p p p p p|              shared, never copied per request
-    slot 1    [ S, K, D]                  |b b b e e . . |
-    slot 2    [ S, K, D]                  |b b e e . . . |       S = longest body + longest answer
-    slot 3    [ S, K, D]                  |b b b b b e e |
+    slot 1    [ K, S, D]                  |b b b e e . . |
+    slot 2    [ K, S, D]                  |b b e e . . . |       S = longest body + longest answer
+    slot 3    [ K, S, D]                  |b b b b b e e |
 
 A request's tokens stand at positions P, P + 1, ...; a slot's place s holds position P + s.
 
@@ -41,24 +41,29 @@ class PrefixCache:
 
 
 class SlotCache:
-    """Keys and values of the requests in flight, one pair a layer: [R, S, K, D], made when first written to."""
+    """Keys and values of the requests in flight, one pair a layer, made when first written to.
+
+    Laid out as [R, K, S, D], so that a step's products with them are batched matrix products over R and K as they lie;
+    with S before K, each would first copy the whole cache.
+    """
 
     def __init__(self, n_slots: int, n_places: int) -> None:
-        self.shape = (n_slots, n_places)
+        self.n_slots, self.n_places = n_slots, n_places
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
     def write(self, layer: int, slot: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
         """Store token t's keys and values k[t], v[t] ([T, K, D]) at place[t] of slot[t] (both [T] int64)."""
         if layer not in self.keys:
-            self.keys[layer] = k.new_zeros(*self.shape, *k.shape[1:])
-            self.values[layer] = v.new_zeros(*self.shape, *v.shape[1:])
-        self.keys[layer][slot, place] = k
-        self.values[layer][slot, place] = v
+            K, D = k.shape[1:]
+            self.keys[layer] = k.new_zeros(self.n_slots, K, self.n_places, D)
+            self.values[layer] = v.new_zeros(self.n_slots, K, self.n_places, D)
+        self.keys[layer][slot, :, place] = k
+        self.values[layer][slot, :, place] = v
 
     def keep(self, slots: Tensor) -> None:
         """Drop all slots but these ([r] int64), in this order."""
-        self.shape = (len(slots), self.shape[1])
+        self.n_slots = len(slots)
         for layer in self.keys:
             self.keys[layer] = self.keys[layer][slots]
             self.values[layer] = self.values[layer][slots]
@@ -95,28 +100,35 @@ class TokenPass:
     def __init__(self, prefix: PrefixCache, slots: SlotCache, lengths: Tensor) -> None:
         self.prefix, self.slots, self.lengths = prefix, slots, lengths
         self.rows = torch.arange(len(lengths), device=lengths.device)
-        places = torch.arange(slots.shape[1], device=lengths.device)
+        places = torch.arange(slots.n_places, device=lengths.device)
         self.hidden = places[None, None, None, :] > lengths[:, None, None, None]  # [R, 1, 1, S] not yet written
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         R, _, H, D = q.shape
         K = k.shape[2]
         self.slots.write(layer, self.rows, self.lengths, k[:, 0], v[:, 0])
-        keys, values = self.slots.keys[layer], self.slots.values[layer]  # [R, S, K, D]
-        q = q.view(R, K, H // K, D) / math.sqrt(D)  # [R, K, G, D]
+        keys, values = self.slots.keys[layer], self.slots.values[layer]  # [R, K, S, D]
+        q = q.view(R, K, H // K, D)  # [R, K, G, D]
 
         # One softmax over two stretches of keys: the prefix, which all requests share (so their queries are folded
         # into one matrix product against it), and the request's own tokens.
-        own = q @ keys.permute(0, 2, 3, 1)  # [R, K, G, S]
-        own = own.float().masked_fill(self.hidden, float("-inf"))
+        own = _scores(q, keys).masked_fill(self.hidden, float("-inf"))  # [R, K, G, S]
         if not self.prefix.n_tokens:
-            return (own.softmax(-1).type_as(values) @ values.transpose(1, 2)).view(R, 1, H, D)
-        prefix_keys, prefix_values = self.prefix.keys[layer], self.prefix.values[layer]  # [P, K, D]
+            return (own.softmax(-1).type_as(values) @ values).view(R, 1, H, D)
+        prefix_keys = self.prefix.keys[layer].transpose(0, 1)  # [K, P, D]
+        prefix_values = self.prefix.values[layer].transpose(0, 1)  # [K, P, D]
         folded = q.transpose(0, 1).flatten(1, 2)  # [K, R * G, D]
-        shared = (folded @ prefix_keys.permute(1, 2, 0)).unflatten(1, (R, -1)).transpose(0, 1)  # [R, K, G, P]
-        weights = torch.cat([shared.float(), own], dim=-1).softmax(dim=-1).type_as(values)
-        shared, own = weights.split([self.prefix.n_tokens, keys.shape[1]], dim=-1)
-        out = own @ values.transpose(1, 2)  # [R, K, G, D]
-        folded = shared.transpose(0, 1).flatten(1, 2) @ prefix_values.transpose(0, 1)  # [K, R * G, D]
-        out = out + folded.unflatten(1, (R, -1)).transpose(0, 1)
+        shared = _scores(folded, prefix_keys).unflatten(1, (R, -1)).transpose(0, 1)  # [R, K, G, P]
+        weights = torch.cat([shared, own], dim=-1).softmax(dim=-1).type_as(values)
+        shared, own = weights.split([self.prefix.n_tokens, self.slots.n_places], dim=-1)
+        folded = shared.transpose(0, 1).flatten(1, 2) @ prefix_values  # [K, R * G, D]
+        out = own @ values + folded.unflatten(1, (R, -1)).transpose(0, 1)  # [R, K, G, D]
         return out.reshape(R, 1, H, D)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Scaled scores [..., G, S] in fp32, as the fused kernels of the other passes keep them.
+
+    Rounded to bf16 before the softmax, they would make this pass several times noisier than those it continues.
+    """
+    return q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])

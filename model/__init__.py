@@ -104,7 +104,8 @@ MODELS: dict[str, ModelSpec] = {
         # Any other checkpoint of the Llama architecture, from its own config.json, with the paper's recipe for small
         # models and the chat template that its tokenizer tells of.
         ModelSpec("llama", None, Llama, "plain", "small"),
-        # Small enough for tests on one CPU core; 3 heads and odd widths so that nothing divides by accident.
+        # Small enough for tests on one CPU core; odd widths so that nothing divides by accident, and heads whose widths
+        # do not add up to the model's (16 is the least that FlexAttention takes).
         ModelSpec(
             "llama_debug",
             LlamaConfig(
@@ -114,7 +115,7 @@ MODELS: dict[str, ModelSpec] = {
                 n_kv_heads=3,
                 ffn_dim=100,
                 vocab_size=301,
-                head_dim=8,
+                head_dim=16,
                 max_position=2048,
                 tie_embeddings=True,
             ),

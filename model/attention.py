@@ -32,11 +32,12 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 # Queries are taken in chunks of this many tokens where SDPA is used: each chunk then meets only the keys it can see,
 # the prefix and the documents that the chunk touches, instead of the whole row.
 SDPA_CHUNK = 256
+FLEX_BLOCK = 128  # FlexAttention's own block of queries and keys
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class SdpaMask:
-    """The rule for `scaled_dot_product_attention`, cut into query chunks.
-
-    A plain class and not a tuple of tensors on purpose: FSDP casts every floating-point tensor it finds among a
-    block's arguments, and neither looks into nor copies an object it does not know.
-    """
+    """The rule for `scaled_dot_product_attention`, cut into query chunks."""
 
     n_prefix: int
     chunks: tuple[Chunk, ...]
@@ -65,22 +62,24 @@ class SdpaMask:
 PackedMask = SdpaMask | BlockMask | None  # None: one document a row, plain causal
 
 
-def allowed(doc_ids: Tensor, n_cached: int = 0) -> Tensor:
-    """The rule as a dense boolean mask.
+def allowed(doc_ids: Tensor, n_cached: int = 0, start: int = 0, end: int | None = None) -> Tensor:
+    """The rule as a dense boolean mask of the queries ``[start, end)``.
 
     Args:
         doc_ids: [B, T] int, 0 for the shared prefix, -1 for padding.
         n_cached: number of prefix tokens whose keys stand in a cache before the row's own keys.
 
     Returns:
-        [B, T, n_cached + T] bool, True where query i may attend to key j.
+        [B, end - start, n_cached + T] bool, True where query i may attend to key j.
     """
-    B, T = doc_ids.shape
-    key_docs = torch.cat([doc_ids.new_zeros(B, n_cached), doc_ids], dim=1)  # [B, S]
-    place = torch.arange(n_cached + T, device=doc_ids.device)
-    causal = place[None, :] <= place[n_cached:, None]  # [T, S]
-    same = key_docs[:, None, :] == doc_ids[:, :, None]
-    return causal & (same | (key_docs[:, None, :] == 0))
+    keys = _key_docs(doc_ids, n_cached)[:, None, :]  # [B, 1, S]
+    place = torch.arange(keys.shape[-1], device=doc_ids.device)
+    causal = place[None, :] <= place[n_cached:][start:end, None]  # [t, S]
+    return causal & ((keys == doc_ids[:, start:end, None]) | (keys == 0))
+
+
+def _key_docs(doc_ids: Tensor, n_cached: int) -> Tensor:
+    return torch.cat([doc_ids.new_zeros(doc_ids.shape[0], n_cached), doc_ids], dim=1)  # [B, S]
 
 
 def build_mask(doc_ids: Tensor | None, n_cached: int = 0) -> PackedMask:
@@ -100,31 +99,49 @@ def build_mask(doc_ids: Tensor | None, n_cached: int = 0) -> PackedMask:
 
 
 def _flex_mask(doc_ids: Tensor, n_cached: int) -> BlockMask:
-    B, T = doc_ids.shape
-    key_docs = torch.cat([doc_ids.new_zeros(B, n_cached), doc_ids], dim=1)
+    """The rule as a FlexAttention block mask: which blocks of keys each block of queries sees in part or in full.
+
+    `create_block_mask` would write out the whole [T, S] mask several times over, 1 GB at 16,384 tokens; here only one
+    block of queries is ever written out.
+    """
+    T, key_docs = doc_ids.shape[1], _key_docs(doc_ids, n_cached)
+    offset = torch.tensor(n_cached, device=doc_ids.device)  # a tensor: as a number it would be compiled in
 
     def rule(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (j <= i + n_cached) & ((key_docs[b, j] == doc_ids[b, i]) | (key_docs[b, j] == 0))
+        return (j <= i + offset) & ((key_docs[b, j] == doc_ids[b, i]) | (key_docs[b, j] == 0))
 
-    return create_block_mask(rule, B, None, T, n_cached + T, device=doc_ids.device)
+    seen, full = [], []
+    for start in range(0, T, FLEX_BLOCK):
+        rows = allowed(doc_ids, n_cached, start, start + FLEX_BLOCK)  # [B, t, S]
+        blocks = F.pad(rows, (0, -rows.shape[-1] % FLEX_BLOCK)).unflatten(-1, (-1, FLEX_BLOCK))
+        seen.append(blocks.any(dim=(1, 3)))  # [B, S / block]
+        full.append(blocks.all(dim=3).all(dim=1))
+    full = torch.stack(full, dim=1)[:, None]  # [B, 1, T / block, S / block]
+    partial = torch.stack(seen, dim=1)[:, None] & ~full
+    return BlockMask.from_kv_blocks(
+        *_block_list(partial), *_block_list(full), FLEX_BLOCK, rule, seq_lengths=(T, n_cached + T)
+    )
+
+
+def _block_list(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and which, those first."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(dim=-1, dtype=torch.int32), order.int()
 
 
 def _sdpa_mask(doc_ids: Tensor, n_cached: int) -> SdpaMask:
-    dense = allowed(doc_ids, n_cached)[:, None]  # [B, 1, T, S]
-    T, S = dense.shape[-2:]
+    T = doc_ids.shape[1]
     # Keys that every row counts as prefix; only a common leading stretch can be addressed as one slice.
     in_prefix = (doc_ids == 0).all(dim=0)  # [T]
-    n_row_prefix = int(in_prefix.long().cumprod(0).sum())
-    n_prefix = n_cached + n_row_prefix
-    seen = dense.flatten(0, 1).any(dim=0)  # [T, S]
+    n_prefix = n_cached + int(in_prefix.long().cumprod(0).sum())
     chunks = []
     for start in range(0, T, SDPA_CHUNK):
-        end = min(start + SDPA_CHUNK, T)
-        own = seen[start:end, n_prefix:].any(dim=0).nonzero()
+        mask = allowed(doc_ids, n_cached, start, start + SDPA_CHUNK)[:, None]  # [B, 1, t, S]
+        own = mask[..., n_prefix:].flatten(0, 2).any(dim=0).nonzero()
         first = n_prefix + int(own[0]) if len(own) else n_prefix
         last = n_prefix + int(own[-1]) + 1 if len(own) else n_prefix
-        mask = dense[:, :, start:end]
-        chunks.append(Chunk(start, end, first, last, torch.cat([mask[..., :n_prefix], mask[..., first:last]], -1)))
+        seen = torch.cat([mask[..., :n_prefix], mask[..., first:last]], dim=-1)
+        chunks.append(Chunk(start, min(start + SDPA_CHUNK, T), first, last, seen))
     return SdpaMask(n_prefix, tuple(chunks))
 
 
@@ -162,5 +179,7 @@ def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, n_prefix: int, chunk: Chunk) 
 
 @cache
 def _compiled_flex():
-    # Uncompiled, flex_attention writes out the full [T, S] scores. Row lengths vary, hence dynamic shapes.
-    return torch.compile(flex_attention, dynamic=True)
+    # Uncompiled, flex_attention writes out the full [T, S] scores, and torch.compile falls back to that in silence when
+    # it has compiled too many variants (lengths, batch sizes, with and without gradients): fullgraph makes it an error.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)

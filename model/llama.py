@@ -84,8 +84,7 @@ class Cache(Protocol):
 class RowContext:
     """What all blocks share in one forward pass: rotary tables, mask and cache.
 
-    One opaque object, because FSDP's mixed precision casts every floating-point tensor argument of a block, and the
-    rotary tables must stay in fp32: in bf16, positions beyond 256 are no longer told apart.
+    The rotary tables stay in fp32 whatever the compute dtype (`train/parallelize.py` keeps FSDP from casting them).
     """
 
     cos: Tensor  # [B, T, 1, D/2] fp32
@@ -244,9 +243,11 @@ class Llama(nn.Module):
         | all other matrices            | normal, 0.02                                    |
         """
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
-        for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
-            else:
-                residual = name.endswith(("attention.wo.weight", "ffn.w2.weight"))
-                parameter.normal_(0.0, residual_std if residual else 0.02, generator=generator)
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+            elif isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.normal_(0.0, 0.02, generator=generator)
+        for layer in self.layers:
+            for linear in (layer.attention.wo, layer.ffn.w2):
+                linear.weight.normal_(0.0, residual_std, generator=generator)

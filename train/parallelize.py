@@ -129,7 +129,9 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
 
     Gradients are summed over ranks, never averaged: the loss is already divided by the step's global count.
     """
-    policy = MixedPrecisionPolicy(param_dtype=formats.compute, reduce_dtype=formats.reduce)
+    # Inputs are left as they are: token ids at the root, and for the blocks activations, which are in the compute dtype
+    # already, and the rotary tables, which must stay in fp32: FSDP's cast reaches into the dataclass that holds them.
+    policy = MixedPrecisionPolicy(param_dtype=formats.compute, reduce_dtype=formats.reduce, cast_forward_inputs=False)
     # A single rank gains nothing from freeing gathered parameters but the work of gathering them again.
     reshard = mesh.size() > 1
     for block in model.layers:

@@ -6,8 +6,10 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from eval.decoder import batches, greedy_decode
+from eval.kv_cache import PrefixCache, SlotCache, TokenPass
 from model import MODELS
 from model.llama import Llama
 
@@ -154,3 +156,40 @@ def test_empty_requests(net) -> None:
     assert greedy_decode(net, PREFIX, [], 5, set()) == []
     with pytest.raises(ValueError, match="request 1 is empty"):
         greedy_decode(net, PREFIX, [[1], []], 5, set())
+
+
+def test_token_pass_is_as_exact_in_bf16_as_fused_attention() -> None:
+    """Scores stay in fp32 up to the softmax, as in the kernels of the other passes."""
+    torch.manual_seed(0)
+    R, P, S, H, K, D = 4, 40, 24, 6, 3, 64
+    q, k, v = torch.randn(R, 1, H, D) * 4, torch.randn(R, 1, K, D) * 2, torch.randn(R, 1, K, D)
+    prefix, slots = PrefixCache(P), SlotCache(R, S)
+    prefix.keys[0], prefix.values[0] = torch.randn(P, K, D) * 2, torch.randn(P, K, D)
+    slots.keys[0], slots.values[0] = torch.randn(R, K, S, D) * 2, torch.randn(R, K, S, D)
+    lengths = torch.tensor([3, 23, 10, 0])
+
+    def run(dtype: torch.dtype, attend) -> torch.Tensor:
+        own_prefix, own_slots = PrefixCache(P), SlotCache(R, S)
+        own_prefix.keys[0], own_prefix.values[0] = prefix.keys[0].to(dtype), prefix.values[0].to(dtype)
+        own_slots.keys[0], own_slots.values[0] = slots.keys[0].to(dtype), slots.values[0].to(dtype)
+        return attend(own_prefix, own_slots, *(x.to(dtype) for x in (q, k, v))).double()
+
+    def ours(prefix, slots, q, k, v):
+        return TokenPass(prefix, slots, lengths).attend(0, q, k, v)
+
+    def fused(prefix, slots, q, k, v):
+        out = []
+        for r, n in enumerate(lengths.tolist()):
+            keys = torch.cat([prefix.keys[0].transpose(0, 1), slots.keys[0][r, :, :n], k[r].transpose(0, 1)], dim=1)
+            values = torch.cat(
+                [prefix.values[0].transpose(0, 1), slots.values[0][r, :, :n], v[r].transpose(0, 1)], dim=1
+            )
+            out.append(
+                F.scaled_dot_product_attention(q[r].transpose(0, 1)[None], keys[None], values[None], enable_gqa=True)
+            )
+        return torch.stack([o[0].transpose(0, 1) for o in out])
+
+    exact = run(torch.float64, fused)
+    torch.testing.assert_close(run(torch.float32, ours), exact, atol=1e-5, rtol=1e-5)
+    error, fused_error = (run(torch.bfloat16, f).sub(exact).abs().mean() for f in (ours, fused))
+    assert error < 1.5 * fused_error

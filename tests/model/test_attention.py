@@ -49,14 +49,41 @@ def test_chunked_attention_equals_dense_softmax(docs, chunk: int, monkeypatch: p
     torch.testing.assert_close(attention(q, k, v, build_mask(doc_ids)), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_flex_rule_is_the_same_rule() -> None:
-    """FlexAttention's forward runs on CPU, so that its mask function can be checked here; its backward cannot."""
-    doc_ids = torch.tensor([DOCS])
+@pytest.mark.parametrize("n_cached", [0, 5, 200])
+@pytest.mark.parametrize(
+    "docs", [[DOCS], [[0] * 130 + [1] * 200 + [2] * 50 + [-1] * 4, [1] * 300 + [2] * 60 + [-1] * 24]]
+)
+def test_flex_rule_is_the_same_rule(docs, n_cached: int) -> None:
+    """FlexAttention's forward runs on CPU, so its blocks and mask function can be checked here; its backward cannot."""
+    doc_ids = torch.tensor(docs, dtype=torch.int32)
+    B, T = doc_ids.shape
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, 6, len(DOCS), 16) for _ in range(3))
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed(doc_ids)[:, None])
-    flex = model.attention.flex_attention(q, k, v, block_mask=model.attention._flex_mask(doc_ids, 0))
+    q, k, v = torch.randn(B, 4, T, 16), *(torch.randn(B, 2, n_cached + T, 16) for _ in range(2))
+    mask = model.attention._flex_mask(doc_ids, n_cached)
+    dense = allowed(doc_ids, n_cached)[:, None]
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=dense, enable_gqa=True)
+    flex = model.attention.flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
     torch.testing.assert_close(flex, expected, atol=1e-5, rtol=1e-5)
+    # The uncompiled kernel looks at the mask function alone: the blocks must hold exactly the visible keys.
+    blocks = F.pad(dense, (0, -dense.shape[-1] % 128, 0, -T % 128)).unflatten(-1, (-1, 128)).unflatten(2, (-1, 128))
+    visible_blocks = blocks.any(dim=5).any(dim=3)
+    assert torch.equal(mask.to_dense().bool(), visible_blocks)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlexAttention has no backward pass on CPU")
+@pytest.mark.parametrize("length", [16, 144, 1152])
+def test_flex_on_cuda_equals_sdpa_on_cpu_with_gradients(length: int) -> None:
+    doc_ids = torch.tensor([[0] * 5 + [1 + i // 7 for i in range(length - 7)] + [-1] * 2])
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, length, heads, 16) for heads in (6, 3, 3)]
+    results = []
+    for device in ("cpu", "cuda"):
+        own = [x.to(device).requires_grad_() for x in inputs]
+        out = attention(*own, build_mask(doc_ids.to(device)))
+        out.square().sum().backward()
+        results.append([out.detach().cpu(), *(x.grad.cpu() for x in own)])
+    for on_cpu, on_cuda in zip(*results, strict=True):
+        torch.testing.assert_close(on_cuda, on_cpu, atol=2e-3, rtol=2e-3)
 
 
 @pytest.fixture

@@ -44,7 +44,6 @@ def scaled_down(config: LlamaConfig) -> LlamaConfig:
         n_layers=2,
         n_heads=heads,
         n_kv_heads=kv,
-        head_dim=None,
         ffn_dim=heads * 20,
         vocab_size=97,
     )
