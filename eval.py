@@ -16,7 +16,7 @@ import torch
 
 from eval.combine import combine
 from eval.config import EvalConfig, load_config
-from eval.plan import EvalPlan, build_model, make_plan, pick_precision, prompt_record
+from eval.plan import EvalPlan, build_model, make_plan, pick_precision
 from eval.progress import Progress
 from eval.report import compare, console, details_table
 from eval.results import Results, field_kinds, versions, write_run
@@ -93,7 +93,7 @@ def describe(
         model=plan.spec.name,
         checkpoint=plan.weights.name,
         shots=len(plan.prompt.shots),
-        prompt=prompt_record(plan.prompt),
+        prompt=plan.prompt.record(),
         counts=result.counts,
         cost=result.cost,
         settings={

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.errors import UserError
 from data.example import Example
@@ -109,6 +110,8 @@ class PromptSpec:
         shots: the few-shot examples as they are shown, that is, already cut.
         seed: what they were drawn with.
         shot_tokens: what they were cut to.
+        row_length: prompt and answer together in tokens; documents are cut to it, so it is part of what a model was
+            trained on. None: not known (no model was trained with this prompt, or the record is an old one).
     """
 
     task: str
@@ -117,6 +120,7 @@ class PromptSpec:
     shots: tuple[Example, ...] = ()
     seed: int = 0
     shot_tokens: int = SHOT_TOKENS
+    row_length: int | None = None
 
     def build(self, task: Task | None = None) -> Prompt:
         """The prompt; ``task`` is needed for a user's own task, whose definition is not in this record."""
@@ -128,11 +132,15 @@ class PromptSpec:
             )
         return build_prompt(task, self.template, self.shots)
 
+    def record(self) -> dict[str, Any]:
+        """What ``prompt.json`` holds, and ``results.json`` of the prompt."""
+        shots = [{"id": s.id, "text": s.text, "labels": s.labels} for s in self.shots]
+        return dataclasses.asdict(self) | {"shots": shots}
+
     def save(self, path: Path | str) -> None:
         """Write the record; ``path`` is a file or a folder, which gets a ``prompt.json``."""
-        record = dataclasses.asdict(self)
-        record["shots"] = [{"id": s.id, "text": s.text, "labels": s.labels} for s in self.shots]
-        _file(path).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(self.record(), indent=2, ensure_ascii=False)
+        _file(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path | str) -> PromptSpec:

@@ -47,7 +47,7 @@ class EvalConfig:
     new_prompt: bool = False
     """Build the prompt from these options although the checkpoint brings the one it was fine-tuned with."""
     row_length: int | None = None
-    """Longest input in tokens, prompt and answer together; default: the recipe's for the model's size."""
+    """Longest input in tokens, prompt and answer together; default: as in fine-tuning, or the recipe's for its size."""
     max_new_tokens: int | None = None
     """Longest answer in tokens; default: per example, what its longest valid answer needs."""
     batch_tokens: int = 4096

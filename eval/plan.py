@@ -1,18 +1,16 @@
 """From options to what is to be scored: task, prompt, examples and model; everything is checked before weights load.
 
-A checkpoint that was fine-tuned here brings ``prompt.json``: task, template and few-shot examples. It is scored with
-exactly that prompt, and options that contradict it are errors. Any other checkpoint gets the prompt that fine-tuning
-would have given it, so that "before" and "after" differ in the weights alone.
+A checkpoint that was fine-tuned here brings ``prompt.json``: task, template, few-shot examples and row length. It is
+scored with exactly that prompt, and options that contradict it are errors. Any other checkpoint gets the prompt that
+fine-tuning would have given it, so that "before" and "after" differ in the weights alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -118,7 +116,7 @@ def make_plan(options: EvalConfig) -> EvalPlan:
         prompt=prompt,
         fine_tuned=stored is not None,
         examples=examples,
-        row_length=options.row_length or RECIPES[spec.recipe]["row_length"],
+        row_length=options.row_length or prompt.row_length or RECIPES[spec.recipe]["row_length"],
         name=options.name or f"{weights.name}, {shots}-shot",
         output=options.output or Path("runs/eval") / f"{weights.name}-{task.name}-{shots}shot",
     )
@@ -187,6 +185,7 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
         "shots": (options.shots, len(stored.shots)),
         "joint_order": (options.joint_order, stored.joint_order),
         "template": (None if options.template == "auto" else options.template, stored.template),
+        "row_length": (options.row_length if stored.row_length else None, stored.row_length),
     }
     wrong = [
         f"--{name} {asked}, but the checkpoint was fine-tuned with {name} {had}"
@@ -263,12 +262,6 @@ def build_model(
     else:
         load_pretrained(model, plan.weights.path, plan.spec, check_config=False)
     return model.eval()
-
-
-def prompt_record(prompt: PromptSpec) -> dict[str, Any]:
-    """The prompt as ``results.json`` records it: as in ``prompt.json``."""
-    shots = [{"id": s.id, "text": s.text, "labels": s.labels} for s in prompt.shots]
-    return dataclasses.asdict(prompt) | {"shots": shots}
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:

@@ -33,7 +33,7 @@ def fine_tuned(checkpoint, folder, task="massive_intent", k=2):
     shutil.copytree(checkpoint, folder)
     shots = load_examples(TASKS[task], "train", "sample")[:k]
     shots = [dataclasses.replace(shot, bio={}) for shot in shots]  # the record leaves the brackets out
-    spec = PromptSpec(task, "plain", shots=tuple(shots), seed=3)
+    spec = PromptSpec(task, "plain", shots=tuple(shots), seed=3, row_length=1900)
     spec.save(folder)
     return folder, spec
 
@@ -102,6 +102,7 @@ def test_a_fine_tuned_checkpoint_brings_its_prompt(tiny_checkpoint, tmp_path):
         ({"shots": 0}, "--shots 0, but the checkpoint was fine-tuned with shots 2"),
         ({"task": "massive_joint"}, "--task massive_joint, but .* task massive_intent"),
         ({"template": "chatml"}, "--template chatml, but .* template plain"),
+        ({"row_length": 512}, "--row_length 512, but .* row_length 1900"),
     ],
 )
 def test_contradicting_the_stored_prompt_is_an_error_unless_asked_for(tiny_checkpoint, tmp_path, options, message):
@@ -112,6 +113,17 @@ def test_contradicting_the_stored_prompt_is_an_error_unless_asked_for(tiny_check
     if "template" not in options:  # this tokenizer has no ChatML tokens
         asked = plan(folder, **{"task": "massive_intent", **options}, new_prompt=True)
         assert not asked.fine_tuned and len(asked.prompt.shots) == 0
+
+
+def test_documents_are_cut_as_in_fine_tuning(tiny_checkpoint, tmp_path):
+    folder, spec = fine_tuned(tiny_checkpoint, tmp_path / "export")
+    assert plan(folder).row_length == plan(folder, row_length=1900).row_length == 1900
+    asked = plan(folder, task="massive_intent", row_length=512, new_prompt=True)
+    assert asked.row_length == 512 and asked.prompt.row_length is None
+    record = spec.record()
+    del record["row_length"]  # as it was written before it held this
+    (folder / "prompt.json").write_text(json.dumps(record))
+    assert plan(folder).row_length == 2048 and plan(folder, row_length=512).row_length == 512
 
 
 def test_examples_shown_in_the_prompt_are_not_scored(tiny_checkpoint, tmp_path):

@@ -56,7 +56,7 @@ def test_a_run_from_one_command(launch: Launch, train_args: list[str], tmp_path:
         assert json.loads((run / name / "labels.json").read_text())["urgency"] == ["low", "high"]
     assert json.loads((run / "best" / "best.json").read_text())["step"] in (3, 6)
     shots = PromptSpec.load(run / "export").shots
-    assert len(shots) == 2 and PromptSpec.load(run).shots == shots
+    assert len(shots) == 2 and PromptSpec.load(run).shots == shots and PromptSpec.load(run).row_length == 1024
     # Neither the few-shot examples nor the held-out ones were trained on: an epoch is what is left.
     n_train = len(load_examples(get_task(TICKETS), "train")) - 2 - round(0.25 * 24)
     assert lines[0]["epoch"] == pytest.approx(4 / n_train, abs=1e-4)
