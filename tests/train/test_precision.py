@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from model import MODELS
 from model.llama import Llama, RowContext
+from train.distributed import World
 from train.parallelize import parallelize
 
 
-def test_blocks_compute_in_bf16_with_rotary_tables_in_fp32() -> None:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        config = MODELS["llama_debug"].config
-        model = parallelize(lambda: Llama(config), mesh, torch.device("cpu"), precision="bf16")
-        seen: list[tuple[torch.dtype, torch.dtype]] = []
+def test_blocks_compute_in_bf16_with_rotary_tables_in_fp32(world: World) -> None:
+    config = MODELS["llama_debug"].config
+    model = parallelize(lambda: Llama(config), world.mesh, world.device, precision="bf16")
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
 
-        def look(module: torch.nn.Module, args: tuple[torch.Tensor, RowContext]) -> None:
-            seen.append((args[0].dtype, args[1].cos.dtype))
+    def look(module: torch.nn.Module, args: tuple[torch.Tensor, RowContext]) -> None:
+        seen.append((args[0].dtype, args[1].cos.dtype))
 
-        for layer in model.layers:
-            layer.attention.register_forward_pre_hook(look)
-        logits = model(torch.arange(8)[None])
-        logits.float().sum().backward()
-    finally:
-        dist.destroy_process_group()
+    for layer in model.layers:
+        layer.attention.register_forward_pre_hook(look)
+    logits = model(torch.arange(8)[None])
+    logits.float().sum().backward()
     assert seen == [(torch.bfloat16, torch.float32)] * config.n_layers
     assert logits.dtype == torch.bfloat16
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
