@@ -156,14 +156,18 @@ def open_run(config: TrainConfig) -> Setup:
 def divide(
     examples: list[Example], task: Task, config: TrainConfig
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    """Divide the training split into held-out examples, few-shot examples and those to train on, by seed."""
-    held_out: list[Example] = []
+    """Divide the training split into few-shot examples, held-out examples and those to train on, by seed.
+
+    The few-shot examples come first, out of the whole split as `eval.plan` draws them for a checkpoint that was never
+    fine-tuned: holding out must not change the prompt, or "before" and "after" would differ in more than the weights.
+    """
     seed = config.train.seed
-    if config.eval.holdout:
-        examples, held_out = holdout(examples, config.eval.holdout, seed)
     shots = choose_shots(examples, task, config.data.shots, seed) if config.data.shots else []
     shown = {shot.id for shot in shots}
     examples = [example for example in examples if example.id not in shown]
+    held_out: list[Example] = []
+    if config.eval.holdout:
+        examples, held_out = holdout(examples, config.eval.holdout, seed)
     if config.data.limit is not None and config.data.limit < len(examples):
         examples = random.Random(seed).sample(sorted(examples, key=lambda e: e.id), config.data.limit)
     return held_out, shots, examples
