@@ -227,8 +227,8 @@ class StepLoader:
     def worst_case(self) -> StepBatch:
         """One pass that bounds what any step needs: as long as a row can get, with the most labels a row can hold.
 
-        Activations grow with the row, logits with its label tokens. A run that survives this step (its result is
-        thrown away) does not run out of memory an hour later, at the first post of full length.
+        Activations grow with the row, logits with its label tokens. A packed run whose memory this pass fits into (with
+        gradients and optimizer states there already) does not run out of it at the first post of full length.
         """
         labels = self.samples.label_lengths
         most = 1 if not self.packing else self.batch_size if self.batch_unit == "samples" else len(self.samples)

@@ -25,7 +25,7 @@ from train.distributed import World, all_sum
 from train.errors import Interrupted, RunStopped
 from train.loss import batch_loss
 from train.metrics import Plateau, RunLog, Speed, attended_pairs, device_peak, memory_gib, step_flops
-from train.optimizer import build_optimizer, clip_gradients, learning_rate
+from train.optimizer import allocate_states, build_optimizer, clip_gradients, learning_rate
 from train.parallelize import parallelize, reshard
 from train.setup import CACHE_DIR, Setup
 
@@ -197,10 +197,14 @@ class Trainer:
         }
 
     def _try_worst_case(self) -> None:
-        """One pass over the longest row there can be, thrown away: what does not fit fails now and not in an hour."""
+        """Pass over the longest row there can be, thrown away: what does not fit fails now and not in an hour.
+
+        With the optimizer's states in place, and twice, so that the second pass meets the gradients of the first.
+        """
         batch = self.setup.loader.worst_case()
         try:
-            for micro_batch in batch.batches:
+            allocate_states(self.optimizer)
+            for micro_batch in [*batch.batches, *batch.batches]:
                 batch_loss(self.model, micro_batch.to(self.world.device), batch.n_label_tokens).backward()
         except torch.OutOfMemoryError as error:
             raise RunStopped(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.optimizer import build_optimizer, clip_gradients, learning_rate
+from train.optimizer import allocate_states, build_optimizer, clip_gradients, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,22 @@ def test_gradients_that_are_not_finite_are_left_alone() -> None:
     model.weight.grad = torch.tensor([[float("inf"), 3.0]])
     assert clip_gradients(model, 1.0).item() == float("inf")
     assert model.weight.grad[0, 1] == 3.0
+
+
+def test_states_allocated_early_change_nothing() -> None:
+    def weights_after(early: bool) -> tuple[torch.Tensor, float]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimizer = build_optimizer(model, lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        if early:
+            allocate_states(optimizer)
+            assert {"exp_avg", "exp_avg_sq", "step"} <= optimizer.state[model.weight].keys()
+        for _ in range(2):
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            allocate_states(optimizer)  # they are there: nothing happens
+        return model.weight.detach().clone(), optimizer.param_groups[0]["lr"]
+
+    (early, early_lr), (late, late_lr) = weights_after(True), weights_after(False)
+    assert torch.equal(early, late) and early_lr == late_lr == 0.1
