@@ -103,7 +103,7 @@ class _Printer(logging.Handler):
 
 
 def run_guarded(main: Callable[[], None]) -> None:
-    """Run ``main`` and turn what it raises into a message and an exit status; never returns normally on failure.
+    """Run ``main`` and turn what it raises into a message and an exit status; only a single rank's success returns.
 
     UserError: the message alone, once, status 2 (RunStopped: 3). Interrupted: 128 + signal. Anything else: the
     traceback of the rank it happened on, status 1. The process leaves without waiting for other ranks, which may hang
@@ -124,12 +124,15 @@ def run_guarded(main: Callable[[], None]) -> None:
         second_hand = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
         _say(traceback.format_exc(), wait=second_hand and env_world_size() > 1)
         status = 1
-    if status:
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if status == 0 and dist.is_initialized():
+        dist.destroy_process_group()
+    if status or several:
+        # Not by sys.exit even after success: with gloo, one run in ten aborts in the interpreter's own teardown
+        # ("terminate called without an active exception", torch 2.13), and torchrun would call the run failed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _say(message: str, wait: bool) -> None:

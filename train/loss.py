@@ -34,10 +34,7 @@ def batch_loss(model: nn.Module, batch: Batch, n_label_tokens: int) -> Tensor:
     """Run one packed batch through the model and return its part of the step's loss.
 
     A dummy batch, which only keeps a rank in step with the others, runs forward and backward like any other (the
-    collectives inside are why) and contributes exactly zero.
+    collectives inside are why); having no target, it contributes exactly zero.
     """
     logits = model(batch.tokens, batch.positions, batch.doc_ids, output_index=batch.target_index)
-    if batch.dummy:
-        return logits.float().sum() * 0.0
-    targets = batch.targets.flatten()[batch.target_index]
-    return label_loss(logits, targets, n_label_tokens)
+    return label_loss(logits, batch.targets.flatten()[batch.target_index], n_label_tokens)

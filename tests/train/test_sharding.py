@@ -12,44 +12,34 @@ import tiny_run
 import torch
 from tiny_run import CASES, make_trainer, run_case
 
-SCRIPT = Path(tiny_run.__file__)
 
-
-@pytest.fixture(scope="module")
-def several(launch: Callable[..., subprocess.CompletedProcess], tmp_path_factory: pytest.TempPathFactory) -> Callable:
-    """All cases' results on so many ranks, from one launch each."""
-    found: dict[int, Path] = {}
-
-    def results(ranks: int) -> dict[str, dict[str, np.ndarray]]:
-        if ranks not in found:
-            found[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
-            done = launch(SCRIPT, found[ranks], *CASES, ranks=ranks)
-            assert done.returncode == 0, done.stderr
-        return {name: dict(np.load(found[ranks] / f"{name}.npz")) for name in CASES}
-
-    return results
-
-
-def assert_same_run(a: dict[str, np.ndarray], b: dict[str, np.ndarray], tolerance: float = 2e-5) -> None:
+def assert_same_run(
+    a: dict[str, np.ndarray], b: dict[str, np.ndarray], tolerance: float = 2e-5, case: str = ""
+) -> None:
     counted = ("passes", "dummies", "empty_shards")
     for key in a.keys() - set(counted):
-        np.testing.assert_allclose(a[key], b[key], rtol=tolerance, atol=tolerance, err_msg=key)
+        np.testing.assert_allclose(a[key], b[key], rtol=tolerance, atol=tolerance, err_msg=f"{case} {key}")
 
 
-@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_one_process_equals_several(name: str, ranks: int, world, several: Callable, tmp_path: Path) -> None:
-    alone, together = run_case(name, tmp_path, world), several(ranks)[name]
-    start = make_trainer(tmp_path, world, **CASES[name]).model.named_parameters()
-    moved = max(np.abs(tiny_run.whole(p) - alone[key]).max() for key, p in start)
-    assert moved > 5e-3, "the steps must do something for their equality to mean anything"
-    if name == "empty_rank":
-        assert together["dummies"].min() >= 1
-    if name == "sliver" and ranks == 3:
-        assert together["empty_shards"] > 0
-    if name == "accumulated":
-        assert together["passes"].min() > 1
-    assert_same_run(alone, together, tolerance=2e-2 if name == "bf16" else 2e-5)
+def test_one_process_equals_several(
+    ranks: int, world, launch: Callable[..., subprocess.CompletedProcess], tmp_path: Path
+) -> None:
+    """All cases in one launch: starting the processes takes longer than they do."""
+    done = launch(Path(tiny_run.__file__), tmp_path, *CASES, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    for name in CASES:
+        alone, together = run_case(name, tmp_path / "alone", world), dict(np.load(tmp_path / f"{name}.npz"))
+        start = make_trainer(tmp_path / "start", world, **CASES[name]).model.named_parameters()
+        moved = max(np.abs(tiny_run.whole(p) - alone[key]).max() for key, p in start)
+        assert moved > 5e-3, f"{name}: the steps must do something for their equality to mean anything"
+        if name == "empty_rank":
+            assert together["dummies"].min() >= 1
+        if name == "sliver" and ranks == 3:
+            assert together["empty_shards"] > 0
+        if name == "accumulated":
+            assert together["passes"].min() > 1
+        assert_same_run(alone, together, tolerance=2e-2 if name == "bf16" else 2e-5, case=name)
 
 
 def test_bf16_is_near_fp32_and_not_the_same(world, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from model import ModelSpec  # noqa: E402
 from model.llama import Llama, LlamaConfig  # noqa: E402
 from train import options  # noqa: E402
 from train.config import TrainConfig  # noqa: E402
-from train.distributed import World, start  # noqa: E402
+from train.distributed import World, run_guarded, start  # noqa: E402
 from train.setup import Setup  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 
@@ -134,8 +134,7 @@ def main() -> None:
             result[key] = total.numpy()
         if world.is_main:
             np.savez(out / f"{name}.npz", **result)
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    run_guarded(main)
