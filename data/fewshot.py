@@ -7,6 +7,7 @@ scoring reads them from there, so that a model always meets the prompt it was tr
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 from collections import defaultdict
@@ -112,6 +113,8 @@ class PromptSpec:
         shot_tokens: what they were cut to.
         row_length: prompt and answer together in tokens; documents are cut to it, so it is part of what a model was
             trained on. None: not known (no model was trained with this prompt, or the record is an old one).
+        fingerprint: hash of the prompt's text and the task's labels, by `signed`; empty: nothing to compare with. The
+            record holds neither, so a task file that was changed since would give another prompt under the same name.
     """
 
     task: str
@@ -121,16 +124,34 @@ class PromptSpec:
     seed: int = 0
     shot_tokens: int = SHOT_TOKENS
     row_length: int | None = None
+    fingerprint: str = ""
+
+    def signed(self, task: Task) -> PromptSpec:
+        """This record with the fingerprint of the prompt that it builds now."""
+        prompt = dataclasses.replace(self, fingerprint="").build(task)
+        return dataclasses.replace(self, fingerprint=_fingerprint(prompt, task))
 
     def build(self, task: Task | None = None) -> Prompt:
-        """The prompt; ``task`` is needed for a user's own task, whose definition is not in this record."""
+        """The prompt; ``task`` is needed for a user's own task, whose definition is not in this record.
+
+        Raises:
+            UserError: another task, an unknown template, or a prompt that is not the one of the fingerprint.
+        """
         task = task or get_task(self.task, self.joint_order)
         if task.name != self.task:
             raise UserError(
                 f"This prompt was made for task {self.task}, not for {task.name}: "
                 f"a checkpoint is scored on the task it was trained on (--task {self.task})."
             )
-        return build_prompt(task, self.template, self.shots)
+        prompt = build_prompt(task, self.template, self.shots)
+        if self.fingerprint and self.fingerprint != _fingerprint(prompt, task):
+            where = f"{task.custom.path} (its instruction, names or labels)" if task.custom else "data/prompts.py"
+            raise UserError(
+                f"Task {task.name} no longer gives the prompt that the checkpoint was fine-tuned with: {where} has "
+                f"changed since, or {PROMPT_FILE} has. Bring back what it was, or score with --new_prompt, on a prompt "
+                "that the checkpoint never saw."
+            )
+        return prompt
 
     def record(self) -> dict[str, Any]:
         """What ``prompt.json`` holds, and ``results.json`` of the prompt."""
@@ -161,6 +182,12 @@ class PromptSpec:
             raise UserError(f"No {PROMPT_FILE} at {file}: it is written with every checkpoint and export.") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is not a prompt record ({error}).") from error
+
+
+def _fingerprint(prompt: Prompt, task: Task) -> str:
+    pieces = [[type(piece).__name__, *vars(piece).values()] for piece in (*prompt.prefix, *prompt.suffix, *prompt.end)]
+    labels = [vars(field) for field in task.fields]
+    return hashlib.sha256(json.dumps([pieces, prompt.lead, labels]).encode()).hexdigest()[:32]
 
 
 def _file(path: Path | str) -> Path:

@@ -179,6 +179,8 @@ def _custom_task(path: Path) -> Task:
     from data.custom import read_custom_spec
 
     spec = read_custom_spec(path)
+    if spec.name in TASKS:
+        raise UserError(f"{path}: name {spec.name!r} is that of a task that is built in; choose another.")
     fields = tuple(
         ClassField(field.name, field.labels)
         if field.type == "class"

@@ -205,7 +205,9 @@ def stored_task(options: EvalConfig, stored: PromptSpec) -> Task:
         raise UserError(
             f"the checkpoint was fine-tuned on a task of your own, '{stored.task}': give its TOML file with --task."
         )
-    return get_task(options.task or stored.task, stored.joint_order)
+    task = get_task(options.task or stored.task, stored.joint_order)
+    stored.build(task)  # a task that gives another prompt by now shows here
+    return task
 
 
 def new_prompt(options: EvalConfig, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[Task, PromptSpec]:

@@ -108,7 +108,7 @@ def open_run(config: TrainConfig) -> Setup:
         seed=config.train.seed,
         shot_tokens=config.data.shot_tokens,
         row_length=config.batch.row_length,
-    )
+    ).signed(task)
     prompt = prompt_spec.build(task)
     cache_dir = config.data.cache_dir or CACHE_DIR
     samples = prepare(examples, task, prompt, tokenizer, config.batch.row_length, cache_dir=cache_dir)

@@ -72,6 +72,12 @@ def test_through_the_task(folder: Path) -> None:
         load_examples(task, "train", "sample")
 
 
+def test_a_name_that_is_taken(folder: Path) -> None:
+    (folder / "task.toml").write_text(HEAD.replace("tickets", "20ng_7") + FILES + QUEUE)
+    with pytest.raises(UserError, match="task.toml: name '20ng_7' is that of a task that is built in"):
+        get_task(folder / "task.toml")
+
+
 def test_bare_equal_neighbours_are_one_entity(folder: Path) -> None:
     (folder / "test.jsonl").write_text('{"text": "a b c", "queue": "sales", "tags": "date date product"}\n')
     (example,), _ = read_custom(read_custom_spec(folder / "task.toml"), "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -122,6 +123,28 @@ def test_slots_in_the_record_stay_tuples(tmp_path):
 def test_a_prompt_of_another_task_is_refused():
     with pytest.raises(UserError, match="made for task 20ng_7, not for 20ng_20"):
         PromptSpec("20ng_7", "plain").build(TASKS["20ng_20"])
+
+
+def test_a_task_file_changed_since_is_noticed(tmp_path):
+    toml = 'name = "mail"\ninstruction = "Sort it."\n[files]\ntrain = "train.csv"\n'
+    toml += '[[fields]]\nname = "queue"\ntype = "class"\nlabels = ["b", "a"]\n'
+    (tmp_path / "train.csv").write_text("text,queue\nx,a\n")
+
+    def task(old: str = "", new: str = ""):
+        (tmp_path / "mail.toml").write_text(toml.replace(old, new))
+        return get_task(tmp_path / "mail.toml")
+
+    unsigned = PromptSpec("mail", "plain", shots=(Example("mail/train/2", "x", {"queue": "a"}),))
+    unsigned.signed(task()).save(tmp_path)
+    stored = PromptSpec.load(tmp_path)
+    assert stored.build(task()) == unsigned.build(task())
+    for change in [("Sort", "File"), ('"b", "a"', '"a", "b"'), ('"b", ', '"c", "b", ')]:
+        changed = task(*change)
+        unsigned.build(changed)
+        with pytest.raises(UserError, match=r"mail\.toml .* has changed since.*--new_prompt"):
+            stored.build(changed)
+    with pytest.raises(UserError, match="changed since"):
+        dataclasses.replace(stored, template="llama2").build(task())
 
 
 def test_a_missing_or_broken_record_is_named(tmp_path):

@@ -126,6 +126,17 @@ def test_documents_are_cut_as_in_fine_tuning(tiny_checkpoint, tmp_path):
     assert plan(folder).row_length == 2048 and plan(folder, row_length=512).row_length == 512
 
 
+def test_a_prompt_that_the_task_no_longer_gives(tiny_checkpoint, tmp_path):
+    folder, spec = fine_tuned(tiny_checkpoint, tmp_path / "export")
+    signed = spec.signed(TASKS["massive_intent"])
+    signed.save(folder)
+    assert plan(folder).prompt == signed
+    dataclasses.replace(signed, fingerprint="0" * 32).save(folder)
+    with pytest.raises(UserError, match="no longer gives the prompt.*--new_prompt"):
+        plan(folder)
+    assert not plan(folder, task="massive_intent", new_prompt=True).fine_tuned
+
+
 def test_examples_shown_in_the_prompt_are_not_scored(tiny_checkpoint, tmp_path):
     folder, spec = fine_tuned(tiny_checkpoint, tmp_path / "export")
     everything = load_examples(TASKS["massive_intent"], "train", "sample")
