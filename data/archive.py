@@ -1,18 +1,46 @@
-"""What the readers of raw files share: reading out of a tarball without extracting anything to disk.
+"""What the readers of raw files share: files that cannot be read, JSON, and tarballs, from which nothing is extracted.
 
 Nothing here knows a data set; ``newsgroups.py`` and ``massive.py`` say which members they want.
 """
 
 from __future__ import annotations
 
+import json
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from data.errors import UserError
 
 TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file or folder (no permission, a folder, a broken disk) into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}.") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse what a user's file holds.
+
+    Raises:
+        UserError: names ``where``; not JSON, or nested deeper or with a longer number than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}).") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: not JSON that can be read (nested too deeply).") from error
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON that can be read ({error}).") from error
 
 
 def is_tarball(path: Path) -> bool:

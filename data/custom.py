@@ -43,7 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.archive import is_text
+from data.archive import is_text, parse_json, readable
 from data.errors import UserError, nearest
 from data.example import Example
 
@@ -126,7 +126,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         raise UserError(f"cannot read the task file {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}.") from error
 
     _check_keys(table, SPEC_KEYS, str(path))
@@ -167,7 +167,9 @@ def _read_files(table: dict[str, Any], path: Path) -> dict[str, Path]:
         file = path.resolve().parent / _string(entries, split, f"{path}, [files]")
         if file.suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: {split} file {file.name!r} must end in one of {', '.join(SUFFIXES)}.")
-        if not file.is_file():
+        with readable(file):
+            there = file.is_file()
+        if not there:
             raise UserError(f"{path}: no {split} file at {file}.")
         files[split] = file
     return files
@@ -300,16 +302,14 @@ def _rows(file: Path) -> Iterator[_Row]:
             if not line.strip():
                 continue
             where = f"{file}, line {number}"
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}).") from error
+            values = parse_json(line, where)
             if not isinstance(values, dict):
                 raise UserError(f"{where}: a JSON object is needed, found {type(values).__name__}.")
             yield _Row(where, number, values)
         return
 
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    csv.field_size_limit(2**31 - 1)  # a text may be longer than 131,072 letters; the limit is the process's
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     try:
@@ -329,7 +329,8 @@ def _rows(file: Path) -> Iterator[_Row]:
 
 
 def _decode(file: Path) -> str:
-    content = file.read_bytes()
+    with readable(file):
+        content = file.read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -358,10 +359,7 @@ def _token_labels(value: Any, row: _Row, column: str) -> list[str]:
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return value.split()
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{row.where}: {column!r} is not a JSON list ({error.msg}).") from error
+        value = parse_json(value, f"{row.where}, column {column!r}")
     if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
         raise UserError(f"{row.where}: {column!r} must be a list of labels, found {json.dumps(value)}.")
     return value

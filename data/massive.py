@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.archive import is_tarball, is_text, iterate_tarball
+from data.archive import is_tarball, is_text, iterate_tarball, parse_json, readable
 from data.errors import UserError, nearest
 from data.example import Example
 
@@ -226,7 +226,8 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
     """
     if split not in SPLITS:
         raise UserError(f"massive has no split {split!r}.{nearest(split, SPLITS)}")
-    source, content = _find(Path(path))
+    with readable(Path(path)):
+        source, content = _find(Path(path))
     counts: Counter[str] = Counter()
     examples: list[Example] = []
     seen: dict[str, int] = {}
@@ -279,13 +280,12 @@ def _from_tarball(path: Path) -> tuple[str, bytes]:
 
 def _parse_line(line: bytes, where: str) -> dict[str, str]:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start + 1})."
         ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}).") from error
+    row = parse_json(text, where)
     if not isinstance(row, dict):
         raise UserError(f"{where}: a JSON object is needed, found {type(row).__name__}.")
     missing = [key for key in KEYS if key not in row]

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.archive import is_tarball, iterate_tarball
+from data.archive import is_tarball, iterate_tarball, readable
 from data.errors import UserError, nearest
 from data.example import Example
 
@@ -113,7 +113,8 @@ def read_newsgroups(path: Path, split: str) -> tuple[list[Example], Counter[str]
         raise UserError("20ng has no dev split. Hold out a part of the training posts instead: --holdout 0.1")
     if split not in POSTS_IN_RELEASE:
         raise UserError(f"20ng has no split {split!r}.{nearest(split, POSTS_IN_RELEASE)}")
-    posts = list(_posts(Path(path), f"20news-bydate-{split}"))
+    with readable(Path(path)):
+        posts = list(_posts(Path(path), f"20news-bydate-{split}"))
     posts.sort(key=lambda post: (post[0], int(post[1]) if post[1].isdecimal() else 0, post[1]))
 
     counts: Counter[str] = Counter()

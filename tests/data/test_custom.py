@@ -174,10 +174,13 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
         ("train", b"text,queue,tags\na,,O\n", "line 2: 'queue' must be a label"),
         ("train", b'text,queue,tags\n"a\nb",sales,O\n', "line 3: 'tags' has 1 labels for 2 words"),
         ("train", b"text,queue,tags\na,sales,B-dat\n", "line 2: 'tags' is 'dat', outside .* Did you mean 'date'"),
-        ("train", b"text,queue,tags\na,sales,[x\n", "line 2: 'tags' is not a JSON list"),
+        ("train", b"text,queue,tags\na,sales,[x\n", "line 2, column 'tags': not JSON"),
         ("train", b"", "no examples in it"),
         ("train", b"text,queue,tags\n", "no examples in it"),
         ("test", b'\n{"text": "a"', "test.jsonl, line 2: not JSON"),
+        pytest.param("test", b"[" * 200_000, "test.jsonl, line 1: not JSON .*nested too deeply", id="deep"),
+        pytest.param("test", b"9" * 5000, "test.jsonl, line 1: not JSON that can be read", id="long number"),
+        pytest.param("train", b"text,queue,tags\na,sales," + b"[" * 200_000, "line 2, column .*deeply", id="deep cell"),
         ("test", b"3\n", "test.jsonl, line 1: a JSON object is needed, found int"),
         ("test", b'{"text": 3, "queue": "sales", "tags": []}\n', "line 1: 'text' must be a string, found 3"),
         ("test", b'{"text": "\\ud800", "queue": "sales", "tags": []}\n', "line 1: 'text' holds half a character"),
@@ -189,6 +192,26 @@ def test_a_broken_line_is_named(folder: Path, split: str, content: bytes, messag
     (folder / {"train": "train.csv", "test": "test.jsonl"}[split]).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_custom(read_custom_spec(folder / "task.toml"), split)
+
+
+def test_a_long_text(folder: Path) -> None:
+    text = "word " * 40_000
+    (folder / "task.toml").write_text(HEAD + FILES + QUEUE)
+    (folder / "train.csv").write_text(f"text,queue\n{text},sales\n")
+    (example,), _ = read_custom(read_custom_spec(folder / "task.toml"), "train")
+    assert len(example.text) == 200_000 and example.text == text
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), IsADirectoryError(21, "Is a directory")])
+def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    spec = read_custom_spec(folder / "task.toml")
+
+    def refuse(path: Path) -> bytes:
+        raise error
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=f"cannot read .*test.jsonl: {error.strerror}"):
+        read_custom(spec, "test")
 
 
 def test_an_id_used_twice(folder: Path) -> None:

@@ -177,6 +177,7 @@ def test_a_tarball_that_points_outside_is_refused(tmp_path: Path) -> None:
     ("line", "message"),
     [
         (b'{"id": "8", "utt": "wake', r"not JSON \(Unterminated string"),
+        pytest.param(b"[" * 200_000, "not JSON .*nested too deeply", id="deep"),
         (b"[1, 2]", "a JSON object is needed, found list"),
         (b'{"id": "8", "utt": "caf\xe9"}', r"not UTF-8 \(byte 0xe9 at position 24\)"),
         (json.dumps({k: v for k, v in ROW.items() if k != "annot_utt"}).encode(), "no 'annot_utt'; found only id"),
@@ -208,6 +209,16 @@ def test_a_broken_line_is_named(tmp_path: Path, line: bytes, message: str) -> No
     path.write_bytes(json.dumps(ROW).encode() + b"\r\n\n" + line + b"\n")
     with pytest.raises(UserError, match=rf"x\.jsonl, line 3: .*{message}"):
         read_massive(path, "train")
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write(tmp_path / "en-US.jsonl", ROW)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match="cannot read .*en-US.jsonl: Permission denied"):
+        read_massive(tmp_path, "train")
 
 
 def test_the_sample_is_clean(caplog: pytest.LogCaptureFixture) -> None:

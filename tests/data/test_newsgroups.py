@@ -110,6 +110,16 @@ def test_an_unknown_group_names_the_nearest(tmp_path: Path) -> None:
         read_newsgroups(tmp_path, "train")
 
 
+@pytest.mark.parametrize("method", ["read_bytes", "iterdir"])
+def test_what_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(UserError, match="cannot read .*20news-bydate-test.*: Permission denied"):
+        read_newsgroups(SAMPLE_DIR, "test")
+
+
 def test_there_is_no_dev_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--holdout"):
         read_newsgroups(tmp_path, "dev")
