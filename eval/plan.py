@@ -29,7 +29,7 @@ from eval import tensor_parallel
 from eval.config import EvalConfig
 from model import ModelSpec, get_model_spec
 from model.llama import LlamaConfig, RopeScaling
-from train.checkpoint import RUN_FILE, load_model, newest_complete, read_state
+from train.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
 from train.config import RECIPES
 from train.distributed import env_world_size
 
@@ -129,8 +129,9 @@ def find_weights(folder: Path, spec: ModelSpec) -> Weights:
         UserError: it is none; a run folder is told which of its checkpoints can be scored.
     """
     if (folder / RUN_FILE).is_file():
-        if newest_complete(folder.parent) is None:
-            raise UserError(f"training checkpoint {folder} is incomplete. Score another step, or the export.")
+        missing = what_is_missing(folder)
+        if missing is not None:
+            raise UserError(f"training checkpoint {folder} is incomplete ({missing}). Score another, or the export.")
         base = Path(read_state(folder).config["checkpoint"])
         if not base.is_dir():
             raise UserError(

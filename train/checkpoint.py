@@ -118,15 +118,15 @@ def read_state(folder: Path) -> RunState:
 def newest_complete(checkpoints: Path) -> Path | None:
     """The newest checkpoint whose files are all there in full; incomplete ones are skipped with a note."""
     for folder in reversed(steps_in(checkpoints)):
-        missing = _incomplete(folder)
+        missing = what_is_missing(folder)
         if missing is None:
             return folder
         log.warning("note: checkpoint %s is incomplete (%s); skipping it.", folder, missing)
     return None
 
 
-def _incomplete(folder: Path) -> str | None:
-    """What a checkpoint lacks, or None."""
+def what_is_missing(folder: Path) -> str | None:
+    """What this very checkpoint lacks to be whole, or None."""
     try:
         state = read_state(folder)
         metadata = dcp.FileSystemReader(folder).read_metadata()

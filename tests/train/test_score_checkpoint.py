@@ -1,0 +1,47 @@
+"""A run's training checkpoints as `eval.plan` opens them for scoring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from launching import TICKETS
+
+from data.errors import UserError
+from eval.config import EvalConfig
+from eval.plan import EvalPlan, build_model, make_plan
+from eval.score import score_model
+from train.config import load_config
+from train.distributed import World
+from train.setup import open_run
+from train.trainer import Trainer
+
+
+def plan(checkpoint: Path, **options) -> EvalPlan:
+    return make_plan(EvalConfig(model="llama_debug", checkpoint=checkpoint, task=str(TICKETS), limit=3, **options))
+
+
+def test_a_step_is_scored_as_its_export_is(world: World, train_args: list[str], tmp_path: Path) -> None:
+    config = load_config([*train_args, "--steps", "2", "--save_every", "1", "--shots", "1"])
+    Trainer(config, open_run(config), world).run()
+    older, newer = (tmp_path / "run" / "checkpoints" / f"step_00000{n}" for n in (1, 2))
+    plans = [plan(folder) for folder in (tmp_path / "run" / "export", newer, older)]
+    assert all(p.fine_tuned and p.row_length == 1024 and len(p.prompt.shots) == 1 for p in plans)
+    assert [p.weights.is_training for p in plans] == [False, True, True]
+    models = [build_model(p, "fp32", torch.device("cpu")) for p in plans]
+    export, last, first = (dict(model.named_parameters()) for model in models)
+    assert all(parameter.equal(last[name]) for name, parameter in export.items())
+    assert not all(parameter.equal(first[name]) for name, parameter in export.items())
+    results = [
+        score_model(model, p.tokenizer, p.task, p.prompt.build(p.task), p.examples, max_length=1024, max_new_tokens=3)
+        for model, p in zip(models[:2], plans[:2], strict=True)
+    ]
+    assert results[0].predictions == results[1].predictions and len(results[0].predictions) == 3
+
+    # The folder asked for must be whole, whatever stands beside it.
+    for file in older.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"step_000001 is incomplete \(.*distcp is missing or cut off\)"):
+        plan(older)
+    assert plan(newer).weights.path == newer
