@@ -21,6 +21,7 @@ loss divides by need no communication.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 
 from data.errors import UserError
-from data.packing import Batch, build_row, collate, deal, dummy_batch, pack, padded_length
+from data.packing import Batch, build_row, collate, deal, deal_in_turns, dummy_batch, pack, padded_length
 from data.prepare import SampleSet
 
 Row = list[int]  # sample indices that stand in one row
@@ -164,10 +165,15 @@ class StepLoader:
         Dealing longest first depends on the samples only through their lengths, so the number holds for every epoch.
         Level rows mix long and short samples, which first-fit rows do not: there the last rows are all short ones.
         """
-        n = ceil(int(self._costs.sum()) / self._capacity)
-        while max(sum(self._costs[i] for i in row) for row in deal(self._costs, n)) > self._capacity:
-            n += 1
-        return n
+        costs = self._costs
+
+        def fits(n: int) -> bool:
+            return max(costs[row].sum() for row in deal(costs, n)) <= self._capacity
+
+        # No two samples of more than half a row stand together. More rows never make the longest one longer, so the
+        # number can be found by halves; one row a sample always fits.
+        least = max(ceil(int(costs.sum()) / self._capacity), int((costs * 2 > self._capacity).sum()))
+        return least + bisect_left(range(least, len(costs)), True, key=fits)
 
     def _units(self, n: int) -> list[Row]:
         start, units = n * self.batch_size, []
@@ -187,7 +193,7 @@ class StepLoader:
 
     def _plan(self, units: list[Row]) -> StepPlan:
         if self.batch_unit == "rows":
-            dealt = _deal_rows([self._row_cost(row) for row in units], self.world_size)
+            dealt = deal_in_turns([self._row_cost(row) for row in units], self.world_size)
             return StepPlan([self._micro_batches([units[i] for i in own]) for own in dealt])
         indices = np.array([i for unit in units for i in unit])
         ranks = []
@@ -298,16 +304,6 @@ class StepLoader:
                     yield step
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _deal_rows(costs: Sequence[int], n_ranks: int) -> list[list[int]]:
-    """Deal rows, dearest first, back and forth over the ranks: nobody has more than one row more than another."""
-    order = np.argsort(-np.asarray(costs), kind="stable").tolist()
-    ranks: list[list[int]] = [[] for _ in range(n_ranks)]
-    for k, i in enumerate(order):
-        turn, seat = divmod(k, n_ranks)
-        ranks[seat if turn % 2 == 0 else n_ranks - 1 - seat].append(i)
-    return ranks
 
 
 def _check(samples: SampleSet, batch_size: int, batch_unit: str, micro_rows: int | None, world_size: int) -> None:

@@ -149,6 +149,19 @@ def deal(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[int]]:
     return ranks
 
 
+def deal_in_turns(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[int]]:
+    """Deal items to ``n_ranks``, dearest first, back and forth: nobody has more than one item more than another.
+
+    Costs 9 8 7 6 5 4 for two ranks: 9 6 5 and 8 7 4. The sums come out less equal than by `deal`.
+    """
+    order = np.argsort(-np.asarray(costs, dtype=np.int64), kind="stable").tolist()
+    ranks: list[list[int]] = [[] for _ in range(n_ranks)]
+    for k, i in enumerate(order):
+        turn, seat = divmod(k, n_ranks)
+        ranks[seat if turn % 2 == 0 else n_ranks - 1 - seat].append(i)
+    return ranks
+
+
 def padded_length(n: int, limit: int | None = None) -> int:
     """Round a row's content up to one of eight lengths between any two powers of two (16, 32, 48 .. below 256).
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from data.example import Example
+from data.packing import deal_in_turns
 from data.prepare import SampleSet, prepare
 from data.prompts import Prompt, encode_pieces
 from data.tasks import Task, TokenField
@@ -98,7 +98,7 @@ def score_model(
     room = (max_length - len(samples.prefix) - samples.lengths).tolist()  # what each document leaves for its answer
     limits = [min(budget, left) for budget, left in zip(budgets, room, strict=True)]
     n_shortened = sum(limit < budget for limit, budget in zip(limits, budgets, strict=True))
-    own = deal(samples.lengths, world_size)[rank]
+    own = deal_in_turns(samples.lengths, world_size)[rank]
     bodies = [samples.body(i).tolist() for i in own]
 
     start = time.perf_counter()
@@ -153,19 +153,6 @@ def stop_tokens(prompt: Prompt, tokenizer: Tokenizer) -> set[int]:
     text."""
     stops = {tokenizer.eos_id} if tokenizer.eos_id is not None else set()
     return stops | set(encode_pieces(prompt.end, tokenizer)[:1])
-
-
-def deal(lengths: np.ndarray | Sequence[int], world_size: int) -> list[list[int]]:
-    """Deal examples to ranks by length, longest first, back and forth, so that ranks finish together.
-
-    Lengths 9 8 7 6 5 4 for two ranks: 9 6 5 and 8 7 4. Every index is dealt exactly once.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-int(lengths[i]), i))
-    hands: list[list[int]] = [[] for _ in range(world_size)]
-    for turn, i in enumerate(order):
-        there, place = divmod(turn, world_size)
-        hands[place if there % 2 == 0 else world_size - 1 - place].append(i)
-    return hands
 
 
 def _read(

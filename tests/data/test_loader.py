@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from data import loader as loader_module
 from data.errors import UserError
-from data.loader import StepLoader, _deal_rows
-from data.packing import IGNORE, Batch, padded_length
+from data.loader import StepLoader
+from data.packing import IGNORE, Batch, deal, padded_length
 from data.prepare import SampleSet
 
 SETTINGS = list(itertools.product([True, False], [True, False]))  # packing, share_prefix
@@ -209,7 +210,6 @@ def test_rows_of_a_step_are_dealt_evenly():
     for n in range(5):
         plan = loader(samples, batch_unit="rows", batch_size=7, world_size=3).plan(n)
         assert sorted(len(rank) for rank in plan.ranks) == [2, 2, 3]
-    assert _deal_rows([8, 7, 6, 5, 4, 3, 2, 1], 2) == [[0, 3, 4, 7], [1, 2, 5, 6]]
 
 
 # ------------------------------------------------------------------------------------------------- rows and shapes
@@ -244,6 +244,30 @@ def test_full_rows_in_rows_unit_have_one_number_in_every_epoch_and_are_level():
         compositions.append({tuple(sorted(row)) for (row,) in rows})
     assert compositions[0] != compositions[1] != compositions[2]
     assert longest[0] != longest[1] != longest[2] and longest[0] != sorted(longest[0], reverse=True), "shuffled"
+
+
+@pytest.mark.parametrize(("seed", "row_length"), [(0, 200), (1, 97), (2, 130)])
+def test_full_rows_are_the_fewest_that_fit(seed: int, row_length: int):
+    """Found by halves, the number is the one that counting upwards finds."""
+    samples = make_samples(120, longest=60, seed=seed)
+    n_rows = loader(samples, batch_unit="rows", row_length=row_length).units_per_epoch
+    capacity = row_length - 20
+
+    def longest(n: int) -> int:
+        return max(samples.costs[row].sum() for row in deal(samples.costs, n))
+
+    counted = next(n for n in range(1, 121) if longest(n) <= capacity)
+    assert n_rows == counted and n_rows > 1
+
+
+def test_full_rows_of_samples_longer_than_half_a_row_are_found_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Each needs a row of its own, which many dealings one row apart would take long to find out."""
+    samples = make_samples(2000, n_prefix=60, shortest=2, longest=40)
+    dealt = []
+    monkeypatch.setattr(loader_module, "deal", lambda costs, n: dealt.append(n) or deal(costs, n))
+    load = loader(samples, batch_unit="rows", row_length=120, share_prefix=False)
+    assert (samples.costs + 60).min() > 60 and load.units_per_epoch == 2000
+    assert len(dealt) <= 12
 
 
 def test_without_packing_a_row_is_one_padded_sample_and_micro_batches_keep_the_budget():

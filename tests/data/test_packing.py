@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
 
-from data.packing import IGNORE, build_row, collate, deal, dummy_batch, pack, padded_length
+from data.packing import IGNORE, build_row, collate, deal, deal_in_turns, dummy_batch, pack, padded_length
 from data.prepare import SampleSet
 
 
@@ -200,3 +202,19 @@ def test_padded_lengths_are_few_and_close():
     assert len(set(lengths)) == 16 + 6 * 8  # multiples of 16 up to 256, then eight an octave
     assert [padded_length(n) for n in (1, 16, 17, 513, 1025)] == [16, 16, 32, 576, 1152]
     assert padded_length(1990, limit=2000) == 2000 and padded_length(100, limit=2000) == 112
+
+
+@pytest.mark.parametrize(("n", "world_size"), [(0, 3), (1, 4), (7, 2), (100, 3), (101, 8)])
+def test_dealing_in_turns_gives_every_item_to_one_rank(n, world_size):
+    rng = random.Random(n)
+    lengths = [rng.randint(1, 300) for _ in range(n)]
+    hands = deal_in_turns(lengths, world_size)
+    assert sorted(i for hand in hands for i in hand) == list(range(n))
+    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+    if n >= 100:
+        loads = [sum(lengths[i] for i in hand) for hand in hands]
+        assert max(loads) < 1.1 * min(loads)
+
+
+def test_dealing_in_turns():
+    assert deal_in_turns([9, 8, 7, 6, 5, 4], 2) == [[0, 3, 4], [1, 2, 5]]

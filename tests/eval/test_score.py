@@ -21,7 +21,7 @@ from eval.config import EvalConfig
 from eval.decoder import Decoded
 from eval.plan import build_model, make_plan
 from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
-from eval.score import BUDGET_MARGIN, answer_budgets, deal, score_model, stop_tokens
+from eval.score import BUDGET_MARGIN, answer_budgets, score_model, stop_tokens
 from eval.tensor_parallel import check_divides
 
 JOINT = TASKS["massive_joint"]
@@ -136,22 +136,6 @@ def test_an_example_that_cannot_fit_costs_the_others_nothing(monkeypatch, tokeni
     assert both.predictions[1].truncated
     assert both.counts["limit_shortened"] == 1 and alone.counts["limit_shortened"] == 0
     assert limits[1] == [short_budget] and set(limits[2]) == {short_budget, room - room // 2}
-
-
-@pytest.mark.parametrize("n, world_size", [(0, 3), (1, 4), (7, 2), (100, 3), (101, 8)])
-def test_dealing_gives_every_example_to_one_rank(n, world_size):
-    rng = random.Random(n)
-    lengths = [rng.randint(1, 300) for _ in range(n)]
-    hands = deal(lengths, world_size)
-    assert sorted(i for hand in hands for i in hand) == list(range(n))
-    assert max(map(len, hands)) - min(map(len, hands)) <= 1
-    if n >= 100:
-        loads = [sum(lengths[i] for i in hand) for hand in hands]
-        assert max(loads) < 1.1 * min(loads)
-
-
-def test_dealing_by_length():
-    assert deal([9, 8, 7, 6, 5, 4], 2) == [[0, 3, 4], [1, 2, 5]]
 
 
 def test_an_answer_ends_at_the_templates_end_or_the_end_of_text(tokenizer):
