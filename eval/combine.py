@@ -12,7 +12,16 @@ from pathlib import Path
 
 from data.errors import UserError
 from eval.metrics import compute_metrics
-from eval.results import Prediction, Results, read_predictions, read_results, stored_task, versions, write_run
+from eval.results import (
+    Prediction,
+    Results,
+    count_oddities,
+    read_predictions,
+    read_results,
+    stored_task,
+    versions,
+    write_run,
+)
 
 SHOWN = 5  # ids named in an error message
 
@@ -44,10 +53,8 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         model=_both(a.model, b.model),
         checkpoint=" + ".join(filter(None, (a.checkpoint, b.checkpoint))),
         shots=a.shots,
-        counts={
-            "truncated": sum(p.truncated for p in predictions),
-            "not_stopped": sum(not p.stopped for p in predictions),
-        },
+        counts=count_oddities(predictions)
+        | {"limit_shortened": a.counts.get("limit_shortened", 0) + b.counts.get("limit_shortened", 0)},
         cost={name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost},
         settings={"combined": [_origin(a), _origin(b)]},
         versions=versions(),
@@ -102,6 +109,9 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         stopped=p.stopped and q.stopped,
         n_prompt_tokens=p.n_prompt_tokens + q.n_prompt_tokens,
         n_new_tokens=p.n_new_tokens + q.n_new_tokens,
+        n_missing=p.n_missing + q.n_missing,
+        n_extra=p.n_extra + q.n_extra,
+        n_unknown=p.n_unknown + q.n_unknown,
     )
 
 

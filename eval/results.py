@@ -41,6 +41,8 @@ class Prediction:
         stopped: the answer ended by itself, not by the limit on its length.
         n_prompt_tokens: tokens before the answer, the shared prefix included.
         n_new_tokens: tokens emitted, the end-of-turn token included.
+        n_missing, n_extra, n_unknown: words without a label, labels without a word and labels outside the set, in a
+            list that could be read (see :class:`eval.parse.Parsed`).
     """
 
     id: str
@@ -53,6 +55,9 @@ class Prediction:
     n_prompt_tokens: int = 0
     n_new_tokens: int = 0
     gold_bio: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    n_missing: int = 0
+    n_extra: int = 0
+    n_unknown: int = 0
 
     @property
     def labels(self) -> Labels:
@@ -78,7 +83,7 @@ class Results:
         prompt: the whole prompt specification, None where there is no prompt.
         data: where the examples came from, by name; split: which of them.
         metrics: see :func:`eval.metrics.compute_metrics`.
-        counts: examples truncated, answers that ran into the length limit.
+        counts: what was not as it should be; see :class:`eval.score.ScoreResult`.
         cost: seconds and tokens, in all and per example.
         settings: everything else that was chosen: precision, lengths, seed.
         versions: Python, the packages that decide the figures, and the machine.
@@ -98,6 +103,17 @@ class Results:
     cost: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def count_oddities(predictions: Sequence[Prediction]) -> dict[str, int]:
+    """What the answers' flags and counts add up to, for ``Results.counts``."""
+    return {
+        "truncated": sum(p.truncated for p in predictions),
+        "not_stopped": sum(not p.stopped for p in predictions),
+        "labels_missing": sum(p.n_missing for p in predictions),
+        "labels_extra": sum(p.n_extra for p in predictions),
+        "labels_unknown": sum(p.n_unknown for p in predictions),
+    }
 
 
 @dataclass(frozen=True)

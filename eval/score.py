@@ -29,7 +29,7 @@ from data.tokenizer import Tokenizer
 from eval.decoder import Decoded, greedy_decode
 from eval.metrics import compute_metrics
 from eval.parse import parse_answer
-from eval.results import Prediction
+from eval.results import Prediction, count_oddities
 
 BUDGET_MARGIN = 8  # tokens an answer may have beyond the longest valid one: white space, quotes, a code fence
 
@@ -41,8 +41,9 @@ class ScoreResult:
     Attributes:
         predictions: one per example, in the order given; empty on ranks other than 0.
         metrics: see :func:`eval.metrics.compute_metrics`; the same on every rank.
-        counts: ``truncated`` documents, answers ``not_stopped`` (cut by the limit on their length), ``limit_shortened``
-            limits (``max_length`` has less room than the longest valid answer needs).
+        counts: ``truncated`` documents; answers ``not_stopped`` (cut by the limit on their length); in lists of labels,
+            ``labels_missing``, ``labels_extra`` and ``labels_unknown``; and ``limit_shortened``, answers for which
+            ``max_length`` has less room than the longest valid one needs.
         cost: ``seconds`` from the first forward pass to the last answer, on the slowest rank;
             ``seconds_per_example`` (seconds over all examples, so the ranks' and batches' parallelism is in
             it; with batches of one on one rank it is the latency of a call); and mean tokens per example:
@@ -172,6 +173,9 @@ def _read(
         stopped=answer.stopped,
         n_prompt_tokens=len(samples.prefix) + samples.length(i),
         n_new_tokens=len(answer.tokens) + answer.stopped,
+        n_missing=parsed.n_missing,
+        n_extra=parsed.n_extra,
+        n_unknown=parsed.n_unknown,
     )
 
 
@@ -199,11 +203,7 @@ def _assemble(task: Task, examples: Sequence[Example], shares: list[Share], n_sh
     return ScoreResult(
         predictions=predictions,
         metrics=compute_metrics(task, examples, predictions),
-        counts={
-            "truncated": sum(p.truncated for p in predictions),
-            "not_stopped": sum(not p.stopped for p in predictions),
-            "limit_shortened": n_shortened,
-        },
+        counts=count_oddities(predictions) | {"limit_shortened": n_shortened},
         cost={
             "seconds": seconds,
             "seconds_per_example": seconds / n,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 
 import pytest
@@ -57,7 +58,8 @@ def test_gold_answers_score_perfectly_and_fit_the_budget(monkeypatch, tokenizer,
     result = score_scripted(monkeypatch, tokenizer, examples, {e.text: JOINT.write(e.labels) for e in examples})
     assert result.metrics["exact_match"] == 1.0
     assert result.metrics["fields"]["slots"]["f1"] == 1.0
-    assert result.counts == {"truncated": 0, "not_stopped": 0, "limit_shortened": 0}
+    names = ("truncated", "not_stopped", "labels_missing", "labels_extra", "labels_unknown", "limit_shortened")
+    assert result.counts == dict.fromkeys(names, 0)
     assert [p.id for p in result.predictions] == [e.id for e in examples]
     assert all(p.parsed == p.gold and p.unparsed == () for p in result.predictions)
 
@@ -73,6 +75,18 @@ def test_wrong_and_unreadable_answers_are_counted(monkeypatch, tokenizer, exampl
     assert result.counts["not_stopped"] == 1
     assert result.predictions[0].raw == "I would say: alarm_set"
     assert result.predictions[1].unparsed == ("intent", "slots")
+
+
+def test_lists_that_do_not_fit_the_words_are_counted(monkeypatch, tokenizer, examples):
+    answers = {e.text: JOINT.write(e.labels) for e in examples}
+    wrong = [["Other"] * (len(examples[0].words) + 3), ["Other"] * (len(examples[1].words) - 1), ["no such label"]]
+    for example, slots in zip(examples, wrong, strict=False):
+        answers[example.text] = json.dumps({"task1": "alarm_set", "task2": slots})
+    result = score_scripted(monkeypatch, tokenizer, examples, answers)
+    found = {name: n for name, n in result.counts.items() if name.startswith("labels")}
+    n_missing = 1 + len(examples[2].words) - 1
+    assert found == {"labels_missing": n_missing, "labels_extra": 3, "labels_unknown": 1}
+    assert result.predictions[0].n_extra == 3 and result.metrics["n_unparsed"] == 0
 
 
 def test_every_valid_answer_fits_the_budget(tokenizer, examples):
