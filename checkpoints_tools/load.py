@@ -1,7 +1,8 @@
 """From a Hugging Face folder into a model: every rank reads only its own slice of each tensor, straight from disk.
 
 `check_folder` looks at names and sizes only and says what is wrong with a folder before anything else starts;
-`load_pretrained` fills a model; `open_hf` is the same folder as a `Source`, for conversion and inspection.
+`check_fits_preset` says whether it is the model it is called by; `load_pretrained` fills a model; `open_hf` is the same
+folder as a `Source`, for conversion and inspection.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from checkpoints_tools.tokenizer_files import copy_tokenizer
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from data.tokenizer import Tokenizer
     from model import ModelSpec
+    from model.llama import LlamaConfig
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,36 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
     if kinds:
         raise UserError(f"{folder} stores weights as {', '.join(kinds)}; full fine-tuning needs F32, BF16 or F16")
     return Folder(folder, tensors, files)
+
+
+def check_fits_preset(
+    config: LlamaConfig, tokenizer: Tokenizer, spec: ModelSpec, folder: Path | str, allow_mismatch: bool = False
+) -> None:
+    """Check that a checkpoint is the model it is called by, and that its tokenizer belongs to it.
+
+    Args:
+        config: the checkpoint's own numbers; ``max_position`` may differ from the preset's, and for debug models, which
+            take the vocabulary of whatever tokenizer they are trained with, the vocabulary.
+        tokenizer: its tokenizer; it may know fewer tokens than the model, not more.
+        spec: the preset; one without numbers is whatever the checkpoint is.
+        folder: for messages.
+        allow_mismatch: take the checkpoint's numbers even where they differ from the preset's.
+
+    Raises:
+        UserError: names every number that differs, or both vocabularies.
+    """
+    ignore = ("max_position", "vocab_size") if spec.recipe == "debug" else ("max_position",)
+    found = differences(config, spec.config, ignore=ignore) if spec.config is not None else []
+    if found and not allow_mismatch:
+        raise UserError(
+            f"{folder} holds another model than --model {spec.name}: {'; '.join(found)}. Name the model that fits, or "
+            "give --allow_mismatch to take the checkpoint's own numbers."
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model's embedding only "
+            f"{config.vocab_size:,}: files of two different checkpoints?"
+        )
 
 
 def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:

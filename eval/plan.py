@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from checkpoints_tools.hf_config import differences, read_config
-from checkpoints_tools.load import check_folder, load_pretrained
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.load import check_fits_preset, check_folder, load_pretrained
 from data.errors import UserError
 from data.example import Example
 from data.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
@@ -86,17 +86,12 @@ def make_plan(options: EvalConfig) -> EvalPlan:
     spec = get_model_spec(options.model)
     weights = find_weights(options.checkpoint, spec)
     config = _model_config(weights)
-    _check_shape(config, spec, weights.path, options.allow_mismatch)
+    tokenizer = load_tokenizer(weights.base)
+    check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
     if options.tensor_parallel:
         tensor_parallel.check_divides(config, env_world_size())
         if weights.is_training:
             raise UserError("--tensor_parallel reads Hugging Face folders: score the run's export instead.")
-    tokenizer = load_tokenizer(weights.base)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{weights.base}: its tokenizer knows {tokenizer.vocab_size:,} tokens, its model {config.vocab_size:,}. "
-            "They do not belong together."
-        )
     stored = stored_prompt(weights.path, options)
     task, prompt = (stored_task(options, stored), stored) if stored else new_prompt(options, spec, tokenizer)
     examples = load_examples(task, options.split, options.data)
@@ -156,19 +151,6 @@ def _model_config(weights: Weights) -> LlamaConfig:
     if numbers["rope_scaling"] is not None:
         numbers["rope_scaling"] = RopeScaling(**numbers["rope_scaling"])
     return LlamaConfig(**numbers)
-
-
-def _check_shape(config: LlamaConfig, spec: ModelSpec, folder: Path, allowed: bool) -> None:
-    if spec.config is None:
-        return
-    # Debug models take the vocabulary of whatever tokenizer they are trained with.
-    ignore = ("max_position", "vocab_size") if spec.recipe == "debug" else ("max_position",)
-    found = differences(config, spec.config, ignore=ignore)
-    if found and not allowed:
-        raise UserError(
-            f"{folder} holds another model than --model {spec.name}: {'; '.join(found)}. Name the "
-            "right preset, or give --allow_mismatch to take the checkpoint's own numbers."
-        )
 
 
 def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.hf_config import differences, read_config
-from checkpoints_tools.load import check_folder
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.load import check_fits_preset, check_folder
 from data.errors import UserError
 from data.example import Example
 from data.fewshot import PromptSpec, choose_shots, cut_shots
@@ -196,18 +196,8 @@ def _open_model(config: TrainConfig) -> tuple[ModelSpec, LlamaConfig, Tokenizer]
         return spec, dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size), tokenizer
     check_folder(folder, spec)
     found = read_config(folder)
-    differing = differences(found, spec.config, ignore=("max_position",)) if spec.config is not None else []
-    if differing and not config.model.allow_mismatch:
-        raise UserError(
-            f"{folder}/config.json describes another model than the preset {spec.name}: {'; '.join(differing)}. "
-            "Give the --model that fits, or --allow_mismatch to train what the folder holds."
-        )
     tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > found.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's embedding only "
-            f"{found.vocab_size}: files of two different checkpoints?"
-        )
+    check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
     return spec, found, tokenizer
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
 import struct
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import check_folder, load_pretrained, open_hf, read_header
+from checkpoints_tools.load import check_fits_preset, check_folder, load_pretrained, open_hf, read_header
 from data.errors import UserError
 from model import get_model_spec
 from model.llama import Llama
@@ -220,3 +222,18 @@ def test_a_config_of_another_model_is_refused(hf_folder, tmp_path):
     with pytest.raises(UserError, match=r"rope_theta: 10000.0 \(expected 500.0\)"):
         load_pretrained(model, other)
     load_pretrained(model, other, check_config=False)
+
+
+def test_whether_a_checkpoint_is_the_model_it_is_called_by():
+    Knows = SimpleNamespace  # a tokenizer, as far as this check looks at one
+    preset, debug = get_model_spec("llama3_8b"), get_model_spec("llama_debug")
+    check_fits_preset(dataclasses.replace(preset.config, max_position=9), Knows(vocab_size=128_000), preset, "folder")
+    other = dataclasses.replace(preset.config, n_layers=3, vocab_size=7)
+    with pytest.raises(UserError, match=r"folder .*--model llama3_8b: n_layers.*vocab_size.*--allow_mismatch"):
+        check_fits_preset(other, Knows(vocab_size=7), preset, "folder")
+    check_fits_preset(other, Knows(vocab_size=7), preset, "folder", allow_mismatch=True)
+    check_fits_preset(other, Knows(vocab_size=7), get_model_spec("llama"), "folder")  # no numbers of its own
+    # A debug model has the vocabulary of its tokenizer; trained on, it is still that model.
+    check_fits_preset(dataclasses.replace(debug.config, vocab_size=900), Knows(vocab_size=900), debug, "folder")
+    with pytest.raises(UserError, match="folder: the tokenizer has 901 tokens, the model's embedding only 900"):
+        check_fits_preset(dataclasses.replace(debug.config, vocab_size=900), Knows(vocab_size=901), debug, "folder")
