@@ -9,8 +9,8 @@ A prompt is the same text around every document of a run:
 
 Each is tokenized by itself and the ids are laid end to end, so that the prefix is the same ids for every document,
 and cutting a document moves no boundary. The wording is the listings' own with their slips mended ("Bellow",
-"classifity", quotation marks that never open); every list of labels is written one way. Which training examples
-become few-shot examples is `data.fewshot`'s business.
+"classifity", quotation marks that never open), their "utter text" reworded to "utterance text", and every list of
+labels written one way. Which training examples become few-shot examples is `data.fewshot`'s business.
 """
 
 from __future__ import annotations

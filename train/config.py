@@ -131,7 +131,7 @@ class EvalOptions:
     eval_every: int = 0
     """Steps between scorings of the held-out examples by greedy decoding; the best model is kept in best/."""
     max_new_tokens: int | None = None
-    """Longest answer in held-out scoring; default: the longest gold answer."""
+    """Longest answer in tokens in held-out scoring; default: per example, what its longest valid answer needs."""
 
 
 @dataclass(frozen=True)
