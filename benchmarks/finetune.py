@@ -51,7 +51,7 @@ class Options:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__, config=(tyro.conf.ConfigureArgs(use_underscores=True),))
+    options = tyro.cli(Options, description=__doc__, use_underscores=True)
     load = load_average()
     folder = options.output or ROOT / "runs" / f"finetune_{options.task}"
     common = ["--model", "smollm2_135m", "--task", options.task, "--data", options.data]
