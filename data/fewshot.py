@@ -111,6 +111,7 @@ class PromptSpec:
         shots: the few-shot examples as they are shown, that is, already cut.
         seed: what they were drawn with.
         shot_tokens: what they were cut to.
+        list_labels: the instruction lists the labels, as the paper's listings do.
         row_length: prompt and answer together in tokens; documents are cut to it, so it is part of what a model was
             trained on. None: not known (no model was trained with this prompt, or the record is an old one).
         fingerprint: hash of the prompt's text and the task's labels, by `signed`; empty: nothing to compare with. The
@@ -123,6 +124,7 @@ class PromptSpec:
     shots: tuple[Example, ...] = ()
     seed: int = 0
     shot_tokens: int = SHOT_TOKENS
+    list_labels: bool = True
     row_length: int | None = None
     fingerprint: str = ""
 
@@ -143,7 +145,7 @@ class PromptSpec:
                 f"This prompt was made for task {self.task}, not for {task.name}: "
                 f"a checkpoint is scored on the task it was trained on (--task {self.task})."
             )
-        prompt = build_prompt(task, self.template, self.shots)
+        prompt = build_prompt(task, self.template, self.shots, self.list_labels)
         if self.fingerprint and self.fingerprint != _fingerprint(prompt, task):
             where = f"{task.custom.path} (its instruction, names or labels)" if task.custom else "data/prompts.py"
             raise UserError(

@@ -202,19 +202,21 @@ _NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "te
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
-def build_prompt(task: Task, template: str, shots: Sequence[Example] = ()) -> Prompt:
+def build_prompt(task: Task, template: str, shots: Sequence[Example] = (), list_labels: bool = True) -> Prompt:
     """The prompt of a task (listings 1, 2, 5, 7, 9, 11; with shots: 3, 4, 6, 8, 10, 12).
 
     Args:
         template: key into `TEMPLATES`.
         shots: few-shot examples with their labels, shown in this order.
+        list_labels: False leaves the lists of labels, which all listings have, out of the instruction: fine-tuning
+            teaches them anyway, and on MASSIVE's joint task they are five sixths of the prompt.
 
     Raises:
         UserError: unknown template.
     """
     if template not in TEMPLATES:
         raise UserError(f"Unknown chat template '{template}'.{nearest(template, TEMPLATES)}")
-    opening, instruction = _opening(task), _instruction(task)
+    opening, instruction = _opening(task), _instruction(task, list_labels)
     system = opening if task.opening_is_system else ""
     sections = [instruction if system else f"{opening}\n{instruction}"]
     if shots:
@@ -246,39 +248,44 @@ def _opening(task: Task) -> str:
     )
 
 
-def _instruction(task: Task) -> str:
+def _instruction(task: Task, listed: bool) -> str:
     noun = task.document_noun
     if not task.is_joint:
         (field,) = task.fields
-        return f"Your task is to {_verb(field, noun)}.{_slot_rule(field, newline=True)}"
+        return f"Your task is to {_verb(field, noun, listed)}.{_slot_rule(field, listed, newline=True)}"
     sentences = []
     for i, (key, field) in enumerate(zip(task.keys, task.fields, strict=True)):
         ordinal = _ORDINALS[i] if i < len(_ORDINALS) else f"{i + 1}th"
         # Only the 20NG listings say this; where the form of the answer is system text it would be said twice.
-        change = "" if task.opening_is_system else f" and change {key}_label to {_right(field)}"
+        change = "" if task.opening_is_system else f" and change {key}_label to {_right(field, listed)}"
         sentences.append(
-            f"In the {ordinal} task, given the {noun}, you are asked to {_verb(field, noun)}{change}."
-            f"{_slot_rule(field)}"
+            f"In the {ordinal} task, given the {noun}, you are asked to {_verb(field, noun, listed)}{change}."
+            f"{_slot_rule(field, listed)}"
         )
     return "\n".join(sentences)
 
 
-def _verb(field: Field, noun: str) -> str:
+def _verb(field: Field, noun: str, listed: bool) -> str:
     what = "it" if isinstance(field, ClassField) else f"each of the words in the {noun}"
-    listed = ", ".join(repr(label) for label in field.labels)
-    return f"classify {what} as one of the labels in the list [{listed}]"
+    if not listed:
+        return f"classify {what} by {field.name}"
+    labels = ", ".join(repr(label) for label in field.labels)
+    return f"classify {what} as one of the labels in the list [{labels}]"
 
 
-def _right(field: Field) -> str:
-    return "the correct label in the list" if isinstance(field, ClassField) else "the list of the correct labels"
+def _right(field: Field, listed: bool) -> str:
+    if isinstance(field, ClassField):
+        return "the correct label in the list" if listed else "the correct label"
+    return "the list of the correct labels"
 
 
-def _slot_rule(field: Field, newline: bool = False) -> str:
+def _slot_rule(field: Field, listed: bool, newline: bool = False) -> str:
     if isinstance(field, ClassField):
         return ""
     gap = "\n" if newline else " "
+    which = "labels in the list" if listed else "labels"
     return (
-        f"{gap}If none of the labels in the list are correct, then output the label for that word as "
+        f"{gap}If none of the {which} are correct, then output the label for that word as "
         f'"{field.other}".{gap}Put all the labels in the slots list.'
     )
 

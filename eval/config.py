@@ -28,6 +28,8 @@ class EvalConfig:
     """Hugging Face folder, export of a run, or a run's checkpoints/step_N folder; default: checkpoints/<model>."""
     task: str = ""
     """Which task (a name or a TOML file); default: the one the checkpoint was fine-tuned on."""
+    list_labels: Literal["on", "off"] | None = None
+    """List the labels in the instruction; default: as in fine-tuning, or on."""
     shots: int | None = None
     """Few-shot examples in the prompt; default: as in fine-tuning, or 0."""
     data: str | None = None

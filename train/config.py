@@ -42,6 +42,8 @@ class DataOptions:
     """Chat template; auto: the checkpoint's own as far as its tokenizer tells, else the preset's."""
     joint_order: Literal["listing", "section"] = "listing"
     """Order of a joint task's answers: the paper's listings or its section 5.6."""
+    list_labels: OnOff = "on"
+    """List the labels in the instruction, as the paper does; off leaves them to fine-tuning, for a shorter prompt."""
     shots: int = 0
     """Few-shot examples in the prompt (the paper uses 0 and 5)."""
     shot_tokens: int = 256

@@ -46,6 +46,9 @@ PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(weights=torch.float32, compute=torch.float32, reduce=torch.float32),
 }
 
+# Models of fewer parameters stay gathered from forward to backward: at most 2 GB in bf16.
+KEEP_GATHERED_BELOW = 1_000_000_000
+
 # What selective activation checkpointing keeps instead of recomputing: the results that are dear to compute. All the
 # rest (norms, rotary, SwiGLU's product, additions) is cheap to redo and makes up most of the memory.
 _aten = torch.ops.aten
@@ -132,8 +135,10 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
     # Inputs are left as they are: token ids at the root, and for the blocks activations, which are in the compute dtype
     # already, and the rotary tables, which must stay in fp32: FSDP's cast reaches into the dataclass that holds them.
     policy = MixedPrecisionPolicy(param_dtype=formats.compute, reduce_dtype=formats.reduce, cast_forward_inputs=False)
-    # A single rank gains nothing from freeing gathered parameters but the work of gathering them again.
-    reshard = mesh.size() > 1
+    # Freed after their forward pass, parameters are gathered a second time for the backward pass: a third of all
+    # communication, worth it only where the whole model does not fit. A single rank has nothing to free.
+    n_parameters = sum(p.numel() for p in model.parameters())
+    reshard = mesh.size() > 1 and n_parameters >= KEEP_GATHERED_BELOW
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)

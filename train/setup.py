@@ -107,6 +107,7 @@ def open_run(config: TrainConfig) -> Setup:
         shots=tuple(cut_shots(shots, tokenizer, config.data.shot_tokens)),
         seed=config.train.seed,
         shot_tokens=config.data.shot_tokens,
+        list_labels=config.data.list_labels == "on",
         row_length=config.batch.row_length,
     ).signed(task)
     prompt = prompt_spec.build(task)

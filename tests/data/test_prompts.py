@@ -320,3 +320,20 @@ def test_the_template_follows_from_the_tokenizer(source, special, name):
 
     Named.special = dict.fromkeys(special, 0)
     assert template_for(Named()) == name
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_labels_left_out_of_the_instruction(name: str) -> None:
+    """Nothing but the lists goes: the answer's form, the delimiters and the cue stay."""
+    task = get_task(name)
+    whole, short = (build_prompt(task, "plain", list_labels=listed) for listed in (True, False))
+    texts = ["".join(piece.text for piece in p.prefix if isinstance(piece, Text)) for p in (whole, short)]
+    assert short.suffix == whole.suffix and short.end == whole.end
+    labels = [label for field in task.fields for label in field.labels if len(label) > 4]
+    assert all(repr(label) in texts[0] for label in labels)
+    assert not any(repr(label) in texts[1] for label in labels)
+    assert "in the list" not in texts[1].replace("in the slots list", "")
+    for field in task.fields:
+        assert f"by {field.name}" in texts[1]
+    assert ('"task1": "task1_label"' in texts[1]) == task.is_joint
+    assert ("absolutely nothing else" in texts[1]) and texts[1].endswith(f"Beginning of <<{task.document_name}>>\n")

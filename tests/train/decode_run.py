@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import train.parallelize  # noqa: E402
 from eval.decoder import greedy_decode  # noqa: E402
 from model import MODELS  # noqa: E402
 from model.llama import Llama  # noqa: E402
@@ -41,6 +42,7 @@ def gradients(model: torch.nn.Module) -> dict[str, list[float]]:
 def main() -> None:
     out = Path(sys.argv[1])
     world = start(torch.device("cpu"))
+    train.parallelize.KEEP_GATHERED_BELOW = 0  # as for a model too large to stay gathered
     model = parallelize(
         lambda: Llama(CONFIG), world.mesh, world.device, precision="fp32", activation_checkpointing="full"
     )
