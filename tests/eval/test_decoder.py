@@ -12,6 +12,7 @@ from eval.decoder import batches, greedy_decode
 from eval.kv_cache import PrefixCache, SlotCache, TokenPass
 from model import MODELS
 from model.llama import Llama
+from tests.reference import ours_from, reference
 
 VOCAB = 301
 PREFIX = [7, 8, 9, 250, 11]
@@ -81,48 +82,14 @@ def test_prefix_is_prefilled_once_and_each_step_feeds_one_token(net, bodies) -> 
     assert fed[2:] == [(len(bodies), 1)] * 4
 
 
-def test_equals_transformers_generate(net, bodies, stop) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    c = net.config
-    hf = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=c.dim,
-            num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads,
-            num_key_value_heads=c.n_kv_heads,
-            intermediate_size=c.ffn_dim,
-            vocab_size=c.vocab_size,
-            head_dim=c.head_width,
-            rms_norm_eps=c.norm_eps,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-        )
-    ).eval()
-    names = {
-        "attention.wq": "self_attn.q_proj",
-        "attention.wk": "self_attn.k_proj",
-        "attention.wv": "self_attn.v_proj",
-        "attention.wo": "self_attn.o_proj",
-        "ffn.w1": "mlp.gate_proj",
-        "ffn.w3": "mlp.up_proj",
-        "ffn.w2": "mlp.down_proj",
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "embed": "embed_tokens",
-    }
-    state = {}
-    for name, tensor in net.state_dict().items():
-        for mine, theirs in names.items():
-            name = name.replace(mine, theirs)
-        state[f"model.{name}"] = tensor
-    missing = hf.load_state_dict(state, strict=False)
-    assert missing.missing_keys == ["lm_head.weight"] and not missing.unexpected_keys
-    hf.tie_weights()
+def test_equals_transformers_generate(bodies) -> None:
+    config = MODELS["llama_debug"].config
+    hf = reference(config)
+    net = ours_from(hf, config)
+    emitted = [uncached(net, PREFIX + body, 12, set())[0] for body in bodies[:3]]
+    stop = {emitted[0][3], emitted[1][6], emitted[2][1]}
     results = greedy_decode(net, PREFIX, bodies, 12, stop)
+    assert {r.stopped for r in results} == {True, False}
     for result, body in zip(results, bodies, strict=True):
         prompt = torch.tensor([PREFIX + body])
         out = hf.generate(
