@@ -209,7 +209,7 @@ def build_prompt(task: Task, template: str, shots: Sequence[Example] = (), list_
         template: key into `TEMPLATES`.
         shots: few-shot examples with their labels, shown in this order.
         list_labels: False leaves the lists of labels, which all listings have, out of the instruction: fine-tuning
-            teaches them anyway, and on MASSIVE's joint task they are five sixths of the prompt.
+            teaches them anyway, and on MASSIVE's joint task they are four fifths of the prompt.
 
     Raises:
         UserError: unknown template.
