@@ -16,12 +16,12 @@ import torch
 
 from eval.combine import combine
 from eval.config import EvalConfig, load_config
-from eval.plan import EvalPlan, build_model, make_plan, pick_precision
+from eval.plan import EvalPlan, build_model, make_plan
 from eval.progress import Progress
 from eval.report import compare, console, details_table
 from eval.results import Results, field_kinds, versions, write_run
 from eval.score import ScoreResult, score_model
-from train.distributed import pick_device, run_guarded, set_up_logging, start
+from train.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
 from train.setup import CACHE_DIR
 
 log = logging.getLogger("eval")
@@ -46,7 +46,7 @@ def score(options: EvalConfig) -> None:
     device = pick_device(options.device)
     plan = make_plan(options)
     world = start(device)
-    precision = pick_precision(options.precision, device)
+    precision = resolve_precision(options.precision, device.type)
     log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", plan.weights.path, plan.task.name,
              options.split, len(plan.examples), precision, world.size, device.type)  # fmt: skip
     log.info("prompt: %s template, %d shots, %s", plan.prompt.template, len(plan.prompt.shots),

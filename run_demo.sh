@@ -73,7 +73,7 @@ fi
 stage "fine-tune all weights with FSDP2 on $RANKS processes" "$RUN/train/export/config.json" \
   "$VENV/bin/torchrun" --standalone --nproc_per_node "$RANKS" train.py --model $MODEL --checkpoint $CHECKPOINT \
   --task "$TASK" --data sample --epochs "$EPOCHS" --lr "$LR" --warmup_steps "$WARMUP" \
-  --batch_size "$BATCH_SIZE" --seed "$SEED" --precision fp32 --save_every 0 --keep 1 --output "$RUN/train" ${resume[@]+"${resume[@]}"}
+  --batch_size "$BATCH_SIZE" --seed "$SEED" --save_every 0 --keep 1 --output "$RUN/train" ${resume[@]+"${resume[@]}"}
 
 threads 1
 stage "score after fine-tuning" "$RUN/after/results.json" \

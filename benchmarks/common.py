@@ -278,7 +278,7 @@ def _provenance(name: str, argv: Sequence[str], load: float) -> str:
             f"- Load average when it began: {load:.1f}. Other work on the machine lengthens seconds; what is compared "
             "was therefore measured in one process, in turn",
             f"- Versions: Python {platform.python_version()}, {versions}",
-            "- Not measured on a GPU: on the CPU in fp32 only, with torch's CPU kernels",
+            "- Not measured on a GPU: on the CPU only, with torch's CPU kernels",
         ]
     )
 

@@ -13,8 +13,10 @@ import json
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -42,6 +44,10 @@ class Options:
     """Samples a step."""
     lr: float = 1e-4
     """Peak learning rate; linear decay to zero."""
+    row_length: int | None = None
+    """Capacity of a packed row in tokens; default: the recipe's. A step that fits one row computes its prefix once."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of compute, in training and scoring; auto: bf16 where the hardware multiplies it."""
     train_torchrun: int = 1
     """Ranks to train on."""
     output: Path | None = None
@@ -55,6 +61,7 @@ def main() -> None:
     load = load_average()
     folder = options.output or ROOT / "runs" / f"finetune_{options.task}"
     common = ["--model", "smollm2_135m", "--task", options.task, "--data", options.data]
+    common += ["--precision", options.precision]
     run_once(folder / "before", [*common, "--checkpoint", str(options.checkpoint), "--name", "before"])
     train(options, folder / "train", common)
     run_once(folder / "after", [*common, "--checkpoint", str(folder / "train" / "export"), "--name", "after"])
@@ -80,7 +87,8 @@ def train(options: Options, output: Path, common: list[str]) -> None:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.train_torchrun)]
     length = ["--epochs", str(options.epochs)] if options.steps is None else ["--steps", str(options.steps)]
     arguments = [*common, "--checkpoint", str(options.checkpoint), *length, "--lr", str(options.lr)]
-    arguments += ["--batch_size", str(options.batch_size), "--precision", "fp32", "--export_dtype", "fp32"]
+    arguments += ["--batch_size", str(options.batch_size), "--export_dtype", "fp32"]
+    arguments += [] if options.row_length is None else ["--row_length", str(options.row_length)]
     arguments += ["--save_every", "50", "--keep", "1", "--output", str(output)]
     resume = ["--resume"] if (output / "checkpoints").is_dir() else []
     call([*launcher, "train.py", *arguments, *resume])
@@ -113,11 +121,13 @@ def report(options: Options, folder: Path) -> str:
     curve = ", ".join(f"{sum(losses[i : i + quarter]) / quarter:.3f}" for i in range(0, 4 * quarter, quarter))
     return "\n".join(
         [
-            f"All {after.metrics['n_examples']:,} test examples, zero-shot prompt, greedy decoding, in fp32.",
+            f"All {after.metrics['n_examples']:,} test examples, zero-shot prompt, greedy decoding, in "
+            f"{after.settings['precision']} on {after.settings['threads']} threads.",
             "",
             table(["", *names, "unparsed", "s / example", "tokens / answer"], rows),
             "",
-            f"Trained {steps} steps of {options.batch_size} samples, peak {options.lr:g}, linear decay, fp32: "
+            f"Trained {steps} steps of {options.batch_size} samples, peak {options.lr:g}, linear decay, "
+            f"{tomllib.loads((folder / 'train' / 'config.toml').read_text())['train']['precision']} over fp32 weights: "
             f"{seconds / 60:.1f} minutes of steps, {tokens / seconds:.0f} real tokens/s. "
             f"Mean training loss by quarter of the run: {curve}.",
         ]

@@ -57,7 +57,7 @@ class EvalConfig:
     tensor_parallel: bool = False
     """Split every matrix over the ranks (for a model that one GPU cannot hold) instead of splitting the examples."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of weights and compute; auto: bf16 on CUDA, fp32 on CPU."""
+    """Number format of weights and compute; auto: as in training, bf16 where the hardware multiplies it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is any."""
     allow_mismatch: bool = False

@@ -249,7 +249,3 @@ def build_model(
     else:
         load_pretrained(model, plan.weights.path, plan.spec, check_config=False)
     return model.eval()
-
-
-def pick_precision(wanted: str, device: torch.device) -> str:
-    return ("bf16" if device.type == "cuda" else "fp32") if wanted == "auto" else wanted

@@ -15,7 +15,7 @@ from data.errors import UserError
 from data.tasks import TASKS, get_task
 from model import MODELS, get_model_spec
 from train import options
-from train.distributed import resolve_device
+from train.distributed import resolve_device, resolve_precision
 
 OnOff = Literal["on", "off"]
 
@@ -98,8 +98,8 @@ class TrainOptions:
     epochs: float | None = None
     """Passes over the training data (instead of steps)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16: compute in bf16 over fp32 weights, reductions in fp32. fp32: everything in fp32. auto: bf16 on CUDA, fp32
-    on CPUs, most of which emulate bf16 many times slower."""
+    """bf16: compute in bf16 over fp32 weights, reductions in fp32. fp32: everything in fp32. auto: bf16 on CUDA and on
+    CPUs that multiply it in hardware (AVX512-BF16, AMX), fp32 on others, which emulate it several times slower."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, all but matrix products and attention, or whole blocks."""
     compile: OnOff = "off"
@@ -221,9 +221,7 @@ def resolve_auto(config: TrainConfig) -> TrainConfig:
     """Replace "auto" by what it means on this machine, so that the saved configuration says what ran."""
     train = config.train
     device = resolve_device(train.device)
-    precision = train.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" else "fp32"
+    precision = resolve_precision(train.precision, device)
     return replace(config, train=replace(train, device=device, precision=precision))
 
 

@@ -30,13 +30,16 @@ def test_pauses_between_sessions_are_not_training_time(tmp_path: Path) -> None:
 
 def test_report_shows_before_and_after(tmp_path: Path) -> None:
     write_log(tmp_path / "train" / "log.jsonl")
+    (tmp_path / "train" / "config.toml").write_text('[train]\nprecision = "fp32"\n')
     for name, accuracy in (("before", 0.125), ("after", 0.875)):
         metrics = {"n_examples": 8, "n_unparsed": 1, "exact_match": accuracy,
                    "fields": {"intent": {"accuracy": accuracy, "macro_f1": 0.5, "n_unparsed": 1}}}  # fmt: skip
         cost = {"seconds_per_example": 0.25, "new_tokens": 5.0}
-        results = Results(name, "massive_intent", {"intent": "class"}, "sample", "test", metrics, cost=cost)
+        results = Results(name, "massive_intent", {"intent": "class"}, "sample", "test", metrics, cost=cost,
+                          settings={"precision": "bf16", "threads": 2})  # fmt: skip
         write_run(tmp_path / name, results, [])
     text = report(Options(Path("checkpoint"), "sample"), tmp_path)
     before, after = (line for line in text.splitlines() if line.startswith(("| before", "| after")))
     assert "12.5%" in before and "87.5%" in after
-    assert "All 8 test examples" in text and "Trained 4 steps of 32 samples" in text
+    assert "All 8 test examples" in text and "in bf16 on 2 threads" in text
+    assert "Trained 4 steps of 32 samples" in text and "fp32 over fp32 weights" in text
