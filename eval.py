@@ -31,7 +31,7 @@ def main() -> None:
     set_up_logging()
     options = load_config(sys.argv[1:])
     if options.compare:
-        if not compare(options.compare, options.winner, options.markdown):
+        if not compare(options.compare, options.winner, options.winner_figure, options.markdown):
             sys.exit(1)
     elif options.combine:
         output = options.output or Path("runs/eval") / "+".join(folder.name for folder in options.combine)

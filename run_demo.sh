@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole program on two CPU cores: a pretrained model is converted, scored, fully fine-tuned under FSDP2, scored
-# again, and has to beat itself untrained, TF-IDF with logistic regression, and the majority class.
-# What it reaches as it stands, and in what time, is in benchmarks/results/demo.md.
+# again, and has to beat itself untrained, TF-IDF with logistic regression, and the majority class in exact match, the
+# share of examples whose whole answer is right. What it reaches, and in what time, is in benchmarks/results/demo.md.
 #
 # Needs Python 3.11 and bash, nothing else. Finished stages are kept in runs/demo and used again, an interrupted
 # fine-tuning is resumed; `rm -r runs/demo` starts over.
@@ -9,9 +9,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 TASK=${TASK:-massive_joint}
-EPOCHS=${EPOCHS:-2}
-LR=${LR:-2e-4}
-WARMUP=${WARMUP:-3}
+EPOCHS=${EPOCHS:-6}
+LR=${LR:-3e-4}
+WARMUP=${WARMUP:-10}
+LIST_LABELS=${LIST_LABELS:-off}  # on is the paper's prompt: 831 tokens before the utterance instead of 162
 BATCH_SIZE=${BATCH_SIZE:-16}
 RANKS=${RANKS:-2}
 SEED=${SEED:-0}
@@ -39,11 +40,14 @@ make_environment requirements.txt
 echo "environment ready after $SECONDS s"
 CORES=$(count_cores)
 export TOKENIZERS_PARALLELISM=false
+# Large pages for large tensors where the C library is glibc: a seventh less time a step, and ignored elsewhere.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 threads() { # threads N: share the cores among N processes
   export OMP_NUM_THREADS=$((CORES / $1 > 0 ? CORES / $1 : 1))
 }
 
-SETTINGS="task=$TASK epochs=$EPOCHS lr=$LR warmup=$WARMUP batch_size=$BATCH_SIZE seed=$SEED ranks=$RANKS"
+SETTINGS="task=$TASK epochs=$EPOCHS lr=$LR warmup=$WARMUP batch_size=$BATCH_SIZE list_labels=$LIST_LABELS"
+SETTINGS+=" seed=$SEED ranks=$RANKS"
 mkdir -p "$RUN"
 if [ -e "$RUN/settings" ] && [ "$(cat "$RUN/settings")" != "$SETTINGS" ]; then
   fail "$PWD/$RUN holds a run with other settings:" "  there: $(cat "$RUN/settings")" "  now:   $SETTINGS" \
@@ -61,7 +65,7 @@ stage "convert: GGUF to a Hugging Face folder" "$CHECKPOINT/config.json" \
 
 stage "score before fine-tuning" "$RUN/before/results.json" \
   "$VENV/bin/python" eval.py --model $MODEL --checkpoint $CHECKPOINT --task "$TASK" --data sample \
-  --name before --output "$RUN/before"
+  --list_labels "$LIST_LABELS" --name before --output "$RUN/before"
 
 threads "$RANKS"
 resume=()
@@ -72,8 +76,9 @@ elif [ ! -e "$RUN/train/export/config.json" ]; then
 fi
 stage "fine-tune all weights with FSDP2 on $RANKS processes" "$RUN/train/export/config.json" \
   "$VENV/bin/torchrun" --standalone --nproc_per_node "$RANKS" train.py --model $MODEL --checkpoint $CHECKPOINT \
-  --task "$TASK" --data sample --epochs "$EPOCHS" --lr "$LR" --warmup_steps "$WARMUP" \
-  --batch_size "$BATCH_SIZE" --seed "$SEED" --save_every 0 --keep 1 --output "$RUN/train" ${resume[@]+"${resume[@]}"}
+  --task "$TASK" --data sample --list_labels "$LIST_LABELS" --epochs "$EPOCHS" --lr "$LR" --warmup_steps "$WARMUP" \
+  --batch_size "$BATCH_SIZE" --seed "$SEED" --save_every 0 --keep 1 --output "$RUN/train" \
+  ${resume[@]+"${resume[@]}"}
 
 threads 1
 stage "score after fine-tuning" "$RUN/after/results.json" \
@@ -86,9 +91,9 @@ stage "baselines: majority class, TF-IDF + logistic regression" "$RUN/baselines/
 say "before, after, and what has to be beaten ($TASK, the embedded sample's test split)"
 status=0
 "$VENV/bin/python" eval.py --compare "$RUN/before" "$RUN/after" "$RUN/baselines/tfidf_lr" "$RUN/baselines/majority" \
-  --winner "$RUN/after" --markdown "$RUN/table.md" || status=$?
+  --winner "$RUN/after" --winner_figure "exact match" --markdown "$RUN/table.md" || status=$?
 if [ "$status" -ne 0 ]; then
-  echo "FAILED: fine-tuning did not beat all three (see above)." >&2
+  echo "FAILED: fine-tuning did not beat all three in exact match (see above)." >&2
 fi
 echo "finished after $SECONDS s"
 exit "$status"

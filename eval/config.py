@@ -74,6 +74,9 @@ class EvalConfig:
     """Print several runs (output folders) in one table."""
     winner: Path | None = None
     """With --compare: exit with status 1 unless this run beats all others in every main figure."""
+    winner_figure: str | None = None
+    """With --winner: the one figure that decides, by its name in the table; where the run is behind is said all the
+    same."""
     markdown: Path | None = None
     """With --compare: write the table to this Markdown file too."""
 
@@ -95,10 +98,14 @@ def find_problems(config: EvalConfig) -> list[str]:
     """Everything wrong with the options that shows without opening data or weights."""
     modes = [flag for flag, given in (("--combine", config.combine), ("--compare", config.compare)) if given]
     if config.compare and not config.combine:
-        return _only(config, modes[0], {"compare", "winner", "markdown"})
+        return _only(config, modes[0], {"compare", "winner", "winner_figure", "markdown"})
     if config.combine:
         return _only(config, modes[0], {"combine", "output", "name"})
-    problems = [f"--{name} is for --compare." for name in ("winner", "markdown") if getattr(config, name) is not None]
+    problems = [
+        f"--{name} is for --compare."
+        for name in ("winner", "winner_figure", "markdown")
+        if getattr(config, name) is not None
+    ]
     if not config.model:
         problems.append(f"no --model given. Known: {', '.join(MODELS)}.")
     else:

@@ -109,29 +109,38 @@ def _show(value: float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.2%}"
 
 
-def beaten_by_nobody(winner: Results, others: Sequence[Results]) -> list[str]:
-    """Where ``winner`` does not beat every other run, one line each; empty when it is ahead in every main
-    figure."""
-    lost = []
-    for other in others:
-        theirs = figures(other)
-        for name, value in figures(winner).items():
-            if name in theirs and not value > theirs[name]:
-                lost.append(f"{name}: {winner.system} {value:.1%} does not beat {other.system} {theirs[name]:.1%}")
-    return lost
+def lost_to(winner: Results, other: Results) -> dict[str, str]:
+    """The main figures in which ``winner`` does not beat ``other``, with a sentence on each; empty when it is ahead
+    in all that they share."""
+    theirs = figures(other)
+    return {
+        name: f"{name}: {winner.system} {value:.1%} does not beat {other.system} {theirs[name]:.1%}"
+        for name, value in figures(winner).items()
+        if name in theirs and not value > theirs[name]
+    }
 
 
-def compare(folders: Sequence[Path], winner: Path | None = None, markdown_file: Path | None = None) -> bool:
-    """Print the runs in one table; optionally write it as Markdown and say whether one of them beats all
-    others.
+def compare(
+    folders: Sequence[Path],
+    winner: Path | None = None,
+    winner_figure: str | None = None,
+    markdown_file: Path | None = None,
+) -> bool:
+    """Print the runs in one table; optionally write it as Markdown and say whether one of them beats all others.
+
+    Args:
+        winner_figure: the figure that decides; None: every main figure. Where ``winner`` is behind in others is printed
+            all the same.
 
     Returns:
-        False when ``winner`` was named and does not beat every other run in every main figure they share.
+        False when ``winner`` was named and does not beat every other run in what decides.
 
     Raises:
-        UserError: a folder is no scored run, or ``winner`` is none of them.
+        UserError: a folder is no scored run, ``winner`` is none of them, or has no such figure.
     """
     runs = [read_results(folder) for folder in folders]
+    if winner is None and winner_figure is not None:
+        raise UserError(f"--winner_figure {winner_figure!r} needs --winner: which run should be ahead in it?")
     if winner is not None and winner.resolve() not in [folder.resolve() for folder in folders]:
         raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
     out = console()
@@ -143,10 +152,15 @@ def compare(folders: Sequence[Path], winner: Path | None = None, markdown_file: 
     if winner is None:
         return True
     expected = read_results(winner)
+    known = figures(expected)
+    if winner_figure is not None and winner_figure not in known:
+        raise UserError(f"--winner_figure {winner_figure!r}: {expected.system} has {', '.join(known)}.")
     others = [run for run, folder in zip(runs, folders, strict=True) if folder.resolve() != winner.resolve()]
-    lost = beaten_by_nobody(expected, others)
-    for line in lost:
+    lost = [(name, line) for other in others for name, line in lost_to(expected, other).items()]
+    for _, line in lost:
         out.print(line, markup=False)
-    if not lost:
-        out.print(f"{expected.system} beats {', '.join(run.system for run in others)} in every figure", markup=False)
-    return not lost
+    ahead = not any(winner_figure in (None, name) for name, _ in lost)
+    if ahead:
+        what = winner_figure or "every figure"
+        out.print(f"{expected.system} beats {', '.join(run.system for run in others)} in {what}", markup=False)
+    return ahead

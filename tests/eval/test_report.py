@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from data.errors import UserError
-from eval.report import beaten_by_nobody, compare, comparison_table, details_table, markdown
+from eval.report import compare, comparison_table, details_table, lost_to, markdown
 from eval.results import Results, write_run
 
 
@@ -66,12 +66,11 @@ def test_terminal_tables_hold_every_figure():
 
 def test_winning_takes_every_main_figure():
     after = results("after", 0.9, 0.8, 0.7)
-    assert beaten_by_nobody(after, [results("before", 0.8, 0.7, 0.6), intent_only("intent", 0.85)]) == []
-    lost = beaten_by_nobody(after, [results("equal", 0.9, 0.7, 0.6), results("better", 0.1, 0.1, 0.71)])
-    assert lost == [
-        "intent accuracy: after 90.0% does not beat equal 90.0%",
-        "exact match: after 70.0% does not beat better 71.0%",
-    ]
+    assert lost_to(after, results("before", 0.8, 0.7, 0.6)) == lost_to(after, intent_only("intent", 0.85)) == {}
+    equal = "intent accuracy: after 90.0% does not beat equal 90.0%"
+    assert lost_to(after, results("equal", 0.9, 0.7, 0.6)) == {"intent accuracy": equal}
+    better = "exact match: after 70.0% does not beat better 71.0%"
+    assert lost_to(after, results("better", 0.1, 0.1, 0.71)) == {"exact match": better}
 
 
 def test_compare(tmp_path, capsys):
@@ -87,3 +86,20 @@ def test_compare(tmp_path, capsys):
         compare(runs, winner=tmp_path)
     with pytest.raises(UserError, match="no scored run"):
         compare([tmp_path])
+
+
+def test_one_figure_may_decide(tmp_path, capsys):
+    write_run(tmp_path / "after", results("after", 0.9, 0.2, 0.5), [])
+    write_run(tmp_path / "baseline", results("baseline", 0.6, 0.4, 0.3), [])
+    runs, after = [tmp_path / "after", tmp_path / "baseline"], tmp_path / "after"
+    assert not compare(runs, winner=after)
+    assert not compare(runs, winner=after, winner_figure="slots f1")
+    capsys.readouterr()
+    assert compare(runs, winner=after, winner_figure="exact match")
+    said = capsys.readouterr().out
+    assert "after beats baseline in exact match" in said
+    assert "slots f1: after 20.0% does not beat baseline 40.0%" in said, "where it is behind is said all the same"
+    with pytest.raises(UserError, match="intent accuracy, slots f1, exact match"):
+        compare(runs, winner=after, winner_figure="f1")
+    with pytest.raises(UserError, match="needs --winner"):
+        compare(runs, winner_figure="exact match")
