@@ -1,4 +1,4 @@
-"""Tokenizers for the tests of this folder: three tiny ones made here, and the real ones where they are at hand."""
+"""Tokenizers for the tests of this folder: tiny ones made here, and the real ones where they are at hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.tokenizer import Tokenizer, load_tokenizer
+from tests.encoder_tokenizers import write_bert, write_roberta
 
 TRAINING_TEXT = [
     "Beginning of News, end of the news: wake me up at nine am on friday.",
@@ -164,3 +165,31 @@ def utterances(shared_dir: Path) -> list[str]:
     from data.source import load_examples
 
     return [example.text for example in load_examples("massive", "train", shared_dir / "data")][:2000]
+
+
+@pytest.fixture(scope="session")
+def sample_texts() -> tuple[list[str], list[list[str]]]:
+    """The embedded sample: 120 posts, and 416 utterances as words."""
+    from data.source import load_examples
+
+    posts = [example.text for split in ("train", "test") for example in load_examples("20ng", split, "sample")]
+    utterances = [example.words for example in load_examples("massive", "train", "sample")]
+    assert len(posts) >= 100 and len(utterances) >= 400
+    return posts, utterances
+
+
+@pytest.fixture(scope="session")
+def roberta_folders(sample_texts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    posts, utterances = sample_texts
+    return write_roberta(tmp_path_factory.mktemp("roberta"), [*posts, *(" ".join(words) for words in utterances)])
+
+
+@pytest.fixture(scope="session")
+def bert_folder(sample_texts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    posts, utterances = sample_texts
+    return write_bert(tmp_path_factory.mktemp("bert"), [*posts, *(" ".join(words) for words in utterances)])
+
+
+@pytest.fixture(scope="session", params=["roberta", "bert"])
+def encoder_folder(request: pytest.FixtureRequest, roberta_folders: dict[str, Path], bert_folder: Path) -> Path:
+    return roberta_folders["files"] if request.param == "roberta" else bert_folder

@@ -1,0 +1,349 @@
+"""Text and words to token ids for encoders: RoBERTa's byte-level BPE and BERT's WordPiece.
+
+A tokenizer is read from the files that a Hugging Face checkpoint brings, the first of these that is there:
+
+    tokenizer.json               either kind, complete in one file
+    vocab.json + merges.txt      RoBERTa's byte-level BPE
+    vocab.txt                    BERT's WordPiece
+
+The `tokenizers` package does the splitting and merging, so ids are those of ``RobertaTokenizerFast`` and
+``BertTokenizerFast``; this module reads and checks the files and says which word each sub-word belongs to. Three things
+are settled here:
+
+- Nothing is added and nothing in a document is special: ``<s>`` or ``[SEP]`` written in a post is text like any other
+  (transformers calls this ``split_special_tokens``). Callers put `cls_id` and `sep_id` around the ids.
+- A whole text starts as it is. RoBERTa's pieces tell ``"news"`` at the start of a text from ``" news"`` within one, and
+  RoBERTa was pretrained without a space in front of a text; a checkpoint whose tokenizer_config.json says
+  ``add_prefix_space: true`` gets one. Words given one by one always get one, as each follows another.
+- Where tokenizer_config.json and tokenizer.json disagree (lower-casing, accents, Chinese characters, the space in
+  front), the former holds, as it does in transformers; where it is silent, tokenizer.json stands.
+
+Cutting a document to the model's length and packing belong to the data preparation, decoders' tokenizers to
+`data.tokenizer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, pre_tokenizers
+
+from data.errors import UserError
+from data.tokenizer import _content, _damaged, _json
+
+ENCODER_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Everything an encoder's tokenizer may come with; `EncoderTokenizer.save` copies what was there."""
+
+# What each kind calls its special tokens unless special_tokens_map.json or tokenizer_config.json says otherwise.
+SPECIAL_TOKENS = {
+    "BPE": {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"},
+    "WordPiece": {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"},
+}
+# Options in tokenizer_config.json: the part of a tokenizer.json that has them, and their name there.
+OPTIONS = {
+    "do_lower_case": ("BertNormalizer", "lowercase"),
+    "strip_accents": ("BertNormalizer", "strip_accents"),
+    "tokenize_chinese_chars": ("BertNormalizer", "handle_chinese_chars"),
+    "add_prefix_space": ("ByteLevel", "add_prefix_space"),
+}
+# Special tokens are the entries of a vocab.json that no merge makes: RoBERTa has 9. More mean a merges.txt cut short.
+MAX_WITHOUT_MERGE = 100
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BERT_NORMALIZER = {
+    "type": "BertNormalizer",
+    "clean_text": True,
+    "handle_chinese_chars": True,
+    "strip_accents": None,  # as lowercase says
+    "lowercase": True,
+}
+
+
+class EncoderTokenizer:
+    """The tokenizer of an encoder's checkpoint folder; made by :func:`load_encoder_tokenizer`.
+
+    Attributes:
+        vocab_size: one more than the largest id; a model's embedding may be larger (padded), never smaller.
+        cls_id: opens a document (``<s>``, ``[CLS]``).
+        sep_id: closes it (``</s>``, ``[SEP]``).
+        pad_id: fills a row.
+        unk_id: stands for a word WordPiece cannot spell; byte-level BPE never needs it.
+        mask_id: hides a token in pretraining; None where the vocabulary has none.
+        fingerprint: hash of the files; equal fingerprints give equal ids.
+    """
+
+    vocab_size: int
+    cls_id: int
+    sep_id: int
+    pad_id: int
+    unk_id: int
+    mask_id: int | None
+    fingerprint: str
+
+    def __init__(self, files: dict[str, bytes], folder: Path) -> None:
+        self.files = files
+        self._folder = folder
+        config = _settings(files, folder)
+        named = {**_object(files, "special_tokens_map.json", folder), **config}
+        if "tokenizer.json" in files:
+            main, spec = "tokenizer.json", _read_json(files, folder)
+        elif {"vocab.json", "merges.txt"} <= files.keys():
+            main, spec = "vocab.json", _read_bpe(files, folder)
+        else:
+            main, spec = "vocab.txt", _read_wordpiece(files, folder)
+        kind = spec["model"]["type"]
+        names = {role: _content(named.get(f"{role}_token")) or text for role, text in SPECIAL_TOKENS[kind].items()}
+        if main != "tokenizer.json":
+            added = _object(files, "added_tokens.json", folder)
+            try:
+                spec["added_tokens"] = _added(config, added, set(names.values()))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise _damaged(folder / "tokenizer_config.json", "not in order: no list of added tokens") from error
+        if kind == "WordPiece":
+            spec["model"]["unk_token"] = names["unk"]
+        for option, (part, name) in OPTIONS.items():
+            if option in config:
+                _set(spec, part, name, config[option])
+
+        self._texts = _build(spec, folder / main)
+        _set(spec, "ByteLevel", "add_prefix_space", True)
+        self._words = _build(spec, folder / main)
+
+        vocabulary = self._texts.get_vocab(with_added_tokens=True)
+        missing = [f"{role} ({text})" for role, text in names.items() if text not in vocabulary and role != "mask"]
+        if missing:
+            raise UserError(
+                f"{folder / main} lacks the special tokens {', '.join(missing)} that an encoder needs: if they have "
+                "other names there, tokenizer_config.json must give them (cls_token, sep_token, pad_token, unk_token); "
+                "if this is the tokenizer of a decoder such as Llama, choose a decoder model."
+            )
+        self.cls_id, self.sep_id, self.pad_id, self.unk_id = (
+            vocabulary[names[role]] for role in ("cls", "sep", "pad", "unk")
+        )
+        self.mask_id = vocabulary.get(names["mask"])
+        self.vocab_size = max(vocabulary.values()) + 1
+        content = b"\0".join(part for name in sorted(files) for part in (name.encode(), files[name]))
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled by its files: a pickled tokenizers.Tokenizer has forgotten that special tokens are ordinary text.
+        return EncoderTokenizer, (self.files, self._folder)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a whole text, without special tokens; half a surrogate pair becomes U+FFFD."""
+        return self._texts.encode(_whole_characters(text), add_special_tokens=False).ids
+
+    def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Ids of words, each tokenized by itself, and where each word begins.
+
+        Args:
+            words: as in ``text.split()``; none at all gives two empty lists.
+
+        Returns:
+            The ids of all words, one after the other and without special tokens, and for each word the place of its
+            first sub-word in them, or -1 where a word tokenizes to nothing. RoBERTa does that to an empty string
+            only; BERT, which drops what nobody sees, also to a word of nothing but control or zero-width characters,
+            or (where accents are stripped) of combining marks. Such a word has no sub-word that could carry its
+            label: the caller decides what becomes of it.
+        """
+        assert not isinstance(words, str), "a list of words is needed: a text is for encode()"
+        encoding = self._words.encode(
+            [_whole_characters(word) for word in words], is_pretokenized=True, add_special_tokens=False
+        )
+        first = [-1] * len(words)
+        for place, word in enumerate(encoding.word_ids):
+            if first[word] < 0:
+                first[word] = place
+        return encoding.ids, first
+
+    def save(self, folder: Path | str) -> None:
+        """Write the files this tokenizer was read from, byte for byte."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+def load_encoder_tokenizer(folder: Path | str) -> EncoderTokenizer:
+    """The tokenizer in an encoder's checkpoint folder.
+
+    Raises:
+        UserError: nothing there to read, a file that is damaged or of a kind that encoders here do not use, or a
+            vocabulary without the special tokens.
+    """
+    folder = Path(folder)
+    files = {name: (folder / name).read_bytes() for name in ENCODER_TOKENIZER_FILES if (folder / name).is_file()}
+    for name, content in files.items():
+        if content.startswith(b"version https://git-lfs"):
+            raise _damaged(folder / name, "a Git LFS pointer, not the file itself (`git lfs pull` fetches it)")
+    if not ("tokenizer.json" in files or "vocab.txt" in files or {"vocab.json", "merges.txt"} <= files.keys()):
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
+        raise UserError(
+            f"No encoder's tokenizer in {folder}: looked for tokenizer.json, for vocab.json with merges.txt (RoBERTa) "
+            f"and for vocab.txt (BERT); found: {there or 'nothing'}. A Hugging Face checkpoint brings its own: "
+            "`hf download FacebookAI/roberta-base --local-dir DIR`."
+        )
+    return EncoderTokenizer(files, folder)
+
+
+# --- from files to the layout of a tokenizer.json ---------------------------------------------------------------------
+
+
+def _read_json(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer.json"
+    try:
+        # There and back through the library: files of its first years leave out which kind of model they hold.
+        spec = json.loads(Tokenizer.from_str(files["tokenizer.json"].decode()).to_str())
+    except Exception as error:  # the library raises bare Exception
+        raise _damaged(path, f"refused by the tokenizers library: {error}") from error
+    spec["added_tokens"] = json.loads(files["tokenizer.json"]).get("added_tokens") or []  # the library may renumber
+    kind = spec["model"]["type"]
+    if kind not in SPECIAL_TOKENS or (kind == "BPE" and not _parts(spec, "ByteLevel")):
+        raise UserError(
+            f"{path} holds a tokenizer of type {kind!r}{' that is not byte-level' * (kind == 'BPE')}; encoders here "
+            "use byte-level BPE (RoBERTa) or WordPiece (BERT)."
+        )
+    return spec
+
+
+def _read_bpe(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
+    vocabulary = _vocabulary(files, folder / "vocab.json")
+    path = folder / "merges.txt"
+    merges = []
+    for number, line in enumerate(_lines(files["merges.txt"], path), start=1):
+        if line.startswith("#version") or not line:
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2 or not all(text in vocabulary for text in (*pair, "".join(pair))):
+            raise _damaged(path, f"broken in line {number} (expected two pieces of vocab.json whose union is a third)")
+        merges.append(pair)
+    made = {"".join(pair) for pair in merges}
+    unmade = sum(len(text) > 1 and text not in made for text in vocabulary)
+    if unmade > MAX_WITHOUT_MERGE:
+        raise _damaged(path, f"incomplete: no merge makes {unmade:,} of the {len(vocabulary):,} tokens of vocab.json")
+    model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
+    return {"normalizer": None, "pre_tokenizer": dict(BYTE_LEVEL), "model": model}
+
+
+def _read_wordpiece(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
+    lines = _lines(files["vocab.txt"], folder / "vocab.txt")
+    model = {
+        "type": "WordPiece",
+        "vocab": {line.rstrip(): i for i, line in enumerate(lines)},
+        "unk_token": SPECIAL_TOKENS["WordPiece"]["unk"],
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+    }
+    return {"normalizer": dict(BERT_NORMALIZER), "pre_tokenizer": {"type": "BertPreTokenizer"}, "model": model}
+
+
+def _vocabulary(files: dict[str, bytes], path: Path) -> dict[str, int]:
+    try:
+        vocabulary = json.loads(files["vocab.json"])
+        good = all(type(i) is int and i >= 0 for i in vocabulary.values())
+    except (ValueError, AttributeError) as error:
+        raise _damaged(path, f"not the JSON of a vocabulary ({error})") from error
+    if not good or len(set(vocabulary.values())) < len(vocabulary):
+        raise _damaged(path, "no vocabulary (expected an object of tokens, each with an id of its own)")
+    return vocabulary
+
+
+def _added(config: dict[str, Any], plain: dict[str, int], special: set[str]) -> list[dict[str, Any]]:
+    """The tokens that a checkpoint has beside its vocabulary file, by id; flags unless given as in transformers."""
+    tokens: dict[int, dict[str, Any]] = {i: {"content": text} for text, i in plain.items()}
+    tokens |= {int(i): token for i, token in (config.get("added_tokens_decoder") or {}).items()}
+    found = []
+    for i, token in sorted(tokens.items()):
+        is_special = token.get("special", token["content"] in special)
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not is_special}
+        given = {name: token.get(name, value) for name, value in flags.items()}
+        found.append({"id": i, "content": token["content"], "special": is_special, **given})
+    return found
+
+
+def _lines(content: bytes, path: Path) -> list[str]:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise _damaged(path, f"not UTF-8 ({error})") from error
+    lines = text.replace("\r\n", "\n").split("\n")  # not splitlines: it splits at characters that tokens may hold
+    return lines if lines[-1] else lines[:-1]
+
+
+def _settings(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, its options checked: null is a value of strip_accents only (as lower-casing says)."""
+    config = _object(files, "tokenizer_config.json", folder)
+    for option in OPTIONS:
+        value = config.get(option)
+        if not (isinstance(value, bool) or (value is None and (option == "strip_accents" or option not in config))):
+            raise UserError(
+                f"{folder / 'tokenizer_config.json'}: {option} must be true or false, found {json.dumps(value)}."
+            )
+    return config
+
+
+def _object(files: dict[str, bytes], name: str, folder: Path) -> dict[str, Any]:
+    found = _json(files, name)
+    if not isinstance(found, dict):
+        raise _damaged(folder / name, "not a JSON object")
+    return found
+
+
+# --- from that layout to a tokenizer ----------------------------------------------------------------------------------
+
+
+def _parts(spec: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The steps of one type among a tokenizer's normalizers and pre-tokenizers, also within sequences."""
+    found, todo = [], [spec.get("normalizer"), spec.get("pre_tokenizer")]
+    while todo:
+        node = todo.pop() or {}
+        if node.get("type") == kind:
+            found.append(node)
+        todo += [*node.get("normalizers", []), *node.get("pretokenizers", [])]
+    return found
+
+
+def _set(spec: dict[str, Any], kind: str, name: str, value: bool | None) -> None:
+    for part in _parts(spec, kind):
+        part[name] = value
+
+
+def _build(spec: dict[str, Any], path: Path) -> Tokenizer:
+    # Special tokens, cutting and padding are the callers': a saved tokenizer often brings its last caller's.
+    bare = {"version": "1.0", **spec, "truncation": None, "padding": None, "post_processor": None, "decoder": None}
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(bare))
+    except Exception as error:  # the library raises bare Exception
+        raise _damaged(path, f"refused by the tokenizers library: {error}") from error
+    for token in spec["added_tokens"]:
+        if (i := tokenizer.token_to_id(token["content"])) != token["id"]:  # the library numbers as it likes
+            raise UserError(
+                f"{path}: the added token {token['content']!r} is said to have id {token['id']}, but {i} is the next "
+                "one free: the vocabulary and its added tokens are not of one checkpoint. Download both again."
+            )
+    if spec["model"]["type"] == "BPE":
+        lacking = set(pre_tokenizers.ByteLevel.alphabet()) - tokenizer.get_vocab().keys()
+        if lacking:
+            raise _damaged(path, f"incomplete: {len(lacking)} of the 256 bytes have no token")
+    tokenizer.encode_special_tokens = True  # that is: what looks like one in a text is text
+    return tokenizer
+
+
+def _whole_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, possible in JSON data
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
