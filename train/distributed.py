@@ -51,6 +51,15 @@ def env_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def launcher() -> list[str]:
+    """What stands before the script's name on the command line that started this process, as far as it can be known."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["python"]
+    local, world = os.environ["LOCAL_WORLD_SIZE"], os.environ["WORLD_SIZE"]
+    # Several machines need a meeting point too, which torchrun does not pass on.
+    return ["torchrun", "--nproc_per_node", local, *(["..."] if local != world else [])]
+
+
 def resolve_device(wanted: str) -> str:
     """What ``--device`` means on this machine, "cpu" or "cuda": "auto" is CUDA when there is any."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted

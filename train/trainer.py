@@ -21,7 +21,7 @@ from checkpoints_tools.load import load_pretrained
 from data.loader import StepBatch
 from train import checkpoint, options
 from train.config import TrainConfig
-from train.distributed import World, all_sum
+from train.distributed import World, all_sum, launcher
 from train.errors import Interrupted, RunStopped
 from train.loss import batch_loss
 from train.metrics import Plateau, RunLog, Speed, attended_pairs, device_peak, memory_gib, step_flops
@@ -235,12 +235,12 @@ class Trainer:
 
     def _interrupt(self) -> None:
         self._save()
-        again = [*sys.argv, *([] if self.config.checkpoint.resume else ["--resume"])]
+        again = [*launcher(), *sys.argv, *([] if self.config.checkpoint.resume else ["--resume"])]
         self.log.event("interrupted", step=self.step)
         signum = self.signum or signal.SIGTERM
         raise Interrupted(
             f"interrupted: stopped after step {self.step} of {self.setup.total_steps}, saved to "
-            f"{checkpoint.step_folder(self.checkpoints, self.step)}. To continue, started as before:\n"
+            f"{checkpoint.step_folder(self.checkpoints, self.step)}. To continue:\n"
             f"  {shlex.join(again)}",
             signum,
         )
