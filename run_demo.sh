@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 TASK=${TASK:-massive_joint}
-EPOCHS=${EPOCHS:-6}
+EPOCHS=${EPOCHS:-4}
 LR=${LR:-3e-4}
 WARMUP=${WARMUP:-10}
 LIST_LABELS=${LIST_LABELS:-off}  # on is the paper's prompt: 831 tokens before the utterance instead of 162
