@@ -1,4 +1,4 @@
-"""The packed attention rule and its backends.
+"""The packed attention rules and their backends.
 
 One rule says who sees whom in every decoder row, `i` and `j` being places in the row::
 
@@ -18,8 +18,21 @@ block-diagonal causal mask. For a row with a prefix (`0`) of three tokens, two s
       2    x x x . . x x x
       .    x x x . . . . . x          padding sees the prefix and padding, so that no row of the softmax is empty
 
-The mask depends on `doc_ids` alone and is built once a row, not once a layer. This file knows nothing of models,
-caches or parallelism.
+In an encoder row everyone sees its whole document, before and behind itself, and nobody else; there is no shared
+prefix, document 0 is one like any other, and padding is one more document (-1)::
+
+    i attends to j   <=>   doc[j] == doc[i]
+
+    doc    1 1 2 2 2 .
+      1    x x
+      1    x x
+      2    . . x x x
+      2    . . x x x
+      2    . . x x x
+      .    . . . . . x
+
+The mask depends on `doc_ids` alone and is built once a row, not once a layer: `build_mask` for decoders,
+`build_bidirectional_mask` for encoders. This file knows nothing of models, caches or parallelism.
 
 Shapes: B rows, T tokens (queries), S keys, H heads, K key/value heads, D head width.
 """
@@ -35,7 +48,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 # Queries are taken in chunks of this many tokens where SDPA is used: each chunk then meets only the keys it can see,
-# the prefix and the documents that the chunk touches, instead of the whole row.
+# the prefix (of a decoder row) and the documents that the chunk touches, instead of the whole row.
 SDPA_CHUNK = 256
 FLEX_BLOCK = 128  # FlexAttention's own block of queries and keys
 
@@ -53,7 +66,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class SdpaMask:
-    """The rule for `scaled_dot_product_attention`, cut into query chunks."""
+    """Either rule for `scaled_dot_product_attention`, cut into query chunks; an encoder's has no prefix."""
 
     n_prefix: int
     chunks: tuple[Chunk, ...]
@@ -63,7 +76,7 @@ PackedMask = SdpaMask | BlockMask | None  # None: one document a row, plain caus
 
 
 def allowed(doc_ids: Tensor, n_cached: int = 0, start: int = 0, end: int | None = None) -> Tensor:
-    """The rule as a dense boolean mask of the queries ``[start, end)``.
+    """The decoder's rule as a dense boolean mask of the queries ``[start, end)``.
 
     Args:
         doc_ids: [B, T] int, 0 for the shared prefix, -1 for padding.
@@ -83,7 +96,7 @@ def _key_docs(doc_ids: Tensor, n_cached: int) -> Tensor:
 
 
 def build_mask(doc_ids: Tensor | None, n_cached: int = 0) -> PackedMask:
-    """Build the mask of a batch of packed rows, for the backend that suits the device.
+    """Build the mask of a batch of packed decoder rows, for the backend that suits the device.
 
     FlexAttention on CUDA, where it skips the blocks that nobody sees; SDPA elsewhere, because FlexAttention has no
     backward pass on CPU (torch 2.13).
@@ -145,17 +158,50 @@ def _sdpa_mask(doc_ids: Tensor, n_cached: int) -> SdpaMask:
     return SdpaMask(n_prefix, tuple(chunks))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask) -> Tensor:
-    """Scaled dot-product attention under the packed rule.
+def build_bidirectional_mask(doc_ids: Tensor) -> SdpaMask:
+    """Build the mask of a batch of packed encoder rows.
+
+    For SDPA on every device: FlexAttention, which skips unseen blocks on CUDA, has no dropout, and encoders are
+    fine-tuned with dropout on their attention weights. With documents of at most a few hundred tokens the chunks skip
+    nearly as much.
+
+    Args:
+        doc_ids: [B, T] int, one number per document of a row, -1 for padding.
+    """
+    T = doc_ids.shape[1]
+    starts = range(0, T, SDPA_CHUNK)
+    # [chunks, T] bool: the keys that a chunk sees in any row of the batch.
+    seen = torch.stack([_same_doc(doc_ids, start, 0, T).any(dim=(0, 1)) for start in starts]).byte()
+    first, last = seen.argmax(dim=1), T - seen.flip(1).argmax(dim=1)
+    spans = torch.stack([first, last], dim=1).tolist()  # all at once: on CUDA each reading back waits for the device
+    return SdpaMask(
+        n_prefix=0,
+        chunks=tuple(
+            Chunk(start, min(start + SDPA_CHUNK, T), first, last, _same_doc(doc_ids, start, first, last)[:, None])
+            for start, (first, last) in zip(starts, spans, strict=True)
+        ),
+    )
+
+
+def _same_doc(doc_ids: Tensor, start: int, first_key: int, last_key: int) -> Tensor:
+    """The encoder's rule for one chunk of queries: [B, t, last_key - first_key] bool."""
+    return doc_ids[:, start : start + SDPA_CHUNK, None] == doc_ids[:, None, first_key:last_key]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention under a packed rule.
 
     Args:
         q: [B, T, H, D]
         k, v: [B, S, K, D], K dividing H; S = T, or more where a cached prefix stands before the row.
-        mask: from `build_mask`; None means plain causal (then S = T).
+        mask: from `build_mask` or `build_bidirectional_mask`; None means plain causal (then S = T).
+        dropout: the share of attention weights set to zero, the others being scaled up to make good for it; above 0
+            only with an `SdpaMask`. It is the caller's business to pass 0 outside training.
 
     Returns:
         [B, T, H, D]
     """
+    assert dropout == 0.0 or isinstance(mask, SdpaMask), "only SDPA in chunks has dropout"
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, T, D], [B, K, S, D]
     if isinstance(mask, BlockMask):
         return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
@@ -165,16 +211,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask) -> Tensor:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-    out = [_attend_chunk(q, k, v, mask.n_prefix, chunk) for chunk in mask.chunks]
+    out = [_attend_chunk(q, k, v, mask.n_prefix, chunk, dropout) for chunk in mask.chunks]
     return (out[0] if len(out) == 1 else torch.cat(out, dim=2)).transpose(1, 2)
 
 
-def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, n_prefix: int, chunk: Chunk) -> Tensor:
-    if chunk.first_key > n_prefix:  # documents in between that nobody in this chunk sees
+def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, n_prefix: int, chunk: Chunk, dropout: float) -> Tensor:
+    if 0 < n_prefix < chunk.first_key:  # documents in between that nobody in this chunk sees
         k, v = (torch.cat([x[:, :, :n_prefix], x[:, :, chunk.first_key : chunk.last_key]], dim=2) for x in (k, v))
-    else:
-        k, v = k[:, :, : chunk.last_key], v[:, :, : chunk.last_key]
-    return F.scaled_dot_product_attention(q[:, :, chunk.start : chunk.end], k, v, attn_mask=chunk.mask)
+    else:  # one stretch, which needs no copy
+        first = 0 if n_prefix else chunk.first_key
+        k, v = k[:, :, first : chunk.last_key], v[:, :, first : chunk.last_key]
+    q = q[:, :, chunk.start : chunk.end]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=chunk.mask, dropout_p=dropout)
 
 
 @cache

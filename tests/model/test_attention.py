@@ -1,4 +1,4 @@
-"""The packed attention rule: against brute force, against samples computed alone, and for leaks."""
+"""The packed attention rules: against brute force, against samples computed alone, and for leaks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import model.attention
 from model import MODELS
-from model.attention import allowed, attention, build_mask
+from model.attention import allowed, attention, build_bidirectional_mask, build_mask
 from model.llama import Llama
 
 # prefix of 4 (doc 0), three samples, padding
@@ -130,3 +130,89 @@ def test_gradients_of_a_shared_prefix_equal_those_of_samples_alone(debug_model: 
     for name, parameter in debug_model.named_parameters():
         scale = parameter.grad.abs().max().item()
         torch.testing.assert_close(shared[name], parameter.grad, atol=2e-6 * max(1.0, scale), rtol=1e-4)
+
+
+# Of unequal lengths, with padding; document 0 is one like any other here.
+ENCODER_DOCS = [[0, 0, 1, 1, 1, 1, 1, 2, 3, 3, 3, -1, -1], [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3]]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 256])
+def test_bidirectional_rule_equals_brute_force(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    doc_ids = torch.tensor(ENCODER_DOCS, dtype=torch.int32)
+    B, T = doc_ids.shape
+    expected = torch.tensor([[[docs[i] == docs[j] for j in range(T)] for i in range(T)] for docs in ENCODER_DOCS])
+    mask = build_bidirectional_mask(doc_ids)
+    assert mask.n_prefix == 0 and len(mask.chunks) == -(-T // chunk)
+    rebuilt = torch.zeros(B, T, T, dtype=torch.bool)
+    for c in mask.chunks:
+        rebuilt[:, c.start : c.end, c.first_key : c.last_key] = c.mask[:, 0]
+        # Nothing but the documents that the chunk touches: its outermost keys are seen by somebody.
+        assert c.mask[..., 0].any() and c.mask[..., -1].any()
+    assert torch.equal(rebuilt, expected)
+    if chunk == 4:
+        assert any(c.first_key > 0 for c in mask.chunks) and any(c.last_key < T for c in mask.chunks)
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+def test_bidirectional_attention_equals_each_document_alone(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    doc_ids = torch.tensor(ENCODER_DOCS)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(*doc_ids.shape, 4, 8) for _ in range(3))
+    out = attention(q, k, v, build_bidirectional_mask(doc_ids))
+    for b, docs in enumerate(ENCODER_DOCS):
+        for doc in set(docs):
+            here = doc_ids[b] == doc
+            scores = torch.einsum("ihd,jhd->hij", q[b, here], k[b, here]) / 8**0.5
+            expected = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[b, here])
+            torch.testing.assert_close(out[b, here], expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [5, 256])
+def test_attention_dropout_drops_and_rescales_weights(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values that are one-hot by key make the output the attention weights themselves."""
+    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    docs = torch.tensor(ENCODER_DOCS[:1])
+    repeats, T, H, p = 2000, docs.shape[1], 2, 0.2
+    torch.manual_seed(0)
+    q, k = (torch.randn(1, T, H, 16).expand(repeats, -1, -1, -1) for _ in range(2))
+    v = torch.eye(T, 16)[None, :, None].expand(repeats, -1, H, -1)
+    mask = build_bidirectional_mask(docs.expand(repeats, -1))
+    weights, dropped = attention(q, k, v, mask), attention(q, k, v, mask, dropout=p)
+    own = (docs[0, :, None] == docs[0])[:, None].expand(-1, H, -1)  # [T, H, T]
+    kept = dropped[..., :T][:, own] != 0
+    assert not dropped[..., :T][:, ~own].any()
+    # Each weight is either gone or scaled up, at the rate asked for (five standard errors), wherever it stands.
+    torch.testing.assert_close(dropped[..., :T][:, own][kept], (weights[..., :T][:, own] / (1 - p))[kept])
+    error = (p * (1 - p) / repeats) ** 0.5
+    assert (kept.float().mean(dim=0) - (1 - p)).abs().max() < 5 * error
+    torch.testing.assert_close(dropped.mean(dim=0), weights[0], atol=0.08, rtol=0)
+    # Drawn by themselves for each head, each document and each row.
+    assert (dropped[:, :, 0] != 0).ne(dropped[:, :, 1] != 0).any()
+    assert 0.5 < (kept[0::2] == kept[1::2]).float().mean() < 1 - p  # 1 - 2 p (1 - p) = 0.68
+
+
+def test_only_chunked_attention_has_dropout() -> None:
+    q = torch.randn(1, 4, 2, 8)
+    with pytest.raises(AssertionError, match="only SDPA in chunks has dropout"):
+        attention(q, q, q, None, dropout=0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: other kernels run there than on CPU")
+@pytest.mark.parametrize("length", [16, 144, 1150])
+def test_bidirectional_on_cuda_equals_cpu_with_gradients(length: int) -> None:
+    doc_ids = torch.tensor([[1 + i // 50 for i in range(length - 2)] + [-1] * 2, [1] * 9 + [2] * (length - 9)])
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, length, 4, 64) for _ in range(3)]
+    results = []
+    for device in ("cpu", "cuda"):
+        own = [x.to(device).requires_grad_() for x in inputs]
+        mask = build_bidirectional_mask(doc_ids.to(device))
+        out = attention(*own, mask)
+        out.square().sum().backward()
+        results.append([out.detach().cpu(), *(x.grad.cpu() for x in own)])
+    for on_cpu, on_cuda in zip(*results, strict=True):
+        torch.testing.assert_close(on_cuda, on_cpu, atol=2e-3, rtol=2e-3)
+    mean = torch.stack([attention(*own, mask, dropout=0.2) for _ in range(400)]).mean(dim=0)
+    assert (mean - out).norm() < 0.1 * out.norm()
