@@ -1,0 +1,276 @@
+"""RoBERTa and BERT in one file, with classification heads for documents and for words.
+
+The encoder of Vaswani et al. (2017, "Attention Is All You Need") as Devlin et al. (2019, "BERT") set it up and Liu et
+al. (2019, "RoBERTa") kept it: learned embeddings of token, position and token type, summed and normalized; then layers
+of attention and a two-matrix GELU network, each added to its input and normalized *after* the sum (post-LayerNorm:
+the residual stream itself is normalized, so there is no last norm); biases everywhere, dropout on every sub-layer's
+output and on the attention weights. Everyone sees the whole document.
+
+The two families differ in numbers, not in layers, but for one thing, the last line:
+
+|                          | RoBERTa                           | BERT                                             |
+|--------------------------|-----------------------------------|--------------------------------------------------|
+| tokens                   | byte-level BPE, 50,265            | WordPiece, 30,522 (English, lower case)          |
+| row of the first position| padding_idx + 1 = 2 (from fairseq)| 0                                                |
+| rows of the position table| 514, of which 512 are used       | 512                                              |
+| token types              | 1                                 | 2: sentence A and B; a document alone is all A   |
+| LayerNorm's epsilon      | 1e-5                              | 1e-12                                            |
+| head="dense"             | a dense layer in every class head | one pooler, trained with BERT, for all of them   |
+
+A head reads one token's last hidden state: a class head the document's first token (``<s>``, ``[CLS]``), a token head
+each word's first sub-word. ``head="linear"`` (the paper's §5.4) is dropout and one matrix; ``head="dense"`` is what
+transformers puts on top for sequence classification. Token heads are always linear.
+
+Single-device code: sharding, precision, activation checkpointing and compilation are applied from outside
+(`train/parallelize.py`). Who attends to whom in a packed row is said in `model/attention.py`.
+
+Shapes: B rows, T tokens, E model width, H heads, D head width, F feed-forward width, N output positions of a field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import SdpaMask, attention, build_bidirectional_mask
+
+
+@dataclass(frozen=True)
+class Head:
+    """One field to predict.
+
+    Attributes:
+        name: the field's name, key of the model's inputs and outputs.
+        kind: "class" is one label a document, "token" one label a word.
+        n_labels: how many labels there are to choose from.
+    """
+
+    name: str
+    kind: Literal["class", "token"]
+    n_labels: int
+
+    @property
+    def key(self) -> str:
+        """The field's name among those of the parameters.
+
+        It is the name itself, but parameter names use dots to separate, and a module cannot be called what
+        `nn.ModuleDict` has a method for ("type", "items"): a dot becomes "_", and "_" is put behind such a name.
+        """
+        key = self.name.replace(".", "_")
+        return key + "_" if hasattr(nn.ModuleDict(), key) else key
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The numbers that define an encoder and its heads.
+
+    Attributes:
+        dim: model width E.
+        n_heads: attention heads H; the head width D is ``dim // n_heads``.
+        ffn_dim: feed-forward width F.
+        max_position: longest document in tokens, special tokens included.
+        position_offset: row of the position table that a document's first token takes; the table has
+            ``max_position + position_offset`` rows.
+        n_token_types: rows of the token-type table; only the first is ever used.
+        dropout: on embeddings, sub-layers and heads, in training.
+        attention_dropout: on the attention weights, in training.
+        head: what a class head is made of (see the file's docstring).
+        heads: the fields to predict; none for the bare encoder.
+    """
+
+    family: Literal["roberta", "bert"]
+    dim: int
+    n_layers: int
+    n_heads: int
+    ffn_dim: int
+    vocab_size: int
+    max_position: int
+    position_offset: int
+    n_token_types: int
+    norm_eps: float
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    head: Literal["linear", "dense"] = "linear"
+    heads: tuple[Head, ...] = ()
+
+
+def _roberta(dim: int, n_layers: int, n_heads: int, vocab_size: int = 50_265, max_position: int = 512) -> EncoderConfig:
+    return EncoderConfig(
+        family="roberta",
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        ffn_dim=4 * dim,
+        vocab_size=vocab_size,
+        max_position=max_position,
+        position_offset=2,
+        n_token_types=1,
+        norm_eps=1e-5,
+    )
+
+
+# The shapes of the real checkpoints; Table 1 of the paper is misprinted.
+ROBERTA_BASE = _roberta(dim=768, n_layers=12, n_heads=12)
+ROBERTA_LARGE = _roberta(dim=1024, n_layers=24, n_heads=16)
+# Small enough for tests on one CPU core.
+ROBERTA_DEBUG = _roberta(dim=48, n_layers=2, n_heads=3, vocab_size=301, max_position=64)
+
+
+class Embedding(nn.Module):
+    """Token + position + token type, normalized."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.max_position, self.offset = config.max_position, config.position_offset
+        self.tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.positions = nn.Embedding(config.max_position + config.position_offset, config.dim)
+        self.types = nn.Embedding(config.n_token_types, config.dim)
+        self.norm = nn.LayerNorm(config.dim, config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        longest = int(positions.max()) + 1
+        assert longest <= self.max_position, f"a document of {longest} tokens; {self.max_position} have a position"
+        x = self.tokens(tokens) + self.types.weight[0] + self.positions(positions + self.offset)  # [B, T, E]
+        return self.dropout(self.norm(x))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over whole documents."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        assert config.dim % config.n_heads == 0, f"{config.n_heads} heads do not divide a width of {config.dim}"
+        self.head_width = config.dim // config.n_heads
+        self.dropout = config.attention_dropout
+        self.wq = nn.Linear(config.dim, config.dim)
+        self.wk = nn.Linear(config.dim, config.dim)
+        self.wv = nn.Linear(config.dim, config.dim)
+        self.wo = nn.Linear(config.dim, config.dim)
+
+    def forward(self, x: Tensor, mask: SdpaMask) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (w(x).view(B, T, -1, self.head_width) for w in (self.wq, self.wk, self.wv))  # [B, T, H, D]
+        out = attention(q, k, v, mask, dropout=self.dropout if self.training else 0.0)  # [B, T, H, D]
+        return self.wo(out.flatten(2))
+
+
+class FeedForward(nn.Module):
+    """``w2(gelu(w1 x))`` with the exact, erf-based GELU (Hendrycks and Gimpel, 2016)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_dim)
+        self.w2 = nn.Linear(config.ffn_dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.gelu(self.w1(x)))
+
+
+class Block(nn.Module):
+    """One encoder layer: attention, then feed-forward, each added to its input and the sum normalized."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.attention_norm = nn.LayerNorm(config.dim, config.norm_eps)
+        self.ffn = FeedForward(config)
+        self.ffn_norm = nn.LayerNorm(config.dim, config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: SdpaMask) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+
+
+class Classifier(nn.Module):
+    """A head: logits of one field from single tokens' hidden states, [N, E] -> [N, n_labels]."""
+
+    def __init__(self, config: EncoderConfig, head: Head) -> None:
+        super().__init__()
+        has_dense = config.head == "dense" and config.family == "roberta" and head.kind == "class"
+        self.dropout = nn.Dropout(config.dropout)
+        self.dense = nn.Linear(config.dim, config.dim) if has_dense else None
+        self.out = nn.Linear(config.dim, head.n_labels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(x)
+        if self.dense is not None:
+            x = self.dropout(torch.tanh(self.dense(x)))
+        return self.out(x)
+
+
+class Encoder(nn.Module):
+    """The whole encoder with its heads. See the file's docstring for the architecture."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = Embedding(config)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        # Only where it is used: a parameter without a gradient would be one that nothing trains.
+        has_pooler = config.head == "dense" and config.family == "bert" and any(h.kind == "class" for h in config.heads)
+        self.pooler = nn.Linear(config.dim, config.dim) if has_pooler else None
+        self.heads = nn.ModuleDict({head.key: Classifier(config, head) for head in config.heads})
+        assert len(self.heads) == len(config.heads), f"two heads go by one name: {[h.key for h in config.heads]}"
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        doc_ids: Tensor,
+        output_index: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor] | Tensor:
+        """Compute every field's logits.
+
+        Args:
+            tokens: [B, T] int64, each document with its special tokens.
+            positions: [B, T] int64, each token's distance from the start of its own document, whatever the family;
+                0 for padding.
+            doc_ids: [B, T] int which packed document each token belongs to, -1 for padding.
+            output_index: for each field, [N] places in the flattened [B * T] batch whose tokens are read: for a class
+                field the first token of every document, for a token field the first sub-word of every word. N may be 0.
+
+        Returns:
+            For each field, [N, n_labels] logits in the compute dtype; without ``output_index`` the last hidden
+            states, [B, T, E].
+        """
+        mask = build_bidirectional_mask(doc_ids)
+        x = self.embed(tokens, positions)  # [B, T, E]
+        for layer in self.layers:
+            x = layer(x, mask)
+        if output_index is None:
+            return x
+        names = [head.name for head in self.config.heads]
+        assert set(output_index) == set(names), f"places for {sorted(output_index)}, but the heads are {sorted(names)}"
+        return {head.name: self._logits(head, x.flatten(0, 1)[output_index[head.name]]) for head in self.config.heads}
+
+    def _logits(self, head: Head, x: Tensor) -> Tensor:
+        """x: [N, E], the hidden states that this field is read from; returns [N, n_labels]."""
+        if self.pooler is not None and head.kind == "class":
+            x = torch.tanh(self.pooler(x))
+        return self.heads[head.key](x)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter, e.g. after ``to_empty``; there are no buffers. Pretrained weights are loaded over this.
+
+        | what                                | starts as                          |
+        |-------------------------------------|------------------------------------|
+        | matrices and embeddings             | normal, 0.02 (Devlin et al., 2019) |
+        | norms                               | weight 1, bias 0                   |
+        | all other biases                    | 0                                  |
+        """
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.fill_(1.0)
+                module.bias.zero_()
+            elif isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, 0.02, generator=generator)
+                module.bias.zero_()
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_(0.0, 0.02, generator=generator)
