@@ -8,14 +8,14 @@ output and on the attention weights. Everyone sees the whole document.
 
 The two families differ in numbers, not in layers, but for one thing, the last line:
 
-|                          | RoBERTa                           | BERT                                             |
-|--------------------------|-----------------------------------|--------------------------------------------------|
-| tokens                   | byte-level BPE, 50,265            | WordPiece, 30,522 (English, lower case)          |
-| row of the first position| padding_idx + 1 = 2 (from fairseq)| 0                                                |
-| rows of the position table| 514, of which 512 are used       | 512                                              |
-| token types              | 1                                 | 2: sentence A and B; a document alone is all A   |
-| LayerNorm's epsilon      | 1e-5                              | 1e-12                                            |
-| head="dense"             | a dense layer in every class head | one pooler, trained with BERT, for all of them   |
+|                            | RoBERTa                            | BERT                                           |
+|----------------------------|------------------------------------|------------------------------------------------|
+| tokens                     | byte-level BPE, 50,265             | WordPiece, 30,522 (English, lower case)        |
+| row of the first position  | padding_idx + 1 = 2 (from fairseq) | 0                                              |
+| rows of the position table | 514, of which 512 are used         | 512                                            |
+| token types                | 1                                  | 2: sentence A and B; a document alone is all A |
+| LayerNorm's epsilon        | 1e-5                               | 1e-12                                          |
+| head="dense"               | a dense layer in every class head  | one pooler, trained with BERT, for all of them |
 
 A head reads one token's last hidden state: a class head the document's first token (``<s>``, ``[CLS]``), a token head
 each word's first sub-word. ``head="linear"`` (the paper's §5.4) is dropout and one matrix; ``head="dense"`` is what
