@@ -16,11 +16,12 @@ import torch
 
 from eval.combine import combine
 from eval.config import EvalConfig, load_config
+from eval.gather import ScoreResult
 from eval.plan import EvalPlan, build_model, make_plan
 from eval.progress import Progress
 from eval.report import compare, console, details_table
 from eval.results import Results, field_kinds, versions, write_run
-from eval.score import ScoreResult, score_model
+from eval.score import score_model
 from train.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
 from train.setup import CACHE_DIR
 
