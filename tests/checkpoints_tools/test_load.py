@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints_tools.folder import check_folder, read_header
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import check_fits_preset, check_folder, load_pretrained, open_hf, read_header
+from checkpoints_tools.load import check_fits_preset, load_pretrained, open_hf
 from data.errors import UserError
 from model import get_model_spec
 from model.llama import Llama
@@ -107,8 +108,8 @@ def test_folder_without_config_or_weights(tmp_path, hf_folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no safetensors file"):
         check_folder(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="has .bin files"):
+    (folder / "training_args.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="has .bin files, none of which"):
         check_folder(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="no config.json.*tokenizer.json"):
