@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.encoder_batch import EncoderBatch, dummy_encoder_batch, encoder_batch
 from data.encoder_tokenizer import EncoderTokenizer
 from data.errors import UserError
 from data.example import Example
@@ -73,7 +74,11 @@ class EncoderSampleSet:
         self._word_start = np.concatenate([[0], self.word_end[:-1]]).astype(np.int64)[: len(self.ids)]
         self.lengths = self.end - self._start  # [S] tokens, cls and sep included
         reached = np.concatenate([[0], np.cumsum(self.first_places >= 0)])
+        self.prefix = np.zeros(0, dtype=np.int32)  # what decoders share
+        self.costs = self.lengths  # [S] tokens in a row
         self.reached_words = reached[self.word_end] - reached[self._word_start]  # [S] words that have a place
+
+        self.label_lengths = sum(map(self.n_outputs, self.kinds), np.zeros(len(self), dtype=np.int64))  # [S] all fields
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,6 +101,18 @@ class EncoderSampleSet:
     def n_outputs(self, field: str) -> np.ndarray:
         """``[S]`` how many positions of each sample the field's head reads."""
         return np.ones(len(self), dtype=np.int64) if self.kinds[field] == "class" else self.reached_words
+
+    def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> EncoderBatch:
+        """The micro-batch of these rows of sample indices, padded to ``length`` tokens; there is no prefix to share."""
+        return encoder_batch(self, rows, length)
+
+    def dummy(self) -> EncoderBatch:
+        """Work without a target."""
+        return dummy_encoder_batch(self)
+
+    def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
+        """What there is to predict in these samples, by field."""
+        return {field: int(self.n_outputs(field)[list(indices)].sum()) for field in self.kinds}
 
     def describe(self) -> str:
         """One line for the log: how many samples, how long, how many truncated."""

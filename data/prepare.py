@@ -23,6 +23,7 @@ import numpy as np
 
 from data.errors import UserError
 from data.example import Example
+from data.packing import Batch, build_row, collate, dummy_batch
 from data.prompts import Prompt, Text, encode_pieces
 from data.sample_cache import Arrays, cached
 from data.tasks import Task
@@ -78,6 +79,18 @@ class SampleSet:
     def cost(self, i: int) -> int:
         """Tokens the sample adds to a row behind a shared prefix: ``len(body) + len(label) - 1``."""
         return int(self.costs[i])
+
+    def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> Batch:
+        """The micro-batch of these rows of sample indices, padded to ``length`` tokens."""
+        return collate([build_row(self, row, share_prefix, length) for row in rows])
+
+    def dummy(self) -> Batch:
+        """Work without a target; see `data.packing.dummy_batch`."""
+        return dummy_batch()
+
+    def count_targets(self, indices: Sequence[int]) -> int:
+        """Label tokens of these samples."""
+        return int(self.label_lengths[list(indices)].sum())
 
     def count_longer_than(self, n: int) -> int:
         """How many samples are longer than ``n`` tokens, prefix and label included (a model's trained context)."""
