@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from checkpoints_tools.encoder_config import to_hf_encoder_config
+from checkpoints_tools.export import export_hf
 from data.encoder_prepare import heads_for
 from data.encoder_tokenizer import load_encoder_tokenizer
 from data.errors import UserError
@@ -21,9 +22,9 @@ from data.tasks import TASKS
 from eval.config import DECODER_ONLY, EvalConfig, load_config
 from eval.encoder_plan import from_label_sets, output_labels
 from eval.encoder_score import score_encoder
-from eval.plan import make_plan
+from eval.plan import build_model, make_plan
 from eval.results import read_predictions, read_results
-from model.encoder import ROBERTA_BASE
+from model.encoder import ROBERTA_BASE, Encoder
 from tests.encoder_reference import ours_from, reference, scaled_down
 from tests.encoder_tokenizers import write_roberta
 
@@ -148,3 +149,21 @@ def test_a_whole_run(slots, tmp_path):
     results = read_results(tmp_path / "out")
     assert results.metrics == expected.metrics and results.counts == expected.counts
     assert (results.shots, results.prompt, results.model) == (0, None, "roberta")
+
+
+def test_an_export_of_a_joint_model_says_what_the_model_says(tokenizer_folder, tmp_path):
+    """Several fields have no class in transformers: config.json and the tensors' names alone tell what they are."""
+    joint, tokenizer = TASKS["massive_joint"], load_encoder_tokenizer(tokenizer_folder)
+    config = replace(
+        scaled_down(ROBERTA_BASE, *heads_for(joint)), vocab_size=tokenizer.vocab_size, max_position=40, head="linear"
+    )
+    model = Encoder(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    export_hf(model, config, tokenizer, tmp_path / "export", labels=output_labels(joint))
+    found = plan(tmp_path / "export", limit=12)
+    assert found.task == joint and found.config == config
+    scored = [
+        score_encoder(m, tokenizer, joint, found.examples, max_length=found.row_length).predictions
+        for m in (model, build_model(found, "fp32", torch.device("cpu")))
+    ]
+    assert scored[0] == scored[1] and set(scored[0][0].parsed) == {"intent", "slots"}
