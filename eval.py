@@ -57,6 +57,8 @@ def score(options: EvalConfig) -> None:
         answer = partial(score_model, prompt=plan.prompt.build(plan.task), max_new_tokens=options.max_new_tokens)
         log.info("prompt: %s template, %d shots, %s", plan.prompt.template, len(plan.prompt.shots),
                  "as stored with the checkpoint" if plan.fine_tuned else "built from the options")  # fmt: skip
+    else:
+        log.info("documents are cut to %d tokens, packed into rows of %d", plan.row_length, options.batch_tokens)
     # Tensor parallel, all ranks are one: each runs every example.
     split_model = options.tensor_parallel
     rank, n_shares = (0, 1) if split_model else (world.rank, world.size)
