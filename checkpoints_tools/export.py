@@ -1,16 +1,16 @@
-"""From a trained model, sharded or not, to a Hugging Face folder that transformers and vLLM load as it is.
+"""From a trained model, sharded or not, to a Hugging Face folder that transformers (and vLLM, a Llama) loads as it is.
 
 Tensors leave one at a time: each is gathered from all ranks, taken by rank 0 and dropped, so that beside the model no
 rank holds more than one tensor, and rank 0 one file's worth.
 
 What an encoder becomes depends on its heads (`checkpoints_tools.encoder_config.hf_architecture`):
 
-| heads                     | class in transformers           | which loads                                          |
-|---------------------------|---------------------------------|------------------------------------------------------|
-| one class field, "dense"  | ...ForSequenceClassification    | all of it: the same logits                           |
-| one token field           | ...ForTokenClassification       | all of it: the same logits                           |
-| one class field, "linear" | RobertaModel, BertModel         | the encoder; ``heads.<field>.*`` it reports and skips |
-| several fields            | RobertaModel, BertModel         | the same                                             |
+| heads                     | class in transformers        | which loads                                           |
+|---------------------------|------------------------------|-------------------------------------------------------|
+| one class field, "dense"  | ...ForSequenceClassification | all of it: the same logits                            |
+| one token field           | ...ForTokenClassification    | all of it: the same logits                            |
+| one class field, "linear" | RobertaModel, BertModel      | the encoder; ``heads.<field>.*`` it reports and skips |
+| several fields            | RobertaModel, BertModel      | the same                                              |
 
 transformers has no class with a linear layer straight on a document's first token; whoever wants to apply ours outside
 this code takes ``last_hidden_state[:, 0] @ weight.T + bias``.

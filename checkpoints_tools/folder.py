@@ -119,8 +119,12 @@ def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:
         if repo.startswith("meta-llama/")
         else ""
     )
-    variant = " (an Instruct variant)" if family == "llama" else ""
-    return f"{gate}To download{variant}: hf download {repo} --exclude 'original/*' --local-dir {folder}"
+    if family == "llama":
+        return (
+            f"{gate}To download (an Instruct variant): hf download {repo} --exclude 'original/*' --local-dir {folder}"
+        )
+    # The repositories of encoders hold the same weights once more for each of five frameworks.
+    return f"To download: hf download {repo} --include '*.json' '*.txt' '*.safetensors' --local-dir {folder}"
 
 
 def _refuse_other_formats(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -150,25 +151,27 @@ def test_tensorflows_names(tmp_path):
     assert same_encoder(loaded(tmp_path, BERT), hf)
 
 
-@pytest.mark.parametrize("ending", ["archive", "legacy", "sharded"])
+@pytest.mark.parametrize("ending", ["archive", "legacy", "sharded", "sharded, no index"])
 def test_pytorch_files(ending, tmp_path, bare):
     folder, hf = bare
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    if ending == "sharded":
-        names = sorted(tensors)
-        for k, part in enumerate((names[:10], names[10:]), start=1):
-            torch.save({name: tensors[name] for name in part}, folder / f"pytorch_model-0000{k}-of-00002.bin")
+    (folder / "training_args.bin").write_bytes(b"none of the weights")
+    if ending.startswith("sharded"):
+        where = {name: f"pytorch_model-0000{1 + k % 2}-of-00002.bin" for k, name in enumerate(tensors)}
+        for file in set(where.values()):
+            torch.save({name: tensors[name] for name in tensors if where[name] == file}, folder / file)
+        if ending == "sharded":  # else the files' numbers alone say that all are there
+            index = {"metadata": {}, "weight_map": where}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     else:
         archive = ending == "archive"
         torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=archive)
-    if ending == "sharded":
-        assert len(check_folder(folder).tensors) == len(tensors)  # by their numbering, without an index
-        (folder / "model.safetensors").touch()  # an interrupted download of the other format comes first
-        with pytest.raises(UserError, match="empty"):
-            check_folder(folder)
-        return
     assert same_encoder(loaded(folder, ROBERTA), hf)
+    if ending.startswith("sharded"):
+        (folder / "pytorch_model-00002-of-00002.bin").unlink()
+        with pytest.raises(UserError, match="1 of its 2 weight files are missing: pytorch_model-00002-of-00002.bin"):
+            check_folder(folder)
 
 
 def test_damaged_and_dangerous_pytorch_files(bare):

@@ -82,6 +82,15 @@ def test_old_stored_frequencies_and_stored_tied_head_are_accepted(hf_folder, hel
         open_hf(folder)
 
 
+def test_pytorchs_own_file_gives_the_same_model(hf_folder, helpers):
+    folder, reference = hf_folder(tie_word_embeddings=True)
+    expected = helpers.ours(helpers.load(folder), helpers.tokens())
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, folder / "pytorch_model.bin")
+    assert torch.equal(helpers.ours(helpers.load(folder), helpers.tokens()), expected)
+
+
 def test_speed_is_logged(hf_folder, helpers, caplog):
     with caplog.at_level(logging.INFO):
         helpers.load(hf_folder()[0])
