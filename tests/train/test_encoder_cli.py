@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import TICKETS
+from safetensors.torch import load_file
 
 from data.errors import UserError
 from data.source import load_examples
@@ -110,3 +111,20 @@ def test_resumed_from_a_checkpoint(encoder_args: list[str], world, tmp_path: Pat
     resumed.run()
     for p, q in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p.full_tensor(), q.full_tensor())
+
+
+def test_two_ranks_resume_with_dropout(encoder_args: list[str], launch, tmp_path: Path) -> None:
+    """With scoring in between, which draws nothing; each rank goes on with its own random numbers."""
+    train = Path(__file__).resolve().parents[2] / "train.py"
+    args = [*encoder_args, "--export_dtype", "fp32", "--save_every", "5", "--holdout", "0.2", "--eval_every", "4"]
+    assert (done := launch(train, *args, ranks=2)).returncode == 0, done.stderr
+    straight = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    for file in (newest := tmp_path / "run" / "checkpoints" / "step_000015").iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert (done := launch(train, *args, "--resume", ranks=2)).returncode == 0, done.stderr
+    assert "resuming after step 10" in done.stdout
+    resumed = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    assert straight.keys() == resumed.keys() and all(straight[name].equal(resumed[name]) for name in straight)
+    states = [torch.load(newest / f"rng_0000{rank}.pt", weights_only=True)["torch"] for rank in (0, 1)]
+    assert not states[0].equal(states[1]), "ranks draw from streams of their own"
