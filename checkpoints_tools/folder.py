@@ -8,7 +8,6 @@ cannot be mapped: those are read whole.
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import re
 import struct
@@ -28,8 +27,6 @@ from data.errors import UserError
 
 if TYPE_CHECKING:
     from model import ModelSpec
-
-log = logging.getLogger(__name__)
 
 SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Of each format: how its files end, what a single file is called, and the list of several.
