@@ -1,4 +1,4 @@
-"""Score a model on a task by what it emits: `python eval.py --help`, or under torchrun on several ranks.
+"""Score a model on a task, by what it emits or by its heads: `python eval.py --help`, or under torchrun on many ranks.
 
 python eval.py --model smollm2_135m --checkpoint checkpoints/smollm2_135m --task massive_joint --data sample
 python eval.py --model smollm2_135m --checkpoint runs/demo/export --data sample
@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from eval.combine import combine
 from eval.config import EvalConfig, load_config
+from eval.encoder_score import score_encoder
+from eval.gather import ScoreResult
 from eval.plan import EvalPlan, build_model, make_plan
 from eval.progress import Progress
 from eval.report import compare, console, details_table
 from eval.results import Results, field_kinds, versions, write_run
-from eval.score import ScoreResult, score_model
+from eval.score import score_model
 from train.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
 from train.setup import CACHE_DIR
 
@@ -49,24 +52,27 @@ def score(options: EvalConfig) -> None:
     precision = resolve_precision(options.precision, device.type)
     log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", plan.weights.path, plan.task.name,
              options.split, len(plan.examples), precision, world.size, device.type)  # fmt: skip
-    log.info("prompt: %s template, %d shots, %s", plan.prompt.template, len(plan.prompt.shots),
-             "as stored with the checkpoint" if plan.fine_tuned else "built from the options")  # fmt: skip
+    answer = score_encoder
+    if plan.prompt is not None:
+        answer = partial(score_model, prompt=plan.prompt.build(plan.task), max_new_tokens=options.max_new_tokens)
+        log.info("prompt: %s template, %d shots, %s", plan.prompt.template, len(plan.prompt.shots),
+                 "as stored with the checkpoint" if plan.fine_tuned else "built from the options")  # fmt: skip
+    else:
+        log.info("documents are cut to %d tokens, packed into rows of %d", plan.row_length, options.batch_tokens)
     # Tensor parallel, all ranks are one: each runs every example.
     split_model = options.tensor_parallel
     rank, n_shares = (0, 1) if split_model else (world.rank, world.size)
     model = build_model(plan, precision, device, world.mesh if split_model else None)
     with Progress(len(plan.examples), n_shares, show=world.is_main) as progress:
-        result = score_model(
+        result = answer(
             model,
             plan.tokenizer,
             plan.task,
-            plan.prompt.build(plan.task),
-            plan.examples,
+            examples=plan.examples,
             max_length=plan.row_length,
             device=device,
             rank=rank,
             world_size=n_shares,
-            max_new_tokens=options.max_new_tokens,
             max_batch_tokens=options.batch_tokens,
             cache_dir=options.cache_dir or CACHE_DIR,
             progress=progress.advance,
@@ -92,8 +98,8 @@ def describe(
         metrics=result.metrics,
         model=plan.spec.name,
         checkpoint=plan.weights.name,
-        shots=len(plan.prompt.shots),
-        prompt=plan.prompt.record(),
+        shots=len(plan.prompt.shots) if plan.prompt is not None else 0,
+        prompt=plan.prompt.record() if plan.prompt is not None else None,
         counts=result.counts,
         cost=result.cost,
         settings={

@@ -29,6 +29,7 @@ from checkpoints_tools.source import Source, check_source, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, staged_folder
 from data.errors import UserError
+from model.encoder import EncoderConfig
 
 
 @dataclass
@@ -90,6 +91,8 @@ def convert(
     """
     refuse_non_empty(dst)
     source = open_source(src, own_tokenizer=tokenizer is None)
+    if isinstance(source.config, EncoderConfig):
+        raise UserError(f"{src} is an encoder's folder; train.py --checkpoint takes it as it is")
     check_source(source)
     to = source.dtype if dtype == "keep" else DTYPES[dtype]
     with staged_folder(dst) as folder:

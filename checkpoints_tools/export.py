@@ -1,7 +1,19 @@
-"""From a trained model, sharded or not, to a Hugging Face folder that transformers and vLLM load as it is.
+"""From a trained model, sharded or not, to a Hugging Face folder that transformers (and vLLM, a Llama) loads as it is.
 
 Tensors leave one at a time: each is gathered from all ranks, taken by rank 0 and dropped, so that beside the model no
 rank holds more than one tensor, and rank 0 one file's worth.
+
+What an encoder becomes depends on its heads (`checkpoints_tools.encoder_config.hf_architecture`):
+
+| heads                     | class in transformers        | which loads                                           |
+|---------------------------|------------------------------|-------------------------------------------------------|
+| one class field, "dense"  | ...ForSequenceClassification | all of it: the same logits                            |
+| one token field           | ...ForTokenClassification    | all of it: the same logits                            |
+| one class field, "linear" | RobertaModel, BertModel      | the encoder; ``heads.<field>.*`` it reports and skips |
+| several fields            | RobertaModel, BertModel      | the same                                              |
+
+transformers has no class with a linear layer straight on a document's first token; whoever wants to apply ours outside
+this code takes ``last_hidden_state[:, 0] @ weight.T + bias``.
 """
 
 from __future__ import annotations
@@ -15,25 +27,30 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from checkpoints_tools.hf_config import write_config
+from checkpoints_tools.encoder_config import to_hf_encoder_config
+from checkpoints_tools.encoder_keys import encoder_to_theirs
+from checkpoints_tools.hf_config import write_config, write_json
 from checkpoints_tools.key_maps import LLAMA_HF, to_theirs
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.writer import SHARD_BYTES, ShardWriter, refuse_non_empty, staged_folder
+from data.encoder_tokenizer import EncoderTokenizer
 from data.fewshot import PromptSpec
 from data.prompts import TEMPLATES, encode_pieces
 from data.tokenizer import Tokenizer
+from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 
 
 def export_hf(
     model: nn.Module | Iterable[tuple[str, Tensor]],
-    config: LlamaConfig,
-    tokenizer: Tokenizer,
+    config: LlamaConfig | EncoderConfig,
+    tokenizer: Tokenizer | EncoderTokenizer,
     folder: Path | str,
     dtype: torch.dtype | None = None,
     prompt_spec: PromptSpec | None = None,
     shard_bytes: int = SHARD_BYTES,
     key_map: dict[str, str] = LLAMA_HF,
+    labels: dict[str, list[str]] | None = None,
 ) -> None:
     """Write config, weights, tokenizer and prompt; every rank of the process group, if there is one, calls this.
 
@@ -47,12 +64,16 @@ def export_hf(
         prompt_spec: what the model was trained on, stored as ``prompt.json``; its template's end of turn joins the
             tokens that ``generation_config.json`` lists as ending an answer.
         shard_bytes: largest size of one file.
-        key_map: our names → the folder's.
+        key_map: our names → the folder's, for a Llama.
+        labels: an encoder's, which needs them: field → what each of its head's outputs stands for, in order (of a
+            token field the tags).
 
     Raises:
         UserError: ``folder`` is not empty.
     """
     folder = Path(folder)
+    is_encoder = isinstance(config, EncoderConfig)
+    assert not is_encoder or not config.heads or labels is not None, "an encoder's heads need their labels"
     refuse_non_empty(folder)  # on every rank: one that fails alone would leave the others waiting
     if dist.is_initialized():
         dist.barrier()
@@ -66,10 +87,16 @@ def export_hf(
             for name, tensor in state:
                 whole = _whole(tensor, dtype)
                 stored = stored or whole.dtype
-                writer.add(to_theirs(clean_name(name), key_map), whole)
+                name = clean_name(name)
+                writer.add(encoder_to_theirs(name, config) if is_encoder else to_theirs(name, key_map), whole)
             assert stored is not None, "a model without parameters"
             writer.close()
-            write_config(staging, config, stored, token_ids(tokenizer, prompt_spec))
+            if is_encoder:
+                ids = {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
+                ids = {"pad_token_id": tokenizer.pad_id} | (ids if config.family == "roberta" else {})
+                write_json(staging / "config.json", to_hf_encoder_config(config, stored, labels or {}, ids))
+            else:
+                write_config(staging, config, stored, token_ids(tokenizer, prompt_spec))
             tokenizer.save(staging)
             if prompt_spec is not None:
                 prompt_spec.save(staging)

@@ -1,5 +1,7 @@
 """``config.json`` of a Hugging Face Llama folder ⇄ our `LlamaConfig`, and ``generation_config.json``.
 
+`read_config` reads encoders' too; what is particular to them is in `checkpoints_tools.encoder_config`.
+
 Reading collects every contradiction and reports them together. Writing produces the keys that transformers 4 and 5
 and vLLM all read (``rope_theta`` and ``rope_scaling`` at the top level, ``torch_dtype``); reading takes these and
 what transformers 5 writes itself (``rope_parameters``, ``dtype``).
@@ -14,7 +16,9 @@ from typing import Any
 
 import torch
 
+from checkpoints_tools.encoder_config import FAMILIES, parse_encoder_config
 from data.errors import UserError
+from model.encoder import EncoderConfig
 from model.llama import LlamaConfig, RopeScaling
 
 DTYPES = {
@@ -38,23 +42,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_config(folder: Path | str) -> LlamaConfig:
-    """Read and validate ``config.json`` of a folder.
+def read_config(folder: Path | str) -> LlamaConfig | EncoderConfig:
+    """Read and validate ``config.json`` of a folder: a Llama, a RoBERTa or a BERT.
 
     Raises:
-        UserError: no such file, not a Llama, or numbers that contradict each other (all of them, in one message).
+        UserError: no such file, another architecture, or numbers that contradict each other (all in one message).
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {folder}: not a checkpoint folder, or only half downloaded")
-    return parse_config(read_json(path), where=str(path))
+    raw = read_json(path)
+    parse = parse_encoder_config if raw.get("model_type") in FAMILIES else parse_config
+    return parse(raw, where=str(path))
 
 
 def parse_config(raw: dict[str, Any], where: str = "config.json") -> LlamaConfig:
     """Turn the contents of a ``config.json`` into a `LlamaConfig`; see `read_config`."""
     problems = _architecture_problems(raw)
     if problems:  # the numbers of another architecture mean nothing to us
-        raise UserError(f"{where} is not a Llama we can run:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError(f"{where} is not a model we can run:\n" + "\n".join(f"  - {p}" for p in problems))
 
     def number(key: str, default: int | None = None) -> int:
         value = raw.get(key, default)
@@ -102,7 +108,10 @@ def _architecture_problems(raw: dict[str, Any]) -> list[str]:
     problems = []
     kind, names = raw.get("model_type"), raw.get("architectures") or []
     if kind != "llama" or any(name != "LlamaForCausalLM" for name in names):
-        problems.append(f"model_type is {kind!r} and architectures {names}; this code runs 'llama' / LlamaForCausalLM")
+        problems.append(
+            f"model_type is {kind!r} and architectures {names}; this code runs 'llama' / LlamaForCausalLM and the "
+            f"encoders {', '.join(map(repr, FAMILIES))}"
+        )
         return problems
     if raw.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act is {raw['hidden_act']!r}; Llama's feed-forward uses 'silu'")
@@ -227,8 +236,20 @@ def write_json(path: Path, contents: dict[str, Any]) -> None:
     path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def differences(found: LlamaConfig, expected: LlamaConfig, ignore: tuple[str, ...] = ()) -> list[str]:
-    """Where two configs differ, one line a field: ``"n_kv_heads: 8 (expected 32)"``. None equals the default width."""
+def family_of(config: LlamaConfig | EncoderConfig) -> str:
+    """Which architecture a config is of: "llama", "roberta" or "bert"."""
+    return "llama" if isinstance(config, LlamaConfig) else config.family
+
+
+def differences(
+    found: LlamaConfig | EncoderConfig, expected: LlamaConfig | EncoderConfig, ignore: tuple[str, ...] = ()
+) -> list[str]:
+    """Where two configs differ, one line a field: ``"n_kv_heads: 8 (expected 32)"``. None equals the default width.
+
+    Of two architectures only that is said: their numbers mean different things.
+    """
+    if family_of(found) != family_of(expected):
+        return [f"architecture: {family_of(found)} (expected {family_of(expected)})"]
     pairs = []
     for field in dataclasses.fields(found):
         a, b = getattr(found, field.name), getattr(expected, field.name)

@@ -73,7 +73,8 @@ def template(name: str) -> str:
     return _NUMBER.sub("{i}", name, count=1)
 
 
-def _translate(name: str, table: dict[str, str]) -> str | None:
+def translate(name: str, table: dict[str, str]) -> str | None:
+    """A name by a table of templates; None where the table lacks it."""
     found = table.get(template(name))
     number = _NUMBER.search(name)
     return found if found is None or number is None else found.replace("{i}", number.group())
@@ -81,7 +82,7 @@ def _translate(name: str, table: dict[str, str]) -> str | None:
 
 def to_theirs(name: str, table: dict[str, str] = LLAMA_HF) -> str:
     """Our parameter name → the format's. A name of ours that the table lacks is a bug in the table."""
-    found = _translate(name, table)
+    found = translate(name, table)
     assert found is not None, f"parameter {name!r} has no entry in the key map"
     return found
 
@@ -94,7 +95,7 @@ def to_ours(name: str, table: dict[str, str] = LLAMA_HF) -> str | None:
     """
     if template(name) in IGNORED:
         return None
-    found = _translate(name, {theirs: ours for ours, theirs in table.items()})
+    found = translate(name, {theirs: ours for ours, theirs in table.items()})
     if found is None:
         raise UserError(f"tensor {name!r} is none of a Llama's: this checkpoint holds another architecture")
     return found
@@ -112,7 +113,7 @@ def rename_all(names: list[str], table: dict[str, str] = LLAMA_HF) -> tuple[dict
     for name in names:
         if template(name) in IGNORED:
             continue
-        ours = _translate(name, inverse)
+        ours = translate(name, inverse)
         if ours is None:
             unknown.append(name)
         else:

@@ -1,129 +1,81 @@
 """From a Hugging Face folder into a model: every rank reads only its own slice of each tensor, straight from disk.
 
-`check_folder` looks at names and sizes only and says what is wrong with a folder before anything else starts;
-`check_fits_preset` says whether it is the model it is called by; `load_pretrained` fills a model; `open_hf` is the same
-folder as a `Source`, for conversion and inspection.
+`check_fits_preset` says whether a folder is the model it is called by; `load_pretrained` fills a model; `open_hf` is
+the same folder as a `Source`, for conversion and inspection. Whether a folder is whole is said by
+`checkpoints_tools.folder`.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import re
-import struct
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from rich.progress import track
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from checkpoints_tools.hf_config import differences, read_config, read_dtype, read_json, read_token_ids
+from checkpoints_tools.encoder_keys import match_tensors
+from checkpoints_tools.folder import SAFETENSORS_DTYPES, Folder, check_folder, open_tensors
+from checkpoints_tools.hf_config import differences, family_of, read_config, read_dtype, read_token_ids
 from checkpoints_tools.key_maps import LLAMA_HF, rename_all
-from checkpoints_tools.source import Source, TensorInfo, compare_tensors, raise_problems
+from checkpoints_tools.source import Source, compare_tensors, is_tied, raise_problems
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from data.errors import UserError
+from model.encoder import Encoder, EncoderConfig
 
 if TYPE_CHECKING:
+    from data.encoder_tokenizer import EncoderTokenizer
     from data.tokenizer import Tokenizer
     from model import ModelSpec
     from model.llama import LlamaConfig
 
 log = logging.getLogger(__name__)
 
-INDEX = "model.safetensors.index.json"
-SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # What wrappers put into parameter names (activation checkpointing, torch.compile).
 _WRAPPERS = re.compile(r"_checkpoint_wrapped_module\.|_orig_mod\.")
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A checked Hugging Face folder: their tensor name → what is stored, and in which file."""
-
-    path: Path
-    tensors: dict[str, TensorInfo]
-    files: dict[str, Path]
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(file.stat().st_size for file in set(self.files.values()))
-
-
-def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
-    """Check that a Hugging Face folder is there and whole; reads names and sizes, no weights.
-
-    Args:
-        folder: holds config.json and safetensors.
-        spec: whose weights are wanted; only makes the message say where to get them.
-
-    Returns:
-        what the folder holds.
-
-    Raises:
-        UserError: no such folder, no config.json, shards missing, empty or truncated, pointers instead of files.
-            All damaged files are named at once, with how to get them.
-    """
-    folder = Path(folder)
-    how = how_to_get(folder, spec)
-    if not folder.is_dir():
-        beside = sorted(str(p.parent) for p in folder.absolute().parent.glob("*/config.json"))
-        found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
-        raise UserError(f"no checkpoint folder {folder}.{found}\n{how}")
-    _refuse_other_formats(folder)
-    if not (folder / "config.json").is_file():
-        there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
-        raise UserError(f"{folder} has no config.json, so it is no checkpoint folder; it holds {there}.\n{how}")
-    paths = _weight_files(folder, how)
-    tensors: dict[str, TensorInfo] = {}
-    files: dict[str, Path] = {}
-    problems: list[str] = []
-    for path in paths:
-        try:
-            header = read_header(path)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        tensors |= header
-        files |= dict.fromkeys(header, path)
-    if problems:
-        raise UserError(f"{folder} is not a whole checkpoint:\n" + "\n".join(f"  - {p}" for p in problems) + f"\n{how}")
-    if (folder / INDEX).is_file():
-        listed = read_json(folder / INDEX)["weight_map"]
-        raise_problems(
-            str(folder), [f"{INDEX} lists {name}, {listed[name]} lacks it" for name in listed if name not in files]
-        )
-    kinds = sorted({info.dtype for info in tensors.values()} - SAFETENSORS_DTYPES.keys())
-    if kinds:
-        raise UserError(f"{folder} stores weights as {', '.join(kinds)}; full fine-tuning needs F32, BF16 or F16")
-    return Folder(folder, tensors, files)
+# What an encoder's config says of training and of heads: not a property of the pretrained weights.
+_OF_THE_TASK = ("heads", "head", "dropout", "attention_dropout")
 
 
 def check_fits_preset(
-    config: LlamaConfig, tokenizer: Tokenizer, spec: ModelSpec, folder: Path | str, allow_mismatch: bool = False
+    config: LlamaConfig | EncoderConfig,
+    tokenizer: Tokenizer | EncoderTokenizer,
+    spec: ModelSpec,
+    folder: Path | str,
+    allow_mismatch: bool = False,
 ) -> None:
     """Check that a checkpoint is the model it is called by, and that its tokenizer belongs to it.
 
     Args:
         config: the checkpoint's own numbers; ``max_position`` may differ from the preset's, and for debug models, which
-            take the vocabulary of whatever tokenizer they are trained with, the vocabulary.
+            take the vocabulary of whatever tokenizer they are trained with, the vocabulary; so may what an encoder's
+            task decides: its heads and dropout.
         tokenizer: its tokenizer; it may know fewer tokens than the model, not more.
         spec: the preset; one without numbers is whatever the checkpoint is.
         folder: for messages.
         allow_mismatch: take the checkpoint's numbers even where they differ from the preset's.
 
     Raises:
-        UserError: names every number that differs, or both vocabularies.
+        UserError: another architecture, whatever is allowed; else names every number that differs, or both
+            vocabularies.
     """
-    ignore = ("max_position", "vocab_size") if spec.recipe == "debug" else ("max_position",)
+    if family_of(config) != spec.family:
+        raise UserError(
+            f"{folder} holds a model of the '{family_of(config)}' architecture, --model {spec.name} is of "
+            f"'{spec.family}'. --model {family_of(config)} takes any checkpoint of that architecture."
+        )
+    ignore = ("max_position", "vocab_size") if spec.recipe.endswith("debug") else ("max_position",)
+    ignore += _OF_THE_TASK if spec.kind == "encoder" else ()
     found = differences(config, spec.config, ignore=ignore) if spec.config is not None else []
     if found and not allow_mismatch:
         raise UserError(
@@ -135,95 +87,11 @@ def check_fits_preset(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model's embedding only "
             f"{config.vocab_size:,}: files of two different checkpoints?"
         )
-
-
-def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:
-    """How to download the weights of a model, in two lines; Llama's own are gated behind a licence."""
-    repo = spec.hf_repo if spec is not None and spec.hf_repo else "meta-llama/Meta-Llama-3-8B-Instruct"
-    gate = (
-        f"Llama's weights are gated: accept the licence at https://huggingface.co/{repo}, then `hf auth login`.\n"
-        if repo.startswith("meta-llama/")
-        else ""
-    )
-    return f"{gate}To download (an Instruct variant): hf download {repo} --exclude 'original/*' --local-dir {folder}"
-
-
-def _refuse_other_formats(folder: Path) -> None:
-    kind = None
-    if not any(folder.glob("*.safetensors")):
-        if (folder / "params.json").is_file() and any(folder.glob("consolidated.*.pth")):
-            kind = "a checkpoint in Meta's own format"
-        elif any(folder.glob("*.gguf")):
-            kind = "a GGUF file"
-    if kind:
+    if family_of(config) == "roberta" and tokenizer.pad_id + 1 != config.position_offset:
         raise UserError(
-            f"{folder} holds {kind}; convert it first: python -m checkpoints_tools.convert {folder} NEW_FOLDER"
+            f"{folder}: the tokenizer's padding token has id {tokenizer.pad_id}, but pad_token_id in config.json, from "
+            f"which RoBERTa counts positions, is {config.position_offset - 1}: files of two different checkpoints?"
         )
-
-
-def _weight_files(folder: Path, how: str) -> list[Path]:
-    """The safetensors files that make up the checkpoint; UserError naming those that are missing."""
-    partial = sorted(folder.glob(".cache/huggingface/download/*.incomplete"))
-    note = f" ({len(partial)} unfinished downloads lie in {partial[0].parent})" if partial else ""
-    there = sorted(path.name for path in folder.glob("*.safetensors"))
-    numbered = [m for name in there if (m := re.fullmatch(r"(.+)-(\d+)-of-(\d+)\.safetensors", name))]
-    if (folder / INDEX).is_file():
-        wanted = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        if not wanted:
-            raise UserError(f"{folder / INDEX} lists no files: it is damaged.\n{how}")
-    elif "model.safetensors" in there:
-        wanted = ["model.safetensors"]
-    elif numbered:  # without the index we can still tell whether all are there
-        stem, width, total = numbered[0][1], len(numbered[0][2]), numbered[0][3]
-        wanted = [f"{stem}-{k:0{width}d}-of-{total}.safetensors" for k in range(1, int(total) + 1)]
-    elif len(there) == 1:
-        wanted = there
-    else:
-        bins = any(folder.glob("*.bin"))
-        hint = " (it has .bin files; get the safetensors of the same repository)" if bins else ""
-        found = f"{len(there)} unrelated safetensors files" if there else "no safetensors file"
-        raise UserError(f"{folder} has {found}{hint}{note}.\n{how}")
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if missing:
-        names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
-        raise UserError(
-            f"{folder} is half downloaded: {len(missing)} of its {len(wanted)} weight files are missing: {names}{note}."
-            f"\n{how}"
-        )
-    return [folder / name for name in wanted]
-
-
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, shapes and dtypes in a safetensors file, checked against the file's size.
-
-    The format: 8 bytes little-endian N, N bytes of JSON, then the data the JSON's offsets point into.
-
-    Raises:
-        UserError: empty, a git-lfs pointer, truncated, or not safetensors at all.
-    """
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"{path} is empty (0 bytes): the download stopped, or the disk was full")
-    with open(path, "rb") as file:
-        start = file.read(8)
-        if start == b"version ":
-            raise UserError(f"{path} is a git-lfs pointer of {size} bytes, not the weights: run `git lfs pull` there")
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if length < 2 or length > 100_000_000:
-            raise UserError(f"{path} is not a safetensors file (it begins with {start!r})")
-        if 8 + length > size:
-            raise UserError(f"{path} is truncated: its header alone takes {8 + length:,} bytes, the file has {size:,}")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            found = {name: TensorInfo(tuple(x["shape"]), x["dtype"]) for name, x in header.items()}
-            end = 8 + length + max((x["data_offsets"][1] for x in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} has a damaged safetensors header ({error!r})") from None
-    if end != size:
-        what = "truncated" if end > size else "damaged"
-        raise UserError(f"{path} is {what}: {size:,} bytes where its header says {end:,}")
-    return found
 
 
 def clean_name(name: str) -> str:
@@ -238,6 +106,7 @@ def load_pretrained(
     *,
     check_config: bool = True,
     key_map: dict[str, str] = LLAMA_HF,
+    seed: int = 0,
 ) -> None:
     """Fill a model's parameters from a Hugging Face folder, cast to the parameters' own dtype.
 
@@ -245,59 +114,118 @@ def load_pretrained(
     FSDP2 and tensor parallelism make them) a rank reads only its own slice, so at no time does any rank hold more
     than its slice of one tensor beside the model.
 
+    An encoder's heads are read where the folder has heads for the same fields; the others start fresh, and the log
+    says so, as it says what in the folder was not read.
+
     Args:
         model: ours, its parameters allocated (``to_empty``, then ``init_weights`` for the buffers); plain or sharded.
         folder: see `check_folder`.
         spec: whose weights these are, for messages.
         check_config: also demand that ``config.json`` describes the same model: shapes alone would not notice
-            another rope_theta. ``max_position`` may differ.
-        key_map: our names → the folder's.
+            another rope_theta. A Llama's ``max_position`` may differ. Encoders are always checked.
+        key_map: our names → the folder's, for a Llama.
+        seed: of fresh heads, which are the same on any number of ranks.
 
     Raises:
-        UserError: a bad folder, or tensors missing, unexpected or misshapen (all of them are named).
+        UserError: a bad folder, tensors missing, unexpected or misshapen (all of them are named), or heads for the
+            same fields that are of other sizes.
     """
     start = time.perf_counter()
     checkpoint = check_folder(folder, spec)
-    if check_config:
-        found = differences(read_config(folder), model.config, ignore=("max_position",))
-        if found:
-            raise UserError(f"{folder}/config.json describes another model than the one to load: {'; '.join(found)}")
     parameters = {clean_name(name): p for name, p in model.named_parameters()}
+    if isinstance(model.config, EncoderConfig):
+        names, fresh = _match_encoder(checkpoint, model.config, parameters)
+    else:
+        if check_config:
+            _check_same(read_config(folder), model.config, folder, ignore=("max_position",))
+        names, fresh = _match_llama(checkpoint, parameters, key_map), {}
+
+    by_file: dict[Path, list[str]] = defaultdict(list)
+    for name in parameters.keys() - fresh.keys():
+        by_file[checkpoint.files[names[name]]].append(name)
+    work = [(path, name) for path in sorted(by_file) for name in sorted(by_file[path])]
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    read, opened = None, None
+    n_read = 0
+    for path, name in track(work, description="loading weights", disable=not is_main or checkpoint.n_bytes < 2e9):
+        if path != opened:
+            read, opened = open_tensors(path), path
+        n_read += _fill(parameters[name], read(names[name]))
+    whole = new_heads(model.config, seed) if fresh else {}
+    for name, parameter in fresh.items():
+        _fill(parameter, whole[name])
+    seconds = time.perf_counter() - start
+    if is_main:
+        if fresh:
+            log.info("fresh weights, as %s has none: %s", folder, ", ".join(fresh))
+        log.info("loaded %s: %.2f GB read in %.1f s (%.2f s/GB)", folder, n_read / 1e9, seconds, seconds / n_read * 1e9)
+
+
+def _check_same(
+    found: LlamaConfig | EncoderConfig, wanted: LlamaConfig | EncoderConfig, folder: Path | str, ignore: tuple[str, ...]
+) -> None:
+    lines = differences(found, wanted, ignore)
+    if lines:
+        raise UserError(f"{folder}/config.json describes another model than the one to load: {'; '.join(lines)}")
+
+
+def _match_llama(checkpoint: Folder, parameters: dict[str, Tensor], key_map: dict[str, str]) -> dict[str, str]:
+    """{our name: the folder's}; UserError naming all tensors that do not fit."""
     names, unknown = rename_all(list(checkpoint.tensors), key_map)
     shapes = {ours: checkpoint.tensors[theirs].shape for ours, theirs in names.items()}
     tied = "head.weight" not in parameters
     problems = [f"unexpected: {name} {list(checkpoint.tensors[name].shape)}" for name in unknown]
     problems += compare_tensors(shapes, {name: tuple(p.shape) for name, p in parameters.items()}, tied)
-    raise_problems(str(folder), problems)
+    raise_problems(str(checkpoint.path), problems)
     if tied and "head.weight" in names:
         _check_tied(checkpoint, names["embed.weight"], names["head.weight"])
+    return names
 
-    by_file: dict[Path, list[str]] = defaultdict(list)
-    for name in parameters:
-        by_file[checkpoint.files[names[name]]].append(name)
-    work = [(path, name) for path in sorted(by_file) for name in by_file[path]]
-    quiet = int(os.environ.get("RANK", "0")) != 0 or checkpoint.n_bytes < 2e9
-    handle, opened = None, None
-    n_read = 0
-    for path, name in track(work, description="loading weights", disable=quiet):
-        if path != opened:
-            handle, opened = safe_open(path, framework="pt"), path
-        n_read += _fill(parameters[name], handle, names[name])
-    seconds = time.perf_counter() - start
-    if int(os.environ.get("RANK", "0")) == 0:
-        log.info("loaded %s: %.2f GB read in %.1f s (%.2f s/GB)", folder, n_read / 1e9, seconds, seconds / n_read * 1e9)
+
+def _match_encoder(
+    checkpoint: Folder, config: EncoderConfig, parameters: dict[str, Tensor]
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """{our name: the folder's}, and the parameters that the folder rightly lacks; UserError for all that do not fit."""
+    folder = checkpoint.path
+    stored = read_config(folder)
+    _check_same(stored, config, folder, ignore=_OF_THE_TASK)
+    matched = match_tensors(checkpoint.tensors, stored, config, str(folder))
+    starts = tuple(f"heads.{head.key}." for head in matched.fresh)
+    if "pooler.weight" not in matched.names and {h for h in config.heads if h.kind == "class"} <= set(matched.fresh):
+        starts += ("pooler.",)  # saved without it; no head has learned to read it yet
+    fresh = {name: p for name, p in parameters.items() if name.startswith(starts)}
+    shapes = {ours: checkpoint.tensors[theirs].shape for ours, theirs in matched.names.items()}
+    problems = [f"unexpected: {name} {list(checkpoint.tensors[name].shape)}" for name in matched.unknown]
+    expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in fresh}
+    raise_problems(str(folder), problems + compare_tensors(shapes, expected, tied=False))
+    if matched.ignored and int(os.environ.get("RANK", "0")) == 0:
+        listed = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", name) for name in matched.ignored)
+        log.info("not read, as the model has no use for it: %s of %s", ", ".join(sorted(listed)), folder)
+    return matched.names, fresh
+
+
+def new_heads(config: EncoderConfig, seed: int) -> dict[str, Tensor]:
+    """Parameter name → its start, for all that stands on top of the encoder; depends on the seed alone."""
+    with torch.device("meta"):  # nothing is drawn from the global random state
+        top = Encoder(replace(config, n_layers=0, vocab_size=1, max_position=1))
+    top.to_empty(device="cpu").init_weights(torch.Generator().manual_seed(seed))
+    return {name: p.detach() for name, p in top.named_parameters() if name.startswith(("heads.", "pooler."))}
 
 
 @torch.no_grad()
-def _fill(parameter: Tensor, handle: safe_open, name: str) -> int:
-    """Copy a parameter's slice (all of it, unless it is sharded) from an open file; returns the bytes read."""
+def _fill(parameter: Tensor, stored: Tensor) -> int:
+    """Copy a parameter's slice (all of it, unless it is sharded) from what the whole is stored in; returns the bytes.
+
+    Args:
+        stored: a tensor, or what `safetensors` gives for one: something to index.
+    """
     local, where = local_slice(parameter)
-    assert not local.is_meta, f"{name}: materialize the model (to_empty) before loading"
+    assert not local.is_meta, "materialize the model (to_empty) before loading"
     if local.numel() == 0:
         return 0
-    stored = handle.get_slice(name)[where]
-    local.copy_(stored)
-    return stored.numel() * stored.element_size()
+    piece = stored[where]
+    local.copy_(piece)
+    return piece.numel() * piece.element_size()
 
 
 def local_slice(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
@@ -317,14 +245,14 @@ def local_slice(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
 
 def _check_tied(checkpoint: Folder, embed: str, head: str, rows: int = 8192) -> None:
     """UserError when a tied model's checkpoint stores a head that is not the embedding."""
-    with safe_open(checkpoint.files[embed], "pt") as a, safe_open(checkpoint.files[head], "pt") as b:
-        left, right = a.get_slice(embed), b.get_slice(head)
-        for begin in range(0, left.get_shape()[0], rows):
-            if not torch.equal(left[begin : begin + rows], right[begin : begin + rows]):
-                raise UserError(
-                    f"{checkpoint.path}: config.json ties the head to the embedding, but {head} differs from {embed}. "
-                    "If the head was trained separately, set tie_word_embeddings to false"
-                )
+    left = open_tensors(checkpoint.files[embed])(embed)
+    right = open_tensors(checkpoint.files[head])(head)
+    for begin in range(0, checkpoint.tensors[embed].shape[0], rows):
+        if not torch.equal(left[begin : begin + rows], right[begin : begin + rows]):
+            raise UserError(
+                f"{checkpoint.path}: config.json ties the head to the embedding, but {head} differs from {embed}. "
+                "If the head was trained separately, set tie_word_embeddings to false"
+            )
 
 
 def open_hf(folder: Path) -> Source:
@@ -335,19 +263,23 @@ def open_hf(folder: Path) -> Source:
     """
     checkpoint = check_folder(folder)
     config = read_config(folder)
-    names, unknown = rename_all(list(checkpoint.tensors), LLAMA_HF)
+    if isinstance(config, EncoderConfig):
+        matched = match_tensors(checkpoint.tensors, config, config, str(folder))
+        names, unknown = matched.names, matched.unknown
+    else:
+        names, unknown = rename_all(list(checkpoint.tensors), LLAMA_HF)
     raise_problems(str(folder), [f"unexpected: {name} {list(checkpoint.tensors[name].shape)}" for name in unknown])
-    if config.tie_embeddings and {"head.weight", "embed.weight"} <= names.keys():
+    if is_tied(config) and {"head.weight", "embed.weight"} <= names.keys():
         _check_tied(checkpoint, names["embed.weight"], names["head.weight"])
     tensors = {ours: checkpoint.tensors[theirs] for ours, theirs in names.items()}
-    handles: dict[Path, safe_open] = {}
+    handles: dict[Path, Callable[[str], Tensor]] = {}
 
     def read(name: str) -> Tensor:
         path = checkpoint.files[names[name]]
         if path not in handles:
             handles.clear()  # one mapped file at a time
-            handles[path] = safe_open(path, framework="pt")
-        return handles[path].get_tensor(names[name])
+            handles[path] = open_tensors(path)
+        return handles[path](names[name])[:]
 
     stored = {SAFETENSORS_DTYPES[info.dtype] for info in tensors.values()}
     dtype = stored.pop() if len(stored) == 1 else read_dtype(folder) or torch.float32

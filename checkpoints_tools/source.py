@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from data.errors import UserError
+from model.encoder import Encoder, EncoderConfig
 from model.llama import Llama, LlamaConfig
 
 
@@ -36,7 +37,7 @@ class Source:
 
     format: str
     path: Path
-    config: LlamaConfig
+    config: LlamaConfig | EncoderConfig
     tensors: dict[str, TensorInfo]
     dtype: torch.dtype
     read: Callable[[str], torch.Tensor]
@@ -45,10 +46,16 @@ class Source:
 
 
 @functools.cache
-def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: LlamaConfig | EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Our parameter name → shape, for a model of this config (built on the meta device: costs nothing)."""
     with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in Llama(config).named_parameters()}
+        model = Encoder(config) if isinstance(config, EncoderConfig) else Llama(config)
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def is_tied(config: LlamaConfig | EncoderConfig) -> bool:
+    """Whether the output head is the embedding; an encoder's heads never are."""
+    return isinstance(config, LlamaConfig) and config.tie_embeddings
 
 
 def compare_tensors(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: bool) -> list[str]:
@@ -74,8 +81,8 @@ def raise_problems(where: str, problems: list[str], limit: int = 20) -> None:
 def check_source(source: Source) -> None:
     """UserError naming every tensor of the source that does not fit its own config."""
     shapes = {name: info.shape for name, info in source.tensors.items()}
-    tied = source.config.tie_embeddings
-    raise_problems(str(source.path), compare_tensors(shapes, expected_shapes(source.config), tied))
+    problems = compare_tensors(shapes, expected_shapes(source.config), is_tied(source.config))
+    raise_problems(str(source.path), problems)
 
 
 def interleaved_to_half(weight: torch.Tensor, n_heads: int) -> torch.Tensor:

@@ -28,15 +28,43 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from data.encoder_batch import EncoderBatch
 from data.errors import UserError
-from data.packing import Batch, build_row, collate, deal, deal_in_turns, dummy_batch, pack, padded_length
-from data.prepare import SampleSet
+from data.packing import Batch, deal, deal_in_turns, pack, padded_length
 
 Row = list[int]  # sample indices that stand in one row
+
+
+class Samples(Protocol):
+    """What the loader needs of samples, be they `data.prepare.SampleSet` or `data.encoder_prepare.EncoderSampleSet`.
+
+    Attributes:
+        ids: the examples' ids.
+        prefix: token ids that all samples begin with, which a row may hold once.
+        costs: ``[S]`` tokens that each sample takes in a row beside the prefix.
+        label_lengths: ``[S]`` positions of each sample at which something is predicted.
+    """
+
+    ids: list[str]
+    prefix: np.ndarray
+    costs: np.ndarray
+    label_lengths: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[Row], share_prefix: bool, length: int) -> Batch | EncoderBatch:
+        """Lay rows of samples into one micro-batch, padded to ``length`` tokens."""
+
+    def dummy(self) -> Batch | EncoderBatch:
+        """The least a forward pass takes, without anything to predict."""
+
+    def count_targets(self, indices: Sequence[int]) -> int | dict[str, int]:
+        """Positions of these samples at which something is predicted: a decoder's in all, an encoder's by field."""
 
 
 @dataclass
@@ -60,7 +88,8 @@ class StepBatch:
 
     Attributes:
         batches: this rank's micro-batches, equally many on every rank; dummies make up the number.
-        n_label_tokens: label tokens of the whole step, over all ranks and micro-batches: the loss's denominator.
+        n_label_tokens: label tokens of the whole step, over all ranks and micro-batches: the loss's denominator; of an
+            encoder, whose fields each have a loss, by field.
         sample_ids: of the whole step.
         epoch: how many times the data set has been gone through once this step is done.
         n_examples: samples of the whole step.
@@ -68,8 +97,8 @@ class StepBatch:
         n_tokens: tokens that the whole step computes, padding and dummies included.
     """
 
-    batches: list[Batch]
-    n_label_tokens: int
+    batches: list[Batch] | list[EncoderBatch]
+    n_label_tokens: int | dict[str, int]
     sample_ids: list[str]
     epoch: float
     n_examples: int
@@ -81,7 +110,7 @@ class StepLoader:
     """The steps of a training run by number, from 0.
 
     Args:
-        samples: from ``prepare(..., max_length=row_length)``.
+        samples: from ``prepare`` or ``prepare_encoder``, none of them longer than a row.
         batch_size: samples or rows of a step, over all ranks.
         batch_unit: ``"samples"`` or ``"rows"``.
         row_length: the most tokens in a row, prefix included.
@@ -98,7 +127,7 @@ class StepLoader:
 
     def __init__(
         self,
-        samples: SampleSet,
+        samples: Samples,
         *,
         batch_size: int,
         row_length: int,
@@ -268,14 +297,14 @@ class StepLoader:
         batches = []
         for rows in plan.ranks[self.rank]:
             length = max(self._padded(rows), at_least)
-            batches.append(collate([build_row(self.samples, row, self.share_prefix, length) for row in rows]))
-        batches += [dummy_batch() for _ in range(plan.n_micro_batches - len(batches))]
+            batches.append(self.samples.batch(rows, self.share_prefix, length))
+        batches += [self.samples.dummy() for _ in range(plan.n_micro_batches - len(batches))]
 
         indices = [i for row in plan.rows for i in row]
         n_real_tokens, n_tokens = self.count_tokens(plan, at_least)
         return StepBatch(
             batches=batches,
-            n_label_tokens=int(self.samples.label_lengths[indices].sum()),
+            n_label_tokens=self.samples.count_targets(indices),
             sample_ids=[self.samples.ids[i] for i in indices],
             epoch=epoch,
             n_examples=len(indices),
@@ -306,7 +335,7 @@ class StepLoader:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _check(samples: SampleSet, batch_size: int, batch_unit: str, micro_rows: int | None, world_size: int) -> None:
+def _check(samples: Samples, batch_size: int, batch_unit: str, micro_rows: int | None, world_size: int) -> None:
     if not len(samples):
         raise UserError("There are no samples to train on: the data set, or what is left of it, is empty.")
     if len(samples) < world_size:

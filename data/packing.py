@@ -41,11 +41,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from data.prepare import SampleSet
+if TYPE_CHECKING:
+    from data.prepare import SampleSet
 
 IGNORE = -100  # a target that predicts nothing; torch's cross_entropy default
 SHARED_DOC = 0  # the prefix that every document of the row sees

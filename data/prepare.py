@@ -13,15 +13,9 @@ machine one does it and the others read the file.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import logging
-import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +23,11 @@ import numpy as np
 
 from data.errors import UserError
 from data.example import Example
+from data.packing import Batch, build_row, collate, dummy_batch
 from data.prompts import Prompt, Text, encode_pieces
+from data.sample_cache import Arrays, cached
 from data.tasks import Task
 from data.tokenizer import Tokenizer
-
-log = logging.getLogger(__name__)
 
 CODE_VERSION = 1  # part of the cache key: raise it when the same input would give other tokens
 PROGRESS_FROM = 2000  # examples from which tokenizing shows a progress bar
@@ -85,6 +79,18 @@ class SampleSet:
     def cost(self, i: int) -> int:
         """Tokens the sample adds to a row behind a shared prefix: ``len(body) + len(label) - 1``."""
         return int(self.costs[i])
+
+    def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> Batch:
+        """The micro-batch of these rows of sample indices, padded to ``length`` tokens."""
+        return collate([build_row(self, row, share_prefix, length) for row in rows])
+
+    def dummy(self) -> Batch:
+        """Work without a target; see `data.packing.dummy_batch`."""
+        return dummy_batch()
+
+    def count_targets(self, indices: Sequence[int]) -> int:
+        """Label tokens of these samples."""
+        return int(self.label_lengths[list(indices)].sum())
 
     def count_longer_than(self, n: int) -> int:
         """How many samples are longer than ``n`` tokens, prefix and label included (a model's trained context)."""
@@ -184,13 +190,7 @@ def prepare(
         return build()
     settings = [CODE_VERSION, tokenizer.fingerprint, prefix, suffix, labels, max_length, rooms]
     key = _hash(settings, examples, answers)
-    path = Path(cache_dir) / f"samples-{key[:32]}.npz"
-    with _locked(path.with_suffix(".lock")):
-        samples = _read(path, key)
-        if samples is None:
-            samples = build()
-            _write(path, key, samples)
-    return samples
+    return _from_arrays(cached(cache_dir, key, lambda: _to_arrays(build())))
 
 
 def _tokenize(
@@ -263,9 +263,6 @@ def _progress(examples: Sequence[Example]) -> Iterator[Example]:
         yield from progress.track(examples, description="tokenizing")
 
 
-# ------------------------------------------------------------------------------------------------------- the cache
-
-
 def _hash(settings: list, examples: Sequence[Example], answers: Sequence[str]) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for example, answer in zip(examples, answers, strict=True):
@@ -273,50 +270,13 @@ def _hash(settings: list, examples: Sequence[Example], answers: Sequence[str]) -
     return digest.hexdigest()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between the processes of this machine; the system drops it when its holder dies."""
-    with ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(path, "w"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("Waiting for another process of this machine to tokenize these samples.")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # no such right, or a file system without locks: each process does the work itself
-            log.warning("No lock at %s (%s): every process tokenizes for itself.", path, error)
-        yield
-
-
 _ARRAYS = ("prefix", "tokens", "body_end", "label_end", "document_tokens", "truncated")
 
 
-def _write(path: Path, key: str, samples: SampleSet) -> None:
-    arrays = {name: getattr(samples, name) for name in _ARRAYS}
+def _to_arrays(samples: SampleSet) -> Arrays:
     ids = np.frombuffer(json.dumps(samples.ids).encode(), dtype=np.uint8)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, key=np.frombuffer(key.encode(), dtype=np.uint8), ids=ids, **arrays)
-        os.replace(part, path)  # atomic: a reader finds a whole file or none
-    except OSError as error:
-        log.warning("The tokenized samples could not be kept as %s: %s", path, error)
-        if part.exists():
-            part.unlink()
+    return {"ids": ids, **{name: getattr(samples, name) for name in _ARRAYS}}
 
 
-def _read(path: Path, key: str) -> SampleSet | None:
-    """Return the cached samples, or None when there are none or the file is damaged (which is logged)."""
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if file["key"].tobytes().decode() != key:
-                raise ValueError("it holds other samples than its name says")
-            arrays = {name: file[name] for name in _ARRAYS}
-            return SampleSet(ids=json.loads(file["ids"].tobytes()), **arrays)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        log.warning("The cache file %s is damaged (%s); tokenizing anew.", path, error)
-        return None
+def _from_arrays(arrays: Arrays) -> SampleSet:
+    return SampleSet(ids=json.loads(arrays["ids"].tobytes()), **{name: arrays[name] for name in _ARRAYS})

@@ -17,7 +17,23 @@ from train.options import report
 
 DESCRIPTION = """Score a model on a task by what it emits, fine-tuned or not. Run alone or under torchrun.
 
+A decoder is scored by the text that it writes, an encoder by its heads; the options about prompts are for decoders.
+
 With --combine or --compare, join or compare runs that were scored before; nothing is loaded then."""
+
+# What means nothing to an encoder, which has no prompt, writes nothing and fits on one GPU; and nothing to a decoder.
+DECODER_ONLY = (
+    "list_labels",
+    "shots",
+    "joint_order",
+    "template",
+    "shot_tokens",
+    "new_prompt",
+    "row_length",
+    "max_new_tokens",
+    "tensor_parallel",
+)
+ENCODER_ONLY = ("max_length",)
 
 
 @dataclass(frozen=True)
@@ -50,10 +66,14 @@ class EvalConfig:
     """Build the prompt from these options although the checkpoint brings the one it was fine-tuned with."""
     row_length: int | None = None
     """Longest input in tokens, prompt and answer together; default: as in fine-tuning, or the recipe's for its size."""
+    max_length: int | None = None
+    """Longest document of an encoder in tokens, special tokens included; default: as in fine-tuning where that is
+    known (a run's own checkpoints), or 512, or as many as the model has positions for."""
     max_new_tokens: int | None = None
     """Longest answer in tokens; default: per example, what its longest valid answer needs."""
     batch_tokens: int = 4096
-    """Most tokens in one decoding batch; 1 decodes one example at a time, so that seconds are a call's latency."""
+    """Most tokens in one decoding batch; 1 decodes one example at a time, so that seconds are a call's latency. For an
+    encoder the most tokens in a packed row."""
     tensor_parallel: bool = False
     """Split every matrix over the ranks (for a model that one GPU cannot hold) instead of splitting the examples."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -110,16 +130,28 @@ def find_problems(config: EvalConfig) -> list[str]:
         problems.append(f"no --model given. Known: {', '.join(MODELS)}.")
     else:
         problems += _complaint(lambda: get_model_spec(config.model))
+        if config.model in MODELS:
+            problems += _problems_of_kind(config)
     if config.checkpoint is None:
         problems.append("no --checkpoint given: the folder with the weights to score.")
     if config.task:
         problems += _complaint(lambda: get_task(config.task, config.joint_order or "listing"))
     least = {"shots": 0, "limit": 1, "shot_tokens": 1, "seed": 0, "row_length": 16, "max_new_tokens": 1}
-    for name, bound in {**least, "batch_tokens": 1}.items():
+    for name, bound in {**least, "batch_tokens": 1, "max_length": 3}.items():
         value = getattr(config, name)
         if value is not None and value < bound:
             problems.append(f"{name} = {value}: must be at least {bound}.")
     return problems
+
+
+def _problems_of_kind(config: EvalConfig) -> list[str]:
+    """Options for the other kind of model."""
+    if MODELS[config.model].kind == "encoder":
+        names, why = DECODER_ONLY, f"is for decoders; {config.model} is an encoder: no prompt, no text, heads only."
+    else:
+        names, why = ENCODER_ONLY, f"is for encoders; {config.model} is a decoder: its longest input is --row_length."
+    default = EvalConfig()
+    return [f"--{name} {why}" for name in names if getattr(config, name) != getattr(default, name)]
 
 
 def _complaint(check) -> list[str]:

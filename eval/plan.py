@@ -3,6 +3,8 @@
 A checkpoint that was fine-tuned here brings ``prompt.json``: task, template, few-shot examples and row length. It is
 scored with exactly that prompt, and options that contradict it are errors. Any other checkpoint gets the prompt that
 fine-tuning would have given it, so that "before" and "after" differ in the weights alone.
+
+An encoder has no prompt: its heads say what it can be scored on (`eval/encoder_plan.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.encoder_config import read_head_labels
+from checkpoints_tools.hf_config import read_config, read_json
 from checkpoints_tools.load import check_fits_preset, check_folder, load_pretrained
+from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
@@ -27,13 +31,17 @@ from data.tasks import TASKS, Task, get_task
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval import tensor_parallel
 from eval.config import EvalConfig
+from eval.encoder_plan import encoder_task, from_label_sets
 from model import ModelSpec, get_model_spec
+from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
 from train.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
 from train.config import RECIPES
 from train.distributed import env_world_size
 
 log = logging.getLogger(__name__)
+
+LONGEST_DOCUMENT = 512  # an encoder's, by the paper's recipe
 
 
 @dataclass(frozen=True)
@@ -60,14 +68,19 @@ class Weights:
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """What a run of ``eval.py`` will do, all names resolved."""
+    """What a run of ``eval.py`` will do, all names resolved.
+
+    Attributes:
+        prompt: None for an encoder.
+        row_length: longest input in tokens; for an encoder longest document.
+    """
 
     spec: ModelSpec
-    config: LlamaConfig
+    config: LlamaConfig | EncoderConfig
     weights: Weights
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | EncoderTokenizer
     task: Task
-    prompt: PromptSpec
+    prompt: PromptSpec | None
     fine_tuned: bool
     examples: list[Example]
     row_length: int
@@ -86,22 +99,39 @@ def make_plan(options: EvalConfig) -> EvalPlan:
     spec = get_model_spec(options.model)
     weights = find_weights(options.checkpoint, spec)
     config = _model_config(weights)
-    tokenizer = load_tokenizer(weights.base)
+    is_encoder = isinstance(config, EncoderConfig)
+    if is_encoder != (spec.kind == "encoder"):
+        raise UserError(
+            f"{weights.path} holds {'an encoder' if is_encoder else 'a decoder'}, but --model {spec.name} is "
+            f"{'an encoder' if spec.kind == 'encoder' else 'a decoder'}. Name the model that fits."
+        )
+    tokenizer = load_encoder_tokenizer(weights.base) if is_encoder else load_tokenizer(weights.base)
     check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
     if options.tensor_parallel:
         tensor_parallel.check_divides(config, env_world_size())
         if weights.is_training:
             raise UserError("--tensor_parallel reads Hugging Face folders: score the run's export instead.")
-    stored = stored_prompt(weights.path, options)
-    task, prompt = (stored_task(options, stored), stored) if stored else new_prompt(options, spec, tokenizer)
+    if is_encoder:
+        labels = _head_labels(weights, config)
+        task, prompt, fine_tuned = encoder_task(options.task, config, labels, weights.path), None, True
+        row_length = _document_length(options, weights, config)
+    else:
+        stored = stored_prompt(weights.path, options)
+        task, prompt = (stored_task(options, stored), stored) if stored else new_prompt(options, spec, tokenizer)
+        fine_tuned = stored is not None
+        row_length = options.row_length or prompt.row_length or RECIPES[spec.recipe]["row_length"]
     examples = load_examples(task, options.split, options.data)
-    examples = _without_shots(examples, prompt)
+    if prompt is not None:
+        examples = _without_shots(examples, prompt)
     if options.limit is not None and options.limit < len(examples):
         chosen = random.Random(options.seed).sample(range(len(examples)), options.limit)
         examples = [examples[i] for i in sorted(chosen)]
     if not examples:
         raise UserError(f"no {options.split} examples of {task.dataset} to score.")
-    shots = len(prompt.shots)
+    # Shots tell a decoder's runs apart; an encoder has none.
+    name, folder = weights.name, f"{weights.name}-{task.name}"
+    if prompt is not None:
+        name, folder = f"{name}, {len(prompt.shots)}-shot", f"{folder}-{len(prompt.shots)}shot"
     return EvalPlan(
         spec=spec,
         config=config,
@@ -109,11 +139,11 @@ def make_plan(options: EvalConfig) -> EvalPlan:
         tokenizer=tokenizer,
         task=task,
         prompt=prompt,
-        fine_tuned=stored is not None,
+        fine_tuned=fine_tuned,
         examples=examples,
-        row_length=options.row_length or prompt.row_length or RECIPES[spec.recipe]["row_length"],
-        name=options.name or f"{weights.name}, {shots}-shot",
-        output=options.output or Path("runs/eval") / f"{weights.name}-{task.name}-{shots}shot",
+        row_length=row_length,
+        name=options.name or name,
+        output=options.output or Path("runs/eval") / folder,
     )
 
 
@@ -144,13 +174,38 @@ def find_weights(folder: Path, spec: ModelSpec) -> Weights:
     return Weights(folder, folder, is_training=False)
 
 
-def _model_config(weights: Weights) -> LlamaConfig:
+def _model_config(weights: Weights) -> LlamaConfig | EncoderConfig:
     if not weights.is_training:
         return read_config(weights.base)
     numbers = dict(read_state(weights.path).identity["model_config"])
+    if "heads" in numbers:
+        return EncoderConfig(**{**numbers, "heads": tuple(Head(**head) for head in numbers["heads"])})
     if numbers["rope_scaling"] is not None:
         numbers["rope_scaling"] = RopeScaling(**numbers["rope_scaling"])
     return LlamaConfig(**numbers)
+
+
+def _head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]:
+    """By head, what each of its outputs stands for."""
+    if weights.is_training:
+        return from_label_sets(config.heads, read_state(weights.path).labels)
+    return read_head_labels(read_json(weights.path / "config.json"))
+
+
+def _document_length(options: EvalConfig, weights: Weights, config: EncoderConfig) -> int:
+    """Tokens that an encoder's documents are cut to.
+
+    Raises:
+        UserError: more than the model has positions for.
+    """
+    if options.max_length is not None and options.max_length > config.max_position:
+        raise UserError(
+            f"--max_length {options.max_length}: {weights.path} has positions for documents of {config.max_position} "
+            "tokens at most."
+        )
+    trained = read_state(weights.path).config if weights.is_training else {}
+    longest = min(LONGEST_DOCUMENT, config.max_position, trained.get("row_length", LONGEST_DOCUMENT))
+    return options.max_length or trained.get("max_length") or longest
 
 
 def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:

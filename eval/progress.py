@@ -22,8 +22,8 @@ class Progress:
         self.bar: RichProgress | None = None
         if show and console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = RichProgress(TextColumn("decoding"), *columns, console=console, transient=True)
-            self.task = self.bar.add_task("decoding", total=self.total)
+            self.bar = RichProgress(TextColumn("scoring"), *columns, console=console, transient=True)
+            self.task = self.bar.add_task("scoring", total=self.total)
 
     def __enter__(self) -> Progress:
         if self.bar is not None:
@@ -42,4 +42,4 @@ class Progress:
         elif self.show and 10 * self.done // max(self.total, 1) > tenths:
             seconds = time.perf_counter() - self.start
             left = seconds / self.done * (self.total - self.done)
-            log.info("decoded %d of %d, %.0f s, about %.0f s left", self.done, self.total, seconds, left)
+            log.info("scored %d of %d, %.0f s, about %.0f s left", self.done, self.total, seconds, left)

@@ -2,7 +2,7 @@
 
     results.json        what was scored, how, and the figures: one object (`Results` says what is in it)
     predictions.jsonl   one line an example: {"id", "gold", "raw", "parsed", "unparsed", "truncated",
-                        "n_prompt_tokens", "n_new_tokens", ...}
+                        "n_prompt_tokens", "n_new_tokens", "top", ...}
 
 Decoders, encoders, baselines and combined runs all write this one format, so that all can be compared and
 combined.
@@ -42,7 +42,10 @@ class Prediction:
         n_prompt_tokens: tokens before the answer, the shared prefix included.
         n_new_tokens: tokens emitted, the end-of-turn token included.
         n_missing, n_extra, n_unknown: words without a label, labels without a word and labels outside the set, in a
-            list that could be read (see :class:`eval.parse.Parsed`).
+            list that could be read (see :class:`eval.parse.Parsed`). An encoder's missing words are those of which no
+            sub-word is within its reach.
+        top: by class-field name, the likeliest labels with their probabilities, likeliest first, from systems that
+            compute them (encoders): ``[[label, p], ...]``.
     """
 
     id: str
@@ -58,6 +61,7 @@ class Prediction:
     n_missing: int = 0
     n_extra: int = 0
     n_unknown: int = 0
+    top: dict[str, list[list[str | float]]] = field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:
@@ -83,7 +87,7 @@ class Results:
         prompt: the whole prompt specification, None where there is no prompt.
         data: where the examples came from, by name; split: which of them.
         metrics: see :func:`eval.metrics.compute_metrics`.
-        counts: what was not as it should be; see :class:`eval.score.ScoreResult`.
+        counts: what was not as it should be; see :class:`eval.gather.ScoreResult`.
         cost: seconds and tokens, in all and per example.
         settings: everything else that was chosen: precision, lengths, seed.
         versions: Python, the packages that decide the figures, and the machine.

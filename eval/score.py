@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,34 +25,11 @@ from data.prompts import Prompt, encode_pieces
 from data.tasks import Task, TokenField
 from data.tokenizer import Tokenizer
 from eval.decoder import Decoded, greedy_decode
-from eval.metrics import compute_metrics
+from eval.gather import ScoreResult, Share, gather_scores
 from eval.parse import parse_answer
-from eval.results import Prediction, count_oddities
+from eval.results import Prediction
 
 BUDGET_MARGIN = 8  # tokens an answer may have beyond the longest valid one: white space, quotes, a code fence
-
-
-@dataclass
-class ScoreResult:
-    """What :func:`score_model` found.
-
-    Attributes:
-        predictions: one per example, in the order given; empty on ranks other than 0.
-        metrics: see :func:`eval.metrics.compute_metrics`; the same on every rank.
-        counts: ``truncated`` documents; answers ``not_stopped`` (cut by the limit on their length); in lists of labels,
-            ``labels_missing``, ``labels_extra`` and ``labels_unknown``; and ``limit_shortened``, answers for which
-            ``max_length`` has less room than the longest valid one needs.
-        cost: ``seconds`` from the first forward pass to the last answer, on the slowest rank;
-            ``seconds_per_example`` (seconds over all examples, so the ranks' and batches' parallelism is in
-            it; with batches of one on one rank it is the latency of a call); and mean tokens per example:
-            ``prompt_tokens`` (prefix included), ``computed_tokens`` (prefix counted once a rank) and
-            ``new_tokens``.
-    """
-
-    predictions: list[Prediction]
-    metrics: dict[str, Any]
-    counts: dict[str, int]
-    cost: dict[str, float]
 
 
 def score_model(
@@ -118,9 +93,8 @@ def score_model(
 
     answers = [_read(task, tokenizer, examples[i], samples, i, answer) for i, answer in zip(own, decoded, strict=True)]
     computed = (len(samples.prefix) if own else 0) + sum(map(len, bodies)) + sum(len(d.tokens) for d in decoded)
-    gathered = _gather((own, answers, seconds, computed), rank, world_size, group)
-    result = _assemble(task, examples, gathered, n_shortened) if rank == 0 else None
-    return _share_figures(result, rank, world_size, group)
+    share = Share(own, answers, seconds, computed)
+    return gather_scores(task, examples, share, {"limit_shortened": n_shortened}, rank, world_size, group)
 
 
 def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[int]:
@@ -177,51 +151,3 @@ def _read(
         n_extra=parsed.n_extra,
         n_unknown=parsed.n_unknown,
     )
-
-
-Share = tuple[list[int], list[Prediction], float, int]  # indices, answers, seconds, computed tokens
-
-
-def _gather(share: Share, rank: int, world_size: int, group: dist.ProcessGroup | None) -> list[Share]:
-    if world_size == 1:
-        return [share]
-    shares: list[Any] | None = [None] * world_size if rank == 0 else None
-    dist.gather_object(share, shares, group=group, group_dst=0)
-    return shares or []
-
-
-def _assemble(task: Task, examples: Sequence[Example], shares: list[Share], n_shortened: int) -> ScoreResult:
-    """Put the ranks' answers back into the order of the examples."""
-    placed: dict[int, Prediction] = {}
-    for indices, answers, _, _ in shares:
-        placed.update(zip(indices, answers, strict=True))
-    assert sorted(placed) == list(range(len(examples))), "an example was dropped or scored twice"
-    assert sum(len(indices) for indices, *_ in shares) == len(examples), "an example was scored twice"
-    predictions = [placed[i] for i in range(len(examples))]
-    n = max(len(predictions), 1)
-    seconds = max(seconds for _, _, seconds, _ in shares)
-    return ScoreResult(
-        predictions=predictions,
-        metrics=compute_metrics(task, examples, predictions),
-        counts=count_oddities(predictions) | {"limit_shortened": n_shortened},
-        cost={
-            "seconds": seconds,
-            "seconds_per_example": seconds / n,
-            "prompt_tokens": sum(p.n_prompt_tokens for p in predictions) / n,
-            "computed_tokens": sum(computed for *_, computed in shares) / n,
-            "new_tokens": sum(p.n_new_tokens for p in predictions) / n,
-        },
-    )
-
-
-def _share_figures(
-    result: ScoreResult | None, rank: int, world_size: int, group: dist.ProcessGroup | None
-) -> ScoreResult:
-    """Give every rank the figures (a trainer that keeps the best checkpoint decides on all ranks), not the
-    answers."""
-    if world_size > 1:
-        figures = [(result.metrics, result.counts, result.cost) if result else None]
-        dist.broadcast_object_list(figures, group=group, group_src=0)
-        result = result or ScoreResult([], *figures[0])
-    assert result is not None
-    return result

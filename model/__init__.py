@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data.errors import UserError, nearest
+from model.encoder import ROBERTA_BASE, ROBERTA_DEBUG, ROBERTA_LARGE, Encoder, EncoderConfig
 from model.llama import Llama, LlamaConfig
 
 
@@ -21,17 +23,24 @@ class ModelSpec:
     Attributes:
         config: the shape, given to ``build``; None takes whatever the checkpoint folder's ``config.json`` says.
         build: the module class, ``build(config)``.
-        chat_template: key into ``data.prompts.TEMPLATES``.
+        chat_template: key into ``data.prompts.TEMPLATES``; empty for encoders, which are not prompted.
         recipe: key into ``train.config.RECIPES``: the paper's settings for a model of this size.
         hf_repo: where the weights come from, for messages; empty for models that have none.
+        family: which architecture it is, also where ``config`` is None.
     """
 
     name: str
-    config: LlamaConfig | None
-    build: type[Llama]
+    config: LlamaConfig | EncoderConfig | None
+    build: type[Llama] | type[Encoder]
     chat_template: str
     recipe: str
     hf_repo: str = ""
+    family: Literal["llama", "roberta", "bert"] = "llama"
+
+    @property
+    def kind(self) -> Literal["decoder", "encoder"]:
+        """Whether it writes its answers (decoder) or has a head for each field (encoder)."""
+        return "encoder" if self.build is Encoder else "decoder"
 
     @property
     def default_checkpoint(self) -> Path | None:
@@ -123,6 +132,13 @@ MODELS: dict[str, ModelSpec] = {
             "plain",
             "debug",
         ),
+        # Encoders. The task decides which heads they get, so the configs here have none.
+        ModelSpec("roberta_base", ROBERTA_BASE, Encoder, "", "encoder", "FacebookAI/roberta-base", "roberta"),
+        ModelSpec("roberta_large", ROBERTA_LARGE, Encoder, "", "encoder", "FacebookAI/roberta-large", "roberta"),
+        ModelSpec("roberta_debug", ROBERTA_DEBUG, Encoder, "", "encoder_debug", family="roberta"),
+        # Any other checkpoint of the family, from its own config.json.
+        ModelSpec("roberta", None, Encoder, "", "encoder", family="roberta"),
+        ModelSpec("bert", None, Encoder, "", "encoder", family="bert"),
     ]
 }
 

@@ -6,7 +6,7 @@ A run folder holds the last K of them::
         .metadata, __0_0.distcp, ...   parameters and optimizer states (torch.distributed.checkpoint, one file a rank)
         rng_00000.pt, ...              each rank's random-number states
         run.json                       step, resolved config, label sets, what model and data these are
-        prompt.json                    the prompt with its few-shot examples
+        prompt.json                    the prompt with its few-shot examples (an encoder has none)
 
 A checkpoint is written beside its final name and renamed when every rank has finished, so that whatever bears the final
 name is complete. The position in the data is the step number (`data/loader.py` is a pure function of it), and so is
@@ -82,7 +82,7 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: RunState,
-    prompt_spec: PromptSpec,
+    prompt_spec: PromptSpec | None,
     keep: int,
 ) -> Path:
     """Write a checkpoint and delete all but the newest ``keep``; every rank calls this."""
@@ -100,7 +100,8 @@ def save(
     torch.save(rng_state(), partial / f"rng_{rank:05d}.pt")
     if rank == 0:
         (partial / RUN_FILE).write_text(json.dumps(vars(state), indent=2, default=str) + "\n", encoding="utf-8")
-        prompt_spec.save(partial)
+        if prompt_spec is not None:
+            prompt_spec.save(partial)
     dist.barrier()
     if rank == 0:
         shutil.rmtree(final, ignore_errors=True)

@@ -28,6 +28,9 @@ class ModelOptions:
     """Hugging Face folder to start from (weights, config.json, tokenizer); default: checkpoints/<model>."""
     init: Literal["pretrained", "random"] = "pretrained"
     """random: start from random weights (debug models only; the checkpoint folder gives the tokenizer)."""
+    head: Literal["linear", "dense"] = "linear"
+    """What an encoder's class heads are: one linear layer, as in the paper (section 5.4), or what transformers puts on
+    top (dense layer, tanh, projection), which its RobertaForSequenceClassification can load."""
     allow_mismatch: bool = False
     """Take the checkpoint's own config.json even where it differs from the preset."""
 
@@ -62,6 +65,9 @@ class BatchOptions:
     """What batch_size counts. The paper's 'batch size of 8' does not say."""
     row_length: int = 2048
     """Longest input in tokens, prompt and answer together; also the capacity of a packed row."""
+    max_length: int | None = None
+    """Longest document of an encoder in tokens, special tokens included; default: 512, or as many as the model has
+    positions for, or row_length if that is less."""
     packing: OnOff = "on"
     """Lay several samples end to end in one row; off: one padded sample a row."""
     share_prefix: OnOff = "on"
@@ -105,7 +111,7 @@ class TrainOptions:
     compile: OnOff = "off"
     """torch.compile every block (CUDA only)."""
     seed: int = 0
-    """Seed of the data order, the choice of few-shot and held-out examples, and random weights."""
+    """Seed of the data order, the choice of few-shot and held-out examples, dropout, and random weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is any, else the CPU."""
 
@@ -131,7 +137,8 @@ class EvalOptions:
     holdout: float = 0.0
     """Fraction of the training examples held out for periodic scoring (they are not trained on)."""
     eval_every: int = 0
-    """Steps between scorings of the held-out examples by greedy decoding; the best model is kept in best/."""
+    """Steps between scorings of the held-out examples, by greedy decoding (an encoder: by its heads); the best model is
+    kept in best/."""
     max_new_tokens: int | None = None
     """Longest answer in tokens in held-out scoring; default: per example, what its longest valid answer needs."""
 
@@ -168,7 +175,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     ),
     "smollm2": dict(epochs=1.0, batch_size=32, lr=1e-4, row_length=2048),
     "debug": dict(steps=100, batch_size=8, lr=1e-3, row_length=2048),
+    # The paper's for RoBERTa, with the number of epochs by data set below; beta2, the packed row and fp32 are ours.
+    "encoder": dict(batch_size=32, lr=1e-5, beta2=0.999, row_length=4096, export_dtype="fp32"),
+    "encoder_debug": dict(steps=100, batch_size=8, lr=1e-3, beta2=0.999, row_length=512, export_dtype="fp32"),
 }
+ENCODER_EPOCHS = {"20ng": 10.0, "massive": 20.0}
+OTHER_EPOCHS = 10.0  # a user's own task
+
+# What means nothing to an encoder, which has no prompt and writes nothing, and what means nothing to a decoder.
+DECODER_ONLY = ("template", "list_labels", "shots", "shot_tokens", "share_prefix", "max_new_tokens")
+ENCODER_ONLY = ("head", "max_length")
+LONGEST_DOCUMENT = 512  # of an encoder: the paper's, and all that RoBERTa and BERT have positions for
 
 # May change between a run and its resumption; everything else would change the numbers.
 FREE_ON_RESUME = frozenset(
@@ -197,7 +214,7 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
         from_toml = options.read_toml(from_argv["config"], TrainConfig, problems)
 
     model = from_argv.get("model", from_toml.get("model", ""))
-    recipe = dict(RECIPES[MODELS[model].recipe], checkpoint=MODELS[model].default_checkpoint) if model in MODELS else {}
+    recipe = recipe_for(model, from_argv.get("task", from_toml.get("task", "")))
     layers = [recipe, from_toml, from_argv]
     for i, upper in enumerate(layers):
         for name, other in (("steps", "epochs"), ("epochs", "steps")):
@@ -215,6 +232,17 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
     parsed = options.parse(TrainConfig, argv, options.build(TrainConfig, layers[:2]), DESCRIPTION)
     assert parsed == config, "tyro and read_argv read the command line differently"
     return resolve_auto(config)
+
+
+def recipe_for(model: str, task: str) -> dict[str, Any]:
+    """The option values of a model's recipe; none for a model that is not known."""
+    if model not in MODELS:
+        return {}
+    spec = MODELS[model]
+    recipe = dict(RECIPES[spec.recipe], checkpoint=spec.default_checkpoint)
+    if spec.recipe == "encoder":
+        recipe["epochs"] = ENCODER_EPOCHS[TASKS[task].dataset] if task in TASKS else OTHER_EPOCHS
+    return recipe
 
 
 def resolve_auto(config: TrainConfig) -> TrainConfig:
@@ -254,6 +282,8 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(config.data.limit is None or config.data.limit >= 1, "limit", "at least 1")
     must(batch.batch_size >= 1, "batch_size", "at least 1")
     must(batch.row_length >= 16, "row_length", "at least 16")
+    must(batch.max_length is None or batch.max_length >= 3, "max_length", "at least 3")
+    must(batch.max_length is None or batch.max_length <= batch.row_length, "max_length", "at most row_length")
     must(batch.micro_rows is None or batch.micro_rows >= 1, "micro_rows", "at least 1")
     must(0 < optim.lr < 1, "lr", "between 0 and 1")
     must(optim.warmup_steps >= 0, "warmup_steps", "0 or more")
@@ -280,13 +310,26 @@ def find_problems(config: TrainConfig) -> list[str]:
     if config.eval.holdout and not config.eval.eval_every:
         problems.append(f"holdout = {config.eval.holdout} is never scored: give --eval_every.")
     if known_model:
-        problems += _checkpoint_problems(config)
+        problems += _checkpoint_problems(config) + _problems_of_kind(config)
     return problems
+
+
+def _problems_of_kind(config: TrainConfig) -> list[str]:
+    """Options for the other kind of model; a value that is the default changes nothing and passes."""
+    spec, given, default = get_model_spec(config.model.model), options.flatten(config), options.flatten(TrainConfig())
+    if spec.kind == "encoder":
+        names, why = DECODER_ONLY, "is for decoders; {} is an encoder: no prompt, no text, heads only. Leave it out."
+    else:
+        names, why = ENCODER_ONLY, "is for encoders; {} is a decoder, which has no heads. Leave it out."
+    wrong = [name for name in names if given[name] != default[name]]
+    if spec.kind == "decoder" and "max_length" in wrong:
+        why += " Its longest input is row_length."
+    return [f"{name} = {given[name]} {why.format(spec.name)}" for name in wrong]
 
 
 def _checkpoint_problems(config: TrainConfig) -> list[str]:
     spec = get_model_spec(config.model.model)
-    if config.model.init == "random" and spec.recipe != "debug":
+    if config.model.init == "random" and not spec.recipe.endswith("debug"):
         return [f"init = random is for debug models; {spec.name} starts from its pretrained weights."]
     if config.model.checkpoint is None:
         return [f"model = {spec.name} is whatever its folder holds: give --checkpoint, a Hugging Face folder."]

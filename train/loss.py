@@ -3,16 +3,19 @@
 A mean of means would weigh a row with few label tokens as much as one with many. So every pass on every rank adds up
 its own label positions and divides by the same global count; the passes' losses, and their gradients, simply add up to
 the step's, whatever the packing, the number of ranks or the number of accumulation passes. For a decoder everything
-it writes is one field.
+it writes is one field; an encoder's fields have a head, a count and a loss each, and their losses are added with equal
+weights (the paper's §5.4).
 
 Shapes: N label positions of a pass, V vocabulary.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.encoder_batch import EncoderBatch
 from data.packing import Batch
 
 
@@ -30,11 +33,20 @@ def label_loss(logits: Tensor, targets: Tensor, n_label_tokens: int) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="sum") / n_label_tokens
 
 
-def batch_loss(model: nn.Module, batch: Batch, n_label_tokens: int) -> Tensor:
+def batch_loss(model: nn.Module, batch: Batch | EncoderBatch, n_label_tokens: int | dict[str, int]) -> Tensor:
     """Run one packed batch through the model and return its part of the step's loss.
+
+    ``n_label_tokens`` is the whole step's count, of an encoder by field.
 
     A dummy batch, which only keeps a rank in step with the others, runs forward and backward like any other (the
     collectives inside are why); having no target, it contributes exactly zero.
     """
+    if isinstance(batch, EncoderBatch):
+        assert isinstance(n_label_tokens, dict) and n_label_tokens.keys() == batch.targets.keys()
+        logits = model(batch.tokens, batch.positions, batch.doc_ids, output_index=batch.index)
+        # A step of utterances without a word has nothing to predict in a token field: a sum of zero over 1.
+        return torch.stack(
+            [label_loss(logits[name], batch.targets[name], max(n, 1)) for name, n in n_label_tokens.items()]
+        ).sum()
     logits = model(batch.tokens, batch.positions, batch.doc_ids, output_index=batch.target_index)
     return label_loss(logits, batch.targets.flatten()[batch.target_index], n_label_tokens)

@@ -15,8 +15,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from data.encoder_batch import EncoderBatch
 from data.errors import UserError
 from data.packing import PADDING_DOC, Batch
+from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 
 log = logging.getLogger(__name__)
@@ -32,13 +34,25 @@ def device_peak(name: str) -> float | None:
     return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
 
 
-def attended_pairs(batch: Batch) -> int:
+def attended_pairs(batch: Batch | EncoderBatch) -> int:
     """(query, key) pairs that attention must look at, padding not counted.
 
-    A token sees itself and everything before it in its own prompt, the shared prefix included, and its position counts
-    exactly that: position p sees p + 1 keys.
+    In a decoder a token sees itself and everything before it in its own prompt, the shared prefix included, and its
+    position counts exactly that: position p sees p + 1 keys. In an encoder a document of n tokens has n * n pairs,
+    of which position p brings 2 p + 1: itself, and both ways all those before it.
     """
-    return int((batch.positions[batch.doc_ids != PADDING_DOC] + 1).sum())
+    positions = batch.positions[batch.doc_ids != PADDING_DOC]
+    return int((2 * positions + 1 if isinstance(batch, EncoderBatch) else positions + 1).sum())
+
+
+def encoder_step_flops(config: EncoderConfig, n_tokens: int, n_targets: dict[str, int], n_pairs: int) -> float:
+    """`step_flops` of an encoder; ``n_targets`` is what each field has to predict. Biases and norms do not count."""
+    block = 4 * config.dim**2 + 2 * config.dim * config.ffn_dim
+    heads = 0
+    for head in config.heads:
+        dense = config.dim**2 if config.head == "dense" and head.kind == "class" else 0
+        heads += (config.dim * head.n_labels + dense) * n_targets[head.name]
+    return 6.0 * config.n_layers * block * n_tokens + 6.0 * heads + 12.0 * config.n_layers * config.dim * n_pairs
 
 
 def step_flops(config: LlamaConfig, n_tokens: int, n_label_tokens: int, n_pairs: int) -> float:

@@ -55,6 +55,7 @@ _aten = torch.ops.aten
 SAVED_OPS = frozenset(
     {
         _aten.mm.default,
+        _aten.addmm.default,  # the same with a bias
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,

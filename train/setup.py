@@ -18,8 +18,11 @@ from typing import Any
 
 import torch
 
+from checkpoints_tools.encoder_keys import match_heads
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_fits_preset, check_folder
+from data.encoder_prepare import EncoderSampleSet, heads_for, prepare_encoder, tag_set
+from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.fewshot import PromptSpec, choose_shots, cut_shots
@@ -27,12 +30,13 @@ from data.loader import StepLoader
 from data.prepare import SampleSet, prepare
 from data.prompts import Prompt, template_for
 from data.source import holdout, load_examples
-from data.tasks import Task, get_task
+from data.tasks import Task, TokenField, get_task
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import ModelSpec, get_model_spec
+from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train import checkpoint, options
-from train.config import TrainConfig
+from train.config import LONGEST_DOCUMENT, TrainConfig
 from train.distributed import env_rank, env_world_size, pick_device
 from train.metrics import check_tensorboard
 
@@ -46,18 +50,19 @@ class Setup:
     """What `open_run` found.
 
     Attributes:
+        prompt_spec, prompt: None for an encoder.
         held_out: examples for periodic scoring; they and the few-shot examples are not in ``samples``.
         identity: hashes by which a checkpoint is known to fit (`train/checkpoint.py`).
         resume_from: the checkpoint folder to continue from, or None.
     """
 
     spec: ModelSpec
-    model_config: LlamaConfig
-    tokenizer: Tokenizer
+    model_config: LlamaConfig | EncoderConfig
+    tokenizer: Tokenizer | EncoderTokenizer
     task: Task
-    prompt_spec: PromptSpec
-    prompt: Prompt
-    samples: SampleSet
+    prompt_spec: PromptSpec | None
+    prompt: Prompt | None
+    samples: SampleSet | EncoderSampleSet
     held_out: list[Example]
     loader: StepLoader
     total_steps: int
@@ -69,6 +74,13 @@ class Setup:
     def labels(self) -> dict[str, list[str]]:
         """The label sets by field, stored with checkpoints and exports."""
         return {field.name: list(field.labels) for field in self.task.fields}
+
+    @property
+    def output_labels(self) -> dict[str, list[str]] | None:
+        """What each output of an encoder's heads stands for, by field; None for a decoder."""
+        if self.spec.kind == "decoder":
+            return None
+        return {f.name: list(tag_set(f) if isinstance(f, TokenField) else f.labels) for f in self.task.fields}
 
 
 def open_run(config: TrainConfig) -> Setup:
@@ -87,8 +99,8 @@ def open_run(config: TrainConfig) -> Setup:
             return None
 
     device = attempt(lambda: _open_device(config))
-    model = attempt(lambda: _open_model(config))
     task = get_task(config.data.task, config.data.joint_order)
+    model = attempt(lambda: _open_model(config, task))
     examples = attempt(lambda: load_examples(task, "train", config.data.data))
     attempt(lambda: _check_output(config))
     if config.log.tensorboard:
@@ -97,24 +109,16 @@ def open_run(config: TrainConfig) -> Setup:
 
     spec, model_config, tokenizer = model
     held_out, shots, examples = divide(examples, task, config)
-    template = config.data.template
-    if template == "auto":
-        template = template_for(tokenizer, spec.chat_template)
-    prompt_spec = PromptSpec(
-        task=task.name,
-        template=template,
-        joint_order=config.data.joint_order,
-        shots=tuple(cut_shots(shots, tokenizer, config.data.shot_tokens)),
-        seed=config.train.seed,
-        shot_tokens=config.data.shot_tokens,
-        list_labels=config.data.list_labels == "on",
-        row_length=config.batch.row_length,
-    ).signed(task)
-    prompt = prompt_spec.build(task)
-    cache_dir = config.data.cache_dir or CACHE_DIR
-    samples = prepare(examples, task, prompt, tokenizer, config.batch.row_length, cache_dir=cache_dir)
+    max_length, cache_dir = longest_input(config, model_config), config.data.cache_dir or CACHE_DIR
+    prompt_spec = prompt = None
+    if spec.kind == "encoder":
+        samples = prepare_encoder(examples, task, tokenizer, max_length, cache_dir=cache_dir)
+    else:
+        prompt_spec = _prompt_spec(config, spec, task, tokenizer, shots)
+        prompt = prompt_spec.build(task)
+        samples = prepare(examples, task, prompt, tokenizer, max_length, cache_dir=cache_dir)
+        _warn_of_length(samples, model_config, config)
     log.info("training data: %s", samples.describe())
-    _warn_of_length(samples, model_config, config)
 
     loader = StepLoader(
         samples,
@@ -154,6 +158,32 @@ def open_run(config: TrainConfig) -> Setup:
     )
 
 
+def longest_input(config: TrainConfig, model_config: LlamaConfig | EncoderConfig) -> int:
+    """Tokens that an input may have: a decoder's prompt and answer, an encoder's document with its special tokens."""
+    batch = config.batch
+    if isinstance(model_config, LlamaConfig):
+        return batch.row_length
+    return batch.max_length or min(LONGEST_DOCUMENT, model_config.max_position, batch.row_length)
+
+
+def _prompt_spec(
+    config: TrainConfig, spec: ModelSpec, task: Task, tokenizer: Tokenizer, shots: list[Example]
+) -> PromptSpec:
+    template = config.data.template
+    if template == "auto":
+        template = template_for(tokenizer, spec.chat_template)
+    return PromptSpec(
+        task=task.name,
+        template=template,
+        joint_order=config.data.joint_order,
+        shots=tuple(cut_shots(shots, tokenizer, config.data.shot_tokens)),
+        seed=config.train.seed,
+        shot_tokens=config.data.shot_tokens,
+        list_labels=config.data.list_labels == "on",
+        row_length=config.batch.row_length,
+    ).signed(task)
+
+
 def divide(
     examples: list[Example], task: Task, config: TrainConfig
 ) -> tuple[list[Example], list[Example], list[Example]]:
@@ -174,9 +204,13 @@ def divide(
     return held_out, shots, examples
 
 
-def hash_samples(samples: SampleSet) -> str:
+def hash_samples(samples: SampleSet | EncoderSampleSet) -> str:
     digest = hashlib.sha256(json.dumps(samples.ids).encode())
-    for array in (samples.prefix, samples.tokens, samples.body_end, samples.label_end):
+    if isinstance(samples, EncoderSampleSet):
+        arrays = [samples.tokens, samples.end, samples.first_places, *samples.targets.values()]
+    else:
+        arrays = [samples.prefix, samples.tokens, samples.body_end, samples.label_end]
+    for array in arrays:
         digest.update(array.tobytes())
     return digest.hexdigest()
 
@@ -188,18 +222,42 @@ def _open_device(config: TrainConfig) -> torch.device:
     return device
 
 
-def _open_model(config: TrainConfig) -> tuple[ModelSpec, LlamaConfig, Tokenizer]:
+def _open_model(
+    config: TrainConfig, task: Task
+) -> tuple[ModelSpec, LlamaConfig | EncoderConfig, Tokenizer | EncoderTokenizer]:
     spec = get_model_spec(config.model.model)
     folder = config.model.checkpoint
     assert folder is not None, "find_problems lets no configuration without a checkpoint through"
+    open_tokenizer = load_encoder_tokenizer if spec.kind == "encoder" else load_tokenizer
     if config.model.init == "random":
-        tokenizer = load_tokenizer(folder)
-        return spec, dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size), tokenizer
-    check_folder(folder, spec)
-    found = read_config(folder)
-    tokenizer = load_tokenizer(folder)
-    check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
+        tokenizer = open_tokenizer(folder)
+        found = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
+    else:
+        check_folder(folder, spec)
+        found = read_config(folder)
+        tokenizer = open_tokenizer(folder)
+        check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
+    if spec.kind == "encoder":
+        found = _with_heads(found, task, config)
     return spec, found, tokenizer
+
+
+def _with_heads(found: EncoderConfig, task: Task, config: TrainConfig) -> EncoderConfig:
+    """The checkpoint's encoder with the task's heads.
+
+    Raises:
+        UserError: documents longer than the position table, or a checkpoint whose heads for these fields do not fit.
+    """
+    wanted = dataclasses.replace(found, head=config.model.head, heads=heads_for(task))
+    longest = config.batch.max_length
+    if longest is not None and longest > found.max_position:
+        raise UserError(
+            f"max_length = {longest}: {config.model.checkpoint} has positions for documents of {found.max_position} "
+            "tokens at most."
+        )
+    if found.heads:
+        match_heads(found, wanted, str(config.model.checkpoint))
+    return wanted
 
 
 def _check_output(config: TrainConfig) -> None:

@@ -9,9 +9,11 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -24,12 +26,27 @@ from train.config import TrainConfig
 from train.distributed import World, all_sum, launcher
 from train.errors import Interrupted, RunStopped
 from train.loss import batch_loss
-from train.metrics import Plateau, RunLog, Speed, attended_pairs, device_peak, memory_gib, step_flops
+from train.metrics import (
+    Plateau,
+    RunLog,
+    Speed,
+    attended_pairs,
+    device_peak,
+    encoder_step_flops,
+    memory_gib,
+    step_flops,
+)
 from train.optimizer import allocate_states, build_optimizer, clip_gradients, learning_rate
 from train.parallelize import parallelize, reshard
-from train.setup import CACHE_DIR, Setup
+from train.setup import CACHE_DIR, Setup, longest_input
 
 log = logging.getLogger(__name__)
+
+
+def rank_seed(seed: int, rank: int, step: int) -> int:
+    """A seed for one rank's random numbers from a step on, unlike those of any other rank, run or step."""
+    return int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0])
+
 
 NAMED_SAMPLES = 20  # ids in the message when a run stops; log.jsonl has all of them
 
@@ -49,7 +66,8 @@ class Trainer:
         if world.is_main:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "config.toml").write_text(options.to_toml(config), encoding="utf-8")
-            setup.prompt_spec.save(self.output / "prompt.json")
+            if setup.prompt_spec is not None:
+                setup.prompt_spec.save(self.output / "prompt.json")
         dist.barrier()
 
     def _build_model(self) -> None:
@@ -60,7 +78,9 @@ class Trainer:
         if resume is not None:
             load = lambda model: checkpoint.load_model(resume, model)  # noqa: E731
         elif config.model.init == "pretrained":
-            load = lambda model: load_pretrained(model, config.model.checkpoint, setup.spec)  # noqa: E731
+            load = lambda model: load_pretrained(  # noqa: E731
+                model, config.model.checkpoint, setup.spec, seed=config.train.seed
+            )
         self.model = parallelize(
             lambda: setup.spec.build(setup.model_config),
             self.world.mesh,
@@ -81,9 +101,12 @@ class Trainer:
         if resume is not None:
             checkpoint.load_optimizer(resume, self.model, self.optimizer)
             state = checkpoint.read_state(resume)
-            checkpoint.load_rng(resume, state)
             self.step = self.saved_step = state.step
             self.best = state.best
+        # Dropout: each rank draws its own. Resumed on as many ranks, it goes on where the checkpoint's left off.
+        torch.manual_seed(rank_seed(config.train.seed, self.world.rank, self.step))
+        if resume is not None:
+            checkpoint.load_rng(resume, state)
 
     def run(self) -> None:
         """Train to the last step, save and export.
@@ -147,7 +170,7 @@ class Trainer:
         Returns:
             What to log of it; the floating-point operations it needed; whether any rank got a signal to stop.
         """
-        optim, model_config = self.config.optim, self.setup.model_config
+        optim = self.config.optim
         lr = learning_rate(self.step, self.setup.total_steps, optim.lr, optim.schedule, optim.warmup_steps)
         loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
         pairs = 0
@@ -168,6 +191,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        by_field = isinstance(batch.n_label_tokens, dict)
+        n_targets = sum(batch.n_label_tokens.values()) if by_field else batch.n_label_tokens
         record = {
             "step": self.step,
             "epoch": round(batch.epoch, 4),
@@ -175,11 +200,12 @@ class Trainer:
             "lr": lr,
             "grad_norm": norm,
             "examples": batch.n_examples,
-            "label_tokens": batch.n_label_tokens,
+            "label_tokens": n_targets,
             "real_tokens": batch.n_real_tokens,
             "computed_tokens": batch.n_tokens,
         }
-        flops = step_flops(model_config, batch.n_real_tokens, batch.n_label_tokens, int(n_pairs))
+        count_flops = encoder_step_flops if by_field else step_flops
+        flops = count_flops(self.setup.model_config, batch.n_real_tokens, batch.n_label_tokens, int(n_pairs))
         return record, flops, n_signals > 0
 
     def _speed_record(self, speed: Speed) -> dict[str, float | None]:
@@ -202,6 +228,7 @@ class Trainer:
         With the optimizer's states in place, and twice, so that the second pass meets the gradients of the first.
         """
         batch = self.setup.loader.worst_case()
+        random_state = checkpoint.rng_state()  # dropout here must not change dropout in the run
         try:
             allocate_states(self.optimizer)
             for micro_batch in [*batch.batches, *batch.batches]:
@@ -212,6 +239,7 @@ class Trainer:
                 f"most): {error}\nTry --activation_checkpointing full, a smaller --row_length, or more GPUs."
             ) from None
         self.optimizer.zero_grad()
+        checkpoint.set_rng_state(random_state)
 
     def _stop(self, batch: StepBatch, loss: float, norm: float) -> None:
         newest = checkpoint.steps_in(self.checkpoints)
@@ -264,24 +292,26 @@ class Trainer:
         log.info("saved %s (%.1f s)", folder, time.perf_counter() - start)
 
     def _score(self) -> None:
-        """Score the held-out examples by what the model writes; export it to ``best/`` when it is the best so far."""
+        """Score the held-out examples by what the model says; export it to ``best/`` when it is the best so far."""
         # Here and not above: seqeval brings scikit-learn and pandas, a third of the start-up time of every run.
+        from eval.encoder_score import score_encoder
         from eval.metrics import main_figures, selection_metric
         from eval.score import score_model
 
         config, setup = self.config, self.setup
-        result = score_model(
+        score_answers = score_encoder
+        if setup.prompt is not None:
+            score_answers = partial(score_model, prompt=setup.prompt, max_new_tokens=config.eval.max_new_tokens)
+        result = score_answers(
             self.model,
             setup.tokenizer,
             setup.task,
-            setup.prompt,
-            setup.held_out,
-            max_length=config.batch.row_length,
+            examples=setup.held_out,
+            max_length=longest_input(config, setup.model_config),
             device=self.world.device,
             rank=self.world.rank,
             world_size=self.world.size,
             sharded=True,
-            max_new_tokens=config.eval.max_new_tokens,
             cache_dir=config.data.cache_dir or CACHE_DIR,
         )
         reshard(self.model)
@@ -309,6 +339,7 @@ class Trainer:
             new,
             DTYPES[config.checkpoint.export_dtype],
             setup.prompt_spec,
+            labels=setup.output_labels,
         )
         if self.world.is_main:
             write_json(new / "labels.json", setup.labels)

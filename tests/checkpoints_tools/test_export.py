@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,19 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained, local_slice
+from data.encoder_tokenizer import load_encoder_tokenizer
 from data.errors import UserError
 from data.fewshot import PromptSpec
 from data.tokenizer import load_tokenizer
+from model.encoder import ROBERTA_DEBUG, Encoder, Head
 from model.llama import Llama
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# None of its widths divides by three, and neither do its numbers of labels.
+ENCODER = replace(
+    ROBERTA_DEBUG, dim=40, n_heads=4, ffn_dim=50, heads=(Head("topic", "class", 7), Head("slots", "token", 5))
+)
 # On three ranks: 301 rows of the vocabulary and 100 of the key/value heads do not divide, and of a feed-forward
 # width of 4 the third rank holds nothing.
 SHAPE = dict(intermediate_size=4, vocab_size=301, num_attention_heads=5, num_key_value_heads=5, hidden_size=50)
@@ -62,10 +69,18 @@ def run_ranks(folder: Path, n_ranks: int = 3) -> str:
 @pytest.fixture(scope="module")
 def ranks(helpers, tmp_path_factory) -> tuple[Path, str]:
     """Everything that needs several processes, in one start of them: the folder they worked in, what they printed."""
+    from tests.encoder_reference import reference  # not in the ranks, as transformers is slow to import
+    from tests.encoder_tokenizers import write_roberta
+
     folder = tmp_path_factory.mktemp("ranks")
     for name, tied in (("untied", False), ("tied", True), ("bad", False)):
         model = helpers.random_hf_model(tie_word_embeddings=tied, **SHAPE)
         helpers.save(model, folder / name, "1GB" if name == "bad" else "60KB")
+    hf = reference(replace(ENCODER, heads=()))
+    hf.save_pretrained(folder / "encoder")
+    write_roberta(folder, ["some words"], 290)["json"].joinpath("tokenizer.json").rename(
+        folder / "encoder" / "tokenizer.json"
+    )
     damaged = folder / "bad" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-10])
     return folder, run_ranks(folder)
@@ -83,6 +98,17 @@ def test_fsdp_load_and_export(ranks, helpers, name):
     assert len(list((folder / f"{name}-out").glob("*.safetensors"))) > 1
     assert (folder / f"{name}-out" / "prompt.json").is_file()
     assert not list(folder.glob(".*partial*"))
+
+
+def test_an_encoder_is_the_same_on_any_number_of_ranks(ranks):
+    """Fresh heads included; and its export holds what was loaded."""
+    folder, _ = ranks
+    alone, exported = Encoder(ENCODER), Encoder(ENCODER)
+    load_pretrained(alone, folder / "encoder", seed=3)
+    load_pretrained(exported, folder / "encoder-out")
+    assert read_config(folder / "encoder-out") == ENCODER
+    for (name, a), b in zip(alone.named_parameters(), exported.parameters(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_other_placements(ranks):
@@ -145,6 +171,26 @@ def check_fsdp(folder: Path, mesh: DeviceMesh) -> None:
         export_hf(model, config, tokenizer, out)
 
 
+def check_encoder(folder: Path, mesh: DeviceMesh) -> None:
+    with torch.device("meta"):
+        model = Encoder(ENCODER)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.to_empty(device="cpu").init_weights()
+    load_pretrained(model, folder, seed=3)
+    labels = {"topic": list("abcdefg"), "slots": list("abcde")}
+    export_hf(
+        model,
+        ENCODER,
+        load_encoder_tokenizer(folder),
+        folder.with_name("encoder-out"),
+        None,
+        labels=labels,
+        shard_bytes=60_000,
+    )
+
+
 def rank_main(folder: Path) -> None:
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -154,6 +200,7 @@ def rank_main(folder: Path) -> None:
     print("placements ok")
     check_fsdp(folder / "untied", mesh)
     check_fsdp(folder / "tied", mesh)
+    check_encoder(folder / "encoder", mesh)
     dist.destroy_process_group()
 
 

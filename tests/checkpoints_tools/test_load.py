@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints_tools.folder import check_folder, read_header
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import check_fits_preset, check_folder, load_pretrained, open_hf, read_header
+from checkpoints_tools.load import check_fits_preset, load_pretrained, open_hf
 from data.errors import UserError
 from model import get_model_spec
 from model.llama import Llama
@@ -81,6 +82,15 @@ def test_old_stored_frequencies_and_stored_tied_head_are_accepted(hf_folder, hel
         open_hf(folder)
 
 
+def test_pytorchs_own_file_gives_the_same_model(hf_folder, helpers):
+    folder, reference = hf_folder(tie_word_embeddings=True)
+    expected = helpers.ours(helpers.load(folder), helpers.tokens())
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, folder / "pytorch_model.bin")
+    assert torch.equal(helpers.ours(helpers.load(folder), helpers.tokens()), expected)
+
+
 def test_speed_is_logged(hf_folder, helpers, caplog):
     with caplog.at_level(logging.INFO):
         helpers.load(hf_folder()[0])
@@ -107,8 +117,8 @@ def test_folder_without_config_or_weights(tmp_path, hf_folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no safetensors file"):
         check_folder(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="has .bin files"):
+    (folder / "training_args.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="has .bin files, none of which"):
         check_folder(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="no config.json.*tokenizer.json"):

@@ -1,0 +1,246 @@
+"""A Hugging Face checkpoint folder: whether it is whole, what tensors it has, and how one of them is read.
+
+Weights are safetensors, or where there are none PyTorch's older ``pytorch_model.bin``. Both are mapped into memory, so
+that who reads a slice of a tensor reads that slice only; ``.bin`` files from before PyTorch 1.6 are no archives and
+cannot be mapped: those are read whole.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from checkpoints_tools.hf_config import read_json
+from checkpoints_tools.source import TensorInfo, raise_problems
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    from model import ModelSpec
+
+SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# Of each format: how its files end, what a single file is called, and the list of several.
+SAFETENSORS = ("safetensors", "model.safetensors", "model.safetensors.index.json")
+BIN = ("bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Counters that old versions of transformers stored as if they were weights; nobody reads them.
+COUNTERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A checked Hugging Face folder: their tensor name → what is stored, and in which file."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    files: dict[str, Path]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.stat().st_size for file in set(self.files.values()))
+
+
+def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
+    """Check that a Hugging Face folder is there and whole; reads names and sizes, no weights.
+
+    Args:
+        folder: holds config.json and safetensors (or pytorch_model.bin).
+        spec: whose weights are wanted; only makes the message say where to get them.
+
+    Returns:
+        what the folder holds.
+
+    Raises:
+        UserError: no such folder, no config.json, shards missing, empty or truncated, pointers instead of files.
+            All damaged files are named at once, with how to get them.
+    """
+    folder = Path(folder)
+    how = how_to_get(folder, spec)
+    if not folder.is_dir():
+        beside = sorted(str(p.parent) for p in folder.absolute().parent.glob("*/config.json"))
+        found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
+        raise UserError(f"no checkpoint folder {folder}.{found}\n{how}")
+    _refuse_other_formats(folder)
+    if not (folder / "config.json").is_file():
+        there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+        raise UserError(f"{folder} has no config.json, so it is no checkpoint folder; it holds {there}.\n{how}")
+    paths, index = _weight_files(folder, how)
+    tensors: dict[str, TensorInfo] = {}
+    files: dict[str, Path] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            header = read_header(path) if path.suffix == ".safetensors" else _read_bin_header(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        tensors |= header
+        files |= dict.fromkeys(header, path)
+    if problems:
+        raise UserError(f"{folder} is not a whole checkpoint:\n" + "\n".join(f"  - {p}" for p in problems) + f"\n{how}")
+    if (folder / index).is_file():
+        listed = read_json(folder / index)["weight_map"]
+        raise_problems(
+            str(folder), [f"{index} lists {name}, {listed[name]} lacks it" for name in listed if name not in files]
+        )
+    weights = [info for name, info in tensors.items() if not name.endswith(COUNTERS)]
+    kinds = sorted({info.dtype for info in weights} - SAFETENSORS_DTYPES.keys())
+    if kinds:
+        raise UserError(f"{folder} stores weights as {', '.join(kinds)}; full fine-tuning needs F32, BF16 or F16")
+    return Folder(folder, tensors, files)
+
+
+# Which weights to name where the model could be any of its family.
+EXAMPLES = {
+    "llama": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "roberta": "FacebookAI/roberta-base",
+    "bert": "google-bert/bert-base-uncased",
+}
+
+
+def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:
+    """How to download the weights of a model, in two lines; Llama's own are gated behind a licence."""
+    family = spec.family if spec is not None else "llama"
+    repo = spec.hf_repo if spec is not None and spec.hf_repo else EXAMPLES[family]
+    gate = (
+        f"Llama's weights are gated: accept the licence at https://huggingface.co/{repo}, then `hf auth login`.\n"
+        if repo.startswith("meta-llama/")
+        else ""
+    )
+    if family == "llama":
+        return (
+            f"{gate}To download (an Instruct variant): hf download {repo} --exclude 'original/*' --local-dir {folder}"
+        )
+    # The repositories of encoders hold the same weights once more for each of five frameworks.
+    return f"To download: hf download {repo} --include '*.json' '*.txt' '*.safetensors' --local-dir {folder}"
+
+
+def _refuse_other_formats(folder: Path) -> None:
+    kind = None
+    if not any(folder.glob("*.safetensors")):
+        if (folder / "params.json").is_file() and any(folder.glob("consolidated.*.pth")):
+            kind = "a checkpoint in Meta's own format"
+        elif any(folder.glob("*.gguf")):
+            kind = "a GGUF file"
+    if kind:
+        raise UserError(
+            f"{folder} holds {kind}; convert it first: python -m checkpoints_tools.convert {folder} NEW_FOLDER"
+        )
+
+
+def _weight_files(folder: Path, how: str) -> tuple[list[Path], str]:
+    """The files that make up the checkpoint and the name of their list; UserError naming those that are missing."""
+    partial = sorted(folder.glob(".cache/huggingface/download/*.incomplete"))
+    note = f" ({len(partial)} unfinished downloads lie in {partial[0].parent})" if partial else ""
+    is_bin = not any(folder.glob("*.safetensors")) and not (folder / SAFETENSORS[2]).is_file()
+    is_bin = is_bin and any(folder.glob("pytorch_model*.bin*"))  # what else ends so is of the trainer that wrote it
+    ending, single, index = BIN if is_bin else SAFETENSORS
+    there = sorted(path.name for path in folder.glob("pytorch_model*.bin" if is_bin else "*.safetensors"))
+    numbered = [m for name in there if (m := re.fullmatch(rf"(.+)-(\d+)-of-(\d+)\.{ending}", name))]
+    if (folder / index).is_file():
+        wanted = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+        if not wanted:
+            raise UserError(f"{folder / index} lists no files: it is damaged.\n{how}")
+    elif single in there:
+        wanted = [single]
+    elif numbered:  # without the index we can still tell whether all are there
+        stem, width, total = numbered[0][1], len(numbered[0][2]), numbered[0][3]
+        wanted = [f"{stem}-{k:0{width}d}-of-{total}.{ending}" for k in range(1, int(total) + 1)]
+    elif len(there) == 1:
+        wanted = there
+    else:
+        others = any(folder.glob("*.bin"))
+        hint = " (it has .bin files, none of which is called pytorch_model.bin)" if others else ""
+        found = f"{len(there)} unrelated {ending} files" if there else "no safetensors file"
+        raise UserError(f"{folder} has {found}{hint}{note}.\n{how}")
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if missing:
+        names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        raise UserError(
+            f"{folder} is half downloaded: {len(missing)} of its {len(wanted)} weight files are missing: {names}{note}."
+            f"\n{how}"
+        )
+    return [folder / name for name in wanted], index
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Names, shapes and dtypes in a safetensors file, checked against the file's size.
+
+    The format: 8 bytes little-endian N, N bytes of JSON, then the data the JSON's offsets point into.
+
+    Raises:
+        UserError: empty, a git-lfs pointer, truncated, or not safetensors at all.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path} is empty (0 bytes): the download stopped, or the disk was full")
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if start == b"version ":
+            raise UserError(f"{path} is a git-lfs pointer of {size} bytes, not the weights: run `git lfs pull` there")
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if length < 2 or length > 100_000_000:
+            raise UserError(f"{path} is not a safetensors file (it begins with {start!r})")
+        if 8 + length > size:
+            raise UserError(f"{path} is truncated: its header alone takes {8 + length:,} bytes, the file has {size:,}")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            found = {name: TensorInfo(tuple(x["shape"]), x["dtype"]) for name, x in header.items()}
+            end = 8 + length + max((x["data_offsets"][1] for x in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} has a damaged safetensors header ({error!r})") from None
+    if end != size:
+        what = "truncated" if end > size else "damaged"
+        raise UserError(f"{path} is {what}: {size:,} bytes where its header says {end:,}")
+    return found
+
+
+def open_tensors(path: Path) -> Callable[[str], Tensor]:
+    """Open a weight file: a function from a tensor's name to what gives the tensor, or a slice of it, when indexed."""
+    if path.suffix == ".safetensors":
+        return safe_open(path, framework="pt").get_slice
+    return _read_bin(path).__getitem__
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    """The tensors of a PyTorch file, without running any code that it may hold.
+
+    Raises:
+        UserError: empty, a git-lfs pointer, truncated, or something else than a dict of tensors.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path} is empty (0 bytes): the download stopped, or the disk was full")
+    with open(path, "rb") as file:
+        if file.read(8) == b"version ":
+            raise UserError(f"{path} is a git-lfs pointer of {size} bytes, not the weights: run `git lfs pull` there")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} cannot be read as a file of weights: truncated, damaged, or holding more than tensors ({reason})"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError) as error:
+        raise UserError(f"{path} is truncated or damaged ({error!r})") from None
+    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise UserError(f"{path} holds no dict of tensors by name, so it is no model's weights")
+    return found
+
+
+def _read_bin_header(path: Path) -> dict[str, TensorInfo]:
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+    return {
+        name: TensorInfo(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")))
+        for name, tensor in _read_bin(path).items()
+    }

@@ -1,0 +1,133 @@
+"""Row padding for encoders: documents laid end to end in a row, and where each head reads.
+
+There is no prefix and no order of time: every document is one of its own, with positions from 0. Two documents of a
+task with a class field and a token field, the second with a word (y) of two sub-words, padded to 10::
+
+    index       0   1   2   3   4   5   6   7   8   9
+    tokens     <s>  a   b  </s><s>  y  ##  </s> .   .
+    positions   0   1   2   3   0   1   2   3   0   0
+    doc_ids     1   1   1   1   2   2   2   2  -1  -1
+    class       x               x                          index of the class field: 0 4
+    token           x   x           x                      index of the token field: 1 2 5
+
+and ``targets`` has one number for each place in ``index``. Everyone sees its whole document and nobody else
+(`model/attention.py`), so what stands beside a document in its row has no say.
+
+Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` places of a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from data.packing import PADDING_DOC, padded_length
+
+if TYPE_CHECKING:
+    from data.encoder_prepare import EncoderSampleSet
+
+
+@dataclass
+class EncoderBatch:
+    """One micro-batch of an encoder.
+
+    Attributes:
+        tokens: ``[B, T]`` int64.
+        positions: ``[B, T]`` int64, from 0 in every document; 0 for padding.
+        doc_ids: ``[B, T]`` int32: 1.. documents, -1 padding.
+        index: by field, ``[N]`` int64, the flat places ``b * T + t`` that its head reads, row by row and in order:
+            every document's first token (class), the first sub-word of every word that has one (token).
+        targets: by field, ``[N]`` int64 numbers of labels; empty where the samples were prepared without labels.
+        sample_ids: ids of the samples, row by row.
+        n_real_tokens: tokens that are not padding; 0 for a dummy.
+        dummy: work that only keeps this rank in step with the others; every ``N`` is 0.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    doc_ids: torch.Tensor
+    index: dict[str, torch.Tensor]
+    targets: dict[str, torch.Tensor]
+    sample_ids: list[str]
+    n_real_tokens: int
+    dummy: bool = False
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> EncoderBatch:
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            positions=change(self.positions),
+            doc_ids=change(self.doc_ids),
+            index={name: change(places) for name, places in self.index.items()},
+            targets={name: change(numbers) for name, numbers in self.targets.items()},
+        )
+
+    def to(self, device: torch.device | str) -> EncoderBatch:
+        """Return the batch on ``device``; from pinned memory the copy does not block."""
+        return self._map(lambda t: t.to(device, non_blocking=t.is_pinned()))
+
+    def pin_memory(self) -> EncoderBatch:
+        return self._map(lambda t: t.pin_memory())
+
+
+def encoder_batch(samples: EncoderSampleSet, rows: Sequence[Sequence[int]], length: int | None = None) -> EncoderBatch:
+    """Lay samples into the rows of a micro-batch, as drawn at the head of this file.
+
+    Args:
+        samples: where the token ids, places and targets come from.
+        rows: each row's sample indices, in the order in which they stand.
+        length: pad rows to this many tokens; None: the longest row, rounded up as `padded_length` does.
+    """
+    longest = max(int(samples.lengths[list(row)].sum()) for row in rows)
+    T = padded_length(longest) if length is None else length
+    assert longest <= T, f"{longest} tokens do not fit a row of {T}"
+    tokens = np.full((len(rows), T), samples.pad_id, dtype=np.int64)
+    positions = np.zeros((len(rows), T), dtype=np.int64)
+    doc_ids = np.full((len(rows), T), PADDING_DOC, dtype=np.int32)
+    places: dict[str, list[np.ndarray]] = {field: [] for field in samples.kinds}
+    numbers: dict[str, list[np.ndarray]] = {field: [] for field in samples.targets}
+    for b, row in enumerate(rows):
+        at = 0
+        for doc, i in enumerate(row, start=1):
+            ids, first = samples.document(i), samples.first(i)
+            stretch = slice(at, at + len(ids))
+            tokens[b, stretch], positions[b, stretch], doc_ids[b, stretch] = ids, np.arange(len(ids)), doc
+            for field, kind in samples.kinds.items():
+                own = np.zeros(1, dtype=np.int64) if kind == "class" else first[first >= 0]
+                places[field].append(b * T + at + own)
+            for field in samples.targets:
+                numbers[field].append(samples.target(field, i))
+            at += len(ids)
+    return EncoderBatch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        doc_ids=torch.from_numpy(doc_ids),
+        index={field: _joined(own) for field, own in places.items()},
+        targets={field: _joined(own) for field, own in numbers.items()},
+        sample_ids=[samples.ids[i] for row in rows for i in row],
+        n_real_tokens=int((doc_ids != PADDING_DOC).sum()),
+    )
+
+
+def dummy_encoder_batch(samples: EncoderSampleSet) -> EncoderBatch:
+    """The least a forward pass takes: padding alone, nothing to read; for a rank that has run out of rows."""
+    none = {field: torch.zeros(0, dtype=torch.int64) for field in samples.kinds}
+    length = padded_length(1)
+    return EncoderBatch(
+        tokens=torch.full((1, length), samples.pad_id),
+        positions=torch.zeros((1, length), dtype=torch.int64),
+        doc_ids=torch.full((1, length), PADDING_DOC, dtype=torch.int32),
+        index=none,
+        targets={field: none[field].clone() for field in samples.targets},
+        sample_ids=[],
+        n_real_tokens=0,
+        dummy=True,
+    )
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *arrays]).astype(np.int64))

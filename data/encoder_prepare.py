@@ -1,0 +1,237 @@
+"""Examples to encoder samples: a document's ids, where its words begin, and the number of every field's label.
+
+There is no prompt and no answer; a sample is the document between the two tokens that encoders are trained with, and
+what is to be predicted stands beside it::
+
+    words     wake       me    up    at    nine   am                 class target   intent: alarm_set's number
+    tokens    <s>  wa ke me    up    at    ni ne  am   </s>
+    first          1     3     4     5     6      8                  places of the words' first sub-words
+    tags           O     O     O     O     B-time I-time             the words' targets, as numbers of `tag_set`
+
+With a token field among the task's the words are tokenized one by one; otherwise the text as it is. A document too
+long for the model loses its end. A word that was cut off, or that tokenizes to nothing, has no place (-1): it is never
+a target, and whoever scores takes it for ``other``.
+
+Laying samples into rows is `data.encoder_batch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.encoder_batch import EncoderBatch, dummy_encoder_batch, encoder_batch
+from data.encoder_tokenizer import EncoderTokenizer
+from data.errors import UserError
+from data.example import Example
+from data.prepare import _progress
+from data.sample_cache import Arrays, cached
+from data.tasks import ClassField, Task, TokenField
+from model.encoder import Head
+
+CODE_VERSION = 1  # part of the cache key: raise it when the same input would give other arrays
+N_SPECIAL = 2  # cls in front, sep behind
+
+
+@dataclass
+class EncoderSampleSet:
+    """Encoder samples in flat arrays.
+
+    Sample ``i``: ``tokens[end[i - 1] : end[i]]``, words ``word_end[i - 1] .. word_end[i]``.
+
+    Attributes:
+        ids: the examples' ids, ``[S]``.
+        tokens: int32, all samples end to end, each ``cls ... sep``.
+        end: ``[S]`` int64, offsets into ``tokens``.
+        word_end: ``[S]`` int64, offsets into the words' arrays; all zero without a token field.
+        first_places: ``[W]`` int32, the place of each word's first sub-word within its own sample, -1 for none.
+        targets: by field name, int64 numbers of labels: ``[S]`` for a class field (into ``field.labels``), ``[W]`` for
+            a token field (into ``tag_set(field)``). Empty when prepared without labels.
+        document_tokens: ``[S]`` int32, the documents' own lengths before any truncation.
+        truncated: ``[S]`` bool.
+        kinds: by field name, "class" or "token", in the task's order; also where there are no targets.
+        pad_id: fills a row.
+    """
+
+    ids: list[str]
+    tokens: np.ndarray
+    end: np.ndarray
+    word_end: np.ndarray
+    first_places: np.ndarray
+    targets: dict[str, np.ndarray]
+    document_tokens: np.ndarray
+    truncated: np.ndarray
+    kinds: dict[str, str]
+    pad_id: int
+
+    def __post_init__(self) -> None:
+        self._start = np.concatenate([[0], self.end[:-1]]).astype(np.int64)[: len(self.ids)]
+        self._word_start = np.concatenate([[0], self.word_end[:-1]]).astype(np.int64)[: len(self.ids)]
+        self.lengths = self.end - self._start  # [S] tokens, cls and sep included
+        reached = np.concatenate([[0], np.cumsum(self.first_places >= 0)])
+        self.prefix = np.zeros(0, dtype=np.int32)  # what decoders share
+        self.costs = self.lengths  # [S] tokens in a row
+        self.reached_words = reached[self.word_end] - reached[self._word_start]  # [S] words that have a place
+
+        self.label_lengths = sum(map(self.n_outputs, self.kinds), np.zeros(len(self), dtype=np.int64))  # [S] all fields
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def document(self, i: int) -> np.ndarray:
+        """The sample's ids, ``cls ... sep``."""
+        return self.tokens[self._start[i] : self.end[i]]
+
+    def first(self, i: int) -> np.ndarray:
+        """Per word, the place of its first sub-word in ``document(i)``, or -1; empty without a token field."""
+        return self.first_places[self._word_start[i] : self.word_end[i]]
+
+    def target(self, field: str, i: int) -> np.ndarray:
+        """A field's numbers to be predicted: one for a class field, for a token field one a word that has a place."""
+        values = self.targets[field]
+        if self.kinds[field] == "class":
+            return values[i : i + 1]
+        return values[self._word_start[i] : self.word_end[i]][self.first(i) >= 0]
+
+    def n_outputs(self, field: str) -> np.ndarray:
+        """``[S]`` how many positions of each sample the field's head reads."""
+        return np.ones(len(self), dtype=np.int64) if self.kinds[field] == "class" else self.reached_words
+
+    def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> EncoderBatch:
+        """The micro-batch of these rows of sample indices, padded to ``length`` tokens; there is no prefix to share."""
+        return encoder_batch(self, rows, length)
+
+    def dummy(self) -> EncoderBatch:
+        """Work without a target."""
+        return dummy_encoder_batch(self)
+
+    def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
+        """What there is to predict in these samples, by field."""
+        return {field: int(self.n_outputs(field)[list(indices)].sum()) for field in self.kinds}
+
+    def describe(self) -> str:
+        """One line for the log: how many samples, how long, how many truncated."""
+        n = self.document_tokens
+        mean, median, p99, longest = (n.mean(), *np.percentile(n, [50, 99]), n.max()) if len(n) else (0, 0, 0, 0)
+        text = (
+            f"{len(self):,} documents of {mean:.1f} tokens (median {median:.0f}, p99 {p99:.0f}, longest "
+            f"{longest:.0f}), {int(self.truncated.sum()):,} truncated"
+        )
+        n_lost = int((self.first_places < 0).sum())
+        return text + (f"; {n_lost:,} words cut off or without a sub-word, never a target" if n_lost else "")
+
+
+def tag_set(field: TokenField) -> tuple[str, ...]:
+    """What a token head chooses from: ``"O"``, then ``"B-x"`` and ``"I-x"`` for each type, 111 for MASSIVE's 55."""
+    return ("O", *(f"{mark}-{label}" for label in field.labels for mark in "BI"))
+
+
+def heads_for(task: Task) -> tuple[Head, ...]:
+    """One head a field, in the task's order."""
+    return tuple(
+        Head(field.name, "class", len(field.labels))
+        if isinstance(field, ClassField)
+        else Head(field.name, "token", len(tag_set(field)))
+        for field in task.fields
+    )
+
+
+def prepare_encoder(
+    examples: Sequence[Example],
+    task: Task,
+    tokenizer: EncoderTokenizer,
+    max_length: int,
+    *,
+    with_labels: bool = True,
+    cache_dir: Path | None = None,
+) -> EncoderSampleSet:
+    """Tokenize ``examples`` for ``task``, cutting documents so that every sample fits ``max_length`` tokens.
+
+    How an example comes out depends on no other example. No words at all make a document of the two special tokens.
+
+    Args:
+        examples: what to tokenize; with ``with_labels`` they must carry the task's labels. A token field's tags are
+            the example's own brackets where it has them, else equal neighbours are one entity.
+        max_length: tokens of a sample, special tokens included.
+        with_labels: False for scoring: there are no targets.
+        cache_dir: where cache files lie; ``None`` tokenizes anew.
+
+    Raises:
+        UserError: ``max_length`` leaves no room for a document, or an example's label is missing or outside the set.
+    """
+    if max_length < N_SPECIAL + 1:
+        raise UserError(
+            f"A document of at most {max_length} tokens leaves room for none beside its {N_SPECIAL} special tokens. "
+            f"Give --row_length {N_SPECIAL + 1} or more."
+        )
+    if with_labels:
+        for example in examples:
+            task.check(example)
+    by_words = any(isinstance(field, TokenField) for field in task.fields)
+    targets = {field.name: _targets(field, examples) for field in task.fields} if with_labels else {}
+
+    def build() -> Arrays:
+        return _tokenize(examples, tokenizer, max_length, by_words)
+
+    if cache_dir is None:
+        arrays = build()
+    else:
+        settings = ["encoder", CODE_VERSION, tokenizer.fingerprint, max_length, by_words]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for example in examples:
+            digest.update(json.dumps(example.text).encode() + b"\n")
+        arrays = cached(cache_dir, digest.hexdigest(), build)
+    return EncoderSampleSet(
+        ids=[example.id for example in examples],
+        targets=targets,
+        kinds={field.name: "class" if isinstance(field, ClassField) else "token" for field in task.fields},
+        pad_id=tokenizer.pad_id,
+        **arrays,
+    )
+
+
+def _tokenize(examples: Sequence[Example], tokenizer: EncoderTokenizer, max_length: int, by_words: bool) -> Arrays:
+    room = max_length - N_SPECIAL
+    chunks: list[list[int]] = []
+    places: list[np.ndarray] = []
+    documents = np.zeros(len(examples), dtype=np.int32)
+    for i, example in enumerate(_progress(examples)):
+        ids, first = tokenizer.encode_words(example.words) if by_words else (tokenizer.encode(example.text), [])
+        documents[i] = len(ids)
+        chunks.append([tokenizer.cls_id, *ids[:room], tokenizer.sep_id])
+        place = np.array(first, dtype=np.int32)
+        places.append(np.where((place >= 0) & (place < room), place + 1, -1).astype(np.int32))
+    flat = [token for chunk in chunks for token in chunk]
+    return {
+        "tokens": np.array(flat, dtype=np.int32),
+        "end": np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64),
+        "word_end": np.cumsum([len(place) for place in places], dtype=np.int64),
+        "first_places": np.concatenate([np.zeros(0, dtype=np.int32), *places]),
+        "document_tokens": documents,
+        "truncated": documents > room,
+    }
+
+
+def _targets(field: ClassField | TokenField, examples: Sequence[Example]) -> np.ndarray:
+    if isinstance(field, ClassField):
+        number = {label: i for i, label in enumerate(field.labels)}
+        return np.array([number[example.labels[field.name]] for example in examples], dtype=np.int64)
+    number = {tag: i for i, tag in enumerate(tag_set(field))}
+    return np.array([number[tag] for example in examples for tag in _tags(field, example)], dtype=np.int64)
+
+
+def _tags(field: TokenField, example: Example) -> Sequence[str]:
+    types = example.labels[field.name]
+    tags = example.bio.get(field.name)
+    if tags is not None:
+        assert [tag[2:] or field.other for tag in tags] == list(types), f"{example.id}: brackets and types differ"
+        return tags
+    return [
+        "O" if kind == field.other else f"{'I' if kind == before else 'B'}-{kind}"
+        for before, kind in zip([None, *types], types, strict=False)
+    ]

@@ -1,0 +1,158 @@
+"""Score an encoder: each head's likeliest label for each document and each word, compared with the gold labels.
+
+    examples ─► prepare_encoder ─► dealt to ranks ─► packed rows ─► heads ─► argmax ─► gathered, in order ─►
+    compute_metrics
+
+A token field's tags (``O``, ``B-time``, ``I-time``) are read as one type a word, as a decoder writes them: boundaries
+that a tag claims are dropped, and equal neighbours form one entity for every system alike. A word none of whose
+sub-words the model saw, because the document was cut before it or because it tokenizes to nothing, is Other and
+counted as missing. Examples are never dropped.
+
+Rows are packed without regard to the order of the examples; that changes nothing, for nobody in a row sees another
+document (`model/attention.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data.encoder_batch import dummy_encoder_batch, encoder_batch
+from data.encoder_prepare import EncoderSampleSet, prepare_encoder, tag_set
+from data.encoder_tokenizer import EncoderTokenizer
+from data.example import Example
+from data.packing import deal_in_turns, pack
+from data.tasks import ClassField, Task, TokenField
+from eval.gather import ScoreResult, Share, gather_scores
+from eval.results import Prediction
+
+N_TOP = 5  # likeliest labels whose probabilities are kept
+
+
+@torch.no_grad()
+def score_encoder(
+    model: nn.Module,
+    tokenizer: EncoderTokenizer,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    max_length: int,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    group: dist.ProcessGroup | None = None,
+    sharded: bool = False,
+    max_batch_tokens: int = 4096,
+    cache_dir: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ScoreResult:
+    """Score ``model`` on ``examples`` by its heads' likeliest labels; dropout is off meanwhile.
+
+    Args:
+        model: maps ``(tokens, positions, doc_ids, output_index)`` to logits by field, as `model.encoder.Encoder`; its
+            heads are exactly the task's fields.
+        max_length: longest document in tokens, special tokens included; longer ones are cut.
+        rank, world_size, group: the ranks that split the examples (``group`` None: all of them).
+        sharded: the model's forward pass is collective (FSDP2), so all ranks must run equally many.
+        max_batch_tokens: bound on the tokens of a row; a longer document has a row to itself, and with 1 every one has.
+        cache_dir: where tokenized examples are cached; None: nowhere.
+        progress: called with the number of examples newly finished on this rank.
+    """
+    samples = prepare_encoder(examples, task, tokenizer, max_length, with_labels=False, cache_dir=cache_dir)
+    rows = [_rows(samples.lengths, indices, max_batch_tokens) for indices in deal_in_turns(samples.lengths, world_size)]
+    own = rows[rank]
+    answers: dict[int, Prediction] = {}
+    was_training = model.training
+    model.eval()
+    start = time.perf_counter()
+    try:
+        for indices in own:
+            batch = encoder_batch(samples, [indices]).to(device)
+            logits = model(batch.tokens, batch.positions, batch.doc_ids, batch.index)
+            found = _read(task, examples, samples, indices, logits)
+            answers.update(zip(indices, found, strict=True))
+            if progress is not None:
+                progress(len(indices))
+        # Every rank knows everyone's rows, so none has to ask how long to go on.
+        for _ in range(max(map(len, rows)) - len(own) if sharded else 0):
+            batch = dummy_encoder_batch(samples).to(device)
+            model(batch.tokens, batch.positions, batch.doc_ids, batch.index)
+    finally:
+        model.train(was_training)
+    seconds = time.perf_counter() - start
+    computed = int(samples.lengths[list(answers)].sum())
+    share = Share(list(answers), list(answers.values()), seconds, computed)
+    return gather_scores(task, examples, share, {}, rank, world_size, group)
+
+
+def _rows(lengths: np.ndarray, indices: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of the samples that share a row; a longer sample than ``capacity`` counts as filling one."""
+    packed = pack(np.minimum(lengths[list(indices)], capacity), capacity)
+    return [[indices[k] for k in row] for row in packed]
+
+
+def _read(
+    task: Task,
+    examples: Sequence[Example],
+    samples: EncoderSampleSet,
+    indices: Sequence[int],
+    logits: dict[str, Tensor],
+) -> list[Prediction]:
+    """The answers to one row's samples, in the row's order.
+
+    Args:
+        logits: per class field [documents, labels], per token field [words within reach, tags].
+    """
+    labels: list[dict[str, str | tuple[str, ...]]] = [{} for _ in indices]
+    top: list[dict[str, list[list[str | float]]]] = [{} for _ in indices]
+    n_missing = [0] * len(indices)
+    for field in task.fields:
+        if isinstance(field, ClassField):
+            for k, likeliest in enumerate(_likeliest(field, logits[field.name])):
+                labels[k][field.name] = likeliest[0][0]
+                top[k][field.name] = likeliest
+        else:
+            reached = [samples.first(i) >= 0 for i in indices]  # per document, [words] bool
+            types = iter(_types(field, logits[field.name]))
+            for k, seen in enumerate(reached):
+                labels[k][field.name] = tuple(next(types) if yes else field.other for yes in seen.tolist())
+                n_missing[k] += int((~seen).sum())
+            assert next(types, None) is None, "a type that belongs to no word"
+    names = {field.name for field in task.fields}
+    return [
+        Prediction(
+            id=examples[i].id,
+            gold={field.name: examples[i].labels[field.name] for field in task.fields},
+            gold_bio={name: tags for name, tags in examples[i].bio.items() if name in names},
+            raw="",
+            parsed=labels[k],
+            truncated=bool(samples.truncated[i]),
+            n_prompt_tokens=int(samples.lengths[i]),
+            n_missing=n_missing[k],
+            top=top[k],
+        )
+        for k, i in enumerate(indices)
+    ]
+
+
+def _likeliest(field: ClassField, logits: Tensor) -> list[list[list[str | float]]]:
+    """Per document the likeliest labels with their probabilities; ``logits``: [documents, labels]."""
+    logits = logits.float()
+    places = logits.topk(min(N_TOP, len(field.labels))).indices
+    found = logits.softmax(-1).gather(-1, places)
+    return [
+        [[field.labels[place], round(p, 6)] for place, p in zip(*row, strict=True)]
+        for row in zip(places.tolist(), found.tolist(), strict=True)
+    ]
+
+
+def _types(field: TokenField, logits: Tensor) -> list[str]:
+    """Per word its likeliest tag's type; ``logits``: [words, tags]."""
+    types = [field.other if tag == "O" else tag[2:] for tag in tag_set(field)]
+    return [types[place] for place in logits.argmax(-1).tolist()]

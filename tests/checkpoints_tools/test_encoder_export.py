@@ -1,0 +1,181 @@
+"""An exported encoder is the same model to transformers, as far as it has a class for it, and to our own loader."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import AutoTokenizer as HFTokenizer
+
+from checkpoints_tools.encoder_config import read_head_labels
+from checkpoints_tools.export import export_hf
+from checkpoints_tools.hf_config import read_config, read_json
+from checkpoints_tools.load import load_pretrained
+from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.errors import UserError
+from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
+from tests.encoder_tokenizers import write_bert, write_roberta
+
+ROBERTA = replace(ROBERTA_DEBUG, max_position=40)
+FAMILIES = {
+    "roberta": ROBERTA,
+    "bert": replace(ROBERTA, family="bert", position_offset=0, n_token_types=2, norm_eps=1e-12),
+}
+CLASS, TOKEN, OTHER = Head("topic", "class", 7), Head("slots", "token", 5), Head("items.type", "class", 3)
+LABELS = {
+    "topic": [f"t{i}" for i in range(7)],
+    "slots": ["O", "B-a", "I-a", "B-b", "I-b"],
+    "items.type": ["x", "y", "z"],
+}
+TEXTS = ["wake me up at nine tomorrow", "what is the weather in Paris"] * 5
+WORDS = ["wake", "me", "up"]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> dict[str, EncoderTokenizer]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    (folder / "bert").mkdir()
+    return {
+        "roberta": load_encoder_tokenizer(write_roberta(folder, TEXTS, 280)["json"]),
+        "bert": load_encoder_tokenizer(write_bert(folder / "bert", TEXTS, 280)),
+    }
+
+
+def random_model(config: EncoderConfig) -> Encoder:
+    torch.manual_seed(5)
+    model = Encoder(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def exported(
+    family: str, head: str, heads: tuple[Head, ...], tokenizers: dict[str, EncoderTokenizer], folder: Path
+) -> tuple[Encoder, EncoderConfig]:
+    tokenizer = tokenizers[family]
+    config = replace(FAMILIES[family], head=head, heads=heads, vocab_size=tokenizer.vocab_size + 3)
+    model = random_model(config)
+    export_hf(model, config, tokenizer, folder, labels=LABELS)
+    return model, config
+
+
+@torch.no_grad()
+def ours(model: Encoder, tokens: torch.Tensor, field: str | None) -> torch.Tensor:
+    """Hidden states, or a field's logits for a batch of equally long documents, as transformers shapes them."""
+    B, T = tokens.shape
+    positions, docs = torch.arange(T).expand(B, T), torch.arange(B)[:, None].expand(B, T)
+    if field is None:
+        return model(tokens, positions, docs)
+    index = {h.name: torch.arange(B) * T if h.kind == "class" else torch.arange(B * T) for h in model.config.heads}
+    found = model(tokens, positions, docs, index)[field]
+    return found if found.shape[0] == B else found.view(B, T, -1)
+
+
+def some_tokens(config: EncoderConfig) -> torch.Tensor:
+    return torch.randint(4, config.vocab_size, (3, 12), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("head", ["linear", "dense"])
+@pytest.mark.parametrize("heads", [(CLASS,), (TOKEN,), (CLASS, TOKEN), (OTHER, CLASS), ()], ids=lambda h: f"{len(h)}")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_our_loader_reads_an_export_back(family, heads, head, tokenizers, tmp_path):
+    model, config = exported(family, head, heads, tokenizers, tmp_path / "out")
+    stored = read_config(tmp_path / "out")
+    assert stored.heads == heads
+    assert stored == (config if heads else replace(config, head="linear"))
+    assert read_head_labels(read_json(tmp_path / "out" / "config.json")) == {h.name: LABELS[h.name] for h in heads}
+    again = random_model(replace(config, heads=heads))
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    load_pretrained(again, tmp_path / "out")
+    expected = dict(model.named_parameters())
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+    assert load_encoder_tokenizer(tmp_path / "out").encode_words(WORDS) == tokenizers[family].encode_words(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("heads", "head", "auto", "suffix"),
+    [
+        ((CLASS,), "dense", AutoModelForSequenceClassification, "ForSequenceClassification"),
+        ((TOKEN,), "linear", AutoModelForTokenClassification, "ForTokenClassification"),
+        ((TOKEN,), "dense", AutoModelForTokenClassification, "ForTokenClassification"),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_gives_the_same_logits(family, heads, head, auto, suffix, tokenizers, tmp_path):
+    model, config = exported(family, head, heads, tokenizers, tmp_path / "out")
+    theirs, report = auto.from_pretrained(tmp_path / "out", output_loading_info=True, attn_implementation="eager")
+    assert type(theirs).__name__.endswith(suffix)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    tokens = some_tokens(config)
+    with torch.no_grad():
+        logits = theirs.eval()(tokens).logits
+    torch.testing.assert_close(ours(model, tokens, heads[0].name), logits, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.1
+    labels = LABELS[heads[0].name]
+    assert theirs.config.id2label == dict(enumerate(labels)) and theirs.config.label2id[labels[1]] == 1
+
+
+@pytest.mark.parametrize(
+    ("heads", "head"), [((CLASS, TOKEN), "linear"), ((CLASS,), "linear"), ((CLASS, TOKEN), "dense")]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_heads_stand_by_name_beside_the_encoder(family, heads, head, tokenizers, tmp_path):
+    """Both "linear" and joint models: transformers loads the encoder, the heads are easily applied by hand."""
+    model, config = exported(family, head, heads, tokenizers, tmp_path / "out")
+    options = {"add_pooling_layer": False, "attn_implementation": "eager"}
+    theirs, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True, **options)
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    assert all(name.startswith(("heads.", "pooler.")) for name in report["unexpected_keys"])
+    tokens = some_tokens(config)
+    with torch.no_grad():
+        hidden = theirs.eval()(tokens).last_hidden_state
+    torch.testing.assert_close(ours(model, tokens, None), hidden, atol=1e-5, rtol=1e-5)
+    if head == "linear":
+        stored = load_file(tmp_path / "out" / "model.safetensors")
+        logits = hidden[:, 0] @ stored["heads.topic.out.weight"].T + stored["heads.topic.out.bias"]
+        torch.testing.assert_close(ours(model, tokens, "topic"), logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rest_of_the_folder(family, tokenizers, tmp_path):
+    _, config = exported(family, "dense", (CLASS,), tokenizers, tmp_path / "out")
+    theirs = AutoConfig.from_pretrained(tmp_path / "out")
+    assert theirs.pad_token_id == tokenizers[family].pad_id
+    assert theirs.max_position_embeddings == 40 + config.position_offset
+    assert not (tmp_path / "out" / "generation_config.json").exists()
+    ids = HFTokenizer.from_pretrained(tmp_path / "out")("wake me up")["input_ids"]
+    assert ids[1:-1] == tokenizers[family].encode("wake me up")
+    with pytest.raises(UserError, match="not empty"):
+        exported(family, "dense", (CLASS,), tokenizers, tmp_path / "out")
+
+
+def test_stored_in_bf16(tokenizers, tmp_path):
+    config = replace(ROBERTA, heads=(CLASS, TOKEN))
+    model = random_model(config)
+    export_hf(model, config, tokenizers["roberta"], tmp_path / "out", torch.bfloat16, labels=LABELS)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert read_json(tmp_path / "out" / "config.json")["torch_dtype"] == "bfloat16"
+
+
+def test_a_fine_tuned_model_starts_another_task(tokenizers, tmp_path, caplog):
+    """Heads go by field: the shared one is kept, the other is left, the new one is fresh; sizes must agree."""
+    model, config = exported("roberta", "linear", (CLASS, TOKEN), tokenizers, tmp_path / "out")
+    other = replace(config, heads=(CLASS, OTHER))
+    with caplog.at_level("INFO"):
+        again = Encoder(other)
+        load_pretrained(again, tmp_path / "out")
+    assert torch.equal(again.heads["topic"].out.weight, model.heads["topic"].out.weight)
+    assert "heads.slots.out" in caplog.text and "heads.items_type.out.weight" in caplog.text
+    with pytest.raises(UserError, match="field 'topic': More labels than the head was trained for: 8, the head has 7"):
+        load_pretrained(Encoder(replace(config, heads=(replace(CLASS, n_labels=8),))), tmp_path / "out")
+    with pytest.raises(UserError, match="field 'topic': the head gives a label to each document, not to each word"):
+        load_pretrained(Encoder(replace(config, heads=(replace(CLASS, kind="token"),))), tmp_path / "out")

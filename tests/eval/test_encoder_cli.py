@@ -1,0 +1,169 @@
+"""eval.py for encoders: which task a checkpoint's heads stand for, options that are for decoders, and a whole run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints_tools.encoder_config import to_hf_encoder_config
+from checkpoints_tools.export import export_hf
+from data.encoder_prepare import heads_for
+from data.encoder_tokenizer import load_encoder_tokenizer
+from data.errors import UserError
+from data.source import load_examples
+from data.tasks import TASKS
+from eval.config import DECODER_ONLY, EvalConfig, load_config
+from eval.encoder_plan import from_label_sets, output_labels
+from eval.encoder_score import score_encoder
+from eval.plan import build_model, make_plan
+from eval.results import read_predictions, read_results
+from model.encoder import ROBERTA_BASE, Encoder
+from tests.encoder_reference import ours_from, reference, scaled_down
+from tests.encoder_tokenizers import write_roberta
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOTS = TASKS["massive_slots"]
+
+
+def write_checkpoint(folder, tokenizer_folder, task):
+    """Weights by transformers, config.json with the heads as an export of ours has them."""
+    shutil.copytree(tokenizer_folder, folder)
+    vocab_size = load_encoder_tokenizer(folder).vocab_size
+    config = scaled_down(ROBERTA_BASE, *(heads_for(task) if task else ()))
+    config = replace(config, vocab_size=vocab_size, max_position=40)
+    hf = reference(config)
+    hf.save_pretrained(folder)
+    contents = to_hf_encoder_config(config, torch.float32, output_labels(task) if task else {})
+    (folder / "config.json").write_text(json.dumps(contents))
+    return ours_from(hf, config)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    texts = [e.text for e in load_examples("massive", "train", "sample")]
+    return write_roberta(tmp_path_factory.mktemp("tokenizer"), texts, vocab_size=600)["files"]
+
+
+@pytest.fixture(scope="module")
+def slots(tokenizer_folder, tmp_path_factory):
+    """A checkpoint with a head for slots, and the same model."""
+    folder = tmp_path_factory.mktemp("slots") / "export"
+    return folder, write_checkpoint(folder, tokenizer_folder, SLOTS)
+
+
+def plan(checkpoint, **options):
+    return make_plan(EvalConfig(checkpoint=checkpoint, **{"model": "roberta", "data": "sample", **options}))
+
+
+def test_options_about_prompts_and_text_are_for_decoders():
+    given = {
+        "list_labels": "off",
+        "shots": 1,
+        "joint_order": "section",
+        "template": "plain",
+        "shot_tokens": 9,
+        "new_prompt": None,
+        "row_length": 99,
+        "max_new_tokens": 4,
+        "tensor_parallel": None,
+    }
+    assert set(given) == set(DECODER_ONLY)
+    arguments = ["--model", "roberta", "--checkpoint", "x", "--task", "20ng_joint"]
+    for name, value in given.items():
+        arguments += [f"--{name}"] if value is None else [f"--{name}", str(value)]
+    with pytest.raises(UserError) as error:
+        load_config(arguments)
+    assert all(f"--{name} is for decoders; roberta is an encoder" in str(error.value) for name in DECODER_ONLY)
+    assert load_config(arguments[:6]).model == "roberta"
+    assert load_config(["--model", "llama", *arguments[2:]]).shots == 1
+    with pytest.raises(UserError, match="--max_length is for encoders; llama is a decoder"):
+        load_config(["--model", "llama", *arguments[2:], "--max_length", "128"])
+
+
+def test_the_heads_say_which_task_it_is(slots):
+    found = plan(slots[0])
+    assert found.task == SLOTS and found.prompt is None and found.fine_tuned and found.row_length == 40
+    assert found.output == Path(f"runs/eval/{found.weights.name}-massive_slots") and found.name == found.weights.name
+    assert plan(slots[0], task="massive_slots", max_length=20).row_length == 20
+    with pytest.raises(UserError, match="--max_length 41: .* 40 tokens at most"):
+        plan(slots[0], max_length=41)
+    for name, needed in (("massive_joint", r"intent \(60 labels\), slots \(111 tags\)"), ("20ng_20", "group")):
+        with pytest.raises(UserError, match=rf"--task {name} needs the heads {needed}.* fine-tuned with slots \(111"):
+            plan(slots[0], task=name)
+
+
+def test_outputs_with_other_labels_are_not_scored_as_if_they_were_the_tasks(slots, tmp_path):
+    config = json.loads((slots[0] / "config.json").read_text())
+    tags = config["heads"]["fields"][0]["labels"]
+    for changed, message in (
+        ([tags[0], *tags[:0:-1]], "another order"),
+        (["O", "B-mood", *tags[2:]], f"only one of the two has B-mood, {tags[1]}"),
+    ):
+        config["heads"]["fields"][0]["labels"] = changed
+        folder = shutil.copytree(slots[0], tmp_path / message[:4])
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=f"labels of slots are not those of task massive_slots: .*{message}"):
+            plan(folder, task="massive_slots")
+        with pytest.raises(UserError, match=r"no --task given, and no task .* slots \(111 tags\)"):
+            plan(folder)
+
+
+def test_label_sets_of_a_run_give_the_heads_outputs():
+    joint = TASKS["massive_joint"]
+    stored = {field.name: list(field.labels) for field in joint.fields}
+    assert from_label_sets(heads_for(joint), stored) == output_labels(joint)
+
+
+def test_an_encoder_that_was_never_fine_tuned(tokenizer_folder, tmp_path):
+    write_checkpoint(tmp_path / "bare", tokenizer_folder, None)
+    with pytest.raises(UserError, match=r"without heads .* Fine-tune it first"):
+        plan(tmp_path / "bare", task="massive_slots")
+
+
+def test_encoders_and_decoders_are_not_mistaken_for_each_other(slots, tiny_checkpoint):
+    with pytest.raises(UserError, match="encoder|architecture"):
+        plan(slots[0], model="llama")
+    with pytest.raises(UserError, match="decoder|architecture"):
+        plan(tiny_checkpoint, model="roberta")
+
+
+def test_a_whole_run(slots, tmp_path):
+    folder, model = slots
+    command = [sys.executable, str(ROOT / "eval.py"), "--model", "roberta", "--checkpoint", folder, "--data", "sample"]
+    command += ["--limit", 20, "--output", tmp_path / "out", "--cache_dir", tmp_path / "cache", "--device", "cpu"]
+    command += ["--precision", "fp32"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "slots" in done.stdout and "exact match" not in done.stdout
+    examples = plan(folder, limit=20).examples
+    expected = score_encoder(model, load_encoder_tokenizer(folder), SLOTS, examples, max_length=40)
+    assert read_predictions(tmp_path / "out") == expected.predictions
+    assert len({kind for p in expected.predictions for kind in p.parsed["slots"]}) > 3
+    results = read_results(tmp_path / "out")
+    assert results.metrics == expected.metrics and results.counts == expected.counts
+    assert (results.shots, results.prompt, results.model) == (0, None, "roberta")
+
+
+def test_an_export_of_a_joint_model_says_what_the_model_says(tokenizer_folder, tmp_path):
+    """Several fields have no class in transformers: config.json and the tensors' names alone tell what they are."""
+    joint, tokenizer = TASKS["massive_joint"], load_encoder_tokenizer(tokenizer_folder)
+    config = replace(
+        scaled_down(ROBERTA_BASE, *heads_for(joint)), vocab_size=tokenizer.vocab_size, max_position=40, head="linear"
+    )
+    model = Encoder(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    export_hf(model, config, tokenizer, tmp_path / "export", labels=output_labels(joint))
+    found = plan(tmp_path / "export", limit=12)
+    assert found.task == joint and found.config == config
+    scored = [
+        score_encoder(m, tokenizer, joint, found.examples, max_length=found.row_length).predictions
+        for m in (model, build_model(found, "fp32", torch.device("cpu")))
+    ]
+    assert scored[0] == scored[1] and set(scored[0][0].parsed) == {"intent", "slots"}

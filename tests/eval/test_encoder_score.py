@@ -1,0 +1,191 @@
+"""Scoring encoders: against transformers' own logits, packed against alone, ranks against one, and what is cut off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from data.encoder_prepare import heads_for, tag_set
+from data.encoder_tokenizer import load_encoder_tokenizer
+from data.example import Example
+from data.source import load_examples
+from data.tasks import TASKS, TokenField
+from eval.combine import combine
+from eval.encoder_score import N_TOP, score_encoder
+from eval.results import Results, field_kinds, read_predictions, write_run
+from model.encoder import ROBERTA_BASE, Encoder
+from tests.encoder_reference import ours_from, reference, scaled_down
+from tests.encoder_tokenizers import write_bert, write_roberta
+
+BERT = replace(ROBERTA_BASE, family="bert", position_offset=0, n_token_types=2, norm_eps=1e-12)
+FAMILIES = {"roberta": ROBERTA_BASE, "bert": BERT}
+MAX_LENGTH = 48
+JOINT = TASKS["massive_joint"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    texts = [e.text for name in ("20ng", "massive") for e in load_examples(name, "train", "sample")]
+    roberta = write_roberta(tmp_path_factory.mktemp("roberta"), texts, vocab_size=800)["files"]
+    return {"roberta": roberta, "bert": write_bert(tmp_path_factory.mktemp("bert"), texts, vocab_size=800)}
+
+
+def config_for(task, tokenizer, family="roberta", head="linear"):
+    small = scaled_down(FAMILIES[family], *heads_for(task), head=head)
+    return replace(small, vocab_size=tokenizer.vocab_size, max_position=MAX_LENGTH)
+
+
+def random_encoder(task, tokenizer, **options):
+    model = Encoder(config_for(task, tokenizer, **options))
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():  # as initialized, the answer hardly depends on the document
+            if parameter.dim() > 1:
+                parameter.mul_(10.0)
+    return model
+
+
+def same(predictions, others):
+    """Equal but for rounding in the probabilities, which sums in another order leave."""
+    assert [replace(p, top={}) for p in predictions] == [replace(p, top={}) for p in others]
+    for p, q in zip(predictions, others, strict=True):
+        for name, likeliest in p.top.items():
+            assert [value for _, value in likeliest] == pytest.approx([value for _, value in q.top[name]], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "name, head", [("20ng_20", "linear"), ("massive_intent", "dense"), ("massive_slots", "linear")]
+)
+def test_labels_are_the_argmax_of_transformers_logits(folders, family, name, head):
+    task, tokenizer = TASKS[name], load_encoder_tokenizer(folders[family])
+    (field,) = task.fields
+    config = config_for(task, tokenizer, family, head)
+    hf = reference(config)
+    with torch.no_grad():
+        for parameter in hf.base_model.encoder.parameters():  # or the answer hardly depends on the document
+            if parameter.dim() > 1:
+                parameter.mul_(3.0)
+    examples = load_examples(task, "test", "sample")[:25]
+    result = score_encoder(ours_from(hf, config), tokenizer, task, examples, max_length=MAX_LENGTH)
+    assert len({str(p.parsed) + str([label for label, _ in p.top.get(field.name, [])]) for p in result.predictions}) > 3
+    assert [p.id for p in result.predictions] == [e.id for e in examples]
+    for example, prediction in zip(examples, result.predictions, strict=True):
+        if name == "massive_slots":
+            ids, first = tokenizer.encode_words(example.words)
+        else:
+            ids, first = tokenizer.encode(example.text), []
+        ids = ids[: MAX_LENGTH - 2]
+        with torch.no_grad():
+            logits = hf(input_ids=torch.tensor([[tokenizer.cls_id, *ids, tokenizer.sep_id]])).logits[0]
+        if isinstance(field, TokenField):
+            tags = [tag_set(field)[int(logits[1 + place].argmax())] for place in first]
+            assert prediction.parsed[field.name] == tuple("Other" if t == "O" else t[2:] for t in tags)
+            assert prediction.top == {}
+            continue
+        p = (logits if logits.dim() == 1 else logits[0]).softmax(-1)  # a linear head is transformers' token head
+        likeliest = p.topk(N_TOP)
+        top = prediction.top[field.name]
+        assert prediction.parsed[field.name] == top[0][0] == field.labels[int(p.argmax())]
+        assert [label for label, _ in top] == [field.labels[int(i)] for i in likeliest.indices]
+        assert [value for _, value in top] == pytest.approx(likeliest.values.tolist(), abs=1e-5)
+
+
+def score_on_rank(rank, world_size, folder, examples, port_file, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
+    tokenizer = load_encoder_tokenizer(folder)
+    model = random_encoder(JOINT, tokenizer)
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    result = score_encoder(
+        model,
+        tokenizer,
+        JOINT,
+        examples,
+        max_length=MAX_LENGTH,
+        rank=rank,
+        world_size=world_size,
+        sharded=True,
+        max_batch_tokens=1,
+    )
+    torch.save((result, len(passes)), f"{out}{rank}")
+    dist.destroy_process_group()
+
+
+def test_neither_packing_nor_ranks_change_an_answer(folders, tmp_path):
+    tokenizer = load_encoder_tokenizer(folders["roberta"])
+    examples = load_examples(JOINT, "test", "sample")[:9]
+    model, passes, done = random_encoder(JOINT, tokenizer), [], []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    packed = score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH, progress=done.append)
+    assert len(passes) == 1 and sum(done) == 9
+    assert len({p.parsed["intent"] for p in packed.predictions}) > 1
+    assert len({kind for p in packed.predictions for kind in p.parsed["slots"]}) > 2
+    alone = score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH, max_batch_tokens=1)
+    assert len(passes) == 1 + 9
+    mp.spawn(score_on_rank, (2, folders["roberta"], examples, tmp_path / "meet", tmp_path / "out"), nprocs=2)
+    (together, n_first), (figures, n_second) = (
+        torch.load(tmp_path / f"out{rank}", weights_only=False) for rank in range(2)
+    )
+    same(packed.predictions, alone.predictions)
+    same(packed.predictions, together.predictions)
+    assert n_first == n_second == 5, "nine rows on two ranks: one of them runs a dummy"
+    assert packed.metrics == alone.metrics == together.metrics == figures.metrics
+    assert packed.counts == together.counts and figures.predictions == []
+    assert packed.cost["computed_tokens"] == packed.cost["prompt_tokens"] == together.cost["computed_tokens"]
+
+
+def test_dropout_is_off_while_scoring_and_on_again_after(folders):
+    tokenizer = load_encoder_tokenizer(folders["roberta"])
+    examples = load_examples(JOINT, "test", "sample")[:9]
+    model = random_encoder(JOINT, tokenizer).train()
+    assert model.config.dropout > 0
+    results = [score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH) for _ in range(2)]
+    assert model.training and results[0].predictions == results[1].predictions
+    assert (
+        model.eval() and score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH) and not model.training
+    )
+
+
+def test_words_out_of_reach_are_other_and_counted(folders):
+    tokenizer = load_encoder_tokenizer(folders["bert"])
+    model = random_encoder(JOINT, tokenizer, family="bert")
+    with torch.no_grad():
+        model.heads["slots"].out.bias[0] = -1e4  # never "O" where the model sees a word
+    words = [["please"] * 70, ["wake", "\u200b", "me"], []]  # too long; a word that BERT drops; nothing at all
+    labels = [{"intent": "alarm_set", "slots": ("Other",) * len(own)} for own in words]
+    examples = [Example(str(i), " ".join(own), labels[i]) for i, own in enumerate(words)]
+    assert tokenizer.encode_words(examples[1].words)[1].count(-1) == 1
+    result = score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH)
+    long, odd, empty = result.predictions
+    assert [p.truncated for p in result.predictions] == [True, False, False] and result.counts["truncated"] == 1
+    seen = sum(kind != "Other" for kind in long.parsed["slots"])
+    assert 0 < seen <= MAX_LENGTH - 2 and set(long.parsed["slots"][seen:]) == {"Other"}
+    assert len(long.parsed["slots"]) == 70 and long.n_missing == 70 - seen
+    assert [kind == "Other" for kind in odd.parsed["slots"]] == [False, True, False] and odd.n_missing == 1
+    assert empty.parsed["slots"] == () and empty.n_missing == 0 and empty.top["intent"]
+    assert result.counts["labels_missing"] == 71 - seen and result.metrics["n_unparsed"] == 0
+
+
+def test_probabilities_come_back_from_disk_and_two_runs_combine(folders, tmp_path):
+    tokenizer = load_encoder_tokenizer(folders["roberta"])
+    runs, folders_written = [], []
+    for name in ("massive_intent", "massive_slots"):
+        task = TASKS[name]
+        examples = load_examples(task, "test", "sample")[:6]
+        runs.append(score_encoder(random_encoder(task, tokenizer), tokenizer, task, examples, max_length=MAX_LENGTH))
+        result = runs[-1]
+        folder = tmp_path / name
+        results = Results(name, name, field_kinds(task), "sample", "test", result.metrics, cost=result.cost)
+        write_run(folder, results, result.predictions)
+        assert read_predictions(folder) == result.predictions
+        folders_written.append(folder)
+    joint = combine(*folders_written, tmp_path / "joint")
+    assert set(joint.metrics["fields"]) == {"intent", "slots"}
+    assert [p.top for p in read_predictions(tmp_path / "joint")] == [p.top for p in runs[0].predictions]
+    assert all(len(p.top["intent"]) == N_TOP for p in runs[0].predictions)

@@ -1,0 +1,130 @@
+"""train.py with an encoder: recipe, options that are not for it, a whole run, and what a checkpoint must fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from launching import TICKETS
+from safetensors.torch import load_file
+
+from data.errors import UserError
+from data.source import load_examples
+from tests.encoder_tokenizers import write_roberta
+from train.config import load_config
+from train.setup import longest_input, open_run
+from train.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [example.text for example in load_examples("massive", "train", "sample")]
+    return write_roberta(tmp_path_factory.mktemp("roberta"), texts, vocab_size=600)["files"]
+
+
+@pytest.fixture
+def encoder_args(tokenizer_folder: Path, tmp_path: Path) -> list[str]:
+    return [
+        "--model", "roberta_debug", "--init", "random", "--checkpoint", str(tokenizer_folder), "--task",
+        "massive_joint", "--data", "sample", "--output", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"),
+        "--limit", "60", "--epochs", "2", "--device", "cpu", "--precision", "fp32",
+    ]  # fmt: skip
+
+
+def test_the_papers_recipe() -> None:
+    def recipe(task: str, *more: str):
+        return load_config(["--model", "roberta_large", "--task", task, *more])
+
+    config = recipe("20ng_joint")
+    assert (config.batch.batch_size, config.optim.lr, config.optim.schedule) == (32, 1e-5, "linear")
+    assert (config.optim.beta1, config.optim.beta2, config.optim.weight_decay) == (0.9, 0.999, 0.0)
+    assert (config.train.epochs, config.train.steps, config.optim.warmup_steps) == (10, None, 0)
+    assert config.model.head == "linear" and config.batch.row_length == 4096
+    assert recipe("massive_slots").train.epochs == 20 and recipe(str(TICKETS)).train.epochs == 10
+    assert recipe("massive_slots", "--steps", "7").train.epochs is None
+
+
+def test_options_of_the_other_kind_are_errors() -> None:
+    encoder = ["--model", "roberta_base", "--task", "massive_joint"]
+    given = ["--shots", "5", "--template", "plain", "--list_labels", "off", "--share_prefix", "off", "--max_new_tokens"]
+    with pytest.raises(UserError) as error:
+        load_config([*encoder, *given, "9", "--shot_tokens", "9"])
+    for name in ("shots = 5", "template = plain", "list_labels = off", "share_prefix = off", "max_new_tokens = 9"):
+        assert f"{name} is for decoders; roberta_base is an encoder" in str(error.value)
+    with pytest.raises(UserError, match="head = dense is for encoders") as error:
+        load_config(["--model", "llama3_8b", "--task", "20ng_7", "--head", "dense", "--max_length", "99"])
+    assert "max_length = 99 is for encoders; llama3_8b is a decoder" in str(error.value)
+    with pytest.raises(UserError, match="max_length = 300: must be at most row_length"):
+        load_config([*encoder, "--max_length", "300", "--row_length", "200"])
+
+
+def test_longest_document(encoder_args: list[str]) -> None:
+    setup = open_run(load_config(encoder_args))
+    config = load_config(encoder_args)
+    assert longest_input(config, setup.model_config) == 64 == setup.model_config.max_position
+    assert longest_input(load_config([*encoder_args, "--row_length", "40"]), setup.model_config) == 40
+    short = open_run(load_config([*encoder_args, "--max_length", "7"]))
+    assert short.samples.lengths.max() == 7 and short.samples.truncated.any()
+    with pytest.raises(UserError, match="max_length = 65: .* has positions for documents of 64 tokens at most"):
+        open_run(load_config([*encoder_args, "--max_length", "65"]))
+
+
+def test_a_whole_run(encoder_args: list[str], world, tmp_path: Path) -> None:
+    """Train, score the held-out part, save, export, and start again from the export."""
+    args = [*encoder_args, "--holdout", "0.2", "--eval_every", "8", "--head", "dense"]
+    config = load_config(args)
+    trainer = Trainer(config, open_run(config), world)
+    before = {name: p.full_tensor().clone() for name, p in trainer.model.named_parameters()}
+    trainer.run()
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 15 and losses[-1] < losses[0]
+    assert any(line.get("event") == "score" for line in lines)
+    assert all(not p.full_tensor().equal(before[name]) for name, p in trainer.model.named_parameters())
+    assert not list(run.rglob("prompt.json")), "an encoder has no prompt"
+    assert (run / "best" / "best.json").is_file() and trainer.model.training
+
+    again = [*encoder_args, "--init", "pretrained", "--checkpoint", str(run / "export"), "--head", "dense"]
+    config = load_config([*again, "--output", str(tmp_path / "again")])
+    second = Trainer(config, open_run(config), world)
+    for name, p in second.model.named_parameters():
+        assert torch.equal(p.full_tensor(), dict(trainer.model.named_parameters())[name].full_tensor()), name
+    with pytest.raises(UserError, match="the heads in .* do not fit the task"):
+        open_run(load_config([*again[:-1], "linear", "--output", str(tmp_path / "other")]))
+    with pytest.raises(UserError, match="architecture"):
+        open_run(load_config([*again, "--model", "bert", "--output", str(tmp_path / "other")]))
+
+
+def test_resumed_from_a_checkpoint(encoder_args: list[str], world, tmp_path: Path) -> None:
+    args = [*encoder_args, "--export", "off", "--save_every", "5"]
+    straight = Trainer(load_config(args), open_run(load_config(args)), world)
+    straight.run()
+    for file in (newest := tmp_path / "run" / "checkpoints" / "step_000015").iterdir():
+        file.unlink()
+    newest.rmdir()
+    config = load_config([*args, "--resume"])
+    resumed = Trainer(config, open_run(config), world)
+    assert resumed.step == 10 and straight.setup.model_config.dropout > 0
+    resumed.run()
+    for p, q in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p.full_tensor(), q.full_tensor())
+
+
+def test_two_ranks_resume_with_dropout(encoder_args: list[str], launch, tmp_path: Path) -> None:
+    """With scoring in between, which draws nothing; each rank goes on with its own random numbers."""
+    train = Path(__file__).resolve().parents[2] / "train.py"
+    args = [*encoder_args, "--export_dtype", "fp32", "--save_every", "5", "--holdout", "0.2", "--eval_every", "4"]
+    assert (done := launch(train, *args, ranks=2)).returncode == 0, done.stderr
+    straight = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    for file in (newest := tmp_path / "run" / "checkpoints" / "step_000015").iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert (done := launch(train, *args, "--resume", ranks=2)).returncode == 0, done.stderr
+    assert "resuming after step 10" in done.stdout
+    resumed = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    assert straight.keys() == resumed.keys() and all(straight[name].equal(resumed[name]) for name in straight)
+    states = [torch.load(newest / f"rng_0000{rank}.pt", weights_only=True)["torch"] for rank in (0, 1)]
+    assert not states[0].equal(states[1]), "ranks draw from streams of their own"

@@ -1,0 +1,130 @@
+"""An encoder's steps, the same whatever the ranks, rows and recomputation; losses, counts, dropout and resumption."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_encoder_run
+import torch
+import torch.nn.functional as F
+from tiny_encoder_run import BERT, CASES, DROPPING, QUIET, make_trainer, run_case
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from data.packing import PADDING_DOC
+from model.encoder import Encoder
+from tests.encoder_samples import make_encoder_samples
+from train import checkpoint, metrics
+from train.loss import batch_loss
+from train.trainer import rank_seed
+
+
+def assert_same_run(a: dict[str, np.ndarray], b: dict[str, np.ndarray], case: str) -> None:
+    for key in a.keys() - {"passes", "dummies"}:
+        np.testing.assert_allclose(a[key], b[key], rtol=2e-5, atol=2e-5, err_msg=f"{case} {key}")
+
+
+def test_one_process_equals_two_ranks(
+    world, launch: Callable[..., subprocess.CompletedProcess], tmp_path: Path
+) -> None:
+    done = launch(Path(tiny_encoder_run.__file__), tmp_path, *CASES, ranks=2)
+    assert done.returncode == 0, done.stderr
+    runs = {}
+    for name in CASES:
+        runs[name] = alone = run_case(name, tmp_path / "alone", world)
+        together = dict(np.load(tmp_path / f"{name}.npz"))
+        start = make_trainer(tmp_path / "start", world, **CASES[name]).model.named_parameters()
+        moved = max(np.abs(tiny_encoder_run.whole(p) - alone[key]).max() for key, p in start)
+        assert moved > 5e-3, f"{name}: the steps must do something for their equality to mean anything"
+        if name == "empty_rank":
+            assert together["dummies"].min() >= 1
+        if name == "accumulated":
+            assert together["passes"].min() > 1
+        assert_same_run(alone, together, name)
+    for name in ("unpacked", "full", "selective"):
+        assert_same_run(runs["packed"], runs[name], name)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputation_drops_the_same(mode: str, world, tmp_path: Path) -> None:
+    plain = run_case("packed", tmp_path / "a", world, model_config=DROPPING)
+    assert_same_run(plain, run_case(mode, tmp_path / "b", world, model_config=DROPPING), mode)
+    quiet = run_case("packed", tmp_path / "c", world)
+    assert np.abs(quiet["losses"] - plain["losses"]).max() > 1e-3, "the case is about dropout"
+
+
+def test_resumed_with_dropout_equals_uninterrupted(world, tmp_path: Path) -> None:
+    straight = make_trainer(tmp_path / "a", world, model_config=DROPPING, steps=4)
+    losses = [straight.train_step(straight.setup.loader.step(n))[0]["loss"] for n in range(4)]
+    first = make_trainer(tmp_path / "b", world, model_config=DROPPING, steps=4)
+    for n in range(2):
+        first.train_step(first.setup.loader.step(n))
+    first._save()
+    torch.manual_seed(99)  # another process knows nothing of this one's generator
+    folder = checkpoint.newest_complete(tmp_path / "b" / "checkpoints")
+    assert folder is not None and not (folder / "prompt.json").exists()
+    second = tiny_encoder_run.make_trainer(tmp_path / "b", world, model_config=DROPPING, steps=4, resume_from=folder)
+    assert second.step == 2
+    assert [second.train_step(second.setup.loader.step(n))[0]["loss"] for n in (2, 3)] == losses[2:]
+    for p, q in zip(straight.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(p.full_tensor(), q.full_tensor())
+
+
+def test_ranks_and_runs_drop_differently() -> None:
+    seeds = {rank_seed(seed, rank, step) for seed in range(3) for rank in range(8) for step in range(3)}
+    assert len(seeds) == 72
+
+
+def test_each_field_has_a_mean_of_its_own() -> None:
+    samples = make_encoder_samples(12)
+    model = Encoder(QUIET)
+    model.init_weights(torch.Generator().manual_seed(0))
+    parts = [
+        samples.batch([list(range(5))], True, 128),
+        samples.batch([list(range(5, 12))], True, 128),
+        samples.dummy(),
+    ]
+    counts = samples.count_targets(range(12))
+    assert counts["topic"] == 12 and counts["slots"] != 12
+    loss = sum(batch_loss(model, part, counts) for part in parts)
+    whole = samples.batch([list(range(12))], True, 256)
+    logits = model(whole.tokens, whole.positions, whole.doc_ids, whole.index)
+    expected = sum(F.cross_entropy(logits[field], whole.targets[field]) for field in logits)
+    torch.testing.assert_close(loss, expected)
+    wordless = samples.batch([[0]], True, 16)  # the utterance without a word: nothing to predict in "slots"
+    assert samples.count_targets([0]) == {"topic": 1, "slots": 0}
+    assert torch.isfinite(batch_loss(model, wordless, {"topic": 1, "slots": 0}))
+
+
+@pytest.mark.parametrize("config", [QUIET, replace(QUIET, head="dense")])
+def test_flops_equal_pytorchs_count(config) -> None:
+    model = Encoder(config).eval()
+    model.init_weights()
+    T, index = 24, {"topic": torch.tensor([0]), "slots": torch.arange(1, 9)}
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(torch.zeros(1, T, dtype=torch.long), torch.arange(T)[None], torch.ones(1, T, dtype=torch.int32), index)
+    expected = metrics.encoder_step_flops(config, T, {"topic": 1, "slots": 8}, T * T)
+    assert expected == 3 * counter.get_total_flops()
+
+
+def test_attended_pairs_are_the_masks() -> None:
+    samples = make_encoder_samples(12)
+    batch = samples.batch([list(range(5)), list(range(5, 12))], True, 128)
+    real = batch.doc_ids != PADDING_DOC
+    same = (batch.doc_ids[:, :, None] == batch.doc_ids[:, None, :]) & real[:, :, None]
+    assert metrics.attended_pairs(batch) == int(same.sum()) > 0
+
+
+def test_bert_with_a_pooler_has_a_gradient_everywhere(world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, world, model_config=BERT)
+    assert any(name.startswith("pooler") for name, _ in trainer.model.named_parameters())
+    step = trainer.setup.loader.step(0)
+    for batch in step.batches:
+        batch_loss(trainer.model, batch, step.n_label_tokens).backward()
+    for name, p in trainer.model.named_parameters():
+        assert p.grad is not None and ("wk.bias" in name or p.grad.full_tensor().abs().sum() > 0), name

@@ -1,0 +1,43 @@
+"""An encoder run's training checkpoints as `eval.plan` opens them for scoring: no weights pass through an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from data.source import load_examples
+from data.tasks import TASKS
+from eval.config import EvalConfig
+from eval.encoder_score import score_encoder
+from eval.plan import build_model, make_plan
+from tests.encoder_tokenizers import write_roberta
+from train.config import load_config
+from train.distributed import World
+from train.setup import open_run
+from train.trainer import Trainer
+
+
+def test_a_step_is_scored_as_its_export_is(world: World, tmp_path: Path) -> None:
+    texts = [example.text for example in load_examples("massive", "train", "sample")]
+    tokenizer = write_roberta(tmp_path, texts, vocab_size=600)["files"]
+    config = load_config([
+        "--model", "roberta_debug", "--init", "random", "--checkpoint", str(tokenizer), "--task", "massive_joint",
+        "--data", "sample", "--output", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--limit", "40",
+        "--steps", "4", "--save_every", "2", "--lr", "0.01", "--max_length", "8", "--device", "cpu", "--precision",
+        "fp32",
+    ])  # fmt: skip
+    Trainer(config, open_run(config), world).run()
+    first, last = (tmp_path / "run" / "checkpoints" / f"step_00000{n}" for n in (2, 4))
+    plans = [
+        make_plan(EvalConfig(model="roberta_debug", checkpoint=folder, data="sample", limit=20, max_length=asked))
+        for folder, asked in ((tmp_path / "run" / "export", 8), (last, None), (first, None))
+    ]
+    assert all(p.task == TASKS["massive_joint"] and p.row_length == 8 for p in plans)
+    assert [p.weights.is_training for p in plans] == [False, True, True]
+    export, step, older = (
+        score_encoder(build_model(p, "fp32", torch.device("cpu")), p.tokenizer, p.task, p.examples, max_length=8)
+        for p in plans
+    )
+    assert export.predictions == step.predictions and step.counts["truncated"] > 0
+    assert [p.top for p in step.predictions] != [p.top for p in older.predictions]

@@ -1,0 +1,111 @@
+"""Tiny encoder training runs on made-up documents, for tests in this process and, as a script, under torchrun.
+
+``python tiny_encoder_run.py OUT CASE...`` runs cases on all ranks and lets rank 0 write OUT/CASE.npz.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tiny_run import STEPS, whole  # noqa: E402
+
+from data.loader import StepLoader  # noqa: E402
+from data.tasks import TASKS  # noqa: E402
+from model import ModelSpec  # noqa: E402
+from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head  # noqa: E402
+from tests.encoder_samples import make_encoder_samples  # noqa: E402
+from train import options  # noqa: E402
+from train.config import TrainConfig  # noqa: E402
+from train.distributed import World, run_guarded, start  # noqa: E402
+from train.setup import Setup  # noqa: E402
+from train.trainer import Trainer  # noqa: E402
+
+HEADS = (Head("topic", "class", 7), Head("slots", "token", 5))
+DROPPING = replace(ROBERTA_DEBUG, dim=30, n_heads=3, ffn_dim=50, heads=HEADS)
+QUIET = replace(DROPPING, dropout=0.0, attention_dropout=0.0)
+BERT = replace(QUIET, family="bert", position_offset=0, n_token_types=2, norm_eps=1e-12, head="dense")
+
+CASES: dict[str, dict[str, Any]] = {
+    "packed": {},
+    "dense": {"model_config": BERT},
+    "unpacked": {"packing": "off"},
+    "accumulated": {"row_length": 24, "batch_size": 16},
+    "empty_rank": {"batch_size": 1},
+    "full": {"activation_checkpointing": "full"},
+    "selective": {"activation_checkpointing": "selective"},
+}
+
+
+def make_trainer(
+    output: Path, world: World, *, model_config: EncoderConfig = QUIET, resume_from: Path | None = None, **values: Any
+) -> Trainer:
+    """A trainer over made-up documents; ``values`` are options by name."""
+    defaults = dict(
+        model="roberta_debug", task="massive_joint", init="random", output=output, precision="fp32", lr=1e-2, eps=1e-4,
+        steps=STEPS, batch_size=8, row_length=256, export="off",
+    )  # fmt: skip
+    config = options.build(TrainConfig, [defaults, values])
+    samples = make_encoder_samples(60)
+    loader = StepLoader(
+        samples,
+        batch_size=config.batch.batch_size,
+        row_length=config.batch.row_length,
+        packing=config.batch.packing == "on",
+        seed=config.train.seed,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    setup = Setup(
+        spec=ModelSpec("tiny", model_config, Encoder, "", "encoder_debug", family=model_config.family),
+        model_config=model_config,
+        tokenizer=None,
+        task=TASKS["massive_joint"],
+        prompt_spec=None,
+        prompt=None,
+        samples=samples,
+        held_out=[],
+        loader=loader,
+        total_steps=config.train.steps,
+        device=world.device,
+        identity={"model_config": asdict(model_config)},
+        resume_from=resume_from,
+    )
+    return Trainer(config, setup, world)
+
+
+def run_case(name: str, output: Path, world: World, **values: Any) -> dict[str, np.ndarray]:
+    """Run a case's steps; returns losses, gradient norms and all parameters at the end."""
+    trainer = make_trainer(output, world, **{**CASES[name], **values})
+    steps = [trainer.setup.loader.step(n) for n in range(STEPS)]
+    records = [trainer.train_step(step)[0] for step in steps]
+    return {
+        "losses": np.array([r["loss"] for r in records]),
+        "norms": np.array([r["grad_norm"] for r in records]),
+        "passes": np.array([len(step.batches) for step in steps]),
+        "dummies": np.array([sum(b.dummy for b in step.batches) for step in steps]),
+        **{name: whole(p) for name, p in trainer.model.named_parameters()},
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    world = start(torch.device("cpu"))
+    for name in sys.argv[2:]:
+        result = run_case(name, out / name, world)
+        total = torch.from_numpy(result["dummies"])
+        torch.distributed.all_reduce(total)
+        result["dummies"] = total.numpy()
+        if world.is_main:
+            np.savez(out / f"{name}.npz", **result)
+
+
+if __name__ == "__main__":
+    run_guarded(main)
