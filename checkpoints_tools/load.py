@@ -47,6 +47,16 @@ _WRAPPERS = re.compile(r"_checkpoint_wrapped_module\.|_orig_mod\.")
 _OF_THE_TASK = ("heads", "head", "dropout", "attention_dropout")
 
 
+def check_family(config: LlamaConfig | EncoderConfig, spec: ModelSpec, folder: Path | str) -> None:
+    """Raise UserError where a checkpoint is of another architecture than the model; before its tokenizer is opened,
+    whose complaint would be about a format."""
+    if family_of(config) != spec.family:
+        raise UserError(
+            f"{folder} holds a model of the '{family_of(config)}' architecture, --model {spec.name} is of "
+            f"'{spec.family}'. --model {family_of(config)} takes any checkpoint of that architecture."
+        )
+
+
 def check_fits_preset(
     config: LlamaConfig | EncoderConfig,
     tokenizer: Tokenizer | EncoderTokenizer,
@@ -69,11 +79,7 @@ def check_fits_preset(
         UserError: another architecture, whatever is allowed; else names every number that differs, or both
             vocabularies.
     """
-    if family_of(config) != spec.family:
-        raise UserError(
-            f"{folder} holds a model of the '{family_of(config)}' architecture, --model {spec.name} is of "
-            f"'{spec.family}'. --model {family_of(config)} takes any checkpoint of that architecture."
-        )
+    check_family(config, spec, folder)
     ignore = ("max_position", "vocab_size") if spec.recipe.endswith("debug") else ("max_position",)
     ignore += _OF_THE_TASK if spec.kind == "encoder" else ()
     found = differences(config, spec.config, ignore=ignore) if spec.config is not None else []

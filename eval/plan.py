@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from checkpoints_tools.encoder_config import read_head_labels
 from checkpoints_tools.hf_config import read_config, read_json
-from checkpoints_tools.load import check_fits_preset, check_folder, load_pretrained
+from checkpoints_tools.load import check_family, check_fits_preset, check_folder, load_pretrained
 from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -100,11 +100,7 @@ def make_plan(options: EvalConfig) -> EvalPlan:
     weights = find_weights(options.checkpoint, spec)
     config = _model_config(weights)
     is_encoder = isinstance(config, EncoderConfig)
-    if is_encoder != (spec.kind == "encoder"):
-        raise UserError(
-            f"{weights.path} holds {'an encoder' if is_encoder else 'a decoder'}, but --model {spec.name} is "
-            f"{'an encoder' if spec.kind == 'encoder' else 'a decoder'}. Name the model that fits."
-        )
+    check_family(config, spec, weights.path)
     tokenizer = load_encoder_tokenizer(weights.base) if is_encoder else load_tokenizer(weights.base)
     check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
     if options.tensor_parallel:

@@ -20,7 +20,7 @@ import torch
 
 from checkpoints_tools.encoder_keys import match_heads
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import check_fits_preset, check_folder
+from checkpoints_tools.load import check_family, check_fits_preset, check_folder
 from data.encoder_prepare import EncoderSampleSet, heads_for, prepare_encoder, tag_set
 from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
@@ -235,6 +235,7 @@ def _open_model(
     else:
         check_folder(folder, spec)
         found = read_config(folder)
+        check_family(found, spec, folder)
         tokenizer = open_tokenizer(folder)
         check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
     if spec.kind == "encoder":

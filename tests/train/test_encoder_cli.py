@@ -128,3 +128,10 @@ def test_two_ranks_resume_with_dropout(encoder_args: list[str], launch, tmp_path
     assert straight.keys() == resumed.keys() and all(straight[name].equal(resumed[name]) for name in straight)
     states = [torch.load(newest / f"rng_0000{rank}.pt", weights_only=True)["torch"] for rank in (0, 1)]
     assert not states[0].equal(states[1]), "ranks draw from streams of their own"
+
+
+def test_another_architecture_is_said_before_its_tokenizer_is_opened(minilm_folder: Path) -> None:
+    where = ["--checkpoint", str(minilm_folder), "--task", "massive_joint", "--data", "sample"]
+    for model in ("llama", "roberta"):
+        with pytest.raises(UserError, match=f"holds a model of the 'bert' architecture, --model {model} is of"):
+            open_run(load_config(["--model", model, *where, "--epochs", "1"]))
