@@ -34,6 +34,8 @@ from data.sample_cache import Arrays, cached
 from data.tasks import ClassField, Task, TokenField
 from model.encoder import Head
 
+LONGEST_DOCUMENT = 512  # tokens: the paper's limit for encoders, and all that RoBERTa and BERT have positions for
+
 CODE_VERSION = 1  # part of the cache key: raise it when the same input would give other arrays
 N_SPECIAL = 2  # cls in front, sep behind
 
@@ -131,13 +133,16 @@ def tag_set(field: TokenField) -> tuple[str, ...]:
     return ("O", *(f"{mark}-{label}" for label in field.labels for mark in "BI"))
 
 
+def output_labels(task: Task) -> dict[str, list[str]]:
+    """By field, what each output of its head stands for: labels, or a token field's tags."""
+    return {f.name: list(tag_set(f) if isinstance(f, TokenField) else f.labels) for f in task.fields}
+
+
 def heads_for(task: Task) -> tuple[Head, ...]:
     """One head a field, in the task's order."""
     return tuple(
-        Head(field.name, "class", len(field.labels))
-        if isinstance(field, ClassField)
-        else Head(field.name, "token", len(tag_set(field)))
-        for field in task.fields
+        Head(field.name, "class" if isinstance(field, ClassField) else "token", len(outputs))
+        for field, outputs in zip(task.fields, output_labels(task).values(), strict=True)
     )
 
 

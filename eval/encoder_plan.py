@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.encoder_prepare import heads_for, tag_set
+from data.encoder_prepare import heads_for, output_labels, tag_set
 from data.errors import UserError
 from data.tasks import TASKS, Task, TokenField, get_task
 from model.encoder import EncoderConfig, Head
@@ -55,13 +55,8 @@ def encoder_task(name: str, config: EncoderConfig, labels: dict[str, list[str]],
     return task
 
 
-def output_labels(task: Task) -> dict[str, list[str]]:
-    """By field, what each output of its head stands for: labels, or a token field's tags."""
-    return {f.name: list(tag_set(f) if isinstance(f, TokenField) else f.labels) for f in task.fields}
-
-
 def from_label_sets(heads: tuple[Head, ...], labels: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The same from the label sets that a training checkpoint stores, in which a token field has types, not tags."""
+    """`output_labels` from a training checkpoint's label sets, in which token fields have types, not tags."""
     return {
         head.name: list(tag_set(TokenField(head.name, tuple(labels[head.name])))) if head.kind == "token"
         else labels[head.name]

@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from checkpoints_tools.encoder_config import read_head_labels
 from checkpoints_tools.hf_config import read_config, read_json
 from checkpoints_tools.load import check_family, check_fits_preset, check_folder, load_pretrained
+from data.encoder_prepare import LONGEST_DOCUMENT
 from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -40,8 +41,6 @@ from train.config import RECIPES
 from train.distributed import env_world_size
 
 log = logging.getLogger(__name__)
-
-LONGEST_DOCUMENT = 512  # an encoder's, by the paper's recipe
 
 
 @dataclass(frozen=True)

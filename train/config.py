@@ -185,7 +185,6 @@ OTHER_EPOCHS = 10.0  # a user's own task
 # What means nothing to an encoder, which has no prompt and writes nothing, and what means nothing to a decoder.
 DECODER_ONLY = ("template", "list_labels", "shots", "shot_tokens", "share_prefix", "max_new_tokens")
 ENCODER_ONLY = ("head", "max_length")
-LONGEST_DOCUMENT = 512  # of an encoder: the paper's, and all that RoBERTa and BERT have positions for
 
 # May change between a run and its resumption; everything else would change the numbers.
 FREE_ON_RESUME = frozenset(

@@ -21,7 +21,7 @@ import torch
 from checkpoints_tools.encoder_keys import match_heads
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_family, check_fits_preset, check_folder
-from data.encoder_prepare import EncoderSampleSet, heads_for, prepare_encoder, tag_set
+from data.encoder_prepare import LONGEST_DOCUMENT, EncoderSampleSet, heads_for, prepare_encoder
 from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -30,13 +30,13 @@ from data.loader import StepLoader
 from data.prepare import SampleSet, prepare
 from data.prompts import Prompt, template_for
 from data.source import holdout, load_examples
-from data.tasks import Task, TokenField, get_task
+from data.tasks import Task, get_task
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train import checkpoint, options
-from train.config import LONGEST_DOCUMENT, TrainConfig
+from train.config import TrainConfig
 from train.distributed import env_rank, env_world_size, pick_device
 from train.metrics import check_tensorboard
 
@@ -74,13 +74,6 @@ class Setup:
     def labels(self) -> dict[str, list[str]]:
         """The label sets by field, stored with checkpoints and exports."""
         return {field.name: list(field.labels) for field in self.task.fields}
-
-    @property
-    def output_labels(self) -> dict[str, list[str]] | None:
-        """What each output of an encoder's heads stands for, by field; None for a decoder."""
-        if self.spec.kind == "decoder":
-            return None
-        return {f.name: list(tag_set(f) if isinstance(f, TokenField) else f.labels) for f in self.task.fields}
 
 
 def open_run(config: TrainConfig) -> Setup:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import DTYPES, write_json
 from checkpoints_tools.load import load_pretrained
+from data.encoder_prepare import output_labels
 from data.loader import StepBatch
 from train import checkpoint, options
 from train.config import TrainConfig
@@ -339,7 +340,7 @@ class Trainer:
             new,
             DTYPES[config.checkpoint.export_dtype],
             setup.prompt_spec,
-            labels=setup.output_labels,
+            labels=output_labels(setup.task) if setup.spec.kind == "encoder" else None,
         )
         if self.world.is_main:
             write_json(new / "labels.json", setup.labels)

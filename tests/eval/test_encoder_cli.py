@@ -14,13 +14,13 @@ import torch
 
 from checkpoints_tools.encoder_config import to_hf_encoder_config
 from checkpoints_tools.export import export_hf
-from data.encoder_prepare import heads_for
+from data.encoder_prepare import heads_for, output_labels
 from data.encoder_tokenizer import load_encoder_tokenizer
 from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import DECODER_ONLY, EvalConfig, load_config
-from eval.encoder_plan import from_label_sets, output_labels
+from eval.encoder_plan import from_label_sets
 from eval.encoder_score import score_encoder
 from eval.plan import build_model, make_plan
 from eval.results import read_predictions, read_results
