@@ -30,12 +30,12 @@ from data.prompts import template_for
 from data.source import load_examples
 from data.tasks import TASKS, Task, get_task
 from data.tokenizer import Tokenizer, load_tokenizer
-from eval import tensor_parallel
 from eval.config import EvalConfig
 from eval.encoder_plan import encoder_task, from_label_sets
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
+from train import tensor_parallel
 from train.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
 from train.config import RECIPES
 from train.distributed import env_world_size

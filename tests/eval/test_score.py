@@ -23,7 +23,7 @@ from eval.decoder import Decoded
 from eval.plan import build_model, make_plan
 from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
 from eval.score import BUDGET_MARGIN, answer_budgets, score_model, stop_tokens
-from eval.tensor_parallel import check_divides
+from train.tensor_parallel import check_divides
 
 JOINT = TASKS["massive_joint"]
 
