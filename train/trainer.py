@@ -26,7 +26,7 @@ from train import checkpoint, options
 from train.config import TrainConfig
 from train.distributed import World, all_sum, launcher
 from train.errors import Interrupted, RunStopped
-from train.loss import batch_loss
+from train.loss import batch_loss, field_losses
 from train.metrics import (
     Plateau,
     RunLog,
@@ -173,18 +173,21 @@ class Trainer:
         """
         optim = self.config.optim
         lr = learning_rate(self.step, self.setup.total_steps, optim.lr, optim.schedule, optim.warmup_steps)
-        loss = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        by_field = isinstance(batch.n_label_tokens, dict)  # an encoder's
+        n_fields = len(batch.n_label_tokens) if by_field else 1
+        losses = torch.zeros(n_fields, dtype=torch.float64, device=self.world.device)
         pairs = 0
         for micro_batch in batch.batches:
             if not micro_batch.dummy:
                 pairs += attended_pairs(micro_batch)
-            part = batch_loss(self.model, micro_batch.to(self.world.device), batch.n_label_tokens)
-            part.backward()
-            loss += part.detach()
+            parts = field_losses(self.model, micro_batch.to(self.world.device), batch.n_label_tokens)
+            parts.sum().backward()
+            losses += parts.detach()
         norm = clip_gradients(self.model, optim.clip).item()
-        total_loss, n_signals, n_pairs = all_sum(
-            [loss.item(), float(self.signum is not None), pairs], self.world.device
+        *of_fields, n_signals, n_pairs = all_sum(
+            [*losses.tolist(), float(self.signum is not None), pairs], self.world.device
         )
+        total_loss = sum(of_fields)
         if not (math.isfinite(total_loss) and math.isfinite(norm)):
             self._stop(batch, total_loss, norm)
         for group in self.optimizer.param_groups:
@@ -192,12 +195,15 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        by_field = isinstance(batch.n_label_tokens, dict)
-        n_targets = sum(batch.n_label_tokens.values()) if by_field else batch.n_label_tokens
+        n_targets, named = batch.n_label_tokens, {}
+        if by_field:
+            named = {f"loss/{name}": x for name, x in zip(batch.n_label_tokens, of_fields, strict=True)}
+            n_targets = sum(batch.n_label_tokens.values())
         record = {
             "step": self.step,
             "epoch": round(batch.epoch, 4),
             "loss": total_loss,
+            **named,
             "lr": lr,
             "grad_norm": norm,
             "examples": batch.n_examples,

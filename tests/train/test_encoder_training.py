@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from data.packing import PADDING_DOC
 from model.encoder import Encoder
 from tests.encoder_samples import make_encoder_samples
 from train import checkpoint, metrics
-from train.loss import batch_loss
+from train.loss import batch_loss, field_losses
 from train.trainer import rank_seed
 
 
@@ -41,6 +42,7 @@ def test_one_process_equals_two_ranks(
         start = make_trainer(tmp_path / "start", world, **CASES[name]).model.named_parameters()
         moved = max(np.abs(tiny_encoder_run.whole(p) - alone[key]).max() for key, p in start)
         assert moved > 5e-3, f"{name}: the steps must do something for their equality to mean anything"
+        np.testing.assert_allclose(together["loss/topic"] + together["loss/slots"], together["losses"], rtol=1e-9)
         if name == "empty_rank":
             assert together["dummies"].min() >= 1
         if name == "accumulated":
@@ -94,8 +96,11 @@ def test_each_field_has_a_mean_of_its_own() -> None:
     loss = sum(batch_loss(model, part, counts) for part in parts)
     whole = samples.batch([list(range(12))], True, 256)
     logits = model(whole.tokens, whole.positions, whole.doc_ids, whole.index)
-    expected = sum(F.cross_entropy(logits[field], whole.targets[field]) for field in logits)
-    torch.testing.assert_close(loss, expected)
+    expected = {field: F.cross_entropy(logits[field], whole.targets[field]) for field in counts}
+    torch.testing.assert_close(loss, sum(expected.values()))
+    by_field = sum(field_losses(model, part, counts) for part in parts)
+    torch.testing.assert_close(by_field, torch.stack(list(expected.values())))
+    assert (by_field[0] - by_field[1]).abs() > 1e-2, "fields in another order would show"
     wordless = samples.batch([[0]], True, 16)  # the utterance without a word: nothing to predict in "slots"
     assert samples.count_targets([0]) == {"topic": 1, "slots": 0}
     assert torch.isfinite(batch_loss(model, wordless, {"topic": 1, "slots": 0}))
@@ -118,6 +123,27 @@ def test_attended_pairs_are_the_masks() -> None:
     real = batch.doc_ids != PADDING_DOC
     same = (batch.doc_ids[:, :, None] == batch.doc_ids[:, None, :]) & real[:, :, None]
     assert metrics.attended_pairs(batch) == int(same.sum()) > 0
+
+
+def test_each_fields_loss_is_logged(world, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(tmp_path, world, steps=2, tensorboard=True)
+    (batch,) = trainer.setup.loader.step(0).batches
+    with torch.no_grad():
+        logits = trainer.model(batch.tokens, batch.positions, batch.doc_ids, batch.index)
+    expected = {f"loss/{name}": F.cross_entropy(x, batch.targets[name]).item() for name, x in logits.items()}
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {name: lines[0][name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for field in ("topic", "slots"):
+        logged = [line[f"loss/{field}"] for line in lines]
+        assert [event.value for event in events.Scalars(f"loss/{field}")] == pytest.approx(logged)
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["loss/topic"] + line["loss/slots"], rel=1e-9)
 
 
 def test_bert_with_a_pooler_has_a_gradient_everywhere(world, tmp_path: Path) -> None:

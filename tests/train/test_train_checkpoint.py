@@ -113,7 +113,7 @@ def test_another_run_is_refused_by_the_names_of_what_differs(world, tmp_path: Pa
 def test_what_is_not_finite_stops_the_run(what: str, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train import trainer as module
 
-    real, calls = module.batch_loss, []
+    real, calls = module.field_losses, []
 
     def poisoned(model, batch, n_label_tokens):
         loss = real(model, batch, n_label_tokens)
@@ -124,7 +124,7 @@ def test_what_is_not_finite_stops_the_run(what: str, world, tmp_path: Path, monk
             return loss * float("nan")
         return loss + (loss * 0.0).sqrt()  # the value is fine, its derivative is not
 
-    monkeypatch.setattr(module, "batch_loss", poisoned)
+    monkeypatch.setattr(module, "field_losses", poisoned)
     trainer = make_trainer(tmp_path, world, steps=8, save_every=2)
     with pytest.raises(RunStopped) as error:
         trainer.run()

@@ -81,12 +81,13 @@ def make_trainer(
 
 
 def run_case(name: str, output: Path, world: World, **values: Any) -> dict[str, np.ndarray]:
-    """Run a case's steps; returns losses, gradient norms and all parameters at the end."""
+    """Run a case's steps; returns losses, in all and by field, gradient norms and all parameters at the end."""
     trainer = make_trainer(output, world, **{**CASES[name], **values})
     steps = [trainer.setup.loader.step(n) for n in range(STEPS)]
     records = [trainer.train_step(step)[0] for step in steps]
     return {
         "losses": np.array([r["loss"] for r in records]),
+        **{f"loss/{head.name}": np.array([r[f"loss/{head.name}"] for r in records]) for head in HEADS},
         "norms": np.array([r["grad_norm"] for r in records]),
         "passes": np.array([len(step.batches) for step in steps]),
         "dummies": np.array([sum(b.dummy for b in step.batches) for step in steps]),
