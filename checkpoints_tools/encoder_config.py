@@ -4,9 +4,11 @@ What transformers says of heads is one list of labels and the name of a class; i
 fields, nor for a plain linear layer over RoBERTa's first token. So an export of ours says it once more, complete, under
 a key that transformers leaves alone::
 
-    "heads": {"head": "linear", "fields": [{"name": "intent", "kind": "class", "labels": ["alarm_set", ...]}, ...]}
+    "heads": {"head": "linear", "max_length": 512,
+              "fields": [{"name": "intent", "kind": "class", "labels": ["alarm_set", ...]}, ...]}
 
-A folder from elsewhere has no such key; the head that its architecture names is then called `UNNAMED`.
+``max_length`` is how many tokens of a document, special tokens included, the heads were trained to see. A folder from
+elsewhere has no such key; the head that its architecture names is then called `UNNAMED`.
 """
 
 from __future__ import annotations
@@ -81,6 +83,12 @@ def parse_encoder_config(raw: dict[str, Any], where: str = "config.json") -> Enc
     if of_heads is not None and of_heads != dropout:
         problems.append(f"classifier_dropout is {of_heads!r}; heads here drop out as the layers do ({dropout})")
     head, heads = _read_heads(raw, problems)
+    longest = read_max_length(raw) if heads else None
+    if longest is not None and not (type(longest) is int and 3 <= longest <= table - offset):
+        problems.append(
+            f"heads is damaged: max_length is {longest!r}; it must be a whole number from 3 to {table - offset}, "
+            "the model's positions"
+        )
     norm_eps = share("layer_norm_eps", 1e-12)
     if norm_eps == 0:
         problems.append("layer_norm_eps is 0; it must be a small positive number such as 1e-5")
@@ -156,6 +164,11 @@ def read_head_labels(raw: dict[str, Any]) -> dict[str, list[str]]:
     return {}
 
 
+def read_max_length(raw: dict[str, Any]) -> int | None:
+    """The longest document that the heads were trained on, as the contents of a ``config.json`` tell; None: untold."""
+    return raw["heads"].get("max_length") if "heads" in raw else None
+
+
 def hf_architecture(config: EncoderConfig) -> str:
     """The class in transformers that computes what the model computes; the bare encoder where there is none.
 
@@ -176,6 +189,7 @@ def to_hf_encoder_config(
     dtype: torch.dtype,
     labels: dict[str, list[str]],
     token_ids: dict[str, int] | None = None,
+    max_length: int | None = None,
 ) -> dict[str, Any]:
     """Contents of a ``config.json`` for these weights, readable by transformers 4 and 5.
 
@@ -183,6 +197,7 @@ def to_hf_encoder_config(
         labels: field -> its head's labels in order; every head has them.
         token_ids: ``bos_token_id``, ``eos_token_id``, ``pad_token_id``. RoBERTa's padding id is not taken from here:
             transformers derives the positions from it.
+        max_length: longest document in tokens, special tokens included, that the heads were trained on.
     """
     for head in config.heads:
         assert len(labels[head.name]) == head.n_labels, (head, len(labels[head.name]))
@@ -215,5 +230,5 @@ def to_hf_encoder_config(
         found["label2id"] = {label: i for i, label in enumerate(of_field)}
     if config.heads:
         fields = [{"name": h.name, "kind": h.kind, "labels": list(labels[h.name])} for h in config.heads]
-        found["heads"] = {"head": config.head, "fields": fields}
+        found["heads"] = {"head": config.head, "max_length": max_length, "fields": fields}
     return found

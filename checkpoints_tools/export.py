@@ -51,6 +51,7 @@ def export_hf(
     shard_bytes: int = SHARD_BYTES,
     key_map: dict[str, str] = LLAMA_HF,
     labels: dict[str, list[str]] | None = None,
+    max_length: int | None = None,
 ) -> None:
     """Write config, weights, tokenizer and prompt; every rank of the process group, if there is one, calls this.
 
@@ -67,6 +68,8 @@ def export_hf(
         key_map: our names → the folder's, for a Llama.
         labels: an encoder's, which needs them: field → what each of its head's outputs stands for, in order (of a
             token field the tags).
+        max_length: an encoder's longest document in tokens, special tokens included; stored for whoever scores it, in
+            ``config.json`` for `eval.plan` and as the tokenizer's ``model_max_length``, to which transformers cuts.
 
     Raises:
         UserError: ``folder`` is not empty.
@@ -94,10 +97,11 @@ def export_hf(
             if is_encoder:
                 ids = {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
                 ids = {"pad_token_id": tokenizer.pad_id} | (ids if config.family == "roberta" else {})
-                write_json(staging / "config.json", to_hf_encoder_config(config, stored, labels or {}, ids))
+                write_json(staging / "config.json", to_hf_encoder_config(config, stored, labels or {}, ids, max_length))
+                tokenizer.save(staging, max_length)
             else:
                 write_config(staging, config, stored, token_ids(tokenizer, prompt_spec))
-            tokenizer.save(staging)
+                tokenizer.save(staging)
             if prompt_spec is not None:
                 prompt_spec.save(staging)
     if dist.is_initialized():

@@ -168,12 +168,20 @@ class EncoderTokenizer:
                 first[word] = place
         return encoding.ids, first
 
-    def save(self, folder: Path | str) -> None:
-        """Write the files this tokenizer was read from, byte for byte."""
+    def save(self, folder: Path | str, max_length: int | None = None) -> None:
+        """Write the files this tokenizer was read from, byte for byte.
+
+        Args:
+            max_length: with one, tokenizer_config.json says it as ``model_max_length``, the one thing changed.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
+        if max_length is not None:
+            name = "tokenizer_config.json"
+            config = _object(self.files, name, self._folder) | {"model_max_length": max_length}
+            (folder / name).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_encoder_tokenizer(folder: Path | str) -> EncoderTokenizer:

@@ -67,8 +67,8 @@ class EvalConfig:
     row_length: int | None = None
     """Longest input in tokens, prompt and answer together; default: as in fine-tuning, or the recipe's for its size."""
     max_length: int | None = None
-    """Longest document of an encoder in tokens, special tokens included; default: as in fine-tuning where that is
-    known (a run's own checkpoints), or 512, or as many as the model has positions for."""
+    """Longest document of an encoder in tokens, special tokens included; default: as in fine-tuning, as the
+    checkpoint tells, or else 512, or as many as the model has positions for."""
     max_new_tokens: int | None = None
     """Longest answer in tokens; default: per example, what its longest valid answer needs."""
     batch_tokens: int = 4096

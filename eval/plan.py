@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from checkpoints_tools.encoder_config import read_head_labels
+from checkpoints_tools.encoder_config import read_head_labels, read_max_length
 from checkpoints_tools.hf_config import read_config, read_json
 from checkpoints_tools.load import check_family, check_fits_preset, check_folder, load_pretrained
 from data.encoder_prepare import LONGEST_DOCUMENT
@@ -198,9 +198,12 @@ def _document_length(options: EvalConfig, weights: Weights, config: EncoderConfi
             f"--max_length {options.max_length}: {weights.path} has positions for documents of {config.max_position} "
             "tokens at most."
         )
-    trained = read_state(weights.path).config if weights.is_training else {}
-    longest = min(LONGEST_DOCUMENT, config.max_position, trained.get("row_length", LONGEST_DOCUMENT))
-    return options.max_length or trained.get("max_length") or longest
+    if weights.is_training:
+        trained = read_state(weights.path).config
+        stored, row_length = trained["max_length"], trained["row_length"]
+    else:
+        stored, row_length = read_max_length(read_json(weights.path / "config.json")), LONGEST_DOCUMENT
+    return options.max_length or stored or min(LONGEST_DOCUMENT, config.max_position, row_length)
 
 
 def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:

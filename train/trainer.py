@@ -347,6 +347,7 @@ class Trainer:
             DTYPES[config.checkpoint.export_dtype],
             setup.prompt_spec,
             labels=output_labels(setup.task) if setup.spec.kind == "encoder" else None,
+            max_length=longest_input(config, setup.model_config) if setup.spec.kind == "encoder" else None,
         )
         if self.world.is_main:
             write_json(new / "labels.json", setup.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers import AutoTokenizer as HFTokenizer
 
-from checkpoints_tools.encoder_config import read_head_labels
+from checkpoints_tools.encoder_config import parse_encoder_config, read_head_labels, read_max_length
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config, read_json
 from checkpoints_tools.load import load_pretrained
@@ -32,6 +33,7 @@ LABELS = {
     "items.type": ["x", "y", "z"],
 }
 TEXTS = ["wake me up at nine tomorrow", "what is the weather in Paris"] * 5
+MAX_LENGTH = 9  # of positions for 40
 WORDS = ["wake", "me", "up"]
 
 
@@ -60,7 +62,7 @@ def exported(
     tokenizer = tokenizers[family]
     config = replace(FAMILIES[family], head=head, heads=heads, vocab_size=tokenizer.vocab_size + 3)
     model = random_model(config)
-    export_hf(model, config, tokenizer, folder, labels=LABELS)
+    export_hf(model, config, tokenizer, folder, labels=LABELS, max_length=MAX_LENGTH)
     return model, config
 
 
@@ -142,6 +144,25 @@ def test_other_heads_stand_by_name_beside_the_encoder(family, heads, head, token
         stored = load_file(tmp_path / "out" / "model.safetensors")
         logits = hidden[:, 0] @ stored["heads.topic.out.weight"].T + stored["heads.topic.out.bias"]
         torch.testing.assert_close(ours(model, tokens, "topic"), logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_longest_document_is_stored(family, tokenizers, tmp_path):
+    """Where our scoring reads it, and where transformers does."""
+    exported(family, "linear", (CLASS, TOKEN), tokenizers, tmp_path / "out")
+    raw = read_json(tmp_path / "out" / "config.json")
+    assert read_max_length(raw) == AutoConfig.from_pretrained(tmp_path / "out").heads["max_length"] == MAX_LENGTH
+    theirs = HFTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.model_max_length == MAX_LENGTH
+    ids = theirs(" ".join(TEXTS), truncation=True)["input_ids"]
+    assert ids[1:-1] == tokenizers[family].encode(" ".join(TEXTS))[: MAX_LENGTH - 2]
+    before = tokenizers[family].files.get("tokenizer_config.json", b"{}")
+    after = read_json(tmp_path / "out" / "tokenizer_config.json")
+    assert after == json.loads(before) | {"model_max_length": MAX_LENGTH}
+    for wrong in (2, 41, "many"):
+        raw["heads"]["max_length"] = wrong
+        with pytest.raises(UserError, match=f"max_length is {wrong!r}; it must be a whole number from 3 to 40"):
+            parse_encoder_config(raw)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

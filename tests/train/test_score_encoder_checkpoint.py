@@ -31,9 +31,11 @@ def test_a_step_is_scored_as_its_export_is(world: World, tmp_path: Path) -> None
     first, last = (tmp_path / "run" / "checkpoints" / f"step_00000{n}" for n in (2, 4))
     plans = [
         make_plan(EvalConfig(model="roberta_debug", checkpoint=folder, data="sample", limit=20, max_length=asked))
-        for folder, asked in ((tmp_path / "run" / "export", 8), (last, None), (first, None))
+        for folder, asked in ((tmp_path / "run" / "export", None), (last, None), (first, None))
     ]
     assert all(p.task == TASKS["massive_joint"] and p.row_length == 8 for p in plans)
+    other = EvalConfig(model="roberta_debug", checkpoint=tmp_path / "run" / "export", data="sample", max_length=6)
+    assert make_plan(other).row_length == 6
     assert [p.weights.is_training for p in plans] == [False, True, True]
     export, step, older = (
         score_encoder(build_model(p, "fp32", torch.device("cpu")), p.tokenizer, p.task, p.examples, max_length=8)
