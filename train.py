@@ -15,7 +15,7 @@ def main() -> None:
     set_up_logging()
     config = load_config(sys.argv[1:])
     setup = open_run(config)  # everything that can be checked is checked before the process group starts
-    world = start(setup.device)
+    world = start(setup.device, setup.mesh_shape)
     Trainer(config, setup, world).run()
 
 

@@ -117,6 +117,17 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class ParallelOptions:
+    tp: int = 1
+    """Ranks that split each matrix among them and work on the same samples (tensor parallelism, inside a machine);
+    FSDP2 shards over the others."""
+    sharding: Literal["full", "hybrid"] = "full"
+    """full: one copy of the model over all ranks. hybrid: one on each machine, gradients summed across machines."""
+    nodes: int | None = None
+    """Machines for hybrid sharding; default: as torchrun says. Another number cuts the ranks into that many groups."""
+
+
+@dataclass(frozen=True)
 class CheckpointOptions:
     output: Path = Path("runs/default")
     """Run folder: config, log, checkpoints, export."""
@@ -160,6 +171,7 @@ class TrainConfig:
     batch: BatchOptions = field(default_factory=BatchOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     eval: EvalOptions = field(default_factory=EvalOptions)
     log: LogOptions = field(default_factory=LogOptions)
@@ -189,7 +201,7 @@ ENCODER_ONLY = ("head", "max_length")
 # May change between a run and its resumption; everything else would change the numbers.
 FREE_ON_RESUME = frozenset(
     "config output resume save_every keep export export_dtype eval_every max_new_tokens log_every tensorboard"
-    " cache_dir device activation_checkpointing"
+    " cache_dir device activation_checkpointing tp sharding nodes"
     # Where the files lie; that they hold the same is checked by hashes (`train/setup.py`).
     " checkpoint data".split()
 )
@@ -294,6 +306,8 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(train.steps is None or train.steps >= 1, "steps", "at least 1")
     must(train.epochs is None or train.epochs > 0, "epochs", "above 0")
     must(train.seed >= 0, "seed", "0 or more")
+    must(config.parallel.tp >= 1, "tp", "at least 1")
+    must(config.parallel.nodes is None or config.parallel.nodes >= 1, "nodes", "at least 1")
     must(ckpt.save_every >= 0, "save_every", "0 (only at the end) or more")
     must(ckpt.keep >= 1, "keep", "at least 1")
     must(0 <= config.eval.holdout < 1, "holdout", "in [0, 1)")
@@ -308,6 +322,8 @@ def find_problems(config: TrainConfig) -> list[str]:
         problems.append(f"eval_every = {config.eval.eval_every} needs held-out examples: give --holdout, e.g. 0.05.")
     if config.eval.holdout and not config.eval.eval_every:
         problems.append(f"holdout = {config.eval.holdout} is never scored: give --eval_every.")
+    if known_model and get_model_spec(config.model.model).kind == "encoder" and config.parallel.tp > 1:
+        problems.append(f"tp = {config.parallel.tp}: an encoder's matrices are not split. Leave it out.")
     if known_model:
         problems += _checkpoint_problems(config) + _problems_of_kind(config)
     return problems

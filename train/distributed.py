@@ -17,10 +17,11 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from data.errors import UserError
 from train.errors import Interrupted, RunStopped
+from train.mesh import MeshShape
 
 # A rank that fails with what rank 0 will say anyway, or only because another rank is gone, waits this long before it
 # speaks; torchrun ends it first, and the cause is printed once. If nobody else speaks, it does.
@@ -29,13 +30,31 @@ GRACE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all processes, and the devices they train on."""
+    """This process's place among all processes, and the devices they train on.
+
+    Attributes:
+        size: all ranks.
+        mesh, shape: how they are laid out (`train/mesh.py`).
+        data_group: ranks that together work on all samples, each on its own; None: all ranks do.
+    """
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh
+    shape: MeshShape
+    data_group: dist.ProcessGroup | None
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the ``shape.n_data`` shares of the samples this rank works on."""
+        return self.rank // self.shape.tensor
+
+    @property
+    def tensor_rank(self) -> int:
+        """This rank's place among those that work on the same samples."""
+        return self.rank % self.shape.tensor
 
     @property
     def is_main(self) -> bool:
@@ -96,8 +115,11 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> World:
-    """Join torchrun's process group, or form one of a single rank; returns this process's place in it."""
+def start(device: torch.device, shape: MeshShape | None = None, timeout: timedelta = timedelta(minutes=30)) -> World:
+    """Join torchrun's process group, or form one of a single rank; returns this process's place in it.
+
+    ``shape`` None shards over all ranks.
+    """
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -105,9 +127,14 @@ def start(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> W
         dist.init_process_group(backend, timeout=timeout)
     else:  # no port to choose, so none to collide
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("shard",))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), device, mesh)
+    size, local_rank = dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0))
+    shape = shape or MeshShape(shard=size)
+    assert shape.n_ranks == size, (shape, size)
+    mesh, data_group = shape.build(device.type), None
+    if shape.tensor > 1:
+        groups = [list(range(first, size, shape.tensor)) for first in range(shape.tensor)]
+        data_group, _ = dist.new_subgroups_by_enumeration(groups)
+    return World(dist.get_rank(), local_rank, size, device, mesh, shape, data_group)
 
 
 def set_up_logging() -> None:

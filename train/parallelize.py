@@ -3,6 +3,7 @@
 ::
 
     meta device               no memory yet, however large the model
+      -> tensor parallelism         where the mesh has a "tensor" dimension: see `train/tensor_parallel.py`
       -> activation checkpointing   inside what FSDP wraps: recomputation then sees gathered parameters
       -> compile                    each block with its recomputation, but without FSDP's hooks around it
       -> FSDP2                      block by block; see `shard`
@@ -28,6 +29,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from train.mesh import data_mesh
+from train.tensor_parallel import split
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
@@ -81,23 +85,26 @@ def parallelize(
 
     Args:
         build: makes the model; called under the meta device. The model has ``layers`` and ``init_weights``.
-        mesh: one-dimensional; its size is the number of ranks.
+        mesh: of all ranks; see `train/mesh.py`.
         precision: key into `PRECISIONS`.
         load: fills the parameters of the materialized model (DTensors); None leaves random weights, which are those of
             ``seed`` whatever the number of ranks.
 
     Returns:
-        The model; its parameters are DTensors sharded over their first dimension.
+        The model; its parameters are DTensors, sharded over their first dimension and, with "tensor", over that which
+        tensor parallelism splits.
     """
     formats = PRECISIONS[precision]
     with torch.device("meta"):
         model = build().to(formats.weights)
+    if "tensor" in mesh.mesh_dim_names:
+        split(model, mesh["tensor"])
     for block in model.layers:
         if activation_checkpointing != "none":
             checkpoint_activations(block, activation_checkpointing)
         if compile_blocks:
             block.forward = torch.compile(block.forward, dynamic=True)
-    shard(model, mesh, formats)
+    shard(model, data_mesh(mesh), formats)
     model.to_empty(device=device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="DTensor random operators")  # these values are overwritten below
@@ -127,6 +134,9 @@ def _save_or_recompute(ctx: object, op: object, *args: object, **kwargs: object)
 
 def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
     """Apply FSDP2: one group a block; what is left (embedding, last norm, head) is the root's group.
+
+    On a mesh ("replicate", "shard") parameters are sharded over the second dimension, and gradients, once reduced to
+    shards, are summed over the first.
 
     A tied head is the embedding's own weight, used again at the end of `forward`; in the root's group it stays gathered
     from the first use to the last. Groups of their own would free it in between.

@@ -37,8 +37,10 @@ from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train import checkpoint, options
 from train.config import TrainConfig
-from train.distributed import env_rank, env_world_size, pick_device
+from train.distributed import env_rank, pick_device
+from train.mesh import MeshShape, lay_out_world
 from train.metrics import check_tensorboard
+from train.tensor_parallel import check_divides
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Setup:
     loader: StepLoader
     total_steps: int
     device: torch.device
+    mesh_shape: MeshShape
     identity: dict[str, Any]
     resume_from: Path | None
 
@@ -92,6 +95,8 @@ def open_run(config: TrainConfig) -> Setup:
             return None
 
     device = attempt(lambda: _open_device(config))
+    parallel = config.parallel
+    shape = attempt(lambda: lay_out_world(tp=parallel.tp, sharding=parallel.sharding, nodes=parallel.nodes))
     task = get_task(config.data.task, config.data.joint_order)
     model = attempt(lambda: _open_model(config, task))
     examples = attempt(lambda: load_examples(task, "train", config.data.data))
@@ -122,8 +127,8 @@ def open_run(config: TrainConfig) -> Setup:
         share_prefix=config.batch.share_prefix == "on",
         micro_rows=config.batch.micro_rows,
         seed=config.train.seed,
-        rank=env_rank(),
-        world_size=env_world_size(),
+        rank=env_rank() // shape.tensor,
+        world_size=shape.n_data,
     )
     steps, epochs = config.train.steps, config.train.epochs
     total_steps = steps if steps is not None else loader.n_steps_for(epochs)
@@ -146,6 +151,7 @@ def open_run(config: TrainConfig) -> Setup:
         loader=loader,
         total_steps=total_steps,
         device=device,
+        mesh_shape=shape,
         identity=identity,
         resume_from=_find_checkpoint(config, identity) if config.checkpoint.resume else None,
     )
@@ -233,6 +239,8 @@ def _open_model(
         check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
     if spec.kind == "encoder":
         found = _with_heads(found, task, config)
+    else:
+        check_divides(found, config.parallel.tp)
     return spec, found, tokenizer
 
 

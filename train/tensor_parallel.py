@@ -26,8 +26,8 @@ def check_divides(config: LlamaConfig, n_ranks: int) -> None:
     if common % n_ranks:
         fits = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
         raise UserError(
-            f"--tensor_parallel on {n_ranks} ranks: {config.n_kv_heads} key/value heads and {config.ffn_dim} "
-            f"hidden units do not divide. Numbers of ranks that do: {fits} (torchrun --nproc_per_node)."
+            f"--tp {n_ranks}: {config.n_kv_heads} key/value heads and {config.ffn_dim} hidden units do not divide. "
+            f"Numbers of ranks that do: {fits}."
         )
 
 

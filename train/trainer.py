@@ -104,8 +104,9 @@ class Trainer:
             state = checkpoint.read_state(resume)
             self.step = self.saved_step = state.step
             self.best = state.best
-        # Dropout: each rank draws its own. Resumed on as many ranks, it goes on where the checkpoint's left off.
-        torch.manual_seed(rank_seed(config.train.seed, self.world.rank, self.step))
+        # Dropout: each rank draws its own, ranks that work on the same samples the same. Resumed on as many ranks, it
+        # goes on where the checkpoint's left off.
+        torch.manual_seed(rank_seed(config.train.seed, self.world.data_rank, self.step))
         if resume is not None:
             checkpoint.load_rng(resume, state)
 
@@ -184,8 +185,9 @@ class Trainer:
             parts.sum().backward()
             losses += parts.detach()
         norm = clip_gradients(self.model, optim.clip).item()
-        *of_fields, n_signals, n_pairs = all_sum(
-            [*losses.tolist(), float(self.signum is not None), pairs], self.world.device
+        counts = float(self.world.tensor_rank == 0)  # ranks that split matrices among them all know the same losses
+        *of_fields, n_pairs, n_signals = all_sum(
+            [*(x * counts for x in (*losses.tolist(), pairs)), float(self.signum is not None)], self.world.device
         )
         total_loss = sum(of_fields)
         if not (math.isfinite(total_loss) and math.isfinite(norm)):
@@ -316,8 +318,9 @@ class Trainer:
             examples=setup.held_out,
             max_length=longest_input(config, setup.model_config),
             device=self.world.device,
-            rank=self.world.rank,
-            world_size=self.world.size,
+            rank=self.world.data_rank,
+            world_size=self.world.shape.n_data,
+            group=self.world.data_group,
             sharded=True,
             cache_dir=config.data.cache_dir or CACHE_DIR,
         )
@@ -363,11 +366,12 @@ class Trainer:
         log.info("%s", options.to_toml(config).rstrip())
         n_parameters = sum(p.numel() for p in self.model.parameters())
         log.info(
-            "%s, %s parameters, on %d x %s; %d steps of %d %s, %.2f epochs",
+            "%s, %s parameters, on %d x %s (%s); %d steps of %d %s, %.2f epochs",
             setup.spec.name,
             f"{n_parameters:,}",
             self.world.size,
             self.world.device.type,
+            self.world.shape.describe(),
             setup.total_steps,
             config.batch.batch_size,
             config.batch.batch_unit,

@@ -59,8 +59,8 @@ def make_trainer(
         row_length=config.batch.row_length,
         packing=config.batch.packing == "on",
         seed=config.train.seed,
-        rank=world.rank,
-        world_size=world.size,
+        rank=world.data_rank,
+        world_size=world.shape.n_data,
     )
     setup = Setup(
         spec=ModelSpec("tiny", model_config, Encoder, "", "encoder_debug", family=model_config.family),
@@ -74,6 +74,7 @@ def make_trainer(
         loader=loader,
         total_steps=config.train.steps,
         device=world.device,
+        mesh_shape=world.shape,
         identity={"model_config": asdict(model_config)},
         resume_from=resume_from,
     )

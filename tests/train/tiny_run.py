@@ -81,8 +81,8 @@ def make_trainer(output: Path, world: World, *, model_config: LlamaConfig = TINY
         share_prefix=config.batch.share_prefix == "on",
         micro_rows=config.batch.micro_rows,
         seed=config.train.seed,
-        rank=world.rank,
-        world_size=world.size,
+        rank=world.data_rank,
+        world_size=world.shape.n_data,
     )
     setup = Setup(
         spec=ModelSpec("tiny", model_config, Llama, "plain", "debug"),
@@ -96,6 +96,7 @@ def make_trainer(output: Path, world: World, *, model_config: LlamaConfig = TINY
         loader=loader,
         total_steps=config.train.steps,
         device=world.device,
+        mesh_shape=world.shape,
         identity={"model_config": vars(model_config)},
         resume_from=None,
     )

@@ -1,0 +1,74 @@
+"""How ranks are laid out, and what is said when they cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from data.errors import UserError
+from train.config import FREE_ON_RESUME, load_config
+from train.mesh import MeshShape, lay_out, lay_out_world
+
+RUN = ["--model", "llama_debug", "--init", "random", "--task", "massive_intent", "--data", "sample"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [
+        ({}, (1, 8, 1)),
+        ({"per_node": 4}, (1, 8, 1)),
+        ({"per_node": 4, "sharding": "hybrid"}, (2, 4, 1)),
+        ({"nodes": 4, "sharding": "hybrid"}, (4, 2, 1)),
+        ({"nodes": 8, "sharding": "hybrid"}, (8, 1, 1)),
+        ({"per_node": 2, "nodes": 2, "sharding": "hybrid"}, (2, 4, 1)),  # one copy on each pair of machines
+        ({"tp": 2}, (1, 4, 2)),
+        ({"tp": 8}, (1, 1, 8)),
+        ({"per_node": 4, "tp": 2, "sharding": "hybrid"}, (2, 2, 2)),
+    ],
+    ids=str,
+)
+def test_shapes_of_eight_ranks(asked: dict, shape: tuple[int, int, int]) -> None:
+    found = lay_out(8, **asked)
+    assert found == MeshShape(*shape) and found.n_ranks == 8 and found.n_data == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"nodes": 3}, "--nodes 3: 8 ranks do not divide into 3 machines"),
+        ({"nodes": 16}, "--nodes 16: 8 ranks do not divide"),
+        ({"sharding": "hybrid"}, "--sharding hybrid replicates the model across machines, and all 8"),
+        ({"tp": 3}, "--tp 3: .* a machine has 8 rank.* 3 does not divide"),
+        ({"tp": 8, "per_node": 4}, "--tp 8: .* a machine has 4 rank"),
+        ({"tp": 4, "nodes": 4}, "--tp 4: .* --nodes 4 leaves 2 rank"),
+    ],
+    ids=str,
+)
+def test_what_does_not_divide_is_said(asked: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        lay_out(8, **asked)
+
+
+def test_torchrun_says_how_many_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert lay_out_world() == MeshShape(1, 1, 1), "without torchrun"
+    for name, value in {"WORLD_SIZE": "12", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert lay_out_world(sharding="hybrid", tp=2) == MeshShape(3, 2, 2)
+    for local in ("8", "2"):  # as seen on either of two machines that have 8 and 4
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        with pytest.raises(UserError, match=f"12 ranks on 3 machines, and {local} of them on this one"):
+            lay_out_world()
+
+
+def test_the_options_are_checked_and_free_on_resume() -> None:
+    parallel = load_config([*RUN, "--tp", "2", "--sharding", "hybrid", "--nodes", "2"]).parallel
+    assert (parallel.tp, parallel.sharding, parallel.nodes) == (2, "hybrid", 2)
+    assert {"tp", "sharding", "nodes"} <= FREE_ON_RESUME
+    with pytest.raises(UserError) as error:
+        load_config([*RUN, "--tp", "0", "--nodes", "-1", "--sharding", "both"])
+    for part in ("tp = 0: must be at least 1", "nodes = -1: must be at least 1", "sharding = 'both': expected full |"):
+        assert part in str(error.value)
+    encoder = ["--model", "roberta_debug", "--init", "random", "--task", "massive_intent", "--tp", "2"]
+    with pytest.raises(UserError, match="tp = 2: an encoder's matrices are not split"):
+        load_config(encoder)
