@@ -1,0 +1,91 @@
+"""An encoder scored on two ranks, sharded inside its training run and by eval.py, answers as in one process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import encoder_score_run
+import pytest
+import torch
+from launching import ROOT
+
+from checkpoints_tools.export import export_hf
+from data.encoder_prepare import heads_for, output_labels
+from data.encoder_tokenizer import load_encoder_tokenizer
+from data.source import load_examples
+from data.tasks import TASKS
+from eval.config import EvalConfig
+from eval.encoder_score import score_encoder
+from eval.plan import build_model, make_plan
+from eval.results import Prediction, read_predictions, read_results
+from model.encoder import ROBERTA_DEBUG, Encoder
+from tests.encoder_tokenizers import write_roberta
+from train.config import load_config
+from train.setup import open_run
+
+JOINT = TASKS["massive_joint"]
+
+
+def assert_same(found: list[Prediction], expected: list[Prediction]) -> None:
+    """Equal but for rounding in the probabilities, which rows put together otherwise leave."""
+    assert [replace(p, top={}) for p in found] == [replace(p, top={}) for p in expected]
+    for p, q in zip(found, expected, strict=True):
+        for name, likeliest in q.top.items():
+            assert [value for _, value in p.top[name]] == pytest.approx([value for _, value in likeliest], abs=1e-5)
+    for values in ({p.parsed["intent"] for p in found}, {kind for p in found for kind in p.parsed["slots"]}):
+        assert len(values) > 2, "answers that are all the same prove nothing"
+
+
+def write_start(folder: Path) -> Path:
+    """A random joint model with weights so large that its answers depend on the document."""
+    texts = [example.text for example in load_examples(JOINT, "train", "sample")]
+    tokenizer = load_encoder_tokenizer(write_roberta(folder, texts, vocab_size=600)["files"])
+    config = replace(ROBERTA_DEBUG, vocab_size=tokenizer.vocab_size, heads=heads_for(JOINT))
+    model = Encoder(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(10.0)
+    export_hf(model, config, tokenizer, folder / "start", labels=output_labels(JOINT))
+    return folder / "start"
+
+
+def test_two_ranks_answer_as_one_process(launch, tmp_path: Path) -> None:
+    start, run = write_start(tmp_path), tmp_path / "run"
+    args = [
+        "--model", "roberta", "--checkpoint", str(start), "--task", "massive_joint", "--data", "sample", "--output",
+        str(run), "--cache_dir", str(tmp_path / "cache"), "--steps", "4", "--lr", "1e-4", "--holdout", "0.05",
+        "--eval_every", "2", "--export_dtype", "fp32", "--device", "cpu", "--precision", "fp32", "--max_length", "12",
+    ]  # fmt: skip
+    done = launch(Path(encoder_score_run.__file__), tmp_path, *args, ranks=2, timeout=120)
+    assert done.returncode == 0, done.stderr
+    sharded, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2))
+
+    asked = EvalConfig(model="roberta", checkpoint=run / "export", data="sample", limit=30)
+    plan = make_plan(asked)
+    model = build_model(plan, "fp32", torch.device("cpu"))
+
+    def alone(examples):
+        return score_encoder(model, plan.tokenizer, plan.task, examples, max_length=plan.row_length)
+
+    held_out = open_run(load_config([*args, "--output", str(tmp_path / "other")])).held_out
+    assert len(held_out) % 2, "one of the two ranks has a row less and must run a dummy"
+    expected = alone(held_out)
+    assert_same(sharded.predictions, expected.predictions)
+    assert sharded.metrics == other.metrics == expected.metrics and sharded.counts["truncated"] > 0
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if line.get("event") == "score"][-1]
+    assert logged["step"] == 4 and logged["exact match"] == expected.metrics["exact_match"]
+
+    out = tmp_path / "scored"
+    options = ["--model", "roberta", "--checkpoint", run / "export", "--data", "sample", "--limit", 30]
+    options += ["--device", "cpu", "--precision", "fp32", "--batch_tokens", "64"]
+    options += ["--cache_dir", tmp_path / "cache", "--output", out]
+    assert (done := launch(ROOT / "eval.py", *options, ranks=2, timeout=120)).returncode == 0, done.stderr
+    expected = alone(plan.examples)
+    assert_same(read_predictions(out), expected.predictions)
+    results = read_results(out)
+    assert results.metrics == expected.metrics and results.settings["ranks"] == 2
