@@ -20,12 +20,12 @@ import torch
 import tyro
 from rich.progress import track
 
+from checkpoints_tools.folder import open_hf
 from checkpoints_tools.gguf_file import is_gguf, open_gguf
 from checkpoints_tools.hf_config import DTYPES, write_config
 from checkpoints_tools.key_maps import to_hf
-from checkpoints_tools.load import open_hf
-from checkpoints_tools.meta_pth import open_meta
-from checkpoints_tools.source import Source, check_source, expected_shapes
+from checkpoints_tools.meta_pth import is_meta_folder, open_meta
+from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, staged_folder
 from data.errors import UserError
@@ -66,10 +66,10 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
         if path.name == "config.json" or path.suffix in (".safetensors", ".pth"):
             raise UserError(f"{path} is one file of a checkpoint; name the folder it lies in: {path.parent}")
         raise UserError(f"{path} is not a GGUF file; Hugging Face and Meta checkpoints are named by their folder")
+    if is_meta_folder(path):
+        return open_meta(path)
     if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
         return open_hf(path)
-    if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
-        return open_meta(path)
     found = sorted(file for file in path.rglob("*.gguf") if file.is_file())
     if len(found) == 1:
         return open_gguf(found[0], own_tokenizer)
@@ -94,6 +94,7 @@ def convert(
     if isinstance(source.config, EncoderConfig):
         raise UserError(f"{src} is an encoder's folder; train.py --checkpoint takes it as it is")
     check_source(source)
+    check_tied(source)
     to = source.dtype if dtype == "keep" else DTYPES[dtype]
     with staged_folder(dst) as folder:
         write_config(folder, source.config, to, source.token_ids)
@@ -103,7 +104,7 @@ def convert(
             copy_tokenizer(tokenizer, folder)
         writer = ShardWriter(folder, shard_bytes)
         for name in track(list(expected_shapes(source.config)), description="tensors", disable=not sys.stderr.isatty()):
-            writer.add(to_hf(name), source.read(name).to(to))
+            writer.add(to_hf(name), source.read(name)[:].to(to))
         writer.close()
     return source
 

@@ -32,6 +32,7 @@ from checkpoints_tools.encoder_keys import encoder_to_theirs
 from checkpoints_tools.hf_config import write_config, write_json
 from checkpoints_tools.key_maps import LLAMA_HF, to_theirs
 from checkpoints_tools.load import clean_name
+from checkpoints_tools.meta_tokenizer import write_tokenizer_json
 from checkpoints_tools.writer import SHARD_BYTES, ShardWriter, refuse_non_empty, staged_folder
 from data.encoder_tokenizer import EncoderTokenizer
 from data.fewshot import PromptSpec
@@ -102,6 +103,8 @@ def export_hf(
             else:
                 write_config(staging, config, stored, token_ids(tokenizer, prompt_spec))
                 tokenizer.save(staging)
+            if not any((staging / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+                write_tokenizer_json(staging, config.max_position)  # Meta's own file, which transformers does not read
             if prompt_spec is not None:
                 prompt_spec.save(staging)
     if dist.is_initialized():

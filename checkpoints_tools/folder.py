@@ -1,5 +1,6 @@
 """A Hugging Face checkpoint folder: whether it is whole, what tensors it has, and how one of them is read.
 
+`check_folder` says the first two in the folder's own names; `open_hf` gives the folder as a `Source`, in ours.
 Weights are safetensors, or where there are none PyTorch's older ``pytorch_model.bin``. Both are mapped into memory, so
 that who reads a slice of a tensor reads that slice only; ``.bin`` files from before PyTorch 1.6 are no archives and
 cannot be mapped: those are read whole.
@@ -7,6 +8,7 @@ cannot be mapped: those are read whole.
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import re
@@ -21,14 +23,27 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from checkpoints_tools.hf_config import read_json
-from checkpoints_tools.source import TensorInfo, raise_problems
+from checkpoints_tools.encoder_keys import match_tensors
+from checkpoints_tools.hf_config import read_config, read_dtype, read_json, read_token_ids
+from checkpoints_tools.key_maps import LLAMA_HF, rename_all
+from checkpoints_tools.meta_pth import is_meta_folder
+from checkpoints_tools.source import (
+    SAFETENSORS_DTYPES,
+    Slices,
+    Source,
+    TensorInfo,
+    check_dtypes,
+    dtype_name,
+    raise_problems,
+)
+from checkpoints_tools.tokenizer_files import copy_tokenizer
 from data.errors import UserError
+from model.encoder import EncoderConfig
 
 if TYPE_CHECKING:
     from model import ModelSpec
+    from model.llama import LlamaConfig
 
-SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Of each format: how its files end, what a single file is called, and the list of several.
 SAFETENSORS = ("safetensors", "model.safetensors", "model.safetensors.index.json")
 BIN = ("bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -43,10 +58,6 @@ class Folder:
     path: Path
     tensors: dict[str, TensorInfo]
     files: dict[str, Path]
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(file.stat().st_size for file in set(self.files.values()))
 
 
 def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
@@ -66,12 +77,16 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
     folder = Path(folder)
     how = how_to_get(folder, spec)
     if not folder.is_dir():
-        beside = sorted(str(p.parent) for p in folder.absolute().parent.glob("*/config.json"))
+        around = folder.absolute().parent
+        beside = sorted(str(p.parent) for name in ("config", "params") for p in around.glob(f"*/{name}.json"))
         found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
         raise UserError(f"no checkpoint folder {folder}.{found}\n{how}")
-    _refuse_other_formats(folder)
+    _refuse_gguf(folder)
     if not (folder / "config.json").is_file():
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+        meta = next((p for p in folder.iterdir() if p.is_dir() and is_meta_folder(p)), None)
+        if meta is not None:
+            raise UserError(f"{folder} is no checkpoint folder; {meta} in it is one, in Meta's format: name that.")
         raise UserError(f"{folder} has no config.json, so it is no checkpoint folder; it holds {there}.\n{how}")
     paths, index = _weight_files(folder, how)
     tensors: dict[str, TensorInfo] = {}
@@ -92,10 +107,7 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
         raise_problems(
             str(folder), [f"{index} lists {name}, {listed[name]} lacks it" for name in listed if name not in files]
         )
-    weights = [info for name, info in tensors.items() if not name.endswith(COUNTERS)]
-    kinds = sorted({info.dtype for info in weights} - SAFETENSORS_DTYPES.keys())
-    if kinds:
-        raise UserError(f"{folder} stores weights as {', '.join(kinds)}; full fine-tuning needs F32, BF16 or F16")
+    check_dtypes(folder, {name: info for name, info in tensors.items() if not name.endswith(COUNTERS)})
     return Folder(folder, tensors, files)
 
 
@@ -124,16 +136,10 @@ def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:
     return f"To download: hf download {repo} --include '*.json' '*.txt' '*.safetensors' --local-dir {folder}"
 
 
-def _refuse_other_formats(folder: Path) -> None:
-    kind = None
-    if not any(folder.glob("*.safetensors")):
-        if (folder / "params.json").is_file() and any(folder.glob("consolidated.*.pth")):
-            kind = "a checkpoint in Meta's own format"
-        elif any(folder.glob("*.gguf")):
-            kind = "a GGUF file"
-    if kind:
+def _refuse_gguf(folder: Path) -> None:
+    if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"{folder} holds {kind}; convert it first: python -m checkpoints_tools.convert {folder} NEW_FOLDER"
+            f"{folder} holds a GGUF file; convert it first: python -m checkpoints_tools.convert {folder} NEW_FOLDER"
         )
 
 
@@ -205,8 +211,49 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return found
 
 
-def open_tensors(path: Path) -> Callable[[str], Tensor]:
-    """Open a weight file: a function from a tensor's name to what gives the tensor, or a slice of it, when indexed."""
+def open_hf(folder: Path | str, spec: ModelSpec | None = None) -> Source:
+    """A Hugging Face folder as a `Source`.
+
+    Raises:
+        UserError: see `check_folder` and `read_config`.
+    """
+    checkpoint = check_folder(folder, spec)
+    config = read_config(folder)
+    if isinstance(config, EncoderConfig):
+        matched = match_tensors(checkpoint.tensors, config, config, str(folder))
+        return as_source(checkpoint, config, matched.names, matched.unknown)
+    return as_source(checkpoint, config, *rename_all(list(checkpoint.tensors), LLAMA_HF))
+
+
+def as_source(
+    checkpoint: Folder, config: LlamaConfig | EncoderConfig, names: dict[str, str], unknown: list[str]
+) -> Source:
+    """A checked folder as a `Source`; ``names``: ours → the folder's, ``unknown``: those that are none of ours."""
+    theirs = names | {name: name for name in unknown}
+    ours = {name: own for own, name in theirs.items()}
+    tensors = {ours[name]: info for name, info in checkpoint.tensors.items() if name in ours}  # as the files hold them
+    opened: dict[Path, Callable[[str], Slices]] = {}
+
+    def read(name: str) -> Slices:
+        path = checkpoint.files[theirs[name]]
+        if path not in opened:
+            opened.clear()  # one mapped file at a time
+            opened[path] = open_tensors(path)
+        return opened[path](theirs[name])
+
+    stored = {SAFETENSORS_DTYPES[info.dtype] for info in tensors.values()}
+    dtype = stored.pop() if len(stored) == 1 else read_dtype(checkpoint.path) or torch.float32
+    copy = functools.partial(copy_tokenizer, checkpoint.path)
+    ids = read_token_ids(checkpoint.path)
+    return Source("Hugging Face folder", checkpoint.path, config, tensors, dtype, read, copy, ids)
+
+
+def open_tensors(path: Path) -> Callable[[str], Slices]:
+    """Open a weight file: a function from a tensor's name to what gives the tensor, or a slice of it, when indexed.
+
+    What indexing gives is a view of the mapped file: nothing is read, nor held, until it is copied from. (A slice of
+    columns takes a few bytes of each row: it holds no more either, but nearly every page of the tensor is read.)
+    """
     if path.suffix == ".safetensors":
         return safe_open(path, framework="pt").get_slice
     return _read_bin(path).__getitem__
@@ -239,8 +286,4 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def _read_bin_header(path: Path) -> dict[str, TensorInfo]:
-    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-    return {
-        name: TensorInfo(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")))
-        for name, tensor in _read_bin(path).items()
-    }
+    return {name: TensorInfo(tuple(x.shape), dtype_name(x.dtype)) for name, x in _read_bin(path).items()}

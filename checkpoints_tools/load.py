@@ -1,35 +1,41 @@
-"""From a Hugging Face folder into a model: every rank reads only its own slice of each tensor, straight from disk.
+"""From a checkpoint folder into a model: every rank reads only its own slice of each tensor, straight from disk.
 
-`check_fits_preset` says whether a folder is the model it is called by; `load_pretrained` fills a model; `open_hf` is
-the same folder as a `Source`, for conversion and inspection. Whether a folder is whole is said by
-`checkpoints_tools.folder`.
+The folder is Hugging Face's or Meta's (`open_checkpoint`). `check_fits_preset` says whether it is the model it is
+called by; `load_pretrained` fills a model that may be sharded.
+
+What a rank holds in its own memory while it loads is its part of the model and at most a slice of one tensor. Files
+are mapped: their pages belong to the system's page cache, which all ranks of a machine share and which is given up as
+soon as memory is short.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from checkpoints_tools.encoder_keys import match_tensors
-from checkpoints_tools.folder import SAFETENSORS_DTYPES, Folder, check_folder, open_tensors
-from checkpoints_tools.hf_config import differences, family_of, read_config, read_dtype, read_token_ids
-from checkpoints_tools.key_maps import LLAMA_HF, rename_all
-from checkpoints_tools.source import Source, compare_tensors, is_tied, raise_problems
-from checkpoints_tools.tokenizer_files import copy_tokenizer
+from checkpoints_tools.folder import as_source, check_folder, open_hf
+from checkpoints_tools.hf_config import differences, family_of, read_config
+from checkpoints_tools.meta_pth import is_meta_folder, open_meta
+from checkpoints_tools.progress import ByteProgress
+from checkpoints_tools.slices import local_slice
+from checkpoints_tools.source import (
+    SAFETENSORS_DTYPES,
+    Source,
+    check_source,
+    check_tied,
+    compare_tensors,
+    is_tied,
+    raise_problems,
+)
 from data.errors import UserError
 from model.encoder import Encoder, EncoderConfig
 
@@ -45,6 +51,24 @@ log = logging.getLogger(__name__)
 _WRAPPERS = re.compile(r"_checkpoint_wrapped_module\.|_orig_mod\.")
 # What an encoder's config says of training and of heads: not a property of the pretrained weights.
 _OF_THE_TASK = ("heads", "head", "dropout", "attention_dropout")
+
+
+def open_checkpoint(folder: Path | str, spec: ModelSpec | None = None) -> Source:
+    """Open and check a folder that training and scoring take as it is: Hugging Face's, or a Llama in Meta's format.
+
+    Reads names, sizes and numbers, no weights.
+
+    Args:
+        spec: whose weights are wanted; only makes the message say where to get them.
+
+    Raises:
+        UserError: see `check_folder` and `open_meta`; a Llama's tensors are missing, unexpected, or do not fit the
+            numbers in ``config.json`` or ``params.json``.
+    """
+    source = open_meta(Path(folder)) if is_meta_folder(Path(folder)) else open_hf(Path(folder), spec)
+    if not isinstance(source.config, EncoderConfig):  # which tensors an encoder needs depends on the task's heads
+        check_source(source)
+    return source
 
 
 def check_family(config: LlamaConfig | EncoderConfig, spec: ModelSpec, folder: Path | str) -> None:
@@ -111,10 +135,9 @@ def load_pretrained(
     spec: ModelSpec | None = None,
     *,
     check_config: bool = True,
-    key_map: dict[str, str] = LLAMA_HF,
     seed: int = 0,
 ) -> None:
-    """Fill a model's parameters from a Hugging Face folder, cast to the parameters' own dtype.
+    """Fill a model's parameters from a checkpoint folder, cast to the parameters' own dtype.
 
     Every rank calls this, with the same folder; there is no communication. Of a sharded parameter (a DTensor, as
     FSDP2 and tensor parallelism make them) a rank reads only its own slice, so at no time does any rank hold more
@@ -125,46 +148,49 @@ def load_pretrained(
 
     Args:
         model: ours, its parameters allocated (``to_empty``, then ``init_weights`` for the buffers); plain or sharded.
-        folder: see `check_folder`.
+        folder: see `open_checkpoint`.
         spec: whose weights these are, for messages.
-        check_config: also demand that ``config.json`` describes the same model: shapes alone would not notice
-            another rope_theta. A Llama's ``max_position`` may differ. Encoders are always checked.
-        key_map: our names → the folder's, for a Llama.
+        check_config: also demand that the folder describes the same model: shapes alone would not notice another
+            rope_theta. A Llama's ``max_position`` may differ. Encoders are always checked.
         seed: of fresh heads, which are the same on any number of ranks.
 
     Raises:
-        UserError: a bad folder, tensors missing, unexpected or misshapen (all of them are named), or heads for the
-            same fields that are of other sizes.
+        UserError: a bad folder, tensors missing, unexpected or misshapen (all of them are named), heads for the same
+            fields that are of other sizes, or (on the ranks that see it) a tied head that is not the embedding.
     """
     start = time.perf_counter()
-    checkpoint = check_folder(folder, spec)
     parameters = {clean_name(name): p for name, p in model.named_parameters()}
     if isinstance(model.config, EncoderConfig):
-        names, fresh = _match_encoder(checkpoint, model.config, parameters)
+        source, fresh = _open_encoder(folder, spec, model.config, parameters)
     else:
+        source, fresh = open_checkpoint(folder, spec), {}
         if check_config:
-            _check_same(read_config(folder), model.config, folder, ignore=("max_position",))
-        names, fresh = _match_llama(checkpoint, parameters, key_map), {}
+            _check_same(source.config, model.config, folder, ignore=("max_position",))
+        shapes = {name: info.shape for name, info in source.tensors.items()}
+        expected = {name: tuple(p.shape) for name, p in parameters.items()}
+        raise_problems(str(folder), compare_tensors(shapes, expected, is_tied(model.config)))
+        check_tied(source, local_slice(parameters["embed.weight"])[1])
 
-    by_file: dict[Path, list[str]] = defaultdict(list)
-    for name in parameters.keys() - fresh.keys():
-        by_file[checkpoint.files[names[name]]].append(name)
-    work = [(path, name) for path in sorted(by_file) for name in sorted(by_file[path])]
     is_main = int(os.environ.get("RANK", "0")) == 0
-    read, opened = None, None
-    n_read = 0
-    for path, name in track(work, description="loading weights", disable=not is_main or checkpoint.n_bytes < 2e9):
-        if path != opened:
-            read, opened = open_tensors(path), path
-        n_read += _fill(parameters[name], read(names[name]))
+    places = {name: local_slice(parameters[name]) for name in source.tensors if name in parameters}
+    sizes = {
+        name: local.numel() * SAFETENSORS_DTYPES[source.tensors[name].dtype].itemsize
+        for name, (local, _) in places.items()
+    }
+    with ByteProgress("loading weights", sum(sizes.values()), show=is_main) as progress:
+        for name, (local, where) in places.items():
+            if sizes[name]:
+                fill(local, source.read(name)[where])
+                progress.advance(sizes[name])
     whole = new_heads(model.config, seed) if fresh else {}
     for name, parameter in fresh.items():
-        _fill(parameter, whole[name])
-    seconds = time.perf_counter() - start
+        local, where = local_slice(parameter)
+        fill(local, whole[name][where])
     if is_main:
         if fresh:
             log.info("fresh weights, as %s has none: %s", folder, ", ".join(fresh))
-        log.info("loaded %s: %.2f GB read in %.1f s (%.2f s/GB)", folder, n_read / 1e9, seconds, seconds / n_read * 1e9)
+        seconds, gb = time.perf_counter() - start, sum(sizes.values()) / 1e9
+        log.info("loaded %s: %.2f GB read in %.1f s (%.2f s/GB)", folder, gb, seconds, seconds / gb)
 
 
 def _check_same(
@@ -175,24 +201,11 @@ def _check_same(
         raise UserError(f"{folder}/config.json describes another model than the one to load: {'; '.join(lines)}")
 
 
-def _match_llama(checkpoint: Folder, parameters: dict[str, Tensor], key_map: dict[str, str]) -> dict[str, str]:
-    """{our name: the folder's}; UserError naming all tensors that do not fit."""
-    names, unknown = rename_all(list(checkpoint.tensors), key_map)
-    shapes = {ours: checkpoint.tensors[theirs].shape for ours, theirs in names.items()}
-    tied = "head.weight" not in parameters
-    problems = [f"unexpected: {name} {list(checkpoint.tensors[name].shape)}" for name in unknown]
-    problems += compare_tensors(shapes, {name: tuple(p.shape) for name, p in parameters.items()}, tied)
-    raise_problems(str(checkpoint.path), problems)
-    if tied and "head.weight" in names:
-        _check_tied(checkpoint, names["embed.weight"], names["head.weight"])
-    return names
-
-
-def _match_encoder(
-    checkpoint: Folder, config: EncoderConfig, parameters: dict[str, Tensor]
-) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """{our name: the folder's}, and the parameters that the folder rightly lacks; UserError for all that do not fit."""
-    folder = checkpoint.path
+def _open_encoder(
+    folder: Path | str, spec: ModelSpec | None, config: EncoderConfig, parameters: dict[str, Tensor]
+) -> tuple[Source, dict[str, Tensor]]:
+    """The folder, and the parameters that it rightly lacks; UserError for all that does not fit."""
+    checkpoint = check_folder(folder, spec)
     stored = read_config(folder)
     _check_same(stored, config, folder, ignore=_OF_THE_TASK)
     matched = match_tensors(checkpoint.tensors, stored, config, str(folder))
@@ -200,14 +213,14 @@ def _match_encoder(
     if "pooler.weight" not in matched.names and {h for h in config.heads if h.kind == "class"} <= set(matched.fresh):
         starts += ("pooler.",)  # saved without it; no head has learned to read it yet
     fresh = {name: p for name, p in parameters.items() if name.startswith(starts)}
-    shapes = {ours: checkpoint.tensors[theirs].shape for ours, theirs in matched.names.items()}
-    problems = [f"unexpected: {name} {list(checkpoint.tensors[name].shape)}" for name in matched.unknown]
+    source = as_source(checkpoint, stored, matched.names, matched.unknown)
+    shapes = {name: info.shape for name, info in source.tensors.items()}
     expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in fresh}
-    raise_problems(str(folder), problems + compare_tensors(shapes, expected, tied=False))
+    raise_problems(str(folder), compare_tensors(shapes, expected, tied=False))
     if matched.ignored and int(os.environ.get("RANK", "0")) == 0:
         listed = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", name) for name in matched.ignored)
         log.info("not read, as the model has no use for it: %s of %s", ", ".join(sorted(listed)), folder)
-    return matched.names, fresh
+    return source, fresh
 
 
 def new_heads(config: EncoderConfig, seed: int) -> dict[str, Tensor]:
@@ -219,83 +232,9 @@ def new_heads(config: EncoderConfig, seed: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _fill(parameter: Tensor, stored: Tensor) -> int:
-    """Copy a parameter's slice (all of it, unless it is sharded) from what the whole is stored in; returns the bytes.
-
-    Args:
-        stored: a tensor, or what `safetensors` gives for one: something to index.
-    """
-    local, where = local_slice(parameter)
+def fill(local: Tensor, piece: Tensor) -> None:
+    """Copy what is stored into a parameter's local part, cast on the way and without a copy in between."""
     assert not local.is_meta, "materialize the model (to_empty) before loading"
-    if local.numel() == 0:
-        return 0
-    piece = stored[where]
+    if local.is_cuda:
+        piece = piece.to(local.device)  # travels as it is stored and is cast there: half the way for bf16 into fp32
     local.copy_(piece)
-    return piece.numel() * piece.element_size()
-
-
-def local_slice(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
-    """The part of a parameter that this rank holds, as a plain tensor that shares its memory, and where it lies.
-
-    Works for any placements made of ``Shard`` and ``Replicate``, evenly divided or not.
-    """
-    if not isinstance(parameter, DTensor):
-        return parameter, tuple(slice(0, n) for n in parameter.shape)
-    for placement in parameter.placements:
-        assert type(placement) in (Shard, Replicate), f"cannot read one contiguous slice for {placement}"
-    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    local = parameter.to_local()
-    assert tuple(local.shape) == tuple(shape), (local.shape, shape)
-    return local, tuple(slice(begin, begin + n) for begin, n in zip(offset, shape, strict=True))
-
-
-def _check_tied(checkpoint: Folder, embed: str, head: str, rows: int = 8192) -> None:
-    """UserError when a tied model's checkpoint stores a head that is not the embedding."""
-    left = open_tensors(checkpoint.files[embed])(embed)
-    right = open_tensors(checkpoint.files[head])(head)
-    for begin in range(0, checkpoint.tensors[embed].shape[0], rows):
-        if not torch.equal(left[begin : begin + rows], right[begin : begin + rows]):
-            raise UserError(
-                f"{checkpoint.path}: config.json ties the head to the embedding, but {head} differs from {embed}. "
-                "If the head was trained separately, set tie_word_embeddings to false"
-            )
-
-
-def open_hf(folder: Path) -> Source:
-    """A Hugging Face folder as a `Source`.
-
-    Raises:
-        UserError: see `check_folder` and `read_config`; tensors with unknown names.
-    """
-    checkpoint = check_folder(folder)
-    config = read_config(folder)
-    if isinstance(config, EncoderConfig):
-        matched = match_tensors(checkpoint.tensors, config, config, str(folder))
-        names, unknown = matched.names, matched.unknown
-    else:
-        names, unknown = rename_all(list(checkpoint.tensors), LLAMA_HF)
-    raise_problems(str(folder), [f"unexpected: {name} {list(checkpoint.tensors[name].shape)}" for name in unknown])
-    if is_tied(config) and {"head.weight", "embed.weight"} <= names.keys():
-        _check_tied(checkpoint, names["embed.weight"], names["head.weight"])
-    tensors = {ours: checkpoint.tensors[theirs] for ours, theirs in names.items()}
-    handles: dict[Path, Callable[[str], Tensor]] = {}
-
-    def read(name: str) -> Tensor:
-        path = checkpoint.files[names[name]]
-        if path not in handles:
-            handles.clear()  # one mapped file at a time
-            handles[path] = open_tensors(path)
-        return handles[path](names[name])[:]
-
-    stored = {SAFETENSORS_DTYPES[info.dtype] for info in tensors.values()}
-    dtype = stored.pop() if len(stored) == 1 else read_dtype(folder) or torch.float32
-    return Source(
-        "Hugging Face folder",
-        folder,
-        config,
-        tensors,
-        dtype,
-        read,
-        functools.partial(copy_tokenizer, folder),
-        read_token_ids(folder),
-    )

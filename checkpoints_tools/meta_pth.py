@@ -11,14 +11,19 @@ slice of every matrix, and all of every norm:
 Query and key rows are in interleaved order and are put into ours. ``params.json`` says less than a config.json: the
 feed-forward width is computed, the vocabulary is read off the embedding (-1 in Llama 2), and the context length is
 known from the generation only.
+
+Files are mapped, not read: training and scoring take slices straight out of them (`JoinedTensor`), and who takes a
+slice reads only the parts, and of those only the rows and columns, in which it lies.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pickle
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,15 @@ from torch import Tensor
 from checkpoints_tools.hf_config import read_json
 from checkpoints_tools.key_maps import LLAMA_META, rename_all
 from checkpoints_tools.meta_tokenizer import write_meta_tokenizer
-from checkpoints_tools.source import Source, TensorInfo, interleaved_to_half, raise_problems
+from checkpoints_tools.source import (
+    Source,
+    TensorInfo,
+    check_dtypes,
+    dtype_name,
+    interleaved_to_half,
+    raise_problems,
+)
+from checkpoints_tools.tokenizer_files import TOKENIZERS
 from data.errors import UserError
 from model.llama import LlamaConfig, RopeScaling
 
@@ -52,8 +65,80 @@ SPLIT_DIM: dict[str, int | None] = {
 LLAMA31_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 
 
+@dataclass(frozen=True)
+class JoinedTensor:
+    """A tensor whose parts lie in several files, as one that is indexed with slices (see `Source.read`).
+
+    What comes back is a view of a mapped file where one part has all of it in our order of rows, else a copy of the
+    slice and of nothing more.
+
+    Example: wq of two parts with two heads of four rows each, so rows 0 to 7 in part 0 and 8 to 15 in part 1. Our rows
+    8 to 11 are head 2 in halves, which Meta keeps as rows 8, 10, 9, 11; ``order[8:12]`` says so, and ``[8:12]`` takes
+    rows 0, 2, 1, 3 of part 1.
+
+    Attributes:
+        name: for messages.
+        parts: in order; mapped.
+        dim: along which they are joined; None: each of them is the whole.
+        order: [rows] which row of the joined parts each of our rows is; None: the same. Stays within a part.
+    """
+
+    name: str
+    parts: list[Tensor]
+    dim: int | None
+    order: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        sizes = list(self.parts[0].shape)
+        if self.dim is not None:
+            sizes[self.dim] = sum(part.shape[self.dim] for part in self.parts)
+        return tuple(sizes)
+
+    def __getitem__(self, where: slice | tuple[slice, ...]) -> Tensor:
+        where = where if isinstance(where, tuple) else (where,)
+        if self.dim is None:
+            whole = self.parts[0][where]
+            if not all(torch.equal(whole, part[where]) for part in self.parts[1:]):
+                raise UserError(f"the parts disagree on {self.name}; they are not of one checkpoint")
+            return whole
+        where += (slice(None),) * (self.dim + 1 - len(where))
+        begin, end, step = where[self.dim].indices(self.shape[self.dim])
+        assert step == 1, where
+        pieces, offset = [], 0
+        for part in self.parts:
+            first, last = max(begin, offset), min(end, offset + part.shape[self.dim])
+            if first < last:
+                inside = where[: self.dim] + (slice(first - offset, last - offset),) + where[self.dim + 1 :]
+                if self.order is None:
+                    pieces.append(part[inside])
+                else:
+                    pieces.append(part[(slice(None), *where[1:])].index_select(0, self.order[first:last] - offset))
+            offset += part.shape[self.dim]
+        if not pieces:
+            return self.parts[0][where[: self.dim] + (slice(0, 0),) + where[self.dim + 1 :]]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dim)
+
+
+def is_meta_folder(folder: Path) -> bool:
+    """Whether a folder is one of Meta's, whole or not; a Hugging Face folder with Meta's files beside is none."""
+    if (folder / "config.json").is_file() or any(folder.glob("*.safetensors")):
+        return False
+    return (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth"))
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a checkpoint folder's tokenizer lies: in it, or, as in Meta's download of Llama 2, in the folder above."""
+    if is_meta_folder(folder) and not any((folder / name).is_file() for name in TOKENIZERS):
+        return folder.parent if any((folder.parent / name).is_file() for name in TOKENIZERS) else folder
+    return folder
+
+
 def open_meta(folder: Path) -> Source:
     """Open a folder of Meta's; the parts are mapped, not read.
+
+    Only to tell whether the head is the embedding (``params.json`` does not say) are these two compared, as far as
+    they are equal: at once in a model where they are not.
 
     Raises:
         UserError: parts missing, truncated or unequal; files with anything but tensors in them; numbers that
@@ -62,7 +147,7 @@ def open_meta(folder: Path) -> Source:
     if not (folder / "params.json").is_file():
         raise UserError(f"{folder} has consolidated.*.pth but no params.json; it comes with the same download")
     params = read_json(folder / "params.json")
-    parts = [_load_part(path) for path in _part_files(folder)]
+    parts = _load_parts(folder)
     names, unknown = rename_all(list(parts[0]), LLAMA_META)
     raise_problems(str(folder), [f"unexpected: {name}" for name in unknown])
     for i, part in enumerate(parts[1:], start=1):
@@ -75,43 +160,42 @@ def open_meta(folder: Path) -> Source:
     n = len(parts)
     embed_dim = _embedding_split(folder, params, parts[0][names["embed.weight"]], n)
 
-    def split_dim(name: str) -> int | None:
-        return embed_dim if name == "embed.weight" else SPLIT_DIM[re.sub(r"^layers\.\d+\.", "", name)]
+    def joined(name: str) -> JoinedTensor:
+        dim = embed_dim if name == "embed.weight" else SPLIT_DIM[re.sub(r"^layers\.\d+\.", "", name)]
+        return JoinedTensor(f"{names[name]} of {folder}", [part[names[name]] for part in parts], dim)
 
-    def shape(name: str) -> tuple[int, ...]:
-        sizes = list(parts[0][names[name]].shape)
-        dim = split_dim(name)
-        if dim is not None:
-            sizes[dim] = sum(part[names[name]].shape[dim] for part in parts)
-        return tuple(sizes)
-
-    tensors = {name: TensorInfo(shape(name), str(parts[0][names[name]].dtype)[6:]) for name in names}
+    tensors = {name: TensorInfo(joined(name).shape, dtype_name(parts[0][names[name]].dtype)) for name in names}
+    check_dtypes(folder, tensors)
     tied = "head.weight" not in names or all(
         torch.equal(part[names["head.weight"]], part[names["embed.weight"]]) for part in parts
     )
     config = _read_params(folder, params, tensors["embed.weight"].shape[0], tied)
     if "layers.0.attention.wq.weight" in tensors:
         rows = tensors["layers.0.attention.wq.weight"].shape[0]
-        if rows != config.dim:
+        if rows < config.dim:
             raise UserError(
                 f"{folder}: its {n} parts of the queries have {rows} rows together, params.json says dim {config.dim}; "
                 f"that makes {config.dim * n / rows:g} parts. Is a consolidated.NN.pth missing?"
             )
+    if tied:  # one of the two is enough
+        tensors.pop("head.weight", None)
+    orders = {
+        matrix: interleaved_to_half(torch.arange(n_heads * config.head_width)[:, None], n_heads).flatten()
+        for matrix, n_heads in (("wq", config.n_heads), ("wk", config.n_kv_heads))
+    }
+    cut = [
+        theirs
+        for ours, theirs in names.items()
+        if ours.split(".")[-2] in orders and any(part[theirs].shape[0] % config.head_width for part in parts)
+    ]
+    if cut:
+        raise UserError(
+            f"{folder}: its {n} parts do not hold whole heads of width {config.head_width}, so their rows cannot be "
+            f"put in order: {', '.join(cut[:5])}"
+        )
 
-    def read(name: str) -> Tensor:
-        pieces = [part[names[name]] for part in parts]
-        dim = split_dim(name)
-        if dim is not None:
-            whole = torch.cat(pieces, dim) if n > 1 else pieces[0]
-        else:
-            whole = pieces[0]
-            if not all(torch.equal(whole, piece) for piece in pieces[1:]):
-                raise UserError(f"{folder}: the parts disagree on {names[name]}; they are not of one checkpoint")
-        if name.endswith("attention.wq.weight"):
-            return interleaved_to_half(whole, config.n_heads)
-        if name.endswith("attention.wk.weight"):
-            return interleaved_to_half(whole, config.n_kv_heads)
-        return whole
+    def read(name: str) -> JoinedTensor:
+        return dataclasses.replace(joined(name), order=orders.get(name.split(".")[-2]))
 
     llama3 = config.vocab_size > 100_000
     ids: dict[str, int | list[int]] = (
@@ -139,6 +223,19 @@ def _part_files(folder: Path) -> list[Path]:
             f"{folder} is half downloaded: {names} missing, though consolidated.{max(found):02d}.pth is there"
         )
     return [found[i] for i in sorted(found)]
+
+
+def _load_parts(folder: Path) -> list[dict[str, Tensor]]:
+    """The tensors of each part; UserError naming every part that cannot be read."""
+    parts, problems = [], []
+    for path in _part_files(folder):
+        try:
+            parts.append(_load_part(path))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return parts
 
 
 def _load_part(path: Path) -> dict[str, Tensor]:
@@ -187,12 +284,16 @@ def _read_params(folder: Path, params: dict[str, Any], vocab_size: int, tied: bo
     stated = params.get("vocab_size", -1)
     if stated not in (-1, vocab_size):
         problems.append(f"vocab_size is {stated}, the embedding has {vocab_size} rows")
+    for key, least in {"norm_eps": 0.0, "rope_theta": 1.0, "multiple_of": 0, "ffn_dim_multiplier": 0.0}.items():
+        value = params.get(key)
+        if value is not None and (not isinstance(value, int | float) or not value > least):
+            problems.append(f"{key} is {value!r}; it must be a number above {least:g}")
     for key in ("vision_model", "quantization_args", "lora_args", "moe"):
         if params.get(key):
             problems.append(f"it has {key}; this code runs plain Llama 2 and 3")
     if problems:
         raise UserError(f"{folder}/params.json: " + "; ".join(problems))
-    theta = float(params.get("rope_theta", 10_000.0))
+    theta = float(params.get("rope_theta") or 10_000.0)
     scaled = bool(params.get("use_scaled_rope", False))
     if scaled and tied:
         log.warning(
@@ -205,9 +306,9 @@ def _read_params(folder: Path, params: dict[str, Any], vocab_size: int, tied: bo
         n_layers=params["n_layers"],
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        ffn_dim=ffn_width(dim, params.get("multiple_of", 256), params.get("ffn_dim_multiplier")),
+        ffn_dim=ffn_width(dim, params.get("multiple_of") or 256, params.get("ffn_dim_multiplier")),
         vocab_size=vocab_size,
-        norm_eps=float(params.get("norm_eps", 1e-5)),
+        norm_eps=float(params.get("norm_eps") or 1e-5),
         rope_theta=theta,
         rope_scaling=LLAMA31_SCALING if scaled else None,
         max_position=131_072 if scaled else 8192 if theta >= 500_000 else 4096,

@@ -33,10 +33,16 @@ def write_meta_tokenizer(source: Path, folder: Path, max_length: int) -> None:
     if not found:
         raise UserError(f"no tokenizer.model in {source} or the folder above; name the one to use with --tokenizer")
     shutil.copyfile(found[0], folder / "tokenizer.model")
-    ranks = read_ranks(found[0])
+    write_tokenizer_json(folder, max_length)
+
+
+def write_tokenizer_json(folder: Path, max_length: int) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` beside the ``tokenizer.model`` of a folder."""
+    model = folder / "tokenizer.model"
+    ranks = read_ranks(model)
     if ranks is None:
         named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        tokenizer = sentencepiece_tokenizer(found[0])
+        tokenizer = sentencepiece_tokenizer(model)
     else:
         named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
         tokenizer = llama3_tokenizer(ranks)

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -15,8 +15,24 @@ from model.encoder import Encoder, EncoderConfig
 from model.llama import Llama, LlamaConfig
 
 
+class Slices(Protocol):
+    """A stored tensor of which nothing is in memory but what it is indexed for."""
+
+    def __getitem__(self, where: slice | tuple[slice, ...], /) -> torch.Tensor: ...
+
+
+# What safetensors calls the dtypes that can be fine-tuned.
+SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What safetensors calls a dtype, as far as we have use for it; else its name in PyTorch."""
+    names = {ours: name for name, ours in SAFETENSORS_DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
+
+
 class TensorInfo(NamedTuple):
-    """Shape and dtype (as the format calls it, e.g. ``"BF16"`` or ``"Q4_1"``) of a stored tensor."""
+    """Shape and dtype of a stored tensor; the dtype as safetensors calls it, or (GGUF) llama.cpp (``"Q4_1"``)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -28,9 +44,12 @@ class Source:
 
     Attributes:
         format: what was recognized, for people: "Hugging Face folder", "Meta folder (8 parts)", "GGUF file".
-        tensors: our parameter name → what is stored.
+        tensors: our parameter name → what is stored, in the order in which reading is fastest. What is none of the
+            architecture's stands under its own name, so that `compare_tensors` calls it unexpected.
         dtype: dtype the weights have, or are unpacked to; what ``--dtype keep`` writes.
-        read: our parameter name → the whole tensor on the CPU, in our (half-rotation) layout.
+        read: our parameter name → what gives the tensor, on the CPU and in our (half-rotation) layout, when indexed
+            with slices: ``read(name)[:]`` all of it, ``read(name)[0:8, 4:6]`` no more than that (a GGUF file, which
+            has to be unpacked, gives all of it at once).
         write_tokenizer: writes the tokenizer's files and the chat template into a folder.
         token_ids: bos_token_id, eos_token_id, pad_token_id, as far as stated.
     """
@@ -40,7 +59,7 @@ class Source:
     config: LlamaConfig | EncoderConfig
     tensors: dict[str, TensorInfo]
     dtype: torch.dtype
-    read: Callable[[str], torch.Tensor]
+    read: Callable[[str], Slices]
     write_tokenizer: Callable[[Path], None]
     token_ids: dict[str, int | list[int]] = field(default_factory=dict)
 
@@ -70,6 +89,13 @@ def compare_tensors(found: dict[str, tuple[int, ...]], expected: dict[str, tuple
     return problems
 
 
+def check_dtypes(where: Path, tensors: dict[str, TensorInfo]) -> None:
+    """UserError when weights are stored in numbers that cannot be fine-tuned."""
+    kinds = sorted({info.dtype for info in tensors.values()} - SAFETENSORS_DTYPES.keys())
+    if kinds:
+        raise UserError(f"{where} stores weights as {', '.join(kinds)}; full fine-tuning needs F32, BF16 or F16")
+
+
 def raise_problems(where: str, problems: list[str], limit: int = 20) -> None:
     """Raise one UserError that lists the problems (the first ``limit``), or do nothing when there are none."""
     if problems:
@@ -83,6 +109,21 @@ def check_source(source: Source) -> None:
     shapes = {name: info.shape for name, info in source.tensors.items()}
     problems = compare_tensors(shapes, expected_shapes(source.config), is_tied(source.config))
     raise_problems(str(source.path), problems)
+
+
+def check_tied(source: Source, rows: slice = slice(None)) -> None:
+    """UserError when a checkpoint that ties the head to the embedding stores a head that is not the embedding.
+
+    Args:
+        rows: which to compare. Loading compares a rank's own: together the ranks have then seen all, once.
+    """
+    if not (is_tied(source.config) and "head.weight" in source.tensors):
+        return
+    if not torch.equal(source.read("embed.weight")[rows], source.read("head.weight")[rows]):
+        raise UserError(
+            f"{source.path}: config.json ties the head to the embedding, but the stored head differs from it. "
+            "If the head was trained separately, set tie_word_embeddings to false"
+        )
 
 
 def interleaved_to_half(weight: torch.Tensor, n_heads: int) -> torch.Tensor:

@@ -289,8 +289,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         raise UserError(
             f"No tokenizer in {folder}: looked for tokenizer.json and tokenizer.model; found: {there or 'nothing'}. "
             "A Hugging Face checkpoint brings its own: `hf download REPO --local-dir DIR` (Llama: the Instruct or "
-            "chat repository, after accepting its licence). For Meta's .pth shards or a GGUF file, "
-            "`python -m checkpoints_tools.convert SRC DST` writes it."
+            "chat repository, after accepting its licence). Meta's downloads have a tokenizer.model beside the .pth "
+            "files or one folder above; out of a GGUF file `python -m checkpoints_tools.convert SRC DST` writes it."
         )
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", files["tokenizer.model"]):
         return RankFileTokenizer(files, folder)

@@ -19,8 +19,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
-from checkpoints_tools.hf_config import read_config, read_json
-from checkpoints_tools.load import check_family, check_fits_preset, check_folder, load_pretrained
+from checkpoints_tools.hf_config import read_json
+from checkpoints_tools.load import check_family, check_fits_preset, load_pretrained, open_checkpoint
+from checkpoints_tools.meta_pth import tokenizer_folder
 from data.encoder_prepare import LONGEST_DOCUMENT
 from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
@@ -96,11 +97,11 @@ def make_plan(options: EvalConfig) -> EvalPlan:
     """
     assert options.checkpoint is not None
     spec = get_model_spec(options.model)
-    weights = find_weights(options.checkpoint, spec)
-    config = _model_config(weights)
+    weights = find_weights(options.checkpoint)
+    config = _model_config(weights, spec)
     is_encoder = isinstance(config, EncoderConfig)
     check_family(config, spec, weights.path)
-    tokenizer = load_encoder_tokenizer(weights.base) if is_encoder else load_tokenizer(weights.base)
+    tokenizer = load_encoder_tokenizer(weights.base) if is_encoder else load_tokenizer(tokenizer_folder(weights.base))
     check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
     if options.tensor_parallel:
         tensor_parallel.check_divides(config, env_world_size())
@@ -142,11 +143,11 @@ def make_plan(options: EvalConfig) -> EvalPlan:
     )
 
 
-def find_weights(folder: Path, spec: ModelSpec) -> Weights:
-    """Recognize what kind of checkpoint a folder is, and check that it is whole.
+def find_weights(folder: Path) -> Weights:
+    """Recognize what kind of checkpoint a folder is.
 
     Raises:
-        UserError: it is none; a run folder is told which of its checkpoints can be scored.
+        UserError: an incomplete training checkpoint; a run folder is told which of its checkpoints can be scored.
     """
     if (folder / RUN_FILE).is_file():
         missing = what_is_missing(folder)
@@ -165,13 +166,13 @@ def find_weights(folder: Path, spec: ModelSpec) -> Weights:
         ]
         listed = ", ".join(map(str, inside)) or "none yet"
         raise UserError(f"'{folder}' is a run folder. Give --checkpoint one of its checkpoints: {listed}.")
-    check_folder(folder, spec)
     return Weights(folder, folder, is_training=False)
 
 
-def _model_config(weights: Weights) -> LlamaConfig | EncoderConfig:
+def _model_config(weights: Weights, spec: ModelSpec) -> LlamaConfig | EncoderConfig:
+    """What the weights' own folder says; checks that it is whole."""
     if not weights.is_training:
-        return read_config(weights.base)
+        return open_checkpoint(weights.base, spec).config
     numbers = dict(read_state(weights.path).identity["model_config"])
     if "heads" in numbers:
         return EncoderConfig(**{**numbers, "heads": tuple(Head(**head) for head in numbers["heads"])})

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from checkpoints_tools.encoder_keys import match_heads
-from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import check_family, check_fits_preset, check_folder
+from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
+from checkpoints_tools.meta_pth import tokenizer_folder
 from data.encoder_prepare import LONGEST_DOCUMENT, EncoderSampleSet, heads_for, prepare_encoder
 from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
@@ -232,10 +232,9 @@ def _open_model(
         tokenizer = open_tokenizer(folder)
         found = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
     else:
-        check_folder(folder, spec)
-        found = read_config(folder)
+        found = open_checkpoint(folder, spec).config
         check_family(found, spec, folder)
-        tokenizer = open_tokenizer(folder)
+        tokenizer = open_tokenizer(tokenizer_folder(folder))
         check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
     if spec.kind == "encoder":
         found = _with_heads(found, task, config)

@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig as HFConfig
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import load_pretrained
+from checkpoints_tools.load import load_pretrained, open_checkpoint
 from model.llama import Llama
 
 # Nothing divides anything by accident: 6 heads of 8 on width 48, 3 key/value heads, odd vocabulary.
@@ -78,7 +77,7 @@ def save_folder(model: LlamaForCausalLM, folder: Path, shard_size: str = "1GB") 
 def load_ours(folder: Path, dtype: torch.dtype = torch.float32) -> Llama:
     """Our model from a folder, the way training builds it: on the meta device, then filled."""
     with torch.device("meta"):
-        model = Llama(read_config(folder))
+        model = Llama(open_checkpoint(folder).config)
     model.to(dtype).to_empty(device="cpu").init_weights()
     load_pretrained(model, folder)
     return model.eval()

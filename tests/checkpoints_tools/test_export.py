@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import load_pretrained, local_slice
+from checkpoints_tools.load import load_pretrained
+from checkpoints_tools.slices import local_slice
 from data.encoder_tokenizer import load_encoder_tokenizer
 from data.errors import UserError
 from data.fewshot import PromptSpec

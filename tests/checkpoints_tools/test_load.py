@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints_tools.convert import convert
 from checkpoints_tools.folder import check_folder, read_header
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import check_fits_preset, load_pretrained, open_hf
+from checkpoints_tools.load import check_fits_preset, load_pretrained
 from data.errors import UserError
 from model import get_model_spec
 from model.llama import Llama
@@ -79,7 +80,7 @@ def test_old_stored_frequencies_and_stored_tied_head_are_accepted(hf_folder, hel
     with pytest.raises(UserError, match="ties the head"):
         helpers.load(folder)
     with pytest.raises(UserError, match="ties the head"):
-        open_hf(folder)
+        convert(folder, folder.with_name("out"))
 
 
 def test_pytorchs_own_file_gives_the_same_model(hf_folder, helpers):

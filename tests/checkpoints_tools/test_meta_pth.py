@@ -1,13 +1,10 @@
 """Meta's checkpoints: logits equal those of Meta's algorithm (interleaved pairs), whatever the parts they come in.
 
-The reference here is written after Meta's model.py (complex rotations, whole matrices) and shares no code with ours.
-The parts are cut as fairscale's layers cut them.
+Meta's algorithm and a writer of its files: `tests.meta_reference`. Sharded models: `test_meta_load.py`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import pickle
 import shutil
 from pathlib import Path
@@ -16,9 +13,7 @@ import pytest
 import sentencepiece
 import tiktoken
 import torch
-import torch.nn.functional as F
 from tiktoken.load import load_tiktoken_bpe
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints_tools.convert import convert, open_source
@@ -26,96 +21,7 @@ from checkpoints_tools.meta_pth import ffn_width
 from checkpoints_tools.meta_tokenizer import write_meta_tokenizer
 from data.errors import UserError
 from data.tokenizer import LLAMA3_SPLIT, load_tokenizer
-
-PARAMS = dict(dim=64, n_layers=2, n_heads=16, n_kv_heads=8, multiple_of=16, norm_eps=1e-5, rope_theta=500.0)
-VOCAB = 304  # 8 parts of 38
-FFN = 176  # ffn_width(64, 16, None)
-COLUMN_PARALLEL = ("wq", "wk", "wv", "w1", "w3", "output")
-ROW_PARALLEL = ("wo", "w2")
-
-
-def random_weights(tied: bool = False) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return 0.15 * torch.randn(shape, generator=generator)
-
-    dim, kv = PARAMS["dim"], PARAMS["dim"] // PARAMS["n_heads"] * PARAMS["n_kv_heads"]
-    weights = {"tok_embeddings.weight": normal(VOCAB, dim), "norm.weight": 1 + normal(dim)}
-    weights["output.weight"] = weights["tok_embeddings.weight"].clone() if tied else normal(VOCAB, dim)
-    for i in range(PARAMS["n_layers"]):
-        shapes = {
-            "attention.wq": (dim, dim),
-            "attention.wk": (kv, dim),
-            "attention.wv": (kv, dim),
-            "attention.wo": (dim, dim),
-            "feed_forward.w1": (FFN, dim),
-            "feed_forward.w3": (FFN, dim),
-            "feed_forward.w2": (dim, FFN),
-        }
-        weights |= {f"layers.{i}.{name}.weight": normal(*shape) for name, shape in shapes.items()}
-        weights |= {f"layers.{i}.{name}.weight": 1 + normal(dim) for name in ("attention_norm", "ffn_norm")}
-    return weights
-
-
-def meta_logits(weights: dict[str, Tensor], tokens: Tensor, scaled: bool = False) -> Tensor:
-    """The forward pass of Meta's model.py, in fp32."""
-    H, K = PARAMS["n_heads"], PARAMS["n_kv_heads"]
-    D = PARAMS["dim"] // H
-    B, T = tokens.shape
-    freqs = [PARAMS["rope_theta"] ** (-2 * j / D) for j in range(D // 2)]
-    if scaled:  # apply_scaling, written out for one frequency
-        low, high, factor, old = 1.0, 4.0, 8.0, 8192
-        for j, freq in enumerate(freqs):
-            wavelength = 2 * math.pi / freq
-            if wavelength > old / low:
-                freqs[j] = freq / factor
-            elif wavelength >= old / high:
-                smooth = (old / wavelength - low) / (high - low)
-                freqs[j] = (1 - smooth) * freq / factor + smooth * freq
-    turns = torch.polar(torch.ones(T, D // 2), torch.outer(torch.arange(T).float(), torch.tensor(freqs)))
-
-    def rotate(x: Tensor) -> Tensor:  # [B, T, heads, D]
-        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], D // 2, 2))
-        return torch.view_as_real(pairs * turns[:, None]).flatten(3)
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + PARAMS["norm_eps"]) * weights[name]
-
-    x = weights["tok_embeddings.weight"][tokens]
-    future = torch.full((T, T), float("-inf")).triu(1)
-    for i in range(PARAMS["n_layers"]):
-        w = {name: weights[f"layers.{i}.attention.{name}.weight"] for name in ("wq", "wk", "wv", "wo")}
-        y = norm(x, f"layers.{i}.attention_norm.weight")
-        q = rotate((y @ w["wq"].T).view(B, T, H, D)).transpose(1, 2)
-        k = rotate((y @ w["wk"].T).view(B, T, K, D)).repeat_interleave(H // K, 2).transpose(1, 2)
-        v = (y @ w["wv"].T).view(B, T, K, D).repeat_interleave(H // K, 2).transpose(1, 2)
-        scores = (q @ k.transpose(2, 3) / math.sqrt(D) + future).softmax(-1)
-        x = x + (scores @ v).transpose(1, 2).reshape(B, T, -1) @ w["wo"].T
-        f = {name: weights[f"layers.{i}.feed_forward.{name}.weight"] for name in ("w1", "w2", "w3")}
-        y = norm(x, f"layers.{i}.ffn_norm.weight")
-        x = x + (F.silu(y @ f["w1"].T) * (y @ f["w3"].T)) @ f["w2"].T
-    return norm(x, "norm.weight") @ weights["output.weight"].T
-
-
-def write_meta_folder(
-    folder: Path, helpers, weights: dict[str, Tensor], n_parts: int = 1, embedding_dim: int = 0, **params: object
-) -> Path:
-    """Cut the weights as fairscale does and save them as Meta does."""
-    folder.mkdir()
-    for part in range(n_parts):
-        held = {}
-        for name, weight in weights.items():
-            kind = name.split(".")[-2]
-            dim = 0 if kind in COLUMN_PARALLEL else 1 if kind in ROW_PARALLEL else None
-            if kind == "tok_embeddings":
-                dim = embedding_dim
-            held[name] = (weight if dim is None else weight.chunk(n_parts, dim)[part]).clone()
-        held["rope.freqs"] = torch.ones(2)  # as in Llama 2's files
-        torch.save(held, folder / f"consolidated.{part:02d}.pth")
-    (folder / "params.json").write_text(json.dumps({**PARAMS, "vocab_size": -1, **params}))
-    helpers.tokenizer().save_pretrained(folder)
-    return folder
+from tests.meta_reference import PARAMS, VOCAB, meta_logits, random_weights, write_meta_folder
 
 
 @pytest.fixture
@@ -128,7 +34,7 @@ def tokenizer_folder(tmp_path: Path, helpers) -> Path:
 @pytest.mark.parametrize(("n_parts", "embedding_dim"), [(1, 0), (2, 0), (2, 1), (8, 0), (8, 1)])
 def test_logits_equal_metas(tmp_path, helpers, tokenizer_folder, n_parts, embedding_dim, tied):
     weights = random_weights(tied)
-    folder = write_meta_folder(tmp_path / "meta", helpers, weights, n_parts, embedding_dim)
+    folder = write_meta_folder(tmp_path / "meta", weights, n_parts, embedding_dim)
     shape = torch.load(folder / "consolidated.00.pth")["tok_embeddings.weight"].shape
     assert shape[embedding_dim] * n_parts == (VOCAB, 64)[embedding_dim]  # it was cut that way
     source = convert(folder, tmp_path / "out", tokenizer=tokenizer_folder)
@@ -138,7 +44,9 @@ def test_logits_equal_metas(tmp_path, helpers, tokenizer_folder, n_parts, embedd
     tokens = helpers.tokens(VOCAB)
     expected = meta_logits(weights, tokens)
     assert expected.std() > 0.5
-    torch.testing.assert_close(helpers.ours(helpers.load(tmp_path / "out"), tokens), expected, atol=2e-5, rtol=1e-5)
+    found = helpers.ours(helpers.load(tmp_path / "out"), tokens)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert torch.equal(helpers.ours(helpers.load(folder), tokens), found)  # without conversion
     # And transformers reads the result as the same model.
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     torch.testing.assert_close(helpers.hf(theirs, tokens), expected, atol=2e-5, rtol=1e-5)
@@ -147,7 +55,7 @@ def test_logits_equal_metas(tmp_path, helpers, tokenizer_folder, n_parts, embedd
 def test_scaled_frequencies(tmp_path, helpers, tokenizer_folder, monkeypatch):
     monkeypatch.setitem(PARAMS, "rope_theta", 500_000.0)
     weights = random_weights()
-    folder = write_meta_folder(tmp_path / "meta", helpers, weights, 2, use_scaled_rope=True)
+    folder = write_meta_folder(tmp_path / "meta", weights, 2, use_scaled_rope=True)
     source = convert(folder, tmp_path / "out", tokenizer=tokenizer_folder)
     assert source.config.max_position == 131_072
     tokens = torch.randint(VOCAB, (1, 400), generator=torch.Generator().manual_seed(3))
@@ -159,7 +67,7 @@ def test_scaled_frequencies(tmp_path, helpers, tokenizer_folder, monkeypatch):
 def test_unpermuted_rows_would_be_noticed(tmp_path, helpers, tokenizer_folder, monkeypatch):
     monkeypatch.setattr("checkpoints_tools.meta_pth.interleaved_to_half", lambda weight, n_heads: weight)
     weights = random_weights()
-    convert(write_meta_folder(tmp_path / "meta", helpers, weights), tmp_path / "out", tokenizer=tokenizer_folder)
+    convert(write_meta_folder(tmp_path / "meta", weights), tmp_path / "out", tokenizer=tokenizer_folder)
     tokens = helpers.tokens(VOCAB)
     assert (helpers.ours(helpers.load(tmp_path / "out"), tokens) - meta_logits(weights, tokens)).abs().max() > 0.1
 
@@ -174,7 +82,7 @@ def test_feed_forward_widths_of_the_real_models():
 
 
 def test_missing_parts(tmp_path, helpers):
-    folder = write_meta_folder(tmp_path / "meta", helpers, random_weights(), 8)
+    folder = write_meta_folder(tmp_path / "meta", random_weights(), 8)
     (folder / "consolidated.03.pth").unlink()
     with pytest.raises(UserError, match=r"half downloaded: consolidated.03.pth missing"):
         open_source(folder)
@@ -186,17 +94,17 @@ def test_missing_parts(tmp_path, helpers):
         path.unlink()
     with pytest.raises(UserError, match=r"no consolidated.NN.pth"):
         open_source(folder)
-    by_columns = write_meta_folder(tmp_path / "columns", helpers, random_weights(), 8, embedding_dim=1)
+    by_columns = write_meta_folder(tmp_path / "columns", random_weights(), 8, embedding_dim=1)
     (by_columns / "consolidated.07.pth").unlink()
     with pytest.raises(UserError, match=r"in each of 7 parts"):
         open_source(by_columns)
 
 
 def test_truncated_part(tmp_path, helpers):
-    folder = write_meta_folder(tmp_path / "meta", helpers, random_weights(), 2)
-    path = folder / "consolidated.01.pth"
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"consolidated.01.pth .*truncated"):
+    folder = write_meta_folder(tmp_path / "meta", random_weights(), 2)
+    for path in folder.glob("*.pth"):
+        path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"(?s)consolidated.00.pth .*truncated.*consolidated.01.pth .*truncated"):
         open_source(folder)
 
 
@@ -206,7 +114,7 @@ class Trap:
 
 
 def test_code_in_a_part_is_refused(tmp_path, helpers, capsys):
-    folder = write_meta_folder(tmp_path / "meta", helpers, random_weights())
+    folder = write_meta_folder(tmp_path / "meta", random_weights())
     torch.save({"x": Trap()}, folder / "consolidated.00.pth", pickle_module=pickle)
     capsys.readouterr()
     with pytest.raises(UserError, match="could run code"):
@@ -220,24 +128,26 @@ def test_code_in_a_part_is_refused(tmp_path, helpers, capsys):
         ({"n_heads": 7}, "do not divide"),
         ({"dim": None}, "dim is None"),
         ({"vocab_size": 299}, "vocab_size is 299, the embedding has 304 rows"),
+        ({"multiple_of": "many", "norm_eps": -1}, "norm_eps is -1.*multiple_of is 'many'"),
+        ({"rope_theta": True}, "rope_theta is True"),
         ({"quantization_args": {"scheme": "int4"}}, "quantization_args"),
     ],
 )
 def test_contradictory_params(tmp_path, helpers, params, message):
-    folder = write_meta_folder(tmp_path / "meta", helpers, random_weights(), **params)
+    folder = write_meta_folder(tmp_path / "meta", random_weights(), **params)
     with pytest.raises(UserError, match=message):
         open_source(folder)
 
 
 def test_tensors_that_do_not_fit_the_params(tmp_path, helpers, tokenizer_folder):
-    folder = write_meta_folder(tmp_path / "meta", helpers, random_weights(), 2, multiple_of=64)
+    folder = write_meta_folder(tmp_path / "meta", random_weights(), 2, multiple_of=64)
     with pytest.raises(UserError, match=r"layers.0.ffn.w1.weight is \[176, 64\], the config says \[192, 64\]"):
         convert(folder, tmp_path / "out", tokenizer=tokenizer_folder)
     assert not (tmp_path / "out").exists()
 
 
 def test_parts_of_two_checkpoints(tmp_path, helpers, tokenizer_folder):
-    folder = write_meta_folder(tmp_path / "meta", helpers, random_weights(), 2)
+    folder = write_meta_folder(tmp_path / "meta", random_weights(), 2)
     part = torch.load(folder / "consolidated.01.pth")
     part["norm.weight"] += 1
     torch.save(part, folder / "consolidated.01.pth")
@@ -289,7 +199,7 @@ def test_tokenizer_json_equals_the_original(shared_dir, tmp_path, family):
 
 
 def test_no_tokenizer_is_an_error_unless_one_is_named(tmp_path, helpers, tokenizer_folder):
-    folder = write_meta_folder(tmp_path / "meta", helpers, random_weights())
+    folder = write_meta_folder(tmp_path / "meta", random_weights())
     with pytest.raises(UserError, match="--tokenizer"):
         convert(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
