@@ -127,8 +127,12 @@ def start(device: torch.device, shape: MeshShape | None = None, timeout: timedel
         dist.init_process_group(backend, timeout=timeout)
     else:  # no port to choose, so none to collide
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    return place(device, shape or MeshShape(shard=dist.get_world_size()))
+
+
+def place(device: torch.device, shape: MeshShape) -> World:
+    """This process's place among those of the process group, laid out in ``shape``; a collective call."""
     size, local_rank = dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0))
-    shape = shape or MeshShape(shard=size)
     assert shape.n_ranks == size, (shape, size)
     mesh, data_group = shape.build(device.type), None
     if shape.tensor > 1:

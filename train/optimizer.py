@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -87,10 +89,16 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     Returns:
         The norm before clipping, a scalar, the same on every rank. Gradients that are not finite are left alone.
     """
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+    by_mesh: dict[DeviceMesh | None, list[nn.Parameter]] = defaultdict(list)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            by_mesh[getattr(parameter.grad, "device_mesh", None)].append(parameter)
+    # Mesh by mesh: with tensor parallelism the split matrices lie on more ranks than the whole parameters do, and
+    # tensors of different meshes go into no operation together. A replica counts once: DTensor knows what it is.
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in parameters]) for parameters in by_mesh.values()]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = torch.nn.utils.get_total_norm(norms)
     if max_norm > 0 and torch.isfinite(norm):
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        for parameters in by_mesh.values():
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -63,7 +63,9 @@ def make_samples(n: int = 60, seed: int = 0) -> SampleSet:
     )
 
 
-def make_trainer(output: Path, world: World, *, model_config: LlamaConfig = TINY, **values: Any) -> Trainer:
+def make_trainer(
+    output: Path, world: World, *, model_config: LlamaConfig = TINY, resume_from: Path | None = None, **values: Any
+) -> Trainer:
     """A trainer over made-up samples; ``values`` are options by name."""
     # A large eps keeps AdamW from blowing up rounding: without it a gradient of 1e-9 moves a weight as far as 1 does.
     defaults = dict(
@@ -98,7 +100,7 @@ def make_trainer(output: Path, world: World, *, model_config: LlamaConfig = TINY
         device=world.device,
         mesh_shape=world.shape,
         identity={"model_config": vars(model_config)},
-        resume_from=None,
+        resume_from=resume_from,
     )
     return Trainer(config, setup, world)
 
