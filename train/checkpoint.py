@@ -1,11 +1,12 @@
-"""Training checkpoints: sharded, atomic, resumed bit for bit on as many ranks and loadable on any other number.
+"""Training checkpoints: what they hold and how they are read. Sharded, resumed bit for bit on as many ranks, and
+loadable on any other number. `train/saver.py` writes them.
 
 A run folder holds the last K of them::
 
     checkpoints/step_000500/
         .metadata, __0_0.distcp, ...   parameters and optimizer states (torch.distributed.checkpoint, one file a rank)
         rng_00000.pt, ...              each rank's random-number states
-        run.json                       step, resolved config, label sets, what model and data these are
+        run.json                       format, step, resolved config, label sets, what model and data these are
         prompt.json                    the prompt with its few-shot examples (an encoder has none)
 
 A checkpoint is written beside its final name and renamed when every rank has finished, so that whatever bears the final
@@ -19,7 +20,6 @@ import json
 import logging
 import random
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -38,12 +39,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from data.errors import UserError
-from data.fewshot import PromptSpec
-from train.config import FREE_ON_RESUME
+from train import options
+from train.config import FREE_ON_RESUME, TrainConfig
 
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+FORMAT = 2  # 1: run.json without a format
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class RunState:
     best: float | None
     world_size: int
 
+    def write(self, folder: Path) -> None:
+        record = {"format": FORMAT, **vars(self)}
+        (folder / RUN_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+
 
 def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:06d}"
@@ -77,43 +83,20 @@ def steps_in(checkpoints: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def save(
-    checkpoints: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: RunState,
-    prompt_spec: PromptSpec | None,
-    keep: int,
-) -> Path:
-    """Write a checkpoint and delete all but the newest ``keep``; every rank calls this."""
-    final = step_folder(checkpoints, state.step)
-    partial = checkpoints / f".{final.name}.partial"
-    rank = dist.get_rank()
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(
-        {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)},
-        checkpoint_id=partial,
-    )
-    torch.save(rng_state(), partial / f"rng_{rank:05d}.pt")
-    if rank == 0:
-        (partial / RUN_FILE).write_text(json.dumps(vars(state), indent=2, default=str) + "\n", encoding="utf-8")
-        if prompt_spec is not None:
-            prompt_spec.save(partial)
-    dist.barrier()
-    if rank == 0:
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in steps_in(checkpoints)[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
-    return final
-
-
 def read_state(folder: Path) -> RunState:
-    return RunState(**json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
+    """What ``run.json`` says.
+
+    Raises:
+        UserError: it is of a later format than this version of the code knows.
+    """
+    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    found = record.pop("format", 1)
+    if found > FORMAT:
+        raise UserError(
+            f"checkpoint {folder} has format {found}: a newer version of this code saved it, and this one knows "
+            f"formats up to {FORMAT}. Use the newer version, or start from the run's export."
+        )
+    return RunState(**record)
 
 
 def newest_complete(checkpoints: Path) -> Path | None:
@@ -127,10 +110,16 @@ def newest_complete(checkpoints: Path) -> Path | None:
 
 
 def what_is_missing(folder: Path) -> str | None:
-    """What this very checkpoint lacks to be whole, or None."""
+    """What this very checkpoint lacks to be whole, or None.
+
+    Raises:
+        UserError: see `read_state`.
+    """
     try:
         state = read_state(folder)
         metadata = dcp.FileSystemReader(folder).read_metadata()
+    except UserError:
+        raise
     except Exception as error:  # a damaged pickle or JSON raises nearly anything
         return f"{type(error).__name__}: {error}"
     for item in metadata.storage_data.values():
@@ -151,8 +140,10 @@ def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str
     Raises:
         UserError: names every differing key with both values.
     """
-    wanted = json.loads(json.dumps({**config, **identity}, default=str))
-    found = {**state.config, **state.identity}
+    wanted = json.loads(json.dumps({**config, **_by_key(identity)}, default=str))
+    # An option that the checkpoint does not know is younger, and its default is what was always done.
+    defaults = json.loads(json.dumps(options.flatten(TrainConfig()), default=str))
+    found = {**defaults, **state.config, **_by_key(state.identity)}
     differing = [
         f"  {key}: the checkpoint has {found.get(key)}, this run has {wanted.get(key)}"
         for key in sorted(wanted.keys() | found.keys())
@@ -166,18 +157,45 @@ def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str
         )
 
 
+def _by_key(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's shape key by key, so that a message names what differs in it and nothing else."""
+    flat: dict[str, Any] = {}
+    for name, value in identity.items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
 def load_model(folder: Path, model: nn.Module) -> None:
-    """Fill a sharded model's parameters from a checkpoint, each rank its own slices."""
+    """Fill a sharded model's parameters from a checkpoint, each rank its own slices.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
     state = {"model": get_model_state_dict(model)}
-    dcp.load(state, checkpoint_id=folder)
+    _read(folder, state)
     set_model_state_dict(model, state["model"])
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill an optimizer's states from a checkpoint; its parameters must be loaded already."""
+    """Fill an optimizer's states from a checkpoint; its parameters must be loaded already.
+
+    Raises:
+        UserError: the checkpoint is of another optimizer.
+    """
     state = {"optim": get_optimizer_state_dict(model, optimizer)}
-    dcp.load(state, checkpoint_id=folder)
+    _read(folder, state)
     set_optimizer_state_dict(model, optimizer, state["optim"])
+
+
+def _read(folder: Path, state: dict[str, Any]) -> None:
+    try:
+        dcp.load(state, checkpoint_id=folder)
+    except CheckpointException as error:  # not an Exception, and with a traceback of every rank in its message
+        causes = dict.fromkeys(str(cause) for cause, _ in error.failures.values())
+        raise UserError(
+            f"checkpoint {folder} does not fit: {'; '.join(causes)}. Another model or optimizer, or another version of "
+            "this code, saved it."
+        ) from None
 
 
 def load_rng(folder: Path, state: RunState) -> None:

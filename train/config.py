@@ -137,6 +137,9 @@ class CheckpointOptions:
     """Steps between checkpoints; 0: only at the end."""
     keep: int = 2
     """Keep this many newest checkpoints."""
+    async_save: Literal["auto", "on", "off"] = "auto"
+    """Write checkpoints while training goes on, from a copy of weights and states in host memory. auto: on with CUDA
+    where the copy takes at most half of the free host memory, else off."""
     export: OnOff = "on"
     """Write a Hugging Face folder at the end of the run."""
     export_dtype: Literal["bf16", "fp32"] = "bf16"
@@ -200,8 +203,8 @@ ENCODER_ONLY = ("head", "max_length")
 
 # May change between a run and its resumption; everything else would change the numbers.
 FREE_ON_RESUME = frozenset(
-    "config output resume save_every keep export export_dtype eval_every max_new_tokens log_every tensorboard"
-    " cache_dir device activation_checkpointing tp sharding nodes"
+    "config output resume save_every keep async_save export export_dtype eval_every max_new_tokens log_every"
+    " tensorboard cache_dir device activation_checkpointing tp sharding nodes"
     # Where the files lie; that they hold the same is checked by hashes (`train/setup.py`).
     " checkpoint data".split()
 )

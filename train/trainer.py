@@ -39,6 +39,7 @@ from train.metrics import (
 )
 from train.optimizer import allocate_states, build_optimizer, clip_gradients, learning_rate
 from train.parallelize import parallelize, reshard
+from train.saver import open_saver
 from train.setup import CACHE_DIR, Setup, longest_input
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,9 @@ class Trainer:
         self.saved_step: int | None = None
         self.best: float | None = None
         self.signum: int | None = None
+        self.saver = open_saver(config, setup, world)
         self._build_model()
         if world.is_main:
-            self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "config.toml").write_text(options.to_toml(config), encoding="utf-8")
             if setup.prompt_spec is not None:
                 setup.prompt_spec.save(self.output / "prompt.json")
@@ -114,7 +115,7 @@ class Trainer:
         """Train to the last step, save and export.
 
         Raises:
-            RunStopped: loss or gradients are not finite; no update was made with them.
+            RunStopped: loss or gradients are not finite, and no update was made with them; or a save failed.
             Interrupted: a signal arrived; the step was finished and a checkpoint saved.
         """
         config, total = self.config, self.setup.total_steps
@@ -135,9 +136,11 @@ class Trainer:
                 self._try_worst_case()
             self._loop()
             self._save()
+            self.saver.finish()
             if config.checkpoint.export == "on":
                 self._export("export")
         finally:
+            self.saver.close()
             self.log.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -186,9 +189,10 @@ class Trainer:
             losses += parts.detach()
         norm = clip_gradients(self.model, optim.clip).item()
         counts = float(self.world.tensor_rank == 0)  # ranks that split matrices among them all know the same losses
-        *of_fields, n_pairs, n_signals = all_sum(
-            [*(x * counts for x in (*losses.tolist(), pairs)), float(self.signum is not None)], self.world.device
-        )
+        mine = [*(x * counts for x in (*losses.tolist(), pairs)), self.signum is not None, self.saver.failed]
+        *of_fields, n_pairs, n_signals, n_failed = all_sum(mine, self.world.device)
+        if n_failed:
+            self.saver.finish()
         total_loss = sum(of_fields)
         if not (math.isfinite(total_loss) and math.isfinite(norm)):
             self._stop(batch, total_loss, norm)
@@ -251,6 +255,7 @@ class Trainer:
         checkpoint.set_rng_state(random_state)
 
     def _stop(self, batch: StepBatch, loss: float, norm: float) -> None:
+        self.saver.close()
         newest = checkpoint.steps_in(self.checkpoints)
         kept = f"The last checkpoint is {newest[-1]}." if newest else "No checkpoint had been saved yet."
         self.log.event("stopped", step=self.step + 1, loss=str(loss), grad_norm=str(norm), samples=batch.sample_ids)
@@ -272,6 +277,7 @@ class Trainer:
 
     def _interrupt(self) -> None:
         self._save()
+        self.saver.finish()
         again = [*launcher(), *sys.argv, *([] if self.config.checkpoint.resume else ["--resume"])]
         self.log.event("interrupted", step=self.step)
         signum = self.signum or signal.SIGTERM
@@ -293,12 +299,8 @@ class Trainer:
             best=self.best,
             world_size=self.world.size,
         )
-        start = time.perf_counter()
-        folder = checkpoint.save(
-            self.checkpoints, self.model, self.optimizer, state, self.setup.prompt_spec, self.config.checkpoint.keep
-        )
+        self.saver.save(self.model, self.optimizer, state, self.setup.prompt_spec)
         self.saved_step = self.step
-        log.info("saved %s (%.1f s)", folder, time.perf_counter() - start)
 
     def _score(self) -> None:
         """Score the held-out examples by what the model says; export it to ``best/`` when it is the best so far."""
@@ -339,6 +341,7 @@ class Trainer:
         """Write the model as a Hugging Face folder ``<output>/<name>``, in place of one that an earlier step wrote."""
         config, setup, folder = self.config, self.setup, self.output / name
         new = self.output / f".{name}.new"
+        self.saver.before_export(folder)
         if self.world.is_main:
             shutil.rmtree(new, ignore_errors=True)
         dist.barrier()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_run import TIED, make_trainer, whole
+from tiny_run import TIED, TINY, make_trainer, whole
 
 from data.errors import UserError
+from model.llama import LlamaConfig
 from train import checkpoint, options
 from train.errors import RunStopped
 from train.trainer import Trainer
@@ -30,13 +30,16 @@ def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
     return {name: whole(p) for name, p in trainer.model.named_parameters()}
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path: Path) -> None:
+@pytest.mark.parametrize("async_save", ["off", "on"])
+def test_resumed_equals_uninterrupted_bit_for_bit(async_save: str, world, tmp_path: Path) -> None:
     straight = make_trainer(tmp_path / "a", world, steps=6, model_config=TIED)
     straight.run()
-    broken = make_trainer(tmp_path / "b", world, steps=6, model_config=TIED)
-    for n in range(3):
+    broken = make_trainer(tmp_path / "b", world, steps=6, model_config=TIED, async_save=async_save)
+    for n in range(5):
         broken.train_step(broken.setup.loader.step(n))
-    broken._save()
+        if n == 2:
+            broken._save()
+    broken.saver.finish()
     again = resumed(broken)
     assert again.step == 3
     again.run()
@@ -103,10 +106,51 @@ def test_another_run_is_refused_by_the_names_of_what_differs(world, tmp_path: Pa
     config, identity = options.flatten(trainer.config), trainer.setup.identity
     checkpoint.check_fits(state, config, identity, folder)
     checkpoint.check_fits(state, {**config, "keep": 9, "log_every": 3, "output": Path("moved")}, identity, folder)
+    wider = {"model_config": {**identity["model_config"], "dim": 60}}
     with pytest.raises(UserError) as error:
-        checkpoint.check_fits(state, {**config, "lr": 2e-2, "task": "20ng_20"}, {"model_config": {}}, folder)
-    for part in ("lr: the checkpoint has 0.01, this run has 0.02", "task: ", "model_config"):
+        checkpoint.check_fits(state, {**config, "lr": 2e-2, "task": "20ng_20"}, wider, folder)
+    for part in (
+        "lr: the checkpoint has 0.01, this run has 0.02",
+        "task: ",
+        "model_config.dim: the checkpoint has 30,",
+    ):
         assert part in str(error.value)
+    assert "n_layers" not in str(error.value), "only what differs"
+
+
+def test_an_option_younger_than_the_checkpoint_had_its_default(world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, world)
+    trainer._save()
+    folder = checkpoint.newest_complete(trainer.checkpoints)
+    record = json.loads((folder / "run.json").read_text())
+    del record["format"], record["config"]["clip"]
+    (folder / "run.json").write_text(json.dumps(record))
+    config = options.flatten(trainer.config)
+    checkpoint.check_fits(checkpoint.read_state(folder), config, trainer.setup.identity, folder)
+    with pytest.raises(UserError, match="clip: the checkpoint has 1.0, this run has 0.5"):
+        checkpoint.check_fits(checkpoint.read_state(folder), {**config, "clip": 0.5}, trainer.setup.identity, folder)
+
+
+def test_a_newer_format_is_refused_not_skipped(world, tmp_path: Path) -> None:
+    make_trainer(tmp_path, world, steps=4, save_every=2).run()
+    newest = checkpoint.steps_in(tmp_path / "checkpoints")[-1]
+    record = json.loads((newest / "run.json").read_text())
+    assert record["format"] == checkpoint.FORMAT
+    (newest / "run.json").write_text(json.dumps({**record, "format": 9, "unheard_of": 1}))
+    with pytest.raises(UserError, match=f"step_000004 has format 9: a newer .* up to {checkpoint.FORMAT}"):
+        checkpoint.newest_complete(tmp_path / "checkpoints")
+
+
+def test_weights_of_another_model_are_refused_by_name(world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "a", world)
+    trainer._save()
+    folder = checkpoint.newest_complete(trainer.checkpoints)
+    deeper = make_trainer(tmp_path / "b", world, model_config=LlamaConfig(**{**vars(TINY), "n_layers": 3}))
+    with pytest.raises(UserError, match=r"does not fit: Missing key .* model\.layers\.2"):
+        checkpoint.load_model(folder, deeper.model)
+    wider = make_trainer(tmp_path / "c", world, model_config=LlamaConfig(**{**vars(TINY), "ffn_dim": 51}))
+    with pytest.raises(UserError, match=r"does not fit: Size mismatch .*51, 30.*"):
+        checkpoint.load_model(folder, wider.model)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -136,18 +180,3 @@ def test_what_is_not_finite_stops_the_run(what: str, world, tmp_path: Path, monk
     event = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert event["event"] == "stopped" and event["samples"] == ids
     assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000002"
-
-
-def test_a_failed_save_leaves_the_older_one(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make_trainer(tmp_path, world, steps=4)
-    trainer._save()
-
-    def full_disk(*args, **kwargs):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(checkpoint.dcp, "save", full_disk)
-    trainer.step = 1
-    with pytest.raises(OSError):
-        trainer._save()
-    assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000000"
-    shutil.rmtree(trainer.checkpoints)

@@ -1,0 +1,125 @@
+"""Room on the disk and in host memory: computed right, looked for before training, and missed with a clear message."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import TIED, TINY, make_trainer
+
+from data.errors import UserError
+from train import checkpoint, options, room
+from train.config import TrainConfig, load_config
+from train.room import Sizes, at_most_new, check_run, choose_background, format_bytes
+from train.setup import open_run
+
+SIZES = Sizes(checkpoint=100, export=10)
+
+
+@pytest.mark.parametrize("model_config", [TINY, TIED])
+def test_sizes_are_those_of_what_is_written(model_config, world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, world, steps=1, model_config=model_config)
+    trainer.run()
+    real = room.folder_bytes(checkpoint.newest_complete(trainer.checkpoints))
+    parameters = list(trainer.model.parameters())
+    measured = room.bytes_to_write([parameters, [trainer.optimizer.state[p] for p in parameters]])
+    for expected in (trainer.saver.sizes.checkpoint, measured):
+        assert real <= expected <= real + 200_000, (real, expected)
+
+
+def config(output: Path, **values) -> TrainConfig:
+    return options.build(TrainConfig, [dict(output=output, steps=10, save_every=2, keep=2, export="off"), values])
+
+
+@pytest.mark.parametrize(
+    ("existing", "coming", "keep", "most"),
+    [(0, 0, 2, 0), (0, 1, 2, 1), (0, 2, 2, 2), (0, 9, 2, 3), (2, 9, 2, 1), (1, 9, 2, 2), (1, 1, 2, 1), (3, 5, 2, 1)],
+)
+def test_the_worst_moment(existing: int, coming: int, keep: int, most: int) -> None:
+    assert at_most_new(existing, coming, keep) == most
+
+
+@pytest.mark.parametrize(
+    ("values", "first_step", "needed"),
+    [
+        ({}, 0, 300),  # two kept, one being written
+        ({"save_every": 0}, 0, 100),
+        ({"save_every": 5}, 0, 200),  # steps 5 and 10
+        ({"save_every": 4}, 8, 100),  # step 10
+        ({}, 10, 0),
+        ({"keep": 1}, 0, 200),
+        ({"export": "on"}, 0, 300),  # the export stands beside two
+        ({"export": "on", "save_every": 0}, 0, 110),
+        ({"export": "on"}, 10, 10),
+        ({"eval_every": 5, "holdout": 0.5}, 0, 310),
+        ({"eval_every": 5, "holdout": 0.5, "save_every": 0, "export": "on"}, 0, 120),
+    ],
+)
+def test_what_a_run_needs(values: dict, first_step: int, needed: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(room, "free_bytes", lambda folder: needed)
+    check_run(config(tmp_path, **values), SIZES, first_step, 10, None)
+    monkeypatch.setattr(room, "free_bytes", lambda folder: needed - 1)
+    with pytest.raises(UserError, match="--keep 1.*--export off"):
+        check_run(config(tmp_path, **values), SIZES, first_step, 10, None)
+
+
+def test_what_stands_there_already_counts(tmp_path: Path, monkeypatch) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    for name in ("step_000002", "step_000004", "step_000006", ".step_000008.partial"):
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / "data").write_bytes(bytes(100))
+    newest = checkpoints / "step_000006"
+    # The half-written one goes, and with --keep 2 the oldest: 200 bytes. What is to come is one more than the two.
+    assert [p.name for p in room.leftovers(tmp_path, 2, newest)] == [".step_000008.partial", "step_000002"]
+    monkeypatch.setattr(room, "free_bytes", lambda folder: 0)
+    check_run(config(tmp_path), SIZES, 6, 10, newest)
+    with pytest.raises(UserError, match="no room for what this run writes"):
+        check_run(config(tmp_path, keep=3), Sizes(101, 10), 6, 10, newest)
+    # The one to resume from stays, whatever is newer and broken.
+    oldest = checkpoints / "step_000002"
+    assert oldest not in room.leftovers(tmp_path, 1, oldest)
+
+
+def test_a_full_disk_is_found_before_training(train_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    args = load_config(train_args)
+    open_run(args)
+    monkeypatch.setattr(room, "free_bytes", lambda folder: 1_000_000)
+    with pytest.raises(UserError) as error:
+        open_run(args)
+    for part in ("it needs ", "and 1.0 MB are free at ", "/run", "--output", "--keep", "--export off"):
+        assert part in str(error.value)
+
+
+def test_no_room_for_the_export_is_said_after_the_last_save(world, tmp_path: Path, monkeypatch) -> None:
+    trainer = make_trainer(tmp_path, world, steps=1, export="on")
+    trainer.saver.sizes = dataclasses.replace(trainer.saver.sizes, export=10**15)
+    with pytest.raises(UserError, match=r"no room for the export export/: it needs 1000.0 TB.*step_000001"):
+        trainer.run()
+    assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000001"
+    assert not (tmp_path / "export").exists()
+
+
+def test_whether_the_background_has_memory(world, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(room, "available_memory", lambda: 200)
+    with caplog.at_level("INFO"):
+        assert choose_background("auto", 100, cuda) and choose_background("on", 200, cpu)
+        assert "in the background, from a copy of 0.2 kB on each machine" in caplog.text
+        assert not choose_background("auto", 100, cpu) and not choose_background("off", 100, cuda)
+        assert "note:" not in caplog.text
+        assert not choose_background("auto", 101, cuda)
+        assert "note: training waits for its checkpoints" in caplog.text
+    with pytest.raises(UserError, match="takes 0.2 kB of host memory on each machine, and one has 0.2 kB left"):
+        choose_background("on", 201, cuda)
+
+
+def test_memory_that_is_left() -> None:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < room.available_memory() <= total
+
+
+def test_sizes_in_words() -> None:
+    assert [format_bytes(n) for n in (282.2e9, 1_234_567, 3e12, 500)] == ["282.2 GB", "1.2 MB", "3.0 TB", "0.5 kB"]
