@@ -11,11 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from data.errors import UserError
 from data.tasks import TASKS, get_task
 from model import MODELS, get_model_spec
 from train import options
 from train.distributed import resolve_device, resolve_precision
+from train.optimizer import OPTIMIZERS
 
 OnOff = Literal["on", "off"]
 
@@ -79,6 +82,9 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class OptimOptions:
+    optim: Literal["auto", "adamw", "adamw_sr"] = "auto"
+    """What AdamW stores numbers in. adamw: weights and states in fp32. adamw_sr: weights and gradients in bf16, with
+    stochastic rounding, states in fp32. auto: adamw."""
     lr: float = 1e-6
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -104,8 +110,9 @@ class TrainOptions:
     epochs: float | None = None
     """Passes over the training data (instead of steps)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16: compute in bf16 over fp32 weights, reductions in fp32. fp32: everything in fp32. auto: bf16 on CUDA and on
-    CPUs that multiply it in hardware (AVX512-BF16, AMX), fp32 on others, which emulate it several times slower."""
+    """bf16: compute in bf16 over the weights that optim stores, fp32 or bf16. fp32: everything in fp32. auto: bf16 on
+    CUDA, on CPUs that multiply it in hardware (AVX512-BF16, AMX), and wherever optim stores bf16 weights; fp32 on other
+    CPUs, which emulate it several times slower."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, all but matrix products and attention, or whole blocks."""
     compile: OnOff = "off"
@@ -261,10 +268,12 @@ def recipe_for(model: str, task: str) -> dict[str, Any]:
 
 def resolve_auto(config: TrainConfig) -> TrainConfig:
     """Replace "auto" by what it means on this machine, so that the saved configuration says what ran."""
-    train = config.train
+    train, optim = config.train, config.optim
     device = resolve_device(train.device)
-    precision = resolve_precision(train.precision, device)
-    return replace(config, train=replace(train, device=device, precision=precision))
+    name = "adamw" if optim.optim == "auto" else optim.optim
+    stores_bf16 = OPTIMIZERS[name].weights == torch.bfloat16
+    precision = "bf16" if stores_bf16 else resolve_precision(train.precision, device)
+    return replace(config, optim=replace(optim, optim=name), train=replace(train, device=device, precision=precision))
 
 
 def find_problems(config: TrainConfig) -> list[str]:
@@ -299,6 +308,8 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(batch.max_length is None or batch.max_length >= 3, "max_length", "at least 3")
     must(batch.max_length is None or batch.max_length <= batch.row_length, "max_length", "at most row_length")
     must(batch.micro_rows is None or batch.micro_rows >= 1, "micro_rows", "at least 1")
+    if train.precision == "fp32" and optim.optim != "auto" and OPTIMIZERS[optim.optim].weights == torch.bfloat16:
+        problems.append(f"optim = {optim.optim} stores the weights in bf16: precision = fp32 does not go with it.")
     must(0 < optim.lr < 1, "lr", "between 0 and 1")
     must(optim.warmup_steps >= 0, "warmup_steps", "0 or more")
     must(0 <= optim.beta1 < 1, "beta1", "in [0, 1)")

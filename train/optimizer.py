@@ -1,9 +1,10 @@
-"""AdamW, the learning-rate schedules, and gradient clipping over sharded parameters."""
+"""AdamW and its number formats, the learning-rate schedules, and gradient clipping over sharded parameters."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,7 +12,30 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from train.sharded_adamw import ShardedAdamW, StateFormat
+
 Schedule = Literal["linear", "cosine", "constant"]
+
+
+@dataclass(frozen=True)
+class OptimFormat:
+    """In what AdamW stores numbers from one step to the next; it always computes in fp32.
+
+    Attributes:
+        weights: of the parameters, and so of their gradients.
+        states: of the two running means.
+        stochastic_rounding: how a new weight becomes a bf16 one; rounded to nearest, most would never change.
+    """
+
+    weights: torch.dtype
+    states: StateFormat
+    stochastic_rounding: bool
+
+
+OPTIMIZERS: dict[str, OptimFormat] = {
+    "adamw": OptimFormat(torch.float32, "fp32", stochastic_rounding=False),
+    "adamw_sr": OptimFormat(torch.bfloat16, "fp32", stochastic_rounding=True),
+}
 
 
 def learning_rate(step: int, total_steps: int, peak: float, schedule: Schedule, warmup_steps: int = 0) -> float:
@@ -50,18 +74,39 @@ def build_optimizer(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) over all parameters; weight decay on matrices only, never on norms."""
+    optim: str = "adamw",
+    seed: int = 0,
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019) over all parameters; weight decay on matrices only, never on norms.
+
+    Args:
+        model: its parameters have the dtype that ``optim`` stores weights in.
+        optim: key into `OPTIMIZERS`.
+        seed: of stochastic rounding.
+    """
+    formats = OPTIMIZERS[optim]
+    assert {p.dtype for p in model.parameters()} == {formats.weights}, optim
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+    groups = [g for g in groups if g["params"]]
+    if optim == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    return ShardedAdamW(
+        groups,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        states=formats.states,
+        stochastic_rounding=formats.stochastic_rounding,
+        seed=seed,
+    )
 
 
-def allocate_states(optimizer: torch.optim.AdamW) -> None:
+def allocate_states(optimizer: torch.optim.Optimizer) -> None:
     """Make AdamW's states now instead of in its first step, as zeros; no weight changes, and existing states stay.
 
     For trying out whether a step fits: without its states, an optimizer hides half of what a run needs.
@@ -95,10 +140,14 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
             by_mesh[getattr(parameter.grad, "device_mesh", None)].append(parameter)
     # Mesh by mesh: with tensor parallelism the split matrices lie on more ranks than the whole parameters do, and
     # tensors of different meshes go into no operation together. A replica counts once: DTensor knows what it is.
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in parameters]) for parameters in by_mesh.values()]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    norm = torch.nn.utils.get_total_norm(norms)
+    norms = [norm_of([p.grad for p in parameters]) for parameters in by_mesh.values()]
+    norm = norm_of([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
     if max_norm > 0 and torch.isfinite(norm):
         for parameters in by_mesh.values():
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
+
+
+def norm_of(tensors: list[Tensor]) -> Tensor:
+    """The norm of all elements together, in fp32: `get_total_norm` would round that of each bf16 tensor to bf16."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)))

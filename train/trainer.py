@@ -37,7 +37,7 @@ from train.metrics import (
     memory_gib,
     step_flops,
 )
-from train.optimizer import allocate_states, build_optimizer, clip_gradients, learning_rate
+from train.optimizer import OPTIMIZERS, allocate_states, build_optimizer, clip_gradients, learning_rate
 from train.parallelize import parallelize, reshard
 from train.saver import open_saver
 from train.setup import CACHE_DIR, Setup, longest_input
@@ -83,11 +83,13 @@ class Trainer:
             load = lambda model: load_pretrained(  # noqa: E731
                 model, config.model.checkpoint, setup.spec, seed=config.train.seed
             )
+        low = OPTIMIZERS[config.optim.optim].weights == torch.bfloat16
+        precision = "bf16_weights" if low else config.train.precision
         self.model = parallelize(
             lambda: setup.spec.build(setup.model_config),
             self.world.mesh,
             self.world.device,
-            precision=config.train.precision,
+            precision=precision,
             activation_checkpointing=config.train.activation_checkpointing,
             compile_blocks=config.train.compile == "on",
             load=load,
@@ -99,6 +101,8 @@ class Trainer:
             betas=(config.optim.beta1, config.optim.beta2),
             eps=config.optim.eps,
             weight_decay=config.optim.weight_decay,
+            optim=config.optim.optim,
+            seed=config.train.seed,
         )
         if resume is not None:
             checkpoint.load_optimizer(resume, self.model, self.optimizer)

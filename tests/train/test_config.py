@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from data.errors import UserError
 from train import options
 from train.config import RECIPES, TrainConfig, load_config
+from train.optimizer import OPTIMIZERS
 from train.setup import open_run
 
 # A folder is only looked into later.
@@ -158,3 +160,11 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture) -> None:
     shown = capsys.readouterr().out
     for name in options.options_of(TrainConfig):
         assert f"--{name}" in shown or f"--no_{name}" in shown, name
+
+
+def test_optimizers_by_name() -> None:
+    assert set(typing.get_args(options.options_of(TrainConfig)["optim"].type)) == {"auto", *OPTIMIZERS}
+    assert load_config(BASE).optim.optim == "adamw"
+    config = load_config([*BASE, "--optim", "adamw_sr"])
+    assert (config.optim.optim, config.train.precision) == ("adamw_sr", "bf16"), "on every machine"
+    assert "optim = adamw_sr stores the weights in bf16" in refusal("--optim", "adamw_sr", "--precision", "fp32")

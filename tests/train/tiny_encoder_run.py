@@ -49,7 +49,7 @@ def make_trainer(
     """A trainer over made-up documents; ``values`` are options by name."""
     defaults = dict(
         model="roberta_debug", task="massive_joint", init="random", output=output, precision="fp32", lr=1e-2, eps=1e-4,
-        steps=STEPS, batch_size=8, row_length=256, export="off",
+        steps=STEPS, batch_size=8, row_length=256, export="off", optim="adamw",
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
     samples = make_encoder_samples(60)

@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated": {"row_length": 36, "batch_size": 16, "micro_rows": 1, "model_config": TIED},
     "rows": {"row_length": 64, "batch_unit": "rows", "batch_size": 4},
     "bf16": {"precision": "bf16", "model_config": TIED},
+    "adamw_sr": {"precision": "bf16", "optim": "adamw_sr", "model_config": TIED},
     "full": {"activation_checkpointing": "full"},
     "selective": {"activation_checkpointing": "selective"},
 }
@@ -70,7 +71,7 @@ def make_trainer(
     # A large eps keeps AdamW from blowing up rounding: without it a gradient of 1e-9 moves a weight as far as 1 does.
     defaults = dict(
         model="tiny", task="20ng_7", init="random", output=output, precision="fp32", lr=1e-2, eps=1e-4, steps=STEPS,
-        batch_size=8, row_length=512, export="off",
+        batch_size=8, row_length=512, export="off", optim="adamw",
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
     samples = make_samples()
@@ -107,7 +108,7 @@ def make_trainer(
 
 def whole(tensor: torch.Tensor) -> np.ndarray:
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return tensor.detach().numpy().copy()
+    return tensor.detach().float().numpy().copy()  # NumPy has no bf16
 
 
 def run_case(name: str, output: Path, world: World, **values: Any) -> dict[str, np.ndarray]:
