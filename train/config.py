@@ -115,6 +115,8 @@ class TrainOptions:
     CPUs, which emulate it several times slower."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, all but matrix products and attention, or whole blocks."""
+    activation_offload: OnOff = "off"
+    """Keep the blocks' saved inputs in host memory between forward and backward (needs full checkpointing)."""
     compile: OnOff = "off"
     """torch.compile every block (CUDA only)."""
     seed: int = 0
@@ -211,7 +213,7 @@ ENCODER_ONLY = ("head", "max_length")
 # May change between a run and its resumption; everything else would change the numbers.
 FREE_ON_RESUME = frozenset(
     "config output resume save_every keep async_save export export_dtype eval_every max_new_tokens log_every"
-    " tensorboard cache_dir device activation_checkpointing tp sharding nodes"
+    " tensorboard cache_dir device activation_checkpointing activation_offload tp sharding nodes"
     # Where the files lie; that they hold the same is checked by hashes (`train/setup.py`).
     " checkpoint data".split()
 )
@@ -328,6 +330,11 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(config.eval.eval_every >= 0, "eval_every", "0 (off) or more")
     must(config.eval.max_new_tokens is None or config.eval.max_new_tokens >= 1, "max_new_tokens", "at least 1")
     must(config.log.log_every >= 1, "log_every", "at least 1")
+    if train.activation_offload == "on" and train.activation_checkpointing != "full":
+        problems.append(
+            "activation_offload = on moves the one input that a block saves under full checkpointing: give "
+            f"--activation_checkpointing full (it is {train.activation_checkpointing})."
+        )
     if train.steps is not None and optim.warmup_steps >= train.steps:
         problems.append(f"warmup_steps = {optim.warmup_steps} leaves nothing of steps = {train.steps}.")
     if known_model and train.steps is None and train.epochs is None:

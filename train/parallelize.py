@@ -6,6 +6,7 @@
       -> tensor parallelism         where the mesh has a "tensor" dimension: see `train/tensor_parallel.py`
       -> activation checkpointing   inside what FSDP wraps: recomputation then sees gathered parameters
       -> compile                    each block with its recomputation, but without FSDP's hooks around it
+      -> activation offload         what a block saves to host memory: see `train/activation_offload.py`
       -> FSDP2                      block by block; see `shard`
       -> materialize                each rank allocates its own shards and nothing else
       -> init                       buffers (they are in no checkpoint), and weights where there are none to load
@@ -30,6 +31,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from train.activation_offload import offload_inputs
 from train.mesh import data_mesh
 from train.tensor_parallel import split
 
@@ -81,6 +83,7 @@ def parallelize(
     *,
     precision: str = "bf16",
     activation_checkpointing: ActivationCheckpointing = "none",
+    activation_offload: bool = False,
     compile_blocks: bool = False,
     load: Callable[[nn.Module], None] | None = None,
     seed: int = 0,
@@ -91,6 +94,7 @@ def parallelize(
         build: makes the model; called under the meta device. The model has ``layers`` and ``init_weights``.
         mesh: of all ranks; see `train/mesh.py`.
         precision: key into `PRECISIONS`.
+        activation_offload: with full activation checkpointing, the blocks' saved inputs go to host memory.
         load: fills the parameters of the materialized model (DTensors); None leaves random weights, which are those of
             ``seed`` whatever the number of ranks.
 
@@ -108,6 +112,9 @@ def parallelize(
             checkpoint_activations(block, activation_checkpointing)
         if compile_blocks:
             block.forward = torch.compile(block.forward, dynamic=True)
+    if activation_offload:
+        assert activation_checkpointing == "full", "blocks then save nothing but their input"
+        offload_inputs(model.layers, device)
     shard(model, data_mesh(mesh), formats)
     model.to_empty(device=device)
     with warnings.catch_warnings():

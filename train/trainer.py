@@ -91,6 +91,7 @@ class Trainer:
             self.world.device,
             precision=precision,
             activation_checkpointing=config.train.activation_checkpointing,
+            activation_offload=config.train.activation_offload == "on",
             compile_blocks=config.train.compile == "on",
             load=load,
             seed=config.train.seed,
