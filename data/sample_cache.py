@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import platform
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, key: str, arrays: Arrays) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{platform.node()}-{os.getpid()}.part")  # the folder may be shared by machines
     try:
         with open(part, "wb") as file:
             np.savez(file, key=np.frombuffer(key.encode(), dtype=np.uint8), **arrays)

@@ -41,6 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from data.errors import UserError
 from train import options
 from train.config import FREE_ON_RESUME, TrainConfig
+from train.mesh import MeshShape
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class RunState:
         labels: the task's fields with their label sets.
         best: the best held-out score so far; None before the first.
         world_size: ranks that wrote it.
+        mesh: how they were laid out, as `train.mesh.MeshShape.describe` says it; empty in older checkpoints.
     """
 
     step: int
@@ -67,6 +69,7 @@ class RunState:
     labels: dict[str, list[str]]
     best: float | None
     world_size: int
+    mesh: str = ""
 
     def write(self, folder: Path) -> None:
         record = {"format": FORMAT, **vars(self)}
@@ -198,14 +201,15 @@ def _read(folder: Path, state: dict[str, Any]) -> None:
         ) from None
 
 
-def load_rng(folder: Path, state: RunState) -> None:
-    """Put the random-number generators where they stood; on another number of ranks there is nothing to put back."""
-    if state.world_size != dist.get_world_size():
+def load_rng(folder: Path, state: RunState, mesh: str) -> None:
+    """Put the random-number generators where they stood; on another mesh there is nothing to put back."""
+    wrote = state.mesh or MeshShape(shard=state.world_size).describe()
+    if wrote != mesh:
         log.warning(
-            "note: the checkpoint was written by %d ranks, this run has %d: sums round differently, and the run is "
-            "no longer bit for bit the uninterrupted one.",
-            state.world_size,
-            dist.get_world_size(),
+            "note: the checkpoint was written by ranks laid out as %s, this run has %s: sums round differently, and "
+            "the run is no longer bit for bit the uninterrupted one.",
+            wrote,
+            mesh,
         )
         return
     set_rng_state(torch.load(folder / f"rng_{dist.get_rank():05d}.pt", weights_only=True))

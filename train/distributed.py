@@ -74,9 +74,10 @@ def launcher() -> list[str]:
     """What stands before the script's name on the command line that started this process, as far as it can be known."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ["python"]
-    local, world = os.environ["LOCAL_WORLD_SIZE"], os.environ["WORLD_SIZE"]
+    per_node, machines = os.environ["LOCAL_WORLD_SIZE"], os.environ["GROUP_WORLD_SIZE"]
     # Several machines need a meeting point too, which torchrun does not pass on.
-    return ["torchrun", "--nproc_per_node", local, *(["..."] if local != world else [])]
+    several = ["--nnodes", machines, "..."] if machines != "1" else []
+    return ["torchrun", "--nproc_per_node", per_node, *several]
 
 
 def resolve_device(wanted: str) -> str:

@@ -87,6 +87,7 @@ def bytes_to_write(state: Any) -> int:
         if isinstance(tensor, DTensor):
             placed = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
             n_copies = math.prod(size for placement, size in placed if placement.is_replicate())
+            n_copies *= dist.get_world_size() // tensor.device_mesh.size()  # what tensor parallelism leaves whole
         local += _local_bytes(tensor) / n_copies
     everyone: list[float] = [0.0] * dist.get_world_size()
     dist.all_gather_object(everyone, local)

@@ -114,7 +114,7 @@ class Trainer:
         # goes on where the checkpoint's left off.
         torch.manual_seed(rank_seed(config.train.seed, self.world.data_rank, self.step))
         if resume is not None:
-            checkpoint.load_rng(resume, state)
+            checkpoint.load_rng(resume, state, self.world.shape.describe())
 
     def run(self) -> None:
         """Train to the last step, save and export.
@@ -303,6 +303,7 @@ class Trainer:
             labels=self.setup.labels,
             best=self.best,
             world_size=self.world.size,
+            mesh=self.world.shape.describe(),
         )
         self.saver.save(self.model, self.optimizer, state, self.setup.prompt_spec)
         self.saved_step = self.step

@@ -11,13 +11,13 @@ from train.distributed import launcher
     ("environment", "command"),
     [
         ({}, "python"),
-        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "8"}, "torchrun --nproc_per_node 8"),
-        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "16"}, "torchrun --nproc_per_node 8 ..."),
+        ({"LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "1"}, "torchrun --nproc_per_node 8"),
+        ({"LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2"}, "torchrun --nproc_per_node 8 --nnodes 2 ..."),
     ],
 )
 def test_launcher(environment: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
+    for name, value in ({"TORCHELASTIC_RUN_ID": "x"} | environment if environment else {}).items():
         monkeypatch.setenv(name, value)
     assert " ".join(launcher()) == command

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch.distributed as dist
 
 from data.errors import UserError
 from train.config import FREE_ON_RESUME, load_config
 from train.mesh import MeshShape, lay_out, lay_out_world
+from train.setup import open_run
 
 RUN = ["--model", "llama_debug", "--init", "random", "--task", "massive_intent", "--data", "sample"]
 
@@ -72,3 +76,16 @@ def test_the_options_are_checked_and_free_on_resume() -> None:
     encoder = ["--model", "roberta_debug", "--init", "random", "--task", "massive_intent", "--tp", "2"]
     with pytest.raises(UserError, match="tp = 2: an encoder's matrices are not split"):
         load_config(encoder)
+
+
+def test_a_run_says_all_that_does_not_divide_before_it_starts_processes(
+    tiny_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    run = [*RUN, "--checkpoint", str(tiny_tokenizer), "--output", str(tmp_path / "run"), "--device", "cpu"]
+    with pytest.raises(UserError) as error:
+        open_run(load_config([*run, "--tp", "2", "--nodes", "3"]))
+    for part in ("--nodes 3: 4 ranks do not divide", "--tp 2: 3 key/value heads and 100 hidden units do not divide"):
+        assert part in str(error.value)
+    assert not dist.is_initialized() and not (tmp_path / "run").exists()
