@@ -8,6 +8,9 @@ python eval.py --compare runs/before runs/after
 
 from __future__ import annotations
 
+import train.allocator  # noqa: F401  # before PyTorch is imported
+
+# isort: split
 import logging
 import sys
 from functools import partial

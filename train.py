@@ -3,6 +3,9 @@ or ``python train.py ...`` in a single process. ``--help`` lists the options; ``
 
 from __future__ import annotations
 
+import train.allocator  # noqa: F401  # before PyTorch is imported
+
+# isort: split
 import sys
 
 from train.config import load_config
