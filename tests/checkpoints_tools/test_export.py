@@ -5,9 +5,6 @@ This file is also the program that the ranks run (see the end).
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +26,7 @@ from data.fewshot import PromptSpec
 from data.tokenizer import load_tokenizer
 from model.encoder import ROBERTA_DEBUG, Encoder, Head
 from model.llama import Llama
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.ranks import run_ranks
 
 # None of its widths divides by three, and neither do its numbers of labels.
 ENCODER = replace(
@@ -39,32 +35,6 @@ ENCODER = replace(
 # On three ranks: 301 rows of the vocabulary and 100 of the key/value heads do not divide, and of a feed-forward
 # width of 4 the third rank holds nothing.
 SHAPE = dict(intermediate_size=4, vocab_size=301, num_attention_heads=5, num_key_value_heads=5, hidden_size=50)
-
-
-def run_ranks(folder: Path, n_ranks: int = 3) -> str:
-    """Run this file on ``n_ranks`` processes and wait; the first failure fails the tests with its output."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n_ranks)}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env={**env, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(n_ranks)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(outputs)
-    return "\n".join(outputs)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +54,7 @@ def ranks(helpers, tmp_path_factory) -> tuple[Path, str]:
     )
     damaged = folder / "bad" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-10])
-    return folder, run_ranks(folder)
+    return folder, "\n".join(run_ranks(__file__, folder, n_ranks=3))
 
 
 @pytest.mark.parametrize("name", ["untied", "tied"])

@@ -5,10 +5,7 @@ This file is also the program that the ranks run (see the end).
 
 from __future__ import annotations
 
-import os
 import random
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,9 +25,8 @@ from data.tokenizer import load_tokenizer
 from model import get_model_spec
 from model.llama import Llama
 from tests.meta_reference import random_weights, write_meta_folder, write_rank_file
+from tests.ranks import run_ranks
 from train.tensor_parallel import split
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("n_parts", "embedding_dim"), [(1, 0), (2, 1), (8, 0)])
@@ -133,28 +129,7 @@ def ranks(helpers, tmp_path_factory) -> str:
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     tensors["lm_head.weight"][300, 0] += 1
     save_file(tensors, folder / "tied" / "model.safetensors")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "4"}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env={**env, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(4)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in running]
-    finally:
-        for rank in running:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in running), "\n".join(outputs)
-    return "\n".join(outputs)
+    return "\n".join(run_ranks(__file__, folder, n_ranks=4))
 
 
 @pytest.mark.parametrize("mesh", ["fsdp", "hybrid", "fsdp x tp", "tp"])
