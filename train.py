@@ -10,7 +10,7 @@ import sys
 
 from train.config import load_config
 from train.distributed import run_guarded, set_up_logging, start
-from train.setup import open_run
+from train.setup import open_run, require_same
 from train.trainer import Trainer
 
 
@@ -19,6 +19,7 @@ def main() -> None:
     config = load_config(sys.argv[1:])
     setup = open_run(config)  # everything that can be checked is checked before the process group starts
     world = start(setup.device, setup.mesh_shape)
+    require_same(config, setup)
     Trainer(config, setup, world).run()
 
 

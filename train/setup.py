@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from checkpoints_tools.encoder_keys import match_heads
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
@@ -43,6 +44,9 @@ from train.metrics import check_tensorboard
 from train.tensor_parallel import check_divides
 
 log = logging.getLogger(__name__)
+
+# What each machine may have elsewhere; that it is the same is told by hashes, and by rank 0's files being seen by all.
+OF_THE_MACHINE = ("config", "checkpoint", "data", "cache_dir", "output")
 
 CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache" / "prepared"
 
@@ -159,6 +163,31 @@ def open_run(config: TrainConfig) -> Setup:
         identity=identity,
         resume_from=resume_from,
     )
+
+
+def require_same(config: TrainConfig, setup: Setup) -> None:
+    """All ranks must do the same run: options, model, data and checkpoint to continue from. Collective.
+
+    Each machine has been given a command of its own, and files of its own to open.
+
+    Raises:
+        UserError: names the ranks that differ from rank 0, and in what.
+    """
+    mine = {name: value for name, value in options.flatten(config).items() if name not in OF_THE_MACHINE}
+    mine |= setup.identity | {"checkpoint to resume from": setup.resume_from and setup.resume_from.name}
+    everyone: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, {name: str(value) for name, value in mine.items()})
+    problems = []
+    for name, value in everyone[0].items():
+        others = {rank: theirs[name] for rank, theirs in enumerate(everyone) if theirs[name] != value}
+        if others:
+            ranks, found = ", ".join(map(str, others)), " or ".join(dict.fromkeys(others.values()))
+            problems.append(f"{name}: rank 0 has {value}, rank(s) {ranks} have {found}")
+    if problems:
+        raise UserError(
+            "the ranks were not given the same run. Start the same command, with the same files, on every machine.\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
 
 
 def longest_input(config: TrainConfig, model_config: LlamaConfig | EncoderConfig) -> int:

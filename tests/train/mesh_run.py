@@ -6,6 +6,7 @@ rank 0 writes OUT/NAME.npz. All share the processes: starting those takes longer
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import torch.distributed as dist
 from tiny_run import make_trainer, whole
 from torch.distributed.tensor import DTensor
 
+from data.errors import UserError
 from model.llama import LlamaConfig
 from train import checkpoint, parallelize
 from train.distributed import World, place, run_guarded, start
 from train.mesh import MeshShape
+from train.setup import require_same
 from train.trainer import Trainer
 
 # Four key/value heads, so that four ranks can split them; all other widths leave someone with less than others.
@@ -32,6 +35,8 @@ CASES: dict[str, tuple[MeshShape, dict[str, Any]]] = {
     "tp": (MeshShape(shard=2, tensor=2), {"row_length": 36, "micro_rows": 1}),
     "tp_tied": (MeshShape(shard=2, tensor=2), {"model_config": TIED, "activation_checkpointing": "full"}),
     "tp_alone": (MeshShape(tensor=4), {"activation_checkpointing": "selective"}),
+    # Not equal to one process, as bf16 weights are rounded at random; but on all copies alike.
+    "rounded": (MeshShape(replicate=2, tensor=2), {"optim": "adamw_sr", "precision": "bf16"}),
     # Eight ranks.
     "hybrid_tp": (MeshShape(2, 2, 2), {}),
 }
@@ -75,7 +80,7 @@ def copies_that_differ(trainer: Trainer) -> int:
             for dim, p, place in zip(mesh.mesh_dim_names, parameter.placements, mesh.get_coordinate(), strict=True)
             if not p.is_replicate()
         ]
-        mine[name, tuple(kept)] = local.detach().numpy().tobytes()
+        mine[name, tuple(kept)] = local.detach().float().numpy().tobytes()
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     seen: dict[Any, bytes] = {}
@@ -119,11 +124,28 @@ def run_stage(name: str, output: Path, world: World) -> dict[str, np.ndarray]:
     }
 
 
+def disagreement(output: Path, world: World) -> str:
+    """What is said when one rank of several was given another learning rate and another data set."""
+    trainer = make_trainer(output, world)
+    config, setup = trainer.config, trainer.setup
+    require_same(config, setup)
+    if world.rank == 2:
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5))
+        setup = dataclasses.replace(setup, identity=setup.identity | {"training_data": "other"})
+    try:
+        require_same(config, setup)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     torch.set_num_threads(1)
     parallelize.KEEP_GATHERED_BELOW = 0  # as for large models: gathered again for the backward pass
     out, names = Path(sys.argv[1]), sys.argv[2:]
     start(torch.device("cpu"))
+    said = disagreement(out / "disagreement", place(torch.device("cpu"), MeshShape(shard=dist.get_world_size())))
+    (out / f"disagreement{dist.get_rank()}.txt").write_text(said)
     for name in names:
         if name in CASES:
             result = run_case(name, out / name, place(torch.device("cpu"), CASES[name][0]))

@@ -10,6 +10,7 @@ from pathlib import Path
 import mesh_run
 import numpy as np
 import pytest
+import torch
 from mesh_run import CASES, NET, STAGES, run_case, run_stage
 from tiny_run import make_trainer, whole
 
@@ -63,9 +64,25 @@ def flops_of(name: str, world, tmp_path: Path) -> list[float]:
     return total
 
 
-@pytest.mark.parametrize("name", [name for name, (shape, _) in CASES.items() if shape.n_ranks == 4])
+@pytest.mark.parametrize(
+    "name", [name for name, (shape, _) in CASES.items() if shape.n_ranks == 4 and name != "rounded"]
+)
 def test_a_mesh_of_four_equals_one_process(name: str, four_ranks: Path, world, tmp_path: Path) -> None:
     assert_equals_one_process(name, four_ranks, world, tmp_path)
+
+
+def test_random_rounding_leaves_copies_the_same(four_ranks: Path) -> None:
+    found = dict(np.load(four_ranks / "rounded.npz"))
+    assert found["differing"] == 0 and np.isfinite(found["losses"]).all()
+    embedding = torch.from_numpy(found["embed.weight"])
+    assert torch.equal(embedding.bfloat16().float(), embedding), "the weights are bf16"
+
+
+def test_ranks_with_different_commands_or_files_do_not_start(four_ranks: Path) -> None:
+    for rank in range(4):
+        said = (four_ranks / f"disagreement{rank}.txt").read_text()
+        assert "lr: rank 0 has 0.01, rank(s) 2 have 0.5" in said and "rank(s) 2 have other" in said, said
+        assert len(said.splitlines()) == 3
 
 
 def assert_goes_on(folder: Path, world, tmp_path: Path) -> None:

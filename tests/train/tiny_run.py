@@ -24,7 +24,7 @@ from model.llama import Llama, LlamaConfig  # noqa: E402
 from train import options, parallelize  # noqa: E402
 from train.config import TrainConfig  # noqa: E402
 from train.distributed import World, run_guarded, start  # noqa: E402
-from train.setup import Setup  # noqa: E402
+from train.setup import Setup, hash_samples  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 
 VOCAB = 301
@@ -100,7 +100,7 @@ def make_trainer(
         total_steps=config.train.steps,
         device=world.device,
         mesh_shape=world.shape,
-        identity={"model_config": vars(model_config)},
+        identity={"model_config": vars(model_config), "training_data": hash_samples(samples)},
         resume_from=resume_from,
     )
     return Trainer(config, setup, world)

@@ -1,0 +1,56 @@
+"""What splitting matrices over ranks costs in communication. What it computes: test_mesh_runs.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from data.errors import UserError
+from model.llama import Llama, LlamaConfig
+from train.tensor_parallel import BLOCK_PLAN, check_divides, split
+
+NET = dict(dim=16, n_layers=3, n_heads=4, n_kv_heads=4, ffn_dim=24, vocab_size=50)
+REDUCE, GATHER = torch.ops.c10d_functional.all_reduce, torch.ops.c10d_functional.all_gather_into_tensor
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """Rank 0 of two, of which the other is made believe: collectives do nothing."""
+    assert not dist.is_initialized(), "another test left its process group behind"
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield init_device_mesh("cpu", (2,), mesh_dim_names=("tensor",))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_block_costs_two_sums_forward_and_two_backward(tied: bool, mesh: DeviceMesh) -> None:
+    model = Llama(LlamaConfig(**NET, tie_embeddings=tied))
+    model.init_weights()
+    split(model, mesh)
+    n, vocabulary = NET["n_layers"], 0 if tied else 1  # an embedding that is the head as well is whole everywhere
+    with CommDebugMode() as forward:
+        logits = model(torch.arange(8)[None])
+    assert logits.shape == (1, 8, 50)
+    assert forward.get_comm_counts() == {REDUCE: 2 * n + vocabulary} | ({GATHER: 1} if vocabulary else {})
+    with CommDebugMode() as backward:
+        logits.float().sum().backward()
+    assert backward.get_comm_counts() == {REDUCE: 2 * n + vocabulary}, "q, k and v share one sum; so do w1 and w3"
+
+
+def test_a_name_in_the_plan_that_matches_nothing_fails(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BLOCK_PLAN, "attention.wqkv", BLOCK_PLAN["attention.wq"])
+    with pytest.raises(AttributeError, match="wqkv"):
+        split(Llama(LlamaConfig(**NET)), mesh)
+
+
+def test_key_value_heads_and_hidden_units_must_divide() -> None:
+    grouped = LlamaConfig(**NET | {"n_heads": 16, "n_kv_heads": 8, "ffn_dim": 12})
+    check_divides(grouped, 4)
+    with pytest.raises(UserError, match=r"--tp 3: 8 key/value heads and 12 hidden units.* that do: 1, 2, 4\."):
+        check_divides(grouped, 3)
