@@ -1,0 +1,188 @@
+"""Saves on two ranks: who writes what, one rank's failure, a folder not shared, and the memory of an export.
+
+``torchrun --nproc_per_node 2 saving_run.py OUT``: rank 0 writes OUT/saved.json with what all ranks saw.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tiny_run import TIED, VOCAB, make_trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from checkpoints_tools.writer import ShardWriter
+from model.llama import LlamaConfig
+from train import checkpoint, room, saver
+from train.distributed import World, place, run_guarded, start
+from train.errors import RunStopped
+from train.mesh import MeshShape
+from train.saver import SaveFailed
+
+# 11 MB of weights and states, so that headers and names hardly count.
+SMALL = LlamaConfig(dim=192, n_layers=2, n_heads=6, n_kv_heads=2, ffn_dim=512, vocab_size=VOCAB, head_dim=32)
+
+
+def everyone(value: Any) -> list[Any]:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def who_writes(shape: MeshShape, world: World, output: Path) -> dict[str, Any]:
+    """Save in the background; sizes of the files, of each rank's copy and of each rank's shards."""
+    trainer = make_trainer(output, place(world.device, shape), model_config=SMALL, async_save="on", steps=1)
+    trainer.train_step(trainer.setup.loader.step(0))
+
+    def gathered(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something was gathered")
+
+    real, DTensor.full_tensor = DTensor.full_tensor, gathered
+    trainer._save()
+    trainer.saver.finish()
+    DTensor.full_tensor = real
+    folder = checkpoint.newest_complete(trainer.checkpoints)
+    shards = [
+        t.to_local() for p in trainer.model.parameters() for t in (p, *trainer.optimizer.state[p].values()) if t.ndim
+    ]
+    return {
+        "files": [(folder / f"__{rank}_0.distcp").stat().st_size for rank in range(world.size)],
+        "copies": everyone(trainer.saver.copy.n_bytes),
+        "shards": everyone(sum(t.numel() * 4 for t in shards)),
+        "whole": 12 * sum(p.numel() for p in trainer.model.parameters()),
+        "expected": everyone(trainer.saver.sizes.checkpoint)[0],
+        "real": room.folder_bytes(folder),
+    }
+
+
+def one_fails(world: World, output: Path) -> list[str]:
+    """Rank 1's disk is full at the second save; what each rank says, and where it stopped."""
+    real, n_bytes = saver._WatchedStream.write, [0]
+
+    def write(stream: saver._WatchedStream, data: Any) -> int:
+        if world.rank == 1 and ".step_000004" in str(stream.raw.name):
+            n_bytes[0] += len(memoryview(data).cast("B"))
+            if n_bytes[0] > 50_000:
+                error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                stream.files.error = stream.files.error or error
+                raise error
+        return real(stream, data)
+
+    saver._WatchedStream.write = write
+    trainer = make_trainer(output, world, model_config=TIED, async_save="on", steps=300, save_every=2)
+    try:
+        trainer.run()
+    except SaveFailed as error:
+        return everyone([str(error), trainer.step, sorted(p.name for p in trainer.checkpoints.iterdir())])
+    finally:
+        saver._WatchedStream.write = real
+    raise AssertionError("nothing failed")
+
+
+def no_room_on_rank_0(world: World, output: Path) -> list[str]:
+    trainer = make_trainer(output, world, async_save="on", steps=4, save_every=2)
+    real, room.free_bytes = room.free_bytes, lambda folder: 1000
+    try:
+        trainer.run()
+    except RunStopped as error:
+        return everyone(str(error))
+    finally:
+        room.free_bytes = real
+    raise AssertionError("there was room")
+
+
+def not_shared(world: World, output: Path) -> list[str]:
+    room.SHARED_WAIT_SECONDS = 0.5
+    try:
+        make_trainer(output / str(world.rank), world)
+    except Exception as error:
+        return everyone(f"{type(error).__name__}: {error}")
+    raise AssertionError("each has a folder of its own")
+
+
+class AnonymousMemory(threading.Thread):
+    """Watches this process's memory that is no file's, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.begin = self.peak = self.now()
+        self.done = threading.Event()
+
+    @staticmethod
+    def now() -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            self.peak = max(self.peak, self.now())
+            time.sleep(0.001)
+
+    def __enter__(self) -> AnonymousMemory:
+        self.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.done.set()
+        self.join()
+
+
+def export_memory(world: World, output: Path) -> dict[str, Any]:
+    """Stream a model of 24 matrices of 16 MB, sharded by rows, into files of 48 MB, as `export_hf` does."""
+    from checkpoints_tools import export
+
+    # The C library keeps freed blocks below 32 MB for later; what is measured here is what is held.
+    m_mmap_threshold = -3
+    ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 20)
+    shape = (2048, 2048)
+    model = [(f"layers.{n}.w", DTensor.from_local(torch.randn(1024, 2048), world.mesh, [Shard(0)])) for n in range(24)]
+    stream: Iterator[tuple[str, Tensor]] = iter(model)
+    output.mkdir(exist_ok=True)
+    dist.barrier()
+    with AnonymousMemory() as memory:
+        if world.is_main:
+            writer = ShardWriter(output, 48 * 2**20)
+            for name, tensor in stream:
+                writer.add(name, export._whole(tensor, None))
+            files = writer.close()
+        else:
+            for _, tensor in stream:
+                export._whole(tensor, None)
+        dist.barrier()
+    return {
+        "rises": everyone(memory.peak - memory.begin),
+        "tensor": 4 * shape[0] * shape[1],
+        "whole": 24 * 4 * shape[0] * shape[1],
+        "n_files": len(files) if world.is_main else None,
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out = Path(sys.argv[1])
+    world = start(torch.device("cpu"))
+    found = {
+        "sharded": who_writes(MeshShape(shard=2), world, out / "sharded"),
+        "replicated": who_writes(MeshShape(replicate=2), world, out / "replicated"),
+        "one_fails": one_fails(world, out / "one_fails"),
+        "no_room": no_room_on_rank_0(world, out / "no_room"),
+        "not_shared": not_shared(world, out / "not_shared"),
+        "export": export_memory(world, out / "export"),
+    }
+    if world.is_main:
+        (out / "saved.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    run_guarded(main)

@@ -1,0 +1,61 @@
+"""Saves of two ranks: each writes its own, replicas share the work, and what fails on one stops both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def saved(launch, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("saved")
+    done = launch(Path(__file__).parent / "saving_run.py", out, ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((out / "saved.json").read_text())
+
+
+SMALL = 300_000  # headers, step counters, names
+
+
+def test_each_rank_copies_and_writes_its_own_shards(saved: dict) -> None:
+    found = saved["sharded"]
+    assert sum(found["shards"]) == found["whole"], "each element is on one rank"
+    for file, copy, shard in zip(found["files"], found["copies"], found["shards"], strict=True):
+        assert shard <= copy <= shard + 1000 and shard <= file <= shard + SMALL < found["whole"]
+    assert found["real"] <= found["expected"] <= found["real"] + 400_000
+
+
+def test_replicas_share_the_writing(saved: dict) -> None:
+    found = saved["replicated"]
+    assert found["shards"] == [found["whole"]] * 2, "both ranks hold everything"
+    assert found["whole"] <= sum(found["files"]) <= found["whole"] + 2 * SMALL, "but it is written once"
+    assert min(found["files"]) > found["whole"] / 4, "by both"
+
+
+def test_one_ranks_failure_is_said_by_both(saved: dict) -> None:
+    (message, step, names), (other, other_step, _) = saved["one_fails"]
+    assert message == other and step == other_step and 4 <= step < 300, "they stop together"
+    assert "rank 1: [Errno 28] No space left on device" in message and "rank 0" not in message
+    assert "step_000002" in message and names == ["step_000002"]
+
+
+def test_no_room_is_said_by_both(saved: dict) -> None:
+    first, second = saved["no_room"]
+    assert first == second and "no room for the checkpoint of step 2" in first and "1.0 kB are free" in first
+
+
+def test_a_run_folder_that_is_not_shared_is_refused(saved: dict) -> None:
+    for message in saved["not_shared"]:
+        assert message.startswith("UserError") and "rank(s) 1 do not see there" in message
+
+
+def test_an_export_holds_one_file_and_one_tensor(saved: dict) -> None:
+    """In MB: tensors of 16, files of 48, a model of 384 over two ranks."""
+    found = saved["export"]
+    assert found["n_files"] == 8 and found["whole"] > 300e6
+    tensor, writer, other = found["tensor"], *found["rises"]
+    print(f"rank 0 rose by {writer / 1e6:.0f} MB, rank 1 by {other / 1e6:.0f} MB")
+    assert 3 * tensor <= writer <= 3 * tensor + 2.5 * tensor, "a file, and the tensor that is being gathered"
+    assert tensor <= other <= 2.5 * tensor
