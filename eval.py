@@ -28,6 +28,7 @@ from eval.report import compare, console, details_table
 from eval.results import Results, field_kinds, versions, write_run
 from eval.score import score_model
 from train.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
+from train.mesh import lay_out_world
 from train.setup import CACHE_DIR
 
 log = logging.getLogger("eval")
@@ -50,8 +51,9 @@ def main() -> None:
 
 def score(options: EvalConfig) -> None:
     device = pick_device(options.device)
+    shape = lay_out_world(tp=options.tp)
     plan = make_plan(options)
-    world = start(device)
+    world = start(device, shape)
     precision = resolve_precision(options.precision, device.type)
     log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", plan.weights.path, plan.task.name,
              options.split, len(plan.examples), precision, world.size, device.type)  # fmt: skip
@@ -62,11 +64,12 @@ def score(options: EvalConfig) -> None:
                  "as stored with the checkpoint" if plan.fine_tuned else "built from the options")  # fmt: skip
     else:
         log.info("documents are cut to %d tokens, packed into rows of %d", plan.row_length, options.batch_tokens)
-    # Tensor parallel, all ranks are one: each runs every example.
-    split_model = options.tensor_parallel
-    rank, n_shares = (0, 1) if split_model else (world.rank, world.size)
-    model = build_model(plan, precision, device, world.mesh if split_model else None)
-    with Progress(len(plan.examples), n_shares, show=world.is_main) as progress:
+    # Ranks that split a replica of the model decode the same examples; replicas share them.
+    n_replicas = world.shape.n_data
+    if options.tp > 1:
+        log.info("%d replica(s) of the model, each split over %d ranks", n_replicas, options.tp)
+    model = build_model(plan, precision, device, world.mesh["tensor"] if options.tp > 1 else None)
+    with Progress(len(plan.examples), n_replicas, show=world.is_main) as progress:
         result = answer(
             model,
             plan.tokenizer,
@@ -74,8 +77,9 @@ def score(options: EvalConfig) -> None:
             examples=plan.examples,
             max_length=plan.row_length,
             device=device,
-            rank=rank,
-            world_size=n_shares,
+            rank=world.data_rank,
+            world_size=n_replicas,
+            group=world.data_group,
             max_batch_tokens=options.batch_tokens,
             cache_dir=options.cache_dir or CACHE_DIR,
             progress=progress.advance,
@@ -114,7 +118,7 @@ def describe(
             "limit": options.limit,
             "seed": options.seed,
             "ranks": n_ranks,
-            "tensor_parallel": options.tensor_parallel,
+            "tp": options.tp,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
         },

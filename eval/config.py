@@ -31,7 +31,7 @@ DECODER_ONLY = (
     "new_prompt",
     "row_length",
     "max_new_tokens",
-    "tensor_parallel",
+    "tp",
 )
 ENCODER_ONLY = ("max_length",)
 
@@ -74,8 +74,9 @@ class EvalConfig:
     batch_tokens: int = 4096
     """Most tokens in one decoding batch; 1 decodes one example at a time, so that seconds are a call's latency. For an
     encoder the most tokens in a packed row."""
-    tensor_parallel: bool = False
-    """Split every matrix over the ranks (for a model that one GPU cannot hold) instead of splitting the examples."""
+    tp: int = 1
+    """Ranks that split each matrix among them, for a model that one GPU cannot hold (70B: 8); ranks beyond these hold
+    replicas, which share the examples."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of weights and compute; auto: as in training, bf16 where the hardware multiplies it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -137,7 +138,7 @@ def find_problems(config: EvalConfig) -> list[str]:
     if config.task:
         problems += _complaint(lambda: get_task(config.task, config.joint_order or "listing"))
     least = {"shots": 0, "limit": 1, "shot_tokens": 1, "seed": 0, "row_length": 16, "max_new_tokens": 1}
-    for name, bound in {**least, "batch_tokens": 1, "max_length": 3}.items():
+    for name, bound in {**least, "batch_tokens": 1, "max_length": 3, "tp": 1}.items():
         value = getattr(config, name)
         if value is not None and value < bound:
             problems.append(f"{name} = {value}: must be at least {bound}.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,13 +34,13 @@ from data.tasks import TASKS, Task, get_task
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval.config import EvalConfig
 from eval.encoder_plan import encoder_task, from_label_sets
+from eval.split import as_plain
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
-from train import tensor_parallel
 from train.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
 from train.config import RECIPES
-from train.distributed import env_world_size
+from train.tensor_parallel import check_divides, split
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +104,8 @@ def make_plan(options: EvalConfig) -> EvalPlan:
     check_family(config, spec, weights.path)
     tokenizer = load_encoder_tokenizer(weights.base) if is_encoder else load_tokenizer(tokenizer_folder(weights.base))
     check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
-    if options.tensor_parallel:
-        tensor_parallel.check_divides(config, env_world_size())
-        if weights.is_training:
-            raise UserError("--tensor_parallel reads Hugging Face folders: score the run's export instead.")
+    if options.tp > 1:
+        check_divides(config, options.tp)
     if is_encoder:
         labels = _head_labels(weights, config)
         task, prompt, fine_tuned = encoder_task(options.task, config, labels, weights.path), None, True
@@ -292,14 +291,17 @@ def build_model(
 ) -> nn.Module:
     """The model with its weights, whole on this device, or split over the ranks of ``tensor_mesh``."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    build = partial(plan.spec.build, plan.config)
     with torch.device("meta"):
-        model = plan.spec.build(plan.config).to(dtype)
+        model = build().to(dtype)
     if tensor_mesh is not None:
-        tensor_parallel.split(model, tensor_mesh)
+        split(model, tensor_mesh)
     assert not list(model.buffers()), "to_empty leaves buffers as garbage"
     model.to_empty(device=device)
     if plan.weights.is_training:
         load_model(plan.weights.path, model)
     else:
         load_pretrained(model, plan.weights.path, plan.spec, check_config=False)
+    if tensor_mesh is not None:
+        model = as_plain(model, build, tensor_mesh)
     return model.eval()

@@ -97,7 +97,7 @@ def lay_out(
         if n % tp:
             raise UserError(
                 f"--tp {tp}: the ranks that split a matrix stand on one machine, and {where} {n} rank(s), which "
-                f"{tp} does not divide."
+                f"{tp} does not divide. Start torchrun with --nproc_per_node {tp}, or a multiple of it."
             )
     replicate = nodes if sharding == "hybrid" else 1
     return MeshShape(replicate, n_ranks // replicate // tp, tp)

@@ -157,10 +157,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
     # Inputs are left as they are: token ids at the root, and for the blocks activations, which are in the compute dtype
     # already, and the rotary tables, which must stay in fp32: FSDP's cast reaches into the dataclass that holds them.
     policy = MixedPrecisionPolicy(param_dtype=formats.compute, reduce_dtype=formats.reduce, cast_forward_inputs=False)
-    # Freed after their forward pass, parameters are gathered a second time for the backward pass: a third of all
-    # communication, worth it only where the whole model does not fit. A single rank has nothing to free.
-    n_parameters = sum(p.numel() for p in model.parameters())
-    reshard = mesh.size() > 1 and n_parameters >= KEEP_GATHERED_BELOW
+    reshard = frees_gathered(model, mesh)
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -169,6 +166,15 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
             module.set_gradient_divide_factor(1.0)
             # Else a factor of 1 becomes a pre-multiplied sum, which gloo lacks, or an average on a single rank.
             module.set_force_sum_reduction_for_comms(True)
+
+
+def frees_gathered(model: nn.Module, mesh: DeviceMesh) -> bool:
+    """Whether blocks are freed after their forward pass instead of staying gathered until the backward pass.
+
+    A second gathering for the backward pass is a third of all communication, worth it only where the whole model does
+    not fit. A single rank has nothing to free.
+    """
+    return mesh.size() > 1 and sum(p.numel() for p in model.parameters()) >= KEEP_GATHERED_BELOW
 
 
 def reshard(model: nn.Module) -> None:

@@ -9,9 +9,8 @@ import shutil
 import signal
 import sys
 import time
-from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,9 +37,12 @@ from train.metrics import (
     step_flops,
 )
 from train.optimizer import OPTIMIZERS, allocate_states, build_optimizer, clip_gradients, learning_rate
-from train.parallelize import parallelize, reshard
+from train.parallelize import parallelize
 from train.saver import open_saver
-from train.setup import CACHE_DIR, Setup, longest_input
+from train.setup import Setup, longest_input
+
+if TYPE_CHECKING:
+    from train.scoring import HeldOutScoring
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Trainer:
         self.saved_step: int | None = None
         self.best: float | None = None
         self.signum: int | None = None
+        self.held_out: HeldOutScoring | None = None  # made for the first scoring
         self.saver = open_saver(config, setup, world)
         self._build_model()
         if world.is_main:
@@ -311,28 +314,13 @@ class Trainer:
     def _score(self) -> None:
         """Score the held-out examples by what the model says; export it to ``best/`` when it is the best so far."""
         # Here and not above: seqeval brings scikit-learn and pandas, a third of the start-up time of every run.
-        from eval.encoder_score import score_encoder
         from eval.metrics import main_figures, selection_metric
-        from eval.score import score_model
+        from train.scoring import HeldOutScoring
 
-        config, setup = self.config, self.setup
-        score_answers = score_encoder
-        if setup.prompt is not None:
-            score_answers = partial(score_model, prompt=setup.prompt, max_new_tokens=config.eval.max_new_tokens)
-        result = score_answers(
-            self.model,
-            setup.tokenizer,
-            setup.task,
-            examples=setup.held_out,
-            max_length=longest_input(config, setup.model_config),
-            device=self.world.device,
-            rank=self.world.data_rank,
-            world_size=self.world.shape.n_data,
-            group=self.world.data_group,
-            sharded=True,
-            cache_dir=config.data.cache_dir or CACHE_DIR,
-        )
-        reshard(self.model)
+        setup = self.setup
+        if self.held_out is None:
+            self.held_out = HeldOutScoring(self.model, self.config, setup, self.world)
+        result = self.held_out.score(self.model)
         figures = main_figures(setup.task, result.metrics)
         score = selection_metric(setup.task, result.metrics)
         self.log.event("score", step=self.step, score=score, **figures)

@@ -31,11 +31,11 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
 
 
-def write_checkpoint(folder: Path, **numbers: int) -> Path:
+def write_checkpoint(folder: Path, unused_tokens: int = 0, **numbers: int) -> Path:
     write_tokenizer(folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
     spec = get_model_spec(MODEL)
-    config = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size, **numbers)
+    config = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size + unused_tokens, **numbers)
     model = spec.build(config)
     torch.manual_seed(0)
     model.init_weights()
@@ -55,5 +55,6 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def divisible_checkpoint(tmp_path_factory) -> Path:
-    """One whose shapes divide by 3, for tensor parallelism."""
-    return write_checkpoint(tmp_path_factory.mktemp("divisible"), ffn_dim=102)
+    """One that divides by 4, for tensor parallelism, but for its vocabulary."""
+    shape = {"dim": 56, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 100, "tie_embeddings": False}
+    return write_checkpoint(tmp_path_factory.mktemp("divisible"), unused_tokens=1, **shape)

@@ -72,7 +72,7 @@ def test_options_about_prompts_and_text_are_for_decoders():
         "new_prompt": None,
         "row_length": 99,
         "max_new_tokens": 4,
-        "tensor_parallel": None,
+        "tp": 2,
     }
     assert set(given) == set(DECODER_ONLY)
     arguments = ["--model", "roberta", "--checkpoint", "x", "--task", "20ng_joint"]

@@ -190,25 +190,45 @@ def test_a_mistake_is_a_message_and_status_2(tmp_path):
     assert done.stderr.startswith("error: ")
 
 
-def test_two_ranks_write_what_one_process_writes(tiny_checkpoint, tmp_path):
-    """Both from another folder than the repository; then the two runs in one table."""
-    common = ["--model", "llama_debug", "--checkpoint", tiny_checkpoint, "--task", TICKETS, "--shots", 1]
+def settled(folder):
+    """What is to be the same however many ranks scored: all of results.json but times, and how many they were."""
+    found = dataclasses.asdict(read_results(folder))
+    own = {name: found["settings"].pop(name) for name in ("ranks", "tp", "threads")}
+    for name in ("seconds", "seconds_per_example", "computed_tokens"):  # the prefix is computed once a replica
+        assert found["cost"].pop(name) > 0
+    return found, (own["ranks"], own["tp"])
+
+
+def test_several_ranks_write_what_one_process_writes(divisible_checkpoint, tmp_path):
+    """All from another folder than the repository: one model a rank, and two replicas split over two ranks each; then
+    the runs in one table."""
+    common = ["--model", "llama", "--checkpoint", divisible_checkpoint, "--task", TICKETS, "--shots", 1]
     common += ["--row_length", 1500, "--max_new_tokens", 5, "--cache_dir", tmp_path / "cache", "--device", "cpu"]
-    alone = run_eval(*common, "--output", tmp_path / "alone", "--name", "one process", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
-    assert "urgency" in alone.stdout and "exact match" in alone.stdout
-    ranks = run_eval(*common, "--output", tmp_path / "ranks", "--name", "two ranks", ranks=2, cwd=tmp_path)
-    assert ranks.returncode == 0, ranks.stderr
-    assert ranks.stdout.count("exact match") == 1, "rank 0 alone speaks"
+    common += ["--precision", "fp32", "--name", "tiny"]
+    runs = {"alone": (0, []), "ranks": (2, []), "split": (4, ["--tp", 2])}
+    for name, (ranks, more) in runs.items():
+        done = run_eval(*common, *more, "--output", tmp_path / name, ranks=ranks, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("exact match") == 1 and "urgency" in done.stdout, "rank 0 alone speaks"
 
     predictions = read_predictions(tmp_path / "alone")
-    assert predictions == read_predictions(tmp_path / "ranks") and len(predictions) > 2
-    one, two = read_results(tmp_path / "alone"), read_results(tmp_path / "ranks")
-    assert one.metrics == two.metrics and one.prompt == two.prompt
-    assert (one.settings["ranks"], two.settings["ranks"]) == (1, 2)
-    assert one.versions["torch"] and one.prompt["shots"][0]["text"]
+    assert len(predictions) > 2 and len({p.raw for p in predictions}) > 1
+    assert predictions == read_predictions(tmp_path / "ranks") == read_predictions(tmp_path / "split")
+    (one, a), (two, b), (three, c) = (settled(tmp_path / name) for name in runs)
+    assert one == two == three and (a, b, c) == ((1, 1), (2, 1), (4, 2))
+    assert one["versions"]["torch"] and one["prompt"]["shots"][0]["text"]
 
-    runs = [tmp_path / "alone", tmp_path / "ranks"]
-    table = run_eval("--compare", *runs, "--winner", runs[0], cwd=tmp_path)
+    table = run_eval("--compare", tmp_path / "alone", tmp_path / "ranks", "--winner", tmp_path / "alone", cwd=tmp_path)
     assert table.returncode == 1, "equal is not better"
-    assert "one process" in table.stdout and "does not beat" in table.stdout
+    assert "tiny" in table.stdout and "does not beat" in table.stdout
+
+
+def test_ranks_that_do_not_divide(tiny_checkpoint, tmp_path):
+    common = ["--checkpoint", tiny_checkpoint, "--task", "massive_intent", "--data", "sample"]
+    done = run_eval("--model", "llama_debug", *common, "--tp", 8)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "a machine has 1 rank(s), which 8 does not divide. Start torchrun with --nproc_per_node 8" in done.stderr
+    with pytest.raises(UserError, match="--tp 2: 3 key/value heads and 100 hidden units do not divide.*that do: 1"):
+        plan(tiny_checkpoint, task="massive_intent", tp=2)
+    with pytest.raises(UserError, match="tp = 0: must be at least 1"):
+        load_config("--model llama_debug --checkpoint x --task massive_intent --tp 0".split())

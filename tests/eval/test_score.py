@@ -10,10 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed.device_mesh import init_device_mesh
 
 import eval.score
-from data.errors import UserError
 from data.prompts import build_prompt, encode_pieces
 from data.source import load_examples
 from data.tasks import TASKS, TokenField
@@ -23,7 +21,6 @@ from eval.decoder import Decoded
 from eval.plan import build_model, make_plan
 from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
 from eval.score import BUDGET_MARGIN, answer_budgets, score_model, stop_tokens
-from train.tensor_parallel import check_divides
 
 JOINT = TASKS["massive_joint"]
 
@@ -164,14 +161,13 @@ def plan_of(checkpoint):
         data="sample",
         limit=9,
         row_length=3000,
-        allow_mismatch=True,
     )
     return make_plan(options)
 
 
-def score_tiny(checkpoint, rank=0, world_size=1, mesh=None, **options):
+def score_tiny(checkpoint, rank=0, world_size=1, **options):
     plan = plan_of(checkpoint)
-    model = build_model(plan, "fp32", torch.device("cpu"), mesh)
+    model = build_model(plan, "fp32", torch.device("cpu"))
     return score_model(
         model,
         plan.tokenizer,
@@ -195,26 +191,6 @@ def score_on_rank(rank, world_size, checkpoint, port_file, out):
     else:
         assert result.predictions == [] and result.metrics["n_examples"] == 9
     dist.destroy_process_group()
-
-
-def decode_split(rank, world_size, checkpoint, port_file, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
-    result = score_tiny(checkpoint, mesh=init_device_mesh("cpu", (world_size,)))
-    torch.save(result.predictions, f"{out}{rank}")
-    dist.destroy_process_group()
-
-
-def test_a_model_split_over_ranks_says_what_it_says_whole(divisible_checkpoint, tiny_checkpoint, tmp_path):
-    whole = score_tiny(divisible_checkpoint).predictions
-    assert len({p.raw for p in whole}) > 1
-    arguments = (3, divisible_checkpoint, tmp_path / "rendezvous", tmp_path / "out")
-    mp.spawn(decode_split, arguments, nprocs=3, join=True)
-    for rank in range(3):
-        assert torch.load(tmp_path / f"out{rank}", weights_only=False) == whole
-    check_divides(plan_of(divisible_checkpoint).config, 3)
-    with pytest.raises(UserError, match=r"3 key/value heads and 100 hidden units do not divide.*that do: 1\."):
-        check_divides(plan_of(tiny_checkpoint).config, 3)
 
 
 def test_ranks_share_the_work_and_change_nothing(tiny_checkpoint, tmp_path):

@@ -1,0 +1,101 @@
+"""A model split over ranks, as a script under torchrun: ``split_run.py OUT CHECKPOINT`` writes OUT/rank<r>.pt.
+
+For each number of slices: what the split model answers when read from disk, and whether the slices of models read from
+a training checkpoint, and copied out of one sharded with FSDP2, are those read from the Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from checkpoints_tools.load import load_pretrained  # noqa: E402
+from eval.config import EvalConfig  # noqa: E402
+from eval.gather import ScoreResult  # noqa: E402
+from eval.plan import EvalPlan, build_model, make_plan  # noqa: E402
+from eval.score import score_model  # noqa: E402
+from eval.split import copy_split  # noqa: E402
+from train.distributed import World, place, run_guarded, start  # noqa: E402
+from train.mesh import MeshShape  # noqa: E402
+from train.parallelize import parallelize  # noqa: E402
+
+CPU = torch.device("cpu")
+SLICES = (2, 4)
+N_EXAMPLES = (9, 1)  # over two replicas: unequal numbers of examples, and one replica without any
+
+
+def plan_of(checkpoint: Path) -> EvalPlan:
+    return make_plan(
+        EvalConfig(model="llama", checkpoint=checkpoint, task="massive_intent", data="sample", limit=9, row_length=3000)
+    )
+
+
+def score(plan: EvalPlan, model: torch.nn.Module, n_examples: int, ranks: World | None = None) -> ScoreResult:
+    shares: dict[str, Any] = {}
+    if ranks is not None:
+        shares = dict(rank=ranks.data_rank, world_size=ranks.shape.n_data, group=ranks.data_group)
+    return score_model(
+        model,
+        plan.tokenizer,
+        plan.task,
+        plan.prompt.build(plan.task),
+        plan.examples[:n_examples],
+        max_length=plan.row_length,
+        max_new_tokens=6,
+        max_batch_tokens=200,  # several batches
+        **shares,
+    )
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    left, right = dict(a.named_parameters()), dict(b.named_parameters())
+    assert left.keys() == right.keys()
+    return all(x.dtype == right[name].dtype and torch.equal(x, right[name]) for name, x in left.items())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out, plan = Path(sys.argv[1]), plan_of(Path(sys.argv[2]))
+    world = start(CPU)
+    build = lambda: plan.spec.build(plan.config)  # noqa: E731
+    trained = parallelize(
+        build, world.mesh, CPU, precision="fp32", activation_checkpointing="full",
+        load=lambda model: load_pretrained(model, plan.weights.path),
+    )  # fmt: skip
+    dcp.save({"model": get_model_state_dict(trained)}, checkpoint_id=out / "dcp")
+    weights = dataclasses.replace(plan.weights, path=out / "dcp", is_training=True)
+
+    found: dict[Any, Any] = {}
+    for n in SLICES:
+        ranks = place(world.device, MeshShape(shard=world.size // n, tensor=n))
+        mesh = ranks.mesh["tensor"]
+        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            model = build_model(plan, precision, CPU, mesh)
+            copy = copy_split(trained, build, mesh, dtype, CPU)
+            resumed = build_model(dataclasses.replace(plan, weights=weights), precision, CPU, mesh)
+            found[n, precision] = {"copied": same(copy, model), "resumed": same(resumed, model)}
+            if precision == "fp32":
+                found[n] = [score(plan, model, k, ranks) for k in N_EXAMPLES]
+                found[n, "parameters"] = sum(p.numel() for p in model.parameters())
+        alive = weakref.ref(copy.layers[0].attention.wq.weight)
+        del copy
+        gc.collect()
+        found[n, "freed"] = alive() is None
+    assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in trained.parameters())
+    torch.save(found, out / f"rank{world.rank}.pt")
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    run_guarded(main)

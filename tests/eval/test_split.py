@@ -1,0 +1,53 @@
+"""A model split over ranks says what it says whole, wherever its slices came from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import split_run  # noqa: E402
+
+from data.errors import UserError  # noqa: E402
+from data.prompts import encode_pieces  # noqa: E402
+from eval.plan import build_model  # noqa: E402
+from train.tensor_parallel import check_divides  # noqa: E402
+
+N_RANKS = 4
+
+
+def test_a_model_split_over_ranks_says_what_it_says_whole(divisible_checkpoint: Path, tmp_path: Path) -> None:
+    """2 replicas x 2 slices, and 1 x 4; read from an HF folder and from a training checkpoint, and copied."""
+    script = [split_run.__file__, str(tmp_path), str(divisible_checkpoint)]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(N_RANKS)]
+    done = subprocess.run([*start, *script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(N_RANKS)]
+
+    plan = split_run.plan_of(divisible_checkpoint)
+    model = build_model(plan, "fp32", torch.device("cpu"))
+    n_parameters = sum(p.numel() for p in model.parameters())
+    assert plan.config.vocab_size % 2, "the head divides unevenly"
+    n_prefix = len(encode_pieces(plan.prompt.build(plan.task).prefix, plan.tokenizer))
+    alone = [split_run.score(plan, model, n) for n in split_run.N_EXAMPLES]
+    assert len({p.raw for p in alone[0].predictions}) > 1
+    for n in split_run.SLICES:
+        for rank, found in enumerate(ranks):
+            for mine, whole in zip(found[n], alone, strict=True):
+                # The ranks of the first replica have all answers, the others the figures.
+                assert mine.predictions == (whole.predictions if rank < n else []), (n, rank)
+                assert mine.metrics == whole.metrics and mine.counts == whole.counts
+                assert mine.cost["new_tokens"] == whole.cost["new_tokens"]
+                n_prefixes = min(N_RANKS // n, len(whole.predictions))  # replicas that had anything to do
+                more = mine.cost["computed_tokens"] - whole.cost["computed_tokens"]
+                assert more * len(whole.predictions) == pytest.approx((n_prefixes - 1) * n_prefix)
+            for precision in ("fp32", "bf16"):
+                assert found[n, precision] == {"copied": True, "resumed": True}, (n, precision)
+            assert found[n, "freed"]
+            assert found[n, "parameters"] < 1.1 * n_parameters / n, "every matrix is split"
+    with pytest.raises(UserError, match="--tp 3: 4 key/value heads and 100 hidden units.*that do: 1, 2, 4"):
+        check_divides(plan.config, 3)

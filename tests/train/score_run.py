@@ -1,0 +1,66 @@
+"""Held-out scoring inside a run, as a script under torchrun: ``score_run.py OUT TRAIN-ARGS...``; rank r writes
+OUT/rank<r>.pt: what the temporary split copy answers, and what decoding through FSDP does."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import train.parallelize  # noqa: E402
+from model import MODELS  # noqa: E402
+from model.llama import Llama  # noqa: E402
+from train.config import load_config  # noqa: E402
+from train.distributed import World, run_guarded, set_up_logging, start  # noqa: E402
+from train.scoring import HeldOutScoring  # noqa: E402
+from train.setup import open_run  # noqa: E402
+from train.trainer import Trainer  # noqa: E402
+
+
+def make_trainer(args: list[str], world: World | None = None) -> Trainer:
+    """A trainer of the debug model with two key/value heads, so that two ranks can split it."""
+    spec = MODELS["llama_debug"]
+    try:
+        MODELS["llama_debug"] = dataclasses.replace(spec, config=dataclasses.replace(spec.config, n_kv_heads=2))
+        config = load_config(args)
+        setup = open_run(config)
+        trainer = Trainer(config, setup, world or start(setup.device, setup.mesh_shape))
+    finally:
+        MODELS["llama_debug"] = spec
+    with torch.no_grad():  # as initialized, the model repeats its last token whatever the document
+        for parameter in trainer.model.layers.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(15.0)
+    return trainer
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    set_up_logging()
+    train.parallelize.KEEP_GATHERED_BELOW = 0  # as for a model too large to stay gathered
+    out, found = Path(sys.argv[1]), {}
+    trainer = make_trainer(sys.argv[2:])
+    world = trainer.world
+    scoring = HeldOutScoring(trainer.model, trainer.config, trainer.setup, world)
+    found["slices"] = scoring.split and scoring.split.shape.tensor
+    for way, room in (("copy", True), ("no room", False)):
+        scoring._has_room = lambda model, room=room: room
+        result = scoring.score(trainer.model)
+        found[way] = (result.predictions, result.metrics, result.counts)
+        gc.collect()
+        # FSDP gives the model in training a class of its own.
+        assert not [o for o in gc.get_objects() if type(o) is Llama], "the copy is freed"
+        assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in trainer.model.parameters())
+    torch.save(found, out / f"rank{world.rank}.pt")
+    trainer.run()  # scores after its steps, and keeps the best
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    run_guarded(main)

@@ -1,0 +1,128 @@
+"""Scoring held-out examples inside a training run.
+
+How a decoder decodes there depends on what FSDP2 does with its weights (`docs/scoring_in_training.md` has the
+arithmetic and the measurements):
+
+    gathered once, they stay   a small model, or a single rank: decode with them, each rank its share of the examples
+    freed after each pass      every token would gather the whole model anew. Instead a temporary copy is split over the
+                               GPUs of each machine, made once a scoring and freed afterwards; its replicas share the
+                               examples
+
+The copy takes no more memory than the gradients, which are not there while scoring, when it is split over as many ranks
+as they are. Where it cannot be made (key/value heads that do not divide, too little free memory) decoding goes through
+FSDP, one gathering a token, and the log says so. Encoders take one pass a row and need no copy.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from eval.encoder_score import score_encoder
+from eval.gather import ScoreResult
+from eval.score import score_model
+from eval.split import copy_split
+from model.llama import LlamaConfig
+from train.config import TrainConfig
+from train.distributed import World, place
+from train.mesh import MeshShape, data_mesh
+from train.parallelize import PRECISIONS, frees_gathered, reshard
+from train.setup import CACHE_DIR, Setup, longest_input
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = 4096  # of a decoding batch of a whole model; a rank that has 1/n of the heads takes n times as many
+SPARE_BYTES = 6 * 2**30  # GPU memory beside the copy: largest tensor whole, cache and activations of a batch, slack
+
+
+def slices_for(config: LlamaConfig, local_ranks: int) -> int:
+    """Over how many ranks of a machine a model is split: as many as its heads and hidden units divide into."""
+    return math.gcd(config.n_kv_heads, config.ffn_dim, local_ranks)
+
+
+class HeldOutScoring:
+    """Scores the held-out examples as often as it is asked to; made once a run, as it makes process groups."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, setup: Setup, world: World) -> None:
+        self.config, self.setup, self.world = config, setup, world
+        self.split: World | None = None  # the ranks as the copy has them
+        is_spread = world.shape.tensor > 1 or frees_gathered(model, data_mesh(world.mesh))
+        if not is_spread or not isinstance(setup.model_config, LlamaConfig):
+            return
+        n_split = slices_for(setup.model_config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
+        if n_split > 1:
+            self.split = place(world.device, MeshShape(shard=world.size // n_split, tensor=n_split))
+            log.info("held-out scoring: by a temporary copy of the model, split over %d ranks", n_split)
+        else:
+            log.info(
+                "held-out scoring: gathers the model for every token; %d key/value heads and %d hidden units do not "
+                "divide over the ranks of a machine",
+                setup.model_config.n_kv_heads,
+                setup.model_config.ffn_dim,
+            )
+
+    def score(self, model: nn.Module) -> ScoreResult:
+        """Score ``model``, whose parameters are sharded before and after; a collective call of all ranks."""
+        if self.split is None or not self._has_room(model):
+            result = self._answer(model, self.world, sharded=True)
+            reshard(model)
+            return result
+        build = partial(self.setup.spec.build, self.setup.model_config)
+        return self._answer(
+            copy_split(model, build, self.split.mesh["tensor"], self._dtype, self.world.device),
+            self.split,
+            max_batch_tokens=BATCH_TOKENS * self.split.shape.tensor,
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return PRECISIONS[self.config.train.precision].compute
+
+    def _answer(
+        self, model: nn.Module, ranks: World, sharded: bool = False, max_batch_tokens: int = BATCH_TOKENS
+    ) -> ScoreResult:
+        config, setup = self.config, self.setup
+        score_answers = score_encoder
+        if setup.prompt is not None:
+            score_answers = partial(score_model, prompt=setup.prompt, max_new_tokens=config.eval.max_new_tokens)
+        return score_answers(
+            model,
+            setup.tokenizer,
+            setup.task,
+            examples=setup.held_out,
+            max_length=longest_input(config, setup.model_config),
+            device=ranks.device,
+            rank=ranks.data_rank,
+            world_size=ranks.shape.n_data,
+            group=ranks.data_group,
+            sharded=sharded,
+            max_batch_tokens=max_batch_tokens,
+            cache_dir=config.data.cache_dir or CACHE_DIR,
+        )
+
+    def _has_room(self, model: nn.Module) -> bool:
+        """Whether a copy fits on every rank beside what is there, as far as can be known; the log says if it does not.
+
+        A collective call on CUDA; elsewhere always True.
+        """
+        if self.world.device.type != "cuda":
+            return True
+        torch.cuda.empty_cache()  # what the last step's gradients and activations took can be had again
+        free = torch.tensor(torch.cuda.mem_get_info(self.world.device)[0], device=self.world.device)
+        dist.all_reduce(free, op=dist.ReduceOp.MIN)
+        needed = (
+            sum(p.numel() for p in model.parameters()) * self._dtype.itemsize // self.split.shape.tensor + SPARE_BYTES
+        )
+        if free.item() < needed:
+            log.info(
+                "held-out scoring: %.1f GB are free, a copy of the model needs %.1f; gathering it for every token",
+                free.item() / 1e9,
+                needed / 1e9,
+            )
+        return free.item() >= needed
