@@ -21,8 +21,8 @@ import pytest
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "docs/architecture.md", "checkpoints_tools/PORTING.md"]
-SCRIPTS = ["run_demo.sh", "run_tests.sh", ".ci/run", "scripts/environment.sh"]
+DOCUMENTS = ["README.md", "docs/architecture.md", "docs/multi_node.md", "checkpoints_tools/PORTING.md"]
+SCRIPTS = ["run_demo.sh", "run_tests.sh", ".ci/run", "scripts/environment.sh", "scripts/train.slurm"]
 NOT_OURS = {"hf", "git", "cd", "pip", "rm", "export", "curl", "mkdir", "tensorboard"}
 SMOLLM2 = "checkpoints/smollm2_135m"
 
@@ -51,6 +51,9 @@ def documented() -> list[list[str]]:
 def script_of(words: list[str]) -> tuple[str, list[str]]:
     """A command's script (a path, or a module as ``-m name``) and its arguments."""
     program, rest = words[0], words[1:]
+    if program == "sbatch":  # a batch script of ours, which passes its arguments on
+        at = rest.index("scripts/train.slurm")
+        return "train.py", rest[at + 1 :]
     if program == "torchrun":
         while rest and rest[0].startswith("-"):
             rest = rest[1:] if "=" in rest[0] or rest[0] == "--standalone" else rest[2:]
@@ -108,6 +111,7 @@ def test_the_reading_of_commands(monkeypatch):
     assert commands_in(text) == [["torchrun", "--nproc_per_node", "8", "train.py", "--task", "t"], ["./a.sh"]]
     assert script_of(commands_in(text)[0]) == ("train.py", ["--task", "t"])
     assert script_of(shlex.split("torchrun --standalone --nnodes=2 eval.py -x")) == ("eval.py", ["-x"])
+    assert script_of(shlex.split("sbatch --nodes 4 scripts/train.slurm --tp 2")) == ("train.py", ["--tp", "2"])
     assert script_of(shlex.split("python -m data.download 20ng")) == ("-m data.download", ["20ng"])
     assert len(documented()) >= 10, "the README has lost its commands"
     for wrong in ("python train.py --modle x", "python -m eval.baselines --taks x", "./no_such.sh", "what --is this"):
@@ -295,6 +299,40 @@ def test_the_demo_does_not_mix_runs_of_different_settings(demo):
     demo()
     done, commands = demo(EPOCHS="9")
     assert done.returncode == 2 and "other settings" in done.stderr and "rm -r" in done.stderr and not commands
+
+
+FAKE_SLURM = {
+    "scontrol": "echo node7; echo node8",
+    "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; "$@"',
+    "torchrun": """printf '%q ' torchrun "$@" >"$NOTES" """,
+}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_slurm_scripts_command_is_understood(resumed, tmp_path, monkeypatch):
+    for name, body in FAKE_SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    output = tmp_path / "run of mine"
+    if resumed:
+        (output / "checkpoints" / "step_000500").mkdir(parents=True)
+    environment = {**os.environ, "VENV": "/nonexistent", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {"NOTES": str(tmp_path / "notes"), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2"}
+    environment |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_ON_NODE": "96", "SLURM_JOB_ID": "123456"}
+    arguments = ["--model", "llama3_70b", "--task", "20ng_joint", "--sharding", "hybrid", "--output", str(output)]
+    done = subprocess.run(["bash", str(ROOT / "scripts/train.slurm"), *arguments], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    words = shlex.split((tmp_path / "notes").read_text())
+    at = words.index("train.py")
+    assert script_of(words) == ("train.py", [*arguments, *(["--resume"] if resumed else [])])
+    plan(words, monkeypatch)
+
+    from torch.distributed.run import config_from_args, get_args_parser
+
+    config, _, _ = config_from_args(get_args_parser().parse_args(words[1 : at + 1]))
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 8)
+    assert (config.rdzv_backend, config.rdzv_endpoint, config.run_id) == ("c10d", "node7:23456", "123456")
+    assert config.shutdown_timeout == 840, "less than the time between Slurm's signal and its end"
 
 
 @pytest.mark.parametrize("name", ["run_demo.sh", "run_tests.sh"])

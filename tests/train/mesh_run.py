@@ -33,7 +33,10 @@ CASES: dict[str, tuple[MeshShape, dict[str, Any]]] = {
     "hybrid": (MeshShape(replicate=2, shard=2), {}),
     "replicated": (MeshShape(replicate=4), {"model_config": TIED}),
     "tp": (MeshShape(shard=2, tensor=2), {"row_length": 36, "micro_rows": 1}),
-    "tp_tied": (MeshShape(shard=2, tensor=2), {"model_config": TIED, "activation_checkpointing": "full"}),
+    "tp_tied": (
+        MeshShape(shard=2, tensor=2),
+        {"model_config": TIED, "activation_checkpointing": "full", "activation_offload": "on"},
+    ),
     "tp_alone": (MeshShape(tensor=4), {"activation_checkpointing": "selective"}),
     # Not equal to one process, as bf16 weights are rounded at random; but on all copies alike.
     "rounded": (MeshShape(replicate=2, tensor=2), {"optim": "adamw_sr", "precision": "bf16"}),

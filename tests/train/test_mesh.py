@@ -8,10 +8,12 @@ import pytest
 import torch.distributed as dist
 
 from data.errors import UserError
+from model import MODELS
 from train.config import FREE_ON_RESUME, load_config
 from train.mesh import MeshShape, lay_out, lay_out_world
 from train.setup import open_run
 
+ROOT = Path(__file__).resolve().parents[2]
 RUN = ["--model", "llama_debug", "--init", "random", "--task", "massive_intent", "--data", "sample"]
 
 
@@ -89,3 +91,22 @@ def test_a_run_says_all_that_does_not_divide_before_it_starts_processes(
     for part in ("--nodes 3: 4 ranks do not divide", "--tp 2: 3 key/value heads and 100 hidden units do not divide"):
         assert part in str(error.value)
     assert not dist.is_initialized() and not (tmp_path / "run").exists()
+
+
+def test_the_network_traffic_in_the_documentation() -> None:
+    """By arithmetic on the shape of Llama 3 70B."""
+    net = MODELS["llama3_70b"].config
+    block = net.dim * net.head_width * 2 * (net.n_heads + net.n_kv_heads) + 3 * net.dim * net.ffn_dim + 2 * net.dim
+    blocks, rest = net.n_layers * block, 2 * net.vocab_size * net.dim + net.dim
+    gathered, reduced = 2 * (2 * blocks + rest) / 1e9, 4 * (blocks + rest) / 1e9  # bf16, fp32
+    text = (ROOT / "docs" / "multi_node.md").read_text(encoding="utf-8")
+    assert f"gather {gathered:.0f} GB, reduce-scatter {reduced:.0f} GB" in text
+    full = {n: (gathered + reduced) * (8 * n - 1) / (8 * n) for n in (2, 4, 8)}
+    hybrid = {n: reduced * 2 * (n - 1) / n for n in (2, 4, 8)}
+    for n in (2, 4, 8):
+        assert f"| {n} | {full[n]:.0f} GB | {hybrid[n]:.0f} GB | 1/{8 * n} | 1/8 |" in text
+    for network, speed in (("8 x 400", 400), ("400", 50), ("100", 12.5)):  # GB/s
+        seconds = [f"{x / speed:.1f} s" for n in (2, 8) for x in (full[n], hybrid[n])]
+        assert f"| {network} Gb/s | {' | '.join(seconds)} |" in text
+    one_sum = 16_384 * net.dim * 2 / 1e9
+    assert f"{1000 * one_sum:.0f} MB a block" in text and f"{5 * net.n_layers * one_sum:.0f} GB in all" in text
