@@ -260,28 +260,65 @@ class StepLoader:
         return self._build(self.plan(n), (n + 1) * self.batch_size / self.units_per_epoch)
 
     def worst_case(self) -> StepBatch:
-        """One pass that bounds what any step needs: as long as a row can get, with the most labels a row can hold.
+        """A step that bounds what any step needs, the same on every rank.
 
-        Activations grow with the row, logits with its label tokens. A packed run whose memory this pass fits into (with
-        gradients and optimizer states there already) does not run out of it at the first post of full length.
+        Each pass is as long as one can get and has the most labels one can hold: activations grow with the tokens,
+        logits with the labels. Where a step may take several passes there are two, of which the second meets the
+        gradients of the first; where none does there is one, for the gradients are most of what a large model needs.
         """
-        labels = self.samples.label_lengths
-        most = 1 if not self.packing else self.batch_size if self.batch_unit == "samples" else len(self.samples)
+        rows, length = self.worst_rows()
+        several = 2 if self._may_take_several_passes(len(rows)) else 1
+        return self._build(StepPlan([[rows] * several] * self.world_size), epoch=0.0, at_least=length)
+
+    def worst_rows(self) -> tuple[list[Row], int]:
+        """The rows of each of `worst_case`'s passes, and the length that they are padded to."""
+        labels, costs = self.samples.label_lengths, self._costs
+        if self.packing:
+            most = self._most_units if self.batch_unit == "samples" else len(self.samples)  # samples in a row
+            content = min(self._capacity, int(self._longest(most).sum()))
+            length, n_rows = padded_length(self._row_prefix + content, self.row_length), self.micro_rows or 1
+        else:  # a few long samples may take fewer tokens than many short ones
+            most = 1
+            lengths = {self._padded([[i]]) for i in np.unique(costs, return_index=True)[1].tolist()}
+            rows_of = {n: min(self._most_units, self.micro_rows or max(1, self.row_length // n)) for n in lengths}
+            length = max(lengths, key=lambda n: (n * rows_of[n], n))
+            n_rows = rows_of[length]
 
         def fill(worth: np.ndarray) -> Row:  # take what is worth most while it fits
-            row, free = [], self._capacity
-            for i in np.argsort(-worth, kind="stable").tolist():
-                if len(row) < most and self._costs[i] <= free:
+            row, free = [], min(self._capacity, length - self._row_prefix)
+            for i in np.repeat(np.argsort(-worth, kind="stable"), self._times_in_step).tolist():
+                if len(row) < most and costs[i] <= free:
                     row.append(i)
-                    free -= self._costs[i]
+                    free -= costs[i]
             return row
 
-        row = max(fill(labels), fill(labels / self._costs), key=lambda row: labels[row].sum())
-        content = min(self._capacity, int(np.sort(self._costs)[-most:].sum()))
-        length = padded_length(self._row_prefix + content, self.row_length)
-        n_rows = self.micro_rows or (1 if self.packing else max(1, self.row_length // length))
-        rows = [row] * min(n_rows, self.batch_size)
-        return self._build(StepPlan([[rows]] * self.world_size), epoch=0.0, at_least=length)
+        row = max(fill(labels), fill(labels / costs), key=lambda row: labels[row].sum())
+        return [row] * min(n_rows, self._most_units), length
+
+    @property
+    def _most_units(self) -> int:
+        """The most samples or rows (``batch_unit``) that one rank can get of a step."""
+        if self.batch_unit == "rows":
+            return ceil(self.batch_size / self.world_size)
+        return max(1, self.batch_size - self.world_size + 1)  # `deal` gives every rank one before any gets a second
+
+    @property
+    def _times_in_step(self) -> int:
+        """How often a step may hold one sample: it may hold the end of an epoch and the beginning of the next."""
+        return 1 + ceil(self.batch_size / self.units_per_epoch) if self.batch_unit == "samples" else 1
+
+    def _longest(self, n: int) -> np.ndarray:
+        """The costs of the ``n`` longest samples that a step may hold."""
+        return np.repeat(np.sort(self._costs)[::-1], self._times_in_step)[:n]
+
+    def _may_take_several_passes(self, rows_in_pass: int) -> bool:
+        if self._most_units <= rows_in_pass:
+            return False
+        if self.batch_unit == "rows" or not self.packing:
+            return True
+        # `deal` gives a rank less than an equal share and one sample more; what fits one row takes one pass.
+        most = self._longest(self.batch_size).sum() / self.world_size + self._costs.max()
+        return bool(most > self._capacity)
 
     def count_tokens(self, plan: StepPlan, at_least: int = 0) -> tuple[int, int]:
         """Count the tokens of a whole step: real ones, and all that are computed, with padding and dummies.

@@ -93,8 +93,12 @@ def test_dummy_and_worst_case() -> None:
     )
     moved = dummy.to("cpu")
     assert moved.index.keys() == dummy.index.keys() and moved.tokens.equal(dummy.tokens)
-    worst = StepLoader(samples, batch_size=12, row_length=50).worst_case().batches[0]
+    load = StepLoader(samples, batch_size=12, row_length=50)
+    worst = load.worst_case().batches[0]
     assert worst.tokens.shape == (1, 50) and len(worst.index["topic"]) > 1
+    steps = [batch for n in range(20) for batch in load.step(n).batches]
+    outputs = lambda batch: sum(len(places) for places in batch.index.values())  # noqa: E731
+    assert max(map(outputs, steps)) <= outputs(worst) and max(b.tokens.shape[1] for b in steps) <= 50
 
 
 def test_without_labels_there_are_places_but_no_targets() -> None:

@@ -294,17 +294,53 @@ def test_micro_rows_stacks_packed_rows():
 @pytest.mark.parametrize("batch_unit", ["samples", "rows"])
 @pytest.mark.parametrize(("packing", "share_prefix"), SETTINGS)
 def test_worst_case_bounds_every_step(packing: bool, share_prefix: bool, batch_unit: str):
+    samples, several = make_samples(20, longest=70), set()
+    for batch_size, world_size, row_length, micro_rows in itertools.product((4, 30), (1, 4), (100, 400), (None, 2)):
+        options = {"packing": packing, "share_prefix": share_prefix, "batch_unit": batch_unit}
+        options |= {"batch_size": batch_size, "row_length": row_length, "micro_rows": micro_rows}
+        load = loader(samples, world_size=world_size, rank=world_size - 1, **options)
+        worst = load.worst_case()
+        for batch in worst.batches:
+            assert not batch.dummy and batch.tokens.numel() <= row_length * (micro_rows or 1)
+        n_targets = sum(len(batch.target_index) for batch in worst.batches)
+        assert worst.n_label_tokens == world_size * n_targets, "the same on every rank"
+        steps = [load.step(n).batches for n in range(4)]
+        assert len(worst.batches) == 2 or max(map(len, steps)) == 1, options
+        several.add(len(worst.batches))
+        for batch in itertools.chain(*steps):
+            assert batch.tokens.numel() <= worst.batches[0].tokens.numel(), options
+            if packing:
+                assert len(batch.target_index) <= len(worst.batches[0].target_index), options
+    assert several == {1, 2}, "both cases occurred"
+
+
+def test_the_worst_case_accumulates_only_where_steps_do():
+    """One pass or two is 17 GB a GPU at 70B: the gradients of the first."""
     samples = make_samples(80, longest=70)
-    options = {"packing": packing, "share_prefix": share_prefix, "batch_unit": batch_unit, "batch_size": 4}
-    load = loader(samples, world_size=2, rank=1, **options)
-    worst = load.worst_case()
-    (batch,) = worst.batches
-    assert not batch.dummy and batch.tokens.numel() <= 100
-    assert worst.n_label_tokens == 2 * len(batch.target_index)
-    longest = [b.tokens.shape[1] for n in range(60) for b in load.step(n).batches]
-    assert batch.tokens.shape[1] >= max(longest)
-    if packing:
-        assert len(batch.target_index) >= max(len(b.target_index) for n in range(60) for b in load.step(n).batches)
+    few = {"batch_size": 4, "world_size": 4, "rank": 0}
+    assert len(loader(samples, **few).worst_case().batches) == 1, "one sample a rank"
+    assert len(loader(samples, **few | {"batch_size": 5}).worst_case().batches) == 2
+    assert len(loader(samples, **few | {"batch_size": 5, "row_length": 1000}).worst_case().batches) == 1
+    row = loader(samples, **few).worst_case().batches[0]
+    assert len(row.sample_ids) == 1 and row.tokens.shape[1] >= 20 + samples.costs.max()
+
+
+class Lengths:
+    """As much of samples as planning takes."""
+
+    def __init__(self, costs: list[int]) -> None:
+        self.ids, self.prefix = [str(i) for i in range(len(costs))], np.zeros(0, dtype=np.int32)
+        self.costs, self.label_lengths = np.array(costs), np.ones(len(costs), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def test_the_worst_pass_where_it_is_not_the_longest_samples():
+    rows, length = loader(Lengths([60] + [48] * 9), packing=False, batch_size=8).worst_rows()
+    assert (len(rows), length) == (2, 48), "two rows of 48 tokens are more than one of 64"
+    rows, length = loader(Lengths([90, 10, 10]), batch_size=2, row_length=256).worst_rows()
+    assert rows == [[0, 0]] and length == padded_length(180), "the end of an epoch and the beginning of the next"
 
 
 # ------------------------------------------------------------------------------------------------------- prefetch
