@@ -317,8 +317,8 @@ class StepLoader:
         if self.batch_unit == "rows" or not self.packing:
             return True
         # `deal` gives a rank less than an equal share and one sample more; what fits one row takes one pass.
-        most = self._longest(self.batch_size).sum() / self.world_size + self._costs.max()
-        return bool(most > self._capacity)
+        whole = self._longest(self.batch_size).sum()
+        return bool(min(whole, whole / self.world_size + self._costs.max()) > self._capacity)
 
     def count_tokens(self, plan: StepPlan, at_least: int = 0) -> tuple[int, int]:
         """Count the tokens of a whole step: real ones, and all that are computed, with padding and dummies.

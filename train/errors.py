@@ -6,7 +6,7 @@ from data.errors import UserError
 
 
 class RunStopped(UserError):
-    """Training cannot go on (loss or gradients are no numbers any more). Exit status 3, no traceback."""
+    """Training cannot go on: memory does not suffice, or the loss is no number any more. Status 3, no traceback."""
 
 
 class Interrupted(Exception):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,11 @@ from checkpoints_tools.hf_config import DTYPES, write_json
 from checkpoints_tools.load import load_pretrained
 from data.encoder_prepare import output_labels
 from data.loader import StepBatch
-from train import checkpoint, options
+from train import checkpoint, options, trial
 from train.config import TrainConfig
 from train.distributed import World, all_sum, launcher
 from train.errors import Interrupted, RunStopped
-from train.loss import batch_loss, field_losses
+from train.loss import field_losses
 from train.metrics import (
     Plateau,
     RunLog,
@@ -36,7 +37,7 @@ from train.metrics import (
     memory_gib,
     step_flops,
 )
-from train.optimizer import OPTIMIZERS, allocate_states, build_optimizer, clip_gradients, learning_rate
+from train.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallelize import parallelize
 from train.saver import open_saver
 from train.setup import Setup, longest_input
@@ -67,8 +68,10 @@ class Trainer:
         self.best: float | None = None
         self.signum: int | None = None
         self.held_out: HeldOutScoring | None = None  # made for the first scoring
+        log.info("%s", options.to_toml(config).rstrip())
         self.saver = open_saver(config, setup, world)
-        self._build_model()
+        with self._explained("building the model"):
+            self._build_model()
         if world.is_main:
             (self.output / "config.toml").write_text(options.to_toml(config), encoding="utf-8")
             if setup.prompt_spec is not None:
@@ -109,15 +112,26 @@ class Trainer:
             seed=config.train.seed,
         )
         if resume is not None:
-            checkpoint.load_optimizer(resume, self.model, self.optimizer)
             state = checkpoint.read_state(resume)
             self.step = self.saved_step = state.step
             self.best = state.best
+        if self.world.device.type in trial.TRIED_ON and self.step < setup.total_steps:
+            self._try_worst_step()
+        if resume is not None:
+            checkpoint.load_optimizer(resume, self.model, self.optimizer)
         # Dropout: each rank draws its own, ranks that work on the same samples the same. Resumed on as many ranks, it
         # goes on where the checkpoint's left off.
         torch.manual_seed(rank_seed(config.train.seed, self.world.data_rank, self.step))
         if resume is not None:
             checkpoint.load_rng(resume, state, self.world.shape.describe())
+
+    def _try_worst_step(self) -> None:
+        batch = self.setup.loader.worst_case()
+        with self._explained(f"{trial.describe(batch)}, tried before step {self.step + 1}"):
+            trial.try_step(self.model, self.optimizer, batch, self.config.optim.clip, self.world.device)
+
+    def _explained(self, what: str) -> AbstractContextManager[None]:
+        return trial.explain_out_of_memory(what, self.config, self.setup.spec)
 
     def run(self) -> None:
         """Train to the last step, save and export.
@@ -140,8 +154,6 @@ class Trainer:
             self.log.event("resume", step=self.step)
         handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if self.world.device.type == "cuda" and self.step < total:
-                self._try_worst_case()
             self._loop()
             self._save()
             self.saver.finish()
@@ -158,7 +170,8 @@ class Trainer:
         speed, plateau = Speed(), Plateau(total)
         start = time.perf_counter()
         for batch in self.setup.loader.prefetch(self.step, total):
-            record, flops, stop = self.train_step(batch)
+            with self._explained(f"step {self.step + 1}"):
+                record, flops, stop = self.train_step(batch)
             speed.add(time.perf_counter() - start, batch.n_real_tokens, batch.n_examples, flops)
             self.log.step(record | self._speed_record(speed))
             if plateau.add(record["loss"]):
@@ -242,25 +255,6 @@ class Trainer:
             "memory_gib": memory_gib(device),
             "seconds_left": (self.setup.total_steps - self.step) * seconds,
         }
-
-    def _try_worst_case(self) -> None:
-        """Pass over the longest row there can be, thrown away: what does not fit fails now and not in an hour.
-
-        With the optimizer's states in place, and twice, so that the second pass meets the gradients of the first.
-        """
-        batch = self.setup.loader.worst_case()
-        random_state = checkpoint.rng_state()  # dropout here must not change dropout in the run
-        try:
-            allocate_states(self.optimizer)
-            for micro_batch in [*batch.batches, *batch.batches]:
-                batch_loss(self.model, micro_batch.to(self.world.device), batch.n_label_tokens).backward()
-        except torch.OutOfMemoryError as error:
-            raise RunStopped(
-                f"out of GPU memory in a trial step of the longest row ({self.config.batch.row_length} tokens at "
-                f"most): {error}\nTry --activation_checkpointing full, a smaller --row_length, or more GPUs."
-            ) from None
-        self.optimizer.zero_grad()
-        checkpoint.set_rng_state(random_state)
 
     def _stop(self, batch: StepBatch, loss: float, norm: float) -> None:
         self.saver.close()
@@ -360,7 +354,6 @@ class Trainer:
 
     def _say_what_runs(self) -> None:
         config, setup = self.config, self.setup
-        log.info("%s", options.to_toml(config).rstrip())
         n_parameters = sum(p.numel() for p in self.model.parameters())
         log.info(
             "%s, %s parameters, on %d x %s (%s); %d steps of %d %s, %.2f epochs",
