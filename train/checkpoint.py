@@ -145,7 +145,7 @@ def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str
     """
     wanted = json.loads(json.dumps({**config, **_by_key(identity)}, default=str))
     # An option that the checkpoint does not know is younger, and its default is what was always done.
-    defaults = json.loads(json.dumps(options.flatten(TrainConfig()), default=str))
+    defaults = json.loads(json.dumps({**options.flatten(TrainConfig()), "optim": "adamw"}, default=str))
     found = {**defaults, **state.config, **_by_key(state.identity)}
     differing = [
         f"  {key}: the checkpoint has {found.get(key)}, this run has {wanted.get(key)}"

@@ -82,9 +82,12 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class OptimOptions:
-    optim: Literal["auto", "adamw", "adamw_sr"] = "auto"
-    """What AdamW stores numbers in. adamw: weights and states in fp32. adamw_sr: weights and gradients in bf16, with
-    stochastic rounding, states in fp32. auto: adamw."""
+    optim: Literal["auto", "adamw", "adamw_sr", "adamw_sr_bf16", "adamw_sr_8bit"] = "auto"
+    """What AdamW stores numbers in. adamw: everything in fp32, 16 bytes a parameter. adamw_sr, adamw_sr_bf16,
+    adamw_sr_8bit: weights and gradients in bf16, with stochastic rounding; states in fp32, bf16 or eight bits: 12, 8 or
+    6 bytes a parameter in all. auto: adamw."""
+    offload_states: OnOff = "off"
+    """Keep the optimizer's states in host memory (CUDA): they visit the GPU in each step."""
     lr: float = 1e-6
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -214,6 +217,7 @@ ENCODER_ONLY = ("head", "max_length")
 FREE_ON_RESUME = frozenset(
     "config output resume save_every keep async_save export export_dtype eval_every max_new_tokens log_every"
     " tensorboard cache_dir device activation_checkpointing activation_offload tp sharding nodes"
+    " offload_states"
     # Where the files lie; that they hold the same is checked by hashes (`train/setup.py`).
     " checkpoint data".split()
 )

@@ -35,6 +35,8 @@ class OptimFormat:
 OPTIMIZERS: dict[str, OptimFormat] = {
     "adamw": OptimFormat(torch.float32, "fp32", stochastic_rounding=False),
     "adamw_sr": OptimFormat(torch.bfloat16, "fp32", stochastic_rounding=True),
+    "adamw_sr_bf16": OptimFormat(torch.bfloat16, "bf16", stochastic_rounding=True),
+    "adamw_sr_8bit": OptimFormat(torch.bfloat16, "8bit", stochastic_rounding=True),
 }
 
 
@@ -74,18 +76,20 @@ def build_optimizer(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-    optim: str = "adamw",
+    formats: OptimFormat = OPTIMIZERS["adamw"],
+    offload_states: bool = False,
     seed: int = 0,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) over all parameters; weight decay on matrices only, never on norms.
 
     Args:
-        model: its parameters have the dtype that ``optim`` stores weights in.
-        optim: key into `OPTIMIZERS`.
+        model: its parameters are stored in ``formats.weights``.
+        formats: one of `OPTIMIZERS`, or another combination.
+        offload_states: keep the states in host memory; the same numbers bit for bit, but for "adamw", which is else
+            PyTorch's fused kernel.
         seed: of stochastic rounding.
     """
-    formats = OPTIMIZERS[optim]
-    assert {p.dtype for p in model.parameters()} == {formats.weights}, optim
+    assert {p.dtype for p in model.parameters()} == {formats.weights}, formats
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [
@@ -93,7 +97,7 @@ def build_optimizer(
         {"params": vectors, "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    if optim == "adamw":
+    if formats == OPTIMIZERS["adamw"] and not offload_states:
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
     return ShardedAdamW(
         groups,
@@ -103,6 +107,7 @@ def build_optimizer(
         states=formats.states,
         stochastic_rounding=formats.stochastic_rounding,
         seed=seed,
+        offload=offload_states,
     )
 
 

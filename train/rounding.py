@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 
-def stream_keys(seed: int, step: int, parameter: int) -> tuple[int, int]:
-    """Two keys for `random_bits`, for one parameter in one step; 32 bits each, as signed integers."""
-    words = np.random.SeedSequence((seed, step, parameter)).generate_state(2, np.uint32)
-    first, second = words.view(np.int32).tolist()
-    return first, second
+def stream_key(seed: int, step: int, parameter: int) -> int:
+    """The key of `random_bits` for one parameter in one step: 32 bits, as a signed integer."""
+    return int(np.random.SeedSequence((seed, step, parameter)).generate_state(1, np.uint32).view(np.int32)[0])
 
 
 def places(rows: range, columns: range, width: int, device: torch.device) -> Tensor:
@@ -46,7 +44,7 @@ def random_bits(places: Tensor, key: int) -> Tensor:
 
     Args:
         places: int32, any shape; overwritten.
-        key: from `stream_keys`.
+        key: from `stream_key`.
 
     Returns:
         int32, the same tensor. Signed integers wrap around as unsigned ones do, but shift their sign in: hence

@@ -1,40 +1,76 @@
-"""AdamW on the local shards of bf16 weights, with stochastic rounding.
+"""AdamW on the local shards of weights, with states in fewer bits, stochastic rounding, and states in host memory.
 
-The update is that of `torch.optim.AdamW`, computed in fp32 one slice of a shard at a time, so that its temporaries do
-not grow with the model; what is stored between steps is stored in fewer bits (`train/optimizer.py` says which). Nothing
-of a step crosses ranks: an element's new weight depends on that element alone.
+The update is that of `torch.optim.AdamW`, computed in fp32 on one slice of a shard at a time, so that its temporaries
+do not grow with the model; what is stored between steps is stored in fewer bits (`train/optimizer.py` says in which).
+Nothing of a step crosses ranks: an element's new weight depends on that element (and its block, which lies on the same
+rank), so ranks that hold the same shard and gradient compute the same, and DTensors are needed only for checkpoints,
+which have to know where each shard lies in the whole. The states by format:
 
-States are DTensors placed as their parameter is, so that checkpoints know where each shard lies in the whole.
+    fp32   exp_avg, exp_avg_sq
+    bf16   exp_avg, rounded to nearest; exp_avg_sq, stochastically: a beta2 of 0.999 moves it by a thousandth of itself
+           a step, less than half the distance between two bf16 numbers, so that rounded to nearest it would never fall
+    8bit   exp_avg_codes, exp_avg_scales, exp_avg_sq_codes, exp_avg_sq_scales (`train/blockwise.py`)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from train.rounding import places, random_bits, round_to_bf16, stream_keys
+from data.errors import UserError
+from train.blockwise import block_size, dequantize, quantize
+from train.host_states import ALIGNMENT, States, visiting
+from train.rounding import places, random_bits, round_to_bf16, stream_key
 
-StateFormat = Literal["fp32"]
+StateFormat = Literal["fp32", "bf16", "8bit"]
 
-# Elements updated at once. A slice's temporaries are about 30 bytes an element: on a GPU large enough to keep it busy
-# (8M: 250 MB), on a CPU small enough for its cache.
+# Elements updated at once: on a GPU enough to keep it busy (8M, temporaries of 270 MB), on a CPU few enough for its
+# cache.
 SLICE = {"cuda": 2**23, "cpu": 2**17}
+TEMPORARY_BYTES = 32  # at most, for each of these elements
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some rows of one parameter's shard in one step.
+
+    Attributes:
+        weights, grads: [rows, columns], views of the shards.
+        states: the same rows of the states, wherever they are stored.
+        group: the parameter's hyperparameters.
+        step: 1 for the first.
+        key: of the step's random bits for this parameter.
+        place: row and column of the first element in the whole parameter.
+        width: columns of the whole parameter.
+    """
+
+    weights: Tensor
+    grads: Tensor
+    states: States
+    group: dict[str, Any]
+    step: int
+    key: int
+    place: tuple[int, int]
+    width: int
 
 
 class ShardedAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter, 2019) over bf16 or fp32 parameters, sharded or not, in at most two dimensions.
+    """AdamW (Loshchilov and Hutter, 2019) over bf16 or fp32 parameters of one or two dimensions, sharded or not.
 
     Args:
         groups: parameters by weight decay.
-        states: number format of the two running means.
+        states: number format of the two running means. In eight bits, tensors that `block_size` leaves out keep fp32.
         stochastic_rounding: how bf16 weights are rounded; False rounds to nearest.
         seed: of stochastic rounding.
+        offload: keep states in host memory (`train/host_states.py`).
     """
 
     def __init__(
@@ -47,52 +83,91 @@ class ShardedAdamW(torch.optim.Optimizer):
         states: StateFormat,
         stochastic_rounding: bool,
         seed: int,
+        offload: bool = False,
     ) -> None:
-        super().__init__(groups, dict(lr=lr, betas=betas, eps=eps, weight_decay=0.0))
+        # With the entries of PyTorch's own, so that a checkpoint of "adamw" goes on with offloaded states and back.
+        theirs = torch.optim.AdamW([torch.zeros(1)], fused=True).defaults
+        super().__init__(groups, {**theirs, "lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self.states = states
         self.stochastic_rounding = stochastic_rounding
         self.seed = seed
+        self.offload = offload
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Update every parameter that has a gradient. ``closure``, a part of PyTorch's interface, must be None."""
         assert closure is None
-        number = 0
+        slices = list(self._slices())
+        if self.offload and slices:
+            n_bytes = max(sum(t.numel() * t.element_size() + ALIGNMENT for t in s.states.values()) for s in slices)
+            device = slices[0].weights.device
+            for part, here in zip(slices, visiting((s.states for s in slices), device, n_bytes), strict=True):
+                self._update(part, here)
+        else:
+            for part in slices:
+                self._update(part, part.states)
+
+    def _slices(self) -> Iterator[Slice]:
+        """The step's work, parameter by parameter; makes the states that are missing, and counts the step."""
+        number = -1
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group, number)
                 number += 1
+                if parameter.grad is None:
+                    continue
+                if not self.state[parameter]:
+                    self.state[parameter] = self._zeros(parameter)
+                state = self.state[parameter]
+                state["step"] += 1
+                step = int(state["step"].item())
+                key = stream_key(self.seed, step, number)
+                weights, grads = as_matrix(parameter), as_matrix(parameter.grad)
+                stored = {name: as_matrix(value) for name, value in state.items() if name != "step"}
+                row, column = origin(parameter)
+                width = parameter.shape[1] if parameter.ndim == 2 else 1
+                n_rows = max(1, SLICE[weights.device.type] // max(1, weights.shape[1]))
+                for start in range(0, weights.shape[0], n_rows):
+                    rows = slice(start, start + n_rows)
+                    states = {name: value[rows] for name, value in stored.items()}
+                    yield Slice(weights[rows], grads[rows], states, group, step, key, (row + start, column), width)
 
-    def allocate(self, parameter: Tensor) -> None:
-        """Make a parameter's states as zeros, as before its first step."""
-        zeros = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
-        self.state[parameter] = {
-            "step": torch.tensor(0.0),
-            "exp_avg": zeros,
-            "exp_avg_sq": torch.zeros_like(zeros),
-        }
+    def _update(self, part: Slice, states: States) -> None:
+        bits = None
+        if self.stochastic_rounding or self.states == "bf16":
+            (row, column), (n_rows, n_columns) = part.place, part.weights.shape
+            where = places(range(row, row + n_rows), range(column, column + n_columns), part.width, part.weights.device)
+            bits = random_bits(where, part.key)
+        exp_avg, exp_avg_sq = read_states(states)
+        hyper = {name: part.group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        new = adamw_update(part.weights.float(), part.grads.float(), exp_avg, exp_avg_sq, step=part.step, **hyper)
+        write_states(states, exp_avg, exp_avg_sq, bits)
+        if self.stochastic_rounding and part.weights.dtype == torch.bfloat16:
+            new = round_to_bf16(new, bits)
+        part.weights.copy_(new)  # rounds to nearest whatever is left to round
 
-    def _update(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
-        if not self.state[parameter]:
-            self.allocate(parameter)
-        state = self.state[parameter]
-        state["step"] += 1
-        step = int(state["step"].item())
-        keys = stream_keys(self.seed, step, number)
-        weights, grads = as_matrix(parameter), as_matrix(parameter.grad)
-        exp_avg, exp_avg_sq = as_matrix(state["exp_avg"]), as_matrix(state["exp_avg_sq"])
-        first_row, first_column = origin(parameter)
-        width = parameter.shape[1] if parameter.ndim == 2 else 1
-        columns = range(first_column, first_column + weights.shape[1])
-        for rows in slices(weights):
-            new = adamw_update(
-                weights[rows].float(), grads[rows].float(), exp_avg[rows], exp_avg_sq[rows], step=step, **hyper(group)
+    def _zeros(self, parameter: Tensor) -> dict[str, Tensor]:
+        """A parameter's states before its first step.
+
+        Raises:
+            UserError: tensor parallelism cuts its rows in the middle of a block.
+        """
+        state = {"step": torch.tensor(0.0)}
+        block = block_size(parameter.shape) if self.states == "8bit" else None
+        if block is None:
+            dtype = torch.bfloat16 if self.states == "bf16" else torch.float32
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = zeros_beside(parameter, dtype, self.offload)
+            return state
+        columns = local_part(parameter).shape[1]
+        if columns % block:
+            raise UserError(
+                f"optim = adamw_sr_8bit: tensor parallelism cuts rows of {parameter.shape[1]} into parts of {columns}, "
+                f"which are no whole blocks of {block}. Use another --tp, or --optim adamw_sr_bf16."
             )
-            if weights.dtype == torch.bfloat16 and self.stochastic_rounding:
-                where = range(first_row + rows.start, first_row + rows.stop)
-                new = round_to_bf16(new, random_bits(places(where, columns, width, new.device), keys[0]))
-            weights[rows] = new
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[f"{name}_codes"] = zeros_beside(parameter, torch.uint8, self.offload)
+            state[f"{name}_scales"] = zeros_beside(parameter, torch.float32, self.offload, columns_in_one=block)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over states as they are; PyTorch's own method would cast them to their parameter's dtype."""
@@ -118,7 +193,7 @@ def adamw_update(
     """One step of AdamW, the operations in the order of `torch.optim.AdamW`'s; everything fp32, one shape.
 
     Args:
-        weights: overwritten with the new weights, and returned. With fp32 parameters it is their own memory.
+        weights: overwritten with the new weights, and returned.
         exp_avg, exp_avg_sq: running means of gradients and of their squares, updated in place.
         step: 1 for the first.
     """
@@ -130,22 +205,38 @@ def adamw_update(
     return weights.addcdiv_(exp_avg, root, value=-lr / (1 - beta1**step))
 
 
-def hyper(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+def read_states(states: States) -> tuple[Tensor, Tensor]:
+    """The running means of gradients and of their squares in fp32; of fp32 states the stored tensors themselves."""
+    if "exp_avg" in states:
+        return states["exp_avg"].float(), states["exp_avg_sq"].float()
+    exp_avg = dequantize(states["exp_avg_codes"], states["exp_avg_scales"], signed=True)
+    root = dequantize(states["exp_avg_sq_codes"], states["exp_avg_sq_scales"], signed=False)
+    return exp_avg, root.square_()
+
+
+def write_states(states: States, exp_avg: Tensor, exp_avg_sq: Tensor, bits: Tensor | None) -> None:
+    """Store what `read_states` gave and an update changed; the two means may be overwritten."""
+    if "exp_avg" not in states:
+        quantize(exp_avg, states["exp_avg_codes"], states["exp_avg_scales"], signed=True)
+        quantize(exp_avg_sq.sqrt_(), states["exp_avg_sq_codes"], states["exp_avg_sq_scales"], signed=False)
+    elif states["exp_avg"].dtype == torch.bfloat16:
+        assert bits is not None
+        states["exp_avg"].copy_(exp_avg)
+        states["exp_avg_sq"].copy_(round_to_bf16(exp_avg_sq, bits >> 16))  # the weights take the lower half
+    else:
+        assert exp_avg is states["exp_avg"] and exp_avg_sq is states["exp_avg_sq"]
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, of the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, as a matrix that shares its memory; a vector becomes a column."""
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    """This rank's part of a tensor, as a matrix of the same memory; a vector becomes a column."""
+    local = local_part(tensor)
     assert local.ndim in (1, 2), tuple(local.shape)
     return local if local.ndim == 2 else local[:, None]
-
-
-def slices(matrix: Tensor) -> Iterator[slice]:
-    """Rows of a matrix, `SLICE` elements at a time."""
-    step = max(1, SLICE[matrix.device.type] // max(1, matrix.shape[1]))
-    for start in range(0, matrix.shape[0], step):
-        yield slice(start, min(start + step, matrix.shape[0]))
 
 
 def origin(parameter: Tensor) -> tuple[int, int]:
@@ -154,3 +245,22 @@ def origin(parameter: Tensor) -> tuple[int, int]:
         return 0, 0
     _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return offset[0], offset[1] if len(offset) == 2 else 0
+
+
+def zeros_beside(parameter: Tensor, dtype: torch.dtype, offload: bool, columns_in_one: int = 1) -> Tensor:
+    """Zeros, placed on ranks as a parameter is; with ``columns_in_one``, one for each so many columns of it."""
+
+    def narrowed(shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-1], shape[-1] // columns_in_one))
+
+    local_shape, device = narrowed(local_part(parameter).shape), parameter.device
+    if offload:
+        local = torch.zeros(local_shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+    else:
+        local = torch.zeros(local_shape, dtype=dtype, device=device)
+    if not isinstance(parameter, DTensor):
+        return local
+    # Not by `DTensor.from_local`, which moves host memory to the mesh's device. FSDP2 makes its parameters so, too.
+    shape = narrowed(parameter.shape)
+    meta = TensorMeta(shape, torch.empty(shape, device="meta").stride(), dtype)
+    return DTensor(local, DTensorSpec(parameter.device_mesh, parameter.placements, meta), requires_grad=False)

@@ -89,8 +89,8 @@ class Trainer:
             load = lambda model: load_pretrained(  # noqa: E731
                 model, config.model.checkpoint, setup.spec, seed=config.train.seed
             )
-        low = OPTIMIZERS[config.optim.optim].weights == torch.bfloat16
-        precision = "bf16_weights" if low else config.train.precision
+        formats = OPTIMIZERS[config.optim.optim]
+        precision = "bf16_weights" if formats.weights == torch.bfloat16 else config.train.precision
         self.model = parallelize(
             lambda: setup.spec.build(setup.model_config),
             self.world.mesh,
@@ -108,7 +108,8 @@ class Trainer:
             betas=(config.optim.beta1, config.optim.beta2),
             eps=config.optim.eps,
             weight_decay=config.optim.weight_decay,
-            optim=config.optim.optim,
+            formats=formats,
+            offload_states=config.optim.offload_states == "on",
             seed=config.train.seed,
         )
         if resume is not None:

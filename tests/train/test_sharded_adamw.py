@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 from train.optimizer import OPTIMIZERS, allocate_states, build_optimizer
-from train.sharded_adamw import SLICE, ShardedAdamW
+from train.sharded_adamw import SLICE, TEMPORARY_BYTES, ShardedAdamW, read_states
 
 BF16 = [name for name, formats in OPTIMIZERS.items() if formats.weights == torch.bfloat16]
 HYPER = dict(lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
@@ -71,7 +72,7 @@ def test_a_tenth_of_a_rounding_step_moves_the_mean_and_not_the_nearest(optim: st
 def test_allocating_early_changes_nothing(optim: str) -> None:
     models = tiny(OPTIMIZERS[optim].weights), tiny(OPTIMIZERS[optim].weights)
     for early, model in enumerate(models):
-        optimizer = build_optimizer(model, optim=optim, **HYPER)
+        optimizer = build_optimizer(model, formats=OPTIMIZERS[optim], **HYPER)
         before = copy.deepcopy(model.state_dict())
         if early:
             allocate_states(optimizer)
@@ -81,3 +82,115 @@ def test_allocating_early_changes_nothing(optim: str) -> None:
             optimizer.step()
     for a, b in zip(*(m.parameters() for m in models), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("optim", ["adamw_sr_bf16", "adamw_sr_8bit"])
+@pytest.mark.parametrize("beta2", [0.95, 0.999])
+def test_states_in_fewer_bits_stay_near_fp32_ones(optim: str, beta2: float) -> None:
+    """Two hundred steps; a beta2 of 0.999 is what bf16 states rounded to nearest cannot follow downwards."""
+    hyper = HYPER | {"betas": (0.9, beta2)}
+    models = tiny(), tiny()
+    optimizers = [
+        build_optimizer(m, formats=OPTIMIZERS[name], **hyper)
+        for m, name in zip(models, ("adamw_sr", optim), strict=True)
+    ]
+    for step in range(200):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            set_grads(model, step)
+            for p in model.parameters():
+                p.grad *= 10 if step < 50 else 1  # large gradients first, which the states have to forget
+            optimizer.step()
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        want, got = (read_states(o.state[p]) for o, p in zip(optimizers, (a, b), strict=True))
+        for mean, low in zip(want, got, strict=True):
+            assert (low.view(-1) - mean.view(-1)).norm() < 0.1 * mean.norm()
+        assert got[1].mean().item() == pytest.approx(want[1].mean().item(), rel=0.03), (
+            "not even a little too large on average"
+        )
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_states_in_host_memory_change_no_bit(optim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied to and fro in slices of a few rows; "adamw" is compared with PyTorch's loop, not its fused kernel."""
+    monkeypatch.setitem(SLICE, "cpu", 1000)
+    models = tiny(OPTIMIZERS[optim].weights), tiny(OPTIMIZERS[optim].weights)
+    optimizers = [
+        build_optimizer(models[0], formats=OPTIMIZERS[optim], offload_states=True, **HYPER),
+        build_optimizer(models[1], formats=OPTIMIZERS[optim], **HYPER),
+    ]
+    if optim == "adamw":
+        groups = [{k: g[k] for k in ("params", "weight_decay")} for g in optimizers[1].param_groups]
+        optimizers[1] = torch.optim.AdamW(groups, foreach=False, **HYPER)
+    for step in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            set_grads(model, step)
+            optimizer.step()
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        assert torch.equal(a, b)
+        left, right = optimizers[0].state[a], optimizers[1].state[b]
+        assert left.keys() == right.keys()
+        for key in left:
+            assert torch.equal(left[key], right[key]), key
+            assert key == "step" or left[key].any(), "nothing came back"
+
+
+def test_loaded_states_keep_their_dtype() -> None:
+    """PyTorch's own loading would turn codes and fp32 states of bf16 parameters into bf16."""
+    model = tiny()
+    for optim in BF16:
+        optimizer, other = (build_optimizer(model, formats=OPTIMIZERS[optim], **HYPER) for _ in range(2))
+        set_grads(model, 0)
+        optimizer.step()
+        other.load_state_dict(optimizer.state_dict())
+        for p in model.parameters():
+            assert {k: v.dtype for k, v in other.state[p].items()} == {
+                k: v.dtype for k, v in optimizer.state[p].items()
+            }
+            assert all(torch.equal(other.state[p][k], v) for k, v in optimizer.state[p].items())
+
+
+@pytest.mark.parametrize(("optim", "want"), [("adamw_sr", 8), ("adamw_sr_bf16", 4), ("adamw_sr_8bit", 2 + 8 / 256)])
+def test_bytes_of_the_states_of_a_parameter(optim: str, want: float) -> None:
+    model = nn.Linear(2048, 64, bias=False, dtype=torch.bfloat16)
+    optimizer = build_optimizer(model, formats=OPTIMIZERS[optim], **HYPER)
+    allocate_states(optimizer)
+    state = optimizer.state[model.weight]
+    n_bytes = sum(t.numel() * t.element_size() for name, t in state.items() if name != "step")
+    assert n_bytes / model.weight.numel() == want
+
+
+@pytest.mark.parametrize("optim", BF16)
+def test_the_temporaries_of_a_step_do_not_grow_with_the_parameter(optim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most `TEMPORARY_BYTES` an element of a slice, whatever the parameter holds."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Peak(TorchDispatchMode):
+        """Bytes of the live tensors that were made under it, at their most."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.alive: dict[int, int] = {}
+            self.most = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                storage = out.untyped_storage()
+                if storage.data_ptr() not in self.known and storage.data_ptr() not in self.alive:
+                    self.alive[storage.data_ptr()] = storage.nbytes()
+                    weakref.finalize(storage, self.alive.pop, storage.data_ptr(), None)
+                    self.most = max(self.most, sum(self.alive.values()))
+            return out
+
+    monkeypatch.setitem(SLICE, "cpu", 2**14)
+    model = nn.Linear(512, 256, bias=False, dtype=torch.bfloat16)
+    optimizer = build_optimizer(model, formats=OPTIMIZERS[optim], **HYPER)
+    set_grads(model, 0)
+    optimizer.step()  # tables and states
+    with Peak() as peak:
+        peak.known = {
+            t.untyped_storage().data_ptr()
+            for t in (model.weight, model.weight.grad, *optimizer.state[model.weight].values())
+        }
+        optimizer.step()
+    assert 10 < peak.most / 2**14 <= TEMPORARY_BYTES, peak.most / 2**14

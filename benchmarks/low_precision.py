@@ -1,0 +1,290 @@
+"""What the number formats of weights and optimizer states do to training at a small learning rate.
+
+    python -m benchmarks.low_precision --checkpoint checkpoints/smollm2_135m --data PATH
+
+Trains SmolLM2-135M on massive_intent from the same weights (the checkpoint's, rounded to bf16) on the same samples in
+the same order, once in each format, everything computed in bf16. Plots the loss on held-out samples, and compares how
+far, and where to, the weights have moved. Formats that are finished are kept in ``--work``. Writes
+benchmarks/results/low_precision.md and .png.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import tyro
+
+from benchmarks.common import (
+    RESULTS,
+    ROOT,
+    Inputs,
+    checkpoint_folder,
+    draw_examples,
+    load_average,
+    say,
+    size_of,
+    write_result,
+)
+from benchmarks.common import table as markdown_table
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.load import load_pretrained
+from data.errors import UserError
+from data.loader import StepBatch, StepLoader
+from data.prepare import prepare
+from data.prompts import build_prompt, template_for
+from data.source import load_examples
+from data.tasks import get_task
+from data.tokenizer import load_tokenizer
+from model.llama import Llama
+from train.distributed import World, start
+from train.loss import batch_loss
+from train.optimizer import OPTIMIZERS, OptimFormat, build_optimizer, clip_gradients, learning_rate
+from train.parallelize import parallelize, reshard
+
+# The first is what the others are compared with.
+VARIANTS: dict[str, OptimFormat] = {
+    "fp32": OPTIMIZERS["adamw"],
+    "bf16, to nearest": OptimFormat(torch.bfloat16, "fp32", stochastic_rounding=False),
+    "bf16, stochastic": OPTIMIZERS["adamw_sr"],
+    "bf16, stochastic, 8-bit states": OPTIMIZERS["adamw_sr_8bit"],
+}
+
+
+@dataclass
+class Args(Inputs):
+    """Train the same model in four number formats."""
+
+    steps: int = 300
+    """Optimizer steps of each."""
+    batch_size: int = 8
+    """Samples a step."""
+    lr: float = 1e-6
+    """Peak learning rate; linear decay to zero."""
+    n_held_out: int = 64
+    """Samples of the test split on which the loss is taken."""
+    every: int = 50
+    """Steps between those."""
+    work: Path = ROOT / "runs" / "low_precision"
+    """Where finished formats are kept."""
+
+
+@dataclass
+class Moved:
+    """What one format did.
+
+    Attributes:
+        losses: of the training steps.
+        held_out: step → loss on the held-out samples.
+        norm: of the change of all weights together.
+        along: how far it goes in the direction of fp32's change, in units of that.
+        cosine: of the angle between the two.
+        unchanged: fraction of the weights that are what they were.
+        optimizer_seconds: processor time of clipping and update, per step.
+    """
+
+    losses: list[float]
+    held_out: dict[int, float]
+    norm: float
+    along: float
+    cosine: float
+    unchanged: float
+    optimizer_seconds: float
+
+
+def train(folder: Path, world: World, formats: OptimFormat, steps: StepLoader, held_out: StepBatch, args: Args):
+    """Train in one format; returns losses, held-out losses, processor seconds of the updates, and the weights' change
+    by parameter name, in fp32."""
+
+    @torch.no_grad()
+    def load(model: torch.nn.Module) -> None:
+        load_pretrained(model, folder)
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+
+    model = parallelize(
+        lambda: Llama(read_config(folder)),
+        world.mesh,
+        world.device,
+        precision="bf16" if formats.weights == torch.float32 else "bf16_weights",
+        load=load,
+    )
+    before = {name: p.detach().to_local().to(torch.bfloat16, copy=True) for name, p in model.named_parameters()}
+    optimizer = build_optimizer(
+        model, lr=args.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, formats=formats, seed=args.seed
+    )
+    losses, on_held_out, seconds = [], {}, 0.0
+    for n in range(args.steps + 1):
+        if n % args.every == 0 or n == args.steps:
+            with torch.no_grad():
+                parts = [batch_loss(model, batch, held_out.n_label_tokens).item() for batch in held_out.batches]
+            reshard(model)
+            on_held_out[n] = sum(parts)
+            say(f"step {n}: held-out loss {on_held_out[n]:.4f}")
+        if n == args.steps:
+            break
+        step, total = steps.step(n), 0.0
+        for batch in step.batches:
+            loss = batch_loss(model, batch, step.n_label_tokens)
+            loss.backward()
+            total += loss.item()
+        losses.append(total)
+        start = time.process_time()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(n, args.steps, args.lr, "linear")
+        clip_gradients(model, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds += time.process_time() - start
+    del optimizer
+    change = {name: p.detach().to_local().float() - before[name] for name, p in model.named_parameters()}
+    return losses, on_held_out, seconds / args.steps, change
+
+
+def compare(change: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> tuple[float, float, float, float]:
+    """A change's norm, its length along the reference's change, the cosine, and the fraction that is exactly zero."""
+    square = against = of_reference = 0.0
+    still = total = 0
+    for name, tensor in change.items():
+        other = reference[name]
+        square += tensor.double().square().sum().item()
+        of_reference += other.double().square().sum().item()
+        against += (tensor.double() * other.double()).sum().item()
+        still += (tensor == 0).sum().item()
+        total += tensor.numel()
+    cosine = against / max((square * of_reference) ** 0.5, 1e-300)
+    return square**0.5, against / of_reference, cosine, still / total
+
+
+def run_variant(name: str, folder: Path, world: World, steps: StepLoader, held_out: StepBatch, args: Args) -> Moved:
+    kept, changes = args.work / f"{name}.json", args.work / "fp32.pt"
+    if kept.is_file():
+        say(f"{name}: done before")
+        found = json.loads(kept.read_text())
+        return Moved(**{**found, "held_out": {int(step): loss for step, loss in found["held_out"].items()}})
+    say(f"{name}:")
+    losses, on_held_out, seconds, change = train(folder, world, VARIANTS[name], steps, held_out, args)
+    if name == "fp32":
+        torch.save(change, changes)
+    gc.collect()
+    reference = torch.load(changes, mmap=True, weights_only=True)
+    moved = Moved(losses, on_held_out, *compare(change, reference), seconds)
+    kept.write_text(json.dumps(vars(moved)))
+    return moved
+
+
+def report(results: dict[str, Moved], size: str, args: Args) -> str:
+    base = results["fp32"]
+    first, last = 0, args.steps
+    rows = [
+        [
+            name,
+            f"{run.held_out[first]:.4f}",
+            f"{run.held_out[last]:.4f}",
+            f"{(run.held_out[first] - run.held_out[last]) / (base.held_out[first] - base.held_out[last]):.1%}",
+            f"{sum(run.losses[-50:]) / len(run.losses[-50:]):.4f}",
+            f"{run.norm:.4f}",
+            f"{run.norm / base.norm:.3f}",
+            f"{run.along:.3f}",
+            f"{run.cosine:.3f}",
+            f"{run.unchanged:.1%}",
+            f"{run.optimizer_seconds:.2f}",
+        ]
+        for name, run in results.items()
+    ]
+    header = [
+        "weights",
+        "held-out loss before",
+        "after",
+        "fall / fp32's",
+        "training loss, last 50 steps",
+        "norm of the weights' change",
+        "/ fp32's",
+        "along fp32's",
+        "cosine with fp32's",
+        "weights unchanged",
+        "CPU s / update",
+    ]
+    return (
+        f"A Llama of {size} (SmolLM2) on massive_intent (`--list_labels off`), {args.steps} steps of {args.batch_size} "
+        f"samples, peak learning rate {args.lr:g} with linear decay, one rank. All start from the same weights, "
+        "rounded to bf16, see the same samples, and compute in bf16; states are fp32 unless said. Losses are per label "
+        f"token, held out: {args.n_held_out} samples of the test split.\n\n{markdown_table(header, rows)}\n\n"
+        "![Held-out and training loss](low_precision.png)"
+    )
+
+
+def plot(results: dict[str, Moved], path: Path, window: int = 25) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    styles = dict(
+        zip(VARIANTS, (("black", "-"), ("tab:red", "-"), ("tab:blue", "--"), ("tab:orange", ":")), strict=True)
+    )
+    for name, run in results.items():
+        color, line = styles[name]
+        label = "fp32 weights and states" if name == "fp32" else f"{name} rounding" if name.count(",") == 1 else name
+        left.plot(list(run.held_out), list(run.held_out.values()), color=color, linestyle=line, marker="o", label=label)
+        means = [sum(run.losses[i : i + window]) / window for i in range(len(run.losses) - window + 1)]
+        right.plot(range(window, len(run.losses) + 1), means, color=color, linestyle=line, label=label)
+    left.set_title("held-out samples")
+    right.set_title(f"training samples, mean of the last {window} steps")
+    for axes in (left, right):
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("cross-entropy per label token (nats)")
+        axes.grid(alpha=0.3)
+    left.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.low_precision", use_underscores=True)
+    try:
+        run(args, argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: Args, argv: list[str]) -> None:
+    load = load_average()
+    task = get_task("massive_intent")
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    world = start(torch.device("cpu"))
+    with checkpoint_folder(args) as folder:
+        tokenizer = load_tokenizer(folder)
+        prompt = build_prompt(task, template_for(tokenizer), list_labels=False)
+
+        def loader(examples: list, batch_size: int) -> StepLoader:
+            samples = prepare(examples, task, prompt, tokenizer, max_length=2048)
+            return StepLoader(samples, batch_size=batch_size, row_length=2048, seed=args.seed)
+
+        steps = loader(load_examples(task, "train", args.data), args.batch_size)
+        chosen = draw_examples(task, "test", args.data, args.n_held_out, args.seed)
+        held_out = loader(chosen, args.n_held_out).step(0)
+        results = {name: run_variant(name, folder, world, steps, held_out, args) for name in VARIANTS}
+        with torch.device("meta"):
+            size = size_of(Llama(read_config(folder)))
+    dist.destroy_process_group()
+    output = args.output or RESULTS / "low_precision.md"
+    plot(results, output.with_suffix(".png"))
+    title = "Training in fewer bits at a small learning rate"
+    write_result("low_precision", title, report(results, size, args), argv, output, load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
