@@ -42,6 +42,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,6 +51,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 # Queries are taken in chunks of this many tokens where SDPA is used: each chunk then meets only the keys it can see,
 # the prefix (of a decoder row) and the documents that the chunk touches, instead of the whole row.
 SDPA_CHUNK = 256
+# Shorter for encoders on CPU, where SDPA with dropout writes out a chunk's scores; on CUDA each chunk is a launch.
+ENCODER_CHUNK_CPU = 64
 FLEX_BLOCK = 128  # FlexAttention's own block of queries and keys
 
 
@@ -162,30 +165,36 @@ def build_bidirectional_mask(doc_ids: Tensor) -> SdpaMask:
     """Build the mask of a batch of packed encoder rows.
 
     For SDPA on every device: FlexAttention, which skips unseen blocks on CUDA, has no dropout, and encoders are
-    fine-tuned with dropout on their attention weights. With documents of at most a few hundred tokens the chunks skip
-    nearly as much.
+    fine-tuned with dropout on their attention weights. A chunk ends where a document ends, if one does within its
+    length: documents that stand whole in a chunk see no key outside it.
 
     Args:
         doc_ids: [B, T] int, one number per document of a row, -1 for padding.
     """
+    T, size = doc_ids.shape[1], SDPA_CHUNK if doc_ids.is_cuda else ENCODER_CHUNK_CPU
+    first, last = _key_spans(doc_ids.cpu().numpy())  # all at once: on CUDA each reading back waits for the device
+    # Places where in no row a document goes on: nothing before them looks past them.
+    ends = np.flatnonzero(np.maximum.accumulate(last) == np.arange(1, T + 1)) + 1
+    chunks, start = [], 0
+    while start < T:
+        within = ends[(ends > start) & (ends <= start + size)]
+        end = int(within[-1]) if len(within) else min(start + size, T)
+        keys = int(first[start:end].min()), int(last[start:end].max())
+        mask = doc_ids[:, start:end, None] == doc_ids[:, None, slice(*keys)]  # [B, t, last - first]
+        chunks.append(Chunk(start, end, *keys, mask[:, None]))
+        start = end
+    return SdpaMask(n_prefix=0, chunks=tuple(chunks))
+
+
+def _key_spans(doc_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each place of rows [B, T] the first key that is seen from there in any row, and one past the last; [T]."""
     T = doc_ids.shape[1]
-    starts = range(0, T, SDPA_CHUNK)
-    # [chunks, T] bool: the keys that a chunk sees in any row of the batch.
-    seen = torch.stack([_same_doc(doc_ids, start, 0, T).any(dim=(0, 1)) for start in starts]).byte()
-    first, last = seen.argmax(dim=1), T - seen.flip(1).argmax(dim=1)
-    spans = torch.stack([first, last], dim=1).tolist()  # all at once: on CUDA each reading back waits for the device
-    return SdpaMask(
-        n_prefix=0,
-        chunks=tuple(
-            Chunk(start, min(start + SDPA_CHUNK, T), first, last, _same_doc(doc_ids, start, first, last)[:, None])
-            for start, (first, last) in zip(starts, spans, strict=True)
-        ),
-    )
-
-
-def _same_doc(doc_ids: Tensor, start: int, first_key: int, last_key: int) -> Tensor:
-    """The encoder's rule for one chunk of queries: [B, t, last_key - first_key] bool."""
-    return doc_ids[:, start : start + SDPA_CHUNK, None] == doc_ids[:, None, first_key:last_key]
+    first, last = np.full(T, T), np.zeros(T, dtype=int)
+    for row in doc_ids:
+        _, start, doc = np.unique(row, return_index=True, return_inverse=True)
+        end = T - np.unique(row[::-1], return_index=True)[1]
+        first, last = np.minimum(first, start[doc]), np.maximum(last, end[doc])
+    return first, last
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, dropout: float = 0.0) -> Tensor:

@@ -138,12 +138,13 @@ ENCODER_DOCS = [[0, 0, 1, 1, 1, 1, 1, 2, 3, 3, 3, -1, -1], [1, 1, 1, 1, 1, 1, 1,
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 256])
 def test_bidirectional_rule_equals_brute_force(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    monkeypatch.setattr(model.attention, "ENCODER_CHUNK_CPU", chunk)
     doc_ids = torch.tensor(ENCODER_DOCS, dtype=torch.int32)
     B, T = doc_ids.shape
     expected = torch.tensor([[[docs[i] == docs[j] for j in range(T)] for i in range(T)] for docs in ENCODER_DOCS])
     mask = build_bidirectional_mask(doc_ids)
-    assert mask.n_prefix == 0 and len(mask.chunks) == -(-T // chunk)
+    assert mask.n_prefix == 0 and all(c.end - c.start <= chunk for c in mask.chunks)
+    assert [c.start for c in mask.chunks] + [T] == [0] + [c.end for c in mask.chunks]
     rebuilt = torch.zeros(B, T, T, dtype=torch.bool)
     for c in mask.chunks:
         rebuilt[:, c.start : c.end, c.first_key : c.last_key] = c.mask[:, 0]
@@ -154,9 +155,21 @@ def test_bidirectional_rule_equals_brute_force(chunk: int, monkeypatch: pytest.M
         assert any(c.first_key > 0 for c in mask.chunks) and any(c.last_key < T for c in mask.chunks)
 
 
+def test_a_chunk_of_whole_documents_sees_no_key_outside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents of 2, 5, 1, 3 tokens and padding of 2 in chunks of at most 6; in chunks of 4 the second one is cut."""
+    doc_ids = torch.tensor(ENCODER_DOCS[:1])
+    found = {}
+    for size in (6, 4):
+        monkeypatch.setattr(model.attention, "ENCODER_CHUNK_CPU", size)
+        chunks = build_bidirectional_mask(doc_ids).chunks
+        found[size] = [(c.start, c.end, c.first_key, c.last_key) for c in chunks]
+    assert found[6] == [(0, 2, 0, 2), (2, 8, 2, 8), (8, 13, 8, 13)]
+    assert found[4] == [(0, 2, 0, 2), (2, 6, 2, 7), (6, 8, 2, 8), (8, 11, 8, 11), (11, 13, 11, 13)]
+
+
 @pytest.mark.parametrize("chunk", [3, 256])
 def test_bidirectional_attention_equals_each_document_alone(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    monkeypatch.setattr(model.attention, "ENCODER_CHUNK_CPU", chunk)
     doc_ids = torch.tensor(ENCODER_DOCS)
     torch.manual_seed(0)
     q, k, v = (torch.randn(*doc_ids.shape, 4, 8) for _ in range(3))
@@ -172,7 +185,7 @@ def test_bidirectional_attention_equals_each_document_alone(chunk: int, monkeypa
 @pytest.mark.parametrize("chunk", [5, 256])
 def test_attention_dropout_drops_and_rescales_weights(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values that are one-hot by key make the output the attention weights themselves."""
-    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    monkeypatch.setattr(model.attention, "ENCODER_CHUNK_CPU", chunk)
     docs = torch.tensor(ENCODER_DOCS[:1])
     repeats, T, H, p = 2000, docs.shape[1], 2, 0.2
     torch.manual_seed(0)

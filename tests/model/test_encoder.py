@@ -77,7 +77,7 @@ def test_packed_rows_equal_transformers_on_each_document(
     preset: str, head: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits (or hidden states) and every gradient."""
-    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    monkeypatch.setattr(model.attention, "ENCODER_CHUNK_CPU", chunk)
     field, style = HEADS[head]
     config = scaled_down(PRESETS[preset], *([field] if field else []), head=style)
     hf = reference(config)
@@ -139,7 +139,7 @@ def test_several_heads_equal_models_of_one_each(preset: str, style: str) -> None
 @pytest.mark.parametrize("chunk", [7, 256])
 def test_changing_a_neighbour_changes_nothing(chunk: int, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even with dropout on, whose pattern (for one seed) depends on a token's place alone."""
-    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    monkeypatch.setattr(model.attention, "ENCODER_CHUNK_CPU", chunk)
     net = random_model(scaled_down(ROBERTA_BASE)).train(training)
     tokens, positions, doc_ids = packed(net.config)
     changed = tokens.clone()
