@@ -163,7 +163,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
+            if mesh.size() > 1:  # a single rank would divide by it, 1 or not: a pass over all gradients
+                module.set_gradient_divide_factor(1.0)
             # Else a factor of 1 becomes a pre-multiplied sum, which gloo lacks, or an average on a single rank.
             module.set_force_sum_reduction_for_comms(True)
 
