@@ -22,15 +22,15 @@ COLUMN_PARALLEL = ("wq", "wk", "wv", "w1", "w3", "output")
 ROW_PARALLEL = ("wo", "w2")
 
 
-def random_weights(tied: bool = False) -> dict[str, Tensor]:
+def random_weights(tied: bool = False, vocab: int = VOCAB) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return 0.15 * torch.randn(shape, generator=generator)
 
     dim, kv = PARAMS["dim"], PARAMS["dim"] // PARAMS["n_heads"] * PARAMS["n_kv_heads"]
-    weights = {"tok_embeddings.weight": normal(VOCAB, dim), "norm.weight": 1 + normal(dim)}
-    weights["output.weight"] = weights["tok_embeddings.weight"].clone() if tied else normal(VOCAB, dim)
+    weights = {"tok_embeddings.weight": normal(vocab, dim), "norm.weight": 1 + normal(dim)}
+    weights["output.weight"] = weights["tok_embeddings.weight"].clone() if tied else normal(vocab, dim)
     for i in range(PARAMS["n_layers"]):
         shapes = {
             "attention.wq": (dim, dim),
