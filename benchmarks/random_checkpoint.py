@@ -1,6 +1,7 @@
 """A Llama of random weights on disk, as a Hugging Face folder and in Meta's format: something large to load.
 
-The weights are no model's, but finite and of a usual size, and both folders hold the same ones.
+The weights are no model's, but finite and of a usual size, and both folders hold the same ones. `load_everything` is
+the plain way to load them, to compare with.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from checkpoints_tools.hf_config import write_config
 from checkpoints_tools.key_maps import LLAMA_META, to_hf, to_theirs
+from checkpoints_tools.load import fill, open_checkpoint
+from checkpoints_tools.meta_pth import ffn_width
+from checkpoints_tools.slices import local_slice
 from checkpoints_tools.source import expected_shapes
 from checkpoints_tools.writer import ShardWriter
 from model.llama import LlamaConfig
@@ -29,29 +33,47 @@ def random_weight(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(torch.bfloat16).view(shape)
 
 
-def write_hf(folder: Path, config: LlamaConfig, shard_bytes: int) -> Path:
-    """Write safetensors of at most ``shard_bytes`` and a config; no tokenizer."""
-    folder.mkdir(parents=True)
-    writer = ShardWriter(folder, shard_bytes)
-    for seed, (name, shape) in enumerate(expected_shapes(config).items()):
-        writer.add(to_hf(name), random_weight(shape, seed))
+def write_both(folder: Path, sizes: dict[str, int], vocab_size: int, shard_bytes: int, n_parts: int = 2) -> None:
+    """Write ``folder/hf`` and ``folder/meta``, without tokenizers.
+
+    Args:
+        sizes: dim, n_layers, n_heads and n_kv_heads.
+        shard_bytes: largest safetensors file.
+        n_parts: Meta's parts, with the embedding split by rows.
+    """
+    multiple_of, theta = 256, 500_000.0
+    ffn_dim = ffn_width(sizes["dim"], multiple_of, None)
+    config = LlamaConfig(**sizes, ffn_dim=ffn_dim, vocab_size=vocab_size, rope_theta=theta, max_position=8192)
+    weights = {name: (shape, seed) for seed, (name, shape) in enumerate(expected_shapes(config).items())}
+
+    hf = folder / "hf"
+    hf.mkdir(parents=True)
+    writer = ShardWriter(hf, shard_bytes)
+    for name, drawn in weights.items():
+        writer.add(to_hf(name), random_weight(*drawn))
     writer.close()
-    write_config(folder, config, torch.bfloat16)
-    return folder
+    write_config(hf, config, torch.bfloat16)
 
-
-def write_meta(folder: Path, config: LlamaConfig, n_parts: int, params: dict[str, object]) -> Path:
-    """Write the same weights in ``n_parts`` parts, embedding by rows; ``params`` is what ``params.json`` says."""
-    folder.mkdir(parents=True)
+    meta = folder / "meta"
+    meta.mkdir()
     for part in range(n_parts):
         held = {}
-        for seed, (name, shape) in enumerate(expected_shapes(config).items()):
-            weight, kind = random_weight(shape, seed), name.split(".")[-2]
+        for name, drawn in weights.items():
+            weight, kind = random_weight(*drawn), name.split(".")[-2]
             if kind in ("wq", "wk"):  # rows in halves -> interleaved
-                weight = weight.view(-1, 2, config.head_width // 2, shape[1]).transpose(1, 2).reshape(shape)
-            if len(shape) == 2:
+                weight = weight.view(-1, 2, config.head_width // 2, config.dim).transpose(1, 2).reshape(weight.shape)
+            if weight.dim() == 2:
                 weight = weight.chunk(n_parts, 1 if kind in ROW_PARALLEL else 0)[part].clone()
             held[to_theirs(name, LLAMA_META)] = weight
-        torch.save(held, folder / f"consolidated.{part:02d}.pth")
-    (folder / "params.json").write_text(json.dumps(params))
-    return folder
+        torch.save(held, meta / f"consolidated.{part:02d}.pth")
+    params = {**sizes, "multiple_of": multiple_of, "rope_theta": theta, "norm_eps": 1e-5, "vocab_size": vocab_size}
+    (meta / "params.json").write_text(json.dumps(params))
+
+
+def load_everything(model: nn.Module, folder: Path) -> None:
+    """Every rank reads the whole model, then keeps its part."""
+    source = open_checkpoint(folder)
+    whole = {name: source.read(name)[:].clone() for name in source.tensors}
+    for name, parameter in model.named_parameters():
+        local, where = local_slice(parameter)
+        fill(local, whole[name], where)

@@ -29,6 +29,7 @@ from checkpoints_tools.progress import ByteProgress
 from checkpoints_tools.slices import local_slice
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,
+    Slices,
     Source,
     check_source,
     check_tied,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Bytes of a parameter: small enough to stay in a processor's cache, and much less than any tensor of a large model.
+COPIED_AT_ONCE = 4_000_000
 # What wrappers put into parameter names (activation checkpointing, torch.compile).
 _WRAPPERS = re.compile(r"_checkpoint_wrapped_module\.|_orig_mod\.")
 # What an encoder's config says of training and of heads: not a property of the pretrained weights.
@@ -180,12 +183,12 @@ def load_pretrained(
     with ByteProgress("loading weights", sum(sizes.values()), show=is_main) as progress:
         for name, (local, where) in places.items():
             if sizes[name]:
-                fill(local, source.read(name)[where])
+                fill(local, source.read(name), where)
                 progress.advance(sizes[name])
     whole = new_heads(model.config, seed) if fresh else {}
     for name, parameter in fresh.items():
         local, where = local_slice(parameter)
-        fill(local, whole[name][where])
+        fill(local, whole[name], where)
     if is_main:
         if fresh:
             log.info("fresh weights, as %s has none: %s", folder, ", ".join(fresh))
@@ -232,9 +235,17 @@ def new_heads(config: EncoderConfig, seed: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(local: Tensor, piece: Tensor) -> None:
-    """Copy what is stored into a parameter's local part, cast on the way and without a copy in between."""
+def fill(local: Tensor, stored: Slices, where: tuple[slice, ...]) -> None:
+    """Copy a slice of a stored tensor into a parameter's local part, some rows at a time, cast on the way.
+
+    Rows that have to be put together from several files, or put in order, are copied first: `COPIED_AT_ONCE` bounds
+    what that takes, and what a GPU needs to cast them.
+    """
     assert not local.is_meta, "materialize the model (to_empty) before loading"
-    if local.is_cuda:
-        piece = piece.to(local.device)  # travels as it is stored and is cast there: half the way for bf16 into fp32
-    local.copy_(piece)
+    n_rows = max(1, COPIED_AT_ONCE * len(local) // max(1, local.numel() * local.element_size()))
+    for begin in range(0, len(local), n_rows):
+        end = min(begin + n_rows, len(local))
+        piece = stored[slice(where[0].start + begin, where[0].start + end), *where[1:]]
+        if local.is_cuda:
+            piece = piece.to(local.device)  # travels as it is stored, and is cast there: half the way for bf16 to fp32
+        local[begin:end].copy_(piece)

@@ -9,8 +9,7 @@
       -> activation offload         what a block saves to host memory: see `train/activation_offload.py`
       -> FSDP2                      block by block; see `shard`
       -> materialize                each rank allocates its own shards and nothing else
-      -> init                       buffers (they are in no checkpoint), and weights where there are none to load
-      -> load                       each rank reads its own slices
+      -> load                       each rank reads its own slices, or draws random weights where there are none to read
       -> optimizer                  its states take the shards' shape
 
 The model files know nothing of any of this.
@@ -19,7 +18,6 @@ The model files know nothing of any of this.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -116,10 +114,8 @@ def parallelize(
         assert activation_checkpointing == "full", "blocks then save nothing but their input"
         offload_inputs(model.layers, device)
     shard(model, data_mesh(mesh), formats)
+    assert not list(model.buffers()), "no checkpoint holds buffers, and `to_empty` leaves garbage in them"
     model.to_empty(device=device)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="DTensor random operators")  # these values are overwritten below
-        model.init_weights()  # buffers: they are in no checkpoint, and `to_empty` left garbage in them
     if load is None:
         init_random(model, build, seed)
     else:

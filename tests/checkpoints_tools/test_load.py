@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shutil
 import struct
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints_tools import load, progress
 from checkpoints_tools.convert import convert
 from checkpoints_tools.folder import check_folder, read_header
 from checkpoints_tools.hf_config import read_config
@@ -92,10 +94,33 @@ def test_pytorchs_own_file_gives_the_same_model(hf_folder, helpers):
     assert torch.equal(helpers.ours(helpers.load(folder), helpers.tokens()), expected)
 
 
-def test_speed_is_logged(hf_folder, helpers, caplog):
+def test_progress_and_speed_are_logged(hf_folder, helpers, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.0)  # seconds
+    folder, reference = hf_folder()
     with caplog.at_level(logging.INFO):
-        helpers.load(hf_folder()[0])
-    assert "s/GB" in caplog.text
+        helpers.load(folder)
+    *lines, last = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(reference.state_dict())
+    for line in lines:
+        assert re.fullmatch(r"loading weights: 0.0 of 0.0 GB, [\d.]+ GB/s, about 0 s left", line)
+    assert re.fullmatch(rf"loaded {folder}: 0.00 GB read in [\d.]+ s \([\d.]+ s/GB\)", last)
+    caplog.clear()
+    monkeypatch.setenv("RANK", "1")
+    helpers.load(folder)
+    assert not caplog.records  # one rank speaks for all
+
+
+def test_progress_counts_up_to_all_that_is_read(hf_folder, helpers, monkeypatch):
+    bars = []
+
+    def watched(*args: object, **options: object) -> progress.ByteProgress:
+        bars.append(progress.ByteProgress(*args, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(load, "ByteProgress", watched)
+    folder, reference = hf_folder(dtype=torch.bfloat16)
+    helpers.load(folder)  # into fp32: what is read counts, not what it becomes
+    assert bars[0].done == bars[0].total == sum(2 * p.numel() for p in reference.parameters())
 
 
 # --- bad folders ------------------------------------------------------------------------------------------------------
