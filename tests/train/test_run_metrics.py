@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from tiny_run import TIED, TINY, make_samples, make_trainer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -77,6 +79,17 @@ def test_log_lines(world, tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert [line.split()[1] for line in printed] == ["1/5", "2/5", "4/5", "5/5"]
     for part in ("loss", "lr", "grad norm", "tokens/s", "examples/s", "GiB", "left"):
         assert part in printed[0]
+
+
+def test_a_terminal_gets_a_bar_and_a_line_below_it(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = lambda: Console(file=screen, force_terminal=True, width=70, color_system=None)  # noqa: E731
+    monkeypatch.setattr(metrics, "Console", terminal)
+    make_trainer(tmp_path, world, steps=3).run()
+    shown = screen.getvalue()
+    assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in shown and "3/3" in shown, "a bar, and how many steps are done"
+    for part in ("loss", "lr", "grad norm", "tokens/s", "examples/s", "GiB", "0:00 left"):
+        assert part in shown, f"{part}: the line is longer than the terminal is wide"
 
 
 def test_tensorboard(world, tmp_path: Path) -> None:
