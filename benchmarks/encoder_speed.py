@@ -1,0 +1,335 @@
+"""What packing saves when an encoder is fine-tuned: training examples/s, packed, padded, and by transformers' Trainer.
+
+    python -m benchmarks.encoder_speed --checkpoint PATH [--massive PATH] [--newsgroups PATH] [--precisions fp32 bf16]
+
+The same samples in the same steps go through three variants, a block of steps of each in turn:
+
+    packed         our trainer, documents end to end in a row              (the default of train.py)
+    padded         our trainer, one document a row, padded to the longest  (--packing off)
+    Trainer        `transformers.Trainer` on transformers' class, its collator padding to the batch's longest
+
+All three start from one folder (an export of ours with fresh heads, "dense" so that transformers has the class) and
+take the same optimizer settings. First, with dropout off and in fp32, they train a few steps for real and must report
+the same losses; then they are timed with dropout on. A block's first step, which allocates, is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import tyro
+
+from benchmarks.common import Timing, load_average, say, size_of, table, write_result
+from checkpoints_tools.export import export_hf
+from checkpoints_tools.hf_config import read_config, read_json, write_json
+from checkpoints_tools.load import load_pretrained
+from data.encoder_prepare import EncoderSampleSet, heads_for, output_labels
+from data.encoder_tokenizer import load_encoder_tokenizer
+from data.errors import UserError
+from data.loader import StepLoader
+from data.tasks import TokenField, get_task
+from model.encoder import ROBERTA_BASE, Encoder
+from train.config import load_config
+from train.distributed import World, set_up_logging, start
+from train.setup import open_run
+from train.trainer import Trainer
+
+VARIANTS = ("packed", "padded", "Trainer")
+Losses = list[float]
+
+
+@dataclass
+class Args:
+    """Time training steps of an encoder packed, padded, and by transformers' Trainer."""
+
+    checkpoint: Path
+    """Hugging Face folder of a RoBERTa or BERT encoder."""
+    model: Literal["roberta", "bert"] = "bert"
+    """Its architecture."""
+    tasks: list[str] = field(default_factory=lambda: ["massive_intent", "massive_slots", "20ng_20"])
+    """Tasks of one field, for which transformers has a class."""
+    massive: str = "sample"
+    """MASSIVE: a file or folder of the release, or 'sample'."""
+    newsgroups: str = "sample"
+    """20 Newsgroups: likewise."""
+    max_length: int = 128
+    """Longest document in tokens, special tokens included."""
+    base: bool = False
+    """Random weights in the shape of RoBERTa-base instead of the checkpoint's, with the checkpoint's tokenizer."""
+    precisions: list[Literal["fp32", "bf16"]] = field(default_factory=lambda: ["fp32"])
+    """Number formats of compute to time; weights are fp32. bf16 is autocast in transformers."""
+    batch_size: int = 32
+    """Samples a step."""
+    steps: int = 10
+    """Timed steps of a block."""
+    rounds: int = 4
+    """Blocks of each variant."""
+    compared: int = 5
+    """Steps over which losses are compared; 0: none."""
+    lr: float = 1e-4
+    """Learning rate, linear decay."""
+    seed: int = 0
+    """Which samples, and the fresh heads."""
+    output: Path | None = None
+    """Result file; default benchmarks/results/encoder_speed.md."""
+
+
+def write_start(args: Args, task_name: str, folder: Path, dropout: bool) -> None:
+    """A folder from which all variants start: the checkpoint's encoder (or a random one) with fresh heads."""
+    task, tokenizer = get_task(task_name), load_encoder_tokenizer(args.checkpoint)
+    config = replace(read_config(args.checkpoint), head="dense", heads=heads_for(task))
+    if args.base:
+        shape = {name: getattr(ROBERTA_BASE, name) for name in ("dim", "n_layers", "n_heads", "ffn_dim")}
+        config = replace(config, **shape)
+    model = Encoder(config)
+    model.init_weights(torch.Generator().manual_seed(args.seed))
+    if not args.base:
+        load_pretrained(model, args.checkpoint, seed=args.seed)
+    export_hf(model, config, tokenizer, folder, torch.float32, labels=output_labels(task), max_length=args.max_length)
+    if not dropout:
+        stored = read_json(folder / "config.json")
+        off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        write_json(folder / "config.json", stored | off)
+
+
+@dataclass
+class Ours:
+    """Our trainer with both ways of laying out rows; its steps begin where the last block's ended."""
+
+    trainer: Trainer
+    loaders: dict[str, StepLoader]
+
+    def block(self, variant: str, steps: range) -> tuple[Losses, list[tuple[float, float]]]:
+        """Train these steps; returns their losses, and the (clock, processor) seconds at which each was done."""
+        losses, marks = [], []
+        for batch in self.loaders[variant].prefetch(steps.start, steps.stop):
+            losses.append(self.trainer.train_step(batch)[0]["loss"])
+            marks.append((time.perf_counter(), time.process_time()))
+        return losses, marks
+
+
+def open_ours(args: Args, task: str, folder: Path, precision: str, total: int, world: World, output: Path) -> Ours:
+    """Our trainer, started from ``folder`` for ``total`` steps."""
+    data = args.massive if task.startswith("massive") else args.newsgroups
+    options = {
+        "model": args.model, "checkpoint": folder, "task": task, "data": data, "head": "dense", "lr": args.lr,
+        "batch_size": args.batch_size, "max_length": args.max_length, "steps": total, "precision": precision,
+        "seed": args.seed, "output": output, "device": "cpu", "optim": "adamw",
+    }  # fmt: skip
+    config = load_config([word for name, value in options.items() for word in (f"--{name}", str(value))])
+    setup = open_run(config)
+    padded = StepLoader(
+        setup.samples, batch_size=args.batch_size, row_length=config.batch.row_length, packing=False, seed=args.seed,
+        micro_rows=args.batch_size,
+    )  # fmt: skip
+    return Ours(Trainer(config, setup, world), {"packed": setup.loader, "padded": padded})
+
+
+class Theirs:
+    """transformers' model, its Trainer made anew for every block: it knows whole runs only."""
+
+    def __init__(self, args: Args, task: str, folder: Path, precision: str, ours: Ours) -> None:
+        import transformers as hf
+
+        (field,) = get_task(task).fields
+        self.is_token = isinstance(field, TokenField)
+        self.args, self.precision, self.field = args, precision, field.name
+        auto = hf.AutoModelForTokenClassification if self.is_token else hf.AutoModelForSequenceClassification
+        self.model = auto.from_pretrained(folder, dtype=torch.float32)
+        self.tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+        self.loader = ours.loaders["packed"]
+        self.samples: EncoderSampleSet = self.loader.samples
+
+    def example(self, i: int) -> dict[str, Any]:
+        """A sample as transformers' collators take it."""
+        tokens, targets = self.samples.document(i).tolist(), self.samples.target(self.field, i).tolist()
+        if self.is_token:
+            labels, first = [-100] * len(tokens), self.samples.first(i)
+            for place, target in zip(first[first >= 0].tolist(), targets, strict=True):
+                labels[place] = target
+        else:
+            (labels,) = targets
+        return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
+
+    def block(self, steps: range, keep_losses: bool = False) -> tuple[Losses, list[tuple[float, float]]]:
+        """As `Ours.block`; losses only where asked for, since Trainer computes an average otherwise."""
+        import transformers as hf
+        from transformers.trainer_callback import PrinterCallback
+
+        losses, marks = [], []
+
+        class Record(hf.TrainerCallback):
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                marks.append((time.perf_counter(), time.process_time()))
+
+            def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+                if "loss" in logs:
+                    losses.append(float(logs["loss"]))
+
+        a = self.args
+        collator = hf.DataCollatorForTokenClassification if self.is_token else hf.DataCollatorWithPadding
+        dataset = [self.example(i) for n in steps for row in self.loader.plan(n).rows for i in row]
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = hf.Trainer(
+                self.model,
+                hf.TrainingArguments(
+                    folder, per_device_train_batch_size=a.batch_size, max_steps=len(steps), learning_rate=a.lr,
+                    weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, max_grad_norm=1.0,
+                    lr_scheduler_type="linear", optim="adamw_torch_fused", bf16=self.precision == "bf16", use_cpu=True,
+                    train_sampling_strategy="sequential", logging_steps=1 if keep_losses else 10**9, report_to=[],
+                    logging_nan_inf_filter=False, save_strategy="no", disable_tqdm=True, seed=a.seed,
+                ),
+                train_dataset=dataset,
+                data_collator=collator(self.tokenizer),
+                callbacks=[Record()],
+            )  # fmt: skip
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        return losses, marks
+
+
+@contextmanager
+def opened(args: Args, task: str, precision: str, total: int, world: World, dropout: bool) -> Iterator[tuple]:
+    """What makes either side, from one folder: our trainer, and theirs over our samples."""
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "start"
+        write_start(args, task, folder, dropout)
+        count = iter(range(9))
+
+        def ours() -> Ours:
+            return open_ours(args, task, folder, precision, total, world, Path(root) / f"run{next(count)}")
+
+        yield ours, lambda mine: Theirs(args, task, folder, precision, mine)
+
+
+def compare_losses(args: Args, task: str, world: World) -> dict[str, Losses]:
+    """Train a few steps with every variant from the same weights, without dropout."""
+    steps = range(args.compared)
+    with opened(args, task, "fp32", args.compared, world, dropout=False) as (ours, theirs):
+        mine = ours()
+        found = {"packed": mine.block("packed", steps)[0], "Trainer": theirs(mine).block(steps, keep_losses=True)[0]}
+        del mine
+        return found | {"padded": ours().block("padded", steps)[0]}
+
+
+@dataclass
+class Row:
+    """What was measured of one task in one precision; ``computed`` is tokens per sample with padding."""
+
+    task: str
+    precision: str
+    size: str
+    real: float
+    computed: dict[str, float]
+    timings: dict[str, Timing]
+
+
+def measure(args: Args, task: str, precision: str, world: World) -> Row:
+    block = args.steps + 1
+    total = 2 * block * args.rounds  # our trainer takes the steps of both its variants
+    with opened(args, task, precision, total, world, dropout=True) as (open_side, open_other):
+        ours = open_side()
+        theirs = open_other(ours)
+        run: dict[str, Callable[[range], tuple[Losses, list[tuple[float, float]]]]] = {
+            "packed": lambda steps: ours.block("packed", steps),
+            "padded": lambda steps: ours.block("padded", steps),
+            "Trainer": lambda steps: theirs.block(steps),
+        }
+        timings = {name: Timing() for name in VARIANTS}
+        for n in range(args.rounds):
+            steps = range(n * block, (n + 1) * block)
+            for name in VARIANTS:
+                marks = run[name](steps)[1]
+                assert len(marks) == block, f"{name}: {len(marks)} of {block} steps"
+                (wall, cpu), (end, end_cpu) = marks[0], marks[-1]
+                timings[name].wall.append((end - wall) / args.steps)
+                timings[name].cpu.append((end_cpu - cpu) / args.steps)
+                say(f"{task} {precision} round {n}: {name}: {timings[name].wall[-1]:.3f} s a step")
+        samples = ours.loaders["packed"].samples
+        return Row(
+            task, precision, size_of(theirs.model), *count_tokens(samples, ours, range(args.rounds * block)), timings
+        )
+
+
+def count_tokens(samples: EncoderSampleSet, ours: Ours, steps: Sequence[int]) -> tuple[float, dict[str, float]]:
+    """Tokens per sample of these steps: real ones, and by variant with padding."""
+    real, computed, n = 0, dict.fromkeys(VARIANTS, 0), 0
+    for step in steps:
+        plans = {name: loader.plan(step) for name, loader in ours.loaders.items()}
+        for name, plan in plans.items():
+            found, counted = ours.loaders[name].count_tokens(plan)
+            computed[name] += counted
+        lengths = samples.lengths[[i for row in plans["packed"].rows for i in row]]
+        computed["Trainer"] += int(lengths.max()) * len(lengths)
+        real, n = real + found, n + len(lengths)
+    return real / n, {name: tokens / n for name, tokens in computed.items()}
+
+
+def report(args: Args, rows: list[Row], losses: dict[str, dict[str, Losses]]) -> str:
+    """The figures as Markdown."""
+    lines = []
+    for row in rows:
+        base = row.timings["packed"]
+        for name in VARIANTS:
+            timing = row.timings[name]
+            lines.append([
+                f"{row.task}, {row.precision}, {name}", f"{row.computed[name]:.0f} ({row.real:.0f})",
+                f"{args.batch_size / timing.median:.0f}", f"{args.batch_size / timing.median_cpu:.0f}",
+                f"{timing.median / base.median:.2f}", f"{timing.median_cpu / base.median_cpu:.2f}", timing.each,
+            ])  # fmt: skip
+    header = ["", "tokens computed (real) per example", "examples/s", "examples per CPU second",
+              "time / packed", "CPU time / packed", "seconds a step, each block"]  # fmt: skip
+    text = (
+        f"An encoder of {rows[0].size}, steps of {args.batch_size} documents of at most {args.max_length} tokens, "
+        f"{args.rounds} blocks of {args.steps} timed steps each, medians; dropout on, one process, weights in fp32.\n\n"
+        + table(header, lines)
+    )
+    for task, found in losses.items():
+        apart = max(abs(a - b) for other in found.values() for a, b in zip(found["packed"], other, strict=True))
+        listed = ", ".join(f"{loss:.4f}" for loss in found["packed"])
+        text += (
+            f"\n\n{task}: without dropout, in fp32, the three variants' losses of {args.compared} steps from the same "
+            f"weights differ by at most {apart:.1e} ({listed})."
+        )
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.encoder_speed", use_underscores=True)
+    try:
+        run(args, argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: Args, argv: list[str]) -> None:
+    load = load_average()
+    several = [name for name in args.tasks if len(get_task(name).fields) > 1]
+    if several:
+        raise UserError(f"--tasks {' '.join(several)}: transformers has no class for several fields.")
+    set_up_logging()
+    world = start(torch.device("cpu"))
+    try:
+        losses = {task: compare_losses(args, task, world) for task in args.tasks} if args.compared else {}
+        say(json.dumps(losses))
+        rows = [measure(args, task, precision, world) for task in args.tasks for precision in args.precisions]
+    finally:
+        dist.destroy_process_group()
+    write_result("encoder_speed", "Training speed of an encoder", report(args, rows, losses), argv, args.output, load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
