@@ -267,8 +267,8 @@ class StepLoader:
         gradients of the first; where none does there is one, for the gradients are most of what a large model needs.
         """
         rows, length = self.worst_rows()
-        several = 2 if self._may_take_several_passes(len(rows)) else 1
-        return self._build(StepPlan([[rows] * several] * self.world_size), epoch=0.0, at_least=length)
+        passes = [rows] * (2 if self.accumulates else 1)
+        return self._build(StepPlan([passes] * self.world_size), epoch=0.0, at_least=length)
 
     def worst_rows(self) -> tuple[list[Row], int]:
         """The rows of each of `worst_case`'s passes, and the length that they are padded to."""
@@ -311,8 +311,10 @@ class StepLoader:
         """The costs of the ``n`` longest samples that a step may hold."""
         return np.repeat(np.sort(self._costs)[::-1], self._times_in_step)[:n]
 
-    def _may_take_several_passes(self, rows_in_pass: int) -> bool:
-        if self._most_units <= rows_in_pass:
+    @property
+    def accumulates(self) -> bool:
+        """Whether some rank may take several passes in a step, the second with the gradients of the first beside it."""
+        if self._most_units <= len(self.worst_rows()[0]):
             return False
         if self.batch_unit == "rows" or not self.packing:
             return True

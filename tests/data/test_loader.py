@@ -306,6 +306,7 @@ def test_worst_case_bounds_every_step(packing: bool, share_prefix: bool, batch_u
         assert worst.n_label_tokens == world_size * n_targets, "the same on every rank"
         steps = [load.step(n).batches for n in range(4)]
         assert len(worst.batches) == 2 or max(map(len, steps)) == 1, options
+        assert load.accumulates == (len(worst.batches) == 2)
         several.add(len(worst.batches))
         for batch in itertools.chain(*steps):
             assert batch.tokens.numel() <= worst.batches[0].tokens.numel(), options
