@@ -314,7 +314,7 @@ class StepLoader:
     @property
     def accumulates(self) -> bool:
         """Whether some rank may take several passes in a step, the second with the gradients of the first beside it."""
-        if self._most_units <= len(self.worst_rows()[0]):
+        if self._most_units <= self._most_rows([int(self._costs.argmax())]):  # as few as fit a pass
             return False
         if self.batch_unit == "rows" or not self.packing:
             return True

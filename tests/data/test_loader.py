@@ -340,6 +340,7 @@ class Lengths:
 def test_the_worst_pass_where_it_is_not_the_longest_samples():
     rows, length = loader(Lengths([60] + [48] * 9), packing=False, batch_size=8).worst_rows()
     assert (len(rows), length) == (2, 48), "two rows of 48 tokens are more than one of 64"
+    assert loader(Lengths([60] + [48] * 9), packing=False, batch_size=2).accumulates, "two of 60 take two passes"
     rows, length = loader(Lengths([90, 10, 10]), batch_size=2, row_length=256).worst_rows()
     assert rows == [[0, 0]] and length == padded_length(180), "the end of an epoch and the beginning of the next"
 
