@@ -137,8 +137,8 @@ def report(figures: dict[int, list[dict]], n_bytes: int, n_parameters: int) -> s
         "The files were in the page cache, having been read in a round that is not counted: this is the time of "
         "mapping, copying and casting, to which a disk adds its own. Peak memory is what the process itself holds "
         "(anonymous), the pages of mapped files left out: the highest of all ranks and rounds, sampled every "
-        "millisecond. "
-        f"transformers' model is whole on every rank.\n\n{table(header, rows)}"
+        "millisecond. transformers' model is whole on every rank. On a busy machine the CPU seconds are what compares."
+        f"\n\n{table(header, rows)}"
     )
 
 

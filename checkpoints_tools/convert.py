@@ -10,6 +10,7 @@ generation_config.json. Nothing is overwritten, and DST appears only when it is 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from rich.progress import track
 
 from checkpoints_tools.folder import open_hf
 from checkpoints_tools.gguf_file import is_gguf, open_gguf
 from checkpoints_tools.hf_config import DTYPES, write_config
 from checkpoints_tools.key_maps import to_hf
 from checkpoints_tools.meta_pth import is_meta_folder, open_meta
+from checkpoints_tools.progress import ByteProgress
 from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, staged_folder
@@ -84,7 +85,7 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
 def convert(
     src: Path, dst: Path, dtype: str = "keep", tokenizer: Path | None = None, shard_bytes: int = 5_000_000_000
 ) -> Source:
-    """Convert ``src`` into the folder ``dst``; one shard is in memory at most. Returns what was read.
+    """Convert ``src`` into the folder ``dst``; one shard and one tensor are in memory at most. Returns what was read.
 
     Raises:
         UserError: see `open_source`; tensors that do not fit the config; ``dst`` not empty.
@@ -103,8 +104,11 @@ def convert(
         else:
             copy_tokenizer(tokenizer, folder)
         writer = ShardWriter(folder, shard_bytes)
-        for name in track(list(expected_shapes(source.config)), description="tensors", disable=not sys.stderr.isatty()):
-            writer.add(to_hf(name), source.read(name)[:].to(to))
+        sizes = {name: math.prod(shape) * to.itemsize for name, shape in expected_shapes(source.config).items()}
+        with ByteProgress("converting", sum(sizes.values()), show=True) as progress:
+            for name, size in sizes.items():
+                writer.add(to_hf(name), source.read(name)[:].to(to))
+                progress.advance(size)
         writer.close()
     return source
 

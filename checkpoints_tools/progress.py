@@ -1,4 +1,4 @@
-"""How far reading a checkpoint has come: a bar on a terminal, a line every ten seconds elsewhere."""
+"""How far reading or converting a checkpoint has come: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVERY = 10.0  # seconds between lines
 
 
 class ByteProgress:
-    """Counts bytes against all that are to be read, and says at what rate they come and how long the rest will take."""
+    """Counts bytes against all there are, and says at what rate they come and how long the rest will take."""
 
     def __init__(self, what: str, total: int, show: bool) -> None:
         self.what, self.total, self.done, self.show = what, total, 0, show

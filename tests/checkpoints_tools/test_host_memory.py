@@ -6,6 +6,7 @@ the program that the ranks run (see the end).
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ import torch
 
 from benchmarks.host_memory import STATUS, AnonymousPeak
 from benchmarks.random_checkpoint import load_everything, write_both
+from checkpoints_tools.convert import convert
 from checkpoints_tools.load import load_pretrained, open_checkpoint
 from model.llama import Llama, LlamaConfig
 from tests.ranks import run_ranks
@@ -59,6 +61,23 @@ def test_a_rank_holds_its_part_and_one_tensor_of_a_large_checkpoint(tmp_path):
     results = measure(tmp_path, n_layers=26)
     assert results[0]["model"] > 600 * MEGABYTE
     check(results)
+
+
+def test_converting_holds_one_file_and_one_tensor(helpers, tmp_path):
+    """Files of 40 MB, written from a model of 200 MB in fp32."""
+    # glibc's M_MMAP_THRESHOLD: pieces above 1 MB go back to the system when freed. By default malloc keeps what is
+    # below 32 MB, which is nothing beside a real file of 5 GB, and half of everything here.
+    getattr(ctypes.CDLL(None), "mallopt", int)(-3, 1 << 20)
+    sizes = dict(dim=1024, n_layers=3, n_heads=16, n_kv_heads=4)
+    write_both(tmp_path, sizes, vocab_size=8000, shard_bytes=80 * MEGABYTE)
+    helpers.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    largest = 4 * 8000 * 1024
+    for form in ("meta", "hf"):
+        with AnonymousPeak() as peak:
+            convert(tmp_path / form, tmp_path / "out" / form, "fp32", tmp_path / "tokenizer", 40 * MEGABYTE)
+        files = [path.stat().st_size for path in (tmp_path / "out" / form).glob("*.safetensors")]
+        assert sum(files) > 200 * MEGABYTE and max(files) < 40 * MEGABYTE
+        assert 0.8 * max(files) < peak.bytes < max(files) + largest + 8 * MEGABYTE, (form, peak.bytes, files)
 
 
 # --- the ranks --------------------------------------------------------------------------------------------------------
