@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 import torch
 import trial_run
-from launching import TICKETS
+from launching import ROOT, TICKETS
 
 from model import get_model_spec
 from train import options, trial
@@ -110,11 +110,9 @@ def test_every_advised_setting_is_an_option_that_works() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_it_is_tried_and_says_what_it_needs(train_args: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    from train.distributed import start
-
-    config = load_config([*train_args, "--device", "cuda"])
-    with caplog.at_level("INFO"):
-        Trainer(config, open_run(config), start(torch.device("cuda", 0)))
-    assert "the worst step there can be" in caplog.text and "GiB (tried in" in caplog.text
-    torch.distributed.destroy_process_group()
+def test_on_cuda_it_is_tried_and_says_what_it_needs(
+    launch: Callable[..., subprocess.CompletedProcess], train_args: list[str]
+) -> None:
+    done = launch(ROOT / "train.py", *train_args, "--device", "cuda", "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    assert "the worst step there can be" in done.stdout and "GiB (tried in" in done.stdout
