@@ -28,6 +28,8 @@ from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train.checkpoint import steps_in
 from train.config import TrainConfig
+from train.optimizer import OPTIMIZERS
+from train.sharded_adamw import state_bytes
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +66,13 @@ class Sizes:
 def run_sizes(config: TrainConfig, spec: ModelSpec, model_config: LlamaConfig | EncoderConfig, n_ranks: int) -> Sizes:
     """What one checkpoint and one export of a run will take."""
     with torch.device("meta"):
-        counts = [parameter.numel() for parameter in spec.build(model_config).parameters()]
-    weight_bytes = state_bytes = 4
-    n, export_bytes = sum(counts), DTYPES[config.checkpoint.export_dtype].itemsize
-    # Three tensors and a step counter a parameter.
-    overhead = overhead_bytes(4 * len(counts), n_ranks)
-    return Sizes(
-        int(n * (weight_bytes + 2 * state_bytes)) + overhead, n * export_bytes + len(counts) * BYTES_PER_TENSOR
-    )
+        shapes = [parameter.shape for parameter in spec.build(model_config).parameters()]
+    n, export_bytes = sum(shape.numel() for shape in shapes), DTYPES[config.checkpoint.export_dtype].itemsize
+    formats = OPTIMIZERS[config.optim.optim]
+    states = sum(state_bytes(shape, formats.states) for shape in shapes)
+    # Three tensors and a step counter a parameter; in eight bits, five.
+    overhead = overhead_bytes((6 if formats.states == "8bit" else 4) * len(shapes), n_ranks)
+    return Sizes(n * formats.weights.itemsize + states + overhead, n * export_bytes + len(shapes) * BYTES_PER_TENSOR)
 
 
 def overhead_bytes(n_tensors: int, n_ranks: int) -> int:

@@ -38,6 +38,14 @@ SLICE = {"cuda": 2**23, "cpu": 2**17}
 TEMPORARY_BYTES = 32  # at most, for each of these elements
 
 
+def state_bytes(shape: torch.Size, states: StateFormat) -> int:
+    """What the two running means of a parameter take, all ranks together."""
+    block = block_size(shape) if states == "8bit" else None
+    if block is None:
+        return 2 * shape.numel() * (2 if states == "bf16" else 4)
+    return 2 * (shape.numel() + 4 * (shape.numel() // block))
+
+
 @dataclass(frozen=True)
 class Slice:
     """Some rows of one parameter's shard in one step.

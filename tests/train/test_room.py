@@ -8,20 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import TIED, TINY, make_trainer
+from tiny_run import TIED, TINY, WIDE, make_trainer
 
 from data.errors import UserError
 from train import checkpoint, options, room
 from train.config import TrainConfig, load_config
+from train.optimizer import OPTIMIZERS
 from train.room import Sizes, at_most_new, check_run, choose_background, format_bytes
 from train.setup import open_run
 
 SIZES = Sizes(checkpoint=100, export=10)
 
 
-@pytest.mark.parametrize("model_config", [TINY, TIED])
-def test_sizes_are_those_of_what_is_written(model_config, world, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, world, steps=1, model_config=model_config)
+@pytest.mark.parametrize(
+    ("model_config", "optim"),
+    [(TINY, "adamw"), (TIED, "adamw"), *((WIDE, name) for name in OPTIMIZERS if name != "adamw")],
+)
+def test_sizes_are_those_of_what_is_written(model_config, optim: str, world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, world, steps=1, model_config=model_config, optim=optim)
     trainer.run()
     real = room.folder_bytes(checkpoint.newest_complete(trainer.checkpoints))
     parameters = list(trainer.model.parameters())

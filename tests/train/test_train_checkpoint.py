@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import TIED, TINY, make_trainer, whole
+from tiny_run import TIED, TINY, WIDE, make_trainer, whole
 
 from data.errors import UserError
 from model.llama import LlamaConfig
@@ -30,11 +30,23 @@ def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
     return {name: whole(p) for name, p in trainer.model.named_parameters()}
 
 
-@pytest.mark.parametrize("async_save", ["off", "on"])
-def test_resumed_equals_uninterrupted_bit_for_bit(async_save: str, world, tmp_path: Path) -> None:
-    straight = make_trainer(tmp_path / "a", world, steps=6, model_config=TIED)
+@pytest.mark.parametrize(
+    ("optim", "async_save", "offload"),
+    [
+        ("adamw", "off", "off"),
+        ("adamw", "on", "off"),
+        ("adamw_sr", "off", "off"),
+        ("adamw_sr_bf16", "on", "off"),
+        ("adamw_sr_8bit", "on", "on"),
+    ],
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    optim: str, async_save: str, offload: str, world, tmp_path: Path
+) -> None:
+    options = {"steps": 6, "model_config": TIED if optim == "adamw" else WIDE, "optim": optim}
+    straight = make_trainer(tmp_path / "a", world, **options)
     straight.run()
-    broken = make_trainer(tmp_path / "b", world, steps=6, model_config=TIED, async_save=async_save)
+    broken = make_trainer(tmp_path / "b", world, **options, async_save=async_save, offload_states=offload)
     for n in range(5):
         broken.train_step(broken.setup.loader.step(n))
         if n == 2:
@@ -46,9 +58,31 @@ def test_resumed_equals_uninterrupted_bit_for_bit(async_save: str, world, tmp_pa
     for (name, a), b in zip(parameters(straight).items(), parameters(again).values(), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
     for a, b in zip(straight.model.parameters(), again.model.parameters(), strict=True):
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            left, right = straight.optimizer.state[a][key], again.optimizer.state[b][key]
-            np.testing.assert_array_equal(whole(left), whole(right), err_msg=key)
+        left, right = straight.optimizer.state[a], again.optimizer.state[b]
+        assert left.keys() == right.keys() and len(left) >= 3
+        for key in left:
+            assert left[key].dtype == right[key].dtype
+            np.testing.assert_array_equal(whole(left[key]), whole(right[key]), err_msg=key)
+
+
+@pytest.mark.parametrize("offload", ["off", "on"])
+def test_states_may_move_to_host_memory_and_back_between_runs(offload: str, world, tmp_path: Path) -> None:
+    """Of "adamw" between PyTorch's optimizer and ours: the same keys, the same values."""
+    trainer = make_trainer(tmp_path, world, steps=4, offload_states=offload)
+    trainer.train_step(trainer.setup.loader.step(0))
+    trainer._save()
+    other = "on" if offload == "off" else "off"
+    config = dataclasses.replace(trainer.config, optim=dataclasses.replace(trainer.config.optim, offload_states=other))
+    setup = dataclasses.replace(trainer.setup, resume_from=checkpoint.newest_complete(trainer.checkpoints))
+    again = Trainer(config, setup, world)
+    assert isinstance(again.optimizer, torch.optim.AdamW) == (other == "off")
+    for a, b in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
+        for key, value in trainer.optimizer.state[a].items():
+            np.testing.assert_array_equal(whole(value), whole(again.optimizer.state[b][key]), err_msg=key)
+    for t in (trainer, again):
+        t.train_step(t.setup.loader.step(1))
+    for a, b in zip(parameters(trainer).values(), parameters(again).values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_random_states_come_back(world, tmp_path: Path) -> None:

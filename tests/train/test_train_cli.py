@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from launching import ROOT, TICKETS, command, environment
 from safetensors.torch import load_file
 
@@ -74,6 +75,23 @@ def test_started_again_in_the_same_folder_is_refused_unless_resumed(
         run_here([*args, "--lr", "1e-5", "--resume"], world)
     assert before == sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").rglob("*")), "nothing was touched"
     run_here([*args, "--resume"], world)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_bf16_weights_are_exported_exactly(dtype: str, world: World, train_args: list[str], tmp_path: Path) -> None:
+    from checkpoints_tools.key_maps import LLAMA_HF, to_theirs
+
+    args = [*train_args, "--optim", "adamw_sr_8bit", "--offload_states", "on", "--steps", "2", "--export_dtype", dtype]
+    config = load_config(args)
+    trainer = Trainer(config, open_run(config), world)
+    start = {name: p.full_tensor().clone() for name, p in trainer.model.named_parameters()}
+    trainer.run()
+    exported = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.dtype == torch.bfloat16 and not torch.equal(parameter.full_tensor(), start[name])
+        stored = exported[to_theirs(name, LLAMA_HF)]
+        assert stored.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+        assert torch.equal(stored.float(), parameter.full_tensor().float()), name
 
 
 def test_nothing_to_resume_is_an_error(train_args: list[str]) -> None:

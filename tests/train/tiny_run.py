@@ -32,6 +32,8 @@ STEPS = 3
 # Widths that two and three ranks do not divide evenly.
 TINY = LlamaConfig(dim=30, n_layers=2, n_heads=3, n_kv_heads=1, ffn_dim=50, vocab_size=VOCAB, head_dim=10)
 TIED = LlamaConfig(**{**vars(TINY), "tie_embeddings": True})
+# Wide enough for eight-bit states, but for the keys' and values' matrices.
+WIDE = LlamaConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=128, vocab_size=VOCAB, head_dim=16)
 # Four rows over three ranks are 2, 2 and none: a rank without a single element of some parameters.
 SLIVER = LlamaConfig(dim=4, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=7, vocab_size=VOCAB, head_dim=2)
 
@@ -44,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "rows": {"row_length": 64, "batch_unit": "rows", "batch_size": 4},
     "bf16": {"precision": "bf16", "model_config": TIED},
     "adamw_sr": {"precision": "bf16", "optim": "adamw_sr", "model_config": TIED},
+    "adamw_sr_8bit": {"precision": "bf16", "optim": "adamw_sr_8bit", "model_config": WIDE},
     "full": {"activation_checkpointing": "full"},
     "selective": {"activation_checkpointing": "selective"},
 }
