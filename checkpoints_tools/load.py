@@ -150,7 +150,7 @@ def load_pretrained(
     says so, as it says what in the folder was not read.
 
     Args:
-        model: ours, its parameters allocated (``to_empty``, then ``init_weights`` for the buffers); plain or sharded.
+        model: ours, its parameters allocated (``to_empty``); plain or sharded.
         folder: see `open_checkpoint`.
         spec: whose weights these are, for messages.
         check_config: also demand that the folder describes the same model: shapes alone would not notice another
@@ -201,7 +201,7 @@ def _check_same(
 ) -> None:
     lines = differences(found, wanted, ignore)
     if lines:
-        raise UserError(f"{folder}/config.json describes another model than the one to load: {'; '.join(lines)}")
+        raise UserError(f"{folder} describes another model than the one to load: {'; '.join(lines)}")
 
 
 def _open_encoder(
