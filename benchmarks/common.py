@@ -285,7 +285,9 @@ def _provenance(name: str, argv: Sequence[str], load: float) -> str:
 
 def command_line(name: str, argv: Sequence[str]) -> str:
     """The command that was given, without this machine's folders."""
-    return shlex.join(["python", "-m", f"benchmarks.{name}", *(_without_folders(argument) for argument in argv)])
+    n = os.environ.get("WORLD_SIZE")
+    start = ["torchrun", "--nproc_per_node", n] if n else ["python"]
+    return shlex.join([*start, "-m", f"benchmarks.{name}", *(_without_folders(argument) for argument in argv)])
 
 
 def _without_folders(argument: str) -> str:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from eval.kv_cache import BodyPass, PrefixCache, PrefixPass, SlotCache, TokenPass
 from model.attention import build_mask
 
+MAX_BATCH_SIZE = 256  # requests decoded together
+
 Forward = dict  # keyword arguments of one forward pass
 Passes = Generator[Forward, Tensor, None]
 
@@ -49,7 +51,7 @@ def greedy_decode(
     *,
     device: torch.device | str = "cpu",
     max_batch_tokens: int = 4096,
-    max_batch_size: int = 256,
+    max_batch_size: int = MAX_BATCH_SIZE,
     group: dist.ProcessGroup | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Decoded]:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
-from checkpoints_tools.hf_config import read_json
+from checkpoints_tools.hf_config import DTYPES, read_json
 from checkpoints_tools.load import check_family, check_fits_preset, load_pretrained, open_checkpoint
 from checkpoints_tools.meta_pth import tokenizer_folder
 from data.encoder_prepare import LONGEST_DOCUMENT
@@ -290,10 +290,9 @@ def build_model(
     plan: EvalPlan, precision: str, device: torch.device, tensor_mesh: DeviceMesh | None = None
 ) -> nn.Module:
     """The model with its weights, whole on this device, or split over the ranks of ``tensor_mesh``."""
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     build = partial(plan.spec.build, plan.config)
     with torch.device("meta"):
-        model = build().to(dtype)
+        model = build().to(DTYPES[precision])
     if tensor_mesh is not None:
         split(model, tensor_mesh)
     assert not list(model.buffers()), "to_empty leaves buffers as garbage"

@@ -26,6 +26,7 @@ from torch import nn
 
 from eval.encoder_score import score_encoder
 from eval.gather import ScoreResult
+from eval.memory import RESERVE, scoring_memory
 from eval.score import score_model
 from eval.split import copy_split
 from model.llama import LlamaConfig
@@ -38,7 +39,6 @@ from train.setup import CACHE_DIR, Setup, longest_input
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 4096  # of a decoding batch of a whole model; a rank that has 1/n of the heads takes n times as many
-SPARE_BYTES = 6 * 2**30  # GPU memory beside the copy: largest tensor whole, cache and activations of a batch, slack
 
 
 def slices_for(config: LlamaConfig, local_ranks: int) -> int:
@@ -69,7 +69,7 @@ class HeldOutScoring:
 
     def score(self, model: nn.Module) -> ScoreResult:
         """Score ``model``, whose parameters are sharded before and after; a collective call of all ranks."""
-        if self.split is None or not self._has_room(model):
+        if self.split is None or not self._has_room():
             result = self._answer(model, self.world, sharded=True)
             reshard(model)
             return result
@@ -106,7 +106,7 @@ class HeldOutScoring:
             cache_dir=config.data.cache_dir or CACHE_DIR,
         )
 
-    def _has_room(self, model: nn.Module) -> bool:
+    def _has_room(self) -> bool:
         """Whether a copy fits on every rank beside what is there, as far as can be known; the log says if it does not.
 
         A collective call on CUDA; elsewhere always True.
@@ -116,12 +116,13 @@ class HeldOutScoring:
         torch.cuda.empty_cache()  # what the last step's gradients and activations took can be had again
         free = torch.tensor(torch.cuda.mem_get_info(self.world.device)[0], device=self.world.device)
         dist.all_reduce(free, op=dist.ReduceOp.MIN)
-        needed = (
-            sum(p.numel() for p in model.parameters()) * self._dtype.itemsize // self.split.shape.tensor + SPARE_BYTES
-        )
+        c, n_split = self.setup.model_config, self.split.shape.tensor
+        memory = scoring_memory(c, self._dtype, n_split, self.config.batch.row_length, BATCH_TOKENS * n_split)
+        largest = c.vocab_size * c.dim * self._dtype.itemsize  # of the tensors that are whole for a moment
+        needed = memory.total + largest + RESERVE
         if free.item() < needed:
             log.info(
-                "held-out scoring: %.1f GB are free, a copy of the model needs %.1f; gathering it for every token",
+                "held-out scoring: gathers the model for every token; %.1f GB are free, a copy needs %.1f",
                 free.item() / 1e9,
                 needed / 1e9,
             )

@@ -10,12 +10,15 @@ import dataclasses
 import gc
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -23,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from checkpoints_tools.load import load_pretrained  # noqa: E402
 from eval.config import EvalConfig  # noqa: E402
 from eval.gather import ScoreResult  # noqa: E402
+from eval.kv_cache import SlotCache  # noqa: E402
 from eval.plan import EvalPlan, build_model, make_plan  # noqa: E402
 from eval.score import score_model  # noqa: E402
 from eval.split import copy_split  # noqa: E402
@@ -58,6 +62,17 @@ def score(plan: EvalPlan, model: torch.nn.Module, n_examples: int, ranks: World 
     )
 
 
+def seen_heads(heads: set[int]) -> Callable[..., None]:
+    """`SlotCache.write` that notes how many heads it is given."""
+    write = SlotCache.write
+
+    def noted(cache: SlotCache, layer: int, slot: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
+        heads.add(k.shape[1])
+        write(cache, layer, slot, place, k, v)
+
+    return noted
+
+
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     left, right = dict(a.named_parameters()), dict(b.named_parameters())
     assert left.keys() == right.keys()
@@ -86,7 +101,10 @@ def main() -> None:
             resumed = build_model(dataclasses.replace(plan, weights=weights), precision, CPU, mesh)
             found[n, precision] = {"copied": same(copy, model), "resumed": same(resumed, model)}
             if precision == "fp32":
-                found[n] = [score(plan, model, k, ranks) for k in N_EXAMPLES]
+                heads: set[int] = set()
+                with mock.patch.object(SlotCache, "write", seen_heads(heads)):
+                    found[n] = [score(plan, model, k, ranks) for k in N_EXAMPLES]
+                found[n, "cached heads"] = heads
                 found[n, "parameters"] = sum(p.numel() for p in model.parameters())
         alive = weakref.ref(copy.layers[0].attention.wq.weight)
         del copy

@@ -47,7 +47,9 @@ def test_a_model_split_over_ranks_says_what_it_says_whole(divisible_checkpoint: 
                 assert more * len(whole.predictions) == pytest.approx((n_prefixes - 1) * n_prefix)
             for precision in ("fp32", "bf16"):
                 assert found[n, precision] == {"copied": True, "resumed": True}, (n, precision)
+            assert found[n, "cached heads"] <= {4 // n}, "a rank caches its own heads only"
             assert found[n, "freed"]
             assert found[n, "parameters"] < 1.1 * n_parameters / n, "every matrix is split"
+    assert any(found[2, "cached heads"] for found in ranks)
     with pytest.raises(UserError, match="--tp 3: 4 key/value heads and 100 hidden units.*that do: 1, 2, 4"):
         check_divides(plan.config, 3)

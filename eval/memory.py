@@ -1,0 +1,99 @@
+"""How many bytes scoring a decoder takes on each GPU, and whether it fits before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from data.errors import UserError
+from eval.decoder import MAX_BATCH_SIZE
+from model.llama import LlamaConfig
+
+# Left free: PyTorch's kernels and cuBLAS's workspace, NCCL's buffers, and what the allocator cannot use for its holes.
+RESERVE = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class ScoringMemory:
+    """Bytes of one rank.
+
+    Attributes:
+        weights: its slices of the matrices, and the norms.
+        cache: keys and values of the prefix and of a batch.
+        batch: the fullest moment of passing over a batch.
+    """
+
+    weights: int
+    cache: int
+    batch: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.batch
+
+
+def scoring_memory(
+    config: LlamaConfig, dtype: torch.dtype, n_split: int, prefix_tokens: int, batch_tokens: int
+) -> ScoringMemory:
+    """The arithmetic, for a model split over ``n_split`` ranks (1: whole on each).
+
+    Args:
+        prefix_tokens: of the shared prefix, which the cache holds once.
+        batch_tokens: of the largest batch, answers included.
+    """
+    c, E, F, V, L = dtype.itemsize, config.dim, config.ffn_dim, config.vocab_size, config.n_layers
+    A, KV = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
+    matrices = L * (2 * E * A + 2 * E * KV + 3 * E * F)
+    norms, vocabulary = (2 * L + 1) * E, V * E
+    # A tied embedding is whole on every rank (`train/tensor_parallel.py`).
+    weights = norms + (
+        matrices / n_split + vocabulary if config.tie_embeddings else (matrices + 2 * vocabulary) / n_split
+    )
+    tokens = max(prefix_tokens, batch_tokens)  # of one pass: the prefix alone, or the bodies of a batch
+    # The residual stream, a norm's fp32 copies and its result; then gate, up, SiLU and product, or queries being
+    # rotated in fp32, and keys and values laid behind the prefix's.
+    stream = (3 * c + 8) * E * tokens
+    inside = max(4 * c * F * tokens, (8 + 3 * c) * A * tokens + 2 * c * KV * (prefix_tokens + tokens)) / n_split
+    logits = 2 * c * V * MAX_BATCH_SIZE
+    return ScoringMemory(
+        weights=round(c * weights),
+        cache=round(2 * c * L * KV * (prefix_tokens + batch_tokens) / n_split),
+        batch=round(stream + inside + logits),
+    )
+
+
+def check_room(
+    config: LlamaConfig,
+    dtype: torch.dtype,
+    n_split: int,
+    prefix_tokens: int,
+    batch_tokens: int,
+    free: int,
+    name: str,
+) -> None:
+    """Check that a model fits into ``free`` bytes on each GPU, split as it is to be.
+
+    Raises:
+        UserError: it does not; says over how many GPUs it would have to be split.
+    """
+
+    def memory(n: int) -> ScoringMemory:
+        return scoring_memory(config, dtype, n, prefix_tokens, batch_tokens)
+
+    needed = memory(n_split)
+    if needed.total + RESERVE <= free:
+        return
+    common = math.gcd(config.n_kv_heads, config.ffn_dim)
+    enough = [n for n in range(n_split + 1, common + 1) if common % n == 0 and memory(n).total + RESERVE <= free]
+    if enough:
+        mend = f"Split it over {enough[0]} GPUs: torchrun --nproc_per_node {enough[0]} eval.py --tp {enough[0]} ..."
+    else:
+        mend = f"Even split over {common} GPUs, the most it divides into, it would not fit. A smaller --batch_tokens?"
+    split = f" on each of {n_split} GPUs" if n_split > 1 else ""
+    raise UserError(
+        f"{name} is too large: it needs {needed.weights / 1e9:.1f} GB of weights{split}, {needed.cache / 1e9:.1f} of "
+        f"cached keys and values, {needed.batch / 1e9:.1f} to pass over {batch_tokens:,} tokens and "
+        f"{RESERVE / 1e9:.1f} to spare; {free / 1e9:.1f} GB are free on the GPU. {mend}"
+    )
