@@ -103,8 +103,8 @@ def export_hf(
             else:
                 write_config(staging, config, stored, token_ids(tokenizer, prompt_spec))
                 tokenizer.save(staging)
-            if not any((staging / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-                write_tokenizer_json(staging, config.max_position)  # Meta's own file, which transformers does not read
+                if not any((staging / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+                    write_tokenizer_json(staging, config.max_position)  # transformers does not read Meta's
             if prompt_spec is not None:
                 prompt_spec.save(staging)
     if dist.is_initialized():
