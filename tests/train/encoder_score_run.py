@@ -7,15 +7,16 @@ gathered, and every document has a row to itself, so that ranks have unequal num
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import eval.encoder_score  # noqa: E402
 import train.parallelize  # noqa: E402
+import train.scoring  # noqa: E402
+from eval.gather import ScoreResult  # noqa: E402
 from train.config import load_config  # noqa: E402
 from train.distributed import pick_device, run_guarded, set_up_logging, start  # noqa: E402
 from train.setup import open_run  # noqa: E402
@@ -27,8 +28,13 @@ def main() -> None:
     torch.set_num_threads(1)
     set_up_logging()
     train.parallelize.KEEP_GATHERED_BELOW = 0
-    score, results = partial(eval.encoder_score.score_encoder, max_batch_tokens=1), []
-    eval.encoder_score.score_encoder = lambda *args, **kwargs: results.append(score(*args, **kwargs)) or results[-1]
+    score, results = train.scoring.score_encoder, []
+
+    def keep(*args: Any, **options: Any) -> ScoreResult:
+        results.append(score(*args, **{**options, "max_batch_tokens": 1}))
+        return results[-1]
+
+    train.scoring.score_encoder = keep
     config = load_config(argv)
     setup = open_run(config)
     world = start(pick_device("cpu"))
