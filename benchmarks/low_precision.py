@@ -256,6 +256,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
     return 0
 
 
@@ -263,7 +266,6 @@ def run(args: Args, argv: list[str]) -> None:
     load = load_average()
     task = get_task("massive_intent")
     args.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
     world = start(torch.device("cpu"))
     with checkpoint_folder(args) as folder:
         tokenizer = load_tokenizer(folder)
@@ -279,7 +281,6 @@ def run(args: Args, argv: list[str]) -> None:
         results = {name: run_variant(name, folder, world, steps, held_out, args) for name in VARIANTS}
         with torch.device("meta"):
             size = size_of(Llama(read_config(folder)))
-    dist.destroy_process_group()
     output = args.output or RESULTS / "low_precision.md"
     plot(results, output.with_suffix(".png"))
     title = "Training in fewer bits at a small learning rate"

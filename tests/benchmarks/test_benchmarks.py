@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import against_transformers, decode_speed, step_time
+from benchmarks import against_transformers, decode_speed, low_precision, step_time
 from benchmarks.common import command_line, draw_examples, find_gguf, in_turn, load_ours, reference_greedy
 from data.errors import UserError
 from data.prepare import SampleSet, prepare
@@ -145,6 +145,30 @@ def test_decode_speed(checkpoint: Path, tmp_path: Path) -> None:
     assert decode_speed.main([*argv.split(), "--output", str(output)]) == 0
     text = output.read_text()
     assert text.count("| 5 of 5 |") == 4  # all four emit the same
+
+
+def test_low_precision(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "low_precision.md"
+    argv = f"--checkpoint {checkpoint} --data sample --steps 12 --n_held_out 4 --every 6 --work {tmp_path / 'work'}"
+    for _ in range(2):  # the second time from what the first one kept
+        assert low_precision.main([*argv.split(), "--output", str(output)]) == 0
+    rows = {
+        row.split(" | ")[0]: row.split(" | ")[1:] for row in output.read_text().splitlines() if row.startswith("| ")
+    }
+    ratio = {name: float(row[5]) for name, row in rows.items() if name.startswith(("| fp32", "| bf16"))}
+    assert list(ratio) == [f"| {name}" for name in low_precision.VARIANTS] and ratio["| fp32"] == 1.0
+    assert ratio["| bf16, to nearest"] < 0.5 < ratio["| bf16, stochastic"], "at 1e-6 most weights round back"
+    along = {name: float(row[6]) for name, row in rows.items() if name in ratio}
+    assert along["| bf16, stochastic"] == pytest.approx(1.0, abs=0.2)
+    assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_low_precision_compares_changes() -> None:
+    reference = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([0.0, 4.0])}
+    change = {"a": torch.tensor([6.0, 0.0]), "b": torch.tensor([5.0, 0.0])}
+    norm, along, cosine, unchanged = low_precision.compare(change, reference)
+    assert norm == pytest.approx(61**0.5) and along == pytest.approx(18 / 25) and unchanged == 0.5
+    assert cosine == pytest.approx(18 / 5 / 61**0.5)
 
 
 def test_mistakes_are_said_without_a_traceback(checkpoint: Path, tmp_path: Path, capsys) -> None:

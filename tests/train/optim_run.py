@@ -17,13 +17,14 @@ import torch.distributed.checkpoint as dcp
 from tiny_run import whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from data.errors import UserError
 from model.llama import Llama, LlamaConfig
 from train.checkpoint import load_model, load_optimizer
 from train.distributed import World, place, run_guarded, start
 from train.mesh import MeshShape
-from train.optimizer import OPTIMIZERS, build_optimizer, clip_gradients
+from train.optimizer import OPTIMIZERS, allocate_states, build_optimizer, clip_gradients
 from train.parallelize import parallelize
 
 # Wide enough for blocks, which two ranks of tensor parallelism cut between; three ranks do not divide the vocabulary.
@@ -97,7 +98,7 @@ def replicas_that_differ(model: nn.Module) -> int:
 
 def rounding_patterns(world: World) -> np.ndarray:
     """Each rank's part of weights of 1 after a step of a third of a rounding interval: [ranks, elements of a part]."""
-    weight = nn.Parameter(distribute_tensor(torch.ones(64, 64).bfloat16(), world.mesh, [Replicate(), *shards(world)]))
+    weight = nn.Parameter(distribute_tensor(torch.ones(64, 64).bfloat16(), world.mesh, [Replicate(), Shard(0)]))
     module = nn.Module()
     module.register_parameter("weight", weight)
     optimizer = build_optimizer(
@@ -111,10 +112,19 @@ def rounding_patterns(world: World) -> np.ndarray:
     return torch.stack(parts).flatten(1).numpy()
 
 
-def shards(world: World) -> list:
-    from torch.distributed.tensor import Shard
-
-    return [Shard(0)] * (world.mesh.ndim - 1)
+def refusal(world: World) -> str:
+    """What is said of a matrix whose rows two ranks cut in the middle of a block: 96 of 192 columns, blocks of 64."""
+    module = nn.Module()
+    weight = distribute_tensor(torch.zeros(64, 192).bfloat16(), world.mesh, [Shard(0), Shard(1)])
+    module.register_parameter("weight", nn.Parameter(weight))
+    optimizer = build_optimizer(
+        module, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, formats=OPTIMIZERS["adamw_sr_8bit"]
+    )
+    try:
+        allocate_states(optimizer)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def clipped(world: World, optim: str) -> np.ndarray:
@@ -133,6 +143,8 @@ def main() -> None:
         result = run_stage(name, out / "run", world)
         if name == "hybrid":
             result["patterns"] = rounding_patterns(world)
+        if name == "tp":
+            result["refusal"] = np.array(refusal(world))
         result["norms"] = clipped(world, "adamw_sr")
         if dist.get_rank() == 0:
             np.savez(out / f"{name}.npz", **result)

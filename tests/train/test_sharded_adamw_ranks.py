@@ -69,6 +69,12 @@ def test_shards_round_in_their_own_ways_and_replicas_alike(four_ranks: Path) -> 
     assert agree == pytest.approx(5 / 9, abs=0.06)
 
 
+def test_rows_cut_in_the_middle_of_a_block_are_refused(four_ranks: Path) -> None:
+    assert "rows of 192 into parts of 96, which are no whole blocks of 64" in str(
+        np.load(four_ranks / "tp.npz")["refusal"]
+    )
+
+
 def test_the_made_up_model_has_whole_blocks_for_two_ranks(world) -> None:
     model, _ = build(world, "adamw_sr_8bit")
     blocks = {name: block_size(p.shape) for name, p in model.named_parameters()}
