@@ -19,12 +19,11 @@ from pathlib import Path
 import torch
 
 from checkpoints_tools.hf_config import DTYPES
-from data.prompts import encode_pieces
 from eval.combine import combine
 from eval.config import EvalConfig, load_config
 from eval.encoder_score import score_encoder
 from eval.gather import ScoreResult
-from eval.memory import check_room
+from eval.memory import check_plan_fits
 from eval.plan import EvalPlan, build_model, make_plan
 from eval.progress import Progress
 from eval.report import compare, console, details_table
@@ -58,7 +57,7 @@ def score(options: EvalConfig) -> None:
     plan = make_plan(options)
     precision = resolve_precision(options.precision, device.type)
     if device.type == "cuda" and plan.prompt is not None:
-        check_plan_fits(plan, precision, options, torch.cuda.mem_get_info(device)[0])
+        check_plan_fits(plan, options, DTYPES[precision], torch.cuda.mem_get_info(device)[0])
     world = start(device, shape)
     log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", plan.weights.path, plan.task.name,
              options.split, len(plan.examples), precision, world.size, device.type)  # fmt: skip
@@ -94,13 +93,6 @@ def score(options: EvalConfig) -> None:
         write_run(plan.output, results, result.predictions)
         console().print(details_table(results))
         log.info("written to %s", plan.output)
-
-
-def check_plan_fits(plan: EvalPlan, precision: str, options: EvalConfig, free: int) -> None:
-    """Raise UserError where a decoder, its cache and its batches would not fit into ``free`` bytes of each GPU."""
-    prefix = len(encode_pieces(plan.prompt.build(plan.task).prefix, plan.tokenizer))
-    longest = max(options.batch_tokens, plan.row_length - prefix)  # a longer request is a batch of its own
-    check_room(plan.config, DTYPES[precision], options.tp, prefix, longest, free, plan.spec.name)
 
 
 def describe(

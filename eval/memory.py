@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from data.errors import UserError
+from data.prompts import encode_pieces
+from eval.config import EvalConfig
 from eval.decoder import MAX_BATCH_SIZE
+from eval.plan import EvalPlan
 from model.llama import LlamaConfig
 
 # Left free: PyTorch's kernels and cuBLAS's workspace, NCCL's buffers, and what the allocator cannot use for its holes.
@@ -97,3 +100,10 @@ def check_room(
         f"cached keys and values, {needed.batch / 1e9:.1f} to pass over {batch_tokens:,} tokens and "
         f"{RESERVE / 1e9:.1f} to spare; {free / 1e9:.1f} GB are free on the GPU. {mend}"
     )
+
+
+def check_plan_fits(plan: EvalPlan, options: EvalConfig, dtype: torch.dtype, free: int) -> None:
+    """`check_room` for what ``eval.py`` is about to do with a decoder."""
+    prefix = len(encode_pieces(plan.prompt.build(plan.task).prefix, plan.tokenizer))
+    batch = max(options.batch_tokens, plan.row_length - prefix)  # a longer request is a batch of its own
+    check_room(plan.config, dtype, options.tp, prefix, batch, free, plan.spec.name)

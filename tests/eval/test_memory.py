@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from data.errors import UserError
-from eval.memory import check_room, scoring_memory
+from eval.config import EvalConfig
+from eval.memory import check_plan_fits, check_room, scoring_memory
+from eval.plan import make_plan
 from model import MODELS
 from model.llama import Llama
 
@@ -44,3 +47,14 @@ def test_a_model_that_does_not_fit_says_how_many_gpus_it_needs() -> None:
     odd = dataclasses.replace(LARGE, n_kv_heads=2)
     with pytest.raises(UserError, match="Even split over 2 GPUs"):
         check_room(odd, BF16, 1, 0, 1, 60 * 2**30, "odd")
+
+
+def test_what_eval_is_about_to_do_is_checked(tiny_checkpoint: Path) -> None:
+    options = EvalConfig(model="llama_debug", checkpoint=tiny_checkpoint, task="massive_intent", data="sample", limit=1)
+    plan = make_plan(options)
+    dtype = torch.float32
+    check_plan_fits(plan, options, dtype, 3 * 2**30)
+    with pytest.raises(UserError, match="llama_debug is too large.*to pass over 4,096 tokens"):
+        check_plan_fits(plan, options, dtype, 2**30)
+    with pytest.raises(UserError, match="to pass over 100,000 tokens"):
+        check_plan_fits(plan, dataclasses.replace(options, batch_tokens=100_000), dtype, 2**30)
