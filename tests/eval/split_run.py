@@ -105,6 +105,8 @@ def main() -> None:
                 with mock.patch.object(SlotCache, "write", seen_heads(heads)):
                     found[n] = [score(plan, model, k, ranks) for k in N_EXAMPLES]
                 found[n, "cached heads"] = heads
+                with torch.no_grad():  # every row of the embedding, wherever the slices end
+                    found[n, "logits"] = model(torch.arange(plan.config.vocab_size)[None])
                 found[n, "parameters"] = sum(p.numel() for p in model.parameters())
         alive = weakref.ref(copy.layers[0].attention.wq.weight)
         del copy

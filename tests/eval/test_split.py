@@ -33,6 +33,8 @@ def test_a_model_split_over_ranks_says_what_it_says_whole(divisible_checkpoint: 
     n_parameters = sum(p.numel() for p in model.parameters())
     assert plan.config.vocab_size % 2, "the head divides unevenly"
     n_prefix = len(encode_pieces(plan.prompt.build(plan.task).prefix, plan.tokenizer))
+    with torch.no_grad():
+        logits = model(torch.arange(plan.config.vocab_size)[None])
     alone = [split_run.score(plan, model, n) for n in split_run.N_EXAMPLES]
     assert len({p.raw for p in alone[0].predictions}) > 1
     for n in split_run.SLICES:
@@ -48,6 +50,7 @@ def test_a_model_split_over_ranks_says_what_it_says_whole(divisible_checkpoint: 
             for precision in ("fp32", "bf16"):
                 assert found[n, precision] == {"copied": True, "resumed": True}, (n, precision)
             assert found[n, "cached heads"] <= {4 // n}, "a rank caches its own heads only"
+            torch.testing.assert_close(found[n, "logits"], logits, atol=1e-4, rtol=1e-4)
             assert found[n, "freed"]
             assert found[n, "parameters"] < 1.1 * n_parameters / n, "every matrix is split"
     assert any(found[2, "cached heads"] for found in ranks)
