@@ -87,7 +87,7 @@ class OptimOptions:
     adamw_sr_8bit: weights and gradients in bf16, with stochastic rounding; states in fp32, bf16 or eight bits: 12, 8 or
     6 bytes a parameter in all. auto: adamw."""
     offload_states: OnOff = "off"
-    """Keep the optimizer's states in host memory (CUDA): they visit the GPU in each step."""
+    """Keep the optimizer's states in host memory: they visit the GPU in each step (on a CPU, nothing is gained)."""
     lr: float = 1e-6
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -256,14 +256,24 @@ def origin(parameter: Tensor) -> tuple[int, int]:
 
 
 def zeros_beside(parameter: Tensor, dtype: torch.dtype, offload: bool, columns_in_one: int = 1) -> Tensor:
-    """Zeros, placed on ranks as a parameter is; with ``columns_in_one``, one for each so many columns of it."""
+    """Zeros, placed on ranks as a parameter is; with ``columns_in_one``, one for each so many columns of it.
+
+    Raises:
+        UserError: no host memory is left.
+    """
 
     def narrowed(shape: torch.Size) -> torch.Size:
         return torch.Size((*shape[:-1], shape[-1] // columns_in_one))
 
     local_shape, device = narrowed(local_part(parameter).shape), parameter.device
     if offload:
-        local = torch.zeros(local_shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+        try:
+            local = torch.zeros(local_shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+        except RuntimeError as error:
+            raise UserError(
+                f"offload_states = on: no more host memory for the optimizer's states: {error}\n"
+                "Try an --optim with smaller states, more machines, or --offload_states off."
+            ) from None
     else:
         local = torch.zeros(local_shape, dtype=dtype, device=device)
     if not isinstance(parameter, DTensor):
