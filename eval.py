@@ -22,6 +22,7 @@ from checkpoints_tools.hf_config import DTYPES
 from eval.combine import combine
 from eval.config import EvalConfig, load_config
 from eval.encoder_score import score_encoder
+from eval.fit import describe as describe_plan
 from eval.gather import ScoreResult
 from eval.memory import check_plan_fits
 from eval.plan import EvalPlan, build_model, make_plan
@@ -47,6 +48,8 @@ def main() -> None:
         results = combine(*options.combine, output, options.name)
         console().print(details_table(results))
         log.info("written to %s", output)
+    elif options.plan:
+        log.info("%s", describe_plan(options))
     else:
         score(options)
 

@@ -6,21 +6,29 @@ from __future__ import annotations
 import train.allocator  # noqa: F401  # before PyTorch is imported
 
 # isort: split
+import logging
 import sys
 
 from train.config import load_config
 from train.distributed import run_guarded, set_up_logging, start
+from train.plan import make_plan, settle_optimizer
+from train.plan_report import describe
 from train.setup import open_run, require_same
 from train.trainer import Trainer
+
+log = logging.getLogger("train")
 
 
 def main() -> None:
     set_up_logging()
     config = load_config(sys.argv[1:])
+    if config.plan.plan:
+        log.info("%s", describe(make_plan(config)))
+        return
     setup = open_run(config)  # everything that can be checked is checked before the process group starts
     world = start(setup.device, setup.mesh_shape)
     require_same(config, setup)
-    Trainer(config, setup, world).run()
+    Trainer(settle_optimizer(config, setup, world), setup, world).run()
 
 
 if __name__ == "__main__":

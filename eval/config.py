@@ -93,6 +93,12 @@ class EvalConfig:
     """Join two single-task runs (output folders) by example id into joint figures: the paper's dual set-up."""
     compare: tuple[Path, ...] = ()
     """Print several runs (output folders) in one table."""
+    plan: bool = False
+    """Say what scoring would need and cost, and whether it fits; then end. Needs no GPU and no weights."""
+    gpu: Literal["a100-80g", "h100-80g", "h200"] = "a100-80g"
+    """GPU that --plan is for."""
+    gpus: int | None = None
+    """GPUs in all that --plan is for; default: as many as torchrun started ranks, else 8."""
     winner: Path | None = None
     """With --compare: exit with status 1 unless this run beats all others in every main figure."""
     winner_figure: str | None = None

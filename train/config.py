@@ -85,7 +85,7 @@ class OptimOptions:
     optim: Literal["auto", "adamw", "adamw_sr", "adamw_sr_bf16", "adamw_sr_8bit"] = "auto"
     """What AdamW stores numbers in. adamw: everything in fp32, 16 bytes a parameter. adamw_sr, adamw_sr_bf16,
     adamw_sr_8bit: weights and gradients in bf16, with stochastic rounding; states in fp32, bf16 or eight bits: 12, 8 or
-    6 bytes a parameter in all. auto: adamw."""
+    6 bytes a parameter in all. auto: the first of these that fits the GPUs, by --plan's arithmetic; on a CPU adamw."""
     offload_states: OnOff = "off"
     """Keep the optimizer's states in host memory: they visit the GPU in each step (on a CPU, nothing is gained)."""
     lr: float = 1e-6
@@ -178,6 +178,16 @@ class LogOptions:
 
 
 @dataclass(frozen=True)
+class PlanOptions:
+    plan: bool = False
+    """Say what the run would need and cost, and whether it fits; then end. Needs no GPU and no weights."""
+    gpu: Literal["a100-80g", "h100-80g", "h200"] = "a100-80g"
+    """GPU that --plan is for."""
+    gpus: int | None = None
+    """GPUs in all that --plan is for; default: as many as torchrun started ranks, else 8."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     config: Path | None = None
     """TOML file with options (as the saved config.toml); the command line wins over it."""
@@ -190,6 +200,7 @@ class TrainConfig:
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     eval: EvalOptions = field(default_factory=EvalOptions)
     log: LogOptions = field(default_factory=LogOptions)
+    plan: PlanOptions = field(default_factory=PlanOptions)
 
 
 # By ModelSpec.recipe. "large" and "small" are the paper's (sections 5.4 and 5.7); the others are ours.
@@ -217,7 +228,7 @@ ENCODER_ONLY = ("head", "max_length")
 FREE_ON_RESUME = frozenset(
     "config output resume save_every keep async_save export export_dtype eval_every max_new_tokens log_every"
     " tensorboard cache_dir device activation_checkpointing activation_offload tp sharding nodes"
-    " offload_states"
+    " offload_states plan gpu gpus"
     # Where the files lie; that they hold the same is checked by hashes (`train/setup.py`).
     " checkpoint data".split()
 )
@@ -275,9 +286,10 @@ def recipe_for(model: str, task: str) -> dict[str, Any]:
 def resolve_auto(config: TrainConfig) -> TrainConfig:
     """Replace "auto" by what it means on this machine, so that the saved configuration says what ran."""
     train, optim = config.train, config.optim
-    device = resolve_device(train.device)
-    name = "adamw" if optim.optim == "auto" else optim.optim
-    stores_bf16 = OPTIMIZERS[name].weights == torch.bfloat16
+    device = "cuda" if config.plan.plan else resolve_device(train.device)  # a plan is one for GPUs
+    # On GPUs "auto" stays until the plan has counted what there is to fit (`train.plan.settle_optimizer`).
+    name = "adamw" if optim.optim == "auto" and device == "cpu" else optim.optim
+    stores_bf16 = name != "auto" and OPTIMIZERS[name].weights == torch.bfloat16
     precision = "bf16" if stores_bf16 else resolve_precision(train.precision, device)
     return replace(config, optim=replace(optim, optim=name), train=replace(train, device=device, precision=precision))
 
@@ -328,6 +340,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(train.seed >= 0, "seed", "0 or more")
     must(config.parallel.tp >= 1, "tp", "at least 1")
     must(config.parallel.nodes is None or config.parallel.nodes >= 1, "nodes", "at least 1")
+    must(config.plan.gpus is None or config.plan.gpus >= 1, "gpus", "at least 1")
     must(ckpt.save_every >= 0, "save_every", "0 (only at the end) or more")
     must(ckpt.keep >= 1, "keep", "at least 1")
     must(0 <= config.eval.holdout < 1, "holdout", "in [0, 1)")

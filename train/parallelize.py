@@ -153,7 +153,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
     # Inputs are left as they are: token ids at the root, and for the blocks activations, which are in the compute dtype
     # already, and the rotary tables, which must stay in fp32: FSDP's cast reaches into the dataclass that holds them.
     policy = MixedPrecisionPolicy(param_dtype=formats.compute, reduce_dtype=formats.reduce, cast_forward_inputs=False)
-    reshard = frees_gathered(model, mesh)
+    reshard = frees_gathered(model)
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -165,13 +165,19 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def frees_gathered(model: nn.Module, mesh: DeviceMesh) -> bool:
+def frees_gathered(model: nn.Module) -> bool:
     """Whether blocks are freed after their forward pass instead of staying gathered until the backward pass.
 
-    A second gathering for the backward pass is a third of all communication, worth it only where the whole model does
-    not fit. A single rank has nothing to free.
+    A second gathering for the backward pass is a third of all communication, worth it only for large models. On a
+    single rank gathering is a copy into the compute dtype: cheap, and as large as the model if it stays.
     """
-    return mesh.size() > 1 and sum(p.numel() for p in model.parameters()) >= KEEP_GATHERED_BELOW
+    return sum(p.numel() for p in model.parameters()) >= KEEP_GATHERED_BELOW
+
+
+def stay_gathered(model: nn.Module, stay: bool) -> None:
+    """Keep blocks gathered after a forward pass, whatever their size, or go back to what `shard` decided."""
+    for block in model.layers:
+        block.set_reshard_after_forward(not stay and frees_gathered(model), recurse=False)
 
 
 def reshard(model: nn.Module) -> None:

@@ -32,8 +32,8 @@ from eval.split import copy_split
 from model.llama import LlamaConfig
 from train.config import TrainConfig
 from train.distributed import World, place
-from train.mesh import MeshShape, data_mesh
-from train.parallelize import PRECISIONS, frees_gathered, reshard
+from train.mesh import MeshShape
+from train.parallelize import PRECISIONS, frees_gathered, reshard, stay_gathered
 from train.setup import CACHE_DIR, Setup, longest_input
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class HeldOutScoring:
     def __init__(self, model: nn.Module, config: TrainConfig, setup: Setup, world: World) -> None:
         self.config, self.setup, self.world = config, setup, world
         self.split: World | None = None  # the ranks as the copy has them
-        is_spread = world.shape.tensor > 1 or frees_gathered(model, data_mesh(world.mesh))
+        is_spread = world.shape.tensor > 1 or (world.size > 1 and frees_gathered(model))
         if not is_spread or not isinstance(setup.model_config, LlamaConfig):
             return
         n_split = slices_for(setup.model_config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
@@ -70,7 +70,9 @@ class HeldOutScoring:
     def score(self, model: nn.Module) -> ScoreResult:
         """Score ``model``, whose parameters are sharded before and after; a collective call of all ranks."""
         if self.split is None or not self._has_room():
+            stay_gathered(model, self.world.size == 1)  # where the gradients are that are not there while scoring
             result = self._answer(model, self.world, sharded=True)
+            stay_gathered(model, False)
             reshard(model)
             return result
         build = partial(self.setup.spec.build, self.setup.model_config)

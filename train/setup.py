@@ -27,7 +27,7 @@ from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.fewshot import PromptSpec, choose_shots, cut_shots
-from data.loader import StepLoader
+from data.loader import Samples, StepLoader
 from data.prepare import SampleSet, prepare
 from data.prompts import Prompt, template_for
 from data.source import holdout, load_examples
@@ -111,29 +111,13 @@ def open_run(config: TrainConfig) -> Setup:
 
     spec, model_config, tokenizer = model
     held_out, shots, examples = divide(examples, task, config)
-    max_length, cache_dir = longest_input(config, model_config), config.data.cache_dir or CACHE_DIR
-    prompt_spec = prompt = None
-    if spec.kind == "encoder":
-        samples = prepare_encoder(examples, task, tokenizer, max_length, cache_dir=cache_dir)
-    else:
-        prompt_spec = _prompt_spec(config, spec, task, tokenizer, shots)
-        prompt = prompt_spec.build(task)
-        samples = prepare(examples, task, prompt, tokenizer, max_length, cache_dir=cache_dir)
+    samples, prompt_spec = prepare_samples(config, spec, model_config, task, tokenizer, examples, shots)
+    prompt = prompt_spec.build(task) if prompt_spec is not None else None
+    if prompt is not None:
         _warn_of_length(samples, model_config, config)
     log.info("training data: %s", samples.describe())
 
-    loader = StepLoader(
-        samples,
-        batch_size=config.batch.batch_size,
-        batch_unit=config.batch.batch_unit,
-        row_length=config.batch.row_length,
-        packing=config.batch.packing == "on",
-        share_prefix=config.batch.share_prefix == "on",
-        micro_rows=config.batch.micro_rows,
-        seed=config.train.seed,
-        rank=env_rank() // shape.tensor,
-        world_size=shape.n_data,
-    )
+    loader = build_loader(config, samples, rank=env_rank() // shape.tensor, world_size=shape.n_data)
     steps, epochs = config.train.steps, config.train.epochs
     total_steps = steps if steps is not None else loader.n_steps_for(epochs)
     if config.optim.warmup_steps >= total_steps:
@@ -188,6 +172,40 @@ def require_same(config: TrainConfig, setup: Setup) -> None:
             "the ranks were not given the same run. Start the same command, with the same files, on every machine.\n"
             + "\n".join(f"  {problem}" for problem in problems)
         )
+
+
+def prepare_samples(
+    config: TrainConfig,
+    spec: ModelSpec,
+    model_config: LlamaConfig | EncoderConfig,
+    task: Task,
+    tokenizer: Tokenizer | EncoderTokenizer,
+    examples: list[Example],
+    shots: list[Example],
+) -> tuple[SampleSet | EncoderSampleSet, PromptSpec | None]:
+    """Tokenize the examples to train on; a decoder's come with their prompt."""
+    max_length, cache_dir = longest_input(config, model_config), config.data.cache_dir or CACHE_DIR
+    if spec.kind == "encoder":
+        return prepare_encoder(examples, task, tokenizer, max_length, cache_dir=cache_dir), None
+    prompt_spec = _prompt_spec(config, spec, task, tokenizer, shots)
+    prompt = prompt_spec.build(task)
+    return prepare(examples, task, prompt, tokenizer, max_length, cache_dir=cache_dir), prompt_spec
+
+
+def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size: int) -> StepLoader:
+    """The steps of a run over ``world_size`` ranks that work on different samples."""
+    return StepLoader(
+        samples,
+        batch_size=config.batch.batch_size,
+        batch_unit=config.batch.batch_unit,
+        row_length=config.batch.row_length,
+        packing=config.batch.packing == "on",
+        share_prefix=config.batch.share_prefix == "on",
+        micro_rows=config.batch.micro_rows,
+        seed=config.train.seed,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def longest_input(config: TrainConfig, model_config: LlamaConfig | EncoderConfig) -> int:
@@ -320,7 +338,10 @@ def _find_checkpoint(config: TrainConfig, identity: dict[str, Any]) -> Path:
     folder = checkpoint.newest_complete(checkpoints)
     if folder is None:
         raise UserError(f"--resume: none of the checkpoints in {checkpoints} is complete. Start anew elsewhere.")
-    checkpoint.check_fits(checkpoint.read_state(folder), options.flatten(config), identity, folder)
+    state, values = checkpoint.read_state(folder), options.flatten(config)
+    if values["optim"] == "auto":  # what it meant when the run began, whatever fits by now
+        values["optim"] = state.config["optim"]
+    checkpoint.check_fits(state, values, identity, folder)
     return folder
 
 

@@ -1,0 +1,233 @@
+"""``train.py --plan``: what it says of presets, of tasks with and without data, and what ``--optim auto`` chooses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from launching import ROOT, TICKETS
+from memory_by_hand import PUBLISHED, by_hand
+
+import train.plan
+from data.errors import UserError
+from data.loader import StepLoader
+from model import MODELS
+from train import plan_report
+from train.advice import Job, alternatives, check_enough, choose_optimizer, fewest_gpus
+from train.config import load_config
+from train.hardware import GIB, GPUS, usable
+from train.memory import Pass, Settings, count_parameters
+from train.mesh import MeshShape
+from train.metrics import attended_pairs
+from train.optimizer import OPTIMIZERS
+from train.plan import make_plan, settle_optimizer
+from train.workload import _outputs, _pairs, _tokens, count_workload
+
+A100 = GPUS["a100-80g"].memory
+
+
+def write_config(name: str, folder: Path) -> None:
+    """The preset's published config.json, as far as it is read."""
+    E, L, H, K, F, V, _ = PUBLISHED[name]
+    numbers = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": E, "num_hidden_layers": L,
+        "num_attention_heads": H, "num_key_value_heads": K, "intermediate_size": F, "vocab_size": V,
+        "rms_norm_eps": 1e-5, "rope_theta": 500000.0 if V > 100_000 else 10_000.0, "tie_word_embeddings": False,
+        "max_position_embeddings": 8192, "hidden_act": "silu", "attention_bias": False, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(numbers))
+
+
+def printed(text: str, name: str) -> float:
+    """A figure of the plan's table in GiB (GB in the table of host memory)."""
+    found = re.search(rf"^  {re.escape(name)} +([\d.,]+)$", text, re.MULTILINE)
+    assert found, f"no line '{name}' in:\n{text}"
+    return float(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_the_printed_figures_by_hand(name, tmp_path):
+    write_config(name, tmp_path)
+    words = f"--model {name} --task 20ng_joint --checkpoint {tmp_path} --optim adamw --steps 20 --plan"
+    plan = make_plan(load_config([*words.split(), "--batch_size", "64"]))  # several passes a step
+    assert not any("preset" in text for text in plan.assumed), "the config.json was not read"
+    text = plan_report.describe(plan)
+    assert f"{PUBLISHED[name][-1]:,} parameters" in text
+    want = by_hand(name, "adamw", 16_384, plan.work.worst.outputs, 8)
+    for kind, label in {
+        "weights": "weights",
+        "gradients": "gradients",
+        "states": "optimizer states",
+        "gathered": "gathered weights",
+        "head": "head's gradient",
+        "block": "one block's activations and gradients",
+    }.items():
+        assert printed(text, label) == pytest.approx(want[kind] / GIB, abs=0.051), label
+    copy = 8 * (want["weights"] + want["states"])
+    assert printed(text, "copy for a save in the background") == pytest.approx(copy / 1e9, abs=0.051)
+    assert ("It fits" in text) == (plan.job.memory.peak <= usable(A100))
+    assert "never measured on a GPU" in text and "20 steps of 64 samples" in text
+
+
+def job(optim: str = "adamw", tokens: int = 16_384, name: str = "llama3_70b", n: int = 8, **changes: object) -> Job:
+    spec = MODELS[name]
+    settings = Settings(OPTIMIZERS[optim], **changes)
+    sizes = count_parameters(spec, spec.config)
+    return Job(spec.config, sizes, MeshShape(shard=n), n, optim, settings, Pass(tokens, 168), 1, tokens)
+
+
+def test_auto_takes_the_best_format_that_fits():
+    assert choose_optimizer(job(), None)[0] == "adamw", "on a CPU"
+    names = list(OPTIMIZERS)
+    assert names[0] == "adamw"
+    peaks = [job().with_optim(name).memory.peak for name in names]
+    assert peaks == sorted(peaks, reverse=True)
+    for i, name in enumerate(names):  # a GPU just large enough for this one
+        memory = next(m for m in range(int(peaks[i]), int(peaks[i] * 1.2), 2**24) if usable(m) >= peaks[i])
+        chosen, why = choose_optimizer(job(), memory)
+        assert chosen == name, (why, memory)
+        assert all(worse in why for worse in names[:i])
+    last, why = choose_optimizer(job(), 10 * GIB)
+    assert last == names[-1] and "nothing fits" in why
+    fp32 = dataclasses.replace(job(), settings=dataclasses.replace(job().settings, compute=torch.float32))
+    assert choose_optimizer(fp32, 10 * GIB)[0] == "adamw", "bf16 weights do not go with fp32 compute"
+
+
+def test_alternatives_fit_and_nothing_can_be_left_out():
+    found = alternatives(job("adamw"), A100)
+    assert found and not job("adamw").fits(A100)
+    for choice in found:
+        assert choice.job.fits(A100)
+        assert choice.changes
+        for left_out in choice.changes:  # with one change taken back it does not fit
+            if left_out == "row_length":
+                smaller = choice.job.with_rows(2 * choice.job.row_length)
+                smaller = dataclasses.replace(
+                    smaller, work=Pass(min(16_384, smaller.row_length), choice.job.work.outputs)
+                )
+            elif left_out == "optim":
+                names = list(OPTIMIZERS)
+                smaller = choice.job.with_optim(names[names.index(choice.job.optim) - 1])
+            else:
+                before = {"offload_states": False, "activation_offload": False, "activation_checkpointing": "full"}
+                settings = dataclasses.replace(choice.job.settings, **{left_out: before[left_out]})
+                smaller = dataclasses.replace(choice.job, settings=settings)
+            assert not smaller.fits(A100), (choice.changes, left_out)
+
+
+def test_too_few_gpus_is_said_with_the_number_it_takes():
+    few = job("adamw", n=8)
+    need = fewest_gpus(few, A100)
+    assert need is not None and few.on(need).fits(A100) and not few.on(need - 8).fits(A100)
+    with pytest.raises(UserError, match=f"too few GPUs.*takes {need} GPUs"):
+        check_enough(few, A100, optim_was_auto=False)
+    check_enough(few.on(need), A100, optim_was_auto=False)
+    with pytest.raises(UserError, match=r"With everything that saves memory it takes \d+"):
+        check_enough(job("adamw", n=1), A100, optim_was_auto=True)
+
+
+def plan_of(*words: object) -> tuple[train.plan.TrainPlan, str]:
+    plan = make_plan(load_config([*map(str, words), "--plan"]))
+    return plan, plan_report.describe(plan)
+
+
+def test_without_tokenizer_or_data_the_plan_says_what_it_assumes(tmp_path):
+    plan, text = plan_of("--model", "llama3_8b", "--task", "massive_joint", "--checkpoint", tmp_path / "none")
+    assert "assumed: the model's numbers are the preset's" in text
+    assert "no tokenizer" in text and "no data of massive" in text and "Llama 3 tokenizer" in text
+    assert plan.work.truncated is None and plan.work.worst.tokens < 4096, "utterances fill no row of 16,384"
+    plan, text = plan_of("--model", "llama3_8b", "--task", TICKETS, "--checkpoint", tmp_path / "none")
+    assert "4 characters a token" in text
+    with pytest.raises(UserError, match="whatever its folder holds"):
+        plan_of("--model", "llama", "--task", "massive_joint", "--checkpoint", tmp_path / "none")
+    with pytest.raises(UserError):  # named data that are not there are a mistake
+        plan_of("--model", "llama3_8b", "--task", "massive_joint", "--data", tmp_path / "nowhere")
+
+
+def test_with_tokenizer_and_data_the_real_samples_are_counted(tiny_tokenizer, tmp_path):
+    words = ["--model", "llama_debug", "--task", TICKETS, "--checkpoint", tiny_tokenizer, "--row_length", 1024]
+    plan, text = plan_of(*words, "--cache_dir", tmp_path, "--gpus", 2, "--batch_size", 4, "--steps", 6)
+    assert "samples" not in " ".join(plan.assumed)
+    assert f"'{plan.work.longest_id}'" in text and plan.work.truncated is not None
+    assert "shard 2" in text and "6 steps of 4 samples" in text
+    assert plan.work.samples == 4
+
+
+def test_encoders_have_plans(tmp_path):
+    plan, text = plan_of("--model", "roberta_large", "--task", "massive_joint", "--checkpoint", tmp_path / "none")
+    assert "It fits" in text and plan.job.optim == "adamw"
+    # 24 blocks of 12 E^2 + 13 E, embeddings, and heads of 60 intents and 111 tags.
+    E = 1024
+    want = 24 * (12 * E * E + 13 * E) + (50_265 + 514 + 1) * E + 2 * E + (60 + 111) * (E + 1)
+    assert f"{want:,} parameters" in text
+
+
+def test_what_a_pass_holds_is_what_the_loader_builds(tiny_tokenizer, tmp_path):
+    """Tokens, label positions and attended pairs of the plan are those of the batches that training gets."""
+    config = load_config(
+        f"--model llama_debug --init random --task {TICKETS} --checkpoint {tiny_tokenizer} --row_length 1024 "
+        f"--batch_size 6 --steps 4 --device cpu --cache_dir {tmp_path / 'cache'} --output {tmp_path / 'run'}".split()
+    )
+    from train.setup import open_run
+
+    setup = open_run(config)
+    loader: StepLoader = setup.loader
+    for n in range(4):
+        for rows, batch in zip(loader.plan(n).ranks[0], loader.step(n).batches, strict=True):
+            assert _tokens(loader, rows) == batch.tokens.numel()
+            assert _outputs(loader, rows) == len(batch.target_index)
+            assert _pairs(loader, setup.model_config, rows) == attended_pairs(batch)
+    work = count_workload(loader, setup.model_config, 4)
+    (worst,) = loader.worst_case().batches
+    assert (work.worst.tokens, work.worst.outputs) == (worst.tokens.numel(), len(worst.target_index))
+    assert work.real_tokens == np.mean([loader.step(n).n_real_tokens for n in range(4)])
+
+
+def settled(monkeypatch, memory: int, words: str, n: int = 8, resumed: Path | None = None):
+    """`settle_optimizer` of a run on GPUs of this much memory, as far as it looks at anything."""
+    config = load_config(f"--device cuda --precision bf16 {words}".split())
+    spec = MODELS[config.model.model]
+    samples = SimpleNamespace(label_lengths=np.array([168]))
+    rows = [[0]], config.batch.row_length
+    loader = SimpleNamespace(worst_rows=lambda: rows, accumulates=True, samples=samples)
+    setup = SimpleNamespace(
+        spec=spec,
+        model_config=spec.config,
+        loader=loader,
+        samples=samples,
+        resume_from=resumed,
+    )
+    world = SimpleNamespace(device=torch.device("cuda"), shape=MeshShape(shard=n), size=n)
+    monkeypatch.setattr(train.plan, "_smallest_gpu", lambda world: memory)
+    return settle_optimizer(config, setup, world)
+
+
+def test_a_run_on_gpus_decides_before_anything_loads(monkeypatch):
+    small = "--model llama3_8b --task 20ng_joint --device cuda"
+    assert load_config(small.split()).optim.optim == "auto", "left open until the work is counted"
+    assert settled(monkeypatch, A100, small).optim.optim == "adamw"
+    assert settled(monkeypatch, 110 * GIB, small, n=1).optim.optim == "adamw_sr"
+    with pytest.raises(UserError, match="too few GPUs"):
+        settled(monkeypatch, A100, "--model llama3_70b --task 20ng_joint --optim adamw")
+    assert load_config("--model llama3_8b --task 20ng_joint --device cpu".split()).optim.optim == "adamw"
+
+
+def test_a_resumed_run_keeps_its_optimizer(monkeypatch, tmp_path):
+    monkeypatch.setattr(train.plan, "read_state", lambda folder: SimpleNamespace(config={"optim": "adamw_sr"}))
+    words = "--model llama3_8b --task 20ng_joint"
+    assert settled(monkeypatch, A100, words, resumed=tmp_path).optim.optim == "adamw_sr"
+
+
+def test_the_command_prints_its_plan(launch, tmp_path):
+    words = ["--model", "llama3_70b", "--task", "20ng_joint", "--checkpoint", tmp_path, "--steps", 10, "--plan"]
+    done = launch(ROOT / "train.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "Plan for llama3_70b on 20ng_joint" in done.stdout and "fit" in done.stdout
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"

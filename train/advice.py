@@ -1,0 +1,207 @@
+"""Which settings make a run fit: the optimizer that ``--optim auto`` stands for, and what to change where nothing fits.
+
+A setting can be changed in five ways, each with a price. `alternatives` tries all combinations and keeps those of which
+no part can be left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+
+from data.errors import UserError
+from model.encoder import EncoderConfig
+from model.llama import LlamaConfig
+from train.hardware import GIB, usable
+from train.memory import Memory, Pass, Settings, Sizes, training_memory
+from train.mesh import MeshShape
+from train.optimizer import OPTIMIZERS
+from train.parallelize import KEEP_GATHERED_BELOW
+
+BY_LEARNING = tuple(OPTIMIZERS)  # listed from the best for learning, everything in fp32, to the coarsest
+SHORTEST_ROW = 1024  # rows are not advised to become shorter
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, as far as memory is concerned.
+
+    Attributes:
+        optim: key into `OPTIMIZERS`; what ``settings`` say of it.
+        work: the worst pass, of ``n_rows`` rows of at most ``row_length`` tokens.
+    """
+
+    config: LlamaConfig | EncoderConfig
+    sizes: Sizes
+    mesh: MeshShape
+    ranks_per_node: int
+    optim: str
+    settings: Settings
+    work: Pass
+    n_rows: int
+    row_length: int
+    background_save: bool = True
+
+    @property
+    def memory(self) -> Memory:
+        return training_memory(
+            self.config, self.sizes, self.mesh, self.settings, self.work, self.ranks_per_node, self.background_save
+        )
+
+    @property
+    def keeps_gathered(self) -> bool:
+        """Blocks stay gathered from their forward to their backward pass."""
+        return self.sizes.total < KEEP_GATHERED_BELOW
+
+    @property
+    def state_bytes(self) -> float:
+        """The optimizer's states of one rank, wherever they are."""
+        return self.sizes.states_on(self.mesh, self.settings.optim.states)
+
+    def with_optim(self, name: str) -> Job:
+        return replace(self, optim=name, settings=replace(self.settings, optim=OPTIMIZERS[name]))
+
+    def with_rows(self, row_length: int) -> Job:
+        tokens = min(self.work.tokens, self.n_rows * row_length)
+        return replace(self, row_length=row_length, work=replace(self.work, tokens=tokens))
+
+    def on(self, n_gpus: int) -> Job:
+        """The same run on another number of GPUs, sharded over all of them."""
+        mesh = MeshShape(shard=max(1, n_gpus // self.mesh.tensor), tensor=self.mesh.tensor)
+        return replace(self, mesh=mesh, ranks_per_node=min(n_gpus, 8))
+
+    def fits(self, memory: int) -> bool:
+        """Whether it fits GPUs of this much memory, with what they need for themselves."""
+        return self.memory.peak <= usable(memory)
+
+
+def choose_optimizer(job: Job, memory: int | None) -> tuple[str, str]:
+    """What ``--optim auto`` means: the best format for learning that fits.
+
+    Args:
+        memory: bytes of a GPU, the same on every rank; None on CPU.
+
+    Returns:
+        The name and one line that says why.
+    """
+    if memory is None:
+        return "adamw", "everything in fp32; on a CPU nothing else is chosen by itself"
+    formats = BY_LEARNING if job.settings.compute == torch.bfloat16 else ("adamw",)
+    rejected = []
+    for name in formats:
+        peak = job.with_optim(name).memory.peak
+        if peak <= usable(memory):
+            too_large = f"; {', '.join(rejected)}" if rejected else ""
+            return name, f"needs {peak / GIB:.1f} of {usable(memory) / GIB:.1f} GiB{too_large}"
+        rejected.append(f"{name} would need {peak / GIB:.1f}")
+    return formats[-1], f"the smallest; nothing fits {usable(memory) / GIB:.1f} GiB: {', '.join(rejected)}"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Settings that fit; ``changes`` are the options that differ, as on the command line."""
+
+    job: Job
+    changes: dict[str, str]
+
+
+def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alternative]:
+    """All smallest sets of changes with which the run fits, the least harmful first.
+
+    Dearest are shorter rows, which cut documents; then states in host memory, which take hundreds of GB there and a
+    good part of a step's time; then coarser optimizer formats, recomputation, and offloaded activations, which cost
+    next to nothing but host memory.
+
+    Args:
+        optim_is_free: no ``--optim`` was given, so that another one is no change of the command.
+    """
+    settings = job.settings
+    is_decoder = isinstance(job.config, LlamaConfig)
+    if settings.compute == torch.bfloat16:
+        optims = BY_LEARNING[BY_LEARNING.index(job.optim) :] if not optim_is_free else BY_LEARNING
+    else:
+        optims = (job.optim,)
+    rows = [job.row_length]
+    while is_decoder and rows[-1] // 2 >= SHORTEST_ROW:
+        rows.append(rows[-1] // 2)
+    steps = {  # option: its values, from what the run has to what saves most
+        "row_length": rows,
+        "offload_states": ["on"] if settings.offload_states else ["off", "on"],
+        "optim": list(optims),
+        "activation_checkpointing": [settings.activation_checkpointing]
+        + (["full"] if settings.activation_checkpointing != "full" else []),
+        "activation_offload": ["on"] if settings.activation_offload else ["off", "on"],
+    }
+    found: list[tuple[tuple[int, ...], Alternative]] = []
+    for levels in itertools.product(*(range(len(values)) for values in steps.values())):
+        if any(all(a >= b for a, b in zip(levels, smaller, strict=True)) for smaller, _ in found):
+            continue
+        chosen = {name: values[level] for (name, values), level in zip(steps.items(), levels, strict=True)}
+        if chosen["activation_offload"] == "on" and chosen["activation_checkpointing"] != "full":
+            continue
+        changed = job.with_optim(chosen["optim"]).with_rows(chosen["row_length"])
+        changed = replace(
+            changed,
+            settings=replace(
+                changed.settings,
+                offload_states=chosen["offload_states"] == "on",
+                activation_checkpointing=chosen["activation_checkpointing"],
+                activation_offload=chosen["activation_offload"] == "on",
+            ),
+        )
+        if changed.fits(memory):
+            named = {n: str(chosen[n]) for (n, values), at in zip(steps.items(), levels, strict=True) if at}
+            if chosen["optim"] != job.optim:
+                named["optim"] = str(chosen["optim"])
+            found.append((levels, Alternative(changed, named)))
+    # A set found later may be part of one found earlier; the small ones stay.
+    smallest = [
+        alternative
+        for levels, alternative in found
+        if not any(other != levels and all(a <= b for a, b in zip(other, levels, strict=True)) for other, _ in found)
+    ]
+    return smallest
+
+
+def cheapest(job: Job) -> Job:
+    """The run with everything that saves memory, at unchanged row length."""
+    name = BY_LEARNING[-1] if job.settings.compute == torch.bfloat16 else job.optim
+    job = job.with_optim(name)
+    settings = replace(job.settings, activation_checkpointing="full", activation_offload=True, offload_states=True)
+    return replace(job, settings=settings)
+
+
+def fewest_gpus(job: Job, memory: int) -> int | None:
+    """The fewest GPUs on which the run fits as it is, in the numbers that machines come in; None: not on 1,024."""
+    numbers = [1, 2, 4, *range(8, 1025, 8)]
+    return next((n for n in numbers if n >= job.mesh.tensor and job.on(n).fits(memory)), None)
+
+
+def check_enough(job: Job, memory: int, optim_was_auto: bool) -> None:
+    """Refuse a run that cannot fit, before anything loads.
+
+    What is only likely not to fit is left to the trial step before step 1.
+
+    Raises:
+        UserError: says how many GPUs it takes, and what would fit on these.
+    """
+    need = job.memory
+    if need.fixed <= memory:
+        return
+    n = job.mesh.n_ranks
+    enough = fewest_gpus(job, memory)
+    lines = [
+        f"too few GPUs: weights, gradients and optimizer states alone take {need.fixed / GIB:.1f} GiB on each of {n} "
+        f"GPU(s), which have {memory / GIB:.1f}. With these settings it takes {enough or 'more than 1,024'} GPUs of "
+        "that size."
+    ]
+    better = alternatives(job, memory, optim_was_auto)
+    if better:
+        flags = " ".join(f"--{name} {value}" for name, value in better[0].changes.items())
+        lines.append(f"On these it would fit with {flags} ({better[0].job.memory.peak / GIB:.1f} GiB).")
+    else:
+        least = fewest_gpus(cheapest(job), memory)
+        lines.append(f"With everything that saves memory it takes {least or 'more than 1,024'}.")
+    raise UserError("\n".join([*lines, "The whole account: the same command with --plan."]))

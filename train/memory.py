@@ -1,0 +1,345 @@
+"""How many bytes a training run needs on each GPU and on each machine: arithmetic alone, nothing is allocated.
+
+`docs/memory.md` derives every line here by hand for llama3_70b; `benchmarks/memory_trace.py` compares them with
+PyTorch's own account of a step. What is modelled is a GPU: FlexAttention, which never writes out the scores, and FSDP2
+as `train/parallelize.py` sets it up. A step needs what stays from step to step,
+
+    weights + gradients + optimizer states        shards, 1 / shard of the model (blocks' matrices 1 / tensor of that)
+
+and at its fullest moment what comes and goes. These can be the fullest:
+
+    gather       the embedding and head are gathered: once as they arrive, once laid out
+    loss         all blocks' saved activations, and the logits
+    backward     saved activations, a block computed anew with the gradients of its widest place, gathered weights, one
+                 block's gradients on their way to their shards, the head's gradient, which waits for the embedding's
+    root reduce  no activations any more, but embedding's and head's whole gradients, and a copy in fp32 to be reduced
+
+A step of several passes meets these with the first pass's gradients there already. In a step of one pass they grow as
+saved activations go, so that the backward pass can be fullest where it begins or where it ends.
+
+Shapes: E model width, A = H * D and KV = K * D widths of queries and of keys or values, F feed-forward width, V
+vocabulary, T tokens of a pass (rows times their length), N label positions, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from torch import nn
+
+from model import ModelSpec
+from model.encoder import EncoderConfig
+from model.llama import LlamaConfig
+from train.mesh import MeshShape
+from train.optimizer import OptimFormat
+from train.parallelize import KEEP_GATHERED_BELOW, ActivationCheckpointing
+from train.sharded_adamw import StateFormat, state_bytes
+
+Bytes = dict[str, int]
+
+FP32 = 4
+# Saved inputs on the GPU at once when they are offloaded: one in use, one coming (`train/activation_offload.py`).
+OFFLOAD_IN_FLIGHT = 2
+# Host memory of one rank besides what is counted: Python, PyTorch, CUDA's and NCCL's own.
+HOST_BASE = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a model, in elements.
+
+    Attributes:
+        block: one block; ``block_split`` of them in the matrices that tensor parallelism splits.
+        root: all that is in no block: embedding, last norm, head (of an encoder: heads).
+        head: the output matrix of a decoder, whose gradient waits for the embedding's; 0 for an encoder.
+        states: bytes of AdamW's states by format: of one block, and of all that is in none.
+    """
+
+    block: int
+    block_split: int
+    n_blocks: int
+    root: int
+    head: int
+    states: dict[StateFormat, tuple[int, int]]
+
+    @property
+    def total(self) -> int:
+        return self.block * self.n_blocks + self.root
+
+    def block_on(self, mesh: MeshShape) -> int:
+        """Elements of a block that one rank gathers."""
+        return self.block - self.block_split + self.block_split // mesh.tensor
+
+    def sharded(self, mesh: MeshShape) -> float:
+        """Elements that one rank keeps."""
+        return (self.block_on(mesh) * self.n_blocks + self.root) / mesh.shard
+
+    def states_on(self, mesh: MeshShape, states: StateFormat) -> float:
+        """Bytes of one rank's optimizer states."""
+        block, root = self.states[states]
+        return (block * self.block_on(mesh) / self.block * self.n_blocks + root) / mesh.shard
+
+
+def count_parameters(spec: ModelSpec, config: LlamaConfig | EncoderConfig) -> Sizes:
+    """Count a model's parameters on the meta device, where it takes no memory."""
+    with torch.device("meta"):
+        model = spec.build(replace(config, n_layers=1))
+    in_block = [p.shape for p in model.layers.parameters()]
+    in_root = [p.shape for name, p in model.named_parameters() if not name.startswith("layers.")]
+    states = {
+        name: (sum(state_bytes(s, name) for s in in_block), sum(state_bytes(s, name) for s in in_root))
+        for name in get_args(StateFormat)
+    }
+    return Sizes(
+        block=sum(shape.numel() for shape in in_block),
+        block_split=sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, nn.Linear)),
+        n_blocks=config.n_layers,
+        root=sum(shape.numel() for shape in in_root),
+        head=config.vocab_size * config.dim if isinstance(config, LlamaConfig) else 0,
+        states=states,
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be changed to make a run fit, beside the length of rows.
+
+    Attributes:
+        optim: formats of weights, gradients (as the weights) and states.
+        compute: format of activations and gathered weights.
+    """
+
+    optim: OptimFormat
+    compute: torch.dtype = torch.bfloat16
+    activation_checkpointing: ActivationCheckpointing = "full"
+    activation_offload: bool = False
+    offload_states: bool = False
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The size of one forward and backward pass of a rank.
+
+    Attributes:
+        tokens: T, rows times their length, padding included.
+        outputs: N, positions at which logits are computed.
+        accumulates: a step may take several, so that this one meets the gradients of one before.
+    """
+
+    tokens: int
+    outputs: int
+    accumulates: bool = True
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank on its GPU, and of one machine's ranks together in its memory.
+
+    Attributes:
+        weights, gradients, states: what stays from step to step, or until it ends.
+        moments: what comes and goes, by moment and kind; gradients as far as they are there.
+        host: of one machine, by kind.
+    """
+
+    weights: int
+    gradients: int
+    states: int
+    moments: dict[str, Bytes]
+    host: Bytes
+
+    @property
+    def fixed(self) -> int:
+        return self.weights + self.gradients + self.states
+
+    @property
+    def fullest(self) -> str:
+        """The moment that needs most."""
+        return max(self.moments, key=lambda name: sum(self.moments[name].values()))
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.states + sum(self.moments[self.fullest].values())
+
+
+@dataclass(frozen=True)
+class BlockActivations:
+    """Bytes for one token in one block.
+
+    Attributes:
+        saved: what autograd keeps without activation checkpointing.
+        kept: what selective checkpointing keeps: the block's input and the matrix products' results.
+        widest: gradients at the feed-forward network's widest place, less what has been freed by then.
+        input: the block's input.
+    """
+
+    saved: int
+    kept: int
+    widest: int
+    input: int
+
+
+def block_activations(config: LlamaConfig | EncoderConfig, compute: torch.dtype, tensor: int = 1) -> BlockActivations:
+    """What a block keeps for its backward pass, tensor by tensor; see `docs/memory.md`.
+
+    Llama: of each norm its input in fp32, the normalized input and the result, which is the products' input; q, k, v
+    and the attention's output, all rotated already, with one log-sum-exp a head; w1's result, its SiLU, w3's result and
+    their product. In the backward pass the product is freed before the gradients of the other three are there.
+
+    Encoders: the block's input; q, k, v, the attention's output as its kernel made it and as wo reads it; sums before
+    and after each norm; w1's result and its GELU; two dropout masks of one byte.
+    """
+    c, E, F = compute.itemsize, config.dim, config.ffn_dim
+    if isinstance(config, EncoderConfig):
+        H = config.n_heads
+        return BlockActivations(
+            saved=c * (9 * E + 2 * F) + 2 * E + FP32 * H, kept=c * (7 * E + F) + FP32 * H, widest=c * F, input=c * E
+        )
+    H, A, KV = config.n_heads, config.n_heads * config.head_width, config.n_kv_heads * config.head_width
+    norms = 2 * (FP32 + 2 * c) * E
+    split = c * (2 * A + 2 * KV) + FP32 * H + 4 * c * F
+    return BlockActivations(
+        saved=norms + split // tensor,
+        kept=c * (3 * E + (A + 2 * KV + 2 * F) // tensor),
+        widest=2 * c * F // tensor,
+        input=c * E,
+    )
+
+
+def training_memory(
+    config: LlamaConfig | EncoderConfig,
+    sizes: Sizes,
+    mesh: MeshShape,
+    settings: Settings,
+    work: Pass,
+    ranks_per_node: int,
+    background_save: bool = True,
+) -> Memory:
+    """What a step of ``work`` on every rank needs.
+
+    Args:
+        background_save: checkpoints are written while training goes on, from a copy in host memory.
+    """
+    c, w = settings.compute.itemsize, settings.optim.weights.itemsize
+    own = sizes.sharded(mesh)
+    states = round(sizes.states_on(mesh, settings.optim.states))
+    saved = _saved_inputs(config, settings, mesh, work)
+    host = {"processes": ranks_per_node * HOST_BASE}
+    if settings.activation_offload:
+        buffer = 1 << (c * config.dim * work.tokens - 1).bit_length()  # pinned memory comes in powers of two
+        host["offloaded activations"] = ranks_per_node * (config.n_layers - 1) * buffer
+    if settings.offload_states:
+        host["optimizer states"] = ranks_per_node * states
+    if background_save:
+        host["copy for a save in the background"] = ranks_per_node * round(own * w + states)
+    return Memory(
+        weights=round(own * w),
+        gradients=round(own * w),
+        states=0 if settings.offload_states else states,
+        moments=_moments(config, sizes, mesh, settings, work, saved),
+        host=host,
+    )
+
+
+def _saved_inputs(
+    config: LlamaConfig | EncoderConfig, settings: Settings, mesh: MeshShape, work: Pass
+) -> tuple[int, int]:
+    """Bytes that a block leaves for its backward pass, and of how many blocks they are on the GPU at once."""
+    tokens = block_activations(config, settings.compute, mesh.tensor)
+    if settings.activation_checkpointing == "full":
+        n = min(config.n_layers, OFFLOAD_IN_FLIGHT) if settings.activation_offload else config.n_layers
+        return tokens.input * work.tokens, n
+    kept = tokens.kept if settings.activation_checkpointing == "selective" else tokens.saved
+    return kept * work.tokens, config.n_layers
+
+
+def _moments(
+    config: LlamaConfig | EncoderConfig,
+    sizes: Sizes,
+    mesh: MeshShape,
+    settings: Settings,
+    work: Pass,
+    saved: tuple[int, int],
+) -> dict[str, Bytes]:
+    c, T = settings.compute.itemsize, work.tokens
+    tokens = block_activations(config, settings.compute, mesh.tensor)
+    root, block, head = c * sizes.root, c * sizes.block_on(mesh), c * sizes.head
+    all_blocks, (per_block, n_blocks) = block * sizes.n_blocks, saved
+    shared = mesh.shard > 1  # over one rank, gathering is a copy, and nothing is on its way
+    # Models that stay gathered (`train/parallelize.py`) have all blocks, others the one in use and the next, arriving.
+    keeps = sizes.total < KEEP_GATHERED_BELOW
+    gathered = root + (all_blocks if keeps else block)
+    arriving = block if shared and not keeps else 0
+    # Gradients are reduced in fp32: a block's are on their way while the next block is computed.
+    reduced = FP32 * sizes.block_on(mesh)
+    last = head if sizes.root >= 2 * sizes.head else 0  # an untied head's gradient is let go of last
+    w = settings.optim.weights.itemsize
+    result = (FP32 + (w if w != FP32 else 0)) / mesh.shard  # its shards, in fp32 and in the gradients' own format
+    root_reduce = max((c + FP32) * sizes.root, (FP32 + result) * sizes.root + last)
+
+    vocabulary = (
+        config.vocab_size if isinstance(config, LlamaConfig) else max((h.n_labels for h in config.heads), default=0)
+    )
+    logits = 3 * FP32 * work.outputs * vocabulary  # log-probabilities, their gradient, the logits' gradient
+    tables = _tables(config, T)
+
+    # A checkpointed block computes anew what it would have saved; its input stays until it is done.
+    current = (tokens.saved + tokens.widest + tokens.input) * T + c * config.dim * config.ffn_dim // mesh.tensor
+    if settings.activation_checkpointing == "selective":
+        current += 2 * tokens.input * T  # results of wo and w2, which take nothing's place
+    done = block + 2 * tokens.input * T  # at its end: the gradients of all its weights, few of its activations
+    # The last block meets everybody's saved activations; the one before it those of one block fewer, and gradients on
+    # their way.
+    kept = per_block if settings.activation_checkpointing == "full" else 0
+    waiting, moving = (n_blocks - 1) * per_block + kept, 0
+    if sizes.n_blocks > 1 and reduced > per_block:
+        moving = reduced
+        gathered -= block if keeps else 0
+        waiting -= 0 if settings.activation_offload else per_block
+    whole = round(sizes.sharded(mesh) * w)
+    of_block = round(sizes.block_on(mesh) * w / mesh.shard)
+    of_blocks, accumulates = of_block * sizes.n_blocks, work.accumulates
+    moments = {
+        "gather": {
+            "gradients": whole if accumulates else 0,
+            "gathered weights": (2 if shared else 1) * root + (block if shared else 0),
+            "saved activations": c * config.dim * T + tables,
+        },
+        "loss": {
+            "gradients": whole if accumulates else 0,
+            "gathered weights": root + (all_blocks if keeps else 0),
+            "saved activations": n_blocks * per_block + tables,
+            "logits": logits + work.outputs * (FP32 + 2 * c) * config.dim,
+        },
+        "backward": {
+            "gradients": whole if accumulates else of_block if moving else 0,
+            "gathered weights": gathered + arriving,
+            "gradients being reduced": moving,
+            "head's gradient": head,
+            "saved activations": waiting + tables,
+            "one block's activations and gradients": max(current, done),
+        },
+        "root reduce": {
+            "gradients": whole if accumulates else of_blocks,
+            "whole gradients of embedding and head": round(root_reduce),
+        },
+    }
+    if not accumulates and sizes.n_blocks > 1:
+        # The first block has nothing arriving beside it; the second, if that weighs more than one block's gradients.
+        second = sizes.n_blocks > 2 and arriving + per_block > of_block
+        moments["end of backward"] = {
+            "gradients": of_blocks - of_block * (2 if second else 1),
+            "gathered weights": root + block + (arriving if second else 0),
+            "gradients being reduced": reduced,
+            "head's gradient": head,
+            "saved activations": kept + (per_block if second else 0) + tables,
+            "one block's activations and gradients": max(current, done),
+        }
+    return moments
+
+
+def _tables(config: LlamaConfig | EncoderConfig, tokens: int) -> int:
+    """Token ids, positions, document ids and targets; of a Llama also cosine and sine of every position."""
+    inputs = tokens * (3 * 8 + 4)
+    return inputs + (tokens * config.head_width * FP32 if isinstance(config, LlamaConfig) else 0)

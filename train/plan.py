@@ -1,0 +1,272 @@
+"""``train.py --plan``: what a run would need and cost, before anything is downloaded, loaded or started.
+
+No GPU and no weights are needed. What is at hand is used: a checkpoint's config.json and tokenizer, the task's data;
+what is not is assumed, and the plan says what it assumes. Bytes are `train.memory`'s, choices `train.advice`'s; here
+the two meet the options, and the time is estimated.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.load import check_family
+from checkpoints_tools.meta_pth import tokenizer_folder
+from data.encoder_prepare import heads_for
+from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.errors import UserError
+from data.loader import StepLoader
+from data.source import load_examples
+from data.tasks import Task, get_task
+from data.tokenizer import Tokenizer, load_tokenizer
+from model import ModelSpec, get_model_spec
+from model.encoder import EncoderConfig
+from model.llama import LlamaConfig
+from train import options
+from train.advice import Job, check_enough, choose_optimizer
+from train.checkpoint import read_state
+from train.config import TrainConfig
+from train.distributed import World, env_world_size
+from train.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
+from train.memory import Pass, Settings, count_parameters
+from train.mesh import MeshShape, lay_out
+from train.optimizer import OPTIMIZERS
+from train.setup import Setup, build_loader, divide, longest_input, prepare_samples
+from train.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
+
+log = logging.getLogger(__name__)
+
+COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DEFAULT_GPUS = 8  # what a plan is for where torchrun does not say
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What ``--plan`` says.
+
+    Attributes:
+        why_optim: why ``--optim auto`` means what it means; None where the optimizer was named.
+        lengths: tokens of every training sample, prefix included.
+        assumed: what had to be assumed, a sentence each.
+    """
+
+    config: TrainConfig
+    spec: ModelSpec
+    gpu: Gpu
+    nodes: int
+    job: Job
+    why_optim: str | None
+    work: Workload
+    lengths: np.ndarray
+    assumed: list[str]
+
+
+def make_plan(config: TrainConfig) -> TrainPlan:
+    """Resolve the options and count the work; no weights, no process group.
+
+    Raises:
+        UserError: a mesh that does not divide, a checkpoint of another architecture, a model without numbers.
+    """
+    gpu = GPUS[config.plan.gpu]
+    n_gpus = config.plan.gpus or (env_world_size() if env_world_size() > 1 else DEFAULT_GPUS)
+    parallel = config.parallel
+    nodes = parallel.nodes or max(1, n_gpus // 8)
+    mesh = lay_out(n_gpus, tp=parallel.tp, sharding=parallel.sharding, nodes=nodes, per_node=max(1, n_gpus // nodes))
+    spec, task = get_model_spec(config.model.model), get_task(config.data.task, config.data.joint_order)
+    assumed: list[str] = []
+    model_config = _model_config(config, spec, task, assumed)
+    samples = _samples(config, spec, model_config, task, assumed)
+    loader = build_loader(config, samples, rank=0, world_size=mesh.n_data)
+    total = config.train.steps if config.train.steps is not None else loader.n_steps_for(config.train.epochs)
+    work = count_workload(loader, model_config, total)
+    job = make_job(config, spec, model_config, mesh, n_gpus // nodes, loader)
+    why = None
+    if config.optim.optim == "auto":
+        name, why = choose_optimizer(job, gpu.memory)
+        job = job.with_optim(name)
+    return TrainPlan(config, spec, gpu, nodes, job, why, work, samples.costs + len(samples.prefix), assumed)
+
+
+def make_job(
+    config: TrainConfig,
+    spec: ModelSpec,
+    model_config: LlamaConfig | EncoderConfig,
+    mesh: MeshShape,
+    ranks_per_node: int,
+    loader: StepLoader,
+) -> Job:
+    """What `train.advice` has to know of a run; ``--optim auto`` stands for "adamw" in it."""
+    values = options.flatten(config)
+    optim = "adamw" if values["optim"] == "auto" else values["optim"]
+    settings = Settings(
+        OPTIMIZERS[optim],
+        compute=COMPUTE[values["precision"]],
+        activation_checkpointing=values["activation_checkpointing"],
+        activation_offload=values["activation_offload"] == "on",
+        offload_states=values["offload_states"] == "on",
+    )
+    rows, length = loader.worst_rows()
+    outputs = int(sum(loader.samples.label_lengths[row].sum() for row in rows))
+    return Job(
+        config=model_config,
+        sizes=count_parameters(spec, model_config),
+        mesh=mesh,
+        ranks_per_node=ranks_per_node,
+        optim=optim,
+        settings=settings,
+        work=Pass(len(rows) * length, outputs, loader.accumulates),
+        n_rows=len(rows),
+        row_length=values["row_length"],
+        background_save=values["async_save"] != "off",
+    )
+
+
+def _model_config(config: TrainConfig, spec: ModelSpec, task: Task, assumed: list[str]) -> LlamaConfig | EncoderConfig:
+    found = numbers(spec, config.model.checkpoint, assumed)
+    if isinstance(found, EncoderConfig):
+        found = replace(found, head=config.model.head, heads=heads_for(task))
+    return found
+
+
+def numbers(spec: ModelSpec, folder: Path | None, assumed: list[str]) -> LlamaConfig | EncoderConfig:
+    """The numbers of the checkpoint in ``folder``, or the preset's where there is none, which is then said.
+
+    Raises:
+        UserError: the checkpoint is of another architecture, or there is none and the preset has no numbers.
+    """
+    if folder is not None and (folder / "config.json").is_file():
+        found = read_config(folder)
+        check_family(found, spec, folder)
+        return found
+    if spec.config is None:
+        raise UserError(f"model = {spec.name} is whatever its folder holds, and {folder}/config.json is not there.")
+    assumed.append(f"the model's numbers are the preset's: there is no {folder}/config.json")
+    return spec.config
+
+
+def find_tokenizer(spec: ModelSpec, folder: Path | None) -> Tokenizer | EncoderTokenizer | None:
+    """The tokenizer in ``folder``, a checkpoint's or nothing but a tokenizer's; None where there is none."""
+    if folder is None or not folder.is_dir():
+        return None
+    try:
+        return (load_encoder_tokenizer if spec.kind == "encoder" else load_tokenizer)(tokenizer_folder(folder))
+    except UserError as error:
+        log.info("no tokenizer: %s", error)
+        return None
+
+
+def _samples(config: TrainConfig, spec: ModelSpec, model_config, task: Task, assumed: list[str]):  # noqa: ANN001, ANN202
+    """The task's own samples; without data or tokenizer, assumed ones."""
+    tokenizer, missing, examples = find_tokenizer(spec, config.model.checkpoint), [], None
+    if tokenizer is None:
+        missing.append(f"no tokenizer in {config.model.checkpoint}")
+    try:
+        examples = load_examples(task, "train", config.data.data)
+    except UserError:
+        if config.data.data is not None:  # named, and not there or not readable: a mistake to be told
+            raise
+        missing.append(f"no data of {task.dataset}")
+    if not missing:
+        _, shots, examples = divide(examples, task, config)
+        return prepare_samples(config, spec, model_config, task, tokenizer, examples, shots)[0]
+    longest = longest_input(config, model_config)
+    samples, said = assume_samples(task, model_config, config.data.shots, longest, examples)
+    assumed.append(f"samples ({' and '.join(missing)}): {said}")
+    return samples
+
+
+def settle_optimizer(config: TrainConfig, setup: Setup, world: World) -> TrainConfig:
+    """Decide what ``--optim auto`` means in a run that is about to load, and refuse one that cannot fit.
+
+    Every rank decides alike: from the smallest GPU's memory. A resumed run keeps what it began with.
+
+    Raises:
+        UserError: too few GPUs; says how many it takes.
+    """
+    if world.device.type != "cuda":
+        assert config.optim.optim != "auto", "resolve_auto decides on a CPU"
+        return config
+    memory = _smallest_gpu(world)
+    ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    job = make_job(config, setup.spec, setup.model_config, world.shape, ranks_per_node, setup.loader)
+    was_auto = config.optim.optim == "auto"
+    if was_auto:
+        if setup.resume_from is not None:
+            name, why = read_state(setup.resume_from).config["optim"], "as the run began"
+        else:
+            name, why = choose_optimizer(job, memory)
+        log.info("optim: %s (%s)", name, why)
+        job = job.with_optim(name)
+        config = replace(config, optim=replace(config.optim, optim=name))
+    check_enough(job, memory, was_auto)
+    if not job.fits(memory):
+        log.warning(
+            "warning: by the plan's arithmetic the worst step needs %.1f GiB of each GPU, and %.1f can be used; the "
+            "trial step before the first will tell. The whole account: the same command with --plan.",
+            job.memory.peak / GIB,
+            usable(memory) / GIB,
+        )
+    return config
+
+
+def _smallest_gpu(world: World) -> int:
+    """Bytes of the smallest GPU among the ranks'."""
+    memory = torch.tensor(torch.cuda.get_device_properties(world.device).total_memory, device=world.device)
+    dist.all_reduce(memory, op=dist.ReduceOp.MIN)
+    return int(memory.item())
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float, float]:
+    """Seconds that one pass computes, and that its collectives and copies take; they overlap, so the larger counts."""
+    settings, mesh, sizes, config = job.settings, job.mesh, job.sizes, job.config
+    recompute = settings.activation_checkpointing == "full"
+    computing = pass_flops(config, work, recompute) / mesh.tensor / (gpu.flops * gpu.utilization)
+    computing = max(computing, config.n_layers * LEAST_BLOCK)
+    own = sizes.block_on(mesh) * sizes.n_blocks + sizes.root
+    gathers = 1 if job.keeps_gathered else 2
+    sent = own * (gathers * settings.compute.itemsize + 4) * (mesh.shard - 1) / mesh.shard
+    link = min(gpu.link, gpu.network) if nodes > 1 and mesh.replicate == 1 else gpu.link
+    moving = sent / link
+    if mesh.replicate > 1:
+        moving += 2 * 4 * own / mesh.shard / (gpu.network / job.ranks_per_node)
+    width = config.dim * settings.compute.itemsize * work.tokens
+    if mesh.tensor > 1:
+        computing += config.n_layers * (6 if recompute else 4) * 2 * width / gpu.link  # all-reduces wait for their sums
+    if settings.activation_offload:
+        moving = max(moving, 2 * config.n_layers * width / gpu.host_link)
+    return computing, moving
+
+
+def step_seconds(job: Job, gpu: Gpu, passes: list[RankPass], nodes: int) -> float:
+    """Seconds of a step: its passes one after another, each as long as its slowest rank; then the optimizer."""
+    seconds = sum(max(pass_seconds(job, gpu, work, nodes)) for work in passes)
+    seconds += 2 * job.memory.fixed / gpu.bandwidth  # everything is read once and, but for gradients, written
+    if job.settings.offload_states:
+        seconds += 2 * job.state_bytes / gpu.host_link  # to the GPU and back
+    return seconds
+
+
+def cut(work: RankPass, row_length: int) -> RankPass:
+    """A pass of a packed row, cut to ``row_length`` tokens."""
+    if work.tokens <= row_length:
+        return work
+    return replace(work, tokens=row_length, pairs=min(work.pairs, row_length * (row_length + 1) // 2))
+
+
+def run_seconds(plan: TrainPlan, job: Job | None = None) -> float:
+    """Seconds of the whole run, without loading, scoring and saving."""
+    job = job or plan.job
+    most = job.row_length  # shorter rows than those counted cut what is longer
+    shorter = [[cut(work, most) for work in passes] for passes in plan.work.steps]
+    steps = [step_seconds(job, plan.gpu, passes, plan.nodes) for passes in shorter]
+    return plan.work.total_steps * sum(steps) / len(steps)

@@ -1,0 +1,228 @@
+"""What the steps of a run hold: counted on the task's own samples where they are at hand, else on assumed ones.
+
+Samples need data and a tokenizer. A plan is made before weights, and often before data, are downloaded; then samples
+are made up from counts that are published here, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.example import Example
+from data.loader import Row, StepLoader
+from data.packing import padded_length
+from data.tasks import Task, TokenField
+from model.encoder import EncoderConfig
+from model.llama import LlamaConfig
+from train.metrics import encoder_step_flops, step_flops
+
+COUNTED_STEPS = 400  # a longer run is counted at this many of its steps, evenly spread
+
+# Training splits as the Llama 3 tokenizer counts them: documents, their mean, median and longest in tokens. 20
+# Newsgroups by date; MASSIVE 1.1 has 11,514 utterances, counted on the 7,268 of the MASSIVE-format SLURP data.
+DATA_SETS = {"20ng": (11_314, 550.5, 315.0, 45_931), "massive": (11_514, 7.1, 7.0, 26)}
+# Prompts, likewise (`benchmarks/results/tokens_per_example.md`): prefix without and with five examples, and of labels
+# the mean and the longest.
+PROMPTS = {
+    "20ng_20": (170, 1416, 5, 8),
+    "20ng_7": (69, 1240, 2, 2),
+    "20ng_joint": (287, 1535, 18, 21),
+    "massive_intent": (343, 491, 4, 6),
+    "massive_slots": (310, 535, 22, 81),
+    "massive_joint": (681, 1013, 35, 95),
+}
+SUFFIX = 14  # tokens between document and answer
+WORDS_IN_UTTERANCE = 7
+CHARACTERS_IN_TOKEN = 4
+
+
+class AssumedSamples:
+    """Samples that have lengths and nothing else: what `StepLoader` needs to plan steps.
+
+    Document lengths are log-normal, which fits posts well (of 20 Newsgroups, 99% are shorter than 3,951 tokens; the
+    log-normal with the same mean and median says 3,700).
+
+    Args:
+        documents: how many, their mean, median and longest in tokens.
+        prefix, added: tokens before each document, and between it and its answer.
+        label: tokens of an answer on average, and of the longest 1% of answers.
+        most: tokens that a sample may have, prefix included.
+    """
+
+    def __init__(
+        self, documents: tuple[int, float, float, int], prefix: int, added: int, label: tuple[int, int], most: int
+    ) -> None:
+        n, mean, median, longest = documents
+        spread = math.sqrt(2 * math.log(max(mean / median, 1.001)))
+        quantiles = np.array([statistics.NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)])
+        tokens = np.round(median * np.exp(spread * quantiles)).astype(np.int64)
+        tokens[-1] = longest
+        self.ids = [f"assumed {i}" for i in range(n)]
+        self.prefix = np.zeros(prefix, dtype=np.int32)
+        self.label_lengths = np.full(n, label[0], dtype=np.int64)
+        self.label_lengths[-max(1, n // 100) :] = label[1]
+        self.costs = np.minimum(tokens + added + self.label_lengths, most - prefix)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def assume_samples(
+    task: Task,
+    config: LlamaConfig | EncoderConfig,
+    shots: int,
+    longest: int,
+    examples: Sequence[Example] | None,
+) -> tuple[AssumedSamples, str]:
+    """Samples of a task made up from published counts, and a sentence that says so.
+
+    Args:
+        longest: tokens of the longest input there may be.
+        examples: the training data where they are at hand and only the tokenizer is not.
+    """
+    n, mean, median, most = DATA_SETS.get(task.dataset, (1000, 300.0, 200.0, longest))
+    source = "as counted with the Llama 3 tokenizer" if task.name in PROMPTS else "a guess"
+    if task.name not in PROMPTS and examples:
+        lengths = [len(example.text) / CHARACTERS_IN_TOKEN for example in examples]
+        n, most = len(lengths), math.ceil(max(lengths))
+        mean, median = max(statistics.mean(lengths), 1.0), max(statistics.median(lengths), 1.0)
+        source = f"at {CHARACTERS_IN_TOKEN} characters a token, and a guess at the prompt"
+    documents = n, mean, median, most
+    said = f"{n:,} documents of {mean:,.0f} tokens on average (median {median:,.0f}, longest {most:,})"
+    if isinstance(config, EncoderConfig):
+        words = any(isinstance(field, TokenField) for field in task.fields)
+        outputs = len(task.fields) + (WORDS_IN_UTTERANCE if words else 0)
+        samples = AssumedSamples(documents, 0, 2, (outputs, longest if words else outputs), longest)
+    else:
+        prefix, with_five, label, longest_label = PROMPTS.get(task.name, (500, 2000, 20, 100))
+        prefix += (with_five - prefix) * shots // 5
+        prefix = min(prefix, longest // 2)
+        samples = AssumedSamples(documents, prefix, SUFFIX, (label, longest_label), longest)
+        said += f", a prompt of {prefix:,} before them, answers of {label} ({longest_label} at most)"
+    return samples, f"{said}; {source}"
+
+
+@dataclass(frozen=True)
+class RankPass:
+    """What one rank computes in one pass.
+
+    Attributes:
+        tokens: padding included.
+        outputs: positions with a label.
+        pairs: (query, key) pairs that attention looks at.
+    """
+
+    tokens: int
+    outputs: int
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run's steps hold.
+
+    Attributes:
+        total_steps, epochs: of the run.
+        steps: of some steps, pass by pass the slowest rank's part.
+        samples, real_tokens, computed_tokens, flops: of a step over all ranks, on average; operations as in
+            `train.metrics.step_flops`, without recomputation.
+        worst: the pass that bounds what a step needs, and as what the loader builds it.
+        longest_id, longest_tokens: the longest sample, prefix included.
+        truncated: documents that were cut to fit; None where samples are assumed.
+    """
+
+    total_steps: int
+    epochs: float
+    steps: list[list[RankPass]]
+    samples: float
+    real_tokens: float
+    computed_tokens: float
+    flops: float
+    worst: RankPass
+    worst_rows: int
+    longest_id: str
+    longest_tokens: int
+    truncated: int | None
+
+
+def count_workload(loader: StepLoader, config: LlamaConfig | EncoderConfig, total_steps: int) -> Workload:
+    """Count what the steps of ``loader`` hold, at up to `COUNTED_STEPS` of them."""
+    samples, counted = loader.samples, min(total_steps, COUNTED_STEPS)
+    n_samples, real, computed, flops = 0, 0, 0, 0.0
+    steps: list[list[RankPass]] = []
+    for n in np.linspace(0, total_steps - 1, counted).astype(int).tolist():
+        plan = loader.plan(n)
+        n_samples += sum(map(len, plan.rows))
+        step_real, step_computed = loader.count_tokens(plan)
+        real, computed = real + step_real, computed + step_computed
+        flops += pass_flops(config, RankPass(step_real, _outputs(loader, plan.rows), _pairs(loader, config, plan.rows)))
+        passes = []
+        for m in range(plan.n_micro_batches):
+            rows = max((rank[m] for rank in plan.ranks if m < len(rank)), key=lambda rows: _tokens(loader, rows))
+            passes.append(RankPass(_tokens(loader, rows), _outputs(loader, rows), _pairs(loader, config, rows)))
+        steps.append(passes)
+    rows, length = loader.worst_rows()
+    longest = int(np.argmax(samples.costs))
+    # As dear as its longest sample alone makes it; rows of many short ones are cheaper to attend over.
+    pairs = len(rows) * (length * length if isinstance(config, EncoderConfig) else length * (length + 1) // 2)
+    truncated = getattr(samples, "truncated", None)
+    return Workload(
+        total_steps=total_steps,
+        epochs=total_steps * loader.batch_size / loader.units_per_epoch,
+        steps=steps,
+        samples=n_samples / counted,
+        real_tokens=real / counted,
+        computed_tokens=computed / counted,
+        flops=flops / counted,
+        worst=RankPass(len(rows) * length, _outputs(loader, rows), pairs),
+        worst_rows=len(rows),
+        longest_id=samples.ids[longest],
+        longest_tokens=int(samples.costs[longest]) + len(samples.prefix),
+        truncated=None if truncated is None else int(truncated.sum()),
+    )
+
+
+def pass_flops(config: LlamaConfig | EncoderConfig, work: RankPass, recompute: bool = False) -> float:
+    """Operations of forward and backward; ``recompute`` adds the blocks' forward pass once more."""
+    if isinstance(config, EncoderConfig):
+        per_field = {head.name: work.outputs // max(1, len(config.heads)) for head in config.heads}
+        flops = encoder_step_flops(config, work.tokens, per_field, work.pairs)
+        blocks = encoder_step_flops(config, work.tokens, dict.fromkeys(per_field, 0), work.pairs)
+    else:
+        flops = step_flops(config, work.tokens, work.outputs, work.pairs)
+        blocks = step_flops(config, work.tokens, 0, work.pairs)
+    return flops + (blocks / 3 if recompute else 0.0)
+
+
+def _tokens(loader: StepLoader, rows: Sequence[Row]) -> int:
+    longest = max(_row_prefix(loader) + int(_costs(loader)[row].sum()) for row in rows)
+    return len(rows) * padded_length(longest, loader.row_length)
+
+
+def _outputs(loader: StepLoader, rows: Sequence[Row]) -> int:
+    return int(sum(loader.samples.label_lengths[row].sum() for row in rows))
+
+
+def _pairs(loader: StepLoader, config: LlamaConfig | EncoderConfig, rows: Sequence[Row]) -> int:
+    """What `train.metrics.attended_pairs` counts in the rows' batch."""
+    total, p = 0, _row_prefix(loader)
+    for row in rows:
+        n = _costs(loader)[row].astype(np.int64)
+        if isinstance(config, EncoderConfig):
+            total += int((n * n).sum())
+        else:
+            total += p * (p + 1) // 2 + int((n * p + n * (n + 1) // 2).sum())
+    return total
+
+
+def _row_prefix(loader: StepLoader) -> int:
+    return len(loader.samples.prefix) if loader.share_prefix else 0
+
+
+def _costs(loader: StepLoader) -> np.ndarray:
+    return loader.samples.costs + (0 if loader.share_prefix else len(loader.samples.prefix))
