@@ -52,7 +52,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 # the prefix (of a decoder row) and the documents that the chunk touches, instead of the whole row.
 SDPA_CHUNK = 256
 # Shorter for encoders on CPU, where SDPA with dropout writes out a chunk's scores; on CUDA each chunk is a launch.
-ENCODER_CHUNK_CPU = 64
+ENCODER_CHUNK_CPU = 128
 FLEX_BLOCK = 128  # FlexAttention's own block of queries and keys
 
 
