@@ -79,17 +79,22 @@ def run_once(output: Path, arguments: list[str]) -> None:
 
 
 def train(options: Options, output: Path, common: list[str]) -> None:
-    if (output / "export" / "config.json").is_file():
-        say("trained before")
-        return
-    launcher = [sys.executable]
-    if options.train_torchrun > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.train_torchrun)]
     length = ["--epochs", str(options.epochs)] if options.steps is None else ["--steps", str(options.steps)]
     arguments = [*common, "--checkpoint", str(options.checkpoint), *length, "--lr", str(options.lr)]
-    arguments += ["--batch_size", str(options.batch_size), "--export_dtype", "fp32"]
+    arguments += ["--batch_size", str(options.batch_size), "--save_every", "50"]
     arguments += [] if options.row_length is None else ["--row_length", str(options.row_length)]
-    arguments += ["--save_every", "50", "--keep", "1", "--output", str(output)]
+    train_once(output, arguments, options.train_torchrun)
+
+
+def train_once(output: Path, arguments: list[str], ranks: int = 1) -> None:
+    """`train.py` with these arguments into ``output``, unless it has been trained; what was begun is resumed."""
+    if (output / "export" / "config.json").is_file():
+        say(f"{output.name}: trained before")
+        return
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    arguments = [*arguments, "--export_dtype", "fp32", "--keep", "1", "--output", str(output)]
     resume = ["--resume"] if (output / "checkpoints").is_dir() else []
     call([*launcher, "train.py", *arguments, *resume])
 

@@ -1,0 +1,248 @@
+"""Fine-tune an encoder on single tasks and on their joint task, and compare: the figures of encoder_figures.md.
+
+    python -m benchmarks.encoder_figures --checkpoint PATH --massive PATH --newsgroups PATH
+
+For every task it runs `train.py` (the paper's recipe unless told otherwise) and `eval.py` on the whole test split, as a
+user would, in ``--output``: ``<task>`` is the training run, ``<task>_after`` its scores. Two single runs that make up a
+joint task are combined (the paper's "dual" pair), and TF-IDF with logistic regression is scored on the same data.
+Finished stages are kept and an interrupted training is resumed; with ``--tabulate`` nothing is started, and what is
+finished is tabulated.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks.common import RESULTS, ROOT, load_average, say, table, write_result
+from benchmarks.finetune import call, read_log, run_once, train_once
+from data.errors import UserError
+from eval.combine import combine
+from eval.report import figures
+from eval.results import Results, read_results
+
+# Joint task -> the single tasks that answer as much.
+PARTS = {"massive_joint": ("massive_intent", "massive_slots"), "20ng_joint": ("20ng_7", "20ng_20")}
+BASELINE = "tfidf_lr"
+
+
+@dataclass
+class Options:
+    """Train, score and compare an encoder on single tasks and on their joint task."""
+
+    checkpoint: Path | None = None
+    """Hugging Face folder of a RoBERTa or BERT encoder; not needed with --tabulate."""
+    model: str = "bert"
+    """Its architecture or preset."""
+    tasks: list[str] = field(default_factory=lambda: ["massive_joint", "massive_intent", "massive_slots"])
+    """Which tasks, in this order."""
+    massive: str = "sample"
+    """MASSIVE: a file or folder of the release, or 'sample'."""
+    newsgroups: str = "sample"
+    """20 Newsgroups: likewise."""
+    epochs: float | None = None
+    """Passes over the training split; default: the paper's, 20 on MASSIVE and 10 on 20 Newsgroups."""
+    lr: float | None = None
+    """Peak learning rate; default: the paper's, 1e-5."""
+    max_length: int | None = None
+    """Longest document in tokens; default: the paper's, 512."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of compute, in training and scoring."""
+    train_torchrun: int = 1
+    """Ranks to train on."""
+    tabulate: bool = False
+    """Start nothing: tabulate what is finished."""
+    prefix: str = ""
+    """Run folders are called <prefix><task>."""
+    output: Path = ROOT / "runs" / "encoder_figures"
+    """Folder of the runs."""
+    plot: bool = False
+    """Draw the loss curves into a PNG beside the result file."""
+    result: Path | None = None
+    """Result file; default benchmarks/results/encoder_figures.md."""
+
+    def run(self, task: str) -> Path:
+        return self.output / f"{self.prefix}{task}"
+
+    def scores(self, task: str) -> Path:
+        return self.output / f"{self.prefix}{task}_after"
+
+    def data(self, task: str) -> str:
+        return self.massive if task.startswith("massive") else self.newsgroups
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+    load = load_average()
+    if not options.tabulate:
+        if options.checkpoint is None:
+            raise UserError("no --checkpoint given: the folder with the encoder to fine-tune.")
+        for task in options.tasks:
+            train_and_score(options, task)
+        for task in [name for name in options.tasks if name in PARTS]:
+            score_baseline(options, task)
+    output = options.result or RESULTS / "encoder_figures.md"
+    body = report(options)
+    if options.plot:
+        draw(options, output.with_suffix(".png"))
+        body += f"\n\n![Training loss by step]({output.with_suffix('.png').name})"
+    write_result("encoder_figures", "An encoder on single tasks and on joint ones", body, sys.argv[1:], output, load)
+
+
+def train_and_score(options: Options, task: str) -> None:
+    common = ["--model", options.model, "--task", task, "--data", options.data(task), "--precision", options.precision]
+    chosen = {"epochs": options.epochs, "lr": options.lr, "max_length": options.max_length}
+    given = [word for name, value in chosen.items() if value is not None for word in (f"--{name}", str(value))]
+    train_once(
+        options.run(task), [*common, "--checkpoint", str(options.checkpoint), *given], ranks=options.train_torchrun
+    )
+    export = options.run(task) / "export"
+    run_once(options.scores(task), [*common, "--checkpoint", str(export)])
+
+
+def score_baseline(options: Options, task: str) -> None:
+    folder = options.output / f"baselines_{task}"
+    if (folder / BASELINE / "results.json").is_file():
+        say(f"{folder.name}: scored before")
+        return
+    arguments = ["--task", task, "--data", options.data(task), "--output", str(folder)]
+    call([sys.executable, "-m", "eval.baselines", *arguments])
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def finished(options: Options) -> list[str]:
+    """The tasks that have been trained and scored.
+
+    Raises:
+        UserError: nothing is finished yet.
+    """
+    found = [task for task in options.tasks if (options.scores(task) / "results.json").is_file()]
+    if not found:
+        raise UserError(f"nothing in {options.output} is finished: no {options.scores(options.tasks[0])}.")
+    return found
+
+
+def report(options: Options) -> str:
+    """The figures as Markdown: scores data set by data set, then how each run was trained."""
+    done = finished(options)
+    parts = []
+    for joint, singles in PARTS.items():
+        runs = [read_results(options.scores(task)) for task in done if task in (*singles, joint)]
+        if runs:
+            parts.append(scores_table([*runs, *beside(options, joint, done)], joint))
+    parts.append(training_table(options, done))
+    return "\n\n".join(parts)
+
+
+def beside(options: Options, joint: str, done: list[str]) -> list[Results]:
+    """What stands beside an encoder's own runs: the dual pair and the baseline, where they are there."""
+    found = []
+    singles = PARTS[joint]
+    if all(task in done for task in singles):
+        folder = options.output / f"{options.prefix}dual_{joint}"
+        if not (folder / "results.json").is_file():
+            combine(*(options.scores(task) for task in singles), folder)
+        found.append(read_results(folder))
+    baseline = options.output / f"baselines_{joint}" / BASELINE
+    if (baseline / "results.json").is_file():
+        found.append(read_results(baseline))
+    return found
+
+
+def scores_table(runs: list[Results], joint: str) -> str:
+    """One data set's runs, a figure in each column; what a run does not answer is left empty."""
+    names = list(dict.fromkeys(name for run in runs for name in figures(run)))
+    rows = []
+    for run in runs:
+        own = figures(run)
+        cells = [f"{own[name]:.1%}{strict_f1(run, name)}" if name in own else "" for name in names]
+        seconds = run.cost.get("seconds_per_example")
+        rows.append([label(run, joint), *cells, "" if seconds is None else f"{seconds:.4f}"])
+    header = ["", *(f"{name} (strict)" if name.endswith(" f1") else name for name in names), "seconds / example"]
+    n = {run.metrics["n_examples"] for run in runs}
+    assert len(n) == 1, f"runs of {joint} were scored on different numbers of examples: {n}"
+    return f"**{joint.partition('_')[0]}**, all {n.pop():,} examples of the test split:\n\n{table(header, rows)}"
+
+
+def strict_f1(run: Results, name: str) -> str:
+    """A slots figure's strict companion in brackets, where the data has the brackets it needs."""
+    value = run.metrics["fields"][name.removesuffix(" f1")]["strict_f1"] if name.endswith(" f1") else None
+    return "" if value is None else f" ({value:.1%})"
+
+
+def label(run: Results, joint: str) -> str:
+    if "+" in run.task:
+        return "dual: the single models together"
+    if not run.model:
+        return run.system
+    return f"{'joint' if run.task == joint else 'single'}: {run.task}"
+
+
+def training_table(options: Options, done: list[str]) -> str:
+    """How each run was trained: recipe, loss by quarter of the run, speed."""
+    rows = []
+    for task in done:
+        folder = options.run(task)
+        config = tomllib.loads((folder / "config.toml").read_text())
+        steps, seconds, _, losses = read_log(folder / "log.jsonl")
+        size = max(1, len(losses) // 4)
+        quarters = [losses[i * size : (i + 1) * size] for i in range(4)]
+        last = losses[-max(1, len(losses) // 20) :]
+        stopped = plateau_step(folder / "log.jsonl")
+        rows.append([
+            task, f"{config['train']['epochs']:g} x {config['optim']['lr']:g}" if "epochs" in config["train"] else "",
+            config["batch"].get("max_length", ""), config["train"]["precision"], f"{steps:,}",
+            ", ".join(f"{sum(q) / len(q):.3f}" for q in quarters if q), f"{sum(last) / len(last):.3f}",
+            "never" if stopped is None else f"at step {stopped:,}",
+            f"{seconds / 60:.0f}", f"{steps * config['batch']['batch_size'] / seconds:.0f}",
+        ])  # fmt: skip
+    header = ["trained", "epochs x peak rate", "max length", "compute", "steps", "mean loss by quarter",
+              "of the last 5%", "loss stopped falling", "minutes", "examples/s"]  # fmt: skip
+    return (
+        f"Batches of 32, linear decay. A joint run's loss is the sum of its fields'.\n\n{table(header, rows)}\n\n"
+        "Minutes and examples/s are those of a machine shared with other work: benchmarks/results/encoder_speed.md has "
+        "speeds that compare."
+    )
+
+
+def plateau_step(path: Path) -> int | None:
+    """The step at which the log says that the loss had stopped falling (`train.metrics.Plateau`)."""
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return next((event["step"] for event in events if event.get("event") == "plateau"), None)
+
+
+def draw(options: Options, path: Path) -> None:
+    """Each run's training loss against its epochs, averaged over a fiftieth of the run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for task in finished(options):
+        records = [json.loads(line) for line in (options.run(task) / "log.jsonl").read_text().splitlines()]
+        steps = {record["step"]: record for record in records if "loss" in record and "lr" in record}
+        ordered = [steps[n] for n in sorted(steps)]
+        size = max(1, len(ordered) // 50)
+        groups = [ordered[i : i + size] for i in range(0, len(ordered) - size + 1, size)]
+        axes.plot([group[-1]["epoch"] for group in groups], [sum(r["loss"] for r in g) / len(g) for g in groups],
+                  label=task)  # fmt: skip
+    axes.set(xlabel="epoch", ylabel="training loss (sum of the fields')", ylim=(0, None))
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
