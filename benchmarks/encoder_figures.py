@@ -58,8 +58,8 @@ class Options:
     """Ranks to train on."""
     tabulate: bool = False
     """Start nothing: tabulate what is finished."""
-    prefix: str = ""
-    """Run folders are called <prefix><task>."""
+    prefix: list[str] = field(default_factory=lambda: [""])
+    """Run folders are called <prefix><task>; --tabulate takes several, to compare recipes."""
     output: Path = ROOT / "runs" / "encoder_figures"
     """Folder of the runs."""
     plot: bool = False
@@ -67,24 +67,45 @@ class Options:
     result: Path | None = None
     """Result file; default benchmarks/results/encoder_figures.md."""
 
-    def run(self, task: str) -> Path:
-        return self.output / f"{self.prefix}{task}"
-
-    def scores(self, task: str) -> Path:
-        return self.output / f"{self.prefix}{task}_after"
-
     def data(self, task: str) -> str:
         return self.massive if task.startswith("massive") else self.newsgroups
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task fine-tuned with one recipe: where it was trained, and where its scores are."""
+
+    output: Path
+    prefix: str
+    task: str
+
+    @property
+    def folder(self) -> Path:
+        return self.output / f"{self.prefix}{self.task}"
+
+    @property
+    def scores(self) -> Path:
+        return self.output / f"{self.prefix}{self.task}_after"
+
+    @property
+    def recipe(self) -> str:
+        """Epochs and peak rate, as in its configuration."""
+        config = tomllib.loads((self.folder / "config.toml").read_text())
+        train = config["train"]
+        length = f"{train['epochs']:g} epochs" if "epochs" in train else f"{train['steps']} steps"
+        return f"{length} at {config['optim']['lr']:g}"
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__, use_underscores=True)
     load = load_average()
     if not options.tabulate:
+        if len(options.prefix) > 1:
+            raise UserError("several --prefix are for --tabulate: train one recipe at a time.")
         if options.checkpoint is None:
             raise UserError("no --checkpoint given: the folder with the encoder to fine-tune.")
         for task in options.tasks:
-            train_and_score(options, task)
+            train_and_score(options, Run(options.output, options.prefix[0], task))
         for task in [name for name in options.tasks if name in PARTS]:
             score_baseline(options, task)
     output = options.result or RESULTS / "encoder_figures.md"
@@ -95,15 +116,13 @@ def main() -> None:
     write_result("encoder_figures", "An encoder on single tasks and on joint ones", body, sys.argv[1:], output, load)
 
 
-def train_and_score(options: Options, task: str) -> None:
-    common = ["--model", options.model, "--task", task, "--data", options.data(task), "--precision", options.precision]
+def train_and_score(options: Options, run: Run) -> None:
+    task, precision = run.task, options.precision
+    common = ["--model", options.model, "--task", task, "--data", options.data(task), "--precision", precision]
     chosen = {"epochs": options.epochs, "lr": options.lr, "max_length": options.max_length}
     given = [word for name, value in chosen.items() if value is not None for word in (f"--{name}", str(value))]
-    train_once(
-        options.run(task), [*common, "--checkpoint", str(options.checkpoint), *given], ranks=options.train_torchrun
-    )
-    export = options.run(task) / "export"
-    run_once(options.scores(task), [*common, "--checkpoint", str(export)])
+    train_once(run.folder, [*common, "--checkpoint", str(options.checkpoint), *given], options.train_torchrun)
+    run_once(run.scores, [*common, "--checkpoint", str(run.folder / "export")])
 
 
 def score_baseline(options: Options, task: str) -> None:
@@ -118,58 +137,65 @@ def score_baseline(options: Options, task: str) -> None:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def finished(options: Options) -> list[str]:
-    """The tasks that have been trained and scored.
+def finished(options: Options) -> list[Run]:
+    """The runs that have been trained and scored.
 
     Raises:
         UserError: nothing is finished yet.
     """
-    found = [task for task in options.tasks if (options.scores(task) / "results.json").is_file()]
+    runs = [Run(options.output, prefix, task) for prefix in options.prefix for task in options.tasks]
+    found = [run for run in runs if (run.scores / "results.json").is_file()]
     if not found:
-        raise UserError(f"nothing in {options.output} is finished: no {options.scores(options.tasks[0])}.")
+        raise UserError(f"nothing in {options.output} is finished: no {runs[0].scores}.")
     return found
 
 
 def report(options: Options) -> str:
     """The figures as Markdown: scores data set by data set, then how each run was trained."""
-    done = finished(options)
-    parts = []
+    done, parts = finished(options), []
     for joint, singles in PARTS.items():
-        runs = [read_results(options.scores(task)) for task in done if task in (*singles, joint)]
-        if runs:
-            parts.append(scores_table([*runs, *beside(options, joint, done)], joint))
-    parts.append(training_table(options, done))
+        rows = [
+            (f"{'joint' if run.task == joint else 'single'}: {run.task}, {run.recipe}", read_results(run.scores))
+            for run in done
+            if run.task in (joint, *singles)
+        ]
+        if rows:
+            parts.append(scores_table(joint, [*rows, *beside(options, joint, done)]))
+    parts.append(training_table(done))
     return "\n\n".join(parts)
 
 
-def beside(options: Options, joint: str, done: list[str]) -> list[Results]:
-    """What stands beside an encoder's own runs: the dual pair and the baseline, where they are there."""
+def beside(options: Options, joint: str, done: list[Run]) -> list[tuple[str, Results]]:
+    """What stands beside an encoder's own runs: the dual pairs and the baseline, where they are there."""
     found = []
-    singles = PARTS[joint]
-    if all(task in done for task in singles):
-        folder = options.output / f"{options.prefix}dual_{joint}"
-        if not (folder / "results.json").is_file():
-            combine(*(options.scores(task) for task in singles), folder)
-        found.append(read_results(folder))
+    for prefix in options.prefix:
+        pair = [run for run in done if run.prefix == prefix and run.task in PARTS[joint]]
+        if len(pair) == len(PARTS[joint]):
+            folder = options.output / f"{prefix}dual_{joint}"
+            if not (folder / "results.json").is_file():
+                combine(*(run.scores for run in pair), folder)
+            found.append((f"dual: the two single ones, {pair[0].recipe}", read_results(folder)))
     baseline = options.output / f"baselines_{joint}" / BASELINE
     if (baseline / "results.json").is_file():
-        found.append(read_results(baseline))
+        results = read_results(baseline)
+        found.append((results.system, results))
     return found
 
 
-def scores_table(runs: list[Results], joint: str) -> str:
+def scores_table(joint: str, rows: list[tuple[str, Results]]) -> str:
     """One data set's runs, a figure in each column; what a run does not answer is left empty."""
-    names = list(dict.fromkeys(name for run in runs for name in figures(run)))
-    rows = []
-    for run in runs:
-        own = figures(run)
-        cells = [f"{own[name]:.1%}{strict_f1(run, name)}" if name in own else "" for name in names]
-        seconds = run.cost.get("seconds_per_example")
-        rows.append([label(run, joint), *cells, "" if seconds is None else f"{seconds:.4f}"])
+    names = list(dict.fromkeys(name for _, run in rows for name in figures(run)))
+    cells = []
+    for label, run in rows:
+        own, seconds = figures(run), run.cost.get("seconds_per_example")
+        cells.append([
+            label, *(f"{own[name]:.1%}{strict_f1(run, name)}" if name in own else "" for name in names),
+            "" if seconds is None else f"{seconds:.4f}",
+        ])  # fmt: skip
     header = ["", *(f"{name} (strict)" if name.endswith(" f1") else name for name in names), "seconds / example"]
-    n = {run.metrics["n_examples"] for run in runs}
+    n = {run.metrics["n_examples"] for _, run in rows}
     assert len(n) == 1, f"runs of {joint} were scored on different numbers of examples: {n}"
-    return f"**{joint.partition('_')[0]}**, all {n.pop():,} examples of the test split:\n\n{table(header, rows)}"
+    return f"**{joint.partition('_')[0]}**, all {n.pop():,} examples of the test split:\n\n{table(header, cells)}"
 
 
 def strict_f1(run: Results, name: str) -> str:
@@ -178,38 +204,27 @@ def strict_f1(run: Results, name: str) -> str:
     return "" if value is None else f" ({value:.1%})"
 
 
-def label(run: Results, joint: str) -> str:
-    if "+" in run.task:
-        return "dual: the single models together"
-    if not run.model:
-        return run.system
-    return f"{'joint' if run.task == joint else 'single'}: {run.task}"
-
-
-def training_table(options: Options, done: list[str]) -> str:
+def training_table(done: list[Run]) -> str:
     """How each run was trained: recipe, loss by quarter of the run, speed."""
     rows = []
-    for task in done:
-        folder = options.run(task)
-        config = tomllib.loads((folder / "config.toml").read_text())
-        steps, seconds, _, losses = read_log(folder / "log.jsonl")
+    for run in done:
+        config = tomllib.loads((run.folder / "config.toml").read_text())
+        steps, seconds, _, losses = read_log(run.folder / "log.jsonl")
         size = max(1, len(losses) // 4)
         quarters = [losses[i * size : (i + 1) * size] for i in range(4)]
         last = losses[-max(1, len(losses) // 20) :]
-        stopped = plateau_step(folder / "log.jsonl")
+        stopped = plateau_step(run.folder / "log.jsonl")
         rows.append([
-            task, f"{config['train']['epochs']:g} x {config['optim']['lr']:g}" if "epochs" in config["train"] else "",
-            config["batch"].get("max_length", ""), config["train"]["precision"], f"{steps:,}",
-            ", ".join(f"{sum(q) / len(q):.3f}" for q in quarters if q), f"{sum(last) / len(last):.3f}",
-            "never" if stopped is None else f"at step {stopped:,}",
+            f"{run.task}, {run.recipe}", config["batch"].get("max_length", ""), config["train"]["precision"],
+            f"{steps:,} x {config['batch']['batch_size']}", ", ".join(f"{sum(q) / len(q):.3f}" for q in quarters if q),
+            f"{sum(last) / len(last):.3f}", "never" if stopped is None else f"at step {stopped:,}",
             f"{seconds / 60:.0f}", f"{steps * config['batch']['batch_size'] / seconds:.0f}",
         ])  # fmt: skip
-    header = ["trained", "epochs x peak rate", "max length", "compute", "steps", "mean loss by quarter",
-              "of the last 5%", "loss stopped falling", "minutes", "examples/s"]  # fmt: skip
+    header = ["trained", "max length", "compute", "steps x samples", "mean loss by quarter", "of the last 5%",
+              "loss stopped falling", "minutes", "examples/s"]  # fmt: skip
     return (
-        f"Batches of 32, linear decay. A joint run's loss is the sum of its fields'.\n\n{table(header, rows)}\n\n"
-        "Minutes and examples/s are those of a machine shared with other work: benchmarks/results/encoder_speed.md has "
-        "speeds that compare."
+        "How they were trained, with linear decay. A joint run's loss is the sum of its fields'; minutes and examples/s "
+        f"are those of a machine with other work to do.\n\n{table(header, rows)}"
     )
 
 
@@ -227,14 +242,14 @@ def draw(options: Options, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for task in finished(options):
-        records = [json.loads(line) for line in (options.run(task) / "log.jsonl").read_text().splitlines()]
+    for run in finished(options):
+        records = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
         steps = {record["step"]: record for record in records if "loss" in record and "lr" in record}
         ordered = [steps[n] for n in sorted(steps)]
         size = max(1, len(ordered) // 50)
         groups = [ordered[i : i + size] for i in range(0, len(ordered) - size + 1, size)]
         axes.plot([group[-1]["epoch"] for group in groups], [sum(r["loss"] for r in g) / len(g) for g in groups],
-                  label=task)  # fmt: skip
+                  label=f"{run.task}, {run.recipe}")  # fmt: skip
     axes.set(xlabel="epoch", ylabel="training loss (sum of the fields')", ylim=(0, None))
     axes.legend()
     figure.tight_layout()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import encoder_figures, finetune
-from benchmarks.encoder_figures import Options, finished, report, train_and_score
+from benchmarks.encoder_figures import Options, Run, finished, report, train_and_score
 from data.errors import UserError
 from data.source import load_examples
 from data.tasks import get_task
@@ -23,8 +23,8 @@ def test_commands_are_the_papers_recipe_unless_told_otherwise(tmp_path: Path, mo
     commands: list[list[str]] = []
     monkeypatch.setattr(finetune, "call", commands.append)
     options = Options(checkpoint=Path("minilm"), output=tmp_path)
-    train_and_score(options, "massive_slots")
-    train_and_score(replace(options, epochs=3, lr=5e-5, max_length=128), "20ng_joint")
+    train_and_score(options, Run(tmp_path, "", "massive_slots"))
+    train_and_score(replace(options, epochs=3, lr=5e-5, max_length=128), Run(tmp_path, "", "20ng_joint"))
     (train, score, short, _) = (command[2:] for command in commands)
     config = train_config(train)
     assert (config.train.epochs, config.optim.lr, config.batch.max_length) == (20, 1e-5, None)
@@ -76,9 +76,9 @@ def test_single_dual_and_joint_stand_in_one_table(tmp_path: Path) -> None:
     assert "75.0%" in joint and "0.0025" in joint
     assert "| 50.0% |  |  | 0.0025 |" in intent
     assert "| 50.0% |" in dual and dual.endswith("| 0.0050 |")
-    (trained,) = [line for line in lines if line.startswith("| massive_slots")]
+    (trained,) = [line for line in lines if line.startswith("| massive_slots, 20 epochs at 1e-05 |")]
     # by quarter of 8, 4, 2.667, 2, ...; 4 examples in 2 seconds
-    assert "20 x 1e-05 | 99 | bf16 | 8 | 6.000, 2.333, 1.467, 1.071 | 1.000 | at step 6 |" in trained
+    assert "| 99 | bf16 | 8 x 4 | 6.000, 2.333, 1.467, 1.071 | 1.000 | at step 6 |" in trained
     assert trained.endswith("| 2 |")
 
 
