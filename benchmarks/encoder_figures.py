@@ -223,8 +223,8 @@ def training_table(done: list[Run]) -> str:
     header = ["trained", "max length", "compute", "steps x samples", "mean loss by quarter", "of the last 5%",
               "loss stopped falling", "minutes", "examples/s"]  # fmt: skip
     return (
-        "How they were trained, with linear decay. A joint run's loss is the sum of its fields'; minutes and examples/s "
-        f"are those of a machine with other work to do.\n\n{table(header, rows)}"
+        "How they were trained, with linear decay. A joint run's loss is the sum of its fields'; minutes and "
+        f"examples/s are those of a machine with other work to do.\n\n{table(header, rows)}"
     )
 
 
