@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from checkpoints_tools.hf_config import write_json
@@ -22,6 +23,9 @@ class ShardWriter:
 
     Hugging Face's naming: a single file is called ``model.safetensors`` and has no index. How many shards there
     will be is known only at the end, so they are written under temporary names and renamed by `close`.
+
+    Raises:
+        UserError: the disk is full; from `add` and `close`.
     """
 
     def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -43,7 +47,12 @@ class ShardWriter:
 
     def _flush(self) -> None:
         path = self.folder / f"part-{len(self.shards) + 1:05d}.safetensors"
-        save_file(self.held, path, metadata={"format": "pt"})
+        try:
+            save_file(self.held, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            if "I/O error" not in str(error):
+                raise
+            raise UserError(f"{path} could not be written: {error}. Make room there and do it again.") from None
         path.chmod(0o644)  # safetensors creates files only their owner can read
         self.shards.append(list(self.held))
         self.held, self.held_bytes = {}, 0

@@ -104,13 +104,15 @@ class Saver:
         tensors = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
         needed = bytes_to_write(tensors)
         require_room(self.checkpoints, needed, f"the checkpoint of step {state.step}", self._what_to_do(), SaveFailed)
-        event = None
+        copied = None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # states that are kept in host memory may still be on their way there
         if self.copy is not None:
             tensors = self.copy.take(tensors)
             if self.device.type == "cuda":
-                event = torch.cuda.Event()
-                event.record()
-        job = partial(self._write, tensors, needed, state, prompt_spec, checkpoint.rng_state(), start, event)
+                copied = torch.cuda.Event()
+                copied.record()
+        job = partial(self._write, tensors, needed, state, prompt_spec, checkpoint.rng_state(), start, copied)
         if self.executor is None:
             job()
         else:

@@ -20,6 +20,7 @@ from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.slices import local_slice
+from checkpoints_tools.writer import ShardWriter, staged_folder
 from data.encoder_tokenizer import load_encoder_tokenizer
 from data.errors import UserError
 from data.fewshot import PromptSpec
@@ -177,3 +178,13 @@ def rank_main(folder: Path) -> None:
 
 if __name__ == "__main__":
     rank_main(Path(sys.argv[1]))
+
+
+def test_a_disk_that_fills_up_is_said_and_nothing_stays(small_disk: Path) -> None:
+    with pytest.raises(UserError, match=r"could not be written: .*No space left on device.*Make room"):
+        with staged_folder(small_disk / "export") as staging:
+            writer = ShardWriter(staging, shard_bytes=10_000_000)
+            for n in range(4):
+                writer.add(f"layers.{n}.w", torch.ones(2_500_000))
+            writer.close()
+    assert not list(small_disk.iterdir())

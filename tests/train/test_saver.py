@@ -279,18 +279,6 @@ def test_killed_in_the_middle_of_a_save(world, launch, tmp_path: Path, caplog) -
     assert [p.name for p in checkpoint.steps_in(run / "checkpoints")] == ["step_000008", "step_000009"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 28 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=28m", "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"needs the right to mount a small tmpfs: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_disk_that_fills_up(world, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small_disk / "run"
     # Checkpoints of 11 MB: large tensors, whose failed writes torch reports as a mistake in its own counting.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_a_step_is_scored_as_its_export_is(world: World, train_args: list[str], 
         for model, p in zip(models[:2], plans[:2], strict=True)
     ]
     assert results[0].predictions == results[1].predictions and len(results[0].predictions) == 3
+
+    with pytest.raises(UserError, match=r"dim: 48 \(expected 576\)"):
+        make_plan(EvalConfig(model="smollm2_135m", checkpoint=newer, task=str(TICKETS)))
+    record = json.loads((newer / "run.json").read_text())
+    (newer / "run.json").write_text(json.dumps(record | {"format": 99}))
+    with pytest.raises(UserError, match="step_000002 has format 99: a newer version of this code saved it"):
+        plan(newer)
+    (newer / "run.json").write_text(json.dumps(record))
 
     # The folder asked for must be whole, whatever stands beside it.
     for file in older.glob("*.distcp"):

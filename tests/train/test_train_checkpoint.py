@@ -157,12 +157,13 @@ def test_an_option_younger_than_the_checkpoint_had_its_default(world, tmp_path: 
     trainer._save()
     folder = checkpoint.newest_complete(trainer.checkpoints)
     record = json.loads((folder / "run.json").read_text())
-    del record["format"], record["config"]["clip"]
+    del record["format"], record["config"]["clip"], record["config"]["optim"]
     (folder / "run.json").write_text(json.dumps(record))
     config = options.flatten(trainer.config)
     checkpoint.check_fits(checkpoint.read_state(folder), config, trainer.setup.identity, folder)
-    with pytest.raises(UserError, match="clip: the checkpoint has 1.0, this run has 0.5"):
-        checkpoint.check_fits(checkpoint.read_state(folder), {**config, "clip": 0.5}, trainer.setup.identity, folder)
+    for name, value, had in (("clip", 0.5, "1.0"), ("optim", "adamw_sr", "adamw")):
+        with pytest.raises(UserError, match=f"{name}: the checkpoint has {had}, this run has {value}"):
+            checkpoint.check_fits(checkpoint.read_state(folder), config | {name: value}, trainer.setup.identity, folder)
 
 
 def test_a_newer_format_is_refused_not_skipped(world, tmp_path: Path) -> None:
