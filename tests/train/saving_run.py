@@ -1,6 +1,6 @@
 """Saves on two ranks: who writes what, one rank's failure, a folder not shared, and the memory of an export.
 
-``torchrun --nproc_per_node 2 saving_run.py OUT``: rank 0 writes OUT/saved.json with what all ranks saw.
+``saving_run.py OUT`` on two ranks: rank 0 writes OUT/saved.json with what all ranks saw.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import errno
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from tiny_run import TIED, VOCAB, make_trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from benchmarks.host_memory import AnonymousPeak
 from checkpoints_tools.writer import ShardWriter
 from model.llama import LlamaConfig
 from train import checkpoint, room, saver
@@ -111,33 +110,6 @@ def not_shared(world: World, output: Path) -> list[str]:
     raise AssertionError("each has a folder of its own")
 
 
-class AnonymousMemory(threading.Thread):
-    """Watches this process's memory that is no file's, in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.begin = self.peak = self.now()
-        self.done = threading.Event()
-
-    @staticmethod
-    def now() -> int:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
-
-    def run(self) -> None:
-        while not self.done.is_set():
-            self.peak = max(self.peak, self.now())
-            time.sleep(0.001)
-
-    def __enter__(self) -> AnonymousMemory:
-        self.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.done.set()
-        self.join()
-
-
 def export_memory(world: World, output: Path) -> dict[str, Any]:
     """Stream a model of 24 matrices of 16 MB, sharded by rows, into files of 48 MB, as `export_hf` does."""
     from checkpoints_tools import export
@@ -150,7 +122,7 @@ def export_memory(world: World, output: Path) -> dict[str, Any]:
     stream: Iterator[tuple[str, Tensor]] = iter(model)
     output.mkdir(exist_ok=True)
     dist.barrier()
-    with AnonymousMemory() as memory:
+    with AnonymousPeak() as memory:
         if world.is_main:
             writer = ShardWriter(output, 48 * 2**20)
             for name, tensor in stream:
@@ -161,7 +133,7 @@ def export_memory(world: World, output: Path) -> dict[str, Any]:
                 export._whole(tensor, None)
         dist.barrier()
     return {
-        "rises": everyone(memory.peak - memory.begin),
+        "rises": everyone(memory.bytes),
         "tensor": 4 * shape[0] * shape[1],
         "whole": 24 * 4 * shape[0] * shape[1],
         "n_files": len(files) if world.is_main else None,

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import run_ranks
+
 
 @pytest.fixture(scope="module")
-def saved(launch, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict:
     out = tmp_path_factory.mktemp("saved")
-    done = launch(Path(__file__).parent / "saving_run.py", out, ranks=2)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(Path(__file__).parent / "saving_run.py", out, n_ranks=2)
     return json.loads((out / "saved.json").read_text())
 
 
@@ -24,7 +25,7 @@ def test_each_rank_copies_and_writes_its_own_shards(saved: dict) -> None:
     assert sum(found["shards"]) == found["whole"], "each element is on one rank"
     for file, copy, shard in zip(found["files"], found["copies"], found["shards"], strict=True):
         assert shard <= copy <= shard + 1000 and shard <= file <= shard + SMALL < found["whole"]
-    assert found["real"] <= found["expected"] <= found["real"] + 400_000
+    assert found["real"] <= found["expected"] <= found["real"] + 700_000
 
 
 def test_replicas_share_the_writing(saved: dict) -> None:
