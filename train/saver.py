@@ -62,6 +62,9 @@ from train.setup import Setup
 
 log = logging.getLogger(__name__)
 
+# torch rounds each pinned block up to a power of two: 11% for the shards of Llama 3 70B, 10% for 8B on one GPU.
+PINNED_ROUNDING = 1.12
+
 # Ranks wait for the slowest one's file.
 TIMEOUT = timedelta(hours=2)
 
@@ -323,7 +326,10 @@ def open_saver(config: TrainConfig, setup: Setup, world: World) -> Saver:
     sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     ranks_a_copy = world.size // world.shape.replicate
-    background = choose_background(options.async_save, sizes.checkpoint * ranks_here // ranks_a_copy, world.device)
+    copy_bytes = sizes.checkpoint * ranks_here // ranks_a_copy
+    if world.device.type == "cuda":
+        copy_bytes = int(copy_bytes * PINNED_ROUNDING)
+    background = choose_background(options.async_save, copy_bytes, world.device)
     return Saver(options.output / "checkpoints", options.keep, background, world.device, sizes)
 
 
