@@ -66,9 +66,7 @@ class Run:
         spec = get_model_spec(model)
         self.world, self.step = world, 0
         self.model = parallelize(lambda: spec.build(spec.config), world.mesh, world.device, precision="fp32")
-        self.optimizer = build_optimizer(
-            self.model, optim="adamw", lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0
-        )
+        self.optimizer = build_optimizer(self.model, lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
         n, rng = 256, np.random.default_rng(0)
         label_end = 16 * np.arange(1, n + 1)
         samples = SampleSet(

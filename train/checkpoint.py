@@ -99,6 +99,7 @@ def read_state(folder: Path) -> RunState:
             f"checkpoint {folder} has format {found}: a newer version of this code saved it, and this one knows "
             f"formats up to {FORMAT}. Use the newer version, or start from the run's export."
         )
+    record["config"].setdefault("optim", "adamw")  # as it was before there was a choice
     return RunState(**record)
 
 
@@ -145,7 +146,7 @@ def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str
     """
     wanted = json.loads(json.dumps({**config, **_by_key(identity)}, default=str))
     # An option that the checkpoint does not know is younger, and its default is what was always done.
-    defaults = json.loads(json.dumps({**options.flatten(TrainConfig()), "optim": "adamw"}, default=str))
+    defaults = json.loads(json.dumps(options.flatten(TrainConfig()), default=str))
     found = {**defaults, **state.config, **_by_key(state.identity)}
     differing = [
         f"  {key}: the checkpoint has {found.get(key)}, this run has {wanted.get(key)}"

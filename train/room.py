@@ -26,7 +26,7 @@ from data.errors import UserError
 from model import ModelSpec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
-from train.checkpoint import steps_in
+from train.checkpoint import read_state, steps_in
 from train.config import TrainConfig
 from train.optimizer import OPTIMIZERS
 from train.sharded_adamw import state_bytes
@@ -134,12 +134,8 @@ def leftovers(output: Path, keep: int, resume_from: Path | None) -> list[Path]:
     return partial + [folder for folder in steps_in(checkpoints)[:-keep] if folder != resume_from]
 
 
-def check_run(config: TrainConfig, sizes: Sizes, first_step: int, total_steps: int, resume_from: Path | None) -> None:
-    """Find out before a run starts whether the disk has room for all that it will write, at the worst moment.
-
-    Raises:
-        UserError: it has not.
-    """
+def run_bytes(config: TrainConfig, sizes: Sizes, first_step: int, total_steps: int, resume_from: Path | None) -> int:
+    """Free bytes that a run needs on its disk for all it will write, at the worst moment; 0 or less: none."""
     options, output = config.checkpoint, config.checkpoint.output
     remaining, gone = total_steps - first_step, leftovers(output, options.keep, resume_from)
     existing = len([folder for folder in steps_in(output / "checkpoints") if folder not in gone])
@@ -149,23 +145,32 @@ def check_run(config: TrainConfig, sizes: Sizes, first_step: int, total_steps: i
     has_best = (output / "best").exists()
     scorings = -(-remaining // config.eval.eval_every) if config.eval.eval_every else 0
     best = at_most_new(int(has_best), scorings, 1)
-    # Never at once: a checkpoint being written, a best one being written, the export.
     kept = max(0, min(options.keep, existing + saves) - existing)
     kept_best = int(scorings > 0 and not has_best)
+    # Never at once: a checkpoint being written, a best one being written, the export.
     needed = max(
         checkpoints * sizes.checkpoint + kept_best * sizes.export,
         kept * sizes.checkpoint + best * sizes.export,
         kept * sizes.checkpoint + (kept_best + (options.export == "on")) * sizes.export,
     )
-    needed -= sum(folder_bytes(folder) for folder in gone)
+    return needed - sum(folder_bytes(folder) for folder in gone)
+
+
+def check_run(config: TrainConfig, sizes: Sizes, total_steps: int, resume_from: Path | None) -> None:
+    """Find out before a run loads anything whether the disk has room for all that it will write. Collective.
+
+    Raises:
+        UserError: it has not.
+    """
+    first_step = read_state(resume_from).step if resume_from is not None else 0
+    options = config.checkpoint
     what_to_do = (
         f"A checkpoint takes {format_bytes(sizes.checkpoint)}, an export {format_bytes(sizes.export)}; --keep "
         f"{options.keep} are kept while the next is written. Name an --output on a larger disk, keep fewer (--keep 1), "
         "or leave the export out (--export off)."
     )
-    problem = no_room(output, needed, "what this run writes", what_to_do)
-    if problem is not None:
-        raise UserError(problem)
+    needed = run_bytes(config, sizes, first_step, total_steps, resume_from)
+    require_room(options.output, needed, "what this run writes", what_to_do, UserError)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -51,6 +51,7 @@ from train.errors import RunStopped
 from train.room import (
     Sizes,
     bytes_to_write,
+    check_run,
     choose_background,
     format_bytes,
     leftovers,
@@ -312,18 +313,22 @@ def problem_of(step: Callable[[], None], files: WatchedFiles) -> str | None:
 
 
 def open_saver(config: TrainConfig, setup: Setup, world: World) -> Saver:
-    """Make ready the run folder, and see that there will be memory for a copy; before anything is loaded. Collective.
+    """Make ready the run folder, and see that there is room on the disk and in memory; before anything is loaded.
+
+    Collective.
 
     Raises:
-        UserError: ranks do not share the run folder, or ``--async_save on`` without enough host memory.
+        UserError: ranks do not share the run folder; the disk has no room for what the run writes; or
+            ``--async_save on`` without enough host memory.
     """
     options = config.checkpoint
     require_shared(options.output)
+    sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
+    check_run(config, sizes, setup.total_steps, setup.resume_from)
     if world.is_main:
         for folder in leftovers(options.output, options.keep, setup.resume_from):
             log.info("removing %s: half-written, or older than the %d checkpoints to keep", folder, options.keep)
             shutil.rmtree(folder)
-    sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     ranks_a_copy = world.size // world.shape.replicate
     copy_bytes = sizes.checkpoint * ranks_here // ranks_a_copy

@@ -36,9 +36,9 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
-from train import checkpoint, options, room
+from train import checkpoint, options
 from train.config import TrainConfig
-from train.distributed import env_rank, env_world_size, pick_device
+from train.distributed import env_rank, pick_device
 from train.mesh import MeshShape, lay_out_world
 from train.metrics import check_tensorboard
 from train.tensor_parallel import check_divides
@@ -128,9 +128,6 @@ def open_run(config: TrainConfig) -> Setup:
         "training_data": hash_samples(samples),
     }
     resume_from = _find_checkpoint(config, identity) if config.checkpoint.resume else None
-    first_step = checkpoint.read_state(resume_from).step if resume_from is not None else 0
-    sizes = room.run_sizes(config, spec, model_config, env_world_size())
-    room.check_run(config, sizes, first_step, total_steps, resume_from)
     return Setup(
         spec=spec,
         model_config=model_config,

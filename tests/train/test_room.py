@@ -14,8 +14,9 @@ from data.errors import UserError
 from train import checkpoint, options, room
 from train.config import TrainConfig, load_config
 from train.optimizer import OPTIMIZERS
-from train.room import Sizes, at_most_new, check_run, choose_background, format_bytes
+from train.room import Sizes, at_most_new, choose_background, format_bytes, run_bytes
 from train.setup import open_run
+from train.trainer import Trainer
 
 SIZES = Sizes(checkpoint=100, export=10)
 
@@ -62,15 +63,11 @@ def test_the_worst_moment(existing: int, coming: int, keep: int, most: int) -> N
         ({"eval_every": 5, "holdout": 0.5, "save_every": 0, "export": "on"}, 0, 120),
     ],
 )
-def test_what_a_run_needs(values: dict, first_step: int, needed: int, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(room, "free_bytes", lambda folder: needed)
-    check_run(config(tmp_path, **values), SIZES, first_step, 10, None)
-    monkeypatch.setattr(room, "free_bytes", lambda folder: needed - 1)
-    with pytest.raises(UserError, match="--keep 1.*--export off"):
-        check_run(config(tmp_path, **values), SIZES, first_step, 10, None)
+def test_what_a_run_needs(values: dict, first_step: int, needed: int, tmp_path: Path) -> None:
+    assert run_bytes(config(tmp_path, **values), SIZES, first_step, 10, None) == needed
 
 
-def test_what_stands_there_already_counts(tmp_path: Path, monkeypatch) -> None:
+def test_what_stands_there_already_counts(tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
     for name in ("step_000002", "step_000004", "step_000006", ".step_000008.partial"):
         (checkpoints / name).mkdir(parents=True)
@@ -78,23 +75,33 @@ def test_what_stands_there_already_counts(tmp_path: Path, monkeypatch) -> None:
     newest = checkpoints / "step_000006"
     # The half-written one goes, and with --keep 2 the oldest: 200 bytes. What is to come is one more than the two.
     assert [p.name for p in room.leftovers(tmp_path, 2, newest)] == [".step_000008.partial", "step_000002"]
-    monkeypatch.setattr(room, "free_bytes", lambda folder: 0)
-    check_run(config(tmp_path), SIZES, 6, 10, newest)
-    with pytest.raises(UserError, match="no room for what this run writes"):
-        check_run(config(tmp_path, keep=3), Sizes(101, 10), 6, 10, newest)
+    assert run_bytes(config(tmp_path), SIZES, 6, 10, newest) == 100 - 200
+    assert run_bytes(config(tmp_path, keep=3), SIZES, 6, 10, newest) == 100 - 100
+    assert run_bytes(config(tmp_path, keep=1), SIZES, 6, 10, newest) == 100 - 300
     # The one to resume from stays, whatever is newer and broken.
     oldest = checkpoints / "step_000002"
     assert oldest not in room.leftovers(tmp_path, 1, oldest)
 
 
-def test_a_full_disk_is_found_before_training(train_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_found_before_anything_loads(world, train_args: list[str], monkeypatch) -> None:
+    from train import trainer
+
+    def load(*args, **kwargs) -> None:
+        raise AssertionError("something was loaded")
+
     args = load_config(train_args)
-    open_run(args)
+    setup = open_run(args)
+    monkeypatch.setattr(trainer, "parallelize", load)
     monkeypatch.setattr(room, "free_bytes", lambda folder: 1_000_000)
     with pytest.raises(UserError) as error:
-        open_run(args)
+        Trainer(args, setup, world)
     for part in ("it needs ", "and 1.0 MB are free at ", "/run", "--output", "--keep", "--export off"):
         assert part in str(error.value)
+
+
+def test_a_run_is_opened_before_the_optimizer_is_chosen(train_args: list[str]) -> None:
+    args = load_config(train_args)
+    open_run(dataclasses.replace(args, optim=dataclasses.replace(args.optim, optim="auto")))  # as on a GPU
 
 
 def test_no_room_for_the_export_is_said_after_the_last_save(world, tmp_path: Path, monkeypatch) -> None:

@@ -20,6 +20,7 @@ from saving_run import SMALL
 from test_train_checkpoint import parameters, resumed
 from tiny_run import TIED, make_trainer, whole
 
+from data.errors import UserError
 from train import checkpoint, room, saver
 from train.errors import Interrupted, RunStopped
 from train.saver import HostCopy, SaveFailed
@@ -282,7 +283,12 @@ def test_killed_in_the_middle_of_a_save(world, launch, tmp_path: Path, caplog) -
 def test_a_disk_that_fills_up(world, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small_disk / "run"
     # Checkpoints of 11 MB: large tensors, whose failed writes torch reports as a mistake in its own counting.
-    trainer = make_trainer(run, world, steps=9, save_every=2, keep=9, async_save="on", model_config=SMALL)
+    options = dict(steps=9, save_every=2, keep=9, async_save="on", model_config=SMALL)
+    with pytest.raises(UserError, match="no room for what this run writes: it needs 55.8 MB, and 29.4 MB are free"):
+        make_trainer(run, world, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "free_bytes", lambda folder: 10**12)  # as if somebody else fills the disk later
+        trainer = make_trainer(run, world, **options)
     with pytest.raises(SaveFailed, match="no room for the checkpoint of step 6: it needs .* MB, and .* MB are free"):
         trainer.run()
     kept = ["step_000002", "step_000004"]
