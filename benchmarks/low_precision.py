@@ -2,9 +2,9 @@
 
     python -m benchmarks.low_precision --checkpoint checkpoints/smollm2_135m --data PATH
 
-Trains SmolLM2-135M on massive_intent from the same weights (the checkpoint's, rounded to bf16) on the same samples in
-the same order, once in each format, everything computed in bf16. Plots the loss on held-out samples, and compares how
-far, and where to, the weights have moved. Formats that are finished are kept in ``--work``. Writes
+Trains SmolLM2-135M on massive_intent from the same weights (the checkpoint's, rounded to bf16, as large models'
+checkpoints are) on the same samples in the same order, once in each format. Plots the loss on held-out samples, and
+compares how far, and where to, the weights have moved. Formats that are finished are kept in ``--work``. Writes
 benchmarks/results/low_precision.md and .png.
 """
 
@@ -48,18 +48,32 @@ from train.loss import batch_loss
 from train.optimizer import OPTIMIZERS, OptimFormat, build_optimizer, clip_gradients, learning_rate
 from train.parallelize import parallelize, reshard
 
+
+@dataclass(frozen=True)
+class Variant:
+    """What is stored how, what is computed in what (a key of `train.parallelize.PRECISIONS`), and its line."""
+
+    formats: OptimFormat
+    precision: str
+    color: str
+    line: str
+
+
 # The first is what the others are compared with.
-VARIANTS: dict[str, OptimFormat] = {
-    "fp32": OPTIMIZERS["adamw"],
-    "bf16, to nearest": OptimFormat(torch.bfloat16, "fp32", stochastic_rounding=False),
-    "bf16, stochastic": OPTIMIZERS["adamw_sr"],
-    "bf16, stochastic, 8-bit states": OPTIMIZERS["adamw_sr_8bit"],
+VARIANTS: dict[str, Variant] = {
+    "fp32": Variant(OPTIMIZERS["adamw"], "fp32", "black", "-"),
+    "fp32, computed in bf16": Variant(OPTIMIZERS["adamw"], "bf16", "tab:green", "-."),
+    "bf16, stochastic": Variant(OPTIMIZERS["adamw_sr"], "bf16_weights", "tab:blue", "--"),
+    "bf16, stochastic, 8-bit states": Variant(OPTIMIZERS["adamw_sr_8bit"], "bf16_weights", "tab:orange", ":"),
+    "bf16, to nearest": Variant(
+        OptimFormat(torch.bfloat16, "fp32", stochastic_rounding=False), "bf16_weights", "tab:red", "-"
+    ),
 }
 
 
 @dataclass
 class Args(Inputs):
-    """Train the same model in four number formats."""
+    """Train the same model in several number formats."""
 
     steps: int = 300
     """Optimizer steps of each."""
@@ -82,25 +96,26 @@ class Moved:
     Attributes:
         losses: of the training steps.
         held_out: step → loss on the held-out samples.
+        optimizer_seconds: processor time of clipping and update, per step.
         norm: of the change of all weights together.
         along: how far it goes in the direction of fp32's change, in units of that.
         cosine: of the angle between the two.
         unchanged: fraction of the weights that are what they were.
-        optimizer_seconds: processor time of clipping and update, per step.
     """
 
     losses: list[float]
     held_out: dict[int, float]
-    norm: float
-    along: float
-    cosine: float
-    unchanged: float
     optimizer_seconds: float
+    norm: float = 0.0
+    along: float = 0.0
+    cosine: float = 0.0
+    unchanged: float = 0.0
 
 
-def train(folder: Path, world: World, formats: OptimFormat, steps: StepLoader, held_out: StepBatch, args: Args):
-    """Train in one format; returns losses, held-out losses, processor seconds of the updates, and the weights' change
-    by parameter name, in fp32."""
+def train(
+    variant: Variant, folder: Path, world: World, steps: StepLoader, held_out: StepBatch, args: Args
+) -> tuple[Moved, dict[str, torch.Tensor]]:
+    """Train in one format; returns what is known of it alone, and the weights' change by parameter name, in fp32."""
 
     @torch.no_grad()
     def load(model: torch.nn.Module) -> None:
@@ -112,12 +127,12 @@ def train(folder: Path, world: World, formats: OptimFormat, steps: StepLoader, h
         lambda: Llama(read_config(folder)),
         world.mesh,
         world.device,
-        precision="bf16" if formats.weights == torch.float32 else "bf16_weights",
+        precision=variant.precision,
         load=load,
     )
     before = {name: p.detach().to_local().to(torch.bfloat16, copy=True) for name, p in model.named_parameters()}
     optimizer = build_optimizer(
-        model, lr=args.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, formats=formats, seed=args.seed
+        model, lr=args.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, formats=variant.formats, seed=args.seed
     )
     losses, on_held_out, seconds = [], {}, 0.0
     for n in range(args.steps + 1):
@@ -144,7 +159,7 @@ def train(folder: Path, world: World, formats: OptimFormat, steps: StepLoader, h
         seconds += time.process_time() - start
     del optimizer
     change = {name: p.detach().to_local().float() - before[name] for name, p in model.named_parameters()}
-    return losses, on_held_out, seconds / args.steps, change
+    return Moved(losses, on_held_out, seconds / args.steps), change
 
 
 def compare(change: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> tuple[float, float, float, float]:
@@ -163,20 +178,19 @@ def compare(change: dict[str, torch.Tensor], reference: dict[str, torch.Tensor])
 
 
 def run_variant(name: str, folder: Path, world: World, steps: StepLoader, held_out: StepBatch, args: Args) -> Moved:
-    kept, changes = args.work / f"{name}.json", args.work / "fp32.pt"
-    if kept.is_file():
-        say(f"{name}: done before")
-        found = json.loads(kept.read_text())
-        return Moved(**{**found, "held_out": {int(step): loss for step, loss in found["held_out"].items()}})
-    say(f"{name}:")
-    losses, on_held_out, seconds, change = train(folder, world, VARIANTS[name], steps, held_out, args)
-    if name == "fp32":
+    kept, changes = args.work / f"{name}.json", args.work / f"{name}.pt"
+    if not kept.is_file():
+        say(f"{name}:")
+        moved, change = train(VARIANTS[name], folder, world, steps, held_out, args)
         torch.save(change, changes)
-    gc.collect()
-    reference = torch.load(changes, mmap=True, weights_only=True)
-    moved = Moved(losses, on_held_out, *compare(change, reference), seconds)
-    kept.write_text(json.dumps(vars(moved)))
-    return moved
+        kept.write_text(json.dumps(vars(moved)))
+        del change
+        gc.collect()
+    found = json.loads(kept.read_text())
+    found["held_out"] = {int(step): loss for step, loss in found["held_out"].items()}
+    change, reference = (torch.load(args.work / f"{n}.pt", mmap=True, weights_only=True) for n in (name, "fp32"))
+    norm, along, cosine, unchanged = compare(change, reference)
+    return Moved(**{**found, "norm": norm, "along": along, "cosine": cosine, "unchanged": unchanged})
 
 
 def report(results: dict[str, Moved], size: str, args: Args) -> str:
@@ -214,8 +228,9 @@ def report(results: dict[str, Moved], size: str, args: Args) -> str:
     return (
         f"A Llama of {size} (SmolLM2) on massive_intent (`--list_labels off`), {args.steps} steps of {args.batch_size} "
         f"samples, peak learning rate {args.lr:g} with linear decay, one rank. All start from the same weights, "
-        "rounded to bf16, see the same samples, and compute in bf16; states are fp32 unless said. Losses are per label "
-        f"token, held out: {args.n_held_out} samples of the test split.\n\n{markdown_table(header, rows)}\n\n"
+        "rounded to bf16, and see the same samples; bf16 weights are computed with in bf16; states are fp32 unless "
+        f"said. Losses are per label token, held out: {args.n_held_out} samples of the test split."
+        f"\n\n{markdown_table(header, rows)}\n\n"
         "![Held-out and training loss](low_precision.png)"
     )
 
@@ -227,15 +242,11 @@ def plot(results: dict[str, Moved], path: Path, window: int = 25) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    styles = dict(
-        zip(VARIANTS, (("black", "-"), ("tab:red", "-"), ("tab:blue", "--"), ("tab:orange", ":")), strict=True)
-    )
     for name, run in results.items():
-        color, line = styles[name]
-        label = "fp32 weights and states" if name == "fp32" else f"{name} rounding" if name.count(",") == 1 else name
-        left.plot(list(run.held_out), list(run.held_out.values()), color=color, linestyle=line, marker="o", label=label)
+        style = {"color": VARIANTS[name].color, "linestyle": VARIANTS[name].line, "label": name}
+        left.plot(list(run.held_out), list(run.held_out.values()), marker="o", **style)
         means = [sum(run.losses[i : i + window]) / window for i in range(len(run.losses) - window + 1)]
-        right.plot(range(window, len(run.losses) + 1), means, color=color, linestyle=line, label=label)
+        right.plot(range(window, len(run.losses) + 1), means, **style)
     left.set_title("held-out samples")
     right.set_title(f"training samples, mean of the last {window} steps")
     for axes in (left, right):

@@ -149,7 +149,7 @@ def test_decode_speed(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_low_precision(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "low_precision.md"
-    argv = f"--checkpoint {checkpoint} --data sample --steps 12 --n_held_out 4 --every 6 --work {tmp_path / 'work'}"
+    argv = f"--checkpoint {checkpoint} --data sample --steps 6 --n_held_out 4 --every 3 --work {tmp_path / 'work'}"
     for _ in range(2):  # the second time from what the first one kept
         assert low_precision.main([*argv.split(), "--output", str(output)]) == 0
     rows = {
