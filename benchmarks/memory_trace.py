@@ -91,7 +91,8 @@ def fake_model(
 def trace(config: LlamaConfig, mesh: MeshShape, settings: Settings, work: Pass) -> dict[str, float]:
     """Bytes of weights, gradients, optimizer states and of the peak of a step, as the tracker counts them on rank 0."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    formats = Precision(settings.optim.weights, settings.compute, torch.float32)
+    formats = PRECISIONS["bf16_weights" if settings.optim.weights == torch.bfloat16 else "bf16"]
+    assert settings.compute == formats.compute, "traces are of bf16 compute"
     with ExitStack() as stack:
         stack.enter_context(fake_ranks(mesh.n_ranks))
         stack.enter_context(mock.patch("model.llama.build_mask", lambda doc_ids: None))

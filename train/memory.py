@@ -12,7 +12,7 @@ and at its fullest moment what comes and goes. These can be the fullest:
     loss         all blocks' saved activations, and the logits
     backward     saved activations, a block computed anew with the gradients of its widest place, gathered weights, one
                  block's gradients on their way to their shards, the head's gradient, which waits for the embedding's
-    root reduce  no activations any more, but embedding's and head's whole gradients, and a copy in fp32 to be reduced
+    root reduce  no activations any more, but embedding's and head's whole gradients, and a copy of them to be reduced
 
 A step of several passes meets these with the first pass's gradients there already. In a step of one pass they grow as
 saved activations go, so that the backward pass can be fullest where it begins or where it ends.
@@ -271,12 +271,11 @@ def _moments(
     keeps = sizes.total < KEEP_GATHERED_BELOW
     gathered = root + (all_blocks if keeps else block)
     arriving = block if shared and not keeps else 0
-    # Gradients are reduced in fp32: a block's are on their way while the next block is computed.
-    reduced = FP32 * sizes.block_on(mesh)
-    last = head if sizes.root >= 2 * sizes.head else 0  # an untied head's gradient is let go of last
+    # Gradients are reduced in the weights' format: a block's are on their way while the next block is computed.
     w = settings.optim.weights.itemsize
-    result = (FP32 + (w if w != FP32 else 0)) / mesh.shard  # its shards, in fp32 and in the gradients' own format
-    root_reduce = max((c + FP32) * sizes.root, (FP32 + result) * sizes.root + last)
+    reduced = w * sizes.block_on(mesh)
+    last = head if sizes.root >= 2 * sizes.head else 0  # an untied head's gradient is let go of last
+    root_reduce = max((c + w) * sizes.root, (w + w / mesh.shard) * sizes.root + last)
 
     vocabulary = (
         config.vocab_size if isinstance(config, LlamaConfig) else max((h.n_labels for h in config.heads), default=0)

@@ -234,11 +234,12 @@ def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float,
     computing = max(computing, config.n_layers * LEAST_BLOCK)
     own = sizes.block_on(mesh) * sizes.n_blocks + sizes.root
     gathers = 1 if job.keeps_gathered else 2
-    sent = own * (gathers * settings.compute.itemsize + 4) * (mesh.shard - 1) / mesh.shard
+    reduced = settings.optim.weights.itemsize  # gradients are reduced in the weights' format
+    sent = own * (gathers * settings.compute.itemsize + reduced) * (mesh.shard - 1) / mesh.shard
     link = min(gpu.link, gpu.network) if nodes > 1 and mesh.replicate == 1 else gpu.link
     moving = sent / link
     if mesh.replicate > 1:
-        moving += 2 * 4 * own / mesh.shard / (gpu.network / job.ranks_per_node)
+        moving += 2 * reduced * own / mesh.shard / (gpu.network / job.ranks_per_node)
     width = config.dim * settings.compute.itemsize * work.tokens
     if mesh.tensor > 1:
         computing += config.n_layers * (6 if recompute else 4) * 2 * width / gpu.link  # all-reduces wait for their sums

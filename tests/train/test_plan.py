@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,9 +227,10 @@ def test_a_resumed_run_keeps_its_optimizer(monkeypatch, tmp_path):
     assert settled(monkeypatch, A100, words, resumed=tmp_path).optim.optim == "adamw_sr"
 
 
-def test_the_command_prints_its_plan(launch, tmp_path):
-    words = ["--model", "llama3_70b", "--task", "20ng_joint", "--checkpoint", tmp_path, "--steps", 10, "--plan"]
-    done = launch(ROOT / "train.py", *words)
-    assert done.returncode == 0, done.stderr
-    assert "Plan for llama3_70b on 20ng_joint" in done.stdout and "fit" in done.stdout
+def test_the_command_prints_its_plan(tmp_path, monkeypatch, capsys):
+    words = ["--model", "llama3_70b", "--task", "20ng_joint", "--checkpoint", str(tmp_path), "--steps", "10", "--plan"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    runpy.run_path(str(ROOT / "train.py"), run_name="script")["main"]()
+    printed = capsys.readouterr().out
+    assert "Plan for llama3_70b on 20ng_joint" in printed and "fit" in printed
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
