@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -106,6 +107,20 @@ def test_documented_commands_are_understood(words, monkeypatch, capsys):
     plan(words, monkeypatch)
 
 
+PLANNED = [words for words in documented() if "--plan" in words]
+
+
+@pytest.mark.parametrize("words", PLANNED, ids=shlex.join)
+def test_documented_plans_are_made(words, monkeypatch, capsys):
+    """Nothing is at hand, as on the machine of somebody who is about to download 140 GB."""
+    script, arguments = script_of(words)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [script, *arguments, "--checkpoint", "checkpoints/nothing-there"])
+    runpy.run_path(str(ROOT / script), run_name="script")["main"]()
+    printed = capsys.readouterr().out
+    assert printed.startswith("Plan for") and "It fits" in printed and "assumed" in printed
+
+
 def test_the_reading_of_commands(monkeypatch):
     text = "x\n```bash\n# note\nA=1 B=2 torchrun --nproc_per_node 8 train.py \\\n  --task t  # why\n\n$ ./a.sh\n```\n"
     assert commands_in(text) == [["torchrun", "--nproc_per_node", "8", "train.py", "--task", "t"], ["./a.sh"]]
@@ -113,7 +128,7 @@ def test_the_reading_of_commands(monkeypatch):
     assert script_of(shlex.split("torchrun --standalone --nnodes=2 eval.py -x")) == ("eval.py", ["-x"])
     assert script_of(shlex.split("sbatch --nodes 4 scripts/train.slurm --tp 2")) == ("train.py", ["--tp", "2"])
     assert script_of(shlex.split("python -m data.download 20ng")) == ("-m data.download", ["20ng"])
-    assert len(documented()) >= 10, "the README has lost its commands"
+    assert len(documented()) >= 10 and PLANNED, "the README has lost its commands"
     for wrong in ("python train.py --modle x", "python -m eval.baselines --taks x", "./no_such.sh", "what --is this"):
         with monkeypatch.context() as patch, pytest.raises((ValueError, AssertionError, ImportError)):
             patch.chdir(ROOT)

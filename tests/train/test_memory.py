@@ -100,7 +100,6 @@ TRACES = {
     "end of backward, one pass": ("llama3_70b", "full", 8192, 100, 8, 12),
     "backward, one pass": ("llama3_8b", "full", 16_384, 100, 8, 4),
     "backward, bf16 weights": ("llama3_70b", "full", 8192, 100, 8, 3),
-    "root reduce, bf16 weights": ("llama3_8b", "full", 256, 100, 8, 2),
     "root reduce, bf16 weights, one rank": ("llama3_8b", "full", 1024, 100, 1, 2),
     "root reduce, one pass": ("llama3_8b", "full", 1024, 100, 8, 2),
 }
