@@ -246,7 +246,11 @@ class HostCopy:
 
     @torch.no_grad()
     def take(self, value: Any, name: str = "") -> Any:
-        """The same nested value with every tensor's contents in host memory; DTensors stay what they are."""
+        """The same nested value with every tensor's contents in host memory; DTensors stay what they are.
+
+        Raises:
+            SaveFailed: no host memory is left.
+        """
         if isinstance(value, Mapping):
             return {key: self.take(item, f"{name}.{key}") for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -259,7 +263,14 @@ class HostCopy:
             return type(value).__tensor_unflatten__(inner, context, value.shape, value.stride())
         buffer = self.buffers.get(name)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
-            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=self.pinned)
+            try:
+                buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=self.pinned)
+            except RuntimeError as error:
+                raise SaveFailed(
+                    f"no host memory is left for the copy that a checkpoint is written from, after "
+                    f"{format_bytes(self.n_bytes)}: {error}\nGo on from the last checkpoint with --async_save off "
+                    "--resume."
+                ) from None
             self.buffers[name] = buffer
         return buffer.copy_(value, non_blocking=True)
 

@@ -121,6 +121,17 @@ def test_the_copy_is_made_once(world, tmp_path: Path) -> None:
     make_trainer(tmp_path / "other", world, async_save="off")._save()
 
 
+def test_no_host_memory_for_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"a": torch.ones(3)}
+
+    def empty(*args, **kwargs):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(SaveFailed, match="can't allocate memory\nGo on .* --async_save off"):
+        HostCopy(pinned=False).take(value)
+
+
 def test_quantized_states_inside_dtensors_are_copied() -> None:
     pytest.importorskip("torchao")
     from torchao.optim.subclass_8bit import OptimState8bit
