@@ -24,12 +24,13 @@ import torch
 import torch.distributed as dist
 import tyro
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.common import load_average, table, write_result
 from model import MODELS
+from model.encoder import Encoder, EncoderConfig
 from model.llama import Llama, LlamaConfig
 from train.loss import label_loss
 from train.memory import Memory, Pass, Settings, count_parameters, training_memory
@@ -65,11 +66,11 @@ def fake_ranks(n: int) -> Iterator[None]:
 
 
 def fake_model(
-    config: LlamaConfig, mesh: MeshShape, mode: FakeTensorMode, formats: Precision, checkpointing: str
-) -> Llama:
+    config: LlamaConfig | EncoderConfig, mesh: MeshShape, mode: FakeTensorMode, formats: Precision, checkpointing: str
+) -> Llama | Encoder:
     """A model as `parallelize` makes it, its parameters fake; only materializing happens under ``mode``."""
 
-    class Fake(Llama):
+    class Fake(Encoder if isinstance(config, EncoderConfig) else Llama):
         def to_empty(self, *, device, recurse=True):  # noqa: ANN001, ANN202
             with mode:
                 return super().to_empty(device=device, recurse=recurse)
@@ -88,7 +89,7 @@ def fake_model(
         )
 
 
-def trace(config: LlamaConfig, mesh: MeshShape, settings: Settings, work: Pass) -> dict[str, float]:
+def trace(config: LlamaConfig | EncoderConfig, mesh: MeshShape, settings: Settings, work: Pass) -> dict[str, float]:
     """Bytes of weights, gradients, optimizer states and of the peak of a step, as the tracker counts them on rank 0."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     formats = PRECISIONS["bf16_weights" if settings.optim.weights == torch.bfloat16 else "bf16"]
@@ -97,14 +98,24 @@ def trace(config: LlamaConfig, mesh: MeshShape, settings: Settings, work: Pass) 
         stack.enter_context(fake_ranks(mesh.n_ranks))
         stack.enter_context(mock.patch("model.llama.build_mask", lambda doc_ids: None))
         stack.enter_context(mock.patch("model.llama.attention", lambda q, k, v, mask: FlexLike.apply(q, k, v)))
+        stack.enter_context(mock.patch("model.encoder.build_bidirectional_mask", lambda doc_ids: None))
+        stack.enter_context(mock.patch("model.encoder.attention", lambda *qkv, dropout: FlexLike.apply(*qkv[:3])))
+        # An encoder looks at how long its documents are; fake positions cannot say.
+        stack.enter_context(mock.patch.object(FakeTensor, "__int__", lambda self: 0, create=True))
         model = fake_model(config, mesh, mode, formats, settings.activation_checkpointing)
         stack.enter_context(mode)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         tokens, positions = torch.zeros(2, 1, work.tokens, dtype=torch.int64)
         index, targets = torch.zeros(2, work.outputs, dtype=torch.int64)
+        places = {head.name: index for head in config.heads} if isinstance(config, EncoderConfig) else index
+
+        def loss() -> Tensor:
+            logits = model(tokens, positions, None, output_index=places)
+            of_fields = logits.values() if isinstance(logits, dict) else [logits]
+            return torch.stack([label_loss(of_field, targets, work.outputs) for of_field in of_fields]).sum()
 
         def one_pass() -> None:
-            label_loss(model(tokens, positions, None, output_index=index), targets, work.outputs).backward()
+            loss().backward()
 
         one_pass()
         optimizer.step()  # makes the states
@@ -134,7 +145,7 @@ def _by_kind(snapshot: dict) -> dict[str, int]:
 TRACED = {"adamw": OPTIMIZERS["adamw"], "adamw_sr_bf16": OptimFormat(torch.bfloat16, "bf16", stochastic_rounding=True)}
 
 
-def planned(config: LlamaConfig, name: str, mesh: MeshShape, settings: Settings, work: Pass) -> Memory:
+def planned(config: LlamaConfig | EncoderConfig, name: str, mesh: MeshShape, settings: Settings, work: Pass) -> Memory:
     spec = MODELS[name]
     return training_memory(config, count_parameters(spec, config), mesh, settings, work, mesh.n_ranks)
 

@@ -75,7 +75,8 @@ def _memory(plan: TrainPlan) -> str:
     return (
         f"{lines}\n  of {free / GIB:.1f} usable: {plan.gpu.memory / GIB:.1f}, less "
         f"{OUTSIDE_ALLOCATOR / GIB:.0f} that CUDA and NCCL take and {IN_GAPS:.0%} lost in gaps\n"
-        f"  other moments: {others}; all gradients {memory.gradients / GIB:.1f}"
+        f"  other moments: {others}; all gradients {memory.gradients / GIB:.1f}, "
+        f"logits {memory.moments['loss']['logits'] / GIB:.1f}; attention writes out no scores"
     )
 
 

@@ -10,6 +10,7 @@ from memory_by_hand import PUBLISHED, by_hand
 
 from benchmarks import memory_trace
 from model import MODELS
+from model.encoder import Head
 from train.memory import Pass, Settings, count_parameters, training_memory
 from train.mesh import MeshShape
 from train.optimizer import OPTIMIZERS
@@ -124,6 +125,19 @@ def test_a_traced_step_needs_what_the_plan_says(case):
     assert ours.gradients == pytest.approx(traced["gradients"], rel=0.001)
     assert ours.states == pytest.approx(traced["optimizer states"], rel=0.001)
     assert ours.peak == pytest.approx(traced["peak"], rel=0.005)
+
+
+@pytest.mark.parametrize("checkpointing", ["full", pytest.param("none", marks=pytest.mark.slow)])
+def test_a_traced_step_of_an_encoder_needs_what_the_plan_says(checkpointing):
+    heads = (Head("intent", "class", 60), Head("slots", "token", 111))
+    config = dataclasses.replace(MODELS["roberta_large"].config, n_layers=4, heads=heads)
+    settings = Settings(OPTIMIZERS["adamw"], activation_checkpointing=checkpointing)
+    mesh, work = MeshShape(shard=8), Pass(4096, 500)
+    ours = memory_trace.planned(config, "roberta_large", mesh, settings, work)
+    traced = memory_trace.trace(config, mesh, settings, work)
+    for kind, n in {"weights": ours.weights, "gradients": ours.gradients, "optimizer states": ours.states}.items():
+        assert n == pytest.approx(traced[kind], rel=0.001), kind
+    assert ours.peak == pytest.approx(traced["peak"], rel=0.02)
 
 
 def test_a_shard_of_a_tensor_parallel_and_hybrid_mesh():
