@@ -245,14 +245,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def write_result(name: str, title: str, body: str, argv: Sequence[str], output: Path | None, load: float) -> Path:
+def write_result(
+    name: str, title: str, body: str, argv: Sequence[str], output: Path | None, load: float | None
+) -> Path:
     """Write a result file and print it.
 
     Args:
         name: the benchmark's module below ``benchmarks``, and the file's name unless ``output`` is given.
         body: Markdown.
         argv: the command line's arguments.
-        load: the machine's load average when the measurement began.
+        load: the machine's load average when the measurement began; None where no times are compared.
     """
     path = output or RESULTS / f"{name}.md"
     text = f"# {title}\n\n{body.strip()}\n\n## How it was measured\n\n{_provenance(name, argv, load)}\n"
@@ -267,20 +269,23 @@ def load_average() -> float:
     return os.getloadavg()[0]
 
 
-def _provenance(name: str, argv: Sequence[str], load: float) -> str:
+def _provenance(name: str, argv: Sequence[str], load: float | None) -> str:
     versions = ", ".join(f"{package} {version}" for package in PACKAGES if (version := _version(package)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return "\n".join(
-        [
-            f"- Command: `{command_line(name, argv)}`",
-            f"- Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC; commit {_commit()}",
-            f"- Hardware: {_cpu()}, {cores} cores ({torch.get_num_threads()} threads used), {_memory()} of memory",
+    lines = [
+        f"- Command: `{command_line(name, argv)}`",
+        f"- Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC; commit {_commit()}",
+        f"- Hardware: {_cpu()}, {cores} cores ({torch.get_num_threads()} threads used), {_memory()} of memory",
+        f"- Versions: Python {platform.python_version()}, {versions}",
+        "- Not measured on a GPU: on the CPU only, with torch's CPU kernels",
+    ]
+    if load is not None:
+        busy = (
             f"- Load average when it began: {load:.1f}. Other work on the machine lengthens seconds; what is compared "
-            "was therefore measured in one process, in turn",
-            f"- Versions: Python {platform.python_version()}, {versions}",
-            "- Not measured on a GPU: on the CPU only, with torch's CPU kernels",
-        ]
-    )
+            "was therefore measured in one process, in turn"
+        )
+        lines.insert(3, busy)
+    return "\n".join(lines)
 
 
 def command_line(name: str, argv: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.common import RESULTS, ROOT, load_average, say, table, write_result
+from benchmarks.common import RESULTS, ROOT, say, table, write_result
 from benchmarks.finetune import call, read_log, run_once, train_once
 from data.errors import UserError
 from eval.combine import combine
@@ -98,7 +98,6 @@ class Run:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__, use_underscores=True)
-    load = load_average()
     if not options.tabulate:
         if len(options.prefix) > 1:
             raise UserError("several --prefix are for --tabulate: train one recipe at a time.")
@@ -113,7 +112,9 @@ def main() -> None:
     if options.plot:
         draw(options, output.with_suffix(".png"))
         body += f"\n\n![Training loss by step]({output.with_suffix('.png').name})"
-    write_result("encoder_figures", "An encoder on single tasks and on joint ones", body, sys.argv[1:], output, load)
+    write_result(
+        "encoder_figures", "An encoder on single tasks and on joint ones", body, sys.argv[1:], output, load=None
+    )
 
 
 def train_and_score(options: Options, run: Run) -> None:
