@@ -39,6 +39,7 @@ from train.memory import Pass, Settings, count_parameters
 from train.mesh import MeshShape, lay_out
 from train.optimizer import OPTIMIZERS
 from train.setup import Setup, build_loader, divide, longest_input, prepare_samples
+from train.tensor_parallel import check_divides
 from train.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     """Resolve the options and count the work; no weights, no process group.
 
     Raises:
-        UserError: a mesh that does not divide, a checkpoint of another architecture, a model without numbers.
+        UserError: a mesh or a model that does not divide, a checkpoint of another architecture, a model without
+            numbers.
     """
     gpu = GPUS[config.plan.gpu]
     n_gpus = config.plan.gpus or (env_world_size() if env_world_size() > 1 else DEFAULT_GPUS)
@@ -82,6 +84,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     spec, task = get_model_spec(config.model.model), get_task(config.data.task, config.data.joint_order)
     assumed: list[str] = []
     model_config = _model_config(config, spec, task, assumed)
+    if parallel.tp > 1:
+        check_divides(model_config, parallel.tp)
     samples = _samples(config, spec, model_config, task, assumed)
     loader = build_loader(config, samples, rank=0, world_size=mesh.n_data)
     total = config.train.steps if config.train.steps is not None else loader.n_steps_for(config.train.epochs)

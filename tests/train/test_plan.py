@@ -147,6 +147,8 @@ def test_without_tokenizer_or_data_the_plan_says_what_it_assumes(tmp_path):
     assert plan.work.truncated is None and plan.work.worst.tokens < 4096, "utterances fill no row of 16,384"
     plan, text = plan_of("--model", "llama3_8b", "--task", TICKETS, "--checkpoint", tmp_path / "none")
     assert "4 characters a token" in text
+    with pytest.raises(UserError, match="--tp 3: 8 key/value heads .* do not divide"):
+        plan_of("--model", "llama3_8b", "--task", "massive_joint", "--tp", 3, "--gpus", 9)
     with pytest.raises(UserError, match="whatever its folder holds"):
         plan_of("--model", "llama", "--task", "massive_joint", "--checkpoint", tmp_path / "none")
     with pytest.raises(UserError):  # named data that are not there are a mistake
