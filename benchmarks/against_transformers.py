@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from benchmarks.common import (
@@ -28,12 +27,12 @@ from benchmarks.common import (
     load_average,
     load_ours,
     reference_greedy,
+    run_program,
     say,
     table,
     write_result,
 )
 from checkpoints_tools.key_maps import from_hf
-from data.errors import UserError
 from data.packing import build_row, collate
 from data.prepare import SampleSet, prepare
 from data.prompts import build_prompt, template_for
@@ -167,13 +166,7 @@ def compare_greedy(
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.against_transformers", use_underscores=True)
-    try:
-        return run(args, argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_program("against_transformers", Args, run, argv)
 
 
 def run(args: Args, argv: list[str]) -> int:

@@ -25,8 +25,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import tyro
 
 from checkpoints_tools.convert import convert
 from checkpoints_tools.hf_config import read_config
@@ -40,6 +42,7 @@ from model.llama import Llama
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "numpy")
 
 
@@ -234,6 +237,26 @@ def counter(what: str, total: int, every: int = 25) -> Callable[[int], None]:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def run_program(
+    name: str, options: type[T], run: Callable[[T, list[str]], int | None], argv: list[str] | None = None
+) -> int:
+    """Read the options of ``python -m benchmarks.<name>`` and call ``run`` with them and the arguments as given.
+
+    Returns:
+        The exit status: that of ``run``, or 2 after a user's mistake, which is said in one line.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    given = tyro.cli(options, args=argv, prog=f"python -m benchmarks.{name}", use_underscores=True)
+    try:
+        return run(given, argv) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 # --- result files -----------------------------------------------------------------------------------------------------

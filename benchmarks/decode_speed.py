@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import tyro
 from torch import nn
 
 from benchmarks.common import (
@@ -30,12 +29,12 @@ from benchmarks.common import (
     load_average,
     load_ours,
     reference_greedy,
+    run_program,
     say,
     size_of,
     table,
     write_result,
 )
-from data.errors import UserError
 from data.prepare import SampleSet, prepare
 from data.prompts import build_prompt, template_for
 from data.tasks import get_task
@@ -149,14 +148,7 @@ def report(
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.decode_speed", use_underscores=True)
-    try:
-        run(args, argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_program("decode_speed", Args, run, argv)
 
 
 def run(args: Args, argv: list[str]) -> None:

@@ -27,9 +27,8 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import tyro
 
-from benchmarks.common import Timing, load_average, say, size_of, table, write_result
+from benchmarks.common import Timing, load_average, run_program, say, size_of, table, write_result
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config, read_json, write_json
 from checkpoints_tools.load import load_pretrained
@@ -305,14 +304,7 @@ def report(args: Args, rows: list[Row], losses: dict[str, dict[str, Losses]]) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.encoder_speed", use_underscores=True)
-    try:
-        run(args, argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_program("encoder_speed", Args, run, argv)
 
 
 def run(args: Args, argv: list[str]) -> None:

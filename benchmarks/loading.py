@@ -28,9 +28,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import tyro
 
-from benchmarks.common import in_turn, load_average, say, table, write_result
+from benchmarks.common import in_turn, load_average, run_program, say, table, write_result
 from benchmarks.host_memory import AnonymousPeak
 from benchmarks.random_checkpoint import load_everything, write_both
 from checkpoints_tools.load import load_pretrained, open_checkpoint
@@ -165,14 +164,7 @@ def run(args: Args, argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.loading", use_underscores=True)
-    try:
-        run(args, argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_program("loading", Args, run, argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import tyro
 
 from benchmarks.common import (
     RESULTS,
@@ -28,6 +27,7 @@ from benchmarks.common import (
     checkpoint_folder,
     draw_examples,
     load_average,
+    run_program,
     say,
     size_of,
     write_result,
@@ -35,7 +35,6 @@ from benchmarks.common import (
 from benchmarks.common import table as markdown_table
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained
-from data.errors import UserError
 from data.loader import StepBatch, StepLoader
 from data.prepare import prepare
 from data.prompts import build_prompt, template_for
@@ -260,17 +259,11 @@ def plot(results: dict[str, Moved], path: Path, window: int = 25) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.low_precision", use_underscores=True)
     try:
-        run(args, argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return run_program("low_precision", Args, run, argv)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    return 0
 
 
 def run(args: Args, argv: list[str]) -> None:

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import tyro
 from torch import nn
 
 from benchmarks.common import (
@@ -32,12 +31,12 @@ from benchmarks.common import (
     in_turn,
     load_average,
     load_ours,
+    run_program,
     say,
     size_of,
     table,
     write_result,
 )
-from data.errors import UserError
 from data.loader import StepBatch, StepLoader
 from data.packing import PADDING_DOC, Batch
 from data.prepare import SampleSet, prepare
@@ -195,14 +194,7 @@ def report(timed: dict[tuple[int, str], Timed], args: Args, model_size: str, pre
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.step_time", use_underscores=True)
-    try:
-        run(args, argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_program("step_time", Args, run, argv)
 
 
 def run(args: Args, argv: list[str]) -> None:
