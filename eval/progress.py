@@ -5,41 +5,24 @@ from __future__ import annotations
 import logging
 import time
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data.progress import Bar
 
 log = logging.getLogger(__name__)
 
 
-class Progress:
+class Progress(Bar):
     """Counts this rank's finished examples against its share of all of them."""
 
     def __init__(self, n_examples: int, world_size: int, show: bool) -> None:
-        self.total, self.done, self.show = -(-n_examples // world_size), 0, show
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__("scoring", -(-n_examples // world_size), show, *columns)
         self.start = time.perf_counter()
-        console = Console(stderr=True)
-        self.bar: RichProgress | None = None
-        if show and console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = RichProgress(TextColumn("scoring"), *columns, console=console, transient=True)
-            self.task = self.bar.add_task("scoring", total=self.total)
 
-    def __enter__(self) -> Progress:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def advance(self, n: int) -> None:
-        tenths = 10 * self.done // max(self.total, 1)
-        self.done += n
-        if self.bar is not None:
-            self.bar.advance(self.task, n)
-        elif self.show and 10 * self.done // max(self.total, 1) > tenths:
+    def say(self, n: int) -> None:
+        all_of_them = max(self.total, 1)
+        if 10 * self.done // all_of_them > 10 * (self.done - n) // all_of_them:
             seconds = time.perf_counter() - self.start
             left = seconds / self.done * (self.total - self.done)
             log.info("scored %d of %d, %.0f s, about %.0f s left", self.done, self.total, seconds, left)
