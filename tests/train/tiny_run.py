@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.fewshot import PromptSpec  # noqa: E402
-from data.loader import StepLoader  # noqa: E402
 from data.prepare import SampleSet  # noqa: E402
 from data.tasks import TASKS  # noqa: E402
 from model import ModelSpec  # noqa: E402
@@ -24,7 +23,7 @@ from model.llama import Llama, LlamaConfig  # noqa: E402
 from train import options, parallelize  # noqa: E402
 from train.config import TrainConfig  # noqa: E402
 from train.distributed import World, run_guarded, start  # noqa: E402
-from train.setup import Setup, hash_samples  # noqa: E402
+from train.setup import Setup, build_loader, hash_samples  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 
 VOCAB = 301
@@ -78,18 +77,7 @@ def make_trainer(
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
     samples = make_samples()
-    loader = StepLoader(
-        samples,
-        batch_size=config.batch.batch_size,
-        batch_unit=config.batch.batch_unit,
-        row_length=config.batch.row_length,
-        packing=config.batch.packing == "on",
-        share_prefix=config.batch.share_prefix == "on",
-        micro_rows=config.batch.micro_rows,
-        seed=config.train.seed,
-        rank=world.data_rank,
-        world_size=world.shape.n_data,
-    )
+    loader = build_loader(config, samples, rank=world.data_rank, world_size=world.shape.n_data)
     setup = Setup(
         spec=ModelSpec("tiny", model_config, Llama, "plain", "debug"),
         model_config=model_config,
