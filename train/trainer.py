@@ -276,6 +276,8 @@ class Trainer:
         # torchrun passes on the signal that the terminal has sent already: later ones change nothing.
         if self.signum is None and self.world.is_main:
             print(f"\n{signal.Signals(signum).name}: finishing this step, then saving.", flush=True)
+            if launcher()[0] == "torchrun":
+                print("torchrun waits 30 seconds for that, unless it was started with --shutdown-timeout.", flush=True)
         self.signum = self.signum or signum
 
     def _interrupt(self) -> None:

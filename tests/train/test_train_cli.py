@@ -125,6 +125,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     stopped = log_lines(run)[-1]
     assert stopped["event"] == "interrupted" and 3 <= stopped["step"] < 24, output
     assert f"{number.name}: finishing this step" in output and "--resume" in output
+    assert ("--shutdown-timeout" in output) == (ranks == 2)
     assert ("  torchrun --nproc_per_node 2 " if ranks == 2 else "  python ") in output
     if ranks == 1:
         assert process.returncode == 128 + number and "Traceback" not in output
