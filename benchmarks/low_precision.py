@@ -240,7 +240,7 @@ def plot(results: dict[str, Moved], path: Path, window: int = 25) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for name, run in results.items():
         style = {"color": VARIANTS[name].color, "linestyle": VARIANTS[name].line, "label": name}
         left.plot(list(run.held_out), list(run.held_out.values()), marker="o", **style)
@@ -252,8 +252,7 @@ def plot(results: dict[str, Moved], path: Path, window: int = 25) -> None:
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("cross-entropy per label token (nats)")
         axes.grid(alpha=0.3)
-    left.legend()
-    figure.tight_layout()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
