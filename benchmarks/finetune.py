@@ -48,6 +48,10 @@ class Options:
     """Capacity of a packed row in tokens; default: the recipe's. A step that fits one row computes its prefix once."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of compute, in training and scoring; auto: bf16 where the hardware multiplies it."""
+    list_labels: Literal["on", "off"] = "on"
+    """Whether the prompt lists the labels, as the paper's does. Off, MASSIVE's joint prompt has a fifth of the tokens."""
+    train_options: str = ""
+    """More options for train.py, as one string: "--seed 1 --clip 0"."""
     train_torchrun: int = 1
     """Ranks to train on."""
     output: Path | None = None
@@ -61,7 +65,7 @@ def main() -> None:
     load = load_average()
     folder = options.output or ROOT / "runs" / f"finetune_{options.task}"
     common = ["--model", "smollm2_135m", "--task", options.task, "--data", options.data]
-    common += ["--precision", options.precision]
+    common += ["--precision", options.precision, "--list_labels", options.list_labels]
     run_once(folder / "before", [*common, "--checkpoint", str(options.checkpoint), "--name", "before"])
     train(options, folder / "train", common)
     run_once(folder / "after", [*common, "--checkpoint", str(folder / "train" / "export"), "--name", "after"])
@@ -83,6 +87,7 @@ def train(options: Options, output: Path, common: list[str]) -> None:
     arguments = [*common, "--checkpoint", str(options.checkpoint), *length, "--lr", str(options.lr)]
     arguments += ["--batch_size", str(options.batch_size), "--save_every", "50"]
     arguments += [] if options.row_length is None else ["--row_length", str(options.row_length)]
+    arguments += shlex.split(options.train_options)
     train_once(output, arguments, options.train_torchrun)
 
 
@@ -126,7 +131,8 @@ def report(options: Options, folder: Path) -> str:
     curve = ", ".join(f"{sum(losses[i : i + quarter]) / quarter:.3f}" for i in range(0, 4 * quarter, quarter))
     return "\n".join(
         [
-            f"All {after.metrics['n_examples']:,} test examples, zero-shot prompt, greedy decoding, in "
+            f"All {after.metrics['n_examples']:,} test examples, zero-shot prompt"
+            f"{'' if options.list_labels == 'on' else ' without the label lists'}, greedy decoding, in "
             f"{after.settings['precision']} on {after.settings['threads']} threads.",
             "",
             table(["", *names, "unparsed", "s / example", "tokens / answer"], rows),
