@@ -51,7 +51,7 @@ class Options:
     list_labels: Literal["on", "off"] = "on"
     """Whether the prompt lists the labels, as the paper's does. Off, MASSIVE's joint prompt has a fifth of the tokens."""
     train_options: str = ""
-    """More options for train.py, as one string: "--seed 1 --clip 0"."""
+    """More options for train.py, as one string: --train_options="--seed 1 --clip 0"."""
     train_torchrun: int = 1
     """Ranks to train on."""
     output: Path | None = None
