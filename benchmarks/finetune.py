@@ -49,7 +49,7 @@ class Options:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of compute, in training and scoring; auto: bf16 where the hardware multiplies it."""
     list_labels: Literal["on", "off"] = "on"
-    """Whether the prompt lists the labels, as the paper's does. Off, MASSIVE's joint prompt has a fifth of the tokens."""
+    """Whether the prompt lists the labels, as the paper's does. Off, MASSIVE's joint prefix is a fifth as long."""
     train_options: str = ""
     """More options for train.py, as one string: --train_options="--seed 1 --clip 0"."""
     train_torchrun: int = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import against_transformers, decode_speed, low_precision, step_time
+from benchmarks import against_transformers, batch_flips, decode_speed, low_precision, step_time
 from benchmarks.common import command_line, draw_examples, find_gguf, in_turn, load_ours, reference_greedy
 from data.errors import UserError
 from data.prepare import SampleSet, prepare
@@ -16,6 +16,7 @@ from data.prompts import Text, build_prompt
 from data.tasks import get_task
 from data.tokenizer import load_tokenizer
 from eval.decoder import greedy_decode
+from eval.results import Prediction
 
 transformers = pytest.importorskip("transformers")
 VOCAB = 500
@@ -145,6 +146,33 @@ def test_decode_speed(checkpoint: Path, tmp_path: Path) -> None:
     assert decode_speed.main([*argv.split(), "--output", str(output)]) == 0
     text = output.read_text()
     assert text.count("| 5 of 5 |") == 4  # all four emit the same
+
+
+def test_batch_flips(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "batch_flips.md"
+    options = batch_flips.Options(
+        checkpoint,
+        model="llama",
+        task="massive_intent",
+        limit=3,
+        batch_tokens=(64,),
+        precisions=("fp32",),
+        output=output,
+    )
+    batch_flips.run(options, [])
+    rows = [row.split(" | ") for row in output.read_text().splitlines() if row.startswith("| fp32")]
+    assert [row[1] for row in rows] == ["one at a time", "64 tokens"]
+    assert rows[1][2:5] == ["0", "0.000%", "0"]  # fp32
+
+
+def test_batch_flips_counts_what_differs() -> None:
+    def answer(id: str, raw: str, intent: str | None, stopped: bool = True) -> Prediction:
+        return Prediction(id, {"intent": "a"}, raw, {"intent": intent}, stopped=stopped, n_new_tokens=3)
+
+    alone = [answer("1", "a", "a"), answer("2", "b", "b"), answer("3", "c ", "c"), answer("4", "dd", None)]
+    batched = [answer("1", "a", "a"), answer("2", "a", "a"), answer("3", "c", "c"), answer("4", "dd", None, False)]
+    assert batch_flips.compare(alone, alone) == batch_flips.Comparison(n_text=0, n_parsed=0, n_tokens=12)
+    assert batch_flips.compare(alone, batched) == batch_flips.Comparison(n_text=3, n_parsed=1, n_tokens=12)
 
 
 def test_low_precision(checkpoint: Path, tmp_path: Path) -> None:
