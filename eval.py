@@ -49,7 +49,10 @@ def main() -> None:
         console().print(details_table(results))
         log.info("written to %s", output)
     elif options.plan:
-        log.info("%s", describe_plan(options))
+        text, fits = describe_plan(options)
+        log.info("%s", text)
+        if not fits:
+            sys.exit(1)
     else:
         score(options)
 

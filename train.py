@@ -23,7 +23,10 @@ def main() -> None:
     set_up_logging()
     config = load_config(sys.argv[1:])
     if config.plan.plan:
-        log.info("%s", describe(make_plan(config)))
+        plan = make_plan(config)
+        log.info("%s", describe(plan))
+        if not plan.fits:
+            sys.exit(1)
         return
     setup = open_run(config)  # everything that can be checked is checked before the process group starts
     world = start(setup.device, setup.mesh_shape)

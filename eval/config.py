@@ -94,7 +94,8 @@ class EvalConfig:
     compare: tuple[Path, ...] = ()
     """Print several runs (output folders) in one table."""
     plan: bool = False
-    """Say what scoring would need and cost, and whether it fits; then end. Needs no GPU and no weights."""
+    """Say what scoring would need and cost, and whether it fits; then end, with status 1 if it does not. Needs
+    no GPU and no weights."""
     gpu: Literal["a100-80g", "h100-80g", "h200"] = "a100-80g"
     """GPU that --plan is for."""
     gpus: int | None = None

@@ -121,8 +121,8 @@ def encoder_memory(
     return Scoring({"weights": c * n_parameters, "one pass": c * width * T}, n_rows, (1, T), sum(bodies), 0)
 
 
-def describe(options: EvalConfig) -> str:
-    """The plan as text.
+def describe(options: EvalConfig) -> tuple[str, bool]:
+    """The plan as text, and whether it fits.
 
     Raises:
         UserError: ranks or heads that do not divide, no task, a checkpoint of another architecture.
@@ -160,7 +160,7 @@ def describe(options: EvalConfig) -> str:
         "",
         _verdict(options, config, n_parameters, c, requests, scoring, gpu),
     ]
-    return "\n".join(lines)
+    return "\n".join(lines), scoring.peak <= usable(gpu.memory)
 
 
 def _verdict(

@@ -180,7 +180,8 @@ class LogOptions:
 @dataclass(frozen=True)
 class PlanOptions:
     plan: bool = False
-    """Say what the run would need and cost, and whether it fits; then end. Needs no GPU and no weights."""
+    """Say what the run would need and cost, and whether it fits; then end, with status 1 if it does not. Needs
+    no GPU and no weights."""
     gpu: Literal["a100-80g", "h100-80g", "h200"] = "a100-80g"
     """GPU that --plan is for."""
     gpus: int | None = None

@@ -68,6 +68,10 @@ class TrainPlan:
     lengths: np.ndarray
     assumed: list[str]
 
+    @property
+    def fits(self) -> bool:
+        return self.job.fits(self.gpu.memory)
+
 
 def make_plan(config: TrainConfig) -> TrainPlan:
     """Resolve the options and count the work; no weights, no process group.

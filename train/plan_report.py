@@ -135,7 +135,7 @@ def _verdict(plan: TrainPlan) -> str:
     job, memory = plan.job, plan.gpu.memory
     peak, free = job.memory.peak, usable(memory)
     n = job.mesh.n_ranks
-    if job.fits(memory):
+    if plan.fits:
         said = f"It fits: {peak / GIB:.1f} of {free / GIB:.1f} GiB."
         full = job.settings.activation_checkpointing == "full" and not job.settings.activation_offload
         offloaded = replace(job, settings=replace(job.settings, activation_offload=True))

@@ -33,7 +33,7 @@ def test_weights_keys_and_values_by_hand(tp):
 
 
 def plan(*words: object) -> str:
-    return describe(load_config([*map(str, words), "--plan"]))
+    return describe(load_config([*map(str, words), "--plan"]))[0]
 
 
 def test_70b_needs_to_be_split(tmp_path):
@@ -60,4 +60,8 @@ def test_the_command_prints_its_plan(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(ROOT / "eval.py"), run_name="script")["main"]()
     printed = capsys.readouterr().out
     assert "Plan for scoring llama3_8b" in printed and "It fits" in printed
+    monkeypatch.setattr(sys, "argv", ["eval.py", *words, "--model", "llama3_70b"])
+    with pytest.raises(SystemExit, match="1"):  # for scripts that ask before they submit
+        runpy.run_path(str(ROOT / "eval.py"), run_name="script")["main"]()
+    assert "It does NOT fit" in capsys.readouterr().out
     assert not list(tmp_path.iterdir()), "a plan writes nothing"

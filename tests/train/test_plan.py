@@ -235,4 +235,8 @@ def test_the_command_prints_its_plan(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(ROOT / "train.py"), run_name="script")["main"]()
     printed = capsys.readouterr().out
     assert "Plan for llama3_70b on 20ng_joint" in printed and "fit" in printed
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, "--gpus", "1"])
+    with pytest.raises(SystemExit, match="1"):  # for scripts that ask before they submit
+        runpy.run_path(str(ROOT / "train.py"), run_name="script")["main"]()
+    assert "It does NOT fit" in capsys.readouterr().out
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
