@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from benchmarks import finetune
 from benchmarks.finetune import Options, read_log, report
 from eval.results import Results, write_run
 
@@ -43,3 +46,17 @@ def test_report_shows_before_and_after(tmp_path: Path) -> None:
     assert "12.5%" in before and "87.5%" in after
     assert "All 8 test examples" in text and "in bf16 on 2 threads" in text
     assert "Trained 4 steps of 32 samples" in text and "fp32 over fp32 weights" in text
+
+
+def test_options_reach_training_and_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(finetune, "call", called.append)
+    monkeypatch.setattr(finetune, "report", lambda options, folder: "body")
+    argv = ["--checkpoint", "x", "--data", "sample", "--list_labels", "off", "--train_options=--seed 1 --clip 0"]
+    argv += ["--output", str(tmp_path / "run"), "--result", str(tmp_path / "result.md")]
+    monkeypatch.setattr("sys.argv", ["finetune", *argv])
+    finetune.main()
+    before, train, after = (" ".join(command) for command in called)
+    assert all("--list_labels off" in command for command in (before, train, after))
+    assert "--seed 1 --clip 0" in train and "--clip" not in before + after
+    assert "body" in (tmp_path / "result.md").read_text()
