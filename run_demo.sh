@@ -41,7 +41,8 @@ echo "environment ready after $SECONDS s"
 CORES=$(count_cores)
 export TOKENIZERS_PARALLELISM=false
 # Where the C library is glibc: large pages for large tensors, and freed memory kept for the next step instead of given
-# back to the kernel and zeroed again page by page. A fifth to a quarter less time a step; other C libraries ignore it.
+# back to the kernel and zeroed again page by page: the latter saves an eighth of a step (benchmarks/results/demo.md).
+# Other C libraries ignore this.
 tunables=hugetlb=1:arena_max=1:mmap_threshold=33554432:trim_threshold=8589934592
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.${tunables//:/:glibc.malloc.}}
 threads() { # threads N: share the cores among N processes

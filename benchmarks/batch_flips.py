@@ -9,15 +9,13 @@ flip an argmax. Counted is the first flip of an answer: what follows it has anot
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import ROOT, run_program, say, table, write_result
-from data.errors import UserError
+from benchmarks.common import run_program, table, write_result
+from benchmarks.finetune import call
 from eval.metrics import main_figures
 from eval.results import Prediction, Results, read_predictions, read_results, stored_task
 
@@ -103,9 +101,7 @@ def score(options: Options, precision: str, batch_tokens: int, folder: Path) -> 
     command += ["--data", options.data, "--limit", str(options.limit), "--precision", precision]
     command += ["--batch_tokens", str(batch_tokens), "--output", str(output)]
     command += ["--task", options.task] if options.task else []
-    say(f"$ {shlex.join(command)}")
-    if status := subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
-        raise UserError(f"the command above ended with status {status}.")
+    call(command)
     return read_results(output), read_predictions(output)
 
 

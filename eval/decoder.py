@@ -58,7 +58,7 @@ def greedy_decode(
     """Decode every request greedily: at each step the most probable token, until a stop token or the limit.
 
     A request's result does not depend on which others share its batch, but for rounding: sums in another order can flip
-    an argmax between near-equal logits. In fp32 we have not seen it happen; in bf16 about once in 1,000 emitted tokens
+    an argmax between near-equal logits. In fp32 we have not seen it happen; in bf16 up to once in 1,000 emitted tokens
     (`benchmarks/results/batch_flips.md`).
 
     Args:
