@@ -20,8 +20,8 @@ import tyro
 
 from data.errors import UserError
 from data.example import Example
-from data.massive import INTENTS, MISMATCHES, OTHER, SLOT_TYPES, UTTERANCES_IN_RELEASE, read_massive
-from data.newsgroups import GROUPS, POSTS_IN_RELEASE, ROOTS, read_newsgroups
+from data.readers.massive import INTENTS, MISMATCHES, OTHER, SLOT_TYPES, UTTERANCES_IN_RELEASE, read_massive
+from data.readers.newsgroups import GROUPS, POSTS_IN_RELEASE, ROOTS, read_newsgroups
 from data.tasks import TASKS, ClassField, Task
 
 SPLITS = {"20ng": tuple(POSTS_IN_RELEASE), "massive": tuple(UTTERANCES_IN_RELEASE)}
@@ -164,7 +164,8 @@ def page(args: CountArgs) -> str:
         "fields are joined by +.\n",
         table(header, (task_row(task, splits[task.dataset]) for task in TASKS.values())),
         "## What is odd in it\n",
-        "No example is dropped for any of this; `data/newsgroups.py` and `data/massive.py` say what is done.\n",
+        "No example is dropped for any of this; `data/readers/newsgroups.py` and `data/readers/massive.py` say what is "
+        "done.\n",
         oddity_table(
             "20 Newsgroups, posts",
             counts["20ng"],

@@ -45,8 +45,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from data import massive, newsgroups
 from data.errors import UserError
+from data.readers import massive, newsgroups
 from data.source import DOWNLOAD_DIR
 
 CHUNK_BYTES = 1 << 18

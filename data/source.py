@@ -1,6 +1,6 @@
 """The one door to examples: a task and a split in, examples out, whichever release or file they come from.
 
-Reading each format is left to ``newsgroups.py``, ``massive.py`` and ``custom.py``; fetching to ``download.py``.
+Reading each format is left to `data.readers`; fetching to `data.download`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from data.custom import load_custom
 from data.errors import UserError, nearest
 from data.example import Example
-from data.massive import load_massive
-from data.newsgroups import SAMPLE_DIR, load_newsgroups
+from data.readers.custom import load_custom
+from data.readers.massive import load_massive
+from data.readers.newsgroups import SAMPLE_DIR, load_newsgroups
 from data.tasks import Task
 
 DOWNLOAD_DIR = Path(__file__).resolve().parent.parent / "datasets"

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 
 from data.errors import UserError, nearest
 from data.example import Example
-from data.massive import INTENTS, SLOT_TYPES
-from data.newsgroups import GROUPS, ROOTS
+from data.readers.massive import INTENTS, SLOT_TYPES
+from data.readers.newsgroups import GROUPS, ROOTS
 
 if TYPE_CHECKING:
-    from data.custom import CustomSpec
+    from data.readers.custom import CustomSpec
 
 JOINT_ORDERS = ("listing", "section")
 
@@ -151,7 +151,7 @@ def get_task(name: str | Path, joint_order: str = "listing") -> Task:
     """A task by name, or a user's own from a TOML file.
 
     Args:
-        name: a key of `TASKS`, or the path of a ``.toml`` file (`data.custom` says what it holds).
+        name: a key of `TASKS`, or the path of a ``.toml`` file (`data.readers.custom` says what it holds).
         joint_order: which field of ``20ng_joint`` is task1: the seven-class one as in the paper's listings 5 and 6
             ("listing"), or the twenty-class one as in its §5.6 ("section"). No other task has two orders.
 
@@ -176,7 +176,7 @@ def get_task(name: str | Path, joint_order: str = "listing") -> Task:
 
 
 def _custom_task(path: Path) -> Task:
-    from data.custom import read_custom_spec
+    from data.readers.custom import read_custom_spec
 
     spec = read_custom_spec(path)
     if spec.name in TASKS:

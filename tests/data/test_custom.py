@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.custom import CustomField, load_custom, read_custom, read_custom_spec
 from data.errors import UserError
+from data.readers.custom import CustomField, load_custom, read_custom, read_custom_spec
 from data.source import load_examples
 from data.tasks import get_task
 

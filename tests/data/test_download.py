@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from data import download as module
-from data import massive, newsgroups
 from data.download import RELEASES, download, download_from_hub, fetch, main, part_path
 from data.errors import UserError
+from data.readers import massive, newsgroups
 
 CONTENT = os.urandom(300_000)
 

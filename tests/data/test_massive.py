@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from data.massive import INTENTS, SAMPLE_DIR, SLOT_TYPES, load_massive, read_massive
+from data.readers.massive import INTENTS, SAMPLE_DIR, SLOT_TYPES, load_massive, read_massive
 
 ROW = {
     "id": "7",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from data.newsgroups import GROUPS, POSTS_IN_RELEASE, ROOTS, SAMPLE_DIR, load_newsgroups, read_newsgroups
+from data.readers.newsgroups import GROUPS, POSTS_IN_RELEASE, ROOTS, SAMPLE_DIR, load_newsgroups, read_newsgroups
 
 POSTS = {
     "20news-bydate-train/rec.autos/101551": b"From: a@b.c\nSubject: Brakes\n\nThey squeal.\n",

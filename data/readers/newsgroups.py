@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.archive import is_tarball, iterate_tarball, readable
 from data.errors import UserError, nearest
 from data.example import Example
+from data.readers.archive import is_tarball, iterate_tarball, readable
 
-SAMPLE_DIR = Path(__file__).resolve().parent / "sample"
+SAMPLE_DIR = Path(__file__).resolve().parents[1] / "sample"
 
 GROUPS: tuple[str, ...] = (
     "alt.atheism",

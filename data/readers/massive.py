@@ -32,9 +32,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.archive import is_tarball, is_text, iterate_tarball, parse_json, readable
 from data.errors import UserError, nearest
 from data.example import Example
+from data.readers.archive import is_tarball, is_text, iterate_tarball, parse_json, readable
 
 INTENTS: tuple[str, ...] = (
     "alarm_query",
@@ -167,7 +167,7 @@ UTTERANCES_IN_RELEASE = {"train": 11_514, "dev": 2_033, "test": 2_974}
 KEYS = ("id", "partition", "intent", "utt", "annot_utt")
 MISMATCHES = ("letter_case", "spelling", "word_count")
 
-SAMPLE_DIR = Path(__file__).resolve().parent / "sample"
+SAMPLE_DIR = Path(__file__).resolve().parents[1] / "sample"
 
 log = logging.getLogger("data")
 

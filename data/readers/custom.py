@@ -43,9 +43,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.archive import is_text, parse_json, readable
 from data.errors import UserError, nearest
 from data.example import Example
+from data.readers.archive import is_text, parse_json, readable
 
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
