@@ -33,11 +33,11 @@ from benchmarks.common import (
     write_result,
 )
 from checkpoints_tools.key_maps import from_hf
+from data.decoder.prompts import build_prompt, template_for
+from data.decoder.samples import SampleSet, prepare
+from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.packing import build_row, collate
-from data.prepare import SampleSet, prepare
-from data.prompts import build_prompt, template_for
 from data.tasks import get_task
-from data.tokenizer import Tokenizer, load_tokenizer
 from eval.decoder import Decoded, greedy_decode
 from eval.score import stop_tokens
 from model.llama import Llama

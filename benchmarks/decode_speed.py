@@ -35,10 +35,10 @@ from benchmarks.common import (
     table,
     write_result,
 )
-from data.prepare import SampleSet, prepare
-from data.prompts import build_prompt, template_for
+from data.decoder.prompts import build_prompt, template_for
+from data.decoder.samples import SampleSet, prepare
+from data.decoder.tokenizer import load_tokenizer
 from data.tasks import get_task
-from data.tokenizer import load_tokenizer
 from eval.decoder import Decoded, greedy_decode
 from eval.score import stop_tokens
 

@@ -35,12 +35,12 @@ from benchmarks.common import (
 from benchmarks.common import table as markdown_table
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained
+from data.decoder.prompts import build_prompt, template_for
+from data.decoder.samples import prepare
+from data.decoder.tokenizer import load_tokenizer
 from data.loader import StepBatch, StepLoader
-from data.prepare import prepare
-from data.prompts import build_prompt, template_for
 from data.source import load_examples
 from data.tasks import get_task
-from data.tokenizer import load_tokenizer
 from model.llama import Llama
 from train.distributed import World, start
 from train.loss import batch_loss

@@ -20,12 +20,12 @@ from pathlib import Path
 import tyro
 
 from benchmarks.common import command_line, say, table
+from data.decoder.prompts import Piece, Text, build_prompt, encode_pieces, join_texts
+from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.errors import UserError
 from data.example import Example
-from data.prompts import Piece, Text, build_prompt, encode_pieces, join_texts
 from data.source import load_examples
 from data.tasks import TASKS, Task
-from data.tokenizer import Tokenizer, load_tokenizer
 
 BOUNDARIES = ("prefix / document", "document / suffix", "suffix / answer")
 RESULTS = Path(__file__).parent / "results" / "prompt_sections.md"

@@ -29,8 +29,8 @@ import tyro
 
 from benchmarks.common import load_average, say, table, write_result
 from benchmarks.host_memory import anonymous_bytes
+from data.decoder.samples import SampleSet
 from data.loader import StepLoader
-from data.prepare import SampleSet
 from model import get_model_spec
 from train.checkpoint import RunState, step_folder
 from train.distributed import World, start

@@ -37,12 +37,12 @@ from benchmarks.common import (
     table,
     write_result,
 )
+from data.decoder.prompts import build_prompt, template_for
+from data.decoder.samples import SampleSet, prepare
+from data.decoder.tokenizer import load_tokenizer
 from data.loader import StepBatch, StepLoader
 from data.packing import PADDING_DOC, Batch
-from data.prepare import SampleSet, prepare
-from data.prompts import build_prompt, template_for
 from data.tasks import get_task
-from data.tokenizer import load_tokenizer
 from train.loss import batch_loss
 from train.optimizer import build_optimizer, clip_gradients
 

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 import tyro
 
+from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
+from data.decoder.prompts import template_for
+from data.decoder.samples import SampleSet, prepare
+from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.example import Example
-from data.fewshot import PromptSpec, choose_shots, cut_shots
 from data.loader import StepLoader
-from data.prepare import SampleSet, prepare
-from data.prompts import template_for
 from data.source import load_examples
 from data.tasks import TASKS
-from data.tokenizer import Tokenizer, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "tokens_per_example.md"
 # How samples are laid in rows, as (packing, share_prefix); the first is what most fine-tuning code does.

@@ -37,10 +37,10 @@ from checkpoints_tools.key_maps import LLAMA_HF, to_theirs
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.meta_tokenizer import write_tokenizer_json
 from checkpoints_tools.writer import SHARD_BYTES, ShardWriter, refuse_non_empty, staged_folder
-from data.encoder_tokenizer import EncoderTokenizer
-from data.fewshot import PromptSpec
-from data.prompts import TEMPLATES, encode_pieces
-from data.tokenizer import Tokenizer
+from data.decoder.fewshot import PromptSpec
+from data.decoder.prompts import TEMPLATES, encode_pieces
+from data.decoder.tokenizer import Tokenizer
+from data.encoder.tokenizer import EncoderTokenizer
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 

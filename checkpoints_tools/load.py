@@ -41,8 +41,8 @@ from data.errors import UserError
 from model.encoder import Encoder, EncoderConfig
 
 if TYPE_CHECKING:
-    from data.encoder_tokenizer import EncoderTokenizer
-    from data.tokenizer import Tokenizer
+    from data.decoder.tokenizer import Tokenizer
+    from data.encoder.tokenizer import EncoderTokenizer
     from model import ModelSpec
     from model.llama import LlamaConfig
 

@@ -17,8 +17,8 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from checkpoints_tools.tokenizer_files import byte_level_tokenizer, write_tokenizer_files
+from data.decoder.tokenizer import LLAMA3_SPECIAL, N_LLAMA3_SPECIAL
 from data.errors import UserError
-from data.tokenizer import LLAMA3_SPECIAL, N_LLAMA3_SPECIAL
 
 Piece = TypeVar("Piece", str, bytes)
 

@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from checkpoints_tools.hf_config import write_json
+from data.decoder.tokenizer import LLAMA3_SPLIT
 from data.errors import UserError
-from data.tokenizer import LLAMA3_SPLIT
 
 # Any one of these is a tokenizer.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")

@@ -33,7 +33,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data.encoder_batch import EncoderBatch
+from data.encoder.rows import EncoderBatch
 from data.errors import UserError
 from data.packing import Batch, deal, deal_in_turns, pack, padded_length
 
@@ -41,7 +41,7 @@ Row = list[int]  # sample indices that stand in one row
 
 
 class Samples(Protocol):
-    """What the loader needs of samples, be they `data.prepare.SampleSet` or `data.encoder_prepare.EncoderSampleSet`.
+    """What the loader needs of samples, a decoder's (`data.decoder.samples`) or an encoder's (`data.encoder.samples`).
 
     Attributes:
         ids: the examples' ids.

@@ -47,7 +47,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from data.prepare import SampleSet
+    from data.decoder.samples import SampleSet
 
 IGNORE = -100  # a target that predicts nothing; torch's cross_entropy default
 SHARED_DOC = 0  # the prefix that every document of the row sees

@@ -9,8 +9,8 @@ from typing import Literal
 
 import tyro
 
+from data.decoder.fewshot import SHOT_TOKENS
 from data.errors import UserError
-from data.fewshot import SHOT_TOKENS
 from data.tasks import get_task
 from model import MODELS, get_model_spec
 from train.options import report
@@ -57,7 +57,7 @@ class EvalConfig:
     joint_order: Literal["listing", "section"] | None = None
     """Order of a joint task's answers; default: as in fine-tuning, or the paper's listings."""
     template: str = "auto"
-    """Chat template of a prompt that is not stored (see data/prompts.py); auto: the one the checkpoint came with."""
+    """Chat template of a prompt that is not stored (see data/decoder/prompts.py); auto: the checkpoint's own."""
     shot_tokens: int = SHOT_TOKENS
     """Each few-shot document is cut to this many tokens."""
     seed: int = 0

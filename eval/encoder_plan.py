@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.encoder_prepare import heads_for, output_labels, tag_set
+from data.encoder.samples import heads_for, output_labels, tag_set
 from data.errors import UserError
 from data.tasks import TASKS, Task, TokenField, get_task
 from model.encoder import EncoderConfig, Head

@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.encoder_batch import dummy_encoder_batch, encoder_batch
-from data.encoder_prepare import EncoderSampleSet, prepare_encoder, tag_set
-from data.encoder_tokenizer import EncoderTokenizer
+from data.encoder.rows import dummy_encoder_batch, encoder_batch
+from data.encoder.samples import EncoderSampleSet, prepare_encoder, tag_set
+from data.encoder.tokenizer import EncoderTokenizer
 from data.example import Example
 from data.packing import deal_in_turns, pack
 from data.tasks import ClassField, Task, TokenField

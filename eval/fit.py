@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data.decoder.fewshot import PROMPT_FILE
+from data.decoder.samples import prepare
 from data.errors import UserError
-from data.fewshot import PROMPT_FILE
 from data.packing import deal_in_turns, padded_length
-from data.prepare import prepare
 from data.source import load_examples
 from data.tasks import get_task
 from eval.config import EvalConfig

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from data.decoder.prompts import encode_pieces
 from data.errors import UserError
-from data.prompts import encode_pieces
 from eval.config import EvalConfig
 from eval.decoder import MAX_BATCH_SIZE
 from eval.plan import EvalPlan

@@ -23,15 +23,15 @@ from checkpoints_tools.encoder_config import read_head_labels, read_max_length
 from checkpoints_tools.hf_config import DTYPES, read_json
 from checkpoints_tools.load import check_family, check_fits_preset, load_pretrained, open_checkpoint
 from checkpoints_tools.meta_pth import tokenizer_folder
-from data.encoder_prepare import LONGEST_DOCUMENT
-from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
+from data.decoder.prompts import template_for
+from data.decoder.tokenizer import Tokenizer, load_tokenizer
+from data.encoder.samples import LONGEST_DOCUMENT
+from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
-from data.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
-from data.prompts import template_for
 from data.source import load_examples
 from data.tasks import TASKS, Task, get_task
-from data.tokenizer import Tokenizer, load_tokenizer
 from eval.config import EvalConfig
 from eval.encoder_plan import encoder_task, from_label_sets
 from eval.split import as_plain

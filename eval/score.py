@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from data.decoder.prompts import Prompt, encode_pieces
+from data.decoder.samples import SampleSet, prepare
+from data.decoder.tokenizer import Tokenizer
 from data.example import Example
 from data.packing import deal_in_turns
-from data.prepare import SampleSet, prepare
-from data.prompts import Prompt, encode_pieces
 from data.tasks import Task, TokenField
-from data.tokenizer import Tokenizer
 from eval.decoder import Decoded, greedy_decode
 from eval.gather import ScoreResult, Share, gather_scores
 from eval.parse import parse_answer

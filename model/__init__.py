@@ -23,7 +23,7 @@ class ModelSpec:
     Attributes:
         config: the shape, given to ``build``; None takes whatever the checkpoint folder's ``config.json`` says.
         build: the module class, ``build(config)``.
-        chat_template: key into ``data.prompts.TEMPLATES``; empty for encoders, which are not prompted.
+        chat_template: key into ``data.decoder.prompts.TEMPLATES``; empty for encoders, which are not prompted.
         recipe: key into ``train.config.RECIPES``: the paper's settings for a model of this size.
         hf_repo: where the weights come from, for messages; empty for models that have none.
         family: which architecture it is, also where ``config`` is None.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.encoder_prepare import EncoderSampleSet
+from data.encoder.samples import EncoderSampleSet
 
 PAD = 1
 

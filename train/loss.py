@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.encoder_batch import EncoderBatch
+from data.encoder.rows import EncoderBatch
 from data.packing import Batch
 
 

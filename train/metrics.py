@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from data.encoder_batch import EncoderBatch
+from data.encoder.rows import EncoderBatch
 from data.errors import UserError
 from data.packing import PADDING_DOC, Batch
 from model.encoder import EncoderConfig

@@ -19,13 +19,13 @@ import torch.distributed as dist
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_family
 from checkpoints_tools.meta_pth import tokenizer_folder
-from data.encoder_prepare import heads_for
-from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.decoder.tokenizer import Tokenizer, load_tokenizer
+from data.encoder.samples import heads_for
+from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.loader import StepLoader
 from data.source import load_examples
 from data.tasks import Task, get_task
-from data.tokenizer import Tokenizer, load_tokenizer
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig

@@ -42,7 +42,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from data.fewshot import PromptSpec
+from data.decoder.fewshot import PromptSpec
 from train import checkpoint
 from train.checkpoint import RUN_FILE, RunState, step_folder, steps_in
 from train.config import TrainConfig

@@ -22,17 +22,17 @@ import torch.distributed as dist
 from checkpoints_tools.encoder_keys import match_heads
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
 from checkpoints_tools.meta_pth import tokenizer_folder
-from data.encoder_prepare import LONGEST_DOCUMENT, EncoderSampleSet, heads_for, prepare_encoder
-from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
+from data.decoder.prompts import Prompt, template_for
+from data.decoder.samples import SampleSet, prepare
+from data.decoder.tokenizer import Tokenizer, load_tokenizer
+from data.encoder.samples import LONGEST_DOCUMENT, EncoderSampleSet, heads_for, prepare_encoder
+from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
-from data.fewshot import PromptSpec, choose_shots, cut_shots
 from data.loader import Samples, StepLoader
-from data.prepare import SampleSet, prepare
-from data.prompts import Prompt, template_for
 from data.source import holdout, load_examples
 from data.tasks import Task, get_task
-from data.tokenizer import Tokenizer, load_tokenizer
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import DTYPES, write_json
 from checkpoints_tools.load import load_pretrained
-from data.encoder_prepare import output_labels
+from data.encoder.samples import output_labels
 from data.loader import StepBatch
 from train import checkpoint, options, trial
 from train.config import TrainConfig

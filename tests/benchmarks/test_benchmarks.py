@@ -10,11 +10,11 @@ import torch
 
 from benchmarks import against_transformers, batch_flips, decode_speed, low_precision, step_time
 from benchmarks.common import command_line, draw_examples, find_gguf, in_turn, load_ours, reference_greedy
+from data.decoder.prompts import Text, build_prompt
+from data.decoder.samples import SampleSet, prepare
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
-from data.prepare import SampleSet, prepare
-from data.prompts import Text, build_prompt
 from data.tasks import get_task
-from data.tokenizer import load_tokenizer
 from eval.decoder import greedy_decode
 from eval.results import Prediction
 

@@ -16,8 +16,8 @@ from checkpoints_tools.convert import convert, main, open_source
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_token_ids
 from checkpoints_tools.writer import staged_folder
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
-from data.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -21,10 +21,10 @@ from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.slices import local_slice
 from checkpoints_tools.writer import ShardWriter, staged_folder
-from data.encoder_tokenizer import load_encoder_tokenizer
+from data.decoder.fewshot import PromptSpec
+from data.decoder.tokenizer import load_tokenizer
+from data.encoder.tokenizer import load_encoder_tokenizer
 from data.errors import UserError
-from data.fewshot import PromptSpec
-from data.tokenizer import load_tokenizer
 from model.encoder import ROBERTA_DEBUG, Encoder, Head
 from model.llama import Llama
 from tests.ranks import run_ranks

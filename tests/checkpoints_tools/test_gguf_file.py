@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from checkpoints_tools.convert import convert, open_source
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.key_maps import LLAMA_GGUF, LLAMA_HF, to_ours, to_theirs
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
-from data.tokenizer import load_tokenizer
 from model import get_model_spec
 from model.llama import LlamaConfig, RopeScaling, rope_frequencies
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from tests.encoder_tokenizers import write_bert, write_roberta
 
 TRAINING_TEXT = [

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.encoder_batch import EncoderBatch, encoder_batch
-from data.encoder_prepare import EncoderSampleSet
+from data.encoder.rows import EncoderBatch, encoder_batch
+from data.encoder.samples import EncoderSampleSet
 from data.loader import StepLoader
 from tests.encoder_samples import PAD, make_encoder_samples
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.encoder_prepare import EncoderSampleSet, heads_for, prepare_encoder, tag_set
-from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.encoder.samples import EncoderSampleSet, heads_for, prepare_encoder, tag_set
+from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.source import load_examples

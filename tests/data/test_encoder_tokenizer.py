@@ -13,7 +13,7 @@ import shutil
 
 import pytest
 
-from data.encoder_tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
 from data.errors import UserError
 from tests.encoder_tokenizers import ROBERTA_SPECIAL, copy_of
 

@@ -9,12 +9,12 @@ from collections import Counter
 
 import pytest
 
+from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
+from data.decoder.prompts import build_prompt
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from data.example import Example
-from data.fewshot import PromptSpec, choose_shots, cut_shots
-from data.prompts import build_prompt
 from data.tasks import TASKS, get_task
-from data.tokenizer import load_tokenizer
 
 GROUPS = TASKS["20ng_20"].fields[0].labels
 

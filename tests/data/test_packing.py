@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from data.decoder.samples import SampleSet
 from data.packing import IGNORE, build_row, collate, deal, deal_in_turns, dummy_batch, pack, padded_length
-from data.prepare import SampleSet
 
 
 def make_samples(bodies: list[list[int]], labels: list[list[int]], prefix: list[int]) -> SampleSet:

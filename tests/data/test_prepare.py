@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import prepare as prepare_module
+from data.decoder import samples as prepare_module
+from data.decoder.prompts import Prompt, Special, Text, build_prompt
+from data.decoder.samples import SampleSet, prepare
 from data.errors import UserError
 from data.example import Example
-from data.prepare import SampleSet, prepare
-from data.prompts import Prompt, Special, Text, build_prompt
 from data.tasks import TASKS
 
 TASK = TASKS["20ng_7"]

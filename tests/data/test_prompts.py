@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from data.decoder.prompts import TEMPLATES, Special, Text, build_prompt, encode_pieces, template_for
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from data.example import Example
-from data.prompts import TEMPLATES, Special, Text, build_prompt, encode_pieces, template_for
 from data.tasks import TASKS, ClassField, Task, get_task
-from data.tokenizer import load_tokenizer
 
 POST = Example("20ng/train/rec.autos/1", "From: a\n\nA car.", {"group": "rec.autos", "root": "rec"})
 UTTERANCE = Example(

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import UserError
-from data.tokenizer import (
+from data.decoder.tokenizer import (
     LLAMA3_SPLIT,
     MAX_CHUNK,
     MAX_RUN,
@@ -20,6 +19,7 @@ from data.tokenizer import (
     _chunks,
     load_tokenizer,
 )
+from data.errors import UserError
 
 ODD = [
     "",

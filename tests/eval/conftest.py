@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from checkpoints_tools.export import export_hf
-from data.prompts import Text, build_prompt
+from data.decoder.prompts import Text, build_prompt
+from data.decoder.tokenizer import load_tokenizer
 from data.tasks import TASKS
-from data.tokenizer import load_tokenizer
 from model import get_model_spec
 
 MODEL = "llama_debug"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from data.decoder.fewshot import PromptSpec
 from data.errors import UserError
-from data.fewshot import PromptSpec
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig, load_config

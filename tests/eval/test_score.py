@@ -12,10 +12,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import eval.score
-from data.prompts import build_prompt, encode_pieces
+from data.decoder.prompts import build_prompt, encode_pieces
+from data.decoder.tokenizer import load_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS, TokenField
-from data.tokenizer import load_tokenizer
 from eval.config import EvalConfig
 from eval.decoder import Decoded
 from eval.plan import build_model, make_plan

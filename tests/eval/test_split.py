@@ -12,8 +12,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import split_run  # noqa: E402
 
+from data.decoder.prompts import encode_pieces  # noqa: E402
 from data.errors import UserError  # noqa: E402
-from data.prompts import encode_pieces  # noqa: E402
 from eval.plan import build_model  # noqa: E402
 from train.tensor_parallel import check_divides  # noqa: E402
 

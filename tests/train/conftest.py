@@ -49,7 +49,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a byte-level tokenizer of 500 tokens, which knows the prompt of the sample task 'tickets'."""
     from tokenizers import ByteLevelBPETokenizer
 
-    from data.prompts import Text, build_prompt
+    from data.decoder.prompts import Text, build_prompt
     from data.tasks import get_task
 
     folder = tmp_path_factory.mktemp("tokenizer")

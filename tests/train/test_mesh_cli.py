@@ -13,7 +13,7 @@ from launching import ROOT, TICKETS
 from safetensors.torch import load_file
 
 from checkpoints_tools.export import export_hf
-from data.tokenizer import load_tokenizer
+from data.decoder.tokenizer import load_tokenizer
 from model.llama import Llama, LlamaConfig
 
 

@@ -9,8 +9,8 @@ import torch
 from launching import TICKETS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
-from data.tokenizer import load_tokenizer
 from eval.config import EvalConfig
 from eval.plan import EvalPlan, build_model, make_plan
 from tests.meta_reference import meta_logits, random_weights, write_meta_folder, write_rank_file

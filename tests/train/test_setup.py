@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.fewshot import choose_shots
+from data.decoder.fewshot import choose_shots
 from data.source import load_examples
 from data.tasks import TASKS
 from train import options

@@ -37,7 +37,7 @@ def log_lines(run: Path) -> list[dict]:
 
 def test_a_run_from_one_command(launch: Launch, train_args: list[str], tmp_path: Path) -> None:
     from checkpoints_tools.load import check_folder
-    from data.fewshot import PromptSpec
+    from data.decoder.fewshot import PromptSpec
     from data.source import load_examples
     from data.tasks import get_task
 
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_shape_is_refused(world, tmp_path: Path, tiny_to
     from tiny_run import TINY, Llama
 
     from checkpoints_tools.export import export_hf
-    from data.tokenizer import load_tokenizer
+    from data.decoder.tokenizer import load_tokenizer
 
     model = Llama(TINY)
     model.init_weights()

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.fewshot import PromptSpec  # noqa: E402
-from data.prepare import SampleSet  # noqa: E402
+from data.decoder.fewshot import PromptSpec  # noqa: E402
+from data.decoder.samples import SampleSet  # noqa: E402
 from data.tasks import TASKS  # noqa: E402
 from model import ModelSpec  # noqa: E402
 from model.llama import Llama, LlamaConfig  # noqa: E402

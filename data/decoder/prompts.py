@@ -10,7 +10,7 @@ A prompt is the same text around every document of a run:
 Each is tokenized by itself and the ids are laid end to end, so that the prefix is the same ids for every document,
 and cutting a document moves no boundary. The wording is the listings' own with their slips mended ("Bellow",
 "classifity", quotation marks that never open), their "utter text" reworded to "utterance text", and every list of
-labels written one way. Which training examples become few-shot examples is `data.fewshot`'s business.
+labels written one way. Which training examples become few-shot examples is `data.decoder.fewshot`'s business.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
 from data.tasks import ClassField, Field, Task
-from data.tokenizer import Tokenizer
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ are settled here:
   front), the former holds, as it does in transformers; where it is silent, tokenizer.json stands.
 
 Cutting a document to the model's length and packing belong to the data preparation, decoders' tokenizers to
-`data.tokenizer`.
+`data.decoder.tokenizer`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 
+from data.decoder.tokenizer import _content, _damaged, _json
 from data.errors import UserError
-from data.tokenizer import _content, _damaged, _json
 
 ENCODER_TOKENIZER_FILES = (
     "tokenizer.json",

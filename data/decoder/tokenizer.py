@@ -1,6 +1,6 @@
 """Text to token ids and back: SentencePiece, tiktoken rank files and byte-level BPE behind one small interface.
 
-Every section of a prompt is tokenized by itself (`data.prompts`), so all three kinds keep to the same rules:
+Every section of a prompt is tokenized by itself (`data.decoder.prompts`), so all three kinds keep to the same rules:
 
 - ``encode`` adds nothing: no beginning-of-text token, and no space at the front (SentencePiece adds one by default,
   which would put a space into the middle of every prompt).
@@ -10,7 +10,7 @@ Every section of a prompt is tokenized by itself (`data.prompts`), so all three 
   SentencePiece writes a space as U+2581, so that character itself comes back as a space; and a ``tokenizer.json`` that
   normalizes Unicode (none of the Llama family does) gives back normalized text.
 
-Which tokens open and close a chat turn is `data.prompts`' business; files are converted in `checkpoints_tools`.
+Which tokens open and close a chat turn is `data.decoder.prompts`' business; files are converted in `checkpoints_tools`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Tokenizer(Protocol):
     Attributes:
         vocab_size: one more than the largest id; a model's embedding may be larger (padded), never smaller.
         bos_id: the token that opens a text, where the tokenizer names one.
-        eos_id: the token that ends a text. A chat's end of turn may be another one (`data.prompts`).
+        eos_id: the token that ends a text. A chat's end of turn may be another one (`data.decoder.prompts`).
         special: id of every special token by its text.
         chat_template: the Jinja source that came with the tokenizer, "" if none did.
         fingerprint: hash of the defining files; equal fingerprints give equal ids.

@@ -28,7 +28,7 @@ import torch
 from data.packing import PADDING_DOC, padded_length
 
 if TYPE_CHECKING:
-    from data.encoder_prepare import EncoderSampleSet
+    from data.encoder.samples import EncoderSampleSet
 
 
 @dataclass

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.decoder.prompts import Prompt, build_prompt
+from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
-from data.prompts import Prompt, build_prompt
 from data.tasks import ClassField, Task, TokenField, get_task
-from data.tokenizer import Tokenizer
 
 PROMPT_FILE = "prompt.json"
 # Five random posts together pass 4,096 tokens in 9% of draws; 256 tokens keep the header and the beginning.
@@ -107,7 +107,7 @@ class PromptSpec:
     Attributes:
         task: the task's name.
         joint_order: see `data.tasks.get_task`.
-        template: key into `data.prompts.TEMPLATES`.
+        template: key into `data.decoder.prompts.TEMPLATES`.
         shots: the few-shot examples as they are shown, that is, already cut.
         seed: what they were drawn with.
         shot_tokens: what they were cut to.
@@ -147,7 +147,9 @@ class PromptSpec:
             )
         prompt = build_prompt(task, self.template, self.shots, self.list_labels)
         if self.fingerprint and self.fingerprint != _fingerprint(prompt, task):
-            where = f"{task.custom.path} (its instruction, names or labels)" if task.custom else "data/prompts.py"
+            where = (
+                f"{task.custom.path} (its instruction, names or labels)" if task.custom else "data/decoder/prompts.py"
+            )
             raise UserError(
                 f"Task {task.name} no longer gives the prompt that the checkpoint was fine-tuned with: {where} has "
                 f"changed since, or {PROMPT_FILE} has. Bring back what it was, or score with --new_prompt, on a prompt "

@@ -12,7 +12,7 @@ With a token field among the task's the words are tokenized one by one; otherwis
 long for the model loses its end. A word that was cut off, or that tokenizes to nothing, has no place (-1): it is never
 a target, and whoever scores takes it for ``other``.
 
-Laying samples into rows is `data.encoder_batch`.
+Laying samples into rows is `data.encoder.rows`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.encoder_batch import EncoderBatch, dummy_encoder_batch, encoder_batch
-from data.encoder_tokenizer import EncoderTokenizer
+from data.cache import Arrays, cached
+from data.decoder.samples import _progress
+from data.encoder.rows import EncoderBatch, dummy_encoder_batch, encoder_batch
+from data.encoder.tokenizer import EncoderTokenizer
 from data.errors import UserError
 from data.example import Example
-from data.prepare import _progress
-from data.sample_cache import Arrays, cached
 from data.tasks import ClassField, Task, TokenField
 from model.encoder import Head
 

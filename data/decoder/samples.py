@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
+from data.cache import Arrays, cached
+from data.decoder.prompts import Prompt, Text, encode_pieces
+from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.packing import Batch, build_row, collate, dummy_batch
-from data.prompts import Prompt, Text, encode_pieces
-from data.sample_cache import Arrays, cached
 from data.tasks import Task
-from data.tokenizer import Tokenizer
 
 CODE_VERSION = 1  # part of the cache key: raise it when the same input would give other tokens
 PROGRESS_FROM = 2000  # examples from which tokenizing shows a progress bar

@@ -1,0 +1,1 @@
+"""Examples to packed rows of prompts and answers, for models that write."""

@@ -1,0 +1,1 @@
+"""Examples to packed rows of documents and targets, for models with heads."""
