@@ -34,9 +34,9 @@ from benchmarks.common import (
 )
 from checkpoints_tools.key_maps import from_hf
 from data.decoder.prompts import build_prompt, template_for
+from data.decoder.rows import build_row, collate
 from data.decoder.samples import SampleSet, prepare
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
-from data.packing import build_row, collate
 from data.tasks import get_task
 from eval.decoder import Decoded, greedy_decode
 from eval.score import stop_tokens

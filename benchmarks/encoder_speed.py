@@ -32,8 +32,9 @@ from benchmarks.common import Timing, load_average, run_program, say, size_of, t
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config, read_json, write_json
 from checkpoints_tools.load import load_pretrained
-from data.encoder.samples import EncoderSampleSet, heads_for, output_labels
-from data.encoder.tokenizer import load_encoder_tokenizer
+from data.encoder.samples import SampleSet as EncoderSampleSet
+from data.encoder.samples import heads_for, output_labels
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.loader import StepLoader
 from data.tasks import TokenField, get_task

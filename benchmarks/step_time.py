@@ -38,10 +38,11 @@ from benchmarks.common import (
     write_result,
 )
 from data.decoder.prompts import build_prompt, template_for
+from data.decoder.rows import Batch
 from data.decoder.samples import SampleSet, prepare
 from data.decoder.tokenizer import load_tokenizer
 from data.loader import StepBatch, StepLoader
-from data.packing import PADDING_DOC, Batch
+from data.packing import PADDING_DOC
 from data.tasks import get_task
 from train.loss import batch_loss
 from train.optimizer import build_optimizer, clip_gradients

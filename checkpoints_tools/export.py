@@ -40,7 +40,7 @@ from checkpoints_tools.writer import SHARD_BYTES, ShardWriter, refuse_non_empty,
 from data.decoder.fewshot import PromptSpec
 from data.decoder.prompts import TEMPLATES, encode_pieces
 from data.decoder.tokenizer import Tokenizer
-from data.encoder.tokenizer import EncoderTokenizer
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 

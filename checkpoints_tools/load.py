@@ -42,7 +42,7 @@ from model.encoder import Encoder, EncoderConfig
 
 if TYPE_CHECKING:
     from data.decoder.tokenizer import Tokenizer
-    from data.encoder.tokenizer import EncoderTokenizer
+    from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
     from model import ModelSpec
     from model.llama import LlamaConfig
 

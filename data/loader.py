@@ -33,9 +33,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data.encoder.rows import EncoderBatch
+from data.decoder.rows import Batch
+from data.encoder.rows import Batch as EncoderBatch
 from data.errors import UserError
-from data.packing import Batch, deal, deal_in_turns, pack, padded_length
+from data.packing import deal, deal_in_turns, pack, padded_length
 
 Row = list[int]  # sample indices that stand in one row
 

@@ -1,109 +1,19 @@
-"""Row padding: samples laid end to end in a row, the instruction prefix once at its head.
+"""Packing: which items share a row, which rank gets them, and the lengths to which rows are padded.
 
-A sample is ``prefix + body + label``: the prefix (chat opening, instruction, label list, shots) is the same for every
-sample of a run, ``body`` is the document and the closing of the prompt, ``label`` is the answer and the end-of-turn
-token. The label's last token is only ever a target, so a sample adds ``len(body) + len(label) - 1`` tokens to a row.
-
-With ``share_prefix`` the prefix is document 0 and stands once; every sample's positions continue from its end. Here
-the prefix is P0 P1 P2, sample 1 has body a b and label X E, sample 2 has body c and label Y Z E (E = end of turn),
-and the row is padded to 12::
-
-    index       0   1   2   3   4   5   6   7   8   9  10  11
-    tokens     P0  P1  P2   a   b   X   c   Y   Z   .   .   .
-    positions   0   1   2   3   4   5   3   4   5   0   0   0
-    doc_ids     0   0   0   1   1   1   2   2   2  -1  -1  -1
-    targets     -   -   -   -   X   E   Y   Z   E   -   -   -      (- is IGNORE, -100)
-
-One rule says who sees whom, ``i attends to j  <=>  j <= i and (doc[j] == doc[i] or doc[j] == 0)``; * marks a pair
-that sees, and every sample has exactly the context it would have alone::
-
-            P0 P1 P2  a  b  X  c  Y  Z
-        P0   *
-        P1   *  *
-        P2   *  *  *
-        a    *  *  *  *
-        b    *  *  *  *  *
-        X    *  *  *  *  *  *
-        c    *  *  *  .  .  .  *
-        Y    *  *  *  .  .  .  *  *
-        Z    *  *  *  .  .  .  *  *  *
-
-Without sharing there is no document 0: each sample is a document ``prefix + body + label`` with positions from 0,
-numbered from 1, and the same rule is the ordinary block-diagonal causal mask. Padding is document -1 (it sees itself,
-so no softmax row is empty). Nothing is masked by token id.
-
-What is here is about one row or one micro-batch; which samples make up a step is the matter of ``data/loader.py``.
-Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` label tokens.
+The paper calls packing "row padding": samples are laid end to end in a row, and only the end of the row is padded. How
+a row is laid out is in `data.decoder.rows` and `data.encoder.rows`.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-
-if TYPE_CHECKING:
-    from data.decoder.samples import SampleSet
 
 IGNORE = -100  # a target that predicts nothing; torch's cross_entropy default
 SHARED_DOC = 0  # the prefix that every document of the row sees
 PADDING_DOC = -1
-
-
-@dataclass
-class PackedRow:
-    """One row as numpy arrays, each ``[T]``, before it joins others in a ``Batch``."""
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    doc_ids: np.ndarray
-    targets: np.ndarray
-    sample_ids: list[str]
-
-    @property
-    def n_real_tokens(self) -> int:
-        return int((self.doc_ids != PADDING_DOC).sum())
-
-
-@dataclass
-class Batch:
-    """One micro-batch: what a single forward and backward pass takes.
-
-    Attributes:
-        tokens: ``[B, T]`` int64.
-        positions: ``[B, T]`` int64, from 0 in every document; behind a shared prefix from its length.
-        doc_ids: ``[B, T]`` int32: 0 shared prefix, 1.. samples, -1 padding.
-        targets: ``[B, T]`` int64, already shifted, ``IGNORE`` where nothing is to be predicted.
-        target_index: ``[N]`` int64, the flat indices ``b * T + t`` at which there is a target, ascending; known
-            here, so that the model need not synchronize on a ``nonzero``. ``N`` is 0 in a dummy.
-        sample_ids: ids of the samples, row by row.
-        n_real_tokens: tokens that are not padding, a shared prefix counted once a row; 0 for a dummy.
-        dummy: work that only keeps this rank in step with the others; it carries no target.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    doc_ids: torch.Tensor
-    targets: torch.Tensor
-    target_index: torch.Tensor
-    sample_ids: list[str]
-    n_real_tokens: int
-    dummy: bool = False
-
-    def _map(self, change) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on ``device``; from pinned memory the copy does not block."""
-        return self._map(lambda t: t.to(device, non_blocking=t.is_pinned()))
-
-    def pin_memory(self) -> Batch:
-        return self._map(lambda t: t.pin_memory())
 
 
 def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
@@ -173,81 +83,3 @@ def padded_length(n: int, limit: int | None = None) -> int:
     step = max(16, (1 << max(n - 1, 0).bit_length()) // 16)
     rounded = -(-max(n, 1) // step) * step
     return rounded if limit is None else max(n, min(rounded, limit))
-
-
-def build_row(samples: SampleSet, indices: Sequence[int], share_prefix: bool, length: int | None = None) -> PackedRow:
-    """Lay ``samples[indices]`` end to end in one row, as drawn at the head of this file.
-
-    Args:
-        samples: where the token ids come from.
-        indices: the row's samples, in the order in which they stand.
-        share_prefix: the prefix once as document 0, or at the head of every sample.
-        length: pad to this many tokens; ``None`` pads nothing.
-    """
-    prefix = samples.prefix
-    n_prefix = len(prefix)
-    head = 0 if share_prefix else n_prefix  # prefix tokens inside every document
-    size = (n_prefix if share_prefix else 0) + sum(head + samples.cost(i) for i in indices)
-    total = size if length is None else length
-    assert size <= total, f"{size} tokens do not fit a row of {total}"
-
-    tokens = np.zeros(total, dtype=np.int64)
-    positions = np.zeros(total, dtype=np.int64)
-    doc_ids = np.full(total, PADDING_DOC, dtype=np.int32)
-    targets = np.full(total, IGNORE, dtype=np.int64)
-    at = 0
-    if share_prefix:
-        tokens[:n_prefix] = prefix
-        positions[:n_prefix] = np.arange(n_prefix)
-        doc_ids[:n_prefix] = SHARED_DOC
-        at = n_prefix
-    for doc, i in enumerate(indices, start=1):
-        body, label = samples.body(i), samples.label(i)
-        start = at  # the document's first index in the row
-        if not share_prefix:
-            tokens[at : at + n_prefix] = prefix
-            at += n_prefix
-        tokens[at : at + len(body)] = body
-        at += len(body)
-        tokens[at : at + len(label) - 1] = label[:-1]
-        if len(label):
-            # The last body token predicts the label's first token, and so on to the end of turn.
-            targets[at - 1 : at - 1 + len(label)] = label
-            at += len(label) - 1
-        first = n_prefix if share_prefix else 0
-        positions[start:at] = np.arange(first, first + at - start)
-        doc_ids[start:at] = doc
-    return PackedRow(tokens, positions, doc_ids, targets, [samples.ids[i] for i in indices])
-
-
-def collate(rows: Sequence[PackedRow]) -> Batch:
-    """Stack rows into a micro-batch; shorter ones are padded to the longest."""
-    length = max(len(row.tokens) for row in rows)
-
-    def stack(name: str, fill: int) -> torch.Tensor:  # [B, T]
-        padded = [np.pad(a, (0, length - len(a)), constant_values=fill) for a in (getattr(r, name) for r in rows)]
-        return torch.from_numpy(np.stack(padded))
-
-    targets = stack("targets", IGNORE)
-    return Batch(
-        tokens=stack("tokens", 0),
-        positions=stack("positions", 0),
-        doc_ids=stack("doc_ids", PADDING_DOC),
-        targets=targets,
-        target_index=torch.nonzero(targets.reshape(-1) != IGNORE).reshape(-1),
-        sample_ids=[i for row in rows for i in row.sample_ids],
-        n_real_tokens=sum(row.n_real_tokens for row in rows),
-    )
-
-
-def dummy_batch() -> Batch:
-    """The least a forward pass takes: one document of one token, no target; for a rank that has run out of rows."""
-    length = padded_length(1)
-    row = PackedRow(
-        tokens=np.zeros(length, dtype=np.int64),
-        positions=np.zeros(length, dtype=np.int64),
-        doc_ids=np.where(np.arange(length) == 0, 1, PADDING_DOC).astype(np.int32),
-        targets=np.full(length, IGNORE, dtype=np.int64),
-        sample_ids=[],
-    )
-    return replace(collate([row]), n_real_tokens=0, dummy=True)

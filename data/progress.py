@@ -1,13 +1,38 @@
-"""A progress bar on a terminal, and nothing where there is none: what to say there is the caller's business."""
+"""How far long work has come: a progress bar on a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+T = TypeVar("T")
+
+TRACKED_FROM = 2000  # items from which `track` shows a bar
+
+
+class Rate(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+
+
+def track(items: Sequence[T], what: str = "tokenizing") -> Iterator[T]:
+    """Iterate with a progress bar (rate and time left) on stderr when there are enough items to wait for."""
+    if len(items) < TRACKED_FROM:
+        yield from items
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield from progress.track(items, description=what)
 
 
 class Bar:
-    """Counts what is done against all there is.
+    """A bar on a terminal, and nothing where there is none: subclasses decide what to print there.
 
     Args:
         what: a word before the bar.

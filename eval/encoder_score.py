@@ -23,9 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.encoder.rows import dummy_encoder_batch, encoder_batch
-from data.encoder.samples import EncoderSampleSet, prepare_encoder, tag_set
-from data.encoder.tokenizer import EncoderTokenizer
+from data.encoder.rows import build_batch as encoder_batch
+from data.encoder.rows import dummy_batch as dummy_encoder_batch
+from data.encoder.samples import SampleSet as EncoderSampleSet
+from data.encoder.samples import prepare as prepare_encoder
+from data.encoder.samples import tag_set
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.example import Example
 from data.packing import deal_in_turns, pack
 from data.tasks import ClassField, Task, TokenField

@@ -27,7 +27,8 @@ from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shot
 from data.decoder.prompts import template_for
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.encoder.samples import LONGEST_DOCUMENT
-from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.source import load_examples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.encoder.samples import EncoderSampleSet
+from data.encoder.samples import SampleSet as EncoderSampleSet
 
 PAD = 1
 

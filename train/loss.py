@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.encoder.rows import EncoderBatch
-from data.packing import Batch
+from data.decoder.rows import Batch
+from data.encoder.rows import Batch as EncoderBatch
 
 
 def label_loss(logits: Tensor, targets: Tensor, n_label_tokens: int) -> Tensor:

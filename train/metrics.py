@@ -15,9 +15,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from data.encoder.rows import EncoderBatch
+from data.decoder.rows import Batch
+from data.encoder.rows import Batch as EncoderBatch
 from data.errors import UserError
-from data.packing import PADDING_DOC, Batch
+from data.packing import PADDING_DOC
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 

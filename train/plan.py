@@ -21,7 +21,8 @@ from checkpoints_tools.load import check_family
 from checkpoints_tools.meta_pth import tokenizer_folder
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.encoder.samples import heads_for
-from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.loader import StepLoader
 from data.source import load_examples

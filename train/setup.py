@@ -26,8 +26,11 @@ from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
 from data.decoder.prompts import Prompt, template_for
 from data.decoder.samples import SampleSet, prepare
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
-from data.encoder.samples import LONGEST_DOCUMENT, EncoderSampleSet, heads_for, prepare_encoder
-from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.encoder.samples import LONGEST_DOCUMENT, heads_for
+from data.encoder.samples import SampleSet as EncoderSampleSet
+from data.encoder.samples import prepare as prepare_encoder
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.loader import Samples, StepLoader

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +23,14 @@ import numpy as np
 
 from data.cache import Arrays, cached
 from data.decoder.prompts import Prompt, Text, encode_pieces
+from data.decoder.rows import Batch, build_batch, dummy_batch
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
-from data.packing import Batch, build_row, collate, dummy_batch
+from data.progress import track
 from data.tasks import Task
 
 CODE_VERSION = 1  # part of the cache key: raise it when the same input would give other tokens
-PROGRESS_FROM = 2000  # examples from which tokenizing shows a progress bar
 
 
 @dataclass
@@ -82,10 +82,10 @@ class SampleSet:
 
     def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> Batch:
         """The micro-batch of these rows of sample indices, padded to ``length`` tokens."""
-        return collate([build_row(self, row, share_prefix, length) for row in rows])
+        return build_batch(self, rows, share_prefix, length)
 
     def dummy(self) -> Batch:
-        """Work without a target; see `data.packing.dummy_batch`."""
+        """Work without a target; see `data.decoder.rows.dummy_batch`."""
         return dummy_batch()
 
     def count_targets(self, indices: Sequence[int]) -> int:
@@ -205,7 +205,7 @@ def _tokenize(
     chunks: list[np.ndarray] = []
     documents = np.zeros(len(examples), dtype=np.int32)
     kept = np.zeros(len(examples), dtype=np.int64)
-    for i, (example, label) in enumerate(zip(_progress(examples), labels, strict=True)):
+    for i, (example, label) in enumerate(zip(track(examples), labels, strict=True)):
         document = tokenizer.encode(example.text)
         documents[i] = len(document)
         most = room - len(label) if label else max(room - answer_rooms[i], room // 2)
@@ -243,24 +243,6 @@ def _shot_tokens(prompt: Prompt, tokenizer: Tokenizer) -> int:
     text = "".join(piece.text for piece in prompt.prefix if isinstance(piece, Text))
     start, end = text.find("Beginning of <<Examples>>"), text.rfind("End of <<Examples>>")
     return len(tokenizer.encode(text[start:end])) if 0 <= start < end else 0
-
-
-def _progress(examples: Sequence[Example]) -> Iterator[Example]:
-    """Iterate with a progress bar (rate and time left) on stderr when there are enough to wait for."""
-    if len(examples) < PROGRESS_FROM:
-        yield from examples
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task) -> Text:
-            return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(examples, description="tokenizing")
 
 
 def _hash(settings: list, examples: Sequence[Example], answers: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data.errors import UserError
+from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
 
 # Everything a tokenizer may come with; `save` copies what was there.
 TOKENIZER_FILES = (
@@ -89,10 +90,10 @@ class _FileTokenizer:
         self.vocab_size = max([n_ordinary - 1, *special.values()]) + 1
         self._special_text = {i: text for text, i in special.items()}
         self.fingerprint = hashlib.sha256(b"\0".join(files[name] for name in sorted(files))).hexdigest()
-        config = _json(files, "tokenizer_config.json")
-        names = {**_json(files, "special_tokens_map.json"), **config}
-        self.bos_id = special.get(_content(names.get("bos_token")))
-        self.eos_id = special.get(_content(names.get("eos_token")))
+        config = parse_json(files, "tokenizer_config.json")
+        names = {**parse_json(files, "special_tokens_map.json"), **config}
+        self.bos_id = special.get(token_text(names.get("bos_token")))
+        self.eos_id = special.get(token_text(names.get("eos_token")))
         self.chat_template = _chat_template(files, config)
 
     def encode(self, text: str) -> list[int]:
@@ -152,7 +153,7 @@ class SentencePieceTokenizer(_FileTokenizer):
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise _damaged(folder / "tokenizer.model", "neither a SentencePiece model nor a rank file") from error
+            raise damaged(folder / "tokenizer.model", "neither a SentencePiece model nor a rank file") from error
         self._n_pieces = self._model.vocab_size()
         special = {
             self._model.id_to_piece(i): i
@@ -231,7 +232,7 @@ class JsonTokenizer(_FileTokenizer):
             vocabulary = spec["model"]["vocab"]
             kind = spec["model"].get("type", "BPE")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(path, "not the JSON of a tokenizer") from error
+            raise damaged(path, "not the JSON of a tokenizer") from error
         if kind != "BPE" or not isinstance(vocabulary, dict):
             raise UserError(
                 f"{path} holds a tokenizer of type {kind!r}; only BPE is read here (Llama, SmolLM2, GPT-2, RoBERTa)."
@@ -252,7 +253,7 @@ class JsonTokenizer(_FileTokenizer):
         try:
             self._bpe = tokenizers.Tokenizer.from_str(json.dumps(spec))
         except Exception as error:  # the library raises bare Exception
-            raise _damaged(path, f"refused by the tokenizers library: {error}") from error
+            raise damaged(path, f"refused by the tokenizers library: {error}") from error
         self._known = frozenset(self._bpe.get_vocab(with_added_tokens=True).values())
         super().__init__(files, max(self._known, default=-1) + 1, special)
 
@@ -275,19 +276,15 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         UserError: nothing there to read, or a file that is damaged or of an unknown kind.
     """
     folder = Path(folder)
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-    for name, content in files.items():
-        if content.startswith(b"version https://git-lfs"):
-            raise _damaged(folder / name, "a Git LFS pointer, not the file itself (`git lfs pull` fetches it)")
+    files = read_files(folder, TOKENIZER_FILES)
     has_model = "tokenizer.model" in files
     if "tokenizer.json" in files:
         converted = re.search(rb'"byte_fallback"\s*:\s*true', files["tokenizer.json"])
         if not (has_model and converted):
             return JsonTokenizer(files, folder)
     if not has_model:
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
         raise UserError(
-            f"No tokenizer in {folder}: looked for tokenizer.json and tokenizer.model; found: {there or 'nothing'}. "
+            f"No tokenizer in {folder}: looked for tokenizer.json and tokenizer.model; found: {files_found(folder)}. "
             "A Hugging Face checkpoint brings its own: `hf download REPO --local-dir DIR` (Llama: the Instruct or "
             "chat repository, after accepting its licence). Meta's downloads have a tokenizer.model beside the .pth "
             "files or one folder above; out of a GGUF file `python -m checkpoints_tools.convert SRC DST` writes it."
@@ -297,25 +294,9 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     return SentencePieceTokenizer(files, folder)
 
 
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path} ({path.stat().st_size:,} bytes) is {what}: download it again.")
-
-
-def _json(files: dict[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        return json.loads(files[name]) if name in files else {}
-    except ValueError as error:
-        raise UserError(f"{name} beside the tokenizer is not JSON ({error}): download it again.") from error
-
-
-def _content(token: str | dict[str, Any] | None) -> str:
-    """The text of a token as Hugging Face configs write it: a string, or a dict with flags."""
-    return token.get("content", "") if isinstance(token, dict) else token or ""
-
-
 def _added_tokens(files: dict[str, bytes]) -> dict[str, int]:
-    listed = _json(files, "tokenizer_config.json").get("added_tokens_decoder") or {}
-    return _json(files, "added_tokens.json") | {_content(token): int(i) for i, token in listed.items()}
+    listed = parse_json(files, "tokenizer_config.json").get("added_tokens_decoder") or {}
+    return parse_json(files, "added_tokens.json") | {token_text(token): int(i) for i, token in listed.items()}
 
 
 def _chat_template(files: dict[str, bytes], config: dict[str, Any]) -> str:
@@ -334,9 +315,9 @@ def _read_ranks(content: bytes, path: Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError as error:
-            raise _damaged(path, f"broken in line {number} (expected `base64 rank`)") from error
+            raise damaged(path, f"broken in line {number} (expected `base64 rank`)") from error
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
-        raise _damaged(path, f"incomplete: {len(ranks):,} tokens whose ranks are not 0 to {len(ranks) - 1:,}")
+        raise damaged(path, f"incomplete: {len(ranks):,} tokens whose ranks are not 0 to {len(ranks) - 1:,}")
     return ranks
 
 

@@ -20,19 +20,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from data.packing import PADDING_DOC, padded_length
 
-if TYPE_CHECKING:
-    from data.encoder.samples import EncoderSampleSet
+
+class RowSource(Protocol):
+    """What a row is made from: tokenized documents, as `data.encoder.samples.SampleSet` holds them."""
+
+    ids: list[str]
+    kinds: dict[str, str]
+    targets: dict[str, np.ndarray]
+    lengths: np.ndarray
+    pad_id: int
+
+    def document(self, i: int) -> np.ndarray: ...
+
+    def first(self, i: int) -> np.ndarray: ...
+
+    def target(self, field: str, i: int) -> np.ndarray: ...
 
 
 @dataclass
-class EncoderBatch:
+class Batch:
     """One micro-batch of an encoder.
 
     Attributes:
@@ -56,7 +69,7 @@ class EncoderBatch:
     n_real_tokens: int
     dummy: bool = False
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> EncoderBatch:
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return replace(
             self,
             tokens=change(self.tokens),
@@ -66,15 +79,15 @@ class EncoderBatch:
             targets={name: change(numbers) for name, numbers in self.targets.items()},
         )
 
-    def to(self, device: torch.device | str) -> EncoderBatch:
+    def to(self, device: torch.device | str) -> Batch:
         """Return the batch on ``device``; from pinned memory the copy does not block."""
         return self._map(lambda t: t.to(device, non_blocking=t.is_pinned()))
 
-    def pin_memory(self) -> EncoderBatch:
+    def pin_memory(self) -> Batch:
         return self._map(lambda t: t.pin_memory())
 
 
-def encoder_batch(samples: EncoderSampleSet, rows: Sequence[Sequence[int]], length: int | None = None) -> EncoderBatch:
+def build_batch(samples: RowSource, rows: Sequence[Sequence[int]], length: int | None = None) -> Batch:
     """Lay samples into the rows of a micro-batch, as drawn at the head of this file.
 
     Args:
@@ -102,7 +115,7 @@ def encoder_batch(samples: EncoderSampleSet, rows: Sequence[Sequence[int]], leng
             for field in samples.targets:
                 numbers[field].append(samples.target(field, i))
             at += len(ids)
-    return EncoderBatch(
+    return Batch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         doc_ids=torch.from_numpy(doc_ids),
@@ -113,11 +126,11 @@ def encoder_batch(samples: EncoderSampleSet, rows: Sequence[Sequence[int]], leng
     )
 
 
-def dummy_encoder_batch(samples: EncoderSampleSet) -> EncoderBatch:
+def dummy_batch(samples: RowSource) -> Batch:
     """The least a forward pass takes: padding alone, nothing to read; for a rank that has run out of rows."""
     none = {field: torch.zeros(0, dtype=torch.int64) for field in samples.kinds}
     length = padded_length(1)
-    return EncoderBatch(
+    return Batch(
         tokens=torch.full((1, length), samples.pad_id),
         positions=torch.zeros((1, length), dtype=torch.int64),
         doc_ids=torch.full((1, length), PADDING_DOC, dtype=torch.int32),

@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import Arrays, cached
-from data.decoder.samples import _progress
-from data.encoder.rows import EncoderBatch, dummy_encoder_batch, encoder_batch
-from data.encoder.tokenizer import EncoderTokenizer
+from data.encoder.rows import Batch, build_batch, dummy_batch
+from data.encoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
+from data.progress import track
 from data.tasks import ClassField, Task, TokenField
 from model.encoder import Head
 
@@ -41,7 +41,7 @@ N_SPECIAL = 2  # cls in front, sep behind
 
 
 @dataclass
-class EncoderSampleSet:
+class SampleSet:
     """Encoder samples in flat arrays.
 
     Sample ``i``: ``tokens[end[i - 1] : end[i]]``, words ``word_end[i - 1] .. word_end[i]``.
@@ -104,13 +104,13 @@ class EncoderSampleSet:
         """``[S]`` how many positions of each sample the field's head reads."""
         return np.ones(len(self), dtype=np.int64) if self.kinds[field] == "class" else self.reached_words
 
-    def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> EncoderBatch:
+    def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> Batch:
         """The micro-batch of these rows of sample indices, padded to ``length`` tokens; there is no prefix to share."""
-        return encoder_batch(self, rows, length)
+        return build_batch(self, rows, length)
 
-    def dummy(self) -> EncoderBatch:
+    def dummy(self) -> Batch:
         """Work without a target."""
-        return dummy_encoder_batch(self)
+        return dummy_batch(self)
 
     def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
         """What there is to predict in these samples, by field."""
@@ -146,15 +146,15 @@ def heads_for(task: Task) -> tuple[Head, ...]:
     )
 
 
-def prepare_encoder(
+def prepare(
     examples: Sequence[Example],
     task: Task,
-    tokenizer: EncoderTokenizer,
+    tokenizer: Tokenizer,
     max_length: int,
     *,
     with_labels: bool = True,
     cache_dir: Path | None = None,
-) -> EncoderSampleSet:
+) -> SampleSet:
     """Tokenize ``examples`` for ``task``, cutting documents so that every sample fits ``max_length`` tokens.
 
     How an example comes out depends on no other example. No words at all make a document of the two special tokens.
@@ -191,7 +191,7 @@ def prepare_encoder(
         for example in examples:
             digest.update(json.dumps(example.text).encode() + b"\n")
         arrays = cached(cache_dir, digest.hexdigest(), build)
-    return EncoderSampleSet(
+    return SampleSet(
         ids=[example.id for example in examples],
         targets=targets,
         kinds={field.name: "class" if isinstance(field, ClassField) else "token" for field in task.fields},
@@ -200,12 +200,12 @@ def prepare_encoder(
     )
 
 
-def _tokenize(examples: Sequence[Example], tokenizer: EncoderTokenizer, max_length: int, by_words: bool) -> Arrays:
+def _tokenize(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, by_words: bool) -> Arrays:
     room = max_length - N_SPECIAL
     chunks: list[list[int]] = []
     places: list[np.ndarray] = []
     documents = np.zeros(len(examples), dtype=np.int32)
-    for i, example in enumerate(_progress(examples)):
+    for i, example in enumerate(track(examples)):
         ids, first = tokenizer.encode_words(example.words) if by_words else (tokenizer.encode(example.text), [])
         documents[i] = len(ids)
         chunks.append([tokenizer.cls_id, *ids[:room], tokenizer.sep_id])

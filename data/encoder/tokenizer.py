@@ -30,12 +30,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers
+import tokenizers
+from tokenizers import pre_tokenizers
 
-from data.decoder.tokenizer import _content, _damaged, _json
 from data.errors import UserError
+from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
 
-ENCODER_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
@@ -44,7 +45,7 @@ ENCODER_TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Everything an encoder's tokenizer may come with; `EncoderTokenizer.save` copies what was there."""
+"""Everything an encoder's tokenizer may come with; `Tokenizer.save` copies what was there."""
 
 # What each kind calls its special tokens unless special_tokens_map.json or tokenizer_config.json says otherwise.
 SPECIAL_TOKENS = {
@@ -71,8 +72,8 @@ BERT_NORMALIZER = {
 }
 
 
-class EncoderTokenizer:
-    """The tokenizer of an encoder's checkpoint folder; made by :func:`load_encoder_tokenizer`.
+class Tokenizer:
+    """The tokenizer of an encoder's checkpoint folder; made by :func:`load_tokenizer`.
 
     Attributes:
         vocab_size: one more than the largest id; a model's embedding may be larger (padded), never smaller.
@@ -104,13 +105,13 @@ class EncoderTokenizer:
         else:
             main, spec = "vocab.txt", _read_wordpiece(files, folder)
         kind = spec["model"]["type"]
-        names = {role: _content(named.get(f"{role}_token")) or text for role, text in SPECIAL_TOKENS[kind].items()}
+        names = {role: token_text(named.get(f"{role}_token")) or text for role, text in SPECIAL_TOKENS[kind].items()}
         if main != "tokenizer.json":
             added = _object(files, "added_tokens.json", folder)
             try:
                 spec["added_tokens"] = _added(config, added, set(names.values()))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise _damaged(folder / "tokenizer_config.json", "not in order: no list of added tokens") from error
+                raise damaged(folder / "tokenizer_config.json", "not in order: no list of added tokens") from error
         if kind == "WordPiece":
             spec["model"]["unk_token"] = names["unk"]
         for option, (part, name) in OPTIONS.items():
@@ -139,7 +140,7 @@ class EncoderTokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled by its files: a pickled tokenizers.Tokenizer has forgotten that special tokens are ordinary text.
-        return EncoderTokenizer, (self.files, self._folder)
+        return Tokenizer, (self.files, self._folder)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a whole text, without special tokens; half a surrogate pair becomes U+FFFD."""
@@ -184,7 +185,7 @@ class EncoderTokenizer:
             (folder / name).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load_encoder_tokenizer(folder: Path | str) -> EncoderTokenizer:
+def load_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer in an encoder's checkpoint folder.
 
     Raises:
@@ -192,18 +193,14 @@ def load_encoder_tokenizer(folder: Path | str) -> EncoderTokenizer:
             vocabulary without the special tokens.
     """
     folder = Path(folder)
-    files = {name: (folder / name).read_bytes() for name in ENCODER_TOKENIZER_FILES if (folder / name).is_file()}
-    for name, content in files.items():
-        if content.startswith(b"version https://git-lfs"):
-            raise _damaged(folder / name, "a Git LFS pointer, not the file itself (`git lfs pull` fetches it)")
+    files = read_files(folder, TOKENIZER_FILES)
     if not ("tokenizer.json" in files or "vocab.txt" in files or {"vocab.json", "merges.txt"} <= files.keys()):
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
         raise UserError(
             f"No encoder's tokenizer in {folder}: looked for tokenizer.json, for vocab.json with merges.txt (RoBERTa) "
-            f"and for vocab.txt (BERT); found: {there or 'nothing'}. A Hugging Face checkpoint brings its own: "
+            f"and for vocab.txt (BERT); found: {files_found(folder)}. A Hugging Face checkpoint brings its own: "
             "`hf download FacebookAI/roberta-base --local-dir DIR`."
         )
-    return EncoderTokenizer(files, folder)
+    return Tokenizer(files, folder)
 
 
 # --- from files to the layout of a tokenizer.json ---------------------------------------------------------------------
@@ -213,9 +210,9 @@ def _read_json(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     try:
         # There and back through the library: files of its first years leave out which kind of model they hold.
-        spec = json.loads(Tokenizer.from_str(files["tokenizer.json"].decode()).to_str())
+        spec = json.loads(tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode()).to_str())
     except Exception as error:  # the library raises bare Exception
-        raise _damaged(path, f"refused by the tokenizers library: {error}") from error
+        raise damaged(path, f"refused by the tokenizers library: {error}") from error
     spec["added_tokens"] = json.loads(files["tokenizer.json"]).get("added_tokens") or []  # the library may renumber
     kind = spec["model"]["type"]
     if kind not in SPECIAL_TOKENS or (kind == "BPE" and not _parts(spec, "ByteLevel")):
@@ -235,12 +232,12 @@ def _read_bpe(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
             continue
         pair = line.split(" ")
         if len(pair) != 2 or not all(text in vocabulary for text in (*pair, "".join(pair))):
-            raise _damaged(path, f"broken in line {number} (expected two pieces of vocab.json whose union is a third)")
+            raise damaged(path, f"broken in line {number} (expected two pieces of vocab.json whose union is a third)")
         merges.append(pair)
     made = {"".join(pair) for pair in merges}
     unmade = sum(len(text) > 1 and text not in made for text in vocabulary)
     if unmade > MAX_WITHOUT_MERGE:
-        raise _damaged(path, f"incomplete: no merge makes {unmade:,} of the {len(vocabulary):,} tokens of vocab.json")
+        raise damaged(path, f"incomplete: no merge makes {unmade:,} of the {len(vocabulary):,} tokens of vocab.json")
     model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
     return {"normalizer": None, "pre_tokenizer": dict(BYTE_LEVEL), "model": model}
 
@@ -262,9 +259,9 @@ def _vocabulary(files: dict[str, bytes], path: Path) -> dict[str, int]:
         vocabulary = json.loads(files["vocab.json"])
         good = all(type(i) is int and i >= 0 for i in vocabulary.values())
     except (ValueError, AttributeError) as error:
-        raise _damaged(path, f"not the JSON of a vocabulary ({error})") from error
+        raise damaged(path, f"not the JSON of a vocabulary ({error})") from error
     if not good or len(set(vocabulary.values())) < len(vocabulary):
-        raise _damaged(path, "no vocabulary (expected an object of tokens, each with an id of its own)")
+        raise damaged(path, "no vocabulary (expected an object of tokens, each with an id of its own)")
     return vocabulary
 
 
@@ -285,7 +282,7 @@ def _lines(content: bytes, path: Path) -> list[str]:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        raise _damaged(path, f"not UTF-8 ({error})") from error
+        raise damaged(path, f"not UTF-8 ({error})") from error
     lines = text.replace("\r\n", "\n").split("\n")  # not splitlines: it splits at characters that tokens may hold
     return lines if lines[-1] else lines[:-1]
 
@@ -303,9 +300,9 @@ def _settings(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
 
 
 def _object(files: dict[str, bytes], name: str, folder: Path) -> dict[str, Any]:
-    found = _json(files, name)
+    found = parse_json(files, name)
     if not isinstance(found, dict):
-        raise _damaged(folder / name, "not a JSON object")
+        raise damaged(folder / name, "not a JSON object")
     return found
 
 
@@ -328,13 +325,13 @@ def _set(spec: dict[str, Any], kind: str, name: str, value: bool | None) -> None
         part[name] = value
 
 
-def _build(spec: dict[str, Any], path: Path) -> Tokenizer:
+def _build(spec: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
     # Special tokens, cutting and padding are the callers': a saved tokenizer often brings its last caller's.
     bare = {"version": "1.0", **spec, "truncation": None, "padding": None, "post_processor": None, "decoder": None}
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(bare))
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(bare))
     except Exception as error:  # the library raises bare Exception
-        raise _damaged(path, f"refused by the tokenizers library: {error}") from error
+        raise damaged(path, f"refused by the tokenizers library: {error}") from error
     for token in spec["added_tokens"]:
         if (i := tokenizer.token_to_id(token["content"])) != token["id"]:  # the library numbers as it likes
             raise UserError(
@@ -344,7 +341,7 @@ def _build(spec: dict[str, Any], path: Path) -> Tokenizer:
     if spec["model"]["type"] == "BPE":
         lacking = set(pre_tokenizers.ByteLevel.alphabet()) - tokenizer.get_vocab().keys()
         if lacking:
-            raise _damaged(path, f"incomplete: {len(lacking)} of the 256 bytes have no token")
+            raise damaged(path, f"incomplete: {len(lacking)} of the 256 bytes have no token")
     tokenizer.encode_special_tokens = True  # that is: what looks like one in a text is text
     return tokenizer
 

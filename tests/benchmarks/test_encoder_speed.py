@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import encoder_speed
 from checkpoints_tools.export import export_hf
-from data.encoder.tokenizer import load_encoder_tokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.source import load_examples
 from model.encoder import ROBERTA_DEBUG, Encoder
 from tests.encoder_tokenizers import write_roberta

@@ -16,7 +16,8 @@ from checkpoints_tools.encoder_config import parse_encoder_config, read_head_lab
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config, read_json
 from checkpoints_tools.load import load_pretrained
-from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
 from tests.encoder_tokenizers import write_bert, write_roberta

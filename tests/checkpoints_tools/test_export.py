@@ -23,7 +23,7 @@ from checkpoints_tools.slices import local_slice
 from checkpoints_tools.writer import ShardWriter, staged_folder
 from data.decoder.fewshot import PromptSpec
 from data.decoder.tokenizer import load_tokenizer
-from data.encoder.tokenizer import load_encoder_tokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from model.encoder import ROBERTA_DEBUG, Encoder, Head
 from model.llama import Llama

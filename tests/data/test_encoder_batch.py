@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.encoder.rows import EncoderBatch, encoder_batch
-from data.encoder.samples import EncoderSampleSet
+from data.encoder.rows import Batch as EncoderBatch
+from data.encoder.rows import build_batch as encoder_batch
+from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.loader import StepLoader
 from tests.encoder_samples import PAD, make_encoder_samples
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.encoder.samples import EncoderSampleSet, heads_for, prepare_encoder, tag_set
-from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.encoder.samples import SampleSet as EncoderSampleSet
+from data.encoder.samples import heads_for, tag_set
+from data.encoder.samples import prepare as prepare_encoder
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.source import load_examples

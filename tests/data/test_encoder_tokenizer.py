@@ -13,7 +13,8 @@ import shutil
 
 import pytest
 
-from data.encoder.tokenizer import EncoderTokenizer, load_encoder_tokenizer
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from tests.encoder_tokenizers import ROBERTA_SPECIAL, copy_of
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from tokenizers import ByteLevelBPETokenizer
 
-from data.encoder.tokenizer import load_encoder_tokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from tests.encoder_tokenizers import copy_of
 

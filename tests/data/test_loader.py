@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from data import loader as loader_module
+from data.decoder.rows import Batch
 from data.decoder.samples import SampleSet
 from data.errors import UserError
 from data.loader import StepLoader
-from data.packing import IGNORE, Batch, deal, padded_length
+from data.packing import IGNORE, deal, padded_length
 
 SETTINGS = list(itertools.product([True, False], [True, False]))  # packing, share_prefix
 WORLD_SIZES = [1, 2, 3, 8]

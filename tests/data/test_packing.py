@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from data.decoder.rows import build_row, collate, dummy_batch
 from data.decoder.samples import SampleSet
-from data.packing import IGNORE, build_row, collate, deal, deal_in_turns, dummy_batch, pack, padded_length
+from data.packing import IGNORE, deal, deal_in_turns, pack, padded_length
 
 
 def make_samples(bodies: list[list[int]], labels: list[list[int]], prefix: list[int]) -> SampleSet:

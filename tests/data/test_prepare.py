@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import progress
 from data.decoder import samples as prepare_module
 from data.decoder.prompts import Prompt, Special, Text, build_prompt
 from data.decoder.samples import SampleSet, prepare
@@ -290,7 +291,7 @@ def test_a_process_that_dies_while_it_tokenizes_holds_up_nobody(tmp_path: Path):
 
 
 def test_many_examples_show_progress(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prepare_module, "PROGRESS_FROM", 20)
+    monkeypatch.setattr(progress, "TRACKED_FROM", 20)
     assert len(run(make_examples([3] * 20))) == 20
     assert "20/20" in capsys.readouterr().err
     assert len(run(make_examples([3] * 19))) == 19

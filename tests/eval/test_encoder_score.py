@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from data.encoder.samples import heads_for, tag_set
-from data.encoder.tokenizer import load_encoder_tokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.example import Example
 from data.source import load_examples
 from data.tasks import TASKS, TokenField

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory_trace import fake_model, fake_ranks
-from data.packing import PackedRow, collate
+from data.decoder.rows import PackedRow, collate
 from model import MODELS
 from model.attention import build_mask
 from train.loss import batch_loss

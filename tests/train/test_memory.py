@@ -173,7 +173,7 @@ def test_a_gpu_allocates_what_the_plan_says(checkpointing):
     """A real trial step on one GPU: 8B's widths, two layers, a row of 8,192 packed tokens."""
     import numpy as np
 
-    from data.packing import PackedRow, collate
+    from data.decoder.rows import PackedRow, collate
     from model.llama import Llama
     from train.distributed import start
     from train.loss import batch_loss

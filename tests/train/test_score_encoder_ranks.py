@@ -13,7 +13,7 @@ from launching import ROOT
 
 from checkpoints_tools.export import export_hf
 from data.encoder.samples import heads_for, output_labels
-from data.encoder.tokenizer import load_encoder_tokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig

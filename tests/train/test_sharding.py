@@ -110,7 +110,7 @@ def test_packing_sharing_and_accumulation_change_nothing(changed: dict, world, t
 
 
 def test_a_dummy_contributes_exactly_nothing(world, tmp_path: Path) -> None:
-    from data.packing import dummy_batch
+    from data.decoder.rows import dummy_batch
     from train.loss import batch_loss
 
     trainer = make_trainer(tmp_path, world, model_config=tiny_run.TIED)
