@@ -30,8 +30,8 @@ from eval.progress import Progress
 from eval.report import compare, console, details_table
 from eval.results import Results, field_kinds, versions, write_run
 from eval.score import score_model
-from train.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
-from train.mesh import lay_out_world
+from train.parallel.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
+from train.parallel.mesh import lay_out_world
 from train.setup import CACHE_DIR
 
 log = logging.getLogger("eval")

@@ -10,7 +10,7 @@ import logging
 import sys
 
 from train.config import load_config
-from train.distributed import run_guarded, set_up_logging, start
+from train.parallel.distributed import run_guarded, set_up_logging, start
 from train.plan import make_plan, settle_optimizer
 from train.plan_report import describe
 from train.setup import open_run, require_same

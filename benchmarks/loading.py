@@ -35,8 +35,8 @@ from benchmarks.random_checkpoint import load_everything, write_both
 from checkpoints_tools.load import load_pretrained, open_checkpoint
 from data.errors import UserError
 from model.llama import Llama
-from train.distributed import start
-from train.parallelize import parallelize
+from train.parallel.distributed import start
+from train.parallel.parallelize import parallelize
 
 WAYS = {
     "hf, slices": "safetensors, each rank its slices (ours)",

@@ -42,15 +42,15 @@ from data.loader import StepBatch, StepLoader
 from data.source import load_examples
 from data.tasks import get_task
 from model.llama import Llama
-from train.distributed import World, start
 from train.loss import batch_loss
 from train.optimizer import OPTIMIZERS, OptimFormat, build_optimizer, clip_gradients, learning_rate
-from train.parallelize import parallelize, reshard
+from train.parallel.distributed import World, start
+from train.parallel.parallelize import parallelize, reshard
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is stored how, what is computed in what (a key of `train.parallelize.PRECISIONS`), and its line."""
+    """What is stored how, what is computed in what (a key of `train.parallel.parallelize.PRECISIONS`), and its line."""
 
     formats: OptimFormat
     precision: str

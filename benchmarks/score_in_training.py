@@ -31,15 +31,15 @@ import tyro
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train.parallelize
+import train.parallel.parallelize
 from benchmarks.common import load_average, say, size_of, table, write_result
 from data.packing import deal_in_turns
 from eval.decoder import Decoded, greedy_decode
 from eval.split import copy_split
 from model.llama import Llama, LlamaConfig
-from train.distributed import World, place, run_guarded, start
-from train.mesh import MeshShape
-from train.parallelize import parallelize, reshard
+from train.parallel.distributed import World, place, run_guarded, start
+from train.parallel.mesh import MeshShape
+from train.parallel.parallelize import parallelize, reshard
 
 PREFIX_TOKENS = 200
 
@@ -119,7 +119,7 @@ class Bench:
             vocab_size=8192,
         )  # fmt: skip
         self.build = lambda: Llama(config)
-        train.parallelize.KEEP_GATHERED_BELOW = 0  # as a model that does not fit gathered
+        train.parallel.parallelize.KEEP_GATHERED_BELOW = 0  # as a model that does not fit gathered
         self.model = parallelize(self.build, world.mesh, world.device, precision="fp32")
         draw = torch.Generator().manual_seed(1)
         lengths = torch.randint(8, 25, (args.requests,), generator=draw).tolist()

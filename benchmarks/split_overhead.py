@@ -4,7 +4,7 @@
 
     whole      one process, plain tensors
     split      slices as plain tensors, with plain collectives (`eval/split.py`: what is used for scoring)
-    DTensors   slices as PyTorch's tensor parallelism leaves them (`train/tensor_parallel.py`: what training uses)
+    DTensors   slices as PyTorch's tensor parallelism leaves them (`train/parallel/tensor_parallel.py`: what training uses)
 
 The model is so narrow that nothing but the host's work is left, and the process group is a fake one of 8 ranks, whose
 collectives do nothing. On a GPU the host does the same work, and the GPU waits for it wherever it takes longer than
@@ -29,7 +29,7 @@ from benchmarks.common import in_turn, load_average, table, write_result
 from eval.decoder import greedy_decode
 from eval.split import as_plain
 from model.llama import Llama, LlamaConfig
-from train.tensor_parallel import split
+from train.parallel.tensor_parallel import split
 
 N_RANKS, N_LAYERS, N_TOKENS = 8, 20, 20
 CONFIG = LlamaConfig(dim=64, n_layers=N_LAYERS, n_heads=8, n_kv_heads=8, ffn_dim=64, vocab_size=304, head_dim=16)

@@ -33,7 +33,7 @@ from data.tasks import ClassField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
 from eval.report import comparison_table, console
 from eval.results import Prediction, Results, field_kinds, versions, write_run
-from train.distributed import run_guarded, set_up_logging
+from train.parallel.distributed import run_guarded, set_up_logging
 
 log = logging.getLogger(__name__)
 

@@ -23,14 +23,14 @@ from model import get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train.config import RECIPES
-from train.distributed import env_world_size
 from train.hardware import GIB, GPUS, Gpu, usable
 from train.memory import FP32, HOST_BASE, Bytes, count_parameters
-from train.mesh import lay_out
 from train.metrics import duration
+from train.parallel.distributed import env_world_size
+from train.parallel.mesh import lay_out
+from train.parallel.tensor_parallel import check_divides
 from train.plan import COMPUTE, find_tokenizer, numbers
 from train.plan_report import table
-from train.tensor_parallel import check_divides
 from train.workload import assume_samples
 
 MAX_BATCH_SIZE = 256  # `eval.decoder.greedy_decode`'s default

@@ -50,7 +50,7 @@ def scoring_memory(
     A, KV = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
     matrices = L * (2 * E * A + 2 * E * KV + 3 * E * F)
     norms, vocabulary = (2 * L + 1) * E, V * E
-    # A tied embedding is whole on every rank (`train/tensor_parallel.py`).
+    # A tied embedding is whole on every rank (`train/parallel/tensor_parallel.py`).
     weights = norms + (
         matrices / n_split + vocabulary if config.tie_embeddings else (matrices + 2 * vocabulary) / n_split
     )

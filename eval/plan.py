@@ -41,7 +41,7 @@ from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
 from train.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
 from train.config import RECIPES
-from train.tensor_parallel import check_divides, split
+from train.parallel.tensor_parallel import check_divides, split
 
 log = logging.getLogger(__name__)
 

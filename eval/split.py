@@ -2,7 +2,7 @@
 
 ::
 
-    split        on the meta device, as in training (`train/tensor_parallel.py`): every matrix becomes a DTensor that
+    split        on the meta device, as in training (`train/parallel/tensor_parallel.py`): every matrix becomes a DTensor that
                  knows which slice of it each rank holds
       fill       from a Hugging Face folder or a training checkpoint (`eval/plan.py`), or from a live model
                  (`copy_split`): whichever it is, a rank keeps its own slices and nothing else
@@ -31,7 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from checkpoints_tools.load import clean_name, local_slice
-from train.tensor_parallel import split
+from train.parallel.tensor_parallel import split
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def as_plain(model: nn.Module, build: Callable[[], nn.Module], mesh: DeviceMesh)
     """A model that shares the memory of a split one and gives its results, without DTensors and without gradients.
 
     Args:
-        model: split over ``mesh`` by `train.tensor_parallel.split`, its slices in place.
+        model: split over ``mesh`` by `train.parallel.tensor_parallel.split`, its slices in place.
         build: makes the model anew; called under the meta device.
     """
     with torch.device("meta"):

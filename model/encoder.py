@@ -22,7 +22,7 @@ each word's first sub-word. ``head="linear"`` (the paper's §5.4) is dropout and
 transformers puts on top for sequence classification. Token heads are always linear.
 
 Single-device code: sharding, precision, activation checkpointing and compilation are applied from outside
-(`train/parallelize.py`). Who attends to whom in a packed row is said in `model/attention.py`.
+(`train/parallel/parallelize.py`). Who attends to whom in a packed row is said in `model/attention.py`.
 
 Shapes: B rows, T tokens, E model width, H heads, D head width, F feed-forward width, N output positions of a field.
 """

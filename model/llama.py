@@ -5,7 +5,7 @@ each sub-layer, rotary positions, grouped-query attention, a SwiGLU feed-forward
 be tied to the embedding. Any checkpoint of this architecture fits (SmolLM2, TinyLlama, ...): see `LlamaConfig`.
 
 Single-device code: sharding, precision, activation checkpointing and compilation are applied from outside
-(`train/parallelize.py`). Who attends to whom in a packed row is said in `model/attention.py`.
+(`train/parallel/parallelize.py`). Who attends to whom in a packed row is said in `model/attention.py`.
 
 Rotary layout: the two halves of a head's width form the pairs, (x[i], x[i + D/2]), as in Hugging Face checkpoints,
 which load as they are. Meta's and GGUF's checkpoints pair neighbours (x[2i], x[2i + 1]); the converter permutes their
@@ -84,7 +84,7 @@ class Cache(Protocol):
 class RowContext:
     """What all blocks share in one forward pass: rotary tables, mask and cache.
 
-    The rotary tables stay in fp32 whatever the compute dtype (`train/parallelize.py` keeps FSDP from casting them).
+    The rotary tables stay in fp32 whatever the compute dtype (`train/parallel/parallelize.py` keeps FSDP from casting them).
     """
 
     cos: Tensor  # [B, T, 1, D/2] fp32

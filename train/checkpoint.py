@@ -41,7 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from data.errors import UserError
 from train import options
 from train.config import FREE_ON_RESUME, TrainConfig
-from train.mesh import MeshShape
+from train.parallel.mesh import MeshShape
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class RunState:
         labels: the task's fields with their label sets.
         best: the best held-out score so far; None before the first.
         world_size: ranks that wrote it.
-        mesh: how they were laid out, as `train.mesh.MeshShape.describe` says it; empty in older checkpoints.
+        mesh: how they were laid out, as `train.parallel.mesh.MeshShape.describe` says it; empty in older checkpoints.
     """
 
     step: int

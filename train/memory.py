@@ -2,7 +2,7 @@
 
 `docs/memory.md` derives every line here by hand for llama3_70b; `benchmarks/memory_trace.py` compares them with
 PyTorch's own account of a step. What is modelled is a GPU: FlexAttention, which never writes out the scores, and FSDP2
-as `train/parallelize.py` sets it up. A step needs what stays from step to step,
+as `train/parallel/parallelize.py` sets it up. A step needs what stays from step to step,
 
     weights + gradients + optimizer states        shards, 1 / shard of the model (blocks' matrices 1 / tensor of that)
 
@@ -32,15 +32,15 @@ from torch import nn
 from model import ModelSpec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
-from train.mesh import MeshShape
 from train.optimizer import OptimFormat
-from train.parallelize import KEEP_GATHERED_BELOW, ActivationCheckpointing
+from train.parallel.mesh import MeshShape
+from train.parallel.parallelize import KEEP_GATHERED_BELOW, ActivationCheckpointing
 from train.sharded_adamw import StateFormat, state_bytes
 
 Bytes = dict[str, int]
 
 FP32 = 4
-# Saved inputs on the GPU at once when they are offloaded: one in use, one coming (`train/activation_offload.py`).
+# Saved inputs on the GPU at once when they are offloaded: one in use, one coming (`train/parallel/activation_offload.py`).
 OFFLOAD_IN_FLIGHT = 2
 # Host memory of one rank besides what is counted: Python, PyTorch, CUDA's and NCCL's own.
 HOST_BASE = 4 * 2**30
@@ -267,7 +267,7 @@ def _moments(
     root, block, head = c * sizes.root, c * sizes.block_on(mesh), c * sizes.head
     all_blocks, (per_block, n_blocks) = block * sizes.n_blocks, saved
     shared = mesh.shard > 1  # over one rank, gathering is a copy, and nothing is on its way
-    # Models that stay gathered (`train/parallelize.py`) have all blocks, others the one in use and the next, arriving.
+    # Models that stay gathered (`train/parallel/parallelize.py`) have all blocks, others the one in use and the next, arriving.
     keeps = sizes.total < KEEP_GATHERED_BELOW
     gathered = root + (all_blocks if keeps else block)
     arriving = block if shared and not keeps else 0

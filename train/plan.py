@@ -34,13 +34,13 @@ from train import options
 from train.advice import Job, check_enough, choose_optimizer
 from train.checkpoint import read_state
 from train.config import TrainConfig
-from train.distributed import World, env_world_size
 from train.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
 from train.memory import Pass, Settings, count_parameters
-from train.mesh import MeshShape, lay_out
 from train.optimizer import OPTIMIZERS
+from train.parallel.distributed import World, env_world_size
+from train.parallel.mesh import MeshShape, lay_out
+from train.parallel.tensor_parallel import check_divides
 from train.setup import Setup, build_loader, divide, longest_input, prepare_samples
-from train.tensor_parallel import check_divides
 from train.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
 
 log = logging.getLogger(__name__)

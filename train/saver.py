@@ -46,8 +46,8 @@ from data.decoder.fewshot import PromptSpec
 from train import checkpoint
 from train.checkpoint import RUN_FILE, RunState, step_folder, steps_in
 from train.config import TrainConfig
-from train.distributed import World
 from train.errors import RunStopped
+from train.parallel.distributed import World
 from train.room import (
     Sizes,
     bytes_to_write,

@@ -31,9 +31,9 @@ from eval.score import score_model
 from eval.split import copy_split
 from model.llama import LlamaConfig
 from train.config import TrainConfig
-from train.distributed import World, place
-from train.mesh import MeshShape
-from train.parallelize import PRECISIONS, frees_gathered, reshard, stay_gathered
+from train.parallel.distributed import World, place
+from train.parallel.mesh import MeshShape
+from train.parallel.parallelize import PRECISIONS, frees_gathered, reshard, stay_gathered
 from train.setup import CACHE_DIR, Setup, longest_input
 
 log = logging.getLogger(__name__)

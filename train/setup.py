@@ -41,10 +41,10 @@ from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train import checkpoint, options
 from train.config import TrainConfig
-from train.distributed import env_rank, pick_device
-from train.mesh import MeshShape, lay_out_world
 from train.metrics import check_tensorboard
-from train.tensor_parallel import check_divides
+from train.parallel.distributed import env_rank, pick_device
+from train.parallel.mesh import MeshShape, lay_out_world
+from train.parallel.tensor_parallel import check_divides
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,6 @@ from data.encoder.samples import output_labels
 from data.loader import StepBatch
 from train import checkpoint, options, trial
 from train.config import TrainConfig
-from train.distributed import World, all_sum, launcher
 from train.errors import Interrupted, RunStopped
 from train.loss import field_losses
 from train.metrics import (
@@ -38,7 +37,8 @@ from train.metrics import (
     step_flops,
 )
 from train.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
-from train.parallelize import parallelize
+from train.parallel.distributed import World, all_sum, launcher
+from train.parallel.parallelize import parallelize
 from train.saver import open_saver
 from train.setup import Setup, longest_input
 
@@ -79,7 +79,7 @@ class Trainer:
         dist.barrier()
 
     def _build_model(self) -> None:
-        """The order of `train/parallelize.py`: ... -> load -> optimizer."""
+        """The order of `train/parallel/parallelize.py`: ... -> load -> optimizer."""
         config, setup = self.config, self.setup
         resume = setup.resume_from
         load = None

@@ -7,7 +7,7 @@ the optimizer's states in place. It is made of what the run is made of, and leav
 the states are still zero, the gradients are gone. It comes before a checkpoint's optimizer states and before the
 random-number generators are set, so a resumed run tries it too and neither can tell.
 
-What a rank runs out of is said by that rank alone, and ends all (`train/distributed.py`).
+What a rank runs out of is said by that rank alone, and ends all (`train/parallel/distributed.py`).
 """
 
 from __future__ import annotations

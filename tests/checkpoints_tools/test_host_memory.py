@@ -22,8 +22,8 @@ from checkpoints_tools.convert import convert
 from checkpoints_tools.load import load_pretrained, open_checkpoint
 from model.llama import Llama, LlamaConfig
 from tests.ranks import run_ranks
-from train.distributed import start
-from train.parallelize import parallelize
+from train.parallel.distributed import start
+from train.parallel.parallelize import parallelize
 
 MEGABYTE = 1_000_000
 

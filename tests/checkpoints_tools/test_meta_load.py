@@ -26,7 +26,7 @@ from model import get_model_spec
 from model.llama import Llama
 from tests.meta_reference import random_weights, write_meta_folder, write_rank_file
 from tests.ranks import run_ranks
-from train.tensor_parallel import split
+from train.parallel.tensor_parallel import split
 
 
 @pytest.mark.parametrize(("n_parts", "embedding_dim"), [(1, 0), (2, 1), (8, 0)])

@@ -30,9 +30,9 @@ from eval.kv_cache import SlotCache  # noqa: E402
 from eval.plan import EvalPlan, build_model, make_plan  # noqa: E402
 from eval.score import score_model  # noqa: E402
 from eval.split import copy_split  # noqa: E402
-from train.distributed import World, place, run_guarded, start  # noqa: E402
-from train.mesh import MeshShape  # noqa: E402
-from train.parallelize import parallelize  # noqa: E402
+from train.parallel.distributed import World, place, run_guarded, start  # noqa: E402
+from train.parallel.mesh import MeshShape  # noqa: E402
+from train.parallel.parallelize import parallelize  # noqa: E402
 
 CPU = torch.device("cpu")
 SLICES = (2, 4)

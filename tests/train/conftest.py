@@ -17,7 +17,7 @@ from launching import ROOT, TICKETS, command, environment  # noqa: E402
 
 @pytest.fixture(scope="module")
 def world() -> Iterator:
-    from train.distributed import start
+    from train.parallel.distributed import start
 
     assert not dist.is_initialized(), "another test left its process group behind"
     threads = torch.get_num_threads()

@@ -15,12 +15,12 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import train.parallelize  # noqa: E402
+import train.parallel.parallelize  # noqa: E402
 from eval.decoder import greedy_decode  # noqa: E402
 from model import MODELS  # noqa: E402
 from model.llama import Llama  # noqa: E402
-from train.distributed import run_guarded, start  # noqa: E402
-from train.parallelize import parallelize, reshard  # noqa: E402
+from train.parallel.distributed import run_guarded, start  # noqa: E402
+from train.parallel.parallelize import parallelize, reshard  # noqa: E402
 
 CONFIG = MODELS["llama_debug"].config
 PREFIX = [5, 6, 7]
@@ -42,7 +42,7 @@ def gradients(model: torch.nn.Module) -> dict[str, list[float]]:
 def main() -> None:
     out = Path(sys.argv[1])
     world = start(torch.device("cpu"))
-    train.parallelize.KEEP_GATHERED_BELOW = 0  # as for a model too large to stay gathered
+    train.parallel.parallelize.KEEP_GATHERED_BELOW = 0  # as for a model too large to stay gathered
     model = parallelize(
         lambda: Llama(CONFIG), world.mesh, world.device, precision="fp32", activation_checkpointing="full"
     )

@@ -14,11 +14,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import train.parallelize  # noqa: E402
+import train.parallel.parallelize  # noqa: E402
 import train.scoring  # noqa: E402
 from eval.gather import ScoreResult  # noqa: E402
 from train.config import load_config  # noqa: E402
-from train.distributed import pick_device, run_guarded, set_up_logging, start  # noqa: E402
+from train.parallel.distributed import pick_device, run_guarded, set_up_logging, start  # noqa: E402
 from train.setup import open_run  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 
@@ -27,7 +27,7 @@ def main() -> None:
     out, argv = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
     set_up_logging()
-    train.parallelize.KEEP_GATHERED_BELOW = 0
+    train.parallel.parallelize.KEEP_GATHERED_BELOW = 0
     score, results = train.scoring.score_encoder, []
 
     def keep(*args: Any, **options: Any) -> ScoreResult:

@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 
 from data.errors import UserError
 from model.llama import LlamaConfig
-from train import checkpoint, parallelize
-from train.distributed import World, place, run_guarded, start
-from train.mesh import MeshShape
+from train import checkpoint
+from train.parallel import parallelize
+from train.parallel.distributed import World, place, run_guarded, start
+from train.parallel.mesh import MeshShape
 from train.setup import require_same
 from train.trainer import Trainer
 

@@ -13,8 +13,8 @@ import tiny_encoder_run
 import tiny_run
 import torch
 
-from train import activation_offload
-from train.distributed import World, run_guarded, start
+from train.parallel import activation_offload
+from train.parallel.distributed import World, run_guarded, start
 
 LAYERS = 4
 

@@ -22,10 +22,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from data.errors import UserError
 from model.llama import Llama, LlamaConfig
 from train.checkpoint import load_model, load_optimizer
-from train.distributed import World, place, run_guarded, start
-from train.mesh import MeshShape
 from train.optimizer import OPTIMIZERS, allocate_states, build_optimizer, clip_gradients
-from train.parallelize import parallelize
+from train.parallel.distributed import World, place, run_guarded, start
+from train.parallel.mesh import MeshShape
+from train.parallel.parallelize import parallelize
 
 # Wide enough for blocks, which two ranks of tensor parallelism cut between; three ranks do not divide the vocabulary.
 NET = LlamaConfig(dim=256, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=512, vocab_size=301, head_dim=64)

@@ -24,9 +24,9 @@ from benchmarks.host_memory import AnonymousPeak
 from checkpoints_tools.writer import ShardWriter
 from model.llama import LlamaConfig
 from train import checkpoint, room, saver
-from train.distributed import World, place, run_guarded, start
 from train.errors import RunStopped
-from train.mesh import MeshShape
+from train.parallel.distributed import World, place, run_guarded, start
+from train.parallel.mesh import MeshShape
 from train.saver import SaveFailed
 
 # 11 MB of weights and states, so that headers and names hardly count.

@@ -13,11 +13,11 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import train.parallelize  # noqa: E402
+import train.parallel.parallelize  # noqa: E402
 from model import MODELS  # noqa: E402
 from model.llama import Llama  # noqa: E402
 from train.config import load_config  # noqa: E402
-from train.distributed import World, run_guarded, set_up_logging, start  # noqa: E402
+from train.parallel.distributed import World, run_guarded, set_up_logging, start  # noqa: E402
 from train.scoring import HeldOutScoring  # noqa: E402
 from train.setup import open_run  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
@@ -43,7 +43,7 @@ def make_trainer(args: list[str], world: World | None = None) -> Trainer:
 def main() -> None:
     torch.set_num_threads(1)
     set_up_logging()
-    train.parallelize.KEEP_GATHERED_BELOW = 0  # as for a model too large to stay gathered
+    train.parallel.parallelize.KEEP_GATHERED_BELOW = 0  # as for a model too large to stay gathered
     out, found = Path(sys.argv[1]), {}
     trainer = make_trainer(sys.argv[2:])
     world = trainer.world

@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from data.errors import UserError
-from train import activation_offload
-from train.activation_offload import ActivationOffload, offload_inputs
 from train.config import FREE_ON_RESUME, load_config
 from train.errors import RunStopped
+from train.parallel import activation_offload
+from train.parallel.activation_offload import ActivationOffload, offload_inputs
 
 N = 6
 
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks under full activation checkpointing, as `train/parallelize.py` makes them."""
+    """Blocks under full activation checkpointing, as `train/parallel/parallelize.py` makes them."""
 
     def __init__(self, dim: int = 8, n: int = N, compiled: bool = False) -> None:
         super().__init__()

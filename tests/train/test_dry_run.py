@@ -17,9 +17,9 @@ from data.decoder.rows import PackedRow, collate
 from model import MODELS
 from model.attention import build_mask
 from train.loss import batch_loss
-from train.mesh import MeshShape
 from train.optimizer import build_optimizer, clip_gradients
-from train.parallelize import PRECISIONS
+from train.parallel.mesh import MeshShape
+from train.parallel.parallelize import PRECISIONS
 
 
 class Collectives(TorchDispatchMode):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model.encoder import ROBERTA_DEBUG, Encoder, Head
-from train.parallelize import parallelize
+from train.parallel.parallelize import parallelize
 
 FAMILIES = {
     "roberta": replace(ROBERTA_DEBUG, head="dense", heads=(Head("topic", "class", 7), Head("slots", "token", 5))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from train.distributed import launcher
+from train.parallel.distributed import launcher
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from benchmarks import memory_trace
 from model import MODELS
 from model.encoder import Head
 from train.memory import Pass, Settings, count_parameters, training_memory
-from train.mesh import MeshShape
 from train.optimizer import OPTIMIZERS
-from train.parallelize import KEEP_GATHERED_BELOW
+from train.parallel.mesh import MeshShape
+from train.parallel.parallelize import KEEP_GATHERED_BELOW
 
 
 @pytest.mark.parametrize("optim", list(OPTIMIZERS))
@@ -175,10 +175,10 @@ def test_a_gpu_allocates_what_the_plan_says(checkpointing):
 
     from data.decoder.rows import PackedRow, collate
     from model.llama import Llama
-    from train.distributed import start
     from train.loss import batch_loss
     from train.optimizer import allocate_states, build_optimizer
-    from train.parallelize import parallelize
+    from train.parallel.distributed import start
+    from train.parallel.parallelize import parallelize
 
     config = dataclasses.replace(MODELS["llama3_8b"].config, n_layers=2)
     world = start(torch.device("cuda", 0))

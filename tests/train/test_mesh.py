@@ -10,7 +10,7 @@ import torch.distributed as dist
 from data.errors import UserError
 from model import MODELS
 from train.config import FREE_ON_RESUME, load_config
-from train.mesh import MeshShape, lay_out, lay_out_world
+from train.parallel.mesh import MeshShape, lay_out, lay_out_world
 from train.setup import open_run
 
 ROOT = Path(__file__).resolve().parents[2]

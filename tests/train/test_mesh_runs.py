@@ -14,8 +14,8 @@ import torch
 from mesh_run import CASES, NET, STAGES, run_case, run_stage
 from tiny_run import make_trainer, whole
 
-from train.mesh import MeshShape
 from train.metrics import attended_pairs, step_flops
+from train.parallel.mesh import MeshShape
 from train.trainer import Trainer
 
 

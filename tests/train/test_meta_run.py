@@ -15,7 +15,7 @@ from eval.config import EvalConfig
 from eval.plan import EvalPlan, build_model, make_plan
 from tests.meta_reference import meta_logits, random_weights, write_meta_folder, write_rank_file
 from train.config import load_config
-from train.distributed import World
+from train.parallel.distributed import World
 from train.setup import open_run
 from train.trainer import Trainer
 

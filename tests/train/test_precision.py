@@ -7,8 +7,8 @@ import torch
 
 from model import MODELS
 from model.llama import Llama, RowContext
-from train.distributed import World, resolve_precision
-from train.parallelize import parallelize
+from train.parallel.distributed import World, resolve_precision
+from train.parallel.parallelize import parallelize
 
 
 def test_blocks_compute_in_bf16_with_rotary_tables_in_fp32(world: World) -> None:

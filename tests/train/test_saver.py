@@ -266,7 +266,7 @@ def test_killed_in_the_middle_of_a_save(world, launch, tmp_path: Path, caplog) -
         "from pathlib import Path\n"
         "from tiny_run import make_trainer\n"
         "from train import saver\n"
-        "from train.distributed import start\n"
+        "from train.parallel.distributed import start\n"
         "write, n = saver._WatchedStream.write, [0]\n"
         "def killed(stream, data):\n"
         "    if '.step_000004' in str(stream.raw.name) and stream.tell() > 1000:\n"

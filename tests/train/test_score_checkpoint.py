@@ -14,7 +14,7 @@ from eval.config import EvalConfig
 from eval.plan import EvalPlan, build_model, make_plan
 from eval.score import score_model
 from train.config import load_config
-from train.distributed import World
+from train.parallel.distributed import World
 from train.setup import open_run
 from train.trainer import Trainer
 

@@ -17,7 +17,7 @@ from eval.encoder_score import score_encoder
 from eval.plan import build_model, make_plan
 from tests.encoder_tokenizers import write_roberta
 from train.config import load_config
-from train.distributed import World
+from train.parallel.distributed import World
 from train.setup import open_run
 from train.trainer import Trainer
 

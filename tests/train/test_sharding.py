@@ -59,7 +59,7 @@ def test_activation_checkpointing_changes_nothing(mode: str, world, tmp_path: Pa
 
 def test_what_is_recomputed(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from model.llama import RMSNorm
-    from train import parallelize
+    from train.parallel import parallelize
 
     calls = {"norm": 0}
     forward = RMSNorm.forward

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.errors import UserError
 from model.llama import Llama, LlamaConfig
-from train.parallelize import checkpoint_activations
-from train.tensor_parallel import BLOCK_PLAN, check_divides, split
+from train.parallel.parallelize import checkpoint_activations
+from train.parallel.tensor_parallel import BLOCK_PLAN, check_divides, split
 
 NET = dict(dim=16, n_layers=3, n_heads=4, n_kv_heads=4, ffn_dim=24, vocab_size=50)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from data.errors import UserError
 from train.config import load_config
-from train.distributed import World
+from train.parallel.distributed import World
 from train.setup import open_run
 from train.trainer import Trainer
 
@@ -243,7 +243,7 @@ def test_one_ranks_failure_ends_all(launch: Launch, tmp_path: Path) -> None:
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import torch, torch.distributed as dist\n"
-        "from train.distributed import run_guarded, start\n"
+        "from train.parallel.distributed import run_guarded, start\n"
         "def main():\n"
         "    world = start(torch.device('cpu'))\n"
         "    dist.barrier()\n"
@@ -263,7 +263,7 @@ def test_plain_python_needs_no_port(train_args: list[str]) -> None:
     """Two single-process runs at once do not meet."""
     source = (
         "import torch, torch.distributed as dist\n"
-        "from train.distributed import start\n"
+        "from train.parallel.distributed import start\n"
         "world = start(torch.device('cpu'))\n"
         "assert (world.rank, world.size, world.mesh.size()) == (0, 1, 1)\n"
         "input()\n"

@@ -23,7 +23,7 @@ from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head  # noqa: E
 from tests.encoder_samples import make_encoder_samples  # noqa: E402
 from train import options  # noqa: E402
 from train.config import TrainConfig  # noqa: E402
-from train.distributed import World, run_guarded, start  # noqa: E402
+from train.parallel.distributed import World, run_guarded, start  # noqa: E402
 from train.setup import Setup  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 

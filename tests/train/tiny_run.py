@@ -20,9 +20,10 @@ from data.decoder.samples import SampleSet  # noqa: E402
 from data.tasks import TASKS  # noqa: E402
 from model import ModelSpec  # noqa: E402
 from model.llama import Llama, LlamaConfig  # noqa: E402
-from train import options, parallelize  # noqa: E402
+from train import options  # noqa: E402
 from train.config import TrainConfig  # noqa: E402
-from train.distributed import World, run_guarded, start  # noqa: E402
+from train.parallel import parallelize  # noqa: E402
+from train.parallel.distributed import World, run_guarded, start  # noqa: E402
 from train.setup import Setup, build_loader, hash_samples  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 

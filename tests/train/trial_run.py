@@ -18,8 +18,9 @@ import tiny_run
 import torch
 from torch.distributed.tensor import DTensor
 
-from train import checkpoint, distributed, trial
-from train.distributed import World, run_guarded, start
+from train import checkpoint, trial
+from train.parallel import distributed
+from train.parallel.distributed import World, run_guarded, start
 from train.trainer import Trainer
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -3,10 +3,10 @@
 ::
 
     meta device               no memory yet, however large the model
-      -> tensor parallelism         where the mesh has a "tensor" dimension: see `train/tensor_parallel.py`
+      -> tensor parallelism         where the mesh has a "tensor" dimension: see `train/parallel/tensor_parallel.py`
       -> activation checkpointing   inside what FSDP wraps: recomputation then sees gathered parameters
       -> compile                    each block with its recomputation, but without FSDP's hooks around it
-      -> activation offload         what a block saves to host memory: see `train/activation_offload.py`
+      -> activation offload         what a block saves to host memory: see `train/parallel/activation_offload.py`
       -> FSDP2                      block by block; see `shard`
       -> materialize                each rank allocates its own shards and nothing else
       -> load                       each rank reads its own slices, or draws random weights where there are none to read
@@ -29,9 +29,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from train.activation_offload import offload_inputs
-from train.mesh import data_mesh
-from train.tensor_parallel import split
+from train.parallel.activation_offload import offload_inputs
+from train.parallel.mesh import data_mesh
+from train.parallel.tensor_parallel import split
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
@@ -90,7 +90,7 @@ def parallelize(
 
     Args:
         build: makes the model; called under the meta device. The model has ``layers`` and ``init_weights``.
-        mesh: of all ranks; see `train/mesh.py`.
+        mesh: of all ranks; see `train/parallel/mesh.py`.
         precision: key into `PRECISIONS`.
         activation_offload: with full activation checkpointing, the blocks' saved inputs go to host memory.
         load: fills the parameters of the materialized model (DTensors); None leaves random weights, which are those of

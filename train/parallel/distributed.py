@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from data.errors import UserError
 from train.errors import Interrupted, RunStopped
-from train.mesh import MeshShape
+from train.parallel.mesh import MeshShape
 
 # A rank that fails with what rank 0 will say anyway, or only because another rank is gone, waits this long before it
 # speaks; torchrun ends it first, and the cause is printed once. If nobody else speaks, it does.
@@ -34,7 +34,7 @@ class World:
 
     Attributes:
         size: all ranks.
-        mesh, shape: how they are laid out (`train/mesh.py`).
+        mesh, shape: how they are laid out (`train/parallel/mesh.py`).
         data_group: ranks that together work on all samples, each on its own; None: all ranks do.
     """
 

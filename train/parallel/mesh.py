@@ -12,7 +12,7 @@
                       tensor              0 1 0 1              0 1 0 1
 
 The ranks of one tensor group work on the same samples; every other rank on its own. What the mesh does to the model is
-in `train/parallelize.py`.
+in `train/parallel/parallelize.py`.
 """
 
 from __future__ import annotations
