@@ -34,7 +34,7 @@ from model.encoder import Encoder, EncoderConfig
 from model.llama import Llama, LlamaConfig
 from train.loss import label_loss
 from train.memory import Memory, Pass, Settings, count_parameters, training_memory
-from train.optimizer import OPTIMIZERS, OptimFormat
+from train.optim.optimizer import OPTIMIZERS, OptimFormat
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, Precision, parallelize
 

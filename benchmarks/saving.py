@@ -34,7 +34,7 @@ from data.loader import StepLoader
 from model import get_model_spec
 from train.checkpoint import RunState, step_folder
 from train.loss import batch_loss
-from train.optimizer import build_optimizer, clip_gradients
+from train.optim.optimizer import build_optimizer, clip_gradients
 from train.parallel.distributed import World, start
 from train.parallel.parallelize import parallelize
 from train.room import Sizes, bytes_to_write, folder_bytes, format_bytes

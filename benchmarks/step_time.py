@@ -45,7 +45,7 @@ from data.loader import StepBatch, StepLoader
 from data.packing import PADDING_DOC
 from data.tasks import get_task
 from train.loss import batch_loss
-from train.optimizer import build_optimizer, clip_gradients
+from train.optim.optimizer import build_optimizer, clip_gradients
 
 Variant = Literal["shared", "packed", "unpacked", "transformers"]
 VARIANTS: dict[str, dict[str, bool]] = {  # how each lays out its rows

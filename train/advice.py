@@ -16,7 +16,7 @@ from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train.hardware import GIB, usable
 from train.memory import Memory, Pass, Settings, Sizes, training_memory
-from train.optimizer import OPTIMIZERS
+from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import KEEP_GATHERED_BELOW
 

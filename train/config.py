@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.tasks import TASKS, get_task
 from model import MODELS, get_model_spec
 from train import options
-from train.optimizer import OPTIMIZERS
+from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import resolve_device, resolve_precision
 
 OnOff = Literal["on", "off"]

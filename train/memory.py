@@ -32,10 +32,10 @@ from torch import nn
 from model import ModelSpec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
-from train.optimizer import OptimFormat
+from train.optim.optimizer import OptimFormat
+from train.optim.sharded_adamw import StateFormat, state_bytes
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import KEEP_GATHERED_BELOW, ActivationCheckpointing
-from train.sharded_adamw import StateFormat, state_bytes
 
 Bytes = dict[str, int]
 

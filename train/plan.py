@@ -36,7 +36,7 @@ from train.checkpoint import read_state
 from train.config import TrainConfig
 from train.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
 from train.memory import Pass, Settings, count_parameters
-from train.optimizer import OPTIMIZERS
+from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import World, env_world_size
 from train.parallel.mesh import MeshShape, lay_out
 from train.parallel.tensor_parallel import check_divides

@@ -12,7 +12,7 @@ from train.advice import Alternative, Job, alternatives, cheapest, fewest_gpus
 from train.hardware import GIB, IN_GAPS, OUTSIDE_ALLOCATOR, usable
 from train.memory import Bytes
 from train.metrics import duration
-from train.optimizer import OPTIMIZERS
+from train.optim.optimizer import OPTIMIZERS
 from train.plan import TrainPlan, pass_seconds, run_seconds, step_seconds
 
 TIGHT = 0.95  # of what can be used: arithmetic that was never held against a GPU may be off by as much

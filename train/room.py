@@ -28,8 +28,8 @@ from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train.checkpoint import read_state, steps_in
 from train.config import TrainConfig
-from train.optimizer import OPTIMIZERS
-from train.sharded_adamw import state_bytes
+from train.optim.optimizer import OPTIMIZERS
+from train.optim.sharded_adamw import state_bytes
 
 log = logging.getLogger(__name__)
 

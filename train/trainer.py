@@ -36,7 +36,7 @@ from train.metrics import (
     memory_gib,
     step_flops,
 )
-from train.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
+from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum, launcher
 from train.parallel.parallelize import parallelize
 from train.saver import open_saver

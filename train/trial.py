@@ -27,7 +27,7 @@ from train import options
 from train.config import TrainConfig
 from train.errors import RunStopped
 from train.loss import batch_loss
-from train.optimizer import OPTIMIZERS, allocate_states, clip_gradients
+from train.optim.optimizer import OPTIMIZERS, allocate_states, clip_gradients
 
 log = logging.getLogger(__name__)
 

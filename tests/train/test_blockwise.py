@@ -7,8 +7,8 @@ import torch
 
 from model import MODELS
 from model.llama import Llama
-from train.blockwise import block_size, borders, dequantize, nearest_codes, quantize, table
-from train.sharded_adamw import adamw_update, read_states, write_states
+from train.optim.blockwise import block_size, borders, dequantize, nearest_codes, quantize, table
+from train.optim.sharded_adamw import adamw_update, read_states, write_states
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import pytest
 from data.errors import UserError
 from train import options
 from train.config import RECIPES, TrainConfig, load_config
-from train.optimizer import OPTIMIZERS
+from train.optim.optimizer import OPTIMIZERS
 from train.setup import open_run
 
 # A folder is only looked into later.

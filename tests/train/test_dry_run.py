@@ -17,7 +17,7 @@ from data.decoder.rows import PackedRow, collate
 from model import MODELS
 from model.attention import build_mask
 from train.loss import batch_loss
-from train.optimizer import build_optimizer, clip_gradients
+from train.optim.optimizer import build_optimizer, clip_gradients
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS
 

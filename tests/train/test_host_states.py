@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from data.errors import UserError
-from train import host_states, sharded_adamw
-from train.host_states import ALIGNMENT, visiting
+from train.optim import host_states, sharded_adamw
+from train.optim.host_states import ALIGNMENT, visiting
 
 
 class Stream:
@@ -112,7 +112,7 @@ def test_no_host_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("optim", ["adamw_sr", "adamw_sr_bf16", "adamw_sr_8bit"])
 def test_on_a_gpu_states_in_pinned_memory_change_no_bit(optim: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.optimizer import OPTIMIZERS, build_optimizer
+    from train.optim.optimizer import OPTIMIZERS, build_optimizer
 
     monkeypatch.setitem(sharded_adamw.SLICE, "cuda", 2**16)
     weights, states = [], []

@@ -12,7 +12,7 @@ from benchmarks import memory_trace
 from model import MODELS
 from model.encoder import Head
 from train.memory import Pass, Settings, count_parameters, training_memory
-from train.optimizer import OPTIMIZERS
+from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import KEEP_GATHERED_BELOW
 
@@ -176,7 +176,7 @@ def test_a_gpu_allocates_what_the_plan_says(checkpointing):
     from data.decoder.rows import PackedRow, collate
     from model.llama import Llama
     from train.loss import batch_loss
-    from train.optimizer import allocate_states, build_optimizer
+    from train.optim.optimizer import allocate_states, build_optimizer
     from train.parallel.distributed import start
     from train.parallel.parallelize import parallelize
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.optimizer import allocate_states, build_optimizer, clip_gradients, learning_rate
+from train.optim.optimizer import allocate_states, build_optimizer, clip_gradients, learning_rate
 
 
 @pytest.mark.parametrize(

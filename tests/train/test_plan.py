@@ -26,7 +26,7 @@ from train.config import load_config
 from train.hardware import GIB, GPUS, usable
 from train.memory import Pass, Settings, count_parameters
 from train.metrics import attended_pairs
-from train.optimizer import OPTIMIZERS
+from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.plan import make_plan, settle_optimizer
 from train.workload import _outputs, _pairs, _tokens, count_workload

@@ -13,7 +13,7 @@ from tiny_run import TIED, TINY, WIDE, make_trainer
 from data.errors import UserError
 from train import checkpoint, options, room
 from train.config import TrainConfig, load_config
-from train.optimizer import OPTIMIZERS
+from train.optim.optimizer import OPTIMIZERS
 from train.room import Sizes, at_most_new, choose_background, format_bytes, run_bytes
 from train.setup import open_run
 from train.trainer import Trainer

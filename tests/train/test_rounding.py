@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from train.rounding import places, random_bits, round_to_bf16, stream_key
+from train.optim.rounding import places, random_bits, round_to_bf16, stream_key
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from optim_run import OPTIMS, STAGES, build, clipped, run_stage
 
-from train.blockwise import block_size
+from train.optim.blockwise import block_size
 
 
 def launched(launch: Callable[..., subprocess.CompletedProcess], out: Path, ranks: int) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from train.sharded_adamw import ShardedAdamW, StateFormat
+from train.optim.sharded_adamw import ShardedAdamW, StateFormat
 
 Schedule = Literal["linear", "cosine", "constant"]
 

@@ -1,7 +1,7 @@
 """AdamW on the local shards of weights, with states in fewer bits, stochastic rounding, and states in host memory.
 
 The update is that of `torch.optim.AdamW`, computed in fp32 on one slice of a shard at a time, so that its temporaries
-do not grow with the model; what is stored between steps is stored in fewer bits (`train/optimizer.py` says in which).
+do not grow with the model; what is stored between steps is stored in fewer bits (`train/optim/optimizer.py` says in which).
 Nothing of a step crosses ranks: an element's new weight depends on that element (and its block, which lies on the same
 rank), so ranks that hold the same shard and gradient compute the same, and DTensors are needed only for checkpoints,
 which have to know where each shard lies in the whole. The states by format:
@@ -9,7 +9,7 @@ which have to know where each shard lies in the whole. The states by format:
     fp32   exp_avg, exp_avg_sq
     bf16   exp_avg, rounded to nearest; exp_avg_sq, stochastically: a beta2 of 0.999 moves it by a thousandth of itself
            a step, less than half the distance between two bf16 numbers, so that rounded to nearest it would never fall
-    8bit   exp_avg_codes, exp_avg_scales, exp_avg_sq_codes, exp_avg_sq_scales (`train/blockwise.py`)
+    8bit   exp_avg_codes, exp_avg_scales, exp_avg_sq_codes, exp_avg_sq_scales (`train/optim/blockwise.py`)
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from data.errors import UserError
-from train.blockwise import block_size, dequantize, quantize
-from train.host_states import ALIGNMENT, States, visiting
-from train.rounding import places, random_bits, round_to_bf16, stream_key
+from train.optim.blockwise import block_size, dequantize, quantize
+from train.optim.host_states import ALIGNMENT, States, visiting
+from train.optim.rounding import places, random_bits, round_to_bf16, stream_key
 
 StateFormat = Literal["fp32", "bf16", "8bit"]
 
@@ -78,7 +78,7 @@ class ShardedAdamW(torch.optim.Optimizer):
         states: number format of the two running means. In eight bits, tensors that `block_size` leaves out keep fp32.
         stochastic_rounding: how bf16 weights are rounded; False rounds to nearest.
         seed: of stochastic rounding.
-        offload: keep states in host memory (`train/host_states.py`).
+        offload: keep states in host memory (`train/optim/host_states.py`).
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""AdamW over sharded parameters, in four number formats."""
