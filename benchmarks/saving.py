@@ -32,13 +32,13 @@ from benchmarks.host_memory import anonymous_bytes
 from data.decoder.samples import SampleSet
 from data.loader import StepLoader
 from model import get_model_spec
-from train.checkpoint import RunState, step_folder
+from train.checkpointing.checkpoint import RunState, step_folder
+from train.checkpointing.disk_space import Sizes, bytes_to_write, folder_bytes, format_bytes
+from train.checkpointing.saver import Saver
 from train.loss import batch_loss
 from train.optim.optimizer import build_optimizer, clip_gradients
 from train.parallel.distributed import World, start
 from train.parallel.parallelize import parallelize
-from train.room import Sizes, bytes_to_write, folder_bytes, format_bytes
-from train.saver import Saver
 
 
 @dataclass

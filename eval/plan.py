@@ -39,7 +39,7 @@ from eval.split import as_plain
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
-from train.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
+from train.checkpointing.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
 from train.config import RECIPES
 from train.parallel.tensor_parallel import check_divides, split
 

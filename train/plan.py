@@ -32,7 +32,7 @@ from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train import options
 from train.advice import Job, check_enough, choose_optimizer
-from train.checkpoint import read_state
+from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
 from train.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
 from train.memory import Pass, Settings, count_parameters

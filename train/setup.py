@@ -39,7 +39,8 @@ from data.tasks import Task, get_task
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
-from train import checkpoint, options
+from train import options
+from train.checkpointing import checkpoint
 from train.config import TrainConfig
 from train.metrics import check_tensorboard
 from train.parallel.distributed import env_rank, pick_device
@@ -61,7 +62,7 @@ class Setup:
     Attributes:
         prompt_spec, prompt: None for an encoder.
         held_out: examples for periodic scoring; they and the few-shot examples are not in ``samples``.
-        identity: hashes by which a checkpoint is known to fit (`train/checkpoint.py`).
+        identity: hashes by which a checkpoint is known to fit (`train/checkpointing/checkpoint.py`).
         resume_from: the checkpoint folder to continue from, or None.
     """
 

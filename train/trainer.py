@@ -22,7 +22,9 @@ from checkpoints_tools.hf_config import DTYPES, write_json
 from checkpoints_tools.load import load_pretrained
 from data.encoder.samples import output_labels
 from data.loader import StepBatch
-from train import checkpoint, options, trial
+from train import options, trial
+from train.checkpointing import checkpoint
+from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
 from train.errors import Interrupted, RunStopped
 from train.loss import field_losses
@@ -39,7 +41,6 @@ from train.metrics import (
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum, launcher
 from train.parallel.parallelize import parallelize
-from train.saver import open_saver
 from train.setup import Setup, longest_input
 
 if TYPE_CHECKING:

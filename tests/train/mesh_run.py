@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from data.errors import UserError
 from model.llama import LlamaConfig
-from train import checkpoint
+from train.checkpointing import checkpoint
 from train.parallel import parallelize
 from train.parallel.distributed import World, place, run_guarded, start
 from train.parallel.mesh import MeshShape

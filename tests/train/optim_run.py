@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from data.errors import UserError
 from model.llama import Llama, LlamaConfig
-from train.checkpoint import load_model, load_optimizer
+from train.checkpointing.checkpoint import load_model, load_optimizer
 from train.optim.optimizer import OPTIMIZERS, allocate_states, build_optimizer, clip_gradients
 from train.parallel.distributed import World, place, run_guarded, start
 from train.parallel.mesh import MeshShape

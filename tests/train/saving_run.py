@@ -23,11 +23,12 @@ from torch.distributed.tensor import DTensor, Shard
 from benchmarks.host_memory import AnonymousPeak
 from checkpoints_tools.writer import ShardWriter
 from model.llama import LlamaConfig
-from train import checkpoint, room, saver
+from train.checkpointing import checkpoint, saver
+from train.checkpointing import disk_space as room
+from train.checkpointing.saver import SaveFailed
 from train.errors import RunStopped
 from train.parallel.distributed import World, place, run_guarded, start
 from train.parallel.mesh import MeshShape
-from train.saver import SaveFailed
 
 # 11 MB of weights and states, so that headers and names hardly count.
 SMALL = LlamaConfig(dim=192, n_layers=2, n_heads=6, n_kv_heads=2, ffn_dim=512, vocab_size=VOCAB, head_dim=32)

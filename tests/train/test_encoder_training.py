@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.packing import PADDING_DOC
 from model.encoder import Encoder
 from tests.encoder_samples import make_encoder_samples
-from train import checkpoint, metrics
+from train import metrics
+from train.checkpointing import checkpoint
 from train.loss import batch_loss, field_losses
 from train.trainer import rank_seed
 

@@ -11,10 +11,12 @@ import torch
 from tiny_run import TIED, TINY, WIDE, make_trainer
 
 from data.errors import UserError
-from train import checkpoint, options, room
+from train import options
+from train.checkpointing import checkpoint
+from train.checkpointing import disk_space as room
+from train.checkpointing.disk_space import Sizes, at_most_new, choose_background, format_bytes, run_bytes
 from train.config import TrainConfig, load_config
 from train.optim.optimizer import OPTIMIZERS
-from train.room import Sizes, at_most_new, choose_background, format_bytes, run_bytes
 from train.setup import open_run
 from train.trainer import Trainer
 

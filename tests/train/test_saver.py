@@ -21,9 +21,10 @@ from test_train_checkpoint import parameters, resumed
 from tiny_run import TIED, make_trainer, whole
 
 from data.errors import UserError
-from train import checkpoint, room, saver
+from train.checkpointing import checkpoint, saver
+from train.checkpointing import disk_space as room
+from train.checkpointing.saver import HostCopy, SaveFailed
 from train.errors import Interrupted, RunStopped
-from train.saver import HostCopy, SaveFailed
 from train.trainer import Trainer
 
 WAIT = 20.0

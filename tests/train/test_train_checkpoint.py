@@ -14,7 +14,8 @@ from tiny_run import TIED, TINY, WIDE, make_trainer, whole
 
 from data.errors import UserError
 from model.llama import LlamaConfig
-from train import checkpoint, options
+from train import options
+from train.checkpointing import checkpoint
 from train.errors import RunStopped
 from train.trainer import Trainer
 

@@ -18,7 +18,8 @@ import tiny_run
 import torch
 from torch.distributed.tensor import DTensor
 
-from train import checkpoint, trial
+from train import trial
+from train.checkpointing import checkpoint
 from train.parallel import distributed
 from train.parallel.distributed import World, run_guarded, start
 from train.trainer import Trainer

@@ -1,5 +1,5 @@
 """Training checkpoints: what they hold and how they are read. Sharded, resumed bit for bit on as many ranks, and
-loadable on any other number. `train/saver.py` writes them.
+loadable on any other number. `train/checkpointing/saver.py` writes them.
 
 A run folder holds the last K of them::
 

@@ -43,12 +43,9 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from data.decoder.fewshot import PromptSpec
-from train import checkpoint
-from train.checkpoint import RUN_FILE, RunState, step_folder, steps_in
-from train.config import TrainConfig
-from train.errors import RunStopped
-from train.parallel.distributed import World
-from train.room import (
+from train.checkpointing import checkpoint
+from train.checkpointing.checkpoint import RUN_FILE, RunState, step_folder, steps_in
+from train.checkpointing.disk_space import (
     Sizes,
     bytes_to_write,
     check_run,
@@ -59,6 +56,9 @@ from train.room import (
     require_shared,
     run_sizes,
 )
+from train.config import TrainConfig
+from train.errors import RunStopped
+from train.parallel.distributed import World
 from train.setup import Setup
 
 log = logging.getLogger(__name__)

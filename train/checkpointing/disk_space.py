@@ -26,7 +26,7 @@ from data.errors import UserError
 from model import ModelSpec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
-from train.checkpoint import read_state, steps_in
+from train.checkpointing.checkpoint import read_state, steps_in
 from train.config import TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.optim.sharded_adamw import state_bytes
