@@ -1,11 +1,11 @@
 """The plan's bytes against PyTorch's own account of a step: `FSDPMemTracker` over fake tensors on fake ranks.
 
 A step is traced as a run's trial step meets it: weights, optimizer states and the first pass's gradients are there. The
-model, its sharding and its recomputation are those of `train/parallel/parallelize.py`; what is replaced is the attention, by an
-autograd function that allocates and saves what FlexAttention does on CUDA (q, k, v, the output and a log-sum-exp a head
-and token; in the backward pass gradients and one number a head and token). On CPU SDPA would run in chunks and save
-others. Fused AdamW's states are counted as they lie after its first step: the tracker's own figure for them counts the
-temporaries of CPU AdamW too.
+model, its sharding and its recomputation are those of `train/parallel/parallelize.py`; what is replaced is the
+attention, by an autograd function that allocates and saves what FlexAttention does on CUDA (q, k, v, the output and a
+log-sum-exp a head and token; in the backward pass gradients and one number a head and token). On CPU SDPA would run in
+chunks and save others. Fused AdamW's states are counted as they lie after its first step: the tracker's own figure for
+them counts the temporaries of CPU AdamW too.
 
     python -m benchmarks.memory_trace --models llama3_8b llama3_70b
 """

@@ -4,7 +4,7 @@
 
     whole      one process, plain tensors
     split      slices as plain tensors, with plain collectives (`eval/split.py`: what is used for scoring)
-    DTensors   slices as PyTorch's tensor parallelism leaves them (`train/parallel/tensor_parallel.py`: what training uses)
+    DTensors   slices as PyTorch's tensor parallelism leaves them (as in training)
 
 The model is so narrow that nothing but the host's work is left, and the process group is a fake one of 8 ranks, whose
 collectives do nothing. On a GPU the host does the same work, and the GPU waits for it wherever it takes longer than

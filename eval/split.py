@@ -2,8 +2,8 @@
 
 ::
 
-    split        on the meta device, as in training (`train/parallel/tensor_parallel.py`): every matrix becomes a DTensor that
-                 knows which slice of it each rank holds
+    split        on the meta device, as in training (`train/parallel/tensor_parallel.py`): every matrix becomes a
+                 DTensor that knows which slice of it each rank holds
       fill       from a Hugging Face folder or a training checkpoint (`eval/plan.py`), or from a live model
                  (`copy_split`): whichever it is, a rank keeps its own slices and nothing else
       as_plain   the same slices as plain tensors, with plain collectives

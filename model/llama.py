@@ -84,7 +84,8 @@ class Cache(Protocol):
 class RowContext:
     """What all blocks share in one forward pass: rotary tables, mask and cache.
 
-    The rotary tables stay in fp32 whatever the compute dtype (`train/parallel/parallelize.py` keeps FSDP from casting them).
+    The rotary tables stay in fp32 whatever the compute dtype (`train/parallel/parallelize.py` keeps FSDP from casting
+    them).
     """
 
     cos: Tensor  # [B, T, 1, D/2] fp32

@@ -40,7 +40,8 @@ from train.parallel.parallelize import KEEP_GATHERED_BELOW, ActivationCheckpoint
 Bytes = dict[str, int]
 
 FP32 = 4
-# Saved inputs on the GPU at once when they are offloaded: one in use, one coming (`train/parallel/activation_offload.py`).
+# Saved inputs on the GPU at once when they are offloaded: one in use, one coming
+# (`train/parallel/activation_offload.py`).
 OFFLOAD_IN_FLIGHT = 2
 # Host memory of one rank besides what is counted: Python, PyTorch, CUDA's and NCCL's own.
 HOST_BASE = 4 * 2**30
@@ -267,7 +268,8 @@ def _moments(
     root, block, head = c * sizes.root, c * sizes.block_on(mesh), c * sizes.head
     all_blocks, (per_block, n_blocks) = block * sizes.n_blocks, saved
     shared = mesh.shard > 1  # over one rank, gathering is a copy, and nothing is on its way
-    # Models that stay gathered (`train/parallel/parallelize.py`) have all blocks, others the one in use and the next, arriving.
+    # Models that stay gathered (`train/parallel/parallelize.py`) have all blocks, others the one in use and the next,
+    # arriving.
     keeps = sizes.total < KEEP_GATHERED_BELOW
     gathered = root + (all_blocks if keeps else block)
     arriving = block if shared and not keeps else 0

@@ -1,10 +1,10 @@
 """AdamW on the local shards of weights, with states in fewer bits, stochastic rounding, and states in host memory.
 
 The update is that of `torch.optim.AdamW`, computed in fp32 on one slice of a shard at a time, so that its temporaries
-do not grow with the model; what is stored between steps is stored in fewer bits (`train/optim/optimizer.py` says in which).
-Nothing of a step crosses ranks: an element's new weight depends on that element (and its block, which lies on the same
-rank), so ranks that hold the same shard and gradient compute the same, and DTensors are needed only for checkpoints,
-which have to know where each shard lies in the whole. The states by format:
+do not grow with the model; what is stored between steps is stored in fewer bits (`train/optim/optimizer.py` says in
+which). Nothing of a step crosses ranks: an element's new weight depends on that element (and its block, which lies on
+the same rank), so ranks that hold the same shard and gradient compute the same, and DTensors are needed only for
+checkpoints, which have to know where each shard lies in the whole. The states by format:
 
     fp32   exp_avg, exp_avg_sq
     bf16   exp_avg, rounded to nearest; exp_avg_sq, stochastically: a beta2 of 0.999 moves it by a thousandth of itself
