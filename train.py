@@ -11,8 +11,8 @@ import sys
 
 from train.config import load_config
 from train.parallel.distributed import run_guarded, set_up_logging, start
-from train.plan import make_plan, settle_optimizer
-from train.plan_report import describe
+from train.planning.plan import make_plan, settle_optimizer
+from train.planning.report import describe
 from train.setup import open_run, require_same
 from train.trainer import Trainer
 

@@ -33,10 +33,10 @@ from model import MODELS
 from model.encoder import Encoder, EncoderConfig
 from model.llama import Llama, LlamaConfig
 from train.loss import label_loss
-from train.memory import Memory, Pass, Settings, count_parameters, training_memory
 from train.optim.optimizer import OPTIMIZERS, OptimFormat
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, Precision, parallelize
+from train.planning.memory import Memory, Pass, Settings, count_parameters, training_memory
 
 
 class FlexLike(torch.autograd.Function):
@@ -199,13 +199,13 @@ def main(
             print(rows[-1], file=sys.stderr, flush=True)
     body = (
         f"One rank of {ranks}, full activation checkpointing, bf16 compute, one row with {outputs} label positions; GB "
-        "(10^9 bytes). *plan* is `train/memory.py`, *trace* PyTorch's `FSDPMemTracker` over fake tensors in a fake "
-        "process group (seconds: of the trace). The attention is traced as what FlexAttention allocates and saves on "
+        "(10^9 bytes). *plan* is `train/planning/memory.py`, *trace* PyTorch's `FSDPMemTracker` over fake tensors in a "
+        "fake process group (seconds: of the trace). The attention is traced as what FlexAttention allocates and saves on "
         "CUDA, not as the CPU's SDPA; all else is the code that trains.\n\n"
         + table(["", "", "plan", "trace", "off by"], rows)
         + "\n\nNeither is a measurement on a GPU: CUDA's context, NCCL's buffers and the allocator's gaps come on top "
-        "(`train/hardware.py`). The states are those that AdamW has after its first step; `FSDPMemTracker`'s peak of "
-        "an optimizer step would count, as states, what CPU kernels use in passing too."
+        "(`train/planning/hardware.py`). The states are those that AdamW has after its first step; `FSDPMemTracker`'s peak "
+        "of an optimizer step would count, as states, what CPU kernels use in passing too."
     )
     write_result("memory_trace", "The plan's bytes against a traced step", body, sys.argv[1:], output, load)
 

@@ -16,10 +16,10 @@ import tyro
 
 from benchmarks.common import load_average, table, write_result
 from train.config import load_config
-from train.hardware import GIB, usable
 from train.metrics import duration
-from train.plan import TrainPlan, make_plan, run_seconds, step_seconds
-from train.plan_report import describe
+from train.planning.hardware import GIB, usable
+from train.planning.plan import TrainPlan, make_plan, run_seconds, step_seconds
+from train.planning.report import describe
 
 TASK = "20ng_joint"
 # What is planned: options beside model and data.
@@ -92,7 +92,8 @@ def main(tokenizer: Path, data: Path, cache_dir: Path | None = None, output: Pat
     parts = [
         f"`{TASK}`, zero-shot, the paper's recipe (batch 8, full activation checkpointing) but for what is named; GiB "
         "a GPU. Bytes are arithmetic ([how](../../docs/memory.md), [checked](memory_trace.md) against a traced step); "
-        "seconds are estimates from assumed utilization (`train/hardware.py`). **Nothing here was measured on a GPU.**",
+        "seconds are estimates from assumed utilization (`train/planning/hardware.py`). **Nothing here was "
+        "measured on a GPU.**",
         table(HEADER, [summary(name, plan) for name, plan in plans.items()]),
     ]
     for name, plan in plans.items():

@@ -1,7 +1,7 @@
 """``eval.py --plan``: whether scoring a model fits, and about how long it takes; no GPU, no weights.
 
 A rank holds its slice of the weights, the keys and values of the shared prefix and of the requests in flight, and what
-one pass computes. The arithmetic is in `docs/memory.md`; `train/plan.py` is the like for training.
+one pass computes. The arithmetic is in `docs/memory.md`; `train/planning/plan.py` is the like for training.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from model import get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train.config import RECIPES
-from train.hardware import GIB, GPUS, Gpu, usable
-from train.memory import FP32, HOST_BASE, Bytes, count_parameters
 from train.metrics import duration
 from train.parallel.distributed import env_world_size
 from train.parallel.mesh import lay_out
 from train.parallel.tensor_parallel import check_divides
-from train.plan import COMPUTE, find_tokenizer, numbers
-from train.plan_report import table
-from train.workload import assume_samples
+from train.planning.hardware import GIB, GPUS, Gpu, usable
+from train.planning.memory import FP32, HOST_BASE, Bytes, count_parameters
+from train.planning.plan import COMPUTE, find_tokenizer, numbers
+from train.planning.report import table
+from train.planning.workload import assume_samples
 
 MAX_BATCH_SIZE = 256  # `eval.decoder.greedy_decode`'s default
 TEST_SPLITS = {"20ng": 7532, "massive": 2974}

@@ -288,7 +288,7 @@ def resolve_auto(config: TrainConfig) -> TrainConfig:
     """Replace "auto" by what it means on this machine, so that the saved configuration says what ran."""
     train, optim = config.train, config.optim
     device = "cuda" if config.plan.plan else resolve_device(train.device)  # a plan is one for GPUs
-    # On GPUs "auto" stays until the plan has counted what there is to fit (`train.plan.settle_optimizer`).
+    # On GPUs "auto" stays until the plan has counted what there is to fit (`train.planning.plan.settle_optimizer`).
     name = "adamw" if optim.optim == "auto" and device == "cpu" else optim.optim
     stores_bf16 = name != "auto" and OPTIMIZERS[name].weights == torch.bfloat16
     precision = "bf16" if stores_bf16 else resolve_precision(train.precision, device)

@@ -11,10 +11,10 @@ from memory_by_hand import PUBLISHED, by_hand
 from benchmarks import memory_trace
 from model import MODELS
 from model.encoder import Head
-from train.memory import Pass, Settings, count_parameters, training_memory
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import KEEP_GATHERED_BELOW
+from train.planning.memory import Pass, Settings, count_parameters, training_memory
 
 
 @pytest.mark.parametrize("optim", list(OPTIMIZERS))

@@ -16,20 +16,20 @@ import torch
 from launching import ROOT, TICKETS
 from memory_by_hand import PUBLISHED, by_hand
 
-import train.plan
+import train.planning.plan
 from data.errors import UserError
 from data.loader import StepLoader
 from model import MODELS
-from train import plan_report
-from train.advice import Job, alternatives, check_enough, choose_optimizer, fewest_gpus
 from train.config import load_config
-from train.hardware import GIB, GPUS, usable
-from train.memory import Pass, Settings, count_parameters
 from train.metrics import attended_pairs
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
-from train.plan import make_plan, settle_optimizer
-from train.workload import _outputs, _pairs, _tokens, count_workload
+from train.planning import report as plan_report
+from train.planning.advice import Job, alternatives, check_enough, choose_optimizer, fewest_gpus
+from train.planning.hardware import GIB, GPUS, usable
+from train.planning.memory import Pass, Settings, count_parameters
+from train.planning.plan import make_plan, settle_optimizer
+from train.planning.workload import _outputs, _pairs, _tokens, count_workload
 
 A100 = GPUS["a100-80g"].memory
 
@@ -135,7 +135,7 @@ def test_too_few_gpus_is_said_with_the_number_it_takes():
         check_enough(job("adamw", n=1), A100, optim_was_auto=True)
 
 
-def plan_of(*words: object) -> tuple[train.plan.TrainPlan, str]:
+def plan_of(*words: object) -> tuple[train.planning.plan.TrainPlan, str]:
     plan = make_plan(load_config([*map(str, words), "--plan"]))
     return plan, plan_report.describe(plan)
 
@@ -209,7 +209,7 @@ def settled(monkeypatch, memory: int, words: str, n: int = 8, resumed: Path | No
         resume_from=resumed,
     )
     world = SimpleNamespace(device=torch.device("cuda"), shape=MeshShape(shard=n), size=n)
-    monkeypatch.setattr(train.plan, "_smallest_gpu", lambda world: memory)
+    monkeypatch.setattr(train.planning.plan, "_smallest_gpu", lambda world: memory)
     return settle_optimizer(config, setup, world)
 
 
@@ -224,7 +224,7 @@ def test_a_run_on_gpus_decides_before_anything_loads(monkeypatch):
 
 
 def test_a_resumed_run_keeps_its_optimizer(monkeypatch, tmp_path):
-    monkeypatch.setattr(train.plan, "read_state", lambda folder: SimpleNamespace(config={"optim": "adamw_sr"}))
+    monkeypatch.setattr(train.planning.plan, "read_state", lambda folder: SimpleNamespace(config={"optim": "adamw_sr"}))
     words = "--model llama3_8b --task 20ng_joint"
     assert settled(monkeypatch, A100, words, resumed=tmp_path).optim.optim == "adamw_sr"
 

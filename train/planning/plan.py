@@ -1,8 +1,8 @@
 """``train.py --plan``: what a run would need and cost, before anything is downloaded, loaded or started.
 
 No GPU and no weights are needed. What is at hand is used: a checkpoint's config.json and tokenizer, the task's data;
-what is not is assumed, and the plan says what it assumes. Bytes are `train.memory`'s, choices `train.advice`'s; here
-the two meet the options, and the time is estimated.
+what is not is assumed, and the plan says what it assumes. Bytes are `train.planning.memory`'s, choices
+`train.planning.advice`'s; here the two meet the options, and the time is estimated.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train import options
-from train.advice import Job, check_enough, choose_optimizer
 from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
-from train.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
-from train.memory import Pass, Settings, count_parameters
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import World, env_world_size
 from train.parallel.mesh import MeshShape, lay_out
 from train.parallel.tensor_parallel import check_divides
+from train.planning.advice import Job, check_enough, choose_optimizer
+from train.planning.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
+from train.planning.memory import Pass, Settings, count_parameters
+from train.planning.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
 from train.setup import Setup, build_loader, divide, longest_input, prepare_samples
-from train.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def make_job(
     ranks_per_node: int,
     loader: StepLoader,
 ) -> Job:
-    """What `train.advice` has to know of a run; ``--optim auto`` stands for "adamw" in it."""
+    """What `train.planning.advice` has to know of a run; ``--optim auto`` stands for "adamw" in it."""
     values = options.flatten(config)
     optim = "adamw" if values["optim"] == "auto" else values["optim"]
     settings = Settings(

@@ -14,11 +14,11 @@ import torch
 from data.errors import UserError
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
-from train.hardware import GIB, usable
-from train.memory import Memory, Pass, Settings, Sizes, training_memory
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import KEEP_GATHERED_BELOW
+from train.planning.hardware import GIB, usable
+from train.planning.memory import Memory, Pass, Settings, Sizes, training_memory
 
 BY_LEARNING = tuple(OPTIMIZERS)  # listed from the best for learning, everything in fp32, to the coarsest
 SHORTEST_ROW = 1024  # rows are not advised to become shorter

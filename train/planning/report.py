@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 
 from train import options
-from train.advice import Alternative, Job, alternatives, cheapest, fewest_gpus
-from train.hardware import GIB, IN_GAPS, OUTSIDE_ALLOCATOR, usable
-from train.memory import Bytes
 from train.metrics import duration
 from train.optim.optimizer import OPTIMIZERS
-from train.plan import TrainPlan, pass_seconds, run_seconds, step_seconds
+from train.planning.advice import Alternative, Job, alternatives, cheapest, fewest_gpus
+from train.planning.hardware import GIB, IN_GAPS, OUTSIDE_ALLOCATOR, usable
+from train.planning.memory import Bytes
+from train.planning.plan import TrainPlan, pass_seconds, run_seconds, step_seconds
 
 TIGHT = 0.95  # of what can be used: arithmetic that was never held against a GPU may be off by as much
 STATES = {"fp32": "fp32", "bf16": "bf16", "8bit": "8-bit"}
@@ -122,7 +122,7 @@ def _time(plan: TrainPlan) -> str:
     return "\n".join(
         [
             f"Time, an estimate: {gpu.utilization:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s assumed, recomputation "
-            "included (train/hardware.py says why); never measured on a GPU",
+            "included (train/planning/hardware.py says why); never measured on a GPU",
             f"  {duration(seconds)} (hours:minutes:seconds) for the run, {seconds / work.total_steps:.2f} s a step; "
             "without loading, scoring, saving",
             f"  the worst step: {worst:.1f} s (computing {computing:.1f}, communication and copies beside it "
