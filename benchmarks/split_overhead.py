@@ -3,7 +3,7 @@
     python -m benchmarks.split_overhead
 
     whole      one process, plain tensors
-    split      slices as plain tensors, with plain collectives (`eval/split.py`: what is used for scoring)
+    split      slices as plain tensors, with plain collectives (`eval/tensor_parallel.py`: what is used for scoring)
     DTensors   slices as PyTorch's tensor parallelism leaves them (as in training)
 
 The model is so narrow that nothing but the host's work is left, and the process group is a fake one of 8 ranks, whose
@@ -27,7 +27,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.common import in_turn, load_average, table, write_result
 from eval.decoder import greedy_decode
-from eval.split import as_plain
+from eval.tensor_parallel import as_plain
 from model.llama import Llama, LlamaConfig
 from train.parallel.tensor_parallel import split
 

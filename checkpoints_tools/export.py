@@ -73,7 +73,7 @@ def export_hf(
         labels: an encoder's, which needs them: field → what each of its head's outputs stands for, in order (of a
             token field the tags).
         max_length: an encoder's longest document in tokens, special tokens included; stored for whoever scores it, in
-            ``config.json`` for `eval.plan` and as the tokenizer's ``model_max_length``, to which transformers cuts.
+            ``config.json`` for `eval.setup` and as the tokenizer's ``model_max_length``, to which transformers cuts.
 
     Raises:
         UserError: ``folder`` is not empty.

@@ -11,7 +11,7 @@ from data.decoder.prompts import encode_pieces
 from data.errors import UserError
 from eval.config import EvalConfig
 from eval.decoder import MAX_BATCH_SIZE
-from eval.plan import EvalPlan
+from eval.setup import EvalPlan
 from model.llama import LlamaConfig
 
 # Left free: PyTorch's kernels and cuBLAS's workspace, NCCL's buffers, and what the allocator cannot use for its holes.

@@ -1,307 +1,239 @@
-"""From options to what is to be scored: task, prompt, examples and model; everything is checked before weights load.
+"""``eval.py --plan``: whether scoring a model fits, and about how long it takes; no GPU, no weights.
 
-A checkpoint that was fine-tuned here brings ``prompt.json``: task, template, few-shot examples and row length. It is
-scored with exactly that prompt, and options that contradict it are errors. Any other checkpoint gets the prompt that
-fine-tuning would have given it, so that "before" and "after" differ in the weights alone.
-
-An encoder has no prompt: its heads say what it can be scored on (`eval/encoder_plan.py`).
+A rank holds its slice of the weights, the keys and values of the shared prefix and of the requests in flight, and what
+one pass computes. The arithmetic is in `docs/memory.md`; `train/planning/plan.py` is the like for training.
 """
 
 from __future__ import annotations
 
-import logging
-import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
-import torch
-from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-
-from checkpoints_tools.encoder_config import read_head_labels, read_max_length
-from checkpoints_tools.hf_config import DTYPES, read_json
-from checkpoints_tools.load import check_family, check_fits_preset, load_pretrained, open_checkpoint
-from checkpoints_tools.meta_pth import tokenizer_folder
-from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
-from data.decoder.prompts import template_for
-from data.decoder.tokenizer import Tokenizer, load_tokenizer
-from data.encoder.samples import LONGEST_DOCUMENT
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
-from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
+from data.decoder.fewshot import PROMPT_FILE
+from data.decoder.samples import prepare
 from data.errors import UserError
-from data.example import Example
+from data.packing import deal_in_turns, padded_length
 from data.source import load_examples
-from data.tasks import TASKS, Task, get_task
+from data.tasks import get_task
 from eval.config import EvalConfig
-from eval.encoder_plan import encoder_task, from_label_sets
-from eval.split import as_plain
-from model import ModelSpec, get_model_spec
-from model.encoder import EncoderConfig, Head
-from model.llama import LlamaConfig, RopeScaling
-from train.checkpointing.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
+from eval.decoder import batches
+from eval.score import BUDGET_MARGIN, answer_budgets
+from eval.setup import new_prompt, stored_prompt, stored_task
+from model import get_model_spec
+from model.encoder import EncoderConfig
+from model.llama import LlamaConfig
 from train.config import RECIPES
-from train.parallel.tensor_parallel import check_divides, split
+from train.metrics import duration
+from train.parallel.distributed import env_world_size
+from train.parallel.mesh import lay_out
+from train.parallel.tensor_parallel import check_divides
+from train.planning.hardware import GIB, GPUS, Gpu, usable
+from train.planning.memory import FP32, HOST_BASE, Bytes, count_parameters
+from train.planning.plan import COMPUTE, find_tokenizer, numbers
+from train.planning.report import table
+from train.planning.workload import assume_samples
 
-log = logging.getLogger(__name__)
+MAX_BATCH_SIZE = 256  # `eval.decoder.greedy_decode`'s default
+TEST_SPLITS = {"20ng": 7532, "massive": 2974}
+OVERHEAD = 0.03  # seconds that a pass takes on top of what it computes and reads: kernel launches, block by block
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Where weights come from.
+class Requests:
+    """What is to be scored, in tokens: the prefix that all share, each body and the most that each may answer."""
+
+    prefix: int
+    bodies: list[int]
+    limits: list[int]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Bytes of one rank by kind, and the work of the rank with most of it.
 
     Attributes:
-        path: what holds them: a Hugging Face folder, or a training checkpoint.
-        base: the Hugging Face folder with the tokenizer; for a training checkpoint, the one its run started from.
-        is_training: ``path`` is a training checkpoint.
+        n_batches, batch: decoding batches, and the largest one's requests and tokens.
+        prefill_tokens, decode_passes: of one rank, in all.
     """
 
-    path: Path
-    base: Path
-    is_training: bool
+    parts: Bytes
+    n_batches: int
+    batch: tuple[int, int]
+    prefill_tokens: int
+    decode_passes: int
 
     @property
-    def name(self) -> str:
-        """What tells this folder from its like: a run's export is called after the run."""
-        parts = [part for part in self.path.resolve().parts if part not in ("checkpoints", "runs")]
-        generic = self.is_training or parts[-1] in ("export", "best")
-        return "-".join(parts[-2:]) if generic else parts[-1]
+    def peak(self) -> int:
+        return sum(self.parts.values())
 
 
-@dataclass(frozen=True)
-class EvalPlan:
-    """What a run of ``eval.py`` will do, all names resolved.
+def decoder_memory(
+    config: LlamaConfig, n_parameters: int, c: int, tp: int, requests: Requests, n_replicas: int, batch_tokens: int
+) -> Scoring:
+    """What decoding takes.
 
-    Attributes:
-        prompt: None for an encoder.
-        row_length: longest input in tokens; for an encoder longest document.
+    Shapes: P prefix, T tokens of a pass, R requests of S places, E width, KV keys' width, F feed-forward width.
+
+    Args:
+        c: bytes of a number.
+        tp: ranks that split each matrix, keys and values with them.
+        batch_tokens: most tokens of a batch, answers included; a longer request runs alone.
     """
+    E, L, D = config.dim, config.n_layers, config.head_width
+    A, KV, F = config.n_heads * D // tp, config.n_kv_heads * D // tp, config.ffn_dim // tp
+    own = deal_in_turns(requests.bodies, n_replicas)[0]
+    bodies, limits = [requests.bodies[i] for i in own], [requests.limits[i] for i in own]
+    grouped = batches([range(n) for n in bodies], limits, batch_tokens, MAX_BATCH_SIZE)
+    sizes = [(len(b), max(bodies[i] for i in b) + max(limits[i] for i in b)) for b in grouped]
+    R, S = max(sizes, key=lambda size: size[0] * size[1])
+    most = max(len(b) for b in grouped)
+    T = max(requests.prefix, max(sum(bodies[i] for i in b) for b in grouped))
+    # A block of a pass over T tokens: residual, sum and norm's result, the norm's input and product in fp32; the three
+    # of the feed-forward network. In attention instead: q, k, v and the result, keys and values behind the prefix.
+    ffn = T * (3 * c * E + 3 * c * F)
+    norm = T * (2 * c * E + 2 * FP32 * E)
+    attention = T * (3 * c * E + 3 * c * A + 2 * c * KV) + 2 * c * KV * (requests.prefix + T)
+    # A step of one token a request: scores in fp32, and the keys they are products of.
+    token = FP32 * (R * S + requests.prefix) * KV + 3 * FP32 * most * (A // D) * (S + requests.prefix)
+    return Scoring(
+        parts={
+            "weights": c * n_parameters // tp,
+            "keys and values of the prefix": 2 * c * KV * L * requests.prefix,
+            "keys and values of a batch": 2 * c * KV * L * R * S,
+            "one pass": max(ffn, norm, attention, token),
+            "logits": (c + c // tp) * most * config.vocab_size,
+        },
+        n_batches=len(grouped),
+        batch=(R, R * S),
+        prefill_tokens=requests.prefix + sum(bodies),
+        decode_passes=sum(max(limits[i] for i in b) for b in grouped),
+    )
 
-    spec: ModelSpec
-    config: LlamaConfig | EncoderConfig
-    weights: Weights
-    tokenizer: Tokenizer | EncoderTokenizer
-    task: Task
-    prompt: PromptSpec | None
-    fine_tuned: bool
-    examples: list[Example]
-    row_length: int
-    name: str
-    output: Path
+
+def encoder_memory(
+    config: EncoderConfig, n_parameters: int, c: int, requests: Requests, n_replicas: int, batch_tokens: int
+) -> Scoring:
+    """What a pass over packed rows takes: a block's input and result, q, k, v and attention, or the GELU network."""
+    bodies = [requests.bodies[i] for i in deal_in_turns(requests.bodies, n_replicas)[0]]
+    T = padded_length(max(min(batch_tokens, sum(bodies)), max(bodies)))
+    width = max(6 * config.dim, 3 * config.dim + 2 * config.ffn_dim)
+    n_rows = -(-sum(bodies) // batch_tokens)
+    return Scoring({"weights": c * n_parameters, "one pass": c * width * T}, n_rows, (1, T), sum(bodies), 0)
 
 
-def make_plan(options: EvalConfig) -> EvalPlan:
-    """Resolve the options; loads data and tokenizer, no weights.
+def describe(options: EvalConfig) -> tuple[str, bool]:
+    """The plan as text, and whether it fits.
 
     Raises:
-        UserError: a missing or damaged checkpoint, one that is not the model's, options that contradict the stored
-            prompt, missing or broken data.
+        UserError: ranks or heads that do not divide, no task, a checkpoint of another architecture.
     """
-    assert options.checkpoint is not None
-    spec = get_model_spec(options.model)
-    weights = find_weights(options.checkpoint)
-    config = _model_config(weights, spec)
-    is_encoder = isinstance(config, EncoderConfig)
-    check_family(config, spec, weights.path)
-    tokenizer = load_encoder_tokenizer(weights.base) if is_encoder else load_tokenizer(tokenizer_folder(weights.base))
-    check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
-    if options.tp > 1:
+    gpu = GPUS[options.gpu]
+    n_gpus = options.gpus or (env_world_size() if env_world_size() > 1 else max(8, options.tp))
+    mesh = lay_out(n_gpus, tp=options.tp, per_node=min(8, n_gpus))
+    spec, assumed = get_model_spec(options.model), []
+    config = numbers(spec, options.checkpoint, assumed)
+    requests = _requests(options, config, assumed)
+    precision = "fp32" if options.precision == "fp32" else "bf16"
+    c = COMPUTE[precision].itemsize
+    n_parameters = count_parameters(spec, config).total
+    if isinstance(config, EncoderConfig):
+        scoring = encoder_memory(config, n_parameters, c, requests, mesh.n_data, options.batch_tokens)
+    else:
         check_divides(config, options.tp)
-    if is_encoder:
-        labels = _head_labels(weights, config)
-        task, prompt, fine_tuned = encoder_task(options.task, config, labels, weights.path), None, True
-        row_length = _document_length(options, weights, config)
-    else:
-        stored = stored_prompt(weights.path, options)
-        task, prompt = (stored_task(options, stored), stored) if stored else new_prompt(options, spec, tokenizer)
-        fine_tuned = stored is not None
-        row_length = options.row_length or prompt.row_length or RECIPES[spec.recipe]["row_length"]
-    examples = load_examples(task, options.split, options.data)
-    if prompt is not None:
-        examples = _without_shots(examples, prompt)
-    if options.limit is not None and options.limit < len(examples):
-        chosen = random.Random(options.seed).sample(range(len(examples)), options.limit)
-        examples = [examples[i] for i in sorted(chosen)]
-    if not examples:
-        raise UserError(f"no {options.split} examples of {task.dataset} to score.")
-    # Shots tell a decoder's runs apart; an encoder has none.
-    name, folder = weights.name, f"{weights.name}-{task.name}"
-    if prompt is not None:
-        name, folder = f"{name}, {len(prompt.shots)}-shot", f"{folder}-{len(prompt.shots)}shot"
-    return EvalPlan(
-        spec=spec,
-        config=config,
-        weights=weights,
-        tokenizer=tokenizer,
-        task=task,
-        prompt=prompt,
-        fine_tuned=fine_tuned,
-        examples=examples,
-        row_length=row_length,
-        name=options.name or name,
-        output=options.output or Path("runs/eval") / folder,
-    )
-
-
-def find_weights(folder: Path) -> Weights:
-    """Recognize what kind of checkpoint a folder is.
-
-    Raises:
-        UserError: an incomplete training checkpoint; a run folder is told which of its checkpoints can be scored.
-    """
-    if (folder / RUN_FILE).is_file():
-        missing = what_is_missing(folder)
-        if missing is not None:
-            raise UserError(f"training checkpoint {folder} is incomplete ({missing}). Score another, or the export.")
-        base = Path(read_state(folder).config["checkpoint"])
-        if not base.is_dir():
-            raise UserError(
-                f"training checkpoint {folder} holds weights only; its tokenizer is that of {base}, which its run "
-                "started from and which is not there. Put it back, or score the run's export."
-            )
-        return Weights(folder, base, is_training=True)
-    if not (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
-        inside = [
-            p for p in (folder / "export", folder / "best", *sorted(folder.glob("checkpoints/step_*"))) if p.is_dir()
-        ]
-        listed = ", ".join(map(str, inside)) or "none yet"
-        raise UserError(f"'{folder}' is a run folder. Give --checkpoint one of its checkpoints: {listed}.")
-    return Weights(folder, folder, is_training=False)
-
-
-def _model_config(weights: Weights, spec: ModelSpec) -> LlamaConfig | EncoderConfig:
-    """What the weights' own folder says; checks that it is whole."""
-    if not weights.is_training:
-        return open_checkpoint(weights.base, spec).config
-    numbers = dict(read_state(weights.path).identity["model_config"])
-    if "heads" in numbers:
-        return EncoderConfig(**{**numbers, "heads": tuple(Head(**head) for head in numbers["heads"])})
-    if numbers["rope_scaling"] is not None:
-        numbers["rope_scaling"] = RopeScaling(**numbers["rope_scaling"])
-    return LlamaConfig(**numbers)
-
-
-def _head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]:
-    """By head, what each of its outputs stands for."""
-    if weights.is_training:
-        return from_label_sets(config.heads, read_state(weights.path).labels)
-    return read_head_labels(read_json(weights.path / "config.json"))
-
-
-def _document_length(options: EvalConfig, weights: Weights, config: EncoderConfig) -> int:
-    """Tokens that an encoder's documents are cut to.
-
-    Raises:
-        UserError: more than the model has positions for.
-    """
-    if options.max_length is not None and options.max_length > config.max_position:
-        raise UserError(
-            f"--max_length {options.max_length}: {weights.path} has positions for documents of {config.max_position} "
-            "tokens at most."
-        )
-    if weights.is_training:
-        trained = read_state(weights.path).config
-        stored, row_length = trained["max_length"], trained["row_length"]
-    else:
-        stored, row_length = read_max_length(read_json(weights.path / "config.json")), LONGEST_DOCUMENT
-    return options.max_length or stored or min(LONGEST_DOCUMENT, config.max_position, row_length)
-
-
-def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
-    """The prompt the checkpoint was fine-tuned with, unless it has none or a new one is asked for.
-
-    Raises:
-        UserError: an option contradicts it.
-    """
-    if options.new_prompt or not (folder / PROMPT_FILE).is_file():
-        return None
-    stored = PromptSpec.load(folder / PROMPT_FILE)
-    task = get_task(options.task, options.joint_order or stored.joint_order).name if options.task else stored.task
-    wanted = {
-        "task": (task, stored.task),
-        "shots": (options.shots, len(stored.shots)),
-        "list_labels": (options.list_labels, "on" if stored.list_labels else "off"),
-        "joint_order": (options.joint_order, stored.joint_order),
-        "template": (None if options.template == "auto" else options.template, stored.template),
-        "row_length": (options.row_length if stored.row_length else None, stored.row_length),
-    }
-    wrong = [
-        f"--{name} {asked}, but the checkpoint was fine-tuned with {name} {had}"
-        for name, (asked, had) in wanted.items()
-        if asked is not None and asked != had
+        scoring = decoder_memory(config, n_parameters, c, options.tp, requests, mesh.n_data, options.batch_tokens)
+    host = n_gpus if n_gpus < 8 else 8
+    lines = [
+        f"Plan for scoring {spec.name}: arithmetic, nothing measured (docs/memory.md)",
+        f"  {n_parameters:,} parameters in {precision}; {n_gpus} x {gpu.name}: {mesh.n_data} replica(s), "
+        f"each on {options.tp}",
+        *(f"  assumed: {text}" for text in assumed),
+        "",
+        table("Each GPU, GiB", [*scoring.parts.items(), ("in all", scoring.peak)]),
+        f"  of {usable(gpu.memory) / GIB:.1f} usable of {gpu.memory / GIB:.1f}",
+        f"Host memory of one machine: {host * HOST_BASE / 1e9:.0f} GB",
+        "",
+        f"{len(requests.bodies):,} examples behind a prefix of {requests.prefix:,} tokens; a GPU's share: "
+        f"{scoring.n_batches:,} batches, the largest of {scoring.batch[0]} request(s) and {scoring.batch[1]:,} tokens",
+        f"Longest example: {requests.prefix + max(requests.bodies):,} tokens with its prompt",
+        f"Time, an estimate: {duration(_seconds(scoring, n_parameters, c, options.tp, gpu))}, if every answer is as "
+        "long as it may be; never measured on a GPU",
+        "",
+        _verdict(options, config, n_parameters, c, requests, scoring, gpu),
     ]
-    if wrong:
-        raise UserError(
-            f"{'; '.join(wrong)} ({folder / PROMPT_FILE}). Leave the option away to score it on the prompt it knows, "
-            "or add --new_prompt to score it on one it never saw."
+    return "\n".join(lines), scoring.peak <= usable(gpu.memory)
+
+
+def _verdict(
+    options: EvalConfig,
+    config: LlamaConfig | EncoderConfig,
+    n_parameters: int,
+    c: int,
+    requests: Requests,
+    scoring: Scoring,
+    gpu: Gpu,
+) -> str:
+    free = usable(gpu.memory)
+    said = f"{scoring.peak / GIB:.1f} of {free / GIB:.1f} GiB."
+    if scoring.peak <= free:
+        return f"It fits: {said}"
+    if isinstance(config, EncoderConfig):
+        return f"It does NOT fit: {said} Give a smaller --batch_tokens."
+    for tp in (n for n in range(options.tp, config.n_kv_heads + 1) if config.n_kv_heads % n == 0):
+        for batch_tokens in (options.batch_tokens, options.batch_tokens // 4):
+            smaller = decoder_memory(config, n_parameters, c, tp, requests, 1, batch_tokens)
+            if smaller.peak <= free:
+                change = f"--tp {tp}" if tp > options.tp else ""
+                change += f" --batch_tokens {batch_tokens}" if batch_tokens < options.batch_tokens else ""
+                return f"It does NOT fit: {said} What would fit: {change.strip()} ({smaller.peak / GIB:.1f} GiB)."
+    return f"It does NOT fit: {said} Nor does any --tp up to its {config.n_kv_heads} key/value heads: take larger GPUs."
+
+
+def _seconds(scoring: Scoring, n_parameters: int, c: int, tp: int, gpu: Gpu) -> float:
+    """Prefill computes; each later pass reads the weights once, at 60% of what the memory can do."""
+    computing = 2 * n_parameters * scoring.prefill_tokens / tp / (gpu.flops * gpu.utilization)
+    one_token = max(c * n_parameters / tp / (0.6 * gpu.bandwidth), OVERHEAD)
+    return computing + scoring.decode_passes * one_token
+
+
+def _requests(options: EvalConfig, config: LlamaConfig | EncoderConfig, assumed: list[str]) -> Requests:
+    """The task's own examples; without data or tokenizer, assumed ones."""
+    spec, folder = get_model_spec(options.model), options.checkpoint
+    is_encoder = isinstance(config, EncoderConfig)
+    stored = None if is_encoder or folder is None else stored_prompt(folder, options)
+    if not options.task and stored is None:
+        raise UserError(f"--plan: no --task given, and there is no {PROMPT_FILE} in {folder} that names one.")
+    task = stored_task(options, stored) if stored else get_task(options.task, options.joint_order or "listing")
+    longest = options.row_length or (stored and stored.row_length) or RECIPES[spec.recipe]["row_length"]
+    tokenizer, missing, examples = find_tokenizer(spec, folder), [], None
+    if tokenizer is None:
+        missing.append(f"no tokenizer in {folder}")
+    try:
+        examples = load_examples(task, options.split, options.data)[: options.limit]
+    except UserError:
+        if options.data is not None:
+            raise
+        missing.append(f"no data of {task.dataset}")
+    if is_encoder:
+        longest = options.max_length or min(512, config.max_position)
+    if is_encoder and not missing:
+        return Requests(0, [min(len(tokenizer.encode(e.text)) + 2, longest) for e in examples], [0] * len(examples))
+    if not missing:
+        prompt = stored or new_prompt(options, spec, tokenizer)[1]
+        limits: Sequence[int] = answer_budgets(task, tokenizer, examples)
+        if options.max_new_tokens is not None:
+            limits = [options.max_new_tokens] * len(examples)
+        samples = prepare(
+            examples, task, prompt.build(task), tokenizer, longest, with_labels=False, max_new_tokens=limits,
+            cache_dir=options.cache_dir,
+        )  # fmt: skip
+        room = longest - len(samples.prefix) - samples.lengths
+        return Requests(
+            len(samples.prefix), samples.lengths.tolist(), [min(a, int(b)) for a, b in zip(limits, room, strict=True)]
         )
-    return stored
-
-
-def stored_task(options: EvalConfig, stored: PromptSpec) -> Task:
-    if not options.task and stored.task not in TASKS:
-        raise UserError(
-            f"the checkpoint was fine-tuned on a task of your own, '{stored.task}': give its TOML file with --task."
-        )
-    task = get_task(options.task or stored.task, stored.joint_order)
-    stored.build(task)  # a task that gives another prompt by now shows here
-    return task
-
-
-def new_prompt(options: EvalConfig, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[Task, PromptSpec]:
-    """The prompt for a checkpoint without one: the model's template, few-shot examples by seed.
-
-    Raises:
-        UserError: no task given, or not enough training examples to choose from.
-    """
-    if not options.task:
-        raise UserError(f"no --task given, and the checkpoint stores none. Known: {', '.join(TASKS)}, or a TOML file.")
-    order = options.joint_order or "listing"
-    task = get_task(options.task, order)
-    shots: list[Example] = []
-    if options.shots:
-        chosen = choose_shots(load_examples(task, "train", options.data), task, options.shots, options.seed)
-        shots = cut_shots(chosen, tokenizer, options.shot_tokens)
-    template = options.template
-    if template == "auto":  # as in training
-        template = template_for(tokenizer, spec.chat_template)
-    prompt = PromptSpec(
-        task=task.name,
-        template=template,
-        joint_order=order,
-        shots=tuple(shots),
-        seed=options.seed,
-        shot_tokens=options.shot_tokens,
-        list_labels=options.list_labels != "off",
-    )
-    prompt.build(task)  # an unknown template shows here
-    return task, prompt
-
-
-def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]:
-    """Scoring training examples: those whose answers stand in the prompt are no test of anything."""
-    shown = {shot.id for shot in prompt.shots}
-    kept = [example for example in examples if example.id not in shown]
-    if len(kept) < len(examples):
-        log.info("not scored: %d examples that the prompt shows with their answers", len(examples) - len(kept))
-    return kept
-
-
-def build_model(
-    plan: EvalPlan, precision: str, device: torch.device, tensor_mesh: DeviceMesh | None = None
-) -> nn.Module:
-    """The model with its weights, whole on this device, or split over the ranks of ``tensor_mesh``."""
-    build = partial(plan.spec.build, plan.config)
-    with torch.device("meta"):
-        model = build().to(DTYPES[precision])
-    if tensor_mesh is not None:
-        split(model, tensor_mesh)
-    assert not list(model.buffers()), "to_empty leaves buffers as garbage"
-    model.to_empty(device=device)
-    if plan.weights.is_training:
-        load_model(plan.weights.path, model)
-    else:
-        load_pretrained(model, plan.weights.path, plan.spec, check_config=False)
-    if tensor_mesh is not None:
-        model = as_plain(model, build, tensor_mesh)
-    return model.eval()
+    samples, said = assume_samples(task, config, options.shots or 0, longest, examples)
+    n = min(options.limit or len(samples), TEST_SPLITS.get(task.dataset, len(samples)), len(samples))
+    assumed.append(f"examples ({' and '.join(missing)}): {n:,}, like the training data's {said}")
+    bodies = samples.costs - samples.label_lengths
+    limit = options.max_new_tokens or int(samples.label_lengths.max()) + BUDGET_MARGIN
+    kept = bodies[:: max(1, len(bodies) // n)][: n - 1].tolist() + [int(bodies[-1])]
+    return Requests(len(samples.prefix), kept, [0 if is_encoder else limit] * len(kept))

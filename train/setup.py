@@ -240,7 +240,7 @@ def divide(
 ) -> tuple[list[Example], list[Example], list[Example]]:
     """Divide the training split into few-shot examples, held-out examples and those to train on, by seed.
 
-    The few-shot examples come first, out of the whole split as `eval.plan` draws them for a checkpoint that was never
+    The few-shot examples come first, out of the whole split as `eval.setup` draws them for a checkpoint that was never
     fine-tuned: holding out must not change the prompt, or "before" and "after" would differ in more than the weights.
     """
     seed = config.train.seed

@@ -44,7 +44,7 @@ from train.parallel.parallelize import parallelize
 from train.setup import Setup, longest_input
 
 if TYPE_CHECKING:
-    from train.scoring import HeldOutScoring
+    from eval.held_out import HeldOutScoring
 
 log = logging.getLogger(__name__)
 
@@ -312,8 +312,8 @@ class Trainer:
     def _score(self) -> None:
         """Score the held-out examples by what the model says; export it to ``best/`` when it is the best so far."""
         # Here and not above: seqeval brings scikit-learn and pandas, a third of the start-up time of every run.
+        from eval.held_out import HeldOutScoring
         from eval.metrics import main_figures, selection_metric
-        from train.scoring import HeldOutScoring
 
         setup = self.setup
         if self.held_out is None:

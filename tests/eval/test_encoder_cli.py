@@ -22,8 +22,8 @@ from data.tasks import TASKS
 from eval.config import DECODER_ONLY, EvalConfig, load_config
 from eval.encoder_plan import from_label_sets
 from eval.encoder_score import score_encoder
-from eval.plan import build_model, make_plan
 from eval.results import read_predictions, read_results
+from eval.setup import build_model, make_plan
 from model.encoder import ROBERTA_BASE, Encoder
 from tests.encoder_reference import ours_from, reference, scaled_down
 from tests.encoder_tokenizers import write_roberta

@@ -16,8 +16,8 @@ from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig, load_config
-from eval.plan import make_plan
 from eval.results import read_predictions, read_results
+from eval.setup import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKETS = str(ROOT / "data/sample/tickets/tickets.toml")

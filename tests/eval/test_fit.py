@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import UserError
 from eval.config import load_config
-from eval.fit import Requests, decoder_memory, describe
+from eval.plan import Requests, decoder_memory, describe
 from model import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent.parent

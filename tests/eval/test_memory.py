@@ -11,7 +11,7 @@ import torch
 from data.errors import UserError
 from eval.config import EvalConfig
 from eval.memory import check_plan_fits, check_room, scoring_memory
-from eval.plan import make_plan
+from eval.setup import make_plan
 from model import MODELS
 from model.llama import Llama
 

@@ -18,9 +18,9 @@ from data.source import load_examples
 from data.tasks import TASKS, TokenField
 from eval.config import EvalConfig
 from eval.decoder import Decoded
-from eval.plan import build_model, make_plan
 from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
 from eval.score import BUDGET_MARGIN, answer_budgets, score_model, stop_tokens
+from eval.setup import build_model, make_plan
 
 JOINT = TASKS["massive_joint"]
 

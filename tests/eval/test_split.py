@@ -14,7 +14,7 @@ import split_run  # noqa: E402
 
 from data.decoder.prompts import encode_pieces  # noqa: E402
 from data.errors import UserError  # noqa: E402
-from eval.plan import build_model  # noqa: E402
+from eval.setup import build_model  # noqa: E402
 from train.parallel.tensor_parallel import check_divides  # noqa: E402
 
 N_RANKS = 4

@@ -14,8 +14,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import eval.held_out  # noqa: E402
 import train.parallel.parallelize  # noqa: E402
-import train.scoring  # noqa: E402
 from eval.gather import ScoreResult  # noqa: E402
 from train.config import load_config  # noqa: E402
 from train.parallel.distributed import pick_device, run_guarded, set_up_logging, start  # noqa: E402
@@ -28,13 +28,13 @@ def main() -> None:
     torch.set_num_threads(1)
     set_up_logging()
     train.parallel.parallelize.KEEP_GATHERED_BELOW = 0
-    score, results = train.scoring.score_encoder, []
+    score, results = eval.held_out.score_encoder, []
 
     def keep(*args: Any, **options: Any) -> ScoreResult:
         results.append(score(*args, **{**options, "max_batch_tokens": 1}))
         return results[-1]
 
-    train.scoring.score_encoder = keep
+    eval.held_out.score_encoder = keep
     config = load_config(argv)
     setup = open_run(config)
     world = start(pick_device("cpu"))

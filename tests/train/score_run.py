@@ -14,11 +14,11 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import train.parallel.parallelize  # noqa: E402
+from eval.held_out import HeldOutScoring  # noqa: E402
 from model import MODELS  # noqa: E402
 from model.llama import Llama  # noqa: E402
 from train.config import load_config  # noqa: E402
 from train.parallel.distributed import World, run_guarded, set_up_logging, start  # noqa: E402
-from train.scoring import HeldOutScoring  # noqa: E402
 from train.setup import open_run  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 

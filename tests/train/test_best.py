@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from eval.held_out import HeldOutScoring
 from train.config import load_config
 from train.errors import Interrupted
-from train.scoring import HeldOutScoring
 from train.setup import open_run
 from train.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""A run's training checkpoints as `eval.plan` opens them for scoring."""
+"""A run's training checkpoints as `eval.setup` opens them for scoring."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from launching import TICKETS
 
 from data.errors import UserError
 from eval.config import EvalConfig
-from eval.plan import EvalPlan, build_model, make_plan
 from eval.score import score_model
+from eval.setup import EvalPlan, build_model, make_plan
 from train.config import load_config
 from train.parallel.distributed import World
 from train.setup import open_run

@@ -1,4 +1,4 @@
-"""An encoder run's training checkpoints as `eval.plan` opens them for scoring: no weights pass through an export."""
+"""An encoder run's training checkpoints as `eval.setup` opens them for scoring: no weights pass through an export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig
 from eval.encoder_score import score_encoder
-from eval.plan import build_model, make_plan
+from eval.setup import build_model, make_plan
 from tests.encoder_tokenizers import write_roberta
 from train.config import load_config
 from train.parallel.distributed import World

@@ -18,8 +18,8 @@ from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig
 from eval.encoder_score import score_encoder
-from eval.plan import build_model, make_plan
 from eval.results import Prediction, read_predictions, read_results
+from eval.setup import build_model, make_plan
 from model.encoder import ROBERTA_DEBUG, Encoder
 from tests.encoder_tokenizers import write_roberta
 from train.config import load_config

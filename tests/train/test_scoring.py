@@ -9,8 +9,8 @@ import pytest
 import score_run
 import torch
 
+from eval.held_out import HeldOutScoring, slices_for
 from model import MODELS
-from train.scoring import HeldOutScoring, slices_for
 
 
 @pytest.mark.parametrize("mesh", [[], pytest.param(["--tp", "2"], marks=pytest.mark.slow)])

@@ -4,7 +4,7 @@
 
     split        on the meta device, as in training (`train/parallel/tensor_parallel.py`): every matrix becomes a
                  DTensor that knows which slice of it each rank holds
-      fill       from a Hugging Face folder or a training checkpoint (`eval/plan.py`), or from a live model
+      fill       from a Hugging Face folder or a training checkpoint (`eval/setup.py`), or from a live model
                  (`copy_split`): whichever it is, a rank keeps its own slices and nothing else
       as_plain   the same slices as plain tensors, with plain collectives
 

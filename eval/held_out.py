@@ -28,7 +28,7 @@ from eval.encoder_score import score_encoder
 from eval.gather import ScoreResult
 from eval.memory import RESERVE, scoring_memory
 from eval.score import score_model
-from eval.split import copy_split
+from eval.tensor_parallel import copy_split
 from model.llama import LlamaConfig
 from train.config import TrainConfig
 from train.parallel.distributed import World, place
