@@ -200,12 +200,12 @@ def main(
     body = (
         f"One rank of {ranks}, full activation checkpointing, bf16 compute, one row with {outputs} label positions; GB "
         "(10^9 bytes). *plan* is `train/planning/memory.py`, *trace* PyTorch's `FSDPMemTracker` over fake tensors in a "
-        "fake process group (seconds: of the trace). The attention is traced as what FlexAttention allocates and saves on "
-        "CUDA, not as the CPU's SDPA; all else is the code that trains.\n\n"
+        "fake process group (seconds: of the trace). The attention is traced as what FlexAttention allocates and saves "
+        "on CUDA, not as the CPU's SDPA; all else is the code that trains.\n\n"
         + table(["", "", "plan", "trace", "off by"], rows)
         + "\n\nNeither is a measurement on a GPU: CUDA's context, NCCL's buffers and the allocator's gaps come on top "
-        "(`train/planning/hardware.py`). The states are those that AdamW has after its first step; `FSDPMemTracker`'s peak "
-        "of an optimizer step would count, as states, what CPU kernels use in passing too."
+        "(`train/planning/hardware.py`). The states are those that AdamW has after its first step; `FSDPMemTracker`'s "
+        "peak of an optimizer step would count, as states, what CPU kernels use in passing too."
     )
     write_result("memory_trace", "The plan's bytes against a traced step", body, sys.argv[1:], output, load)
 
