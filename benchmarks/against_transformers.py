@@ -38,8 +38,8 @@ from data.decoder.rows import build_row, collate
 from data.decoder.samples import SampleSet, prepare
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.tasks import get_task
-from eval.decoder import Decoded, greedy_decode
-from eval.score import stop_tokens
+from eval.decoder.decode import Decoded, greedy_decode
+from eval.decoder.score import stop_tokens
 from model.llama import Llama
 
 

@@ -37,7 +37,7 @@ from data.errors import UserError
 from data.example import Example
 from data.source import load_examples
 from data.tasks import Task
-from eval.decoder import Decoded
+from eval.decoder.decode import Decoded
 from model.llama import Llama
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,7 +134,7 @@ def reference_greedy(
     n_shared: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[Decoded]:
-    """Greedy decoding by transformers' ``generate``, in the terms of ``eval.decoder.greedy_decode``.
+    """Greedy decoding by transformers' ``generate``, in the terms of ``eval.decoder.decode.greedy_decode``.
 
     Args:
         reference: a causal language model of transformers'.

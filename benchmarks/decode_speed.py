@@ -39,8 +39,8 @@ from data.decoder.prompts import build_prompt, template_for
 from data.decoder.samples import SampleSet, prepare
 from data.decoder.tokenizer import load_tokenizer
 from data.tasks import get_task
-from eval.decoder import Decoded, greedy_decode
-from eval.score import stop_tokens
+from eval.decoder.decode import Decoded, greedy_decode
+from eval.decoder.score import stop_tokens
 
 Variant = Literal["shared", "repeated", "transformers", "transformers_prefix"]
 DESCRIPTIONS: dict[Variant, str] = {

@@ -4,8 +4,8 @@
 
     fsdp, small batches   every pass gathers every weight; a quarter of a rank's requests at a time
     fsdp, one batch       the same, all of a rank's requests at once: as few passes as can be
-    copy                  a copy split over all ranks (`eval/tensor_parallel.py`), made anew; all ranks decode all
-    requests
+    copy                  a copy split over all ranks (`eval/decoder/tensor_parallel.py`), made anew; all ranks
+                          decode all requests
     copy, two replicas    split over half of the ranks; the halves share the requests (an even number of ranks)
     copy with DTensors    as `copy`, but left as PyTorch's tensor parallelism makes it
 
@@ -35,8 +35,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train.parallel.parallelize
 from benchmarks.common import load_average, say, size_of, table, write_result
 from data.packing import deal_in_turns
-from eval.decoder import Decoded, greedy_decode
-from eval.tensor_parallel import copy_split
+from eval.decoder.decode import Decoded, greedy_decode
+from eval.decoder.tensor_parallel import copy_split
 from model.llama import Llama, LlamaConfig
 from train.parallel.distributed import World, place, run_guarded, start
 from train.parallel.mesh import MeshShape
@@ -183,7 +183,7 @@ class Bench:
 
 def copy_as_dtensors(model: nn.Module, build: Callable[[], nn.Module], *where: Any) -> nn.Module:
     """`copy_split` without its last step."""
-    with mock.patch("eval.tensor_parallel.as_plain", lambda model, *_: model):
+    with mock.patch("eval.decoder.tensor_parallel.as_plain", lambda model, *_: model):
         return copy_split(model, build, *where)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.split_overhead
 
     whole      one process, plain tensors
-    split      slices as plain tensors, with plain collectives (`eval/tensor_parallel.py`: what is used for scoring)
+    split      slices as plain tensors, with plain collectives (`eval/decoder/tensor_parallel.py`, in scoring)
     DTensors   slices as PyTorch's tensor parallelism leaves them (as in training)
 
 The model is so narrow that nothing but the host's work is left, and the process group is a fake one of 8 ranks, whose
@@ -26,8 +26,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.common import in_turn, load_average, table, write_result
-from eval.decoder import greedy_decode
-from eval.tensor_parallel import as_plain
+from eval.decoder.decode import greedy_decode
+from eval.decoder.tensor_parallel import as_plain
 from model.llama import Llama, LlamaConfig
 from train.parallel.tensor_parallel import split
 

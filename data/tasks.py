@@ -8,8 +8,8 @@ field is answered bare, several as one JSON object, which is the paper's model c
     massive_slots    ["Other", "Other", "time"]
     massive_joint    {"task1": "alarm_set", "task2": ["Other", "Other", "time"]}
 
-The wording around the answer is in `data.decoder.prompts`; reading an answer back is `eval.parse`, the exact inverse of
-`Task.write`.
+The wording around the answer is in `data.decoder.prompts`; reading an answer back is `eval.decoder.parse`, the exact
+inverse of `Task.write`.
 """
 
 from __future__ import annotations

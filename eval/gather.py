@@ -1,7 +1,7 @@
 """What every way of scoring ends with: the ranks' shares of the answers become one result, in the examples' order.
 
-Decoders (`eval/score.py`) and encoders (`eval/encoder_score.py`) find their answers differently; from here on nothing
-differs.
+Decoders (`eval/decoder/score.py`) and encoders (`eval/encoder/score.py`) find their answers differently; from here on
+nothing differs.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from eval.encoder_score import score_encoder
+from eval.decoder.score import score_model
+from eval.decoder.tensor_parallel import copy_split
+from eval.encoder.score import score_encoder
 from eval.gather import ScoreResult
 from eval.memory import RESERVE, scoring_memory
-from eval.score import score_model
-from eval.tensor_parallel import copy_split
 from model.llama import LlamaConfig
 from train.config import TrainConfig
 from train.parallel.distributed import World, place

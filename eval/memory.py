@@ -10,7 +10,7 @@ import torch
 from data.decoder.prompts import encode_pieces
 from data.errors import UserError
 from eval.config import EvalConfig
-from eval.decoder import MAX_BATCH_SIZE
+from eval.decoder.decode import MAX_BATCH_SIZE
 from eval.setup import EvalPlan
 from model.llama import LlamaConfig
 

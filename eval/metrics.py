@@ -1,7 +1,7 @@
 """From answers read back to figures: accuracy, macro-F1, slot F1 two ways, exact match, and what went unread.
 
 Every system is scored by these functions: decoders, encoders and baselines, fine-tuned or not. They know
-nothing of models or text; :mod:`eval.parse` has already turned each answer into labels.
+nothing of models or text; :mod:`eval.decoder.parse` has already turned each answer into labels.
 
 One scheme for slots (the paper's section 5.8): a type per word, missing words are Other, extra ones are cut,
 an answer that could not be read is all Other, and neighbouring words of one type form one entity, on gold and
@@ -39,7 +39,7 @@ class HasFields(Protocol):
 
 
 class HasLabels(Protocol):
-    """What of a parsed answer the metrics look at; :class:`eval.parse.Parsed` is one."""
+    """What of a parsed answer the metrics look at; :class:`eval.decoder.parse.Parsed` is one."""
 
     labels: Labels
 

@@ -16,8 +16,8 @@ from data.packing import deal_in_turns, padded_length
 from data.source import load_examples
 from data.tasks import get_task
 from eval.config import EvalConfig
-from eval.decoder import batches
-from eval.score import BUDGET_MARGIN, answer_budgets
+from eval.decoder.decode import batches
+from eval.decoder.score import BUDGET_MARGIN, answer_budgets
 from eval.setup import new_prompt, stored_prompt, stored_task
 from model import get_model_spec
 from model.encoder import EncoderConfig
@@ -33,7 +33,7 @@ from train.planning.plan import COMPUTE, find_tokenizer, numbers
 from train.planning.report import table
 from train.planning.workload import assume_samples
 
-MAX_BATCH_SIZE = 256  # `eval.decoder.greedy_decode`'s default
+MAX_BATCH_SIZE = 256  # `eval.decoder.decode.greedy_decode`'s default
 TEST_SPLITS = {"20ng": 7532, "massive": 2974}
 OVERHEAD = 0.03  # seconds that a pass takes on top of what it computes and reads: kernel launches, block by block
 

@@ -42,8 +42,8 @@ class Prediction:
         n_prompt_tokens: tokens before the answer, the shared prefix included.
         n_new_tokens: tokens emitted, the end-of-turn token included.
         n_missing, n_extra, n_unknown: words without a label, labels without a word and labels outside the set, in a
-            list that could be read (see :class:`eval.parse.Parsed`). An encoder's missing words are those of which no
-            sub-word is within its reach.
+            list that could be read (see :class:`eval.decoder.parse.Parsed`). An encoder's missing words are those of
+            which no sub-word is within its reach.
         top: by class-field name, the likeliest labels with their probabilities, likeliest first, from systems that
             compute them (encoders): ``[[label, p], ...]``.
     """

@@ -4,7 +4,7 @@ A checkpoint that was fine-tuned here brings ``prompt.json``: task, template, fe
 scored with exactly that prompt, and options that contradict it are errors. Any other checkpoint gets the prompt that
 fine-tuning would have given it, so that "before" and "after" differ in the weights alone.
 
-An encoder has no prompt: its heads say what it can be scored on (`eval/encoder_plan.py`).
+An encoder has no prompt: its heads say what it can be scored on (`eval/encoder/task.py`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from data.example import Example
 from data.source import load_examples
 from data.tasks import TASKS, Task, get_task
 from eval.config import EvalConfig
-from eval.encoder_plan import encoder_task, from_label_sets
-from eval.tensor_parallel import as_plain
+from eval.decoder.tensor_parallel import as_plain
+from eval.encoder.task import encoder_task, from_label_sets
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling

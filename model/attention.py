@@ -106,7 +106,7 @@ def build_mask(doc_ids: Tensor | None, n_cached: int = 0) -> PackedMask:
 
     Args:
         doc_ids: [B, T], or None for rows of a single document.
-        n_cached: prefix tokens in a cache that come before the row's own keys (see `eval/kv_cache.py`).
+        n_cached: prefix tokens in a cache that come before the row's own keys (see `eval/decoder/kv_cache.py`).
     """
     if doc_ids is None:
         assert n_cached == 0, "a cached prefix needs doc_ids"

@@ -210,7 +210,7 @@ class Llama(nn.Module):
                 row is one document.
             output_index: [N] places in the flattened [B * T] batch at which logits are wanted; None means all.
                 The head is the largest matrix of the model, and a row of posts needs it at a handful of places.
-            cache: holds earlier keys and values and decides who sees whom (`eval/kv_cache.py`); with it,
+            cache: holds earlier keys and values and decides who sees whom (`eval/decoder/kv_cache.py`); with it,
                 ``positions`` must be given.
 
         Returns:

@@ -15,7 +15,7 @@ from data.decoder.samples import SampleSet, prepare
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from data.tasks import get_task
-from eval.decoder import greedy_decode
+from eval.decoder.decode import greedy_decode
 from eval.results import Prediction
 
 transformers = pytest.importorskip("transformers")

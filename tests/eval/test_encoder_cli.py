@@ -20,8 +20,8 @@ from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import DECODER_ONLY, EvalConfig, load_config
-from eval.encoder_plan import from_label_sets
-from eval.encoder_score import score_encoder
+from eval.encoder.score import score_encoder
+from eval.encoder.task import from_label_sets
 from eval.results import read_predictions, read_results
 from eval.setup import build_model, make_plan
 from model.encoder import ROBERTA_BASE, Encoder

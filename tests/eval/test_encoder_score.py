@@ -15,7 +15,7 @@ from data.example import Example
 from data.source import load_examples
 from data.tasks import TASKS, TokenField
 from eval.combine import combine
-from eval.encoder_score import N_TOP, score_encoder
+from eval.encoder.score import N_TOP, score_encoder
 from eval.results import Results, field_kinds, read_predictions, write_run
 from model.encoder import ROBERTA_BASE, Encoder
 from tests.encoder_reference import ours_from, reference, scaled_down

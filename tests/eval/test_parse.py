@@ -8,7 +8,7 @@ import random
 import pytest
 
 from data.tasks import TASKS, ClassField, Task, TokenField, get_task
-from eval.parse import Parsed, parse_answer
+from eval.decoder.parse import Parsed, parse_answer
 
 ALL = [*TASKS.values(), get_task("20ng_joint", "section")]
 OWN = Task(

@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-import eval.score
+import eval.decoder.score
 from data.decoder.prompts import build_prompt, encode_pieces
 from data.decoder.tokenizer import load_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS, TokenField
 from eval.config import EvalConfig
-from eval.decoder import Decoded
+from eval.decoder.decode import Decoded
+from eval.decoder.score import BUDGET_MARGIN, answer_budgets, score_model, stop_tokens
 from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
-from eval.score import BUDGET_MARGIN, answer_budgets, score_model, stop_tokens
 from eval.setup import build_model, make_plan
 
 JOINT = TASKS["massive_joint"]
@@ -47,7 +47,7 @@ def score_scripted(monkeypatch, tokenizer, examples, answers, **options):
             found.append(Decoded(ids[:limit], stopped=len(ids) <= limit))
         return found
 
-    monkeypatch.setattr(eval.score, "greedy_decode", decode)
+    monkeypatch.setattr(eval.decoder.score, "greedy_decode", decode)
     return score_model(None, tokenizer, JOINT, prompt, examples, max_length=4096, **options)
 
 
@@ -111,7 +111,7 @@ def test_long_documents_are_truncated_and_none_is_dropped(monkeypatch, tokenizer
         bio={"slots": ("O",) * words},
     )
     monkeypatch.setattr(
-        eval.score, "greedy_decode", lambda model, prefix, bodies, *_, **__: [Decoded([], True) for _ in bodies]
+        eval.decoder.score, "greedy_decode", lambda model, prefix, bodies, *_, **__: [Decoded([], True) for _ in bodies]
     )
     prompt = build_prompt(JOINT, "plain")
     result = score_model(None, tokenizer, JOINT, prompt, [example, long], max_length=2400, max_new_tokens=50)
@@ -140,7 +140,7 @@ def test_an_example_that_cannot_fit_costs_the_others_nothing(monkeypatch, tokeni
         limits[len(bodies)] = limits_given
         return [Decoded([], True) for _ in bodies]
 
-    monkeypatch.setattr(eval.score, "greedy_decode", decode)
+    monkeypatch.setattr(eval.decoder.score, "greedy_decode", decode)
     both = score_model(None, tokenizer, slots, prompt, [example, long], max_length=n_prompt + room)
     alone = score_model(None, tokenizer, slots, prompt, [example], max_length=n_prompt + room)
     assert both.predictions[0] == alone.predictions[0] and not alone.predictions[0].truncated

@@ -16,7 +16,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import train.parallel.parallelize  # noqa: E402
-from eval.decoder import greedy_decode  # noqa: E402
+from eval.decoder.decode import greedy_decode  # noqa: E402
 from model import MODELS  # noqa: E402
 from model.llama import Llama  # noqa: E402
 from train.parallel.distributed import run_guarded, start  # noqa: E402

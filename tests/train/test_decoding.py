@@ -9,7 +9,7 @@ import decode_run
 import pytest
 import torch
 
-from eval.decoder import greedy_decode
+from eval.decoder.decode import greedy_decode
 from model.llama import Llama
 
 

@@ -11,7 +11,7 @@ from launching import TICKETS
 
 from data.errors import UserError
 from eval.config import EvalConfig
-from eval.score import score_model
+from eval.decoder.score import score_model
 from eval.setup import EvalPlan, build_model, make_plan
 from train.config import load_config
 from train.parallel.distributed import World

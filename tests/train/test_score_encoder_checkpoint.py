@@ -13,7 +13,7 @@ from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig
-from eval.encoder_score import score_encoder
+from eval.encoder.score import score_encoder
 from eval.setup import build_model, make_plan
 from tests.encoder_tokenizers import write_roberta
 from train.config import load_config

@@ -17,7 +17,7 @@ from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig
-from eval.encoder_score import score_encoder
+from eval.encoder.score import score_encoder
 from eval.results import Prediction, read_predictions, read_results
 from eval.setup import build_model, make_plan
 from model.encoder import ROBERTA_DEBUG, Encoder

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from eval.kv_cache import BodyPass, PrefixCache, PrefixPass, SlotCache, TokenPass
+from eval.decoder.kv_cache import BodyPass, PrefixCache, PrefixPass, SlotCache, TokenPass
 from model.attention import build_mask
 
 MAX_BATCH_SIZE = 256  # requests decoded together

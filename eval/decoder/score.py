@@ -24,9 +24,9 @@ from data.decoder.tokenizer import Tokenizer
 from data.example import Example
 from data.packing import deal_in_turns
 from data.tasks import Task, TokenField
-from eval.decoder import Decoded, greedy_decode
+from eval.decoder.decode import Decoded, greedy_decode
+from eval.decoder.parse import parse_answer
 from eval.gather import ScoreResult, Share, gather_scores
-from eval.parse import parse_answer
 from eval.results import Prediction
 
 BUDGET_MARGIN = 8  # tokens an answer may have beyond the longest valid one: white space, quotes, a code fence

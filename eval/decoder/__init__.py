@@ -1,0 +1,1 @@
+"""Decoders are scored by what they write: decode, read back."""

@@ -1,0 +1,1 @@
+"""Encoders are scored by the most probable label of each head."""
