@@ -31,7 +31,12 @@ def main() -> None:
     setup = open_run(config)  # everything that can be checked is checked before the process group starts
     world = start(setup.device, setup.mesh_shape)
     require_same(config, setup)
-    Trainer(settle_optimizer(config, setup, world), setup, world).run()
+    scorer = None
+    if config.eval.eval_every:
+        from eval.held_out import HeldOutScoring  # only here: seqeval takes a third of the start-up time
+
+        scorer = HeldOutScoring(config, setup, world)
+    Trainer(settle_optimizer(config, setup, world), setup, world, scorer).run()
 
 
 if __name__ == "__main__":

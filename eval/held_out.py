@@ -29,12 +29,14 @@ from eval.decoder.tensor_parallel import copy_split
 from eval.encoder.score import score_encoder
 from eval.gather import ScoreResult
 from eval.memory import RESERVE, scoring_memory
+from eval.metrics import main_figures, selection_metric
 from model.llama import LlamaConfig
 from train.config import TrainConfig
 from train.parallel.distributed import World, place
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, frees_gathered, reshard, stay_gathered
 from train.setup import CACHE_DIR, Setup, longest_input
+from train.trainer import HeldOutScore
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +49,45 @@ def slices_for(config: LlamaConfig, local_ranks: int) -> int:
 
 
 class HeldOutScoring:
-    """Scores the held-out examples as often as it is asked to; made once a run, as it makes process groups."""
+    """Scores a run's held-out examples: what `train.py` hands to the trainer."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, setup: Setup, world: World) -> None:
+    def __init__(self, config: TrainConfig, setup: Setup, world: World) -> None:
         self.config, self.setup, self.world = config, setup, world
-        self.split: World | None = None  # the ranks as the copy has them
+        self.copy_world: World | None = None  # the ranks as the copy has them
+        self._is_set_up = False
+
+    def score(self, model: nn.Module) -> HeldOutScore:
+        """Score ``model``, whose parameters are sharded before and after; a collective call of all ranks."""
+        metrics = self.answer(model).metrics
+        return HeldOutScore(main_figures(self.setup.task, metrics), selection_metric(self.setup.task, metrics))
+
+    def answer(self, model: nn.Module) -> ScoreResult:
+        """The answers to the held-out examples, and what they come to; a collective call of all ranks."""
+        if not self._is_set_up:
+            self._set_up(model)
+        if self.copy_world is None or not self._copy_fits():
+            stay_gathered(model, self.world.size == 1)  # where the gradients are that are not there while scoring
+            result = self._answer(model, self.world, sharded=True)
+            stay_gathered(model, False)
+            reshard(model)
+            return result
+        build = partial(self.setup.spec.build, self.setup.model_config)
+        return self._answer(
+            copy_split(model, build, self.copy_world.mesh["tensor"], self._dtype, self.world.device),
+            self.copy_world,
+            max_batch_tokens=BATCH_TOKENS * self.copy_world.shape.tensor,
+        )
+
+    def _set_up(self, model: nn.Module) -> None:
+        """Lay the ranks out for a copy of the model, where one is needed; once, as it makes process groups."""
+        self._is_set_up = True
+        setup, world = self.setup, self.world
         is_spread = world.shape.tensor > 1 or (world.size > 1 and frees_gathered(model))
         if not is_spread or not isinstance(setup.model_config, LlamaConfig):
             return
         n_split = slices_for(setup.model_config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
         if n_split > 1:
-            self.split = place(world.device, MeshShape(shard=world.size // n_split, tensor=n_split))
+            self.copy_world = place(world.device, MeshShape(shard=world.size // n_split, tensor=n_split))
             log.info("held-out scoring: by a temporary copy of the model, split over %d ranks", n_split)
         else:
             log.info(
@@ -66,21 +96,6 @@ class HeldOutScoring:
                 setup.model_config.n_kv_heads,
                 setup.model_config.ffn_dim,
             )
-
-    def score(self, model: nn.Module) -> ScoreResult:
-        """Score ``model``, whose parameters are sharded before and after; a collective call of all ranks."""
-        if self.split is None or not self._has_room():
-            stay_gathered(model, self.world.size == 1)  # where the gradients are that are not there while scoring
-            result = self._answer(model, self.world, sharded=True)
-            stay_gathered(model, False)
-            reshard(model)
-            return result
-        build = partial(self.setup.spec.build, self.setup.model_config)
-        return self._answer(
-            copy_split(model, build, self.split.mesh["tensor"], self._dtype, self.world.device),
-            self.split,
-            max_batch_tokens=BATCH_TOKENS * self.split.shape.tensor,
-        )
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -108,7 +123,7 @@ class HeldOutScoring:
             cache_dir=config.data.cache_dir or CACHE_DIR,
         )
 
-    def _has_room(self) -> bool:
+    def _copy_fits(self) -> bool:
         """Whether a copy fits on every rank beside what is there, as far as can be known; the log says if it does not.
 
         A collective call on CUDA; elsewhere always True.
@@ -118,7 +133,7 @@ class HeldOutScoring:
         torch.cuda.empty_cache()  # what the last step's gradients and activations took can be had again
         free = torch.tensor(torch.cuda.mem_get_info(self.world.device)[0], device=self.world.device)
         dist.all_reduce(free, op=dist.ReduceOp.MIN)
-        c, n_split = self.setup.model_config, self.split.shape.tensor
+        c, n_split = self.setup.model_config, self.copy_world.shape.tensor
         memory = scoring_memory(c, self._dtype, n_split, self.config.batch.row_length, BATCH_TOKENS * n_split)
         largest = c.vocab_size * c.dim * self._dtype.itemsize  # of the tensors that are whole for a moment
         needed = memory.total + largest + RESERVE

@@ -348,7 +348,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(config.eval.eval_every >= 0, "eval_every", "0 (off) or more")
     must(config.eval.max_new_tokens is None or config.eval.max_new_tokens >= 1, "max_new_tokens", "at least 1")
     must(config.log.log_every >= 1, "log_every", "at least 1")
-    if train.parallel.activation_offload == "on" and train.activation_checkpointing != "full":
+    if train.activation_offload == "on" and train.activation_checkpointing != "full":
         problems.append(
             "activation_offload = on moves the one input that a block saves under full checkpointing: give "
             f"--activation_checkpointing full (it is {train.activation_checkpointing})."

@@ -10,12 +10,14 @@ import signal
 import sys
 import time
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import DTYPES, write_json
@@ -43,9 +45,6 @@ from train.parallel.distributed import World, all_sum, launcher
 from train.parallel.parallelize import parallelize
 from train.setup import Setup, longest_input
 
-if TYPE_CHECKING:
-    from eval.held_out import HeldOutScoring
-
 log = logging.getLogger(__name__)
 
 
@@ -57,10 +56,35 @@ def rank_seed(seed: int, rank: int, step: int) -> int:
 NAMED_SAMPLES = 20  # ids in the message when a run stops; log.jsonl has all of them
 
 
-class Trainer:
-    """One run, on one rank of it. Steps count from 0 in code and from 1 in everything printed and saved."""
+@dataclass(frozen=True)
+class HeldOutScore:
+    """What scoring the held-out examples found.
 
-    def __init__(self, config: TrainConfig, setup: Setup, world: World) -> None:
+    Attributes:
+        figures: for the log, by name.
+        score: the one number by which the best model is chosen; higher is better.
+    """
+
+    figures: dict[str, float]
+    score: float
+
+
+class HeldOutScorer(Protocol):
+    """Scores the held-out examples of a run, as often as it is asked to."""
+
+    def score(self, model: nn.Module) -> HeldOutScore:
+        """Score ``model``, whose parameters are sharded before and after. All ranks call this together."""
+
+
+class Trainer:
+    """One run, on one rank of it. Steps count from 0 in code and from 1 in everything printed and saved.
+
+    Args:
+        scorer: scores the model on held-out examples every ``eval_every`` steps; only needed when that is set.
+    """
+
+    def __init__(self, config: TrainConfig, setup: Setup, world: World, scorer: HeldOutScorer | None = None) -> None:
+        assert scorer is not None or not config.eval.eval_every, "eval_every needs a scorer"
         self.config, self.setup, self.world = config, setup, world
         self.output = config.checkpoint.output
         self.checkpoints = self.output / "checkpoints"
@@ -68,7 +92,7 @@ class Trainer:
         self.saved_step: int | None = None
         self.best: float | None = None
         self.signum: int | None = None
-        self.held_out: HeldOutScoring | None = None  # made for the first scoring
+        self.scorer = scorer
         log.info("%s", options.to_toml(config).rstrip())
         self.saver = open_saver(config, setup, world)
         with self._explained("building the model"):
@@ -311,16 +335,9 @@ class Trainer:
 
     def _score(self) -> None:
         """Score the held-out examples by what the model says; export it to ``best/`` when it is the best so far."""
-        # Here and not above: seqeval brings scikit-learn and pandas, a third of the start-up time of every run.
-        from eval.held_out import HeldOutScoring
-        from eval.metrics import main_figures, selection_metric
-
-        setup = self.setup
-        if self.held_out is None:
-            self.held_out = HeldOutScoring(self.model, self.config, setup, self.world)
-        result = self.held_out.score(self.model)
-        figures = main_figures(setup.task, result.metrics)
-        score = selection_metric(setup.task, result.metrics)
+        assert self.scorer is not None
+        found = self.scorer.score(self.model)
+        figures, score = found.figures, found.score
         self.log.event("score", step=self.step, score=score, **figures)
         is_best = self.best is None or score > self.best
         listed = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())

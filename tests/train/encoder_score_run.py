@@ -38,7 +38,7 @@ def main() -> None:
     config = load_config(argv)
     setup = open_run(config)
     world = start(pick_device("cpu"))
-    Trainer(config, setup, world).run()
+    Trainer(config, setup, world, eval.held_out.HeldOutScoring(config, setup, world)).run()
     torch.save(results[-1], out / f"rank{world.rank}.pt")
 
 

@@ -30,7 +30,8 @@ def make_trainer(args: list[str], world: World | None = None) -> Trainer:
         MODELS["llama_debug"] = dataclasses.replace(spec, config=dataclasses.replace(spec.config, n_kv_heads=2))
         config = load_config(args)
         setup = open_run(config)
-        trainer = Trainer(config, setup, world or start(setup.device, setup.mesh_shape))
+        world = world or start(setup.device, setup.mesh_shape)
+        trainer = Trainer(config, setup, world, HeldOutScoring(config, setup, world))
     finally:
         MODELS["llama_debug"] = spec
     with torch.no_grad():  # as initialized, the model repeats its last token whatever the document
@@ -47,16 +48,17 @@ def main() -> None:
     out, found = Path(sys.argv[1]), {}
     trainer = make_trainer(sys.argv[2:])
     world = trainer.world
-    scoring = HeldOutScoring(trainer.model, trainer.config, trainer.setup, world)
-    found["slices"] = scoring.split and scoring.split.shape.tensor
+    scoring = trainer.scorer
     for way, room in (("copy", True), ("no room", False)):
-        scoring._has_room = lambda room=room: room
-        result = scoring.score(trainer.model)
+        scoring._copy_fits = lambda room=room: room
+        result = scoring.answer(trainer.model)
         found[way] = (result.predictions, result.metrics, result.counts)
         gc.collect()
         # FSDP gives the model in training a class of its own.
         assert not [o for o in gc.get_objects() if type(o) is Llama], "the copy is freed"
         assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in trainer.model.parameters())
+    found["slices"] = scoring.copy_world and scoring.copy_world.shape.tensor
+    del scoring._copy_fits
     torch.save(found, out / f"rank{world.rank}.pt")
     trainer.run()  # scores after its steps, and keeps the best
     dist.barrier()

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.held_out import HeldOutScoring
 from train.config import load_config
 from train.errors import Interrupted
 from train.setup import open_run
-from train.trainer import Trainer
+from train.trainer import HeldOutScore, Trainer
 
 
 def test_the_best_stays_until_a_better_one_also_across_a_resumption(
@@ -28,13 +27,11 @@ def test_the_best_stays_until_a_better_one_also_across_a_resumption(
         export(self, name, about)
 
     monkeypatch.setattr(Trainer, "_export", recorded)
-    monkeypatch.setattr(HeldOutScoring, "score", lambda self, model: SimpleNamespace(metrics={}))
-    monkeypatch.setattr("eval.metrics.main_figures", lambda task, found: {})
-    monkeypatch.setattr("eval.metrics.selection_metric", lambda task, found: next(scores))
+    scorer = SimpleNamespace(score=lambda model: HeldOutScore({}, next(scores)))
 
     args = [*train_args, "--holdout", "0.25", "--eval_every", "1"]
     config = load_config([*args, "--save_every", "3"])
-    first = Trainer(config, open_run(config), world)
+    first = Trainer(config, open_run(config), world, scorer)
     train_step = first.train_step
 
     def interrupted_in_step_3(batch):
@@ -46,7 +43,7 @@ def test_the_best_stays_until_a_better_one_also_across_a_resumption(
         first.run()
     assert exported == [(1, "best"), (3, "best")], "an equal score is no better one"
     config = load_config([*args, "--resume"])
-    Trainer(config, open_run(config), world).run()
+    Trainer(config, open_run(config), world, scorer).run()
     assert exported[2:] == [(5, "best"), (6, "export")], "the checkpoint remembers 0.4"
     best = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
     assert (best["step"], best["score"]) == (5, 0.7)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from data.errors import UserError
 from data.source import load_examples
+from eval.held_out import HeldOutScoring
 from tests.encoder_tokenizers import write_roberta
 from train.config import load_config
 from train.setup import longest_input, open_run
@@ -75,7 +76,8 @@ def test_a_whole_run(encoder_args: list[str], world, tmp_path: Path) -> None:
     """Train, score the held-out part, save, export, and start again from the export."""
     args = [*encoder_args, "--holdout", "0.2", "--eval_every", "8", "--head", "dense"]
     config = load_config(args)
-    trainer = Trainer(config, open_run(config), world)
+    setup = open_run(config)
+    trainer = Trainer(config, setup, world, HeldOutScoring(config, setup, world))
     before = {name: p.full_tensor().clone() for name, p in trainer.model.named_parameters()}
     trainer.run()
     run = tmp_path / "run"

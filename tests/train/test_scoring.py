@@ -9,7 +9,7 @@ import pytest
 import score_run
 import torch
 
-from eval.held_out import HeldOutScoring, slices_for
+from eval.held_out import slices_for
 from model import MODELS
 
 
@@ -21,9 +21,8 @@ def test_a_split_copy_answers_as_one_process_does(mesh: list[str], launch, world
     done = launch(Path(score_run.__file__), tmp_path, *args, *mesh, ranks=4)
     assert done.returncode == 0, done.stderr
     trainer = score_run.make_trainer([*args, "--output", str(tmp_path / "alone")], world)
-    scoring = HeldOutScoring(trainer.model, trainer.config, trainer.setup, world)
-    assert scoring.split is None, "one rank has all weights at hand"
-    alone = scoring.score(trainer.model)
+    alone = trainer.scorer.answer(trainer.model)
+    assert trainer.scorer.copy_world is None, "one rank has all weights at hand"
     n = len(alone.predictions)
     assert n % 4 and len({p.raw for p in alone.predictions}) > 1
     for rank in range(4):
