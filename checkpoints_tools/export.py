@@ -1,10 +1,10 @@
 """From a trained model, sharded or not, to a Hugging Face folder that transformers (and vLLM, a Llama) loads as it is.
 
 Tensors leave one at a time: each is gathered from all ranks, taken by rank 0 and dropped, so that beside the model no
-rank holds more than one tensor, and rank 0 one file's worth (`tests/train/test_saver_ranks.py` measures it). All ranks
-receive each tensor and not rank 0 alone, which has to take in the same bytes either way; the largest of 70B is 2.1 GB
-in bf16. Rank 0 alone writes: 141 GB at 1 GB/s are two and a half minutes, once in a run of days, and ranks that wrote
-files of their own would share one machine's disk in most cases anyway.
+rank holds more than one tensor, and rank 0 one file's worth (`tests/train/checkpointing/test_saver_ranks.py` measures
+it). All ranks receive each tensor and not rank 0 alone, which has to take in the same bytes either way; the largest of
+70B is 2.1 GB in bf16. Rank 0 alone writes: 141 GB at 1 GB/s are two and a half minutes, once in a run of days, and
+ranks that wrote files of their own would share one machine's disk in most cases anyway.
 
 What an encoder becomes depends on its heads (`checkpoints_tools.encoder_config.hf_architecture`):
 

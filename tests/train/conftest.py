@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parent))
-from launching import ROOT, TICKETS, command, environment  # noqa: E402
+from tests.launching import ROOT, TICKETS, command, environment
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import train.parallel.parallelize  # noqa: E402
-from eval.decoder.decode import greedy_decode  # noqa: E402
-from model import MODELS  # noqa: E402
-from model.llama import Llama  # noqa: E402
-from train.parallel.distributed import run_guarded, start  # noqa: E402
-from train.parallel.parallelize import parallelize, reshard  # noqa: E402
+import train.parallel.parallelize
+from eval.decoder.decode import greedy_decode
+from model import MODELS
+from model.llama import Llama
+from train.parallel.distributed import run_guarded, start
+from train.parallel.parallelize import parallelize, reshard
 
 CONFIG = MODELS["llama_debug"].config
 PREFIX = [5, 6, 7]

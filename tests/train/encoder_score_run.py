@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import eval.held_out  # noqa: E402
-import train.parallel.parallelize  # noqa: E402
-from eval.gather import ScoreResult  # noqa: E402
-from train.config import load_config  # noqa: E402
-from train.parallel.distributed import pick_device, run_guarded, set_up_logging, start  # noqa: E402
-from train.setup import open_run  # noqa: E402
-from train.trainer import Trainer  # noqa: E402
+import eval.held_out
+import train.parallel.parallelize
+from eval.gather import ScoreResult
+from train.config import load_config
+from train.parallel.distributed import pick_device, run_guarded, set_up_logging, start
+from train.setup import open_run
+from train.trainer import Trainer
 
 
 def main() -> None:

@@ -11,16 +11,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import train.parallel.parallelize  # noqa: E402
-from eval.held_out import HeldOutScoring  # noqa: E402
-from model import MODELS  # noqa: E402
-from model.llama import Llama  # noqa: E402
-from train.config import load_config  # noqa: E402
-from train.parallel.distributed import World, run_guarded, set_up_logging, start  # noqa: E402
-from train.setup import open_run  # noqa: E402
-from train.trainer import Trainer  # noqa: E402
+import train.parallel.parallelize
+from eval.held_out import HeldOutScoring
+from model import MODELS
+from model.llama import Llama
+from train.config import load_config
+from train.parallel.distributed import World, run_guarded, set_up_logging, start
+from train.setup import open_run
+from train.trainer import Trainer
 
 
 def make_trainer(args: list[str], world: World | None = None) -> Trainer:

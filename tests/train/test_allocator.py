@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from launching import ROOT, environment
 
+from tests.launching import ROOT, environment
 from train.allocator import NAMES, SETTINGS
 
 UP_TO_TORCH = """
@@ -20,7 +20,6 @@ class Watch:
             os._exit(0)
 
 sys.meta_path.insert(0, Watch())
-sys.path.insert(0, ".")
 runpy.run_path(sys.argv[1], run_name="not main")
 """
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import decode_run
 import pytest
 import torch
 
 from eval.decoder.decode import greedy_decode
 from model.llama import Llama
+from tests.train import decode_run
 
 
 def test_sharded_ranks_with_unequal_work_decode_as_one_process(launch, tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import TICKETS
 from safetensors.torch import load_file
 
 from data.errors import UserError
 from data.source import load_examples
 from eval.held_out import HeldOutScoring
 from tests.encoder_tokenizers import write_roberta
+from tests.launching import TICKETS
 from train.config import load_config
 from train.setup import longest_input, open_run
 from train.trainer import Trainer

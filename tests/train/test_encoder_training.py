@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_encoder_run
 import torch
 import torch.nn.functional as F
-from tiny_encoder_run import BERT, CASES, DROPPING, QUIET, make_trainer, run_case
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.packing import PADDING_DOC
 from model.encoder import Encoder
 from tests.encoder_samples import make_encoder_samples
+from tests.train import tiny_encoder_run
+from tests.train.tiny_encoder_run import BERT, CASES, DROPPING, QUIET, make_trainer, run_case
 from train import metrics
 from train.checkpointing import checkpoint
 from train.loss import batch_loss, field_losses

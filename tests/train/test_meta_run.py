@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import TICKETS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from eval.config import EvalConfig
 from eval.setup import EvalPlan, build_model, make_plan
+from tests.launching import TICKETS
 from tests.meta_reference import meta_logits, random_weights, write_meta_folder, write_rank_file
 from train.config import load_config
 from train.parallel.distributed import World

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import TICKETS
 
 from data.errors import UserError
 from eval.config import EvalConfig
 from eval.decoder.score import score_model
 from eval.setup import EvalPlan, build_model, make_plan
+from tests.launching import TICKETS
 from train.config import load_config
 from train.parallel.distributed import World
 from train.setup import open_run

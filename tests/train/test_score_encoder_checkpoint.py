@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import TICKETS
 
 from data.errors import UserError
 from data.source import load_examples
@@ -16,6 +15,7 @@ from eval.config import EvalConfig
 from eval.encoder.score import score_encoder
 from eval.setup import build_model, make_plan
 from tests.encoder_tokenizers import write_roberta
+from tests.launching import TICKETS
 from train.config import load_config
 from train.parallel.distributed import World
 from train.setup import open_run

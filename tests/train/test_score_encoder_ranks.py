@@ -6,10 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import encoder_score_run
 import pytest
 import torch
-from launching import ROOT
 
 from checkpoints_tools.export import export_hf
 from data.encoder.samples import heads_for, output_labels
@@ -22,6 +20,8 @@ from eval.results import Prediction, read_predictions, read_results
 from eval.setup import build_model, make_plan
 from model.encoder import ROBERTA_DEBUG, Encoder
 from tests.encoder_tokenizers import write_roberta
+from tests.launching import ROOT
+from tests.train import encoder_score_run
 from train.config import load_config
 from train.setup import open_run
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import score_run
 import torch
 
 from eval.held_out import slices_for
 from model import MODELS
+from tests.train import score_run
 
 
 @pytest.mark.parametrize("mesh", [[], pytest.param(["--tp", "2"], marks=pytest.mark.slow)])

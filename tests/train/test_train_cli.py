@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TICKETS, command, environment
 from safetensors.torch import load_file
 
 from data.errors import UserError
+from tests.launching import ROOT, TICKETS, command, environment
 from train.config import load_config
 from train.parallel.distributed import World
 from train.setup import open_run
@@ -179,10 +179,9 @@ def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_shape_is_refused(world, tmp_path: Path, tiny_tokenizer: Path) -> None:
-    from tiny_run import TINY, Llama
-
     from checkpoints_tools.export import export_hf
     from data.decoder.tokenizer import load_tokenizer
+    from tests.train.tiny_run import TINY, Llama
 
     model = Llama(TINY)
     model.init_weights()
@@ -241,7 +240,6 @@ def test_divided_by_seed(train_args: list[str]) -> None:
 def test_one_ranks_failure_ends_all(launch: Launch, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import torch, torch.distributed as dist\n"
         "from train.parallel.distributed import run_guarded, start\n"
         "def main():\n"

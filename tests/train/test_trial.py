@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_run
 import torch
-import trial_run
-from launching import ROOT, TICKETS
 
 from model import get_model_spec
+from tests.launching import ROOT, TICKETS
+from tests.train import tiny_run, trial_run
 from train import options, trial
 from train.config import TrainConfig, load_config
 from train.errors import RunStopped

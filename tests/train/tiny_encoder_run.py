@@ -13,19 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tiny_run import STEPS, whole  # noqa: E402
-
-from data.loader import StepLoader  # noqa: E402
-from data.tasks import TASKS  # noqa: E402
-from model import ModelSpec  # noqa: E402
-from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head  # noqa: E402
-from tests.encoder_samples import make_encoder_samples  # noqa: E402
-from train import options  # noqa: E402
-from train.config import TrainConfig  # noqa: E402
-from train.parallel.distributed import World, run_guarded, start  # noqa: E402
-from train.setup import Setup  # noqa: E402
-from train.trainer import Trainer  # noqa: E402
+from data.loader import StepLoader
+from data.tasks import TASKS
+from model import ModelSpec
+from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
+from tests.encoder_samples import make_encoder_samples
+from tests.train.tiny_run import STEPS, whole
+from train import options
+from train.config import TrainConfig
+from train.parallel.distributed import World, run_guarded, start
+from train.setup import Setup
+from train.trainer import Trainer
 
 HEADS = (Head("topic", "class", 7), Head("slots", "token", 5))
 DROPPING = replace(ROBERTA_DEBUG, dim=30, n_heads=3, ffn_dim=50, heads=HEADS)

@@ -13,19 +13,17 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from data.decoder.fewshot import PromptSpec  # noqa: E402
-from data.decoder.samples import SampleSet  # noqa: E402
-from data.tasks import TASKS  # noqa: E402
-from model import ModelSpec  # noqa: E402
-from model.llama import Llama, LlamaConfig  # noqa: E402
-from train import options  # noqa: E402
-from train.config import TrainConfig  # noqa: E402
-from train.parallel import parallelize  # noqa: E402
-from train.parallel.distributed import World, run_guarded, start  # noqa: E402
-from train.setup import Setup, build_loader, hash_samples  # noqa: E402
-from train.trainer import Trainer  # noqa: E402
+from data.decoder.fewshot import PromptSpec
+from data.decoder.samples import SampleSet
+from data.tasks import TASKS
+from model import ModelSpec
+from model.llama import Llama, LlamaConfig
+from train import options
+from train.config import TrainConfig
+from train.parallel import parallelize
+from train.parallel.distributed import World, run_guarded, start
+from train.setup import Setup, build_loader, hash_samples
+from train.trainer import Trainer
 
 VOCAB = 301
 STEPS = 3

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny_encoder_run
-import tiny_run
 import torch
 from torch.distributed.tensor import DTensor
 
+from tests.train import tiny_encoder_run, tiny_run
 from train import trial
 from train.checkpointing import checkpoint
 from train.parallel import distributed

@@ -12,7 +12,7 @@ differ from the paper:
   `torch.distributed.checkpoint` need to know of blocks.
 - Of the mean of squared gradients the root is quantized, not the mean itself. Squared, a gradient of a thousandth
   beside the block's largest is a millionth and becomes 0, and the update, divided by nothing, grows several hundredfold
-  (`tests/train/test_blockwise.py` shows it). Llama's hidden states have such outliers.
+  (`tests/train/optim/test_blockwise.py` shows it). Llama's hidden states have such outliers.
 
 torchao's `AdamW8bit`, the library for this, stays what the tests compare with: it fails on bf16 parameters of FSDP2
 (torch 2.13, torchao 0.18); on their local shards it cuts blocks across rows and decides by a shard's size what to

@@ -21,18 +21,16 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from checkpoints_tools.load import load_pretrained  # noqa: E402
-from eval.config import EvalConfig  # noqa: E402
-from eval.decoder.kv_cache import SlotCache  # noqa: E402
-from eval.decoder.score import score_model  # noqa: E402
-from eval.decoder.tensor_parallel import copy_split  # noqa: E402
-from eval.gather import ScoreResult  # noqa: E402
-from eval.setup import EvalPlan, build_model, make_plan  # noqa: E402
-from train.parallel.distributed import World, place, run_guarded, start  # noqa: E402
-from train.parallel.mesh import MeshShape  # noqa: E402
-from train.parallel.parallelize import parallelize  # noqa: E402
+from checkpoints_tools.load import load_pretrained
+from eval.config import EvalConfig
+from eval.decoder.kv_cache import SlotCache
+from eval.decoder.score import score_model
+from eval.decoder.tensor_parallel import copy_split
+from eval.gather import ScoreResult
+from eval.setup import EvalPlan, build_model, make_plan
+from train.parallel.distributed import World, place, run_guarded, start
+from train.parallel.mesh import MeshShape
+from train.parallel.parallelize import parallelize
 
 CPU = torch.device("cpu")
 SLICES = (2, 4)

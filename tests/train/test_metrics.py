@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from tiny_run import TIED, TINY, make_samples, make_trainer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +16,7 @@ from data.loader import StepLoader
 from data.packing import PADDING_DOC
 from model.attention import allowed
 from model.llama import Llama
+from tests.train.tiny_run import TIED, TINY, make_samples, make_trainer
 from train import metrics
 
 

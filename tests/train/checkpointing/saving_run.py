@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tiny_run import TIED, VOCAB, make_trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from benchmarks.host_memory import AnonymousPeak
 from checkpoints_tools.writer import ShardWriter
 from model.llama import LlamaConfig
+from tests.train.tiny_run import TIED, VOCAB, make_trainer
 from train.checkpointing import checkpoint, saver
 from train.checkpointing import disk_space as room
 from train.checkpointing.saver import SaveFailed

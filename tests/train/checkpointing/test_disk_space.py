@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import TIED, TINY, WIDE, make_trainer
 
 from data.errors import UserError
+from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer
 from train import options
 from train.checkpointing import checkpoint
 from train.checkpointing import disk_space as room

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import split_run  # noqa: E402
-
-from data.decoder.prompts import encode_pieces  # noqa: E402
-from data.errors import UserError  # noqa: E402
-from eval.setup import build_model  # noqa: E402
-from train.parallel.tensor_parallel import check_divides  # noqa: E402
+from data.decoder.prompts import encode_pieces
+from data.errors import UserError
+from eval.setup import build_model
+from tests.eval.decoder import split_run
+from tests.launching import command, environment
+from train.parallel.tensor_parallel import check_divides
 
 N_RANKS = 4
 
 
 def test_a_model_split_over_ranks_says_what_it_says_whole(divisible_checkpoint: Path, tmp_path: Path) -> None:
     """2 replicas x 2 slices, and 1 x 4; read from an HF folder and from a training checkpoint, and copied."""
-    script = [split_run.__file__, str(tmp_path), str(divisible_checkpoint)]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(N_RANKS)]
-    done = subprocess.run([*start, *script], capture_output=True, text=True, timeout=200)
+    start = command(Path(split_run.__file__), tmp_path, divisible_checkpoint, ranks=N_RANKS)
+    done = subprocess.run(start, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(N_RANKS)]
 

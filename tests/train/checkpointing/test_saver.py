@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import ROOT
-from saving_run import SMALL
-from test_train_checkpoint import parameters, resumed
-from tiny_run import TIED, make_trainer, whole
 
 from data.errors import UserError
+from tests.train.checkpointing.saving_run import SMALL
+from tests.train.checkpointing.test_checkpoint import parameters, resumed
+from tests.train.tiny_run import TIED, make_trainer, whole
 from train.checkpointing import checkpoint, saver
 from train.checkpointing import disk_space as room
 from train.checkpointing.saver import HostCopy, SaveFailed
@@ -262,11 +261,10 @@ def test_an_interrupt_does_not_claim_a_save_that_failed(world, tmp_path: Path, s
 def test_killed_in_the_middle_of_a_save(world, launch, tmp_path: Path, caplog) -> None:
     script = tmp_path / "killed.py"
     script.write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'train')!r}]\n"
-        "import os, signal, torch\n"
+        "import os, signal, sys, torch\n"
         "from pathlib import Path\n"
-        "from tiny_run import make_trainer\n"
-        "from train import saver\n"
+        "from tests.train.tiny_run import make_trainer\n"
+        "from train.checkpointing import saver\n"
         "from train.parallel.distributed import start\n"
         "write, n = saver._WatchedStream.write, [0]\n"
         "def killed(stream, data):\n"

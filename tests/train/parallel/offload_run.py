@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tiny_encoder_run
-import tiny_run
 import torch
 
+from tests.train import tiny_encoder_run, tiny_run
 from train.parallel import activation_offload
 from train.parallel.distributed import World, run_guarded, start
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import offload_run
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from data.errors import UserError
+from tests.train.parallel import offload_run
 from train.config import FREE_ON_RESUME, load_config
 from train.errors import RunStopped
 from train.parallel import activation_offload

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from tiny_run import whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from data.errors import UserError
 from model.llama import Llama, LlamaConfig
+from tests.train.tiny_run import whole
 from train.checkpointing.checkpoint import load_model, load_optimizer
 from train.optim.optimizer import OPTIMIZERS, allocate_states, build_optimizer, clip_gradients
 from train.parallel.distributed import World, place, run_guarded, start

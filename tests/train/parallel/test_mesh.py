@@ -13,7 +13,7 @@ from train.config import FREE_ON_RESUME, load_config
 from train.parallel.mesh import MeshShape, lay_out, lay_out_world
 from train.setup import open_run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RUN = ["--model", "llama_debug", "--init", "random", "--task", "massive_intent", "--data", "sample"]
 
 

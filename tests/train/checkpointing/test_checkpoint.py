@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import TIED, TINY, WIDE, make_trainer, whole
 
 from data.errors import UserError
 from model.llama import LlamaConfig
+from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer, whole
 from train import options
 from train.checkpointing import checkpoint
 from train.errors import RunStopped

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TICKETS
 from safetensors.torch import load_file
 
 from checkpoints_tools.export import export_hf
 from data.decoder.tokenizer import load_tokenizer
 from model.llama import Llama, LlamaConfig
+from tests.launching import ROOT, TICKETS
 
 
 def run_files(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:

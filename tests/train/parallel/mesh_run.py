@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from tiny_run import make_trainer, whole
 from torch.distributed.tensor import DTensor
 
 from data.errors import UserError
 from model.llama import LlamaConfig
+from tests.train.tiny_run import make_trainer, whole
 from train.checkpointing import checkpoint
 from train.parallel import parallelize
 from train.parallel.distributed import World, place, run_guarded, start

@@ -7,13 +7,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import mesh_run
 import numpy as np
 import pytest
 import torch
-from mesh_run import CASES, NET, STAGES, run_case, run_stage
-from tiny_run import make_trainer, whole
 
+from tests.train.parallel import mesh_run
+from tests.train.parallel.mesh_run import CASES, NET, STAGES, run_case, run_stage
+from tests.train.tiny_run import make_trainer, whole
 from train.metrics import attended_pairs, step_flops
 from train.parallel.mesh import MeshShape
 from train.trainer import Trainer

@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, TICKETS
-from memory_by_hand import PUBLISHED, by_hand
 
 import train.planning.plan
 from data.errors import UserError
 from data.loader import StepLoader
 from model import MODELS
+from tests.launching import ROOT, TICKETS
+from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
 from train.config import load_config
 from train.metrics import attended_pairs
 from train.optim.optimizer import OPTIMIZERS

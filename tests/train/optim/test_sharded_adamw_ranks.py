@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import optim_run
 import pytest
 import torch
-from optim_run import OPTIMS, STAGES, build, clipped, run_stage
 
+from tests.train.optim import optim_run
+from tests.train.optim.optim_run import OPTIMS, STAGES, build, clipped, run_stage
 from train.optim.blockwise import block_size
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_run
 import torch
-from tiny_run import CASES, make_trainer, run_case
+
+from tests.train import tiny_run
+from tests.train.tiny_run import CASES, make_trainer, run_case
 
 
 def assert_same_run(

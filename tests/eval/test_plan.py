@@ -13,7 +13,7 @@ from eval.config import load_config
 from eval.plan import Requests, decoder_memory, describe
 from model import MODELS
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("tp", [1, 8])

@@ -6,14 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TICKETS = ROOT / "data" / "sample" / "tickets" / "tickets.toml"
 
 
 def environment() -> dict[str, str]:
     """Without what a torchrun around the tests, or the user, may have set."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
-    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
 
 
 def command(script: Path, *args: object, ranks: int = 1) -> list[str]:

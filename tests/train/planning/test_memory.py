@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 import torch
-from memory_by_hand import PUBLISHED, by_hand
 
 from benchmarks import memory_trace
 from model import MODELS
 from model.encoder import Head
+from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import KEEP_GATHERED_BELOW
