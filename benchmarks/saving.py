@@ -33,7 +33,7 @@ from data.decoder.samples import SampleSet
 from data.loader import StepLoader
 from model import get_model_spec
 from train.checkpointing.checkpoint import RunState, step_folder
-from train.checkpointing.disk_space import Sizes, bytes_to_write, folder_bytes, format_bytes
+from train.checkpointing.disk_space import StoredBytes, bytes_to_write, folder_bytes, format_bytes
 from train.checkpointing.saver import Saver
 from train.loss import batch_loss
 from train.optim.optimizer import build_optimizer, clip_gradients
@@ -120,7 +120,7 @@ def work(rank: int, args: Args, folder: Path, port: int, results: Any) -> None:
     run.train(2)
     without = anonymous_bytes()
     savers = {
-        name: Saver(folder / name, 1, background, world.device, Sizes(0, 0))
+        name: Saver(folder / name, 1, background, world.device, StoredBytes(0, 0))
         for name, background in (("waits", False), ("background", True))
     }
     found: dict[str, Any] = {"alone": [], "waits": [], "background": []}

@@ -34,9 +34,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train.parallel.parallelize
 from benchmarks.common import load_average, say, size_of, table, write_result
-from data.packing import deal_in_turns
+from data.packing import balance_counts
 from eval.decoder.decode import Decoded, greedy_decode
-from eval.decoder.tensor_parallel import copy_split
+from eval.decoder.tensor_parallel import copy_for_scoring
 from model.llama import Llama, LlamaConfig
 from train.parallel.distributed import World, place, run_guarded, start
 from train.parallel.mesh import MeshShape
@@ -120,7 +120,7 @@ class Bench:
             vocab_size=8192,
         )  # fmt: skip
         self.build = lambda: Llama(config)
-        train.parallel.parallelize.KEEP_GATHERED_BELOW = 0  # as a model that does not fit gathered
+        train.parallel.parallelize.RESHARD_FROM = 0  # as a model that does not fit gathered
         self.model = parallelize(self.build, world.mesh, world.device, precision="fp32")
         draw = torch.Generator().manual_seed(1)
         lengths = torch.randint(8, 25, (args.requests,), generator=draw).tolist()
@@ -139,22 +139,22 @@ class Bench:
             self.ways["copy, two replicas"] = lambda run: self.by_copy(run, half)
 
     def through_fsdp(self, run: Run, batches: int) -> None:
-        own = deal_in_turns([len(body) for body in self.bodies], self.world.size)[self.world.rank]
+        own = balance_counts([len(body) for body in self.bodies], self.world.size)[self.world.rank]
         self._decode(run, self.model, own, self.world.size, -(-len(own) // batches), dist.group.WORLD)
         reshard(self.model)
         run.copying.append(0.0)
 
-    def by_copy(self, run: Run, n_split: int, plain: bool = True) -> None:
-        ranks = self.layouts[n_split]
+    def by_copy(self, run: Run, tp: int, plain: bool = True) -> None:
+        ranks = self.layouts[tp]
         start = self._now()
-        with Traffic(n_split) as traffic:
-            copy = (copy_split if plain else copy_as_dtensors)(
+        with Traffic(tp) as traffic:
+            copy = (copy_for_scoring if plain else copy_as_dtensors)(
                 self.model, self.build, ranks.mesh["tensor"], torch.float32, self.world.device
             )
         run.copying.append(self._now() - start)
         run.copied = traffic.received
-        own = deal_in_turns([len(body) for body in self.bodies], ranks.shape.n_data)[ranks.data_rank]
-        self._decode(run, copy, own, n_split, len(own), None)
+        own = balance_counts([len(body) for body in self.bodies], ranks.shape.n_data)[ranks.data_rank]
+        self._decode(run, copy, own, tp, len(own), None)
 
     def _decode(
         self, run: Run, model: nn.Module, own: list[int], n_summed: int, batch: int, group: dist.ProcessGroup | None
@@ -182,9 +182,9 @@ class Bench:
 
 
 def copy_as_dtensors(model: nn.Module, build: Callable[[], nn.Module], *where: Any) -> nn.Module:
-    """`copy_split` without its last step."""
-    with mock.patch("eval.decoder.tensor_parallel.as_plain", lambda model, *_: model):
-        return copy_split(model, build, *where)
+    """`copy_for_scoring` without its last step."""
+    with mock.patch("eval.decoder.tensor_parallel.to_plain_tensors", lambda model, *_: model):
+        return copy_for_scoring(model, build, *where)
 
 
 def report(runs: dict[str, Run], bench: Bench) -> str:

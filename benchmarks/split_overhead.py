@@ -27,9 +27,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.common import in_turn, load_average, table, write_result
 from eval.decoder.decode import greedy_decode
-from eval.decoder.tensor_parallel import as_plain
+from eval.decoder.tensor_parallel import to_plain_tensors
 from model.llama import Llama, LlamaConfig
-from train.parallel.tensor_parallel import split
+from train.parallel.tensor_parallel import apply_tensor_parallel
 
 N_RANKS, N_LAYERS, N_TOKENS = 8, 20, 20
 CONFIG = LlamaConfig(dim=64, n_layers=N_LAYERS, n_heads=8, n_kv_heads=8, ffn_dim=64, vocab_size=304, head_dim=16)
@@ -55,8 +55,8 @@ def main() -> None:
     whole, divided = Llama(CONFIG), Llama(CONFIG)
     for model in (whole, divided):
         model.init_weights(torch.Generator().manual_seed(0))
-    split(divided, mesh)
-    models = {"whole": whole, "split": as_plain(divided, partial(Llama, CONFIG), mesh), "DTensors": divided}
+    apply_tensor_parallel(divided, mesh)
+    models = {"whole": whole, "split": to_plain_tensors(divided, partial(Llama, CONFIG), mesh), "DTensors": divided}
 
     def decode(model: torch.nn.Module, n: int) -> None:
         greedy_decode(model, [5, 6], [[1, 2, 3]] * 4, N_TOKENS, set())

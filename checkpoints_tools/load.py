@@ -53,7 +53,7 @@ COPIED_AT_ONCE = 4_000_000
 # What wrappers put into parameter names (activation checkpointing, torch.compile).
 _WRAPPERS = re.compile(r"_checkpoint_wrapped_module\.|_orig_mod\.")
 # What an encoder's config says of training and of heads: not a property of the pretrained weights.
-_OF_THE_TASK = ("heads", "head", "dropout", "attention_dropout")
+_TASK_FIELDS = ("heads", "head", "dropout", "attention_dropout")
 
 
 def open_checkpoint(folder: Path | str, spec: ModelSpec | None = None) -> Source:
@@ -108,7 +108,7 @@ def check_fits_preset(
     """
     check_family(config, spec, folder)
     ignore = ("max_position", "vocab_size") if spec.recipe.endswith("debug") else ("max_position",)
-    ignore += _OF_THE_TASK if spec.kind == "encoder" else ()
+    ignore += _TASK_FIELDS if spec.kind == "encoder" else ()
     found = differences(config, spec.config, ignore=ignore) if spec.config is not None else []
     if found and not allow_mismatch:
         raise UserError(
@@ -210,7 +210,7 @@ def _open_encoder(
     """The folder, and the parameters that it rightly lacks; UserError for all that does not fit."""
     checkpoint = check_folder(folder, spec)
     stored = read_config(folder)
-    _check_same(stored, config, folder, ignore=_OF_THE_TASK)
+    _check_same(stored, config, folder, ignore=_TASK_FIELDS)
     matched = match_tensors(checkpoint.tensors, stored, config, str(folder))
     starts = tuple(f"heads.{head.key}." for head in matched.fresh)
     if "pooler.weight" not in matched.names and {h for h in config.heads if h.kind == "class"} <= set(matched.fresh):

@@ -36,7 +36,7 @@ import torch
 from data.decoder.rows import Batch
 from data.encoder.rows import Batch as EncoderBatch
 from data.errors import UserError
-from data.packing import deal, deal_in_turns, pack, padded_length
+from data.packing import balance_costs, balance_counts, pack, padded_length
 
 Row = list[int]  # sample indices that stand in one row
 
@@ -186,7 +186,7 @@ class StepLoader:
         order = rng.permutation(len(self.samples))
         if self.batch_unit == "samples" or not self.packing:
             return [[i] for i in order.tolist()]
-        rows = deal(self._costs[order], self._n_rows)
+        rows = balance_costs(self._costs[order], self._n_rows)
         return [order[rows[r]].tolist() for r in rng.permutation(len(rows))]
 
     def _fewest_level_rows(self) -> int:
@@ -198,7 +198,7 @@ class StepLoader:
         costs = self._costs
 
         def fits(n: int) -> bool:
-            return max(costs[row].sum() for row in deal(costs, n)) <= self._capacity
+            return max(costs[row].sum() for row in balance_costs(costs, n)) <= self._capacity
 
         # No two samples of more than half a row stand together. More rows never make the longest one longer, so the
         # number can be found by halves; one row a sample always fits.
@@ -223,11 +223,11 @@ class StepLoader:
 
     def _plan(self, units: list[Row]) -> StepPlan:
         if self.batch_unit == "rows":
-            dealt = deal_in_turns([self._row_cost(row) for row in units], self.world_size)
+            dealt = balance_counts([self._row_cost(row) for row in units], self.world_size)
             return StepPlan([self._micro_batches([units[i] for i in own]) for own in dealt])
         indices = np.array([i for unit in units for i in unit])
         ranks = []
-        for own in deal(self._costs[indices], self.world_size):
+        for own in balance_costs(self._costs[indices], self.world_size):
             mine = indices[own]
             rows = pack(self._costs[mine], self._capacity) if self.packing else [[i] for i in range(len(mine))]
             ranks.append(self._micro_batches([mine[row].tolist() for row in rows]))
@@ -301,7 +301,9 @@ class StepLoader:
         """The most samples or rows (``batch_unit``) that one rank can get of a step."""
         if self.batch_unit == "rows":
             return ceil(self.batch_size / self.world_size)
-        return max(1, self.batch_size - self.world_size + 1)  # `deal` gives every rank one before any gets a second
+        return max(
+            1, self.batch_size - self.world_size + 1
+        )  # `balance_costs` gives every rank one before any gets a second
 
     @property
     def _times_in_step(self) -> int:
@@ -319,7 +321,7 @@ class StepLoader:
             return False
         if self.batch_unit == "rows" or not self.packing:
             return True
-        # `deal` gives a rank less than an equal share and one sample more; what fits one row takes one pass.
+        # `balance_costs` gives a rank less than an equal share and one sample more; what fits one row takes one pass.
         whole = self._longest(self.batch_size).sum()
         return bool(min(whole, whole / self.world_size + self._costs.max()) > self._capacity)
 

@@ -45,11 +45,12 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
     return rows
 
 
-def deal(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[int]]:
-    """Deal items to ``n_ranks`` so that the sums of their costs come out as equal as they easily can.
+def balance_costs(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[int]]:
+    """Distribute items over ``n_ranks`` so that the ranks' total costs are about equal.
 
-    Longest processing time first: the dearest item left goes to the rank with the least so far; the dearest rank
-    then costs at most 4/3 of the best possible. Ties go to the lower index and the lower rank. A rank may get nothing.
+    Longest processing time first (Graham, 1969): the most expensive remaining item goes to the least loaded rank. The
+    most loaded rank then has at most 4/3 of the least possible. Ties go to the lower index and the lower rank. A rank
+    may get nothing.
     """
     order = np.argsort(-np.asarray(costs, dtype=np.int64), kind="stable").tolist()
     ranks: list[list[int]] = [[] for _ in range(n_ranks)]
@@ -61,10 +62,11 @@ def deal(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[int]]:
     return ranks
 
 
-def deal_in_turns(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[int]]:
-    """Deal items to ``n_ranks``, dearest first, back and forth: nobody has more than one item more than another.
+def balance_counts(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[int]]:
+    """Distribute items over ``n_ranks`` so that their numbers differ by one at most.
 
-    Costs 9 8 7 6 5 4 for two ranks: 9 6 5 and 8 7 4. The sums come out less equal than by `deal`.
+    The most expensive first, over the ranks back and forth: costs 9 8 7 6 5 4 for two ranks give 9 6 5 and 8 7 4. The
+    total costs are less equal than by `balance_costs`.
     """
     order = np.argsort(-np.asarray(costs, dtype=np.int64), kind="stable").tolist()
     ranks: list[list[int]] = [[] for _ in range(n_ranks)]

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from eval.decoder.score import score_model
-from eval.decoder.tensor_parallel import copy_split
+from eval.decoder.tensor_parallel import copy_for_scoring
 from eval.encoder.score import score_encoder
 from eval.gather import ScoreResult
 from eval.memory import RESERVE, scoring_memory
@@ -34,7 +34,7 @@ from model.llama import LlamaConfig
 from train.config import TrainConfig
 from train.parallel.distributed import World, place
 from train.parallel.mesh import MeshShape
-from train.parallel.parallelize import PRECISIONS, frees_gathered, reshard, stay_gathered
+from train.parallel.parallelize import PRECISIONS, keep_unsharded, reshard, reshards_after_forward
 from train.setup import CACHE_DIR, Setup, longest_input
 from train.trainer import HeldOutScore
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 BATCH_TOKENS = 4096  # of a decoding batch of a whole model; a rank that has 1/n of the heads takes n times as many
 
 
-def slices_for(config: LlamaConfig, local_ranks: int) -> int:
+def tp_for(config: LlamaConfig, local_ranks: int) -> int:
     """Over how many ranks of a machine a model is split: as many as its heads and hidden units divide into."""
     return math.gcd(config.n_kv_heads, config.ffn_dim, local_ranks)
 
@@ -66,14 +66,14 @@ class HeldOutScoring:
         if not self._is_set_up:
             self._set_up(model)
         if self.copy_world is None or not self._copy_fits():
-            stay_gathered(model, self.world.size == 1)  # where the gradients are that are not there while scoring
+            keep_unsharded(model, self.world.size == 1)  # where the gradients are that are not there while scoring
             result = self._answer(model, self.world, sharded=True)
-            stay_gathered(model, False)
+            keep_unsharded(model, False)
             reshard(model)
             return result
         build = partial(self.setup.spec.build, self.setup.model_config)
         return self._answer(
-            copy_split(model, build, self.copy_world.mesh["tensor"], self._dtype, self.world.device),
+            copy_for_scoring(model, build, self.copy_world.mesh["tensor"], self._dtype, self.world.device),
             self.copy_world,
             max_batch_tokens=BATCH_TOKENS * self.copy_world.shape.tensor,
         )
@@ -82,13 +82,13 @@ class HeldOutScoring:
         """Lay the ranks out for a copy of the model, where one is needed; once, as it makes process groups."""
         self._is_set_up = True
         setup, world = self.setup, self.world
-        is_spread = world.shape.tensor > 1 or (world.size > 1 and frees_gathered(model))
+        is_spread = world.shape.tensor > 1 or (world.size > 1 and reshards_after_forward(model))
         if not is_spread or not isinstance(setup.model_config, LlamaConfig):
             return
-        n_split = slices_for(setup.model_config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
-        if n_split > 1:
-            self.copy_world = place(world.device, MeshShape(shard=world.size // n_split, tensor=n_split))
-            log.info("held-out scoring: by a temporary copy of the model, split over %d ranks", n_split)
+        tp = tp_for(setup.model_config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
+        if tp > 1:
+            self.copy_world = place(world.device, MeshShape(shard=world.size // tp, tensor=tp))
+            log.info("held-out scoring: by a temporary copy of the model, split over %d ranks", tp)
         else:
             log.info(
                 "held-out scoring: gathers the model for every token; %d key/value heads and %d hidden units do not "
@@ -133,8 +133,8 @@ class HeldOutScoring:
         torch.cuda.empty_cache()  # what the last step's gradients and activations took can be had again
         free = torch.tensor(torch.cuda.mem_get_info(self.world.device)[0], device=self.world.device)
         dist.all_reduce(free, op=dist.ReduceOp.MIN)
-        c, n_split = self.setup.model_config, self.copy_world.shape.tensor
-        memory = scoring_memory(c, self._dtype, n_split, self.config.batch.row_length, BATCH_TOKENS * n_split)
+        c, tp = self.setup.model_config, self.copy_world.shape.tensor
+        memory = scoring_memory(c, self._dtype, tp, self.config.batch.row_length, BATCH_TOKENS * tp)
         largest = c.vocab_size * c.dim * self._dtype.itemsize  # of the tensors that are whole for a moment
         needed = memory.total + largest + RESERVE
         if free.item() < needed:

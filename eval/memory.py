@@ -38,9 +38,9 @@ class ScoringMemory:
 
 
 def scoring_memory(
-    config: LlamaConfig, dtype: torch.dtype, n_split: int, prefix_tokens: int, batch_tokens: int
+    config: LlamaConfig, dtype: torch.dtype, tp: int, prefix_tokens: int, batch_tokens: int
 ) -> ScoringMemory:
-    """The arithmetic, for a model split over ``n_split`` ranks (1: whole on each).
+    """The arithmetic, for a model split over ``tp`` ranks (1: whole on each).
 
     Args:
         prefix_tokens: of the shared prefix, which the cache holds once.
@@ -51,26 +51,24 @@ def scoring_memory(
     matrices = L * (2 * E * A + 2 * E * KV + 3 * E * F)
     norms, vocabulary = (2 * L + 1) * E, V * E
     # A tied embedding is whole on every rank (`train/parallel/tensor_parallel.py`).
-    weights = norms + (
-        matrices / n_split + vocabulary if config.tie_embeddings else (matrices + 2 * vocabulary) / n_split
-    )
+    weights = norms + (matrices / tp + vocabulary if config.tie_embeddings else (matrices + 2 * vocabulary) / tp)
     tokens = max(prefix_tokens, batch_tokens)  # of one pass: the prefix alone, or the bodies of a batch
     # The residual stream, a norm's fp32 copies and its result; then gate, up, SiLU and product, or queries being
     # rotated in fp32, and keys and values laid behind the prefix's.
     stream = (3 * c + 8) * E * tokens
-    inside = max(4 * c * F * tokens, (8 + 3 * c) * A * tokens + 2 * c * KV * (prefix_tokens + tokens)) / n_split
+    inside = max(4 * c * F * tokens, (8 + 3 * c) * A * tokens + 2 * c * KV * (prefix_tokens + tokens)) / tp
     logits = 2 * c * V * MAX_BATCH_SIZE
     return ScoringMemory(
         weights=round(c * weights),
-        cache=round(2 * c * L * KV * (prefix_tokens + batch_tokens) / n_split),
+        cache=round(2 * c * L * KV * (prefix_tokens + batch_tokens) / tp),
         batch=round(stream + inside + logits),
     )
 
 
-def check_room(
+def check_fits(
     config: LlamaConfig,
     dtype: torch.dtype,
-    n_split: int,
+    tp: int,
     prefix_tokens: int,
     batch_tokens: int,
     free: int,
@@ -85,16 +83,16 @@ def check_room(
     def memory(n: int) -> ScoringMemory:
         return scoring_memory(config, dtype, n, prefix_tokens, batch_tokens)
 
-    needed = memory(n_split)
+    needed = memory(tp)
     if needed.total + RESERVE <= free:
         return
     common = math.gcd(config.n_kv_heads, config.ffn_dim)
-    enough = [n for n in range(n_split + 1, common + 1) if common % n == 0 and memory(n).total + RESERVE <= free]
+    enough = [n for n in range(tp + 1, common + 1) if common % n == 0 and memory(n).total + RESERVE <= free]
     if enough:
         mend = f"Split it over {enough[0]} GPUs: torchrun --nproc_per_node {enough[0]} eval.py --tp {enough[0]} ..."
     else:
         mend = f"Even split over {common} GPUs, the most it divides into, it would not fit. A smaller --batch_tokens?"
-    split = f" on each of {n_split} GPUs" if n_split > 1 else ""
+    split = f" on each of {tp} GPUs" if tp > 1 else ""
     raise UserError(
         f"{name} is too large: it needs {needed.weights / 1e9:.1f} GB of weights{split}, {needed.cache / 1e9:.1f} of "
         f"cached keys and values, {needed.batch / 1e9:.1f} to pass over {batch_tokens:,} tokens and "
@@ -103,7 +101,7 @@ def check_room(
 
 
 def check_plan_fits(plan: EvalPlan, options: EvalConfig, dtype: torch.dtype, free: int) -> None:
-    """`check_room` for what ``eval.py`` is about to do with a decoder."""
+    """`check_fits` for what ``eval.py`` is about to do with a decoder."""
     prefix = len(encode_pieces(plan.prompt.build(plan.task).prefix, plan.tokenizer))
     batch = max(options.batch_tokens, plan.row_length - prefix)  # a longer request is a batch of its own
-    check_room(plan.config, dtype, options.tp, prefix, batch, free, plan.spec.name)
+    check_fits(plan.config, dtype, options.tp, prefix, batch, free, plan.spec.name)

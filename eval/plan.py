@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from data.decoder.fewshot import PROMPT_FILE
 from data.decoder.samples import prepare
 from data.errors import UserError
-from data.packing import deal_in_turns, padded_length
+from data.packing import balance_counts, padded_length
 from data.source import load_examples
 from data.tasks import get_task
 from eval.config import EvalConfig
@@ -81,7 +81,7 @@ def decoder_memory(
     """
     E, L, D = config.dim, config.n_layers, config.head_width
     A, KV, F = config.n_heads * D // tp, config.n_kv_heads * D // tp, config.ffn_dim // tp
-    own = deal_in_turns(requests.bodies, n_replicas)[0]
+    own = balance_counts(requests.bodies, n_replicas)[0]
     bodies, limits = [requests.bodies[i] for i in own], [requests.limits[i] for i in own]
     grouped = batches([range(n) for n in bodies], limits, batch_tokens, MAX_BATCH_SIZE)
     sizes = [(len(b), max(bodies[i] for i in b) + max(limits[i] for i in b)) for b in grouped]
@@ -114,7 +114,7 @@ def encoder_memory(
     config: EncoderConfig, n_parameters: int, c: int, requests: Requests, n_replicas: int, batch_tokens: int
 ) -> Scoring:
     """What a pass over packed rows takes: a block's input and result, q, k, v and attention, or the GELU network."""
-    bodies = [requests.bodies[i] for i in deal_in_turns(requests.bodies, n_replicas)[0]]
+    bodies = [requests.bodies[i] for i in balance_counts(requests.bodies, n_replicas)[0]]
     T = padded_length(max(min(batch_tokens, sum(bodies)), max(bodies)))
     width = max(6 * config.dim, 3 * config.dim + 2 * config.ffn_dim)
     n_rows = -(-sum(bodies) // batch_tokens)

@@ -34,14 +34,14 @@ from data.example import Example
 from data.source import load_examples
 from data.tasks import TASKS, Task, get_task
 from eval.config import EvalConfig
-from eval.decoder.tensor_parallel import as_plain
+from eval.decoder.tensor_parallel import to_plain_tensors
 from eval.encoder.task import encoder_task, from_label_sets
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
 from train.checkpointing.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
 from train.config import RECIPES
-from train.parallel.tensor_parallel import check_divides, split
+from train.parallel.tensor_parallel import apply_tensor_parallel, check_divides
 
 log = logging.getLogger(__name__)
 
@@ -295,7 +295,7 @@ def build_model(
     with torch.device("meta"):
         model = build().to(DTYPES[precision])
     if tensor_mesh is not None:
-        split(model, tensor_mesh)
+        apply_tensor_parallel(model, tensor_mesh)
     assert not list(model.buffers()), "to_empty leaves buffers as garbage"
     model.to_empty(device=device)
     if plan.weights.is_training:
@@ -303,5 +303,5 @@ def build_model(
     else:
         load_pretrained(model, plan.weights.path, plan.spec, check_config=False)
     if tensor_mesh is not None:
-        model = as_plain(model, build, tensor_mesh)
+        model = to_plain_tensors(model, build, tensor_mesh)
     return model.eval()

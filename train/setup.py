@@ -50,7 +50,7 @@ from train.parallel.tensor_parallel import check_divides
 log = logging.getLogger(__name__)
 
 # What each machine may have elsewhere; that it is the same is told by hashes, and by rank 0's files being seen by all.
-OF_THE_MACHINE = ("config", "checkpoint", "data", "cache_dir", "output")
+MACHINE_OPTIONS = ("config", "checkpoint", "data", "cache_dir", "output")
 
 CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache" / "prepared"
 
@@ -158,7 +158,7 @@ def require_same(config: TrainConfig, setup: Setup) -> None:
     Raises:
         UserError: names the ranks that differ from rank 0, and in what.
     """
-    mine = {name: value for name, value in options.flatten(config).items() if name not in OF_THE_MACHINE}
+    mine = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
     mine |= setup.identity | {"checkpoint to resume from": setup.resume_from and setup.resume_from.name}
     everyone: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, {name: str(value) for name, value in mine.items()})

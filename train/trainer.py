@@ -167,7 +167,7 @@ class Trainer:
             Interrupted: a signal arrived; the step was finished and a checkpoint saved.
         """
         config, total = self.config, self.setup.total_steps
-        self._say_what_runs()
+        self._log_summary()
         self.log = RunLog(
             self.output,
             active=self.world.is_main,
@@ -373,7 +373,7 @@ class Trainer:
             log.info("exported %s", folder)
         dist.barrier()
 
-    def _say_what_runs(self) -> None:
+    def _log_summary(self) -> None:
         config, setup = self.config, self.setup
         n_parameters = sum(p.numel() for p in self.model.parameters())
         log.info(

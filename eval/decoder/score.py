@@ -22,7 +22,7 @@ from data.decoder.prompts import Prompt, encode_pieces
 from data.decoder.samples import SampleSet, prepare
 from data.decoder.tokenizer import Tokenizer
 from data.example import Example
-from data.packing import deal_in_turns
+from data.packing import balance_counts
 from data.tasks import Task, TokenField
 from eval.decoder.decode import Decoded, greedy_decode
 from eval.decoder.parse import parse_answer
@@ -74,7 +74,7 @@ def score_model(
     room = (max_length - len(samples.prefix) - samples.lengths).tolist()  # what each document leaves for its answer
     limits = [min(budget, left) for budget, left in zip(budgets, room, strict=True)]
     n_shortened = sum(limit < budget for limit, budget in zip(limits, budgets, strict=True))
-    own = deal_in_turns(samples.lengths, world_size)[rank]
+    own = balance_counts(samples.lengths, world_size)[rank]
     bodies = [samples.body(i).tolist() for i in own]
 
     start = time.perf_counter()

@@ -5,16 +5,16 @@
     split        on the meta device, as in training (`train/parallel/tensor_parallel.py`): every matrix becomes a
                  DTensor that knows which slice of it each rank holds
       fill       from a Hugging Face folder or a training checkpoint (`eval/setup.py`), or from a live model
-                 (`copy_split`): whichever it is, a rank keeps its own slices and nothing else
-      as_plain   the same slices as plain tensors, with plain collectives
+                 (`copy_for_scoring`): whichever it is, a rank keeps its own slices and nothing else
+      to_plain_tensors   the same slices as plain tensors, with plain collectives
 
 Embedding and head are split too. A step of decoding reads every weight once: of Llama 3 70B in bf16 over 8 GPUs the
 blocks are 17.1 GB a GPU; a whole head would add 2.1 GB to read, an eighth of it adds 0.26, and gathering the logits
 (0.26 MB a request) costs far less than reading the difference. Whole, the two would also take 3.7 GB a GPU from the
 cache. And because all ranks choose the next token from the same gathered logits, they cannot part ways.
 
-Why `as_plain`: a product with a DTensor keeps the host busy for a fraction of a millisecond before the device has
-anything to do, and a block has seven. One token at a time that is several times what a GPU needs for the whole step
+Why `to_plain_tensors`: a product with a DTensor keeps the host busy for a fraction of a millisecond before the device
+has anything to do, and a block has seven. One token at a time that is several times what a GPU needs for the whole step
 (`benchmarks/results/score_in_training.md`), and without gradients nothing is left for DTensors to do once the slices
 are in place.
 """
@@ -31,11 +31,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from checkpoints_tools.load import clean_name, local_slice
-from train.parallel.tensor_parallel import split
+from train.parallel.tensor_parallel import apply_tensor_parallel
 
 
 @torch.no_grad()
-def copy_split(
+def copy_for_scoring(
     model: nn.Module, build: Callable[[], nn.Module], mesh: DeviceMesh, dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
     """A copy of a model in training, split over ``mesh``, its weights cast to ``dtype``.
@@ -50,7 +50,7 @@ def copy_split(
     """
     with torch.device("meta"):
         copy = build().to(dtype)
-    split(copy, mesh)
+    apply_tensor_parallel(copy, mesh)
     assert not list(copy.buffers()), "to_empty leaves buffers as garbage"
     copy.to_empty(device=device)
     source = {clean_name(name): parameter for name, parameter in model.named_parameters()}
@@ -59,14 +59,14 @@ def copy_split(
     for name, target in targets.items():
         local, where = local_slice(target)
         local.copy_(source[name].detach().to(dtype).full_tensor()[where])
-    return as_plain(copy, build, mesh).eval()
+    return to_plain_tensors(copy, build, mesh).eval()
 
 
-def as_plain(model: nn.Module, build: Callable[[], nn.Module], mesh: DeviceMesh) -> nn.Module:
+def to_plain_tensors(model: nn.Module, build: Callable[[], nn.Module], mesh: DeviceMesh) -> nn.Module:
     """A model that shares the memory of a split one and gives its results, without DTensors and without gradients.
 
     Args:
-        model: split over ``mesh`` by `train.parallel.tensor_parallel.split`, its slices in place.
+        model: split over ``mesh`` by `train.parallel.tensor_parallel.apply_tensor_parallel`, its slices in place.
         build: makes the model anew; called under the meta device.
     """
     with torch.device("meta"):

@@ -30,7 +30,7 @@ from data.encoder.samples import prepare as prepare_encoder
 from data.encoder.samples import tag_set
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.example import Example
-from data.packing import deal_in_turns, pack
+from data.packing import balance_counts, pack
 from data.tasks import ClassField, Task, TokenField
 from eval.gather import ScoreResult, Share, gather_scores
 from eval.results import Prediction
@@ -68,7 +68,9 @@ def score_encoder(
         progress: called with the number of examples newly finished on this rank.
     """
     samples = prepare_encoder(examples, task, tokenizer, max_length, with_labels=False, cache_dir=cache_dir)
-    rows = [_rows(samples.lengths, indices, max_batch_tokens) for indices in deal_in_turns(samples.lengths, world_size)]
+    rows = [
+        _rows(samples.lengths, indices, max_batch_tokens) for indices in balance_counts(samples.lengths, world_size)
+    ]
     own = rows[rank]
     answers: dict[int, Prediction] = {}
     was_training = model.training

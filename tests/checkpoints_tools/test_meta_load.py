@@ -26,7 +26,7 @@ from model import get_model_spec
 from model.llama import Llama
 from tests.meta_reference import random_weights, write_meta_folder, write_rank_file
 from tests.ranks import run_ranks
-from train.parallel.tensor_parallel import split
+from train.parallel.tensor_parallel import apply_tensor_parallel
 
 
 @pytest.mark.parametrize(("n_parts", "embedding_dim"), [(1, 0), (2, 1), (8, 0)])
@@ -158,7 +158,7 @@ def sharded(folder: Path, mesh: DeviceMesh) -> Llama:
         model = Llama(open_checkpoint(folder).config)
     names = mesh.mesh_dim_names
     if "tensor" in names:
-        split(model, mesh["tensor"])
+        apply_tensor_parallel(model, mesh["tensor"])
     data = tuple(name for name in names if name != "tensor")
     if data:
         for block in model.layers:

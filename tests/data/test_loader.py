@@ -15,7 +15,7 @@ from data.decoder.rows import Batch
 from data.decoder.samples import SampleSet
 from data.errors import UserError
 from data.loader import StepLoader
-from data.packing import IGNORE, deal, padded_length
+from data.packing import IGNORE, balance_costs, padded_length
 
 SETTINGS = list(itertools.product([True, False], [True, False]))  # packing, share_prefix
 WORLD_SIZES = [1, 2, 3, 8]
@@ -255,7 +255,7 @@ def test_full_rows_are_the_fewest_that_fit(seed: int, row_length: int):
     capacity = row_length - 20
 
     def longest(n: int) -> int:
-        return max(samples.costs[row].sum() for row in deal(samples.costs, n))
+        return max(samples.costs[row].sum() for row in balance_costs(samples.costs, n))
 
     counted = next(n for n in range(1, 121) if longest(n) <= capacity)
     assert n_rows == counted and n_rows > 1
@@ -265,7 +265,7 @@ def test_full_rows_of_samples_longer_than_half_a_row_are_found_at_once(monkeypat
     """Each needs a row of its own, which many dealings one row apart would take long to find out."""
     samples = make_samples(2000, n_prefix=60, shortest=2, longest=40)
     dealt = []
-    monkeypatch.setattr(loader_module, "deal", lambda costs, n: dealt.append(n) or deal(costs, n))
+    monkeypatch.setattr(loader_module, "balance_costs", lambda costs, n: dealt.append(n) or balance_costs(costs, n))
     load = loader(samples, batch_unit="rows", row_length=120, share_prefix=False)
     assert (samples.costs + 60).min() > 60 and load.units_per_epoch == 2000
     assert len(dealt) <= 12

@@ -10,7 +10,7 @@ import torch
 
 from data.decoder.rows import build_row, collate, dummy_batch
 from data.decoder.samples import SampleSet
-from data.packing import IGNORE, deal, deal_in_turns, pack, padded_length
+from data.packing import IGNORE, balance_costs, balance_counts, pack, padded_length
 
 
 def make_samples(bodies: list[list[int]], labels: list[list[int]], prefix: list[int]) -> SampleSet:
@@ -181,7 +181,7 @@ def test_deal_is_level():
         rng = np.random.default_rng(seed)
         costs = rng.integers(1, 1000, rng.integers(1, 100))
         n_ranks = int(rng.integers(1, 12))
-        ranks = deal(costs, n_ranks)
+        ranks = balance_costs(costs, n_ranks)
         assert len(ranks) == n_ranks
         assert sorted(i for rank in ranks for i in rank) == list(range(len(costs)))
         loads = [costs[rank].sum() for rank in ranks]
@@ -192,7 +192,7 @@ def test_deal_is_level():
 
 
 def test_deal_leaves_ranks_empty_when_items_run_out():
-    assert deal([4, 9], 4) == [[1], [0], [], []]
+    assert balance_costs([4, 9], 4) == [[1], [0], [], []]
 
 
 def test_padded_lengths_are_few_and_close():
@@ -209,7 +209,7 @@ def test_padded_lengths_are_few_and_close():
 def test_dealing_in_turns_gives_every_item_to_one_rank(n, world_size):
     rng = random.Random(n)
     lengths = [rng.randint(1, 300) for _ in range(n)]
-    hands = deal_in_turns(lengths, world_size)
+    hands = balance_counts(lengths, world_size)
     assert sorted(i for hand in hands for i in hand) == list(range(n))
     assert max(map(len, hands)) - min(map(len, hands)) <= 1
     if n >= 100:
@@ -218,4 +218,4 @@ def test_dealing_in_turns_gives_every_item_to_one_rank(n, world_size):
 
 
 def test_dealing_in_turns():
-    assert deal_in_turns([9, 8, 7, 6, 5, 4], 2) == [[0, 3, 4], [1, 2, 5]]
+    assert balance_counts([9, 8, 7, 6, 5, 4], 2) == [[0, 3, 4], [1, 2, 5]]

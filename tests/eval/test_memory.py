@@ -10,7 +10,7 @@ import torch
 
 from data.errors import UserError
 from eval.config import EvalConfig
-from eval.memory import check_plan_fits, check_room, scoring_memory
+from eval.memory import check_fits, check_plan_fits, scoring_memory
 from eval.setup import make_plan
 from model import MODELS
 from model.llama import Llama
@@ -36,17 +36,17 @@ def test_70b_over_8_gpus() -> None:
 
 
 def test_a_model_that_does_not_fit_says_how_many_gpus_it_needs() -> None:
-    check_room(MODELS["llama3_8b"].config, BF16, 1, 1000, 4096, A100, "llama3_8b")
-    check_room(LARGE, BF16, 8, 1000, 16_384, A100, "llama3_70b")
+    check_fits(MODELS["llama3_8b"].config, BF16, 1, 1000, 4096, A100, "llama3_8b")
+    check_fits(LARGE, BF16, 8, 1000, 16_384, A100, "llama3_70b")
     with pytest.raises(UserError, match="needs 141.1 GB of weights, .* 84.8 GB are free.*--nproc_per_node 2 .*--tp 2"):
-        check_room(LARGE, BF16, 1, 0, 1, A100, "llama3_70b")
+        check_fits(LARGE, BF16, 1, 0, 1, A100, "llama3_70b")
     with pytest.raises(UserError, match="llama3_70b is too large.*--tp 4"):  # half of the weights alone is 70.6 GB
-        check_room(LARGE, BF16, 1, 3000, 16_384, 70 * 2**30, "llama3_70b")
+        check_fits(LARGE, BF16, 1, 3000, 16_384, 70 * 2**30, "llama3_70b")
     with pytest.raises(UserError, match="on each of 4 GPUs.*Even split over 8 GPUs"):
-        check_room(LARGE, torch.float32, 4, 0, 1, 24 * 2**30, "llama3_70b")
+        check_fits(LARGE, torch.float32, 4, 0, 1, 24 * 2**30, "llama3_70b")
     odd = dataclasses.replace(LARGE, n_kv_heads=2)
     with pytest.raises(UserError, match="Even split over 2 GPUs"):
-        check_room(odd, BF16, 1, 0, 1, 60 * 2**30, "odd")
+        check_fits(odd, BF16, 1, 0, 1, 60 * 2**30, "odd")
 
 
 def test_what_eval_is_about_to_do_is_checked(tiny_checkpoint: Path) -> None:

@@ -40,7 +40,7 @@ def gradients(model: torch.nn.Module) -> dict[str, list[float]]:
 def main() -> None:
     out = Path(sys.argv[1])
     world = start(torch.device("cpu"))
-    train.parallel.parallelize.KEEP_GATHERED_BELOW = 0  # as for a model too large to stay gathered
+    train.parallel.parallelize.RESHARD_FROM = 0  # as for a model too large to stay gathered
     model = parallelize(
         lambda: Llama(CONFIG), world.mesh, world.device, precision="fp32", activation_checkpointing="full"
     )

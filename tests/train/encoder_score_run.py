@@ -25,7 +25,7 @@ def main() -> None:
     out, argv = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
     set_up_logging()
-    train.parallel.parallelize.KEEP_GATHERED_BELOW = 0
+    train.parallel.parallelize.RESHARD_FROM = 0
     score, results = eval.held_out.score_encoder, []
 
     def keep(*args: Any, **options: Any) -> ScoreResult:

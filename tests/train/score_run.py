@@ -42,7 +42,7 @@ def make_trainer(args: list[str], world: World | None = None) -> Trainer:
 def main() -> None:
     torch.set_num_threads(1)
     set_up_logging()
-    train.parallel.parallelize.KEEP_GATHERED_BELOW = 0  # as for a model too large to stay gathered
+    train.parallel.parallelize.RESHARD_FROM = 0  # as for a model too large to stay gathered
     out, found = Path(sys.argv[1]), {}
     trainer = make_trainer(sys.argv[2:])
     world = trainer.world

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.held_out import slices_for
+from eval.held_out import tp_for
 from model import MODELS
 from tests.train import score_run
 
@@ -40,5 +40,5 @@ def test_a_split_copy_answers_as_one_process_does(mesh: list[str], launch, world
 def test_how_far_a_model_is_split() -> None:
     """As far as it divides inside a machine, so that sums over the ranks never leave it."""
     large = MODELS["llama3_70b"].config
-    assert [slices_for(large, n) for n in (1, 4, 6, 8, 16)] == [1, 4, 2, 8, 8]
-    assert slices_for(MODELS["llama_debug"].config, 8) == 1
+    assert [tp_for(large, n) for n in (1, 4, 6, 8, 16)] == [1, 4, 2, 8, 8]
+    assert tp_for(MODELS["llama_debug"].config, 8) == 1

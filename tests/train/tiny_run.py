@@ -117,12 +117,12 @@ def run_case(name: str, output: Path, world: World, **values: Any) -> dict[str, 
 
 def main() -> None:
     torch.set_num_threads(1)
-    small = parallelize.KEEP_GATHERED_BELOW
+    small = parallelize.RESHARD_FROM
     out = Path(sys.argv[1])
     world = start(torch.device("cpu"))
     for number, name in enumerate(sys.argv[2:]):
         # Every other case as for a model too large to stay gathered from forward to backward.
-        parallelize.KEEP_GATHERED_BELOW = small if number % 2 else 0
+        parallelize.RESHARD_FROM = small if number % 2 else 0
         result = run_case(name, out / name, world)
         # Whether some rank had nothing to do or nothing to hold is known to that rank alone.
         for key in ("dummies", "empty_shards"):

@@ -51,7 +51,7 @@ def format_bytes(n: float) -> str:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class StoredBytes:
     """Bytes of a run's folders, before there is anything to measure.
 
     Attributes:
@@ -63,7 +63,9 @@ class Sizes:
     export: int
 
 
-def run_sizes(config: TrainConfig, spec: ModelSpec, model_config: LlamaConfig | EncoderConfig, n_ranks: int) -> Sizes:
+def run_sizes(
+    config: TrainConfig, spec: ModelSpec, model_config: LlamaConfig | EncoderConfig, n_ranks: int
+) -> StoredBytes:
     """What one checkpoint and one export of a run will take."""
     with torch.device("meta"):
         shapes = [parameter.shape for parameter in spec.build(model_config).parameters()]
@@ -72,7 +74,9 @@ def run_sizes(config: TrainConfig, spec: ModelSpec, model_config: LlamaConfig | 
     states = sum(state_bytes(shape, formats.states) for shape in shapes)
     # Three tensors and a step counter a parameter; in eight bits, five.
     overhead = overhead_bytes((6 if formats.states == "8bit" else 4) * len(shapes), n_ranks)
-    return Sizes(n * formats.weights.itemsize + states + overhead, n * export_bytes + len(shapes) * BYTES_PER_TENSOR)
+    return StoredBytes(
+        n * formats.weights.itemsize + states + overhead, n * export_bytes + len(shapes) * BYTES_PER_TENSOR
+    )
 
 
 def overhead_bytes(n_tensors: int, n_ranks: int) -> int:
@@ -134,7 +138,9 @@ def leftovers(output: Path, keep: int, resume_from: Path | None) -> list[Path]:
     return partial + [folder for folder in steps_in(checkpoints)[:-keep] if folder != resume_from]
 
 
-def run_bytes(config: TrainConfig, sizes: Sizes, first_step: int, total_steps: int, resume_from: Path | None) -> int:
+def run_bytes(
+    config: TrainConfig, sizes: StoredBytes, first_step: int, total_steps: int, resume_from: Path | None
+) -> int:
     """Free bytes that a run needs on its disk for all it will write, at the worst moment; 0 or less: none."""
     options, output = config.checkpoint, config.checkpoint.output
     remaining, gone = total_steps - first_step, leftovers(output, options.keep, resume_from)
@@ -156,7 +162,7 @@ def run_bytes(config: TrainConfig, sizes: Sizes, first_step: int, total_steps: i
     return needed - sum(folder_bytes(folder) for folder in gone)
 
 
-def check_run(config: TrainConfig, sizes: Sizes, total_steps: int, resume_from: Path | None) -> None:
+def check_run(config: TrainConfig, sizes: StoredBytes, total_steps: int, resume_from: Path | None) -> None:
     """Find out before a run loads anything whether the disk has room for all that it will write. Collective.
 
     Raises:

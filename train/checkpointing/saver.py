@@ -46,7 +46,7 @@ from data.decoder.fewshot import PromptSpec
 from train.checkpointing import checkpoint
 from train.checkpointing.checkpoint import RUN_FILE, RunState, step_folder, steps_in
 from train.checkpointing.disk_space import (
-    Sizes,
+    StoredBytes,
     bytes_to_write,
     check_run,
     choose_background,
@@ -84,7 +84,9 @@ class Saver:
         sizes: what is going to be written, as far as it can be known.
     """
 
-    def __init__(self, checkpoints: Path, keep: int, background: bool, device: torch.device, sizes: Sizes) -> None:
+    def __init__(
+        self, checkpoints: Path, keep: int, background: bool, device: torch.device, sizes: StoredBytes
+    ) -> None:
         self.checkpoints, self.keep, self.device, self.sizes = checkpoints, keep, device, sizes
         self.copy = HostCopy(pinned=device.type == "cuda") if background else None
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None

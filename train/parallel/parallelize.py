@@ -31,7 +31,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from train.parallel.activation_offload import offload_inputs
 from train.parallel.mesh import data_mesh
-from train.parallel.tensor_parallel import split
+from train.parallel.tensor_parallel import apply_tensor_parallel
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
@@ -54,8 +54,8 @@ PRECISIONS: dict[str, Precision] = {
     "bf16_weights": Precision(weights=torch.bfloat16, compute=torch.bfloat16, reduce=torch.bfloat16),
 }
 
-# Models of fewer parameters stay gathered from forward to backward: at most 2 GB in bf16.
-KEEP_GATHERED_BELOW = 1_000_000_000
+# Models of fewer parameters keep blocks unsharded from forward to backward: at most 2 GB in bf16.
+RESHARD_FROM = 1_000_000_000
 
 # What selective activation checkpointing keeps instead of recomputing: the results that are dear to compute. All the
 # rest (norms, rotary, SwiGLU's product, additions) is cheap to redo and makes up most of the memory.
@@ -104,7 +104,7 @@ def parallelize(
     with torch.device("meta"):
         model = build().to(formats.weights)
     if "tensor" in mesh.mesh_dim_names:
-        split(model, mesh["tensor"])
+        apply_tensor_parallel(model, mesh["tensor"])
     for block in model.layers:
         if activation_checkpointing != "none":
             checkpoint_activations(block, activation_checkpointing)
@@ -153,7 +153,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
     # Inputs are left as they are: token ids at the root, and for the blocks activations, which are in the compute dtype
     # already, and the rotary tables, which must stay in fp32: FSDP's cast reaches into the dataclass that holds them.
     policy = MixedPrecisionPolicy(param_dtype=formats.compute, reduce_dtype=formats.reduce, cast_forward_inputs=False)
-    reshard = frees_gathered(model)
+    reshard = reshards_after_forward(model)
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -165,19 +165,19 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def frees_gathered(model: nn.Module) -> bool:
-    """Whether blocks are freed after their forward pass instead of staying gathered until the backward pass.
+def reshards_after_forward(model: nn.Module) -> bool:
+    """Whether a block's gathered parameters are freed after its forward pass (FSDP2's ``reshard_after_forward``).
 
     A second gathering for the backward pass is a third of all communication, worth it only for large models. On a
     single rank gathering is a copy into the compute dtype: cheap, and as large as the model if it stays.
     """
-    return sum(p.numel() for p in model.parameters()) >= KEEP_GATHERED_BELOW
+    return sum(p.numel() for p in model.parameters()) >= RESHARD_FROM
 
 
-def stay_gathered(model: nn.Module, stay: bool) -> None:
-    """Keep blocks gathered after a forward pass, whatever their size, or go back to what `shard` decided."""
+def keep_unsharded(model: nn.Module, keep: bool) -> None:
+    """Keep blocks unsharded after a forward pass, whatever their size, or go back to what `shard` decided."""
     for block in model.layers:
-        block.set_reshard_after_forward(not stay and frees_gathered(model), recurse=False)
+        block.set_reshard_after_forward(not keep and reshards_after_forward(model), recurse=False)
 
 
 def reshard(model: nn.Module) -> None:

@@ -68,7 +68,7 @@ def check_divides(config: LlamaConfig, n_ranks: int) -> None:
         )
 
 
-def split(model: nn.Module, mesh: DeviceMesh) -> None:
+def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
     """Split a model's matrices over ``mesh``, in place; on the meta device, before weights are loaded.
 
     Raises:

@@ -16,11 +16,11 @@ from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
-from train.parallel.parallelize import KEEP_GATHERED_BELOW
+from train.parallel.parallelize import RESHARD_FROM
 from train.planning.hardware import GIB, usable
-from train.planning.memory import Memory, Pass, Settings, Sizes, training_memory
+from train.planning.memory import Memory, ParameterCounts, Pass, Settings, training_memory
 
-BY_LEARNING = tuple(OPTIMIZERS)  # listed from the best for learning, everything in fp32, to the coarsest
+BEST_FIRST = tuple(OPTIMIZERS)  # listed from the best for learning, everything in fp32, to the coarsest
 SHORTEST_ROW = 1024  # rows are not advised to become shorter
 
 
@@ -34,7 +34,7 @@ class Job:
     """
 
     config: LlamaConfig | EncoderConfig
-    sizes: Sizes
+    sizes: ParameterCounts
     mesh: MeshShape
     ranks_per_node: int
     optim: str
@@ -51,9 +51,9 @@ class Job:
         )
 
     @property
-    def keeps_gathered(self) -> bool:
+    def keeps_unsharded(self) -> bool:
         """Blocks stay gathered from their forward to their backward pass."""
-        return self.sizes.total < KEEP_GATHERED_BELOW
+        return self.sizes.total < RESHARD_FROM
 
     @property
     def state_bytes(self) -> float:
@@ -88,7 +88,7 @@ def choose_optimizer(job: Job, memory: int | None) -> tuple[str, str]:
     """
     if memory is None:
         return "adamw", "everything in fp32; on a CPU nothing else is chosen by itself"
-    formats = BY_LEARNING if job.settings.compute == torch.bfloat16 else ("adamw",)
+    formats = BEST_FIRST if job.settings.compute == torch.bfloat16 else ("adamw",)
     rejected = []
     for name in formats:
         peak = job.with_optim(name).memory.peak
@@ -120,7 +120,7 @@ def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alte
     settings = job.settings
     is_decoder = isinstance(job.config, LlamaConfig)
     if settings.compute == torch.bfloat16:
-        optims = BY_LEARNING[BY_LEARNING.index(job.optim) :] if not optim_is_free else BY_LEARNING
+        optims = BEST_FIRST[BEST_FIRST.index(job.optim) :] if not optim_is_free else BEST_FIRST
     else:
         optims = (job.optim,)
     rows = [job.row_length]
@@ -167,7 +167,7 @@ def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alte
 
 def cheapest(job: Job) -> Job:
     """The run with everything that saves memory, at unchanged row length."""
-    name = BY_LEARNING[-1] if job.settings.compute == torch.bfloat16 else job.optim
+    name = BEST_FIRST[-1] if job.settings.compute == torch.bfloat16 else job.optim
     job = job.with_optim(name)
     settings = replace(job.settings, activation_checkpointing="full", activation_offload=True, offload_states=True)
     return replace(job, settings=settings)

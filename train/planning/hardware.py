@@ -49,9 +49,9 @@ LEAST_BLOCK = 1e-3
 # What a run cannot use: CUDA's context, NCCL's buffers and cuBLAS' workspaces are outside of PyTorch's allocator, and
 # of what the allocator holds a part lies in gaps too small for the next tensor (few, with expandable segments).
 OUTSIDE_ALLOCATOR = 2.0 * GIB
-IN_GAPS = 0.03
+FRAGMENTATION = 0.03
 
 
 def usable(memory: int) -> int:
     """Bytes of a GPU's memory that tensors can take."""
-    return int((memory - OUTSIDE_ALLOCATOR) * (1 - IN_GAPS))
+    return int((memory - OUTSIDE_ALLOCATOR) * (1 - FRAGMENTATION))

@@ -35,7 +35,7 @@ from model.llama import LlamaConfig
 from train.optim.optimizer import OptimFormat
 from train.optim.sharded_adamw import StateFormat, state_bytes
 from train.parallel.mesh import MeshShape
-from train.parallel.parallelize import KEEP_GATHERED_BELOW, ActivationCheckpointing
+from train.parallel.parallelize import RESHARD_FROM, ActivationCheckpointing
 
 Bytes = dict[str, int]
 
@@ -48,18 +48,18 @@ HOST_BASE = 4 * 2**30
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ParameterCounts:
     """Parameters of a model, in elements.
 
     Attributes:
-        block: one block; ``block_split`` of them in the matrices that tensor parallelism splits.
+        block: one block; ``block_tp`` of them in the matrices that tensor parallelism splits.
         root: all that is in no block: embedding, last norm, head (of an encoder: heads).
         head: the output matrix of a decoder, whose gradient waits for the embedding's; 0 for an encoder.
         states: bytes of AdamW's states by format: of one block, and of all that is in none.
     """
 
     block: int
-    block_split: int
+    block_tp: int
     n_blocks: int
     root: int
     head: int
@@ -71,7 +71,7 @@ class Sizes:
 
     def block_on(self, mesh: MeshShape) -> int:
         """Elements of a block that one rank gathers."""
-        return self.block - self.block_split + self.block_split // mesh.tensor
+        return self.block - self.block_tp + self.block_tp // mesh.tensor
 
     def sharded(self, mesh: MeshShape) -> float:
         """Elements that one rank keeps."""
@@ -83,7 +83,7 @@ class Sizes:
         return (block * self.block_on(mesh) / self.block * self.n_blocks + root) / mesh.shard
 
 
-def count_parameters(spec: ModelSpec, config: LlamaConfig | EncoderConfig) -> Sizes:
+def count_parameters(spec: ModelSpec, config: LlamaConfig | EncoderConfig) -> ParameterCounts:
     """Count a model's parameters on the meta device, where it takes no memory."""
     with torch.device("meta"):
         model = spec.build(replace(config, n_layers=1))
@@ -93,9 +93,9 @@ def count_parameters(spec: ModelSpec, config: LlamaConfig | EncoderConfig) -> Si
         name: (sum(state_bytes(s, name) for s in in_block), sum(state_bytes(s, name) for s in in_root))
         for name in get_args(StateFormat)
     }
-    return Sizes(
+    return ParameterCounts(
         block=sum(shape.numel() for shape in in_block),
-        block_split=sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, nn.Linear)),
+        block_tp=sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, nn.Linear)),
         n_blocks=config.n_layers,
         root=sum(shape.numel() for shape in in_root),
         head=config.vocab_size * config.dim if isinstance(config, LlamaConfig) else 0,
@@ -210,7 +210,7 @@ def block_activations(config: LlamaConfig | EncoderConfig, compute: torch.dtype,
 
 def training_memory(
     config: LlamaConfig | EncoderConfig,
-    sizes: Sizes,
+    sizes: ParameterCounts,
     mesh: MeshShape,
     settings: Settings,
     work: Pass,
@@ -257,7 +257,7 @@ def _saved_inputs(
 
 def _moments(
     config: LlamaConfig | EncoderConfig,
-    sizes: Sizes,
+    sizes: ParameterCounts,
     mesh: MeshShape,
     settings: Settings,
     work: Pass,
@@ -270,7 +270,7 @@ def _moments(
     shared = mesh.shard > 1  # over one rank, gathering is a copy, and nothing is on its way
     # Models that stay gathered (`train/parallel/parallelize.py`) have all blocks, others the one in use and the next,
     # arriving.
-    keeps = sizes.total < KEEP_GATHERED_BELOW
+    keeps = sizes.total < RESHARD_FROM
     gathered = root + (all_blocks if keeps else block)
     arriving = block if shared and not keeps else 0
     # Gradients are reduced in the weights' format: a block's are on their way while the next block is computed.

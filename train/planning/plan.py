@@ -242,7 +242,7 @@ def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float,
     computing = pass_flops(config, work, recompute) / mesh.tensor / (gpu.flops * gpu.utilization)
     computing = max(computing, config.n_layers * LEAST_BLOCK)
     own = sizes.block_on(mesh) * sizes.n_blocks + sizes.root
-    gathers = 1 if job.keeps_gathered else 2
+    gathers = 1 if job.keeps_unsharded else 2
     reduced = settings.optim.weights.itemsize  # gradients are reduced in the weights' format
     sent = own * (gathers * settings.compute.itemsize + reduced) * (mesh.shard - 1) / mesh.shard
     link = min(gpu.link, gpu.network) if nodes > 1 and mesh.replicate == 1 else gpu.link

@@ -11,7 +11,7 @@ from train import options
 from train.metrics import duration
 from train.optim.optimizer import OPTIMIZERS
 from train.planning.advice import Alternative, Job, alternatives, cheapest, fewest_gpus
-from train.planning.hardware import GIB, IN_GAPS, OUTSIDE_ALLOCATOR, usable
+from train.planning.hardware import FRAGMENTATION, GIB, OUTSIDE_ALLOCATOR, usable
 from train.planning.memory import Bytes
 from train.planning.plan import TrainPlan, pass_seconds, run_seconds, step_seconds
 
@@ -74,7 +74,7 @@ def _memory(plan: TrainPlan) -> str:
     )
     return (
         f"{lines}\n  of {free / GIB:.1f} usable: {plan.gpu.memory / GIB:.1f}, less "
-        f"{OUTSIDE_ALLOCATOR / GIB:.0f} that CUDA and NCCL take and {IN_GAPS:.0%} lost in gaps\n"
+        f"{OUTSIDE_ALLOCATOR / GIB:.0f} that CUDA and NCCL take and {FRAGMENTATION:.0%} lost in gaps\n"
         f"  other moments: {others}; all gradients {memory.gradients / GIB:.1f}, "
         f"logits {memory.moments['loss']['logits'] / GIB:.1f}; attention writes out no scores"
     )

@@ -25,7 +25,7 @@ from checkpoints_tools.load import load_pretrained
 from eval.config import EvalConfig
 from eval.decoder.kv_cache import SlotCache
 from eval.decoder.score import score_model
-from eval.decoder.tensor_parallel import copy_split
+from eval.decoder.tensor_parallel import copy_for_scoring
 from eval.gather import ScoreResult
 from eval.setup import EvalPlan, build_model, make_plan
 from train.parallel.distributed import World, place, run_guarded, start
@@ -95,7 +95,7 @@ def main() -> None:
         mesh = ranks.mesh["tensor"]
         for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             model = build_model(plan, precision, CPU, mesh)
-            copy = copy_split(trained, build, mesh, dtype, CPU)
+            copy = copy_for_scoring(trained, build, mesh, dtype, CPU)
             resumed = build_model(dataclasses.replace(plan, weights=weights), precision, CPU, mesh)
             found[n, precision] = {"copied": same(copy, model), "resumed": same(resumed, model)}
             if precision == "fp32":

@@ -23,8 +23,7 @@ from benchmarks.host_memory import AnonymousPeak
 from checkpoints_tools.writer import ShardWriter
 from model.llama import LlamaConfig
 from tests.train.tiny_run import TIED, VOCAB, make_trainer
-from train.checkpointing import checkpoint, saver
-from train.checkpointing import disk_space as room
+from train.checkpointing import checkpoint, disk_space, saver
 from train.checkpointing.saver import SaveFailed
 from train.errors import RunStopped
 from train.parallel.distributed import World, place, run_guarded, start
@@ -62,7 +61,7 @@ def who_writes(shape: MeshShape, world: World, output: Path) -> dict[str, Any]:
         "shards": everyone(sum(t.numel() * 4 for t in shards)),
         "whole": 12 * sum(p.numel() for p in trainer.model.parameters()),
         "expected": everyone(trainer.saver.sizes.checkpoint)[0],
-        "real": room.folder_bytes(folder),
+        "real": disk_space.folder_bytes(folder),
     }
 
 
@@ -92,18 +91,18 @@ def one_fails(world: World, output: Path) -> list[str]:
 
 def no_room_on_rank_0(world: World, output: Path) -> list[str]:
     trainer = make_trainer(output, world, async_save="on", steps=4, save_every=2)
-    real, room.free_bytes = room.free_bytes, lambda folder: 1000
+    real, disk_space.free_bytes = disk_space.free_bytes, lambda folder: 1000
     try:
         trainer.run()
     except RunStopped as error:
         return everyone(str(error))
     finally:
-        room.free_bytes = real
+        disk_space.free_bytes = real
     raise AssertionError("there was room")
 
 
 def not_shared(world: World, output: Path) -> list[str]:
-    room.SHARED_WAIT_SECONDS = 0.5
+    disk_space.SHARED_WAIT_SECONDS = 0.5
     try:
         make_trainer(output / str(world.rank), world)
     except Exception as error:

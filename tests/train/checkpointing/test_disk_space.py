@@ -12,15 +12,14 @@ import torch
 from data.errors import UserError
 from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer
 from train import options
-from train.checkpointing import checkpoint
-from train.checkpointing import disk_space as room
-from train.checkpointing.disk_space import Sizes, at_most_new, choose_background, format_bytes, run_bytes
+from train.checkpointing import checkpoint, disk_space
+from train.checkpointing.disk_space import StoredBytes, at_most_new, choose_background, format_bytes, run_bytes
 from train.config import TrainConfig, load_config
 from train.optim.optimizer import OPTIMIZERS
 from train.setup import open_run
 from train.trainer import Trainer
 
-SIZES = Sizes(checkpoint=100, export=10)
+SIZES = StoredBytes(checkpoint=100, export=10)
 
 
 @pytest.mark.parametrize(
@@ -30,9 +29,9 @@ SIZES = Sizes(checkpoint=100, export=10)
 def test_sizes_are_those_of_what_is_written(model_config, optim: str, world, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, world, steps=1, model_config=model_config, optim=optim)
     trainer.run()
-    real = room.folder_bytes(checkpoint.newest_complete(trainer.checkpoints))
+    real = disk_space.folder_bytes(checkpoint.newest_complete(trainer.checkpoints))
     parameters = list(trainer.model.parameters())
-    measured = room.bytes_to_write([parameters, [trainer.optimizer.state[p] for p in parameters]])
+    measured = disk_space.bytes_to_write([parameters, [trainer.optimizer.state[p] for p in parameters]])
     for expected in (trainer.saver.sizes.checkpoint, measured):
         assert real <= expected <= real + 200_000, (real, expected)
 
@@ -76,13 +75,13 @@ def test_what_stands_there_already_counts(tmp_path: Path) -> None:
         (checkpoints / name / "data").write_bytes(bytes(100))
     newest = checkpoints / "step_000006"
     # The half-written one goes, and with --keep 2 the oldest: 200 bytes. What is to come is one more than the two.
-    assert [p.name for p in room.leftovers(tmp_path, 2, newest)] == [".step_000008.partial", "step_000002"]
+    assert [p.name for p in disk_space.leftovers(tmp_path, 2, newest)] == [".step_000008.partial", "step_000002"]
     assert run_bytes(config(tmp_path), SIZES, 6, 10, newest) == 100 - 200
     assert run_bytes(config(tmp_path, keep=3), SIZES, 6, 10, newest) == 100 - 100
     assert run_bytes(config(tmp_path, keep=1), SIZES, 6, 10, newest) == 100 - 300
     # The one to resume from stays, whatever is newer and broken.
     oldest = checkpoints / "step_000002"
-    assert oldest not in room.leftovers(tmp_path, 1, oldest)
+    assert oldest not in disk_space.leftovers(tmp_path, 1, oldest)
 
 
 def test_a_full_disk_is_found_before_anything_loads(world, train_args: list[str], monkeypatch) -> None:
@@ -94,7 +93,7 @@ def test_a_full_disk_is_found_before_anything_loads(world, train_args: list[str]
     args = load_config(train_args)
     setup = open_run(args)
     monkeypatch.setattr(trainer, "parallelize", load)
-    monkeypatch.setattr(room, "free_bytes", lambda folder: 1_000_000)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 1_000_000)
     with pytest.raises(UserError) as error:
         Trainer(args, setup, world)
     for part in ("it needs ", "and 1.0 MB are free at ", "/run", "--output", "--keep", "--export off"):
@@ -117,7 +116,7 @@ def test_no_room_for_the_export_is_said_after_the_last_save(world, tmp_path: Pat
 
 def test_whether_the_background_has_memory(world, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(room, "available_memory", lambda: 200)
+    monkeypatch.setattr(disk_space, "available_memory", lambda: 200)
     with caplog.at_level("INFO"):
         assert choose_background("auto", 100, cuda) and choose_background("on", 200, cpu)
         assert "in the background, from a copy of 0.2 kB on each machine" in caplog.text
@@ -131,7 +130,7 @@ def test_whether_the_background_has_memory(world, monkeypatch: pytest.MonkeyPatc
 
 def test_memory_that_is_left() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < room.available_memory() <= total
+    assert 0 < disk_space.available_memory() <= total
 
 
 def test_sizes_in_words() -> None:

@@ -20,8 +20,7 @@ from data.errors import UserError
 from tests.train.checkpointing.saving_run import SMALL
 from tests.train.checkpointing.test_checkpoint import parameters, resumed
 from tests.train.tiny_run import TIED, make_trainer, whole
-from train.checkpointing import checkpoint, saver
-from train.checkpointing import disk_space as room
+from train.checkpointing import checkpoint, disk_space, saver
 from train.checkpointing.saver import HostCopy, SaveFailed
 from train.errors import Interrupted, RunStopped
 from train.trainer import Trainer
@@ -297,14 +296,14 @@ def test_a_disk_that_fills_up(world, small_disk: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="no room for what this run writes: it needs 55.8 MB, and 29.4 MB are free"):
         make_trainer(run, world, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(room, "free_bytes", lambda folder: 10**12)  # as if somebody else fills the disk later
+        patch.setattr(disk_space, "free_bytes", lambda folder: 10**12)  # as if somebody else fills the disk later
         trainer = make_trainer(run, world, **options)
     with pytest.raises(SaveFailed, match="no room for the checkpoint of step 6: it needs .* MB, and .* MB are free"):
         trainer.run()
     kept = ["step_000002", "step_000004"]
     assert sorted(p.name for p in trainer.checkpoints.iterdir()) == kept
     # The same without the look at the free space: the system stops the writer in the middle.
-    monkeypatch.setattr(room, "free_bytes", lambda folder: 10**12)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 10**12)
     again = resumed(trainer)
     with pytest.raises(SaveFailed, match=r"step 6 could not be written.*No space left on device"):
         again.run()

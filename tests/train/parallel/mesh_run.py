@@ -145,7 +145,7 @@ def disagreement(output: Path, world: World) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    parallelize.KEEP_GATHERED_BELOW = 0  # as for large models: gathered again for the backward pass
+    parallelize.RESHARD_FROM = 0  # as for large models: gathered again for the backward pass
     out, names = Path(sys.argv[1]), sys.argv[2:]
     start(torch.device("cpu"))
     said = disagreement(out / "disagreement", place(torch.device("cpu"), MeshShape(shard=dist.get_world_size())))

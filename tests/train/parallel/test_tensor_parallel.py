@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data.errors import UserError
 from model.llama import Llama, LlamaConfig
 from train.parallel.parallelize import checkpoint_activations
-from train.parallel.tensor_parallel import BLOCK_PLAN, check_divides, split
+from train.parallel.tensor_parallel import BLOCK_PLAN, apply_tensor_parallel, check_divides
 
 NET = dict(dim=16, n_layers=3, n_heads=4, n_kv_heads=4, ffn_dim=24, vocab_size=50)
 
@@ -47,7 +47,7 @@ def mesh() -> Iterator[DeviceMesh]:
 def test_a_block_costs_two_sums_forward_and_two_backward(tied: bool, recompute: bool, mesh: DeviceMesh) -> None:
     model = Llama(LlamaConfig(**NET, tie_embeddings=tied))
     model.init_weights()
-    split(model, mesh)
+    apply_tensor_parallel(model, mesh)
     if recompute:
         for block in model.layers:
             checkpoint_activations(block, "full")
@@ -65,7 +65,7 @@ def test_a_block_costs_two_sums_forward_and_two_backward(tied: bool, recompute: 
 def test_a_name_in_the_plan_that_matches_nothing_fails(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BLOCK_PLAN, "attention.wqkv", BLOCK_PLAN["attention.wq"])
     with pytest.raises(AttributeError, match="wqkv"):
-        split(Llama(LlamaConfig(**NET)), mesh)
+        apply_tensor_parallel(Llama(LlamaConfig(**NET)), mesh)
 
 
 def test_key_value_heads_and_hidden_units_must_divide() -> None:

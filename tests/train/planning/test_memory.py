@@ -13,7 +13,7 @@ from model.encoder import Head
 from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
-from train.parallel.parallelize import KEEP_GATHERED_BELOW
+from train.parallel.parallelize import RESHARD_FROM
 from train.planning.memory import Pass, Settings, count_parameters, training_memory
 
 
@@ -119,7 +119,7 @@ def test_a_traced_step_needs_what_the_plan_says(case):
     ours = memory_trace.planned(config, name, mesh, settings, work)
     assert ours.fullest == case.partition(",")[0], "the case is not about the moment that it is named for"
     sizes = count_parameters(MODELS[name], config)
-    assert (sizes.total < KEEP_GATHERED_BELOW) == ("kept gathered" in case)
+    assert (sizes.total < RESHARD_FROM) == ("kept gathered" in case)
     traced = memory_trace.trace(config, mesh, settings, work)
     assert ours.weights == pytest.approx(traced["weights"], rel=0.001)
     assert ours.gradients == pytest.approx(traced["gradients"], rel=0.001)
