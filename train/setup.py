@@ -288,11 +288,21 @@ def _open_model(
         check_family(found, spec, folder)
         tokenizer = open_tokenizer(tokenizer_folder(folder))
         check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
+    return spec, config_for_task(found, spec, task, config), tokenizer
+
+
+def config_for_task(
+    found: LlamaConfig | EncoderConfig, spec: ModelSpec, task: Task, config: TrainConfig
+) -> LlamaConfig | EncoderConfig:
+    """The checkpoint's config as the run trains it: an encoder's gets the task's heads.
+
+    Raises:
+        UserError: a decoder that does not divide over ``--tp``; for an encoder see `_with_heads`.
+    """
     if spec.kind == "encoder":
-        found = _with_heads(found, task, config)
-    else:
-        check_divides(found, config.parallel.tp)
-    return spec, found, tokenizer
+        return _with_heads(found, task, config)
+    check_divides(found, config.parallel.tp)
+    return found
 
 
 def _with_heads(found: EncoderConfig, task: Task, config: TrainConfig) -> EncoderConfig:
