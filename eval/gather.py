@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from data.example import Example
 from data.tasks import Task
+from eval.job import ScoringRanks
 from eval.metrics import compute_metrics
 from eval.results import Prediction, count_oddities
 
@@ -27,7 +28,7 @@ class ScoreResult:
         metrics: see :func:`eval.metrics.compute_metrics`; the same on every rank.
         counts: ``truncated`` documents; answers ``not_stopped`` (cut by the limit on their length); in lists of labels,
             ``labels_missing``, ``labels_extra`` and ``labels_unknown``; and for decoders ``limit_shortened``, answers
-            for which ``max_length`` has less room than the longest valid one needs.
+            for which ``max_length`` leaves less than the longest valid one needs.
         cost: ``seconds`` from the first forward pass to the last answer, on the slowest rank;
             ``seconds_per_example`` (seconds over all examples, so the ranks' and batches' parallelism is in
             it; with batches of one on one rank it is the latency of a call); and mean tokens per example:
@@ -63,26 +64,24 @@ def gather_scores(
     examples: Sequence[Example],
     share: Share,
     counts: dict[str, int],
-    rank: int,
-    world_size: int,
-    group: dist.ProcessGroup | None,
+    ranks: ScoringRanks,
 ) -> ScoreResult:
-    """Join the ranks' shares; a collective call of all ranks of ``group`` when there are several.
+    """Join the ranks' shares; a collective call of all of them when there are several.
 
     Args:
         examples: all of them, not only this rank's.
         counts: what is to stand in the result's ``counts`` beside what the answers' flags add up to.
     """
-    shares = _gather(share, rank, world_size, group)
-    result = _assemble(task, examples, shares, counts) if rank == 0 else None
-    return _share_figures(result, world_size, group)
+    shares = _gather(share, ranks)
+    result = _assemble(task, examples, shares, counts) if ranks.rank == 0 else None
+    return _share_figures(result, ranks)
 
 
-def _gather(share: Share, rank: int, world_size: int, group: dist.ProcessGroup | None) -> list[Share]:
-    if world_size == 1:
+def _gather(share: Share, ranks: ScoringRanks) -> list[Share]:
+    if ranks.world_size == 1:
         return [share]
-    shares: list[Any] | None = [None] * world_size if rank == 0 else None
-    dist.gather_object(share, shares, group=group, group_dst=0)
+    shares: list[Any] | None = [None] * ranks.world_size if ranks.rank == 0 else None
+    dist.gather_object(share, shares, group=ranks.group, group_dst=0)
     return shares or []
 
 
@@ -110,11 +109,11 @@ def _assemble(task: Task, examples: Sequence[Example], shares: list[Share], coun
     )
 
 
-def _share_figures(result: ScoreResult | None, world_size: int, group: dist.ProcessGroup | None) -> ScoreResult:
+def _share_figures(result: ScoreResult | None, ranks: ScoringRanks) -> ScoreResult:
     """Give every rank the figures (a trainer that keeps the best checkpoint decides on all ranks), not the answers."""
-    if world_size > 1:
+    if ranks.world_size > 1:
         figures = [(result.metrics, result.counts, result.cost) if result else None]
-        dist.broadcast_object_list(figures, group=group, group_src=0)
+        dist.broadcast_object_list(figures, group=ranks.group, group_src=0)
         result = result or ScoreResult([], *figures[0])
     assert result is not None
     return result

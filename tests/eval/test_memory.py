@@ -11,7 +11,7 @@ import torch
 from data.errors import UserError
 from eval.config import EvalConfig
 from eval.memory import check_fits, check_plan_fits, scoring_memory
-from eval.setup import make_plan
+from eval.setup import open_scoring
 from model import MODELS
 from model.llama import Llama
 
@@ -51,7 +51,7 @@ def test_a_model_that_does_not_fit_says_how_many_gpus_it_needs() -> None:
 
 def test_what_eval_is_about_to_do_is_checked(tiny_checkpoint: Path) -> None:
     options = EvalConfig(model="llama_debug", checkpoint=tiny_checkpoint, task="massive_intent", data="sample", limit=1)
-    plan = make_plan(options)
+    plan = open_scoring(options)
     dtype = torch.float32
     check_plan_fits(plan, options, dtype, 3 * 2**30)
     with pytest.raises(UserError, match="llama_debug is too large.*to pass over 4,096 tokens"):
