@@ -1,9 +1,13 @@
-"""What the repository says of itself in more than one place: requirements."""
+"""What the repository says of itself in more than one place: requirements, markers."""
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -44,3 +48,39 @@ def test_every_requirement_is_pinned(make_requirements):
     for name, text in make_requirements(PROJECT).items():
         for line in text.splitlines():
             assert re.fullmatch(r"#.*|-r requirements\.txt|[\w-]+==[\w.]+", line), f"{name}: {line}"
+
+
+# --- tests that need a GPU --------------------------------------------------------------------------------------------
+
+
+def test_only_conftest_asks_for_a_gpu():
+    """Tests that need one are marked ``gpu``; a ``skipif`` beside the marker would escape ``pytest -m gpu``."""
+    asking = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.cuda.is_available":
+                asking.add(path.relative_to(ROOT / "tests").as_posix())
+            skips = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("skipif")
+            assert not (skips and "cuda" in ast.unparse(node)), f"{path}: mark it gpu instead"
+    assert asking == {"conftest.py"}
+
+
+TWO_TESTS = (
+    "import pytest\n\n@pytest.mark.gpu\ndef test_on_gpu():\n    assert False\n\ndef test_anywhere():\n    pass\n"
+)
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_gpu_tests_are_skipped_without_a_gpu_alone(available, tmp_path):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "test_two.py").write_text(TWO_TESTS)
+    pretend = f"import pytest, sys, torch; torch.cuda.is_available = lambda: {available}; sys.exit(pytest.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", pretend, "--strict-markers"], cwd=tmp_path, capture_output=True, text=True
+    )
+    if available:
+        assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout, done.stdout
+    else:
+        assert done.returncode == 0 and "1 passed, 1 skipped" in done.stdout, done.stdout
+        assert "gpu: needs a CUDA device" in done.stdout
