@@ -1,4 +1,4 @@
-"""What the repository says of itself in more than one place: requirements, markers."""
+"""What the repository says of itself in more than one place: requirements, Python versions, markers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -48,6 +49,29 @@ def test_every_requirement_is_pinned(make_requirements):
     for name, text in make_requirements(PROJECT).items():
         for line in text.splitlines():
             assert re.fullmatch(r"#.*|-r requirements\.txt|[\w-]+==[\w.]+", line), f"{name}: {line}"
+
+
+# --- Python versions --------------------------------------------------------------------------------------------------
+
+
+def test_supported_pythons_are_the_same_everywhere():
+    low, high = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()
+    supported = [f"3.{minor}" for minor in range(int(low), int(high))]
+    script = (ROOT / "scripts" / "environment.sh").read_text(encoding="utf-8")
+    assert f"    {' | '.join(supported)})\n" in script
+    assert f"candidates=({' '.join('python' + version for version in supported)} python3 python)" in script
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == supported
+
+
+def test_the_workflow_runs_ci_with_the_python_of_its_matrix():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["test"]["steps"]
+    assert [step.get("uses", "").split("@")[0] for step in steps[:2]] == ["actions/checkout", "actions/setup-python"]
+    assert steps[1]["with"] == {"python-version": "${{ matrix.python }}"}
+    assert steps[2]["run"] == "bash .ci/run"
+    assert steps[1]["id"] == "setup" and steps[2]["env"] == {"PYTHON": "${{ steps.setup.outputs.python-path }}"}
+    assert len(steps) == 3
 
 
 # --- tests that need a GPU --------------------------------------------------------------------------------------------
