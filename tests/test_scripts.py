@@ -355,5 +355,76 @@ def test_a_missing_python_is_said_plainly(name, tmp_path):
     environment = {**os.environ, "PYTHON": "no-such-python", "VENV": str(tmp_path / "venv")}
     done = subprocess.run(["bash", str(ROOT / name)], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "Python 3.11 is needed" in done.stderr and "no-such-python" in done.stderr
+    assert "Python 3.11, 3.12 or 3.13 is needed" in done.stderr
+    assert "Looked for: no-such-python. Found: none of them." in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+# Stands for a Python of a given version, whose `-m venv` fails as Debian's does without the package python3.X-venv.
+VERSIONED_PYTHON = """#!{bash}
+case "$1 $2" in
+  "-c "*version_info*) echo {version} ;;
+  "-c "*hashlib*) echo hash ;;
+  *) exit 1 ;;
+esac
+"""
+
+
+def write_pythons(folder: Path, **versions: str) -> None:
+    """Programs ``python3.11``, ``python3`` and so on in ``folder``, as ``python3_11="3.11"`` says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, version in versions.items():
+        program = folder / name.replace("_", ".")
+        program.write_text(VERSIONED_PYTHON.format(bash=shutil.which("bash"), version=version))
+        program.chmod(0o755)
+
+
+def in_environment_script(command: str, path: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run ``command`` behind ``source scripts/environment.sh`` where no other programs than those in ``path`` are."""
+    script = f'set -euo pipefail; source "{ROOT}/scripts/environment.sh"; {command}'
+    environment = {"PATH": str(path), "HOME": str(path), "VENV": str(path / "venv"), **variables}
+    done = [shutil.which("bash"), "-c", script]
+    return subprocess.run(done, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_first_python_that_will_do_is_taken(tmp_path):
+    everything = dict(python3_11="3.11", python3_12="3.12", python3_13="3.13", python3="3.14", python="2.7")
+    write_pythons(tmp_path, **everything)
+    for expected in ("python3.11", "python3.12", "python3.13"):
+        assert in_environment_script("find_python", tmp_path).stdout == expected
+        (tmp_path / expected).unlink()
+    done = in_environment_script("find_python", tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert "python3 is Python 3.14, python is Python 2.7" in done.stderr
+    for version in ("3.11", "3.12", "3.13"):
+        write_pythons(tmp_path, python="3.14", python3=version)
+        assert in_environment_script("find_python", tmp_path).stdout == "python3"
+        write_pythons(tmp_path, python=version, python3="3.10")
+        assert in_environment_script("find_python", tmp_path).stdout == "python"
+    write_pythons(tmp_path, **everything, mine="3.13")
+    assert in_environment_script("find_python", tmp_path, PYTHON="mine").stdout == "mine"
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.14"])
+def test_an_unsupported_python_is_named_with_its_version(version, tmp_path):
+    write_pythons(tmp_path, python3_11="3.11", mine=version)
+    done = in_environment_script("find_python", tmp_path, PYTHON="mine")
+    assert done.returncode == 2 and not done.stdout, "another Python than the one asked for was taken"
+    assert f"mine is Python {version}" in done.stderr and "Python 3.11, 3.12 or 3.13 is needed" in done.stderr
+
+
+def test_hints_name_the_version_found(tmp_path):
+    write_pythons(tmp_path, python3="3.12")
+    (tmp_path / "cat").symlink_to(shutil.which("cat"))
+    (tmp_path / "basename").symlink_to(shutil.which("basename"))
+    done = in_environment_script("make_environment requirements.txt", tmp_path)
+    assert done.returncode == 2 and "python3 cannot make a virtual environment" in done.stderr
+    assert "apt-get install python3.12-venv" in done.stderr
+
+
+def test_an_environment_of_another_version_is_not_used_in_silence(tmp_path):
+    write_pythons(tmp_path, python3_12="3.12")
+    write_pythons(tmp_path / "venv" / "bin", python="3.11")
+    done = in_environment_script("make_environment requirements.txt", tmp_path, PYTHON="python3.12")
+    assert done.returncode == 2
+    assert "venv was made with Python 3.11, and PYTHON=python3.12 is Python 3.12" in done.stderr

@@ -108,7 +108,7 @@ def test_every_advised_setting_is_an_option_that_works() -> None:
         load_config([*args, *line.split(" or ")[0].split()])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_cuda_it_is_tried_and_says_what_it_needs(
     launch: Callable[..., subprocess.CompletedProcess], train_args: list[str]
 ) -> None:

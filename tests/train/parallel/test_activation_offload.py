@@ -294,7 +294,7 @@ def test_it_needs_full_checkpointing_and_may_change_on_resume() -> None:
     assert config.train.activation_offload == "on" and "activation_offload" in FREE_ON_RESUME
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_cuda_equal_less_memory_no_race() -> None:
     device, dim, tokens, n = torch.device("cuda"), 1024, 8192, 12
     torch.manual_seed(0)
