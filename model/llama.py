@@ -249,6 +249,7 @@ class Llama(nn.Module):
                 module.weight.fill_(1.0)
             elif isinstance(module, (nn.Linear, nn.Embedding)):
                 module.weight.normal_(0.0, 0.02, generator=generator)
-        for layer in self.layers:
-            for linear in (layer.attention.wo, layer.ffn.w2):
+        for block in self.layers:
+            assert isinstance(block, Block)
+            for linear in (block.attention.wo, block.ffn.w2):
                 linear.weight.normal_(0.0, residual_std, generator=generator)

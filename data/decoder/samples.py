@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class SampleSet:
         """How many samples are longer than ``n`` tokens, prefix and label included (a model's trained context)."""
         return int((len(self.prefix) + self.lengths > n).sum())
 
-    def statistics(self) -> dict[str, int | dict[str, float]]:
+    def statistics(self) -> dict[str, Any]:
         """Return ``n_samples``, ``n_truncated``, ``prefix_tokens``, and mean, median, p99 and max of three lengths.
 
         ``document`` is the document before truncation, ``sample`` body and label, ``label`` the label alone.

@@ -225,13 +225,13 @@ def _tokenize(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
 def _targets(field: ClassField | TokenField, examples: Sequence[Example]) -> np.ndarray:
     if isinstance(field, ClassField):
         number = {label: i for i, label in enumerate(field.labels)}
-        return np.array([number[example.labels[field.name]] for example in examples], dtype=np.int64)
+        return np.array([number[example.class_label(field.name)] for example in examples], dtype=np.int64)
     number = {tag: i for i, tag in enumerate(tag_set(field))}
     return np.array([number[tag] for example in examples for tag in _tags(field, example)], dtype=np.int64)
 
 
 def _tags(field: TokenField, example: Example) -> Sequence[str]:
-    types = example.labels[field.name]
+    types = example.word_labels(field.name)
     tags = example.bio.get(field.name)
     if tags is not None:
         assert [tag[2:] or field.other for tag in tags] == list(types), f"{example.id}: brackets and types differ"

@@ -219,7 +219,8 @@ def load_rng(folder: Path, state: RunState, mesh: str) -> None:
 def rng_state() -> dict[str, Any]:
     """The states of Python's, NumPy's and PyTorch's generators, in types that load without running code."""
     version, words, gauss = random.getstate()
-    name, keys, pos, has_gauss, cached = np.random.get_state()
+    name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
+    assert not isinstance(keys, str)
     return {
         "python": [version, list(words), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, cached],

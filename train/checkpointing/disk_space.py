@@ -216,19 +216,20 @@ def require_shared(folder: Path) -> None:
     Raises:
         UserError: names the ranks that do not.
     """
-    name = [f".shared-{os.urandom(8).hex()}" if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(name, src=0)
+    names = [f".shared-{os.urandom(8).hex()}"]
+    dist.broadcast_object_list(names, src=0)  # rank 0's
+    probe = folder / names[0]
     if dist.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name[0]).touch()
+        probe.touch()
     dist.barrier()
     deadline = time.monotonic() + SHARED_WAIT_SECONDS
-    while not (seen := (folder / name[0]).exists()) and time.monotonic() < deadline:
+    while not (seen := probe.exists()) and time.monotonic() < deadline:
         time.sleep(0.2)
     everyone: list[bool] = [False] * dist.get_world_size()
     dist.all_gather_object(everyone, seen)
     if dist.get_rank() == 0:
-        (folder / name[0]).unlink()
+        probe.unlink()
     blind = [str(rank) for rank, sees in enumerate(everyone) if not sees]
     if blind:
         raise UserError(
