@@ -26,6 +26,7 @@ from data.encoder.samples import output_labels
 from data.loader import StepBatch
 from train import options, trial
 from train.checkpointing import checkpoint
+from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
 from train.errors import Interrupted, RunStopped
@@ -94,7 +95,8 @@ class Trainer:
         self.signum: int | None = None
         self.scorer = scorer
         log.info("%s", options.to_toml(config).rstrip())
-        self.saver = open_saver(config, setup, world)
+        sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
+        self.saver = open_saver(config, sizes, setup.total_steps, setup.resume_from, world)
         with self._explained("building the model"):
             self._build_model()
         if world.is_main:
