@@ -20,7 +20,7 @@ import torch
 
 from checkpoints_tools.hf_config import DTYPES
 from eval.combine import combine
-from eval.config import EvalConfig, load_config
+from eval.config import EvalConfig
 from eval.decoder.score import score_model
 from eval.encoder.score import score_encoder
 from eval.gather import ScoreResult
@@ -28,6 +28,7 @@ from eval.memory import check_plan_fits
 from eval.plan import describe as describe_plan
 from eval.progress import Progress
 from eval.report import compare, console, details_table
+from eval.resolve import load_config
 from eval.results import Results, field_kinds, versions, write_run
 from eval.setup import EvalPlan, build_model, make_plan
 from train.parallel.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start

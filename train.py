@@ -9,10 +9,10 @@ import train.allocator  # noqa: F401  # before PyTorch is imported
 import logging
 import sys
 
-from train.config import load_config
 from train.parallel.distributed import run_guarded, set_up_logging, start
 from train.planning.plan import make_plan, settle_optimizer
 from train.planning.report import describe
+from train.resolve import load_config
 from train.setup import open_run, require_same
 from train.trainer import Trainer
 

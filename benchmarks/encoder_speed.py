@@ -39,8 +39,8 @@ from data.errors import UserError
 from data.loader import StepLoader
 from data.tasks import TokenField, get_task
 from model.encoder import ROBERTA_BASE, Encoder
-from train.config import load_config
 from train.parallel.distributed import World, set_up_logging, start
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 

@@ -220,7 +220,7 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
     wanted = {
         "task": (task, stored.task),
         "shots": (options.shots, len(stored.shots)),
-        "list_labels": (options.list_labels, "on" if stored.list_labels else "off"),
+        "list_labels": (options.list_labels, stored.list_labels),
         "joint_order": (options.joint_order, stored.joint_order),
         "template": (None if options.template == "auto" else options.template, stored.template),
         "row_length": (options.row_length if stored.row_length else None, stored.row_length),
@@ -272,7 +272,7 @@ def new_prompt(options: EvalConfig, spec: ModelSpec, tokenizer: Tokenizer) -> tu
         shots=tuple(shots),
         seed=options.seed,
         shot_tokens=options.shot_tokens,
-        list_labels=options.list_labels != "off",
+        list_labels=options.list_labels is not False,
     )
     prompt.build(task)  # an unknown template shows here
     return task, prompt

@@ -81,7 +81,7 @@ def plan(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.access(ROOT / script, os.X_OK), f"{script} is not there or not executable"
         return
     if script in ("train.py", "eval.py"):
-        read = importlib.import_module(f"{script.removesuffix('.py')}.config").load_config
+        read = importlib.import_module(f"{script.removesuffix('.py')}.resolve").load_config
     else:
         name = script[3:] if script.startswith("-m ") else script.removesuffix(".py").replace("/", ".")
         read = lambda arguments: read_and_stop(name, arguments, monkeypatch)  # noqa: E731

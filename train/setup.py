@@ -200,8 +200,8 @@ def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size
         batch_size=config.batch.batch_size,
         batch_unit=config.batch.batch_unit,
         row_length=config.batch.row_length,
-        packing=config.batch.packing == "on",
-        share_prefix=config.batch.share_prefix == "on",
+        packing=config.batch.packing,
+        share_prefix=config.batch.share_prefix,
         micro_rows=config.batch.micro_rows,
         seed=config.train.seed,
         rank=rank,
@@ -230,7 +230,7 @@ def _prompt_spec(
         shots=tuple(cut_shots(shots, tokenizer, config.data.shot_tokens)),
         seed=config.train.seed,
         shot_tokens=config.data.shot_tokens,
-        list_labels=config.data.list_labels == "on",
+        list_labels=config.data.list_labels,
         row_length=config.batch.row_length,
     ).signed(task)
 
@@ -268,8 +268,8 @@ def hash_samples(samples: SampleSet | EncoderSampleSet) -> str:
 
 def _open_device(config: TrainConfig) -> torch.device:
     device = pick_device(config.train.device)
-    if config.train.compile == "on" and device.type != "cuda":
-        raise UserError("compile = on needs a CUDA device; there is none, or --device cpu was given.")
+    if config.train.compile and device.type != "cuda":
+        raise UserError("compile needs a CUDA device; there is none, or --device cpu was given.")
     return device
 
 

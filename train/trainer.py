@@ -124,8 +124,8 @@ class Trainer:
             self.world.device,
             precision=precision,
             activation_checkpointing=config.train.activation_checkpointing,
-            activation_offload=config.train.activation_offload == "on",
-            compile_blocks=config.train.compile == "on",
+            activation_offload=config.train.activation_offload,
+            compile_blocks=config.train.compile,
             load=load,
             seed=config.train.seed,
         )
@@ -136,7 +136,7 @@ class Trainer:
             eps=config.optim.eps,
             weight_decay=config.optim.weight_decay,
             formats=formats,
-            offload_states=config.optim.offload_states == "on",
+            offload_states=config.optim.offload_states,
             seed=config.train.seed,
         )
         if resume is not None:
@@ -185,7 +185,7 @@ class Trainer:
             self._loop()
             self._save()
             self.saver.finish()
-            if config.checkpoint.export == "on":
+            if config.checkpoint.export:
                 self._export("export")
         finally:
             self.saver.close()

@@ -95,7 +95,7 @@ def cheaper_settings(values: Mapping[str, Any], spec: ModelSpec) -> list[str]:
         found.append("--activation_checkpointing full: blocks keep only their input; a third more to compute")
     if encoder:
         found.append(f"--row_length below {values['row_length']}: more and smaller passes; max_length is the least")
-    if values["activation_offload"] == "off":
+    if not values["activation_offload"]:
         with_full = "" if full else "--activation_checkpointing full "
         found.append(f"{with_full}--activation_offload on: what they keep goes to host memory; little time")
     if values["precision"] == "fp32":
@@ -105,7 +105,7 @@ def cheaper_settings(values: Mapping[str, Any], spec: ModelSpec) -> list[str]:
         smaller = names[names.index(values["optim"]) + 1 :]
         if smaller:
             found.append(f"--optim {' or '.join(smaller)}: weights and states take less; updates round more coarsely")
-    if values.get("offload_states") == "off":
+    if not values["offload_states"]:
         found.append("--offload_states on: optimizer states in host memory; every step waits for them")
     if not encoder:
         found.append(f"--row_length below {values['row_length']}: longer documents are cut")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from eval.config import load_config
 from eval.plan import Requests, decoder_memory, describe
+from eval.resolve import load_config
 from model import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ import torch
 import eval.held_out
 import train.parallel.parallelize
 from eval.gather import ScoreResult
-from train.config import load_config
 from train.parallel.distributed import pick_device, run_guarded, set_up_logging, start
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 

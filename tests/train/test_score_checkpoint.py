@@ -13,8 +13,8 @@ from eval.config import EvalConfig
 from eval.decoder.score import score_model
 from eval.setup import EvalPlan, build_model, make_plan
 from tests.launching import TICKETS
-from train.config import load_config
 from train.parallel.distributed import World
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 

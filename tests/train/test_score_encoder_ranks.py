@@ -22,7 +22,7 @@ from model.encoder import ROBERTA_DEBUG, Encoder
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import ROOT
 from tests.train import encoder_score_run
-from train.config import load_config
+from train.resolve import load_config
 from train.setup import open_run
 
 JOINT = TASKS["massive_joint"]

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from data.errors import UserError
 from tests.launching import ROOT, TICKETS, command, environment
-from train.config import load_config
 from train.parallel.distributed import World
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 

@@ -72,7 +72,7 @@ def make_trainer(
     # A large eps keeps AdamW from blowing up rounding: without it a gradient of 1e-9 moves a weight as far as 1 does.
     defaults = dict(
         model="tiny", task="20ng_7", init="random", output=output, precision="fp32", lr=1e-2, eps=1e-4, steps=STEPS,
-        batch_size=8, row_length=512, export="off", optim="adamw",
+        batch_size=8, row_length=512, export=False, optim="adamw",
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
     samples = make_samples()

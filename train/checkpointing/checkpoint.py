@@ -99,6 +99,7 @@ def read_state(folder: Path) -> RunState:
             f"checkpoint {folder} has format {found}: a newer version of this code saved it, and this one knows "
             f"formats up to {FORMAT}. Use the newer version, or start from the run's export."
         )
+    record["config"] = options.from_older(TrainConfig, record["config"])
     record["config"].setdefault("optim", "adamw")  # as it was before there was a choice
     return RunState(**record)
 

@@ -157,7 +157,7 @@ def run_bytes(
     needed = max(
         checkpoints * sizes.checkpoint + kept_best * sizes.export,
         kept * sizes.checkpoint + best * sizes.export,
-        kept * sizes.checkpoint + (kept_best + (options.export == "on")) * sizes.export,
+        kept * sizes.checkpoint + (kept_best + options.export) * sizes.export,
     )
     return needed - sum(folder_bytes(folder) for folder in gone)
 

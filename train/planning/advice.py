@@ -128,31 +128,32 @@ def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alte
         rows.append(rows[-1] // 2)
     steps = {  # option: its values, from what the run has to what saves most
         "row_length": rows,
-        "offload_states": ["on"] if settings.offload_states else ["off", "on"],
+        "offload_states": [True] if settings.offload_states else [False, True],
         "optim": list(optims),
         "activation_checkpointing": [settings.activation_checkpointing]
         + (["full"] if settings.activation_checkpointing != "full" else []),
-        "activation_offload": ["on"] if settings.activation_offload else ["off", "on"],
+        "activation_offload": [True] if settings.activation_offload else [False, True],
     }
     found: list[tuple[tuple[int, ...], Alternative]] = []
     for levels in itertools.product(*(range(len(values)) for values in steps.values())):
         if any(all(a >= b for a, b in zip(levels, smaller, strict=True)) for smaller, _ in found):
             continue
         chosen = {name: values[level] for (name, values), level in zip(steps.items(), levels, strict=True)}
-        if chosen["activation_offload"] == "on" and chosen["activation_checkpointing"] != "full":
+        if chosen["activation_offload"] and chosen["activation_checkpointing"] != "full":
             continue
         changed = job.with_optim(chosen["optim"]).with_rows(chosen["row_length"])
         changed = replace(
             changed,
             settings=replace(
                 changed.settings,
-                offload_states=chosen["offload_states"] == "on",
+                offload_states=chosen["offload_states"],
                 activation_checkpointing=chosen["activation_checkpointing"],
-                activation_offload=chosen["activation_offload"] == "on",
+                activation_offload=chosen["activation_offload"],
             ),
         )
         if changed.fits(memory):
-            named = {n: str(chosen[n]) for (n, values), at in zip(steps.items(), levels, strict=True) if at}
+            named = {n: chosen[n] for (n, values), at in zip(steps.items(), levels, strict=True) if at}
+            named = {name: "on" if value is True else str(value) for name, value in named.items()}
             if chosen["optim"] != job.optim:
                 named["optim"] = str(chosen["optim"])
             found.append((levels, Alternative(changed, named)))

@@ -118,8 +118,8 @@ def make_job(
         OPTIMIZERS[optim],
         compute=COMPUTE[values["precision"]],
         activation_checkpointing=values["activation_checkpointing"],
-        activation_offload=values["activation_offload"] == "on",
-        offload_states=values["offload_states"] == "on",
+        activation_offload=values["activation_offload"],
+        offload_states=values["offload_states"],
     )
     rows, length = loader.worst_rows()
     outputs = int(sum(loader.samples.label_lengths[row].sum() for row in rows))

@@ -34,15 +34,15 @@ def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("optim", "async_save", "offload"),
     [
-        ("adamw", "off", "off"),
-        ("adamw", "on", "off"),
-        ("adamw_sr", "off", "off"),
-        ("adamw_sr_bf16", "on", "off"),
-        ("adamw_sr_8bit", "on", "on"),
+        ("adamw", "off", False),
+        ("adamw", "on", False),
+        ("adamw_sr", "off", False),
+        ("adamw_sr_bf16", "on", False),
+        ("adamw_sr_8bit", "on", True),
     ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    optim: str, async_save: str, offload: str, world, tmp_path: Path
+    optim: str, async_save: str, offload: bool, world, tmp_path: Path
 ) -> None:
     options = {"steps": 6, "model_config": TIED if optim == "adamw" else WIDE, "optim": optim}
     straight = make_trainer(tmp_path / "a", world, **options)
@@ -66,17 +66,17 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
             np.testing.assert_array_equal(whole(left[key]), whole(right[key]), err_msg=key)
 
 
-@pytest.mark.parametrize("offload", ["off", "on"])
-def test_states_may_move_to_host_memory_and_back_between_runs(offload: str, world, tmp_path: Path) -> None:
+@pytest.mark.parametrize("offload", [False, True])
+def test_states_may_move_to_host_memory_and_back_between_runs(offload: bool, world, tmp_path: Path) -> None:
     """Of "adamw" between PyTorch's optimizer and ours: the same keys, the same values."""
     trainer = make_trainer(tmp_path, world, steps=4, offload_states=offload)
     trainer.train_step(trainer.setup.loader.step(0))
     trainer._save()
-    other = "on" if offload == "off" else "off"
-    config = dataclasses.replace(trainer.config, optim=dataclasses.replace(trainer.config.optim, offload_states=other))
+    optim = dataclasses.replace(trainer.config.optim, offload_states=not offload)
+    config = dataclasses.replace(trainer.config, optim=optim)
     setup = dataclasses.replace(trainer.setup, resume_from=checkpoint.newest_complete(trainer.checkpoints))
     again = Trainer(config, setup, world)
-    assert isinstance(again.optimizer, torch.optim.AdamW) == (other == "off")
+    assert isinstance(again.optimizer, torch.optim.AdamW) == offload
     for a, b in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
         for key, value in trainer.optimizer.state[a].items():
             np.testing.assert_array_equal(whole(value), whole(again.optimizer.state[b][key]), err_msg=key)
@@ -165,6 +165,24 @@ def test_an_option_younger_than_the_checkpoint_had_its_default(world, tmp_path: 
     for name, value, had in (("clip", 0.5, "1.0"), ("optim", "adamw_sr", "adamw")):
         with pytest.raises(UserError, match=f"{name}: the checkpoint has {had}, this run has {value}"):
             checkpoint.check_fits(checkpoint.read_state(folder), config | {name: value}, trainer.setup.identity, folder)
+
+
+def test_a_checkpoint_of_older_code_had_words_for_true_and_false(world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, world, share_prefix=False)
+    trainer._save()
+    folder = checkpoint.newest_complete(trainer.checkpoints)
+    record = json.loads((folder / "run.json").read_text())
+    for name, word in (("packing", "on"), ("share_prefix", "off"), ("list_labels", "on"), ("export", "off")):
+        assert record["config"][name] is (word == "on")
+        record["config"][name] = word
+    del record["optim_reason"]
+    (folder / "run.json").write_text(json.dumps(record))
+    state = checkpoint.read_state(folder)
+    assert state.config["share_prefix"] is False and state.config["async_save"] == "auto" and not state.optim_reason
+    config = options.flatten(trainer.config)
+    checkpoint.check_fits(state, config, trainer.setup.identity, folder)
+    with pytest.raises(UserError, match="packing: the checkpoint has True, this run has False"):
+        checkpoint.check_fits(state, {**config, "packing": False}, trainer.setup.identity, folder)
 
 
 def test_a_newer_format_is_refused_not_skipped(world, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch.distributed as dist
 
 from data.errors import UserError
 from model import MODELS
-from train.config import FREE_ON_RESUME, load_config
+from train.config import FREE_ON_RESUME
 from train.parallel.mesh import MeshShape, lay_out, lay_out_world
+from train.resolve import load_config
 from train.setup import open_run
 
 ROOT = Path(__file__).resolve().parents[3]

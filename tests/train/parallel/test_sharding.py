@@ -94,9 +94,9 @@ def test_what_is_recomputed(world, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "changed",
     [
-        {"packing": "off"},
-        {"share_prefix": "off"},
-        {"packing": "off", "micro_rows": 1},
+        {"packing": False},
+        {"share_prefix": False},
+        {"packing": False, "micro_rows": 1},
         {"row_length": 36, "micro_rows": 1},
         {"row_length": 36, "micro_rows": 3},
     ],

@@ -20,7 +20,6 @@ from data.loader import StepLoader
 from model import MODELS
 from tests.launching import ROOT, TICKETS
 from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
-from train.config import load_config
 from train.metrics import attended_pairs
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
@@ -30,6 +29,7 @@ from train.planning.hardware import GIB, GPUS, usable
 from train.planning.memory import Pass, Settings, count_parameters
 from train.planning.plan import make_plan, settle_optimizer
 from train.planning.workload import _outputs, _pairs, _tokens, count_workload
+from train.resolve import load_config
 
 A100 = GPUS["a100-80g"].memory
 
