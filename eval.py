@@ -11,8 +11,16 @@ from __future__ import annotations
 import train.allocator  # noqa: F401  # before PyTorch is imported
 
 # isort: split
-import logging
 import sys
+
+from eval.config import DESCRIPTION, EvalConfig
+from train.options import show_help
+
+if __name__ == "__main__":
+    show_help(EvalConfig, sys.argv[1:], DESCRIPTION)  # before the seconds that the imports below take
+
+# isort: split
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +28,6 @@ import torch
 
 from checkpoints_tools.hf_config import DTYPES
 from eval.combine import combine
-from eval.config import EvalConfig
 from eval.decoder.score import score_model
 from eval.encoder.score import score_encoder
 from eval.gather import ScoreResult
