@@ -37,7 +37,7 @@ from eval.progress import Progress
 from eval.report import compare, console, details_table
 from eval.resolve import load_config
 from eval.results import Results, field_kinds, versions, write_run
-from eval.setup import EvalPlan, build_model, make_plan
+from eval.setup import EvalPlan, build_model, make_plan, trained_with
 from train.parallel.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
 from train.parallel.mesh import lay_out_world
 from train.setup import CACHE_DIR
@@ -129,6 +129,7 @@ def describe(
         cost=result.cost,
         settings={
             "fine_tuned": plan.fine_tuned,
+            "trained_with": trained_with(plan.weights),
             "precision": precision,
             "row_length": plan.row_length,
             "max_new_tokens": options.max_new_tokens,

@@ -39,7 +39,7 @@ from eval.encoder.task import encoder_task, from_label_sets
 from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
-from train.checkpointing.checkpoint import RUN_FILE, load_model, read_state, what_is_missing
+from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, load_model, read_state, what_is_missing
 from train.config import RECIPES
 from train.parallel.tensor_parallel import apply_tensor_parallel, check_divides
 
@@ -167,6 +167,21 @@ def find_weights(folder: Path) -> Weights:
         listed = ", ".join(map(str, inside)) or "none yet"
         raise UserError(f"'{folder}' is a run folder. Give --checkpoint one of its checkpoints: {listed}.")
     return Weights(folder, folder, is_training=False)
+
+
+def trained_with(weights: Weights) -> dict[str, str] | None:
+    """The optimizer that made the weights, and why ``--optim auto`` chose it, if it did; None where nothing says so."""
+    if weights.is_training:
+        state = read_state(weights.path)
+        options, reason = state.config, state.optim_reason
+    elif (weights.path / TRAINING_FILE).is_file():
+        found = read_json(weights.path / TRAINING_FILE)
+        options, reason = found.get("options"), found.get("optim_reason", "")
+        if not isinstance(options, dict):
+            return None  # another program's file of this name
+    else:
+        return None
+    return {"optim": options.get("optim", ""), "optim_reason": reason}
 
 
 def _model_config(weights: Weights, spec: ModelSpec) -> LlamaConfig | EncoderConfig:

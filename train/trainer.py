@@ -44,7 +44,7 @@ from train.metrics import (
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum, launcher
 from train.parallel.parallelize import parallelize
-from train.setup import Setup, longest_input
+from train.setup import MACHINE_OPTIONS, Setup, longest_input
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +94,14 @@ class Trainer:
         self.best: float | None = None
         self.signum: int | None = None
         self.scorer = scorer
-        log.info("%s", options.to_toml(config).rstrip())
+        written = options.to_toml(config, {"optim": config.optim_reason})
+        log.info("%s", written.rstrip())
         sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
         self.saver = open_saver(config, sizes, setup.total_steps, setup.resume_from, world)
         with self._explained("building the model"):
             self._build_model()
         if world.is_main:
-            (self.output / "config.toml").write_text(options.to_toml(config), encoding="utf-8")
+            (self.output / "config.toml").write_text(written, encoding="utf-8")
             if setup.prompt_spec is not None:
                 setup.prompt_spec.save(self.output / "prompt.json")
         dist.barrier()
@@ -331,6 +332,7 @@ class Trainer:
             best=self.best,
             world_size=self.world.size,
             mesh=self.world.shape.describe(),
+            optim_reason=self.config.optim_reason,
         )
         self.saver.save(self.model, self.optimizer, state, self.setup.prompt_spec)
         self.saved_step = self.step
@@ -368,6 +370,8 @@ class Trainer:
         )
         if self.world.is_main:
             write_json(new / "labels.json", setup.labels)
+            given = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
+            write_json(new / checkpoint.TRAINING_FILE, {"options": given, "optim_reason": config.optim_reason})
             if about is not None:
                 write_json(new / "best.json", about)
             shutil.rmtree(folder, ignore_errors=True)

@@ -46,6 +46,7 @@ from train.parallel.mesh import MeshShape
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+TRAINING_FILE = "training.json"  # in an export: the options of its run, and why it had its optimizer
 FORMAT = 2  # 1: run.json without a format
 
 
@@ -61,6 +62,7 @@ class RunState:
         best: the best held-out score so far; None before the first.
         world_size: ranks that wrote it.
         mesh: how they were laid out, as `train.parallel.mesh.MeshShape.describe` says it; empty in older checkpoints.
+        optim_reason: why ``--optim auto`` chose this optimizer; empty where it was named, and in older checkpoints.
     """
 
     step: int
@@ -70,6 +72,7 @@ class RunState:
     best: float | None
     world_size: int
     mesh: str = ""
+    optim_reason: str = ""
 
     def write(self, folder: Path) -> None:
         record = {"format": FORMAT, **vars(self)}

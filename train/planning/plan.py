@@ -41,6 +41,7 @@ from train.planning.advice import Job, check_enough, choose_optimizer
 from train.planning.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
 from train.planning.memory import Pass, Settings, count_parameters
 from train.planning.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
+from train.resolve import choose_optim
 from train.setup import Setup, build_loader, divide, longest_input, prepare_samples
 
 log = logging.getLogger(__name__)
@@ -199,21 +200,23 @@ def settle_optimizer(config: TrainConfig, setup: Setup, world: World) -> TrainCo
     Raises:
         UserError: too few GPUs; says how many it takes.
     """
+    was_auto = config.optim.optim == "auto"
+    if setup.resume_from is not None:
+        began = read_state(setup.resume_from)
+        optim = replace(config.optim, optim=began.config["optim"])
+        config = replace(config, optim=optim, optim_reason=began.optim_reason or config.optim_reason)
     if world.device.type != "cuda":
         assert config.optim.optim != "auto", "resolve_auto decides on a CPU"
         return config
     memory = _smallest_gpu(world)
     ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     job = make_job(config, setup.spec, setup.model_config, world.shape, ranks_per_node, setup.loader)
-    was_auto = config.optim.optim == "auto"
-    if was_auto:
-        if setup.resume_from is not None:
-            name, why = read_state(setup.resume_from).config["optim"], "as the run began"
-        else:
-            name, why = choose_optimizer(job, memory)
-        log.info("optim: %s (%s)", name, why)
+    if config.optim.optim == "auto":
+        name, why = choose_optimizer(job, memory)
+        config = choose_optim(config, name, why)
         job = job.with_optim(name)
-        config = replace(config, optim=replace(config.optim, optim=name))
+    if was_auto:
+        log.info("optim: %s (%s)", config.optim.optim, config.optim_reason)
     check_enough(job, memory, was_auto)
     if not job.fits(memory):
         log.warning(

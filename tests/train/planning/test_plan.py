@@ -217,16 +217,23 @@ def test_a_run_on_gpus_decides_before_anything_loads(monkeypatch):
     small = "--model llama3_8b --task 20ng_joint --device cuda"
     assert load_config(small.split()).optim.optim == "auto", "left open until the work is counted"
     assert settled(monkeypatch, A100, small).optim.optim == "adamw"
-    assert settled(monkeypatch, 110 * GIB, small, n=1).optim.optim == "adamw_sr"
+    one = settled(monkeypatch, 110 * GIB, small, n=1)
+    assert one.optim.optim == "adamw_sr"
+    assert re.fullmatch(
+        r"chosen by --optim auto: needs [\d.]+ of [\d.]+ GiB; adamw would need [\d.]+; --optim adamw_sr pins it",
+        one.optim_reason,
+    )
+    assert settled(monkeypatch, A100, f"{small} --optim adamw").optim_reason == ""
     with pytest.raises(UserError, match="too few GPUs"):
         settled(monkeypatch, A100, "--model llama3_70b --task 20ng_joint --optim adamw")
     assert load_config("--model llama3_8b --task 20ng_joint --device cpu".split()).optim.optim == "adamw"
 
 
 def test_a_resumed_run_keeps_its_optimizer(monkeypatch, tmp_path):
-    monkeypatch.setattr(train.planning.plan, "read_state", lambda folder: SimpleNamespace(config={"optim": "adamw_sr"}))
-    words = "--model llama3_8b --task 20ng_joint"
-    assert settled(monkeypatch, A100, words, resumed=tmp_path).optim.optim == "adamw_sr"
+    began = SimpleNamespace(config={"optim": "adamw_sr"}, optim_reason="as it was")
+    monkeypatch.setattr(train.planning.plan, "read_state", lambda folder: began)
+    config = settled(monkeypatch, A100, "--model llama3_8b --task 20ng_joint", resumed=tmp_path)
+    assert (config.optim.optim, config.optim_reason) == ("adamw_sr", "as it was")
 
 
 def test_the_command_prints_its_plan(tmp_path, monkeypatch, capsys):
