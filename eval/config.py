@@ -9,10 +9,10 @@ from typing import Literal
 
 import tyro
 
+from checkpoints_tools.registry import MODELS, get_model_spec
 from data.decoder.fewshot import SHOT_TOKENS
 from data.errors import UserError
 from data.tasks import get_task
-from model import MODELS, get_model_spec
 from train.options import report
 
 DESCRIPTION = """Score a model on a task by what it emits, fine-tuned or not. Run alone or under torchrun.
@@ -39,7 +39,7 @@ ENCODER_ONLY = ("max_length",)
 @dataclass(frozen=True)
 class EvalConfig:
     model: str = ""
-    """Which model: a preset's name (see model/__init__.py)."""
+    """Which model: a preset's name (see checkpoints_tools/registry.py)."""
     checkpoint: Path | None = None
     """Hugging Face folder, export of a run, or a run's checkpoints/step_N folder; default: checkpoints/<model>."""
     task: str = ""

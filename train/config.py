@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 
+from checkpoints_tools.registry import MODELS, get_model_spec
 from data.errors import UserError
 from data.tasks import TASKS, get_task
-from model import MODELS, get_model_spec
 from train import options
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import resolve_device, resolve_precision
@@ -26,7 +26,7 @@ OnOff = Literal["on", "off"]
 @dataclass(frozen=True)
 class ModelOptions:
     model: str = ""
-    """Which model: a preset's name (see model/__init__.py)."""
+    """Which model: a preset's name (see checkpoints_tools/registry.py)."""
     checkpoint: Path | None = None
     """Hugging Face folder to start from (weights, config.json, tokenizer); default: checkpoints/<model>."""
     init: Literal["pretrained", "random"] = "pretrained"

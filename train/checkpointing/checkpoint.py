@@ -100,6 +100,9 @@ def read_state(folder: Path) -> RunState:
             f"formats up to {FORMAT}. Use the newer version, or start from the run's export."
         )
     record["config"].setdefault("optim", "adamw")  # as it was before there was a choice
+    numbers = record["identity"].get("model_config", {})
+    if numbers.get("head_dim", 0) is None:  # older code stored the default and not what it stands for
+        numbers["head_dim"] = numbers["dim"] // numbers["n_heads"]
     return RunState(**record)
 
 
