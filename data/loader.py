@@ -58,12 +58,15 @@ class Batch(Protocol):
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Run the batch through a model: by field, ``[N, V]`` logits and the ``[N]`` targets that they should give."""
+        ...
 
     def to(self, device: torch.device | str) -> Self:
         """The batch on ``device``; from pinned memory the copy does not block."""
+        ...
 
     def pin_memory(self) -> Self:
         """The batch in pinned memory."""
+        ...
 
 
 class Samples(Protocol):
@@ -85,12 +88,15 @@ class Samples(Protocol):
 
     def batch(self, rows: Sequence[Row], share_prefix: bool, length: int) -> Batch:
         """Lay rows of samples into one micro-batch, padded to ``length`` tokens."""
+        ...
 
     def dummy(self) -> Batch:
         """The least a forward pass takes, without anything to predict."""
+        ...
 
     def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
         """By field, positions of these samples at which something is predicted."""
+        ...
 
 
 @dataclass

@@ -63,6 +63,7 @@ class Costs(Protocol):
             n_prefix: tokens of a prefix that begins every row and that all its documents see.
             rows: by row, the tokens of each document, without the prefix.
         """
+        ...
 
     def step_flops(self, n_tokens: int, n_outputs: Mapping[str, int], n_pairs: int) -> float:
         """Floating-point operations that one step's forward and backward passes need.
@@ -77,9 +78,11 @@ class Costs(Protocol):
             n_outputs: by field, the positions at which its logits are computed.
             n_pairs: see `attended_pairs`.
         """
+        ...
 
     def divide_outputs(self, n: int) -> dict[str, int]:
         """``n`` output positions by field, evenly, for `step_flops` where only their sum is known."""
+        ...
 
     def block_activations(self, compute: torch.dtype, tensor: int = 1) -> BlockActivations:
         """What a block keeps for its backward pass, tensor by tensor.
@@ -88,6 +91,7 @@ class Costs(Protocol):
             compute: format of activations.
             tensor: ranks that split the block's matrices.
         """
+        ...
 
 
 @dataclass(frozen=True)
