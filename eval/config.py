@@ -30,7 +30,7 @@ class EvalConfig:
     config: Path | None = None
     """TOML file with options; the command line wins over it."""
     model: str = ""
-    """Which model: a preset's name (see model/__init__.py)."""
+    """Which model: a preset's name (see checkpoints_tools/registry.py)."""
     checkpoint: Path | None = None
     """Hugging Face folder, export of a run, or a run's checkpoints/step_N folder; default: checkpoints/<model>."""
     task: str = ""

@@ -47,7 +47,7 @@ def scoring_memory(
         batch_tokens: of the largest batch, answers included.
     """
     c, E, F, V, L = dtype.itemsize, config.dim, config.ffn_dim, config.vocab_size, config.n_layers
-    A, KV = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
+    A, KV = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     matrices = L * (2 * E * A + 2 * E * KV + 3 * E * F)
     norms, vocabulary = (2 * L + 1) * E, V * E
     # A tied embedding is whole on every rank (`train/parallel/tensor_parallel.py`).

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from checkpoints_tools.registry import get_model_spec
 from data.decoder.fewshot import PROMPT_FILE
 from data.decoder.samples import prepare
 from data.errors import UserError
@@ -19,7 +20,6 @@ from eval.config import EvalConfig
 from eval.decoder.decode import batches
 from eval.decoder.score import BUDGET_MARGIN, answer_budgets
 from eval.setup import new_prompt, stored_prompt, stored_task
-from model import get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train.config import RECIPES
@@ -79,7 +79,7 @@ def decoder_memory(
         tp: ranks that split each matrix, keys and values with them.
         batch_tokens: most tokens of a batch, answers included; a longer request runs alone.
     """
-    E, L, D = config.dim, config.n_layers, config.head_width
+    E, L, D = config.dim, config.n_layers, config.head_dim
     A, KV, F = config.n_heads * D // tp, config.n_kv_heads * D // tp, config.ffn_dim // tp
     own = balance_counts(requests.bodies, n_replicas)[0]
     bodies, limits = [requests.bodies[i] for i in own], [requests.limits[i] for i in own]

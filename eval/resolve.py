@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from checkpoints_tools.registry import MODELS, get_model_spec
 from data.errors import UserError
 from data.tasks import get_task
 from eval.config import DECODER_ONLY, ENCODER_ONLY, EvalConfig
-from model import MODELS, get_model_spec
 from train import options
 from train.resolve import problems_of_kind
 

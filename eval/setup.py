@@ -20,9 +20,11 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
-from checkpoints_tools.hf_config import DTYPES, read_json
+from checkpoints_tools.hf_config import DTYPES
+from checkpoints_tools.json_files import read_json
 from checkpoints_tools.load import check_family, check_fits_preset, load_pretrained, open_checkpoint
-from checkpoints_tools.meta_pth import tokenizer_folder
+from checkpoints_tools.registry import ModelSpec, get_model_spec
+from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
 from data.decoder.prompts import template_for
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
@@ -36,7 +38,6 @@ from data.tasks import TASKS, Task, get_task
 from eval.config import EvalConfig
 from eval.decoder.tensor_parallel import to_plain_tensors
 from eval.encoder.task import encoder_task, from_label_sets
-from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, load_model, read_state, what_is_missing

@@ -167,10 +167,10 @@ def write_tiny_checkpoint(folder: Path) -> None:
     from tokenizers import ByteLevelBPETokenizer
 
     from checkpoints_tools.export import export_hf
+    from checkpoints_tools.registry import get_model_spec
     from data.decoder.prompts import Text, build_prompt
     from data.decoder.tokenizer import load_tokenizer
     from data.tasks import TASKS
-    from model import get_model_spec
 
     prefix = build_prompt(TASKS["massive_joint"], "plain").prefix
     bpe = ByteLevelBPETokenizer()

@@ -16,7 +16,7 @@ import tyro
 @dataclass(frozen=True)
 class ModelOptions:
     model: str = ""
-    """Which model: a preset's name (see model/__init__.py)."""
+    """Which model: a preset's name (see checkpoints_tools/registry.py)."""
     checkpoint: Path | None = None
     """Hugging Face folder to start from (weights, config.json, tokenizer); default: checkpoints/<model>."""
     init: Literal["pretrained", "random"] = "pretrained"

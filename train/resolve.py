@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from checkpoints_tools.registry import MODELS, ModelSpec, get_model_spec
 from data.errors import UserError
 from data.tasks import TASKS, get_task
-from model import MODELS, ModelSpec, get_model_spec
 from train import options
 from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OTHER_EPOCHS, RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS

@@ -20,8 +20,11 @@ import torch.distributed as dist
 from torch import nn
 
 from checkpoints_tools.export import export_hf
-from checkpoints_tools.hf_config import DTYPES, write_json
+from checkpoints_tools.hf_config import DTYPES
+from checkpoints_tools.json_files import write_json
 from checkpoints_tools.load import load_pretrained
+from checkpoints_tools.registry import costs_of
+from data.decoder.rows import ANSWER
 from data.encoder.samples import output_labels
 from data.loader import StepBatch
 from train import options, trial
@@ -31,16 +34,7 @@ from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
 from train.errors import Interrupted, RunStopped
 from train.loss import field_losses
-from train.metrics import (
-    Plateau,
-    RunLog,
-    Speed,
-    attended_pairs,
-    device_peak,
-    encoder_step_flops,
-    memory_gib,
-    step_flops,
-)
+from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum, launcher
 from train.parallel.parallelize import parallelize
@@ -94,6 +88,7 @@ class Trainer:
         self.best: float | None = None
         self.signum: int | None = None
         self.scorer = scorer
+        self.costs = costs_of(setup.model_config)
         written = options.to_toml(config, {"optim": config.optim_reason})
         log.info("%s", written.rstrip())
         sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
@@ -227,20 +222,15 @@ class Trainer:
         """
         optim = self.config.optim
         lr = learning_rate(self.step, self.setup.total_steps, optim.lr, optim.schedule, optim.warmup_steps)
-        by_field = isinstance(batch.n_label_tokens, dict)  # an encoder's
-        n_fields = len(batch.n_label_tokens) if by_field else 1
-        losses = torch.zeros(n_fields, dtype=torch.float64, device=self.world.device)
-        pairs = 0
+        losses = torch.zeros(len(batch.n_label_tokens), dtype=torch.float64, device=self.world.device)
         for micro_batch in batch.batches:
-            if not micro_batch.dummy:
-                pairs += attended_pairs(micro_batch)
             parts = field_losses(self.model, micro_batch.to(self.world.device), batch.n_label_tokens)
             parts.sum().backward()
             losses += parts.detach()
         norm = clip_gradients(self.model, optim.clip).item()
         counts = float(self.world.tensor_rank == 0)  # ranks that split matrices among them all know the same losses
-        mine = [*(x * counts for x in (*losses.tolist(), pairs)), self.signum is not None, self.saver.failed]
-        *of_fields, n_pairs, n_signals, n_failed = all_sum(mine, self.world.device)
+        mine = [*(x * counts for x in losses.tolist()), self.signum is not None, self.saver.failed]
+        *of_fields, n_signals, n_failed = all_sum(mine, self.world.device)
         if n_failed:
             self.saver.finish()
         total_loss = sum(of_fields)
@@ -251,24 +241,21 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        n_targets, named = batch.n_label_tokens, {}
-        if by_field:
-            named = {f"loss/{name}": x for name, x in zip(batch.n_label_tokens, of_fields, strict=True)}
-            n_targets = sum(batch.n_label_tokens.values())
+        named = zip(batch.n_label_tokens, of_fields, strict=True)
         record = {
             "step": self.step,
             "epoch": round(batch.epoch, 4),
             "loss": total_loss,
-            **named,
+            **{f"loss/{name}": x for name, x in named if name != ANSWER},
             "lr": lr,
             "grad_norm": norm,
             "examples": batch.n_examples,
-            "label_tokens": n_targets,
+            "label_tokens": sum(batch.n_label_tokens.values()),
             "real_tokens": batch.n_real_tokens,
             "computed_tokens": batch.n_tokens,
         }
-        count_flops = encoder_step_flops if by_field else step_flops
-        flops = count_flops(self.setup.model_config, batch.n_real_tokens, batch.n_label_tokens, int(n_pairs))
+        n_pairs = self.costs.attended_pairs(batch.row_prefix, batch.row_lengths)
+        flops = self.costs.step_flops(batch.n_real_tokens, batch.n_label_tokens, n_pairs)
         return record, flops, n_signals > 0
 
     def _speed_record(self, speed: Speed) -> dict[str, float | None]:
@@ -365,8 +352,8 @@ class Trainer:
             new,
             DTYPES[config.checkpoint.export_dtype],
             setup.prompt_spec,
-            labels=output_labels(setup.task) if setup.spec.kind == "encoder" else None,
-            max_length=longest_input(config, setup.model_config) if setup.spec.kind == "encoder" else None,
+            labels=output_labels(setup.task),
+            max_length=longest_input(config, setup.model_config),
         )
         if self.world.is_main:
             write_json(new / "labels.json", setup.labels)

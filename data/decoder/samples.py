@@ -24,7 +24,7 @@ import numpy as np
 
 from data.cache import Arrays, cached
 from data.decoder.prompts import Prompt, Text, encode_pieces
-from data.decoder.rows import Batch, build_batch, dummy_batch
+from data.decoder.rows import ANSWER, Batch, build_batch, dummy_batch
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -89,9 +89,13 @@ class SampleSet:
         """Work without a target; see `data.decoder.rows.dummy_batch`."""
         return dummy_batch()
 
-    def count_targets(self, indices: Sequence[int]) -> int:
-        """Label tokens of these samples."""
-        return int(self.label_lengths[list(indices)].sum())
+    def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
+        """Label tokens of these samples, all of the one field `ANSWER`."""
+        return {ANSWER: int(self.label_lengths[list(indices)].sum())}
+
+    def contents(self) -> list[np.ndarray]:
+        """All that is trained on, for a hash."""
+        return [self.prefix, self.tokens, self.body_end, self.label_end]
 
     def count_longer_than(self, n: int) -> int:
         """How many samples are longer than ``n`` tokens, prefix and label included (a model's trained context)."""

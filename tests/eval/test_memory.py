@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints_tools.registry import MODELS
 from data.errors import UserError
 from eval.config import EvalConfig
 from eval.memory import check_fits, check_plan_fits, scoring_memory
 from eval.setup import make_plan
-from model import MODELS
 from model.llama import Llama
 
 LARGE = MODELS["llama3_70b"].config

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints_tools.registry import MODELS
 from data.errors import UserError
 from eval.plan import Requests, decoder_memory, describe
 from eval.resolve import load_config
-from model import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 

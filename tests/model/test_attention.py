@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import model.attention
-from model import MODELS
+from checkpoints_tools.registry import MODELS
 from model.attention import allowed, attention, build_bidirectional_mask, build_mask
 from model.llama import Llama
 

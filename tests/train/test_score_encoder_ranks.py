@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.export import export_hf
-from data.encoder.samples import heads_for, output_labels
+from data.encoder.samples import output_labels
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS

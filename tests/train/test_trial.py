@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import get_model_spec
+from checkpoints_tools.registry import get_model_spec
 from tests.launching import ROOT, TICKETS
 from tests.train import tiny_run, trial_run
 from train import options, trial

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from checkpoints_tools.registry import ModelSpec
 from data.loader import StepLoader
 from data.tasks import TASKS
-from model import ModelSpec
-from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
+from model.encoder import ROBERTA_DEBUG, EncoderConfig, Head
 from tests.encoder_samples import make_encoder_samples
 from tests.train.tiny_run import STEPS, whole
 from train import options
@@ -61,7 +61,7 @@ def make_trainer(
         world_size=world.shape.n_data,
     )
     setup = Setup(
-        spec=ModelSpec("tiny", model_config, Encoder, "", "encoder_debug", family=model_config.family),
+        spec=ModelSpec("tiny", model_config.family, model_config, "", "encoder_debug"),
         model_config=model_config,
         tokenizer=None,
         task=TASKS["massive_joint"],

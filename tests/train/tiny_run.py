@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+from checkpoints_tools.registry import ModelSpec
 from data.decoder.fewshot import PromptSpec
 from data.decoder.samples import SampleSet
 from data.tasks import TASKS
-from model import ModelSpec
-from model.llama import Llama, LlamaConfig
+from model.llama import LlamaConfig
 from train import options
 from train.config import TrainConfig
 from train.parallel import parallelize
@@ -78,7 +78,7 @@ def make_trainer(
     samples = make_samples()
     loader = build_loader(config, samples, rank=world.data_rank, world_size=world.shape.n_data)
     setup = Setup(
-        spec=ModelSpec("tiny", model_config, Llama, "plain", "debug"),
+        spec=ModelSpec("tiny", "llama", model_config, "plain", "debug"),
         model_config=model_config,
         tokenizer=None,
         task=TASKS["20ng_7"],

@@ -104,6 +104,9 @@ def read_state(folder: Path) -> RunState:
         )
     record["config"] = options.from_older(TrainConfig, record["config"])
     record["config"].setdefault("optim", "adamw")  # as it was before there was a choice
+    numbers = record["identity"].get("model_config", {})
+    if numbers.get("head_dim", 0) is None:  # older code stored the default and not what it stands for
+        numbers["head_dim"] = numbers["dim"] // numbers["n_heads"]
     return RunState(**record)
 
 

@@ -22,10 +22,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from checkpoints_tools.hf_config import DTYPES
+from checkpoints_tools.registry import ModelConfig, ModelSpec
 from data.errors import UserError
-from model import ModelSpec
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 from train.checkpointing.checkpoint import read_state, steps_in
 from train.config import TrainConfig
 from train.optim.optimizer import OPTIMIZERS
@@ -63,9 +61,7 @@ class StoredBytes:
     export: int
 
 
-def run_sizes(
-    config: TrainConfig, spec: ModelSpec, model_config: LlamaConfig | EncoderConfig, n_ranks: int
-) -> StoredBytes:
+def run_sizes(config: TrainConfig, spec: ModelSpec, model_config: ModelConfig, n_ranks: int) -> StoredBytes:
     """What one checkpoint and one export of a run will take."""
     with torch.device("meta"):
         shapes = [parameter.shape for parameter in spec.build(model_config).parameters()]

@@ -32,10 +32,9 @@ from train.optim.rounding import places, random_bits, round_to_bf16, stream_key
 
 StateFormat = Literal["fp32", "bf16", "8bit"]
 
-# Elements updated at once: on a GPU enough to keep it busy (8M, temporaries of 270 MB), on a CPU few enough for its
-# cache.
+# Elements updated at once, each with temporaries of 32 bytes at most: on a GPU enough to keep it busy (8M, 270 MB), on
+# a CPU few enough for its cache.
 SLICE = {"cuda": 2**23, "cpu": 2**17}
-TEMPORARY_BYTES = 32  # at most, for each of these elements
 
 
 def state_bytes(shape: torch.Size, states: StateFormat) -> int:

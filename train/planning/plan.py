@@ -16,18 +16,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_family
-from checkpoints_tools.meta_pth import tokenizer_folder
+from checkpoints_tools.registry import ModelSpec, get_model_spec
+from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
-from data.encoder.samples import heads_for
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.loader import StepLoader
 from data.source import load_examples
 from data.tasks import Task, get_task
-from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
 from train import options

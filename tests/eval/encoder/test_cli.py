@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints_tools.encoder_config import to_hf_encoder_config
+from checkpoints_tools.encoder_config import heads_for, to_hf_encoder_config
 from checkpoints_tools.export import export_hf
-from data.encoder.samples import heads_for, output_labels
+from data.encoder.samples import output_labels
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.source import load_examples

@@ -16,6 +16,7 @@ from model.llama import LlamaConfig
 from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer, whole
 from train import options
 from train.checkpointing import checkpoint
+from train.config import TrainConfig
 from train.errors import RunStopped
 from train.trainer import Trainer
 
@@ -234,3 +235,18 @@ def test_what_is_not_finite_stops_the_run(what: str, world, tmp_path: Path, monk
     event = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert event["event"] == "stopped" and event["samples"] == ids
     assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000002"
+
+
+def test_a_head_dim_that_older_code_left_out_is_what_it_stands_for(tmp_path: Path) -> None:
+    shape = LlamaConfig(dim=30, n_layers=2, n_heads=3, n_kv_heads=1, ffn_dim=50, vocab_size=301)
+    assert (shape.head_dim, dataclasses.replace(shape, dim=60, head_dim=0).head_dim) == (10, 20)
+    stored = {"model_config": dataclasses.asdict(shape) | {"head_dim": None}}
+    checkpoint.RunState(1, {}, stored, {}, None, 1).write(tmp_path)
+    assert json.loads((tmp_path / checkpoint.RUN_FILE).read_text())["identity"]["model_config"]["head_dim"] is None
+    state = checkpoint.read_state(tmp_path)
+    assert LlamaConfig(**state.identity["model_config"]) == shape
+    values = options.flatten(options.build(TrainConfig, [{"optim": "adamw"}]))
+    checkpoint.check_fits(state, values, {"model_config": dataclasses.asdict(shape)}, tmp_path)
+    wider = {"model_config": dataclasses.asdict(dataclasses.replace(shape, head_dim=12))}
+    with pytest.raises(UserError, match=r"model_config.head_dim: the checkpoint has 10, this run has 12"):
+        checkpoint.check_fits(state, values, wider, tmp_path)

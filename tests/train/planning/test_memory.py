@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import memory_trace
-from model import MODELS
+from checkpoints_tools.registry import MODELS
 from model.encoder import Head
 from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
 from train.optim.optimizer import OPTIMIZERS
