@@ -11,15 +11,22 @@ from __future__ import annotations
 import train.allocator  # noqa: F401  # before PyTorch is imported
 
 # isort: split
-import logging
 import sys
+
+from eval.config import DESCRIPTION, EvalConfig
+from train.options import show_help
+
+if __name__ == "__main__":
+    show_help(EvalConfig, sys.argv[1:], DESCRIPTION)  # before the seconds that the imports below take
+
+# isort: split
+import logging
 from pathlib import Path
 
 import torch
 
 from checkpoints_tools.hf_config import DTYPES
 from eval.combine import combine
-from eval.config import EvalConfig, load_config
 from eval.gather import ScoreResult
 from eval.job import ScoringRanks
 from eval.memory import ScoringLoad, check_fits, usable_now
@@ -27,9 +34,11 @@ from eval.plan import describe as describe_plan
 from eval.plan import make_plan
 from eval.progress import Progress
 from eval.report import compare, console, details_table
+from eval.resolve import load_config
 from eval.results import Results, field_kinds, versions, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
+from eval.weights import trained_with
 from train.parallel.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
 from train.parallel.mesh import lay_out_world
 
@@ -107,6 +116,7 @@ def describe(setup: ScoringSetup, result: ScoreResult, precision: str, n_ranks: 
         cost=result.cost,
         settings={
             "fine_tuned": setup.fine_tuned,
+            "trained_with": trained_with(setup.weights),
             "precision": precision,
             "row_length": setup.max_length,
             "max_new_tokens": options.max_new_tokens,

@@ -3,8 +3,8 @@
 # again, and has to beat itself untrained, TF-IDF with logistic regression, and the majority class in exact match, the
 # share of examples whose whole answer is right. What it reaches, and in what time, is in benchmarks/results/demo.md.
 #
-# Needs Python 3.11 and bash, nothing else. Finished stages are kept in runs/demo and used again, an interrupted
-# fine-tuning is resumed; `rm -r runs/demo` starts over.
+# Needs Python 3.11, 3.12 or 3.13 and bash, nothing else. Finished stages are kept in runs/demo and used again, an
+# interrupted fine-tuning is resumed; `rm -r runs/demo` starts over.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

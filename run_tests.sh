@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite in an environment of its own. Needs Python 3.11 and bash, nothing else.
+# The whole test suite in a separate environment. Needs Python 3.11, 3.12 or 3.13 and bash, nothing else.
 # Arguments go to pytest: ./run_tests.sh tests/eval -k slots      ./run_tests.sh --slow
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

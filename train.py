@@ -6,13 +6,21 @@ from __future__ import annotations
 import train.allocator  # noqa: F401  # before PyTorch is imported
 
 # isort: split
-import logging
 import sys
 
-from train.config import load_config
+from train.config import DESCRIPTION, TrainConfig
+from train.options import show_help
+
+if __name__ == "__main__":
+    show_help(TrainConfig, sys.argv[1:], DESCRIPTION)  # before the seconds that the imports below take
+
+# isort: split
+import logging
+
 from train.parallel.distributed import run_guarded, set_up_logging, start
 from train.planning.plan import make_plan, settle_optimizer
 from train.planning.report import describe
+from train.resolve import load_config
 from train.setup import open_run, require_same
 from train.trainer import Trainer
 

@@ -32,7 +32,7 @@ from benchmarks.common import (
     table,
     write_result,
 )
-from checkpoints_tools.key_maps import from_hf
+from checkpoints_tools.key_maps import LLAMA_HF, rename_all
 from data.decoder.prompts import build_prompt, template_for
 from data.decoder.rows import build_row, collate
 from data.decoder.samples import SampleSet, prepare
@@ -81,7 +81,10 @@ def compare_weights(model: Llama, reference: nn.Module) -> tuple[int, float]:
     Raises:
         AssertionError: the two do not have the same tensors.
     """
-    theirs = {from_hf(name): tensor for name, tensor in reference.state_dict().items()}
+    state = reference.state_dict()
+    names, unknown = rename_all(state, LLAMA_HF)
+    assert not unknown, unknown
+    theirs = {ours: state[name] for ours, name in names.items()}
     if model.head is None:
         theirs.pop("head.weight", None)  # the embedding under its second name
     ours = model.state_dict()

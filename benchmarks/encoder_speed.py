@@ -29,18 +29,20 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.common import Timing, load_average, run_program, say, size_of, table, write_result
+from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.export import export_hf
-from checkpoints_tools.hf_config import read_config, read_json, write_json
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.json_files import read_json, write_json
 from checkpoints_tools.load import load_pretrained
 from data.encoder.samples import SampleSet as EncoderSampleSet
-from data.encoder.samples import heads_for, output_labels
+from data.encoder.samples import output_labels
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.loader import StepLoader
 from data.tasks import TokenField, get_task
 from model.encoder import ROBERTA_BASE, Encoder
-from train.config import load_config
 from train.parallel.distributed import World, set_up_logging, start
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 

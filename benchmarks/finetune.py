@@ -48,8 +48,8 @@ class Options:
     """Capacity of a packed row in tokens; default: the recipe's. A step that fits one row computes its prefix once."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of compute, in training and scoring; auto: bf16 where the hardware multiplies it."""
-    list_labels: Literal["on", "off"] = "on"
-    """Whether the prompt lists the labels, as the paper's does. Off, MASSIVE's joint prefix is a fifth as long."""
+    list_labels: bool = True
+    """Whether the prompt lists the labels, as the paper's does. If not, MASSIVE's joint prefix is a fifth as long."""
     train_options: str = ""
     """More options for train.py, as one string: --train_options="--seed 1 --clip 0"."""
     train_torchrun: int = 1
@@ -65,7 +65,7 @@ def main() -> None:
     load = load_average()
     folder = options.output or ROOT / "runs" / f"finetune_{options.task}"
     common = ["--model", "smollm2_135m", "--task", options.task, "--data", options.data]
-    common += ["--precision", options.precision, "--list_labels", options.list_labels]
+    common += ["--precision", options.precision, "--list_labels" if options.list_labels else "--no_list_labels"]
     run_once(folder / "before", [*common, "--checkpoint", str(options.checkpoint), "--name", "before"])
     train(options, folder / "train", common)
     run_once(folder / "after", [*common, "--checkpoint", str(folder / "train" / "export"), "--name", "after"])
@@ -132,7 +132,7 @@ def report(options: Options, folder: Path) -> str:
     return "\n".join(
         [
             f"All {after.metrics['n_examples']:,} test examples, zero-shot prompt"
-            f"{'' if options.list_labels == 'on' else ' without the label lists'}, greedy decoding, in "
+            f"{'' if options.list_labels else ' without the label lists'}, greedy decoding, in "
             f"{after.settings['precision']} on {after.settings['threads']} threads.",
             "",
             table(["", *names, "unparsed", "s / example", "tokens / answer"], rows),

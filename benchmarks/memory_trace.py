@@ -23,15 +23,13 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.common import load_average, table, write_result
-from model import MODELS
-from model.encoder import Encoder, EncoderConfig
-from model.llama import Llama, LlamaConfig
+from checkpoints_tools.registry import MODELS, ModelConfig, architecture_of
 from train.loss import label_loss
 from train.optim.optimizer import OPTIMIZERS, OptimFormat
 from train.parallel.mesh import MeshShape
@@ -43,13 +41,13 @@ class FlexLike(torch.autograd.Function):
     """What FlexAttention allocates and saves; q, k, v [B, T, heads, D]."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out, log_sum_exp = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, out, log_sum_exp)
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, _, log_sum_exp = ctx.saved_tensors
         torch.empty_like(log_sum_exp)
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -66,12 +64,12 @@ def fake_ranks(n: int) -> Iterator[None]:
 
 
 def fake_model(
-    config: LlamaConfig | EncoderConfig, mesh: MeshShape, mode: FakeTensorMode, formats: Precision, checkpointing: str
-) -> Llama | Encoder:
+    config: ModelConfig, mesh: MeshShape, mode: FakeTensorMode, formats: Precision, checkpointing: str
+) -> nn.Module:
     """A model as `parallelize` makes it, its parameters fake; only materializing happens under ``mode``."""
 
-    class Fake(Encoder if isinstance(config, EncoderConfig) else Llama):
-        def to_empty(self, *, device, recurse=True):  # noqa: ANN001, ANN202
+    class Fake(architecture_of(config).build):
+        def to_empty(self, *, device, recurse=True):
             with mode:
                 return super().to_empty(device=device, recurse=recurse)
 
@@ -89,7 +87,7 @@ def fake_model(
         )
 
 
-def trace(config: LlamaConfig | EncoderConfig, mesh: MeshShape, settings: Settings, work: Pass) -> dict[str, float]:
+def trace(config: ModelConfig, mesh: MeshShape, settings: Settings, work: Pass) -> dict[str, float]:
     """Bytes of weights, gradients, optimizer states and of the peak of a step, as the tracker counts them on rank 0."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     formats = PRECISIONS["bf16_weights" if settings.optim.weights == torch.bfloat16 else "bf16"]
@@ -107,7 +105,7 @@ def trace(config: LlamaConfig | EncoderConfig, mesh: MeshShape, settings: Settin
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         tokens, positions = torch.zeros(2, 1, work.tokens, dtype=torch.int64)
         index, targets = torch.zeros(2, work.outputs, dtype=torch.int64)
-        places = {head.name: index for head in config.heads} if isinstance(config, EncoderConfig) else index
+        places = {head.name: index for head in config.heads} if architecture_of(config).task_decides_heads else index
 
         def loss() -> Tensor:
             logits = model(tokens, positions, None, output_index=places)
@@ -145,7 +143,7 @@ def _by_kind(snapshot: dict) -> dict[str, int]:
 TRACED = {"adamw": OPTIMIZERS["adamw"], "adamw_sr_bf16": OptimFormat(torch.bfloat16, "bf16", stochastic_rounding=True)}
 
 
-def planned(config: LlamaConfig | EncoderConfig, name: str, mesh: MeshShape, settings: Settings, work: Pass) -> Memory:
+def planned(config: ModelConfig, name: str, mesh: MeshShape, settings: Settings, work: Pass) -> Memory:
     spec = MODELS[name]
     return training_memory(config, count_parameters(spec, config), mesh, settings, work, mesh.n_ranks)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import tyro
 
 from benchmarks.common import load_average, table, write_result
-from train.config import load_config
 from train.metrics import duration
 from train.planning.hardware import GIB, usable
 from train.planning.plan import TrainPlan, make_plan, run_seconds, step_seconds
 from train.planning.report import describe
+from train.resolve import load_config
 
 TASK = "20ng_joint"
 # What is planned: options beside model and data.

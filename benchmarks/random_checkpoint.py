@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checkpoints_tools.hf_config import write_config
-from checkpoints_tools.key_maps import LLAMA_META, to_hf, to_theirs
+from checkpoints_tools.key_maps import LLAMA_HF, LLAMA_META, to_theirs
+from checkpoints_tools.llama_config import write_llama_config
 from checkpoints_tools.load import fill, open_checkpoint
 from checkpoints_tools.meta_pth import ffn_width
 from checkpoints_tools.slices import local_slice
@@ -50,9 +50,9 @@ def write_both(folder: Path, sizes: dict[str, int], vocab_size: int, shard_bytes
     hf.mkdir(parents=True)
     writer = ShardWriter(hf, shard_bytes)
     for name, drawn in weights.items():
-        writer.add(to_hf(name), random_weight(*drawn))
+        writer.add(to_theirs(name, LLAMA_HF), random_weight(*drawn))
     writer.close()
-    write_config(hf, config, torch.bfloat16)
+    write_llama_config(hf, config, torch.bfloat16)
 
     meta = folder / "meta"
     meta.mkdir()
@@ -61,7 +61,7 @@ def write_both(folder: Path, sizes: dict[str, int], vocab_size: int, shard_bytes
         for name, drawn in weights.items():
             weight, kind = random_weight(*drawn), name.split(".")[-2]
             if kind in ("wq", "wk"):  # rows in halves -> interleaved
-                weight = weight.view(-1, 2, config.head_width // 2, config.dim).transpose(1, 2).reshape(weight.shape)
+                weight = weight.view(-1, 2, config.head_dim // 2, config.dim).transpose(1, 2).reshape(weight.shape)
             if weight.dim() == 2:
                 weight = weight.chunk(n_parts, 1 if kind in ROW_PARALLEL else 0)[part].clone()
             held[to_theirs(name, LLAMA_META)] = weight

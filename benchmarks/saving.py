@@ -29,9 +29,9 @@ import tyro
 
 from benchmarks.common import load_average, say, table, write_result
 from benchmarks.host_memory import anonymous_bytes
+from checkpoints_tools.registry import get_model_spec
 from data.decoder.samples import SampleSet
 from data.loader import StepLoader
-from model import get_model_spec
 from train.checkpointing.checkpoint import RunState, step_folder
 from train.checkpointing.disk_space import StoredBytes, bytes_to_write, folder_bytes, format_bytes
 from train.checkpointing.saver import Saver

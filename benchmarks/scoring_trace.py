@@ -31,6 +31,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from benchmarks.common import load_average, table, write_result
 from benchmarks.memory_trace import fake_ranks
+from checkpoints_tools.registry import MODELS
 from data.packing import padded_length
 from eval.decoder.decode import greedy_decode
 from eval.decoder.kv_cache import BodyPass, PrefixPass, TokenPass
@@ -38,7 +39,6 @@ from eval.decoder.score import batch_sizes
 from eval.decoder.tensor_parallel import to_plain_tensors
 from eval.job import RequestLengths
 from eval.memory import MemoryByMoment, decoder_memory
-from model import MODELS
 from model.attention import build_bidirectional_mask
 from model.encoder import Encoder, EncoderConfig
 from model.llama import Llama, LlamaConfig

@@ -60,7 +60,7 @@ DESCRIPTIONS = {
     "unpacked": "one sample a row",
     "transformers": "transformers, one sample a row",
 }
-Loss = Callable[[nn.Module, Batch, int], torch.Tensor]
+Loss = Callable[[nn.Module, Batch, dict[str, int]], torch.Tensor]
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Timed:
     steps: list[StepBatch]
 
 
-def reference_loss(model: nn.Module, batch: Batch, n_label_tokens: int) -> torch.Tensor:
+def reference_loss(model: nn.Module, batch: Batch, n_label_tokens: dict[str, int]) -> torch.Tensor:
     """The same loss by transformers: its own forward pass over the padded rows, its own loss function."""
     mask = (batch.doc_ids != PADDING_DOC).long()
     out = model(
@@ -96,7 +96,7 @@ def reference_loss(model: nn.Module, batch: Batch, n_label_tokens: int) -> torch
         attention_mask=mask,
         labels=batch.targets,
         shift_labels=batch.targets,  # ours are shifted already
-        num_items_in_batch=torch.tensor(n_label_tokens),
+        num_items_in_batch=torch.tensor(sum(n_label_tokens.values())),
         use_cache=False,
     )
     return out.loss

@@ -38,8 +38,9 @@ def count(samples: SampleSet, batch_size: int, row_length: int, packing: bool, s
     loader = StepLoader(
         samples, batch_size=batch_size, row_length=row_length, packing=packing, share_prefix=share_prefix
     )
-    computed = sum(loader.count_tokens(loader.plan(n))[1] for n in range(loader.steps_per_epoch))
-    return computed / (loader.steps_per_epoch * batch_size)
+    n_steps = loader.n_steps_for(1)
+    computed = sum(loader.count_tokens(loader.plan(n))[1] for n in range(n_steps))
+    return computed / (n_steps * batch_size)
 
 
 def table(

@@ -21,16 +21,16 @@ import torch
 import tyro
 
 from checkpoints_tools.folder import open_hf
-from checkpoints_tools.gguf_file import is_gguf, open_gguf
-from checkpoints_tools.hf_config import DTYPES, write_config
-from checkpoints_tools.key_maps import to_hf
-from checkpoints_tools.meta_pth import is_meta_folder, open_meta
+from checkpoints_tools.formats import is_gguf, is_meta_folder
+from checkpoints_tools.gguf_file import open_gguf
+from checkpoints_tools.hf_config import DTYPES
+from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.progress import ByteProgress
+from checkpoints_tools.registry import architecture_of
 from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, staged_folder
 from data.errors import UserError
-from model.encoder import EncoderConfig
 
 
 @dataclass
@@ -92,13 +92,14 @@ def convert(
     """
     refuse_non_empty(dst)
     source = open_source(src, own_tokenizer=tokenizer is None)
-    if isinstance(source.config, EncoderConfig):
+    architecture = architecture_of(source.config)
+    if architecture.write_config is None:
         raise UserError(f"{src} is an encoder's folder; train.py --checkpoint takes it as it is")
     check_source(source)
     check_tied(source)
     to = source.dtype if dtype == "keep" else DTYPES[dtype]
     with staged_folder(dst) as folder:
-        write_config(folder, source.config, to, source.token_ids)
+        architecture.write_config(folder, source.config, to, source.token_ids)
         if tokenizer is None:
             source.write_tokenizer(folder)
         else:
@@ -107,7 +108,7 @@ def convert(
         sizes = {name: math.prod(shape) * to.itemsize for name, shape in expected_shapes(source.config).items()}
         with ByteProgress("converting", sum(sizes.values()), show=True) as progress:
             for name, size in sizes.items():
-                writer.add(to_hf(name), source.read(name)[:].to(to))
+                writer.add(architecture.to_theirs(name, source.config), source.read(name)[:].to(to))
                 progress.advance(size)
         writer.close()
     return source

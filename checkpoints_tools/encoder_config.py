@@ -13,18 +13,24 @@ elsewhere has no such key; the head that its architecture names is then called `
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from checkpoints_tools.json_files import write_json
+from checkpoints_tools.writer import TrainedOn
+from data.encoder.samples import output_labels
+from data.encoder.tokenizer import Tokenizer
 from data.errors import UserError
+from data.tasks import ClassField, Task
 from model.encoder import EncoderConfig, Head
 
 FAMILIES = ("roberta", "bert")
 # Name of a head in a checkpoint that does not tell which field it predicts.
 UNNAMED = "classifier"
 # Class in ``architectures``, less the family's prefix -> kind of its head; None: no head of ours (its own is ignored).
-ARCHITECTURES = {
+CLASSES = {
     "Model": None,
     "ForMaskedLM": None,
     "ForPreTraining": None,
@@ -116,7 +122,7 @@ def parse_encoder_config(raw: dict[str, Any], where: str = "config.json") -> Enc
 def _architecture_problems(raw: dict[str, Any]) -> list[str]:
     family = raw.get("model_type")
     assert family in FAMILIES, family
-    known = [CLASS_PREFIX[family] + suffix for suffix in ARCHITECTURES]
+    known = [CLASS_PREFIX[family] + suffix for suffix in CLASSES]
     problems = [
         f"architecture {name!r}; this code runs {', '.join(known)}"
         for name in raw.get("architectures") or []
@@ -144,7 +150,7 @@ def _read_heads(raw: dict[str, Any], problems: list[str]) -> tuple[str, tuple[He
             problems.append("heads is damaged: head is 'linear' or 'dense', a field's kind 'class' or 'token'")
         return head, tuple(Head(name, kind, len(labels)) for name, kind, labels in fields)
     names = raw.get("architectures") or ["Model"]
-    kind = ARCHITECTURES[names[0].removeprefix(CLASS_PREFIX[raw["model_type"]])]
+    kind = CLASSES[names[0].removeprefix(CLASS_PREFIX[raw["model_type"]])]
     if kind is None:
         return "linear", ()
     if raw.get("problem_type") not in (None, "single_label_classification"):
@@ -232,3 +238,37 @@ def to_hf_encoder_config(
         fields = [{"name": h.name, "kind": h.kind, "labels": list(labels[h.name])} for h in config.heads]
         found["heads"] = {"head": config.head, "max_length": max_length, "fields": fields}
     return found
+
+
+def write_encoder_export(
+    folder: Path, config: EncoderConfig, dtype: torch.dtype, tokenizer: Tokenizer, trained_on: TrainedOn
+) -> None:
+    """Write what an export holds beside its weights; ``labels`` are needed where the model has heads."""
+    assert not config.heads or trained_on.labels is not None, "an encoder's heads need their labels"
+    ids = {"pad_token_id": tokenizer.pad_id}
+    if config.family == "roberta":
+        ids |= {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
+    contents = to_hf_encoder_config(config, dtype, trained_on.labels or {}, ids, trained_on.max_length)
+    write_json(folder / "config.json", contents)
+    tokenizer.save(folder, trained_on.max_length)
+
+
+def heads_for(task: Task) -> tuple[Head, ...]:
+    """One head a field, in the task's order."""
+    return tuple(
+        Head(field.name, "class" if isinstance(field, ClassField) else "token", len(outputs))
+        for field, outputs in zip(task.fields, output_labels(task).values(), strict=True)
+    )
+
+
+def check_roberta_tokenizer(config: EncoderConfig, tokenizer: Tokenizer, folder: Path | str) -> None:
+    """Check that positions are counted from the tokenizer's own padding id, as RoBERTa does.
+
+    Raises:
+        UserError: they are not.
+    """
+    if tokenizer.pad_id + 1 != config.position_offset:
+        raise UserError(
+            f"{folder}: the tokenizer's padding token has id {tokenizer.pad_id}, but pad_token_id in config.json, from "
+            f"which RoBERTa counts positions, is {config.position_offset - 1}: files of two different checkpoints?"
+        )

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from checkpoints_tools.encoder_config import UNNAMED, hf_architecture
-from checkpoints_tools.key_maps import translate
+from checkpoints_tools.key_maps import Matched, to_theirs, translate
 from data.errors import UserError
-from model.encoder import EncoderConfig, Head
+from model.encoder import EncoderConfig
 
 _LAYER = {
     "attention.wq": "attention.self.query",
@@ -48,23 +47,6 @@ LINEAR_HEAD = {"out": "classifier"}
 # In checkpoints, but in no model of ours: what predicted hidden words and next sentences, and counters.
 IGNORED = re.compile(r"lm_head\..+|cls\.(predictions|seq_relationship)\..+|embeddings\.(position_ids|token_type_ids)")
 PREFIXES = ("roberta.", "bert.")
-
-
-@dataclass
-class Matched:
-    """What the tensors of a checkpoint are to a model.
-
-    Attributes:
-        names: our parameter name -> the checkpoint's tensor.
-        ignored: tensors that the model has no use for, as it should be.
-        unknown: tensors that nobody knows.
-        fresh: the model's heads that the checkpoint does not have.
-    """
-
-    names: dict[str, str] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    fresh: list[Head] = field(default_factory=list)
 
 
 def match_heads(stored: EncoderConfig, wanted: EncoderConfig, where: str) -> dict[str, str]:
@@ -106,7 +88,7 @@ def match_heads(stored: EncoderConfig, wanted: EncoderConfig, where: str) -> dic
 _UNIT = {"class": "document", "token": "word"}
 
 
-def match_tensors(tensors: Iterable[str], stored: EncoderConfig, wanted: EncoderConfig, where: str) -> Matched:
+def match_encoder(tensors: Iterable[str], stored: EncoderConfig, wanted: EncoderConfig, where: str) -> Matched:
     """Say what each tensor of a checkpoint is to a model with the heads of ``wanted``.
 
     Args:
@@ -120,7 +102,8 @@ def match_tensors(tensors: Iterable[str], stored: EncoderConfig, wanted: Encoder
     heads = match_heads(stored, wanted, where)
     inverse = {theirs: ours for ours, theirs in ENCODER_HF.items()}
     uses_pooler = wanted.head == "dense" and wanted.family == "bert" and any(h.kind == "class" for h in wanted.heads)
-    found = Matched(fresh=[head for head in wanted.heads if head.key not in heads.values()])
+    fresh = [head for head in wanted.heads if head.key not in heads.values()]
+    found = Matched(fresh=tuple(f"heads.{head.key}." for head in fresh))
     single = stored.heads[0].key if len(stored.heads) == 1 else None
     for name in tensors:
         head = _head_tensor(name, single)
@@ -143,6 +126,8 @@ def match_tensors(tensors: Iterable[str], stored: EncoderConfig, wanted: Encoder
             found.unknown.append(name)
         else:
             found.names[ours] = name
+    if "pooler.weight" not in found.names and {h for h in wanted.heads if h.kind == "class"} <= set(fresh):
+        found.fresh += ("pooler.",)  # saved without it; no head has learned to read it yet
     return found
 
 
@@ -171,6 +156,5 @@ def encoder_to_theirs(name: str, config: EncoderConfig) -> str:
         _, _, module, part = name.split(".")
         has_dense = config.family == "roberta" and config.head == "dense" and config.heads[0].kind == "class"
         return f"{(DENSE_HEAD if has_dense else LINEAR_HEAD)[module]}.{part}"
-    theirs = translate(name, ENCODER_HF)
-    assert theirs is not None, f"parameter {name!r} has no entry in the key map"
+    theirs = to_theirs(name, ENCODER_HF)
     return theirs if plain else f"{config.family}.{theirs}"

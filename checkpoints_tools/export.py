@@ -30,30 +30,21 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from checkpoints_tools.encoder_config import to_hf_encoder_config
-from checkpoints_tools.encoder_keys import encoder_to_theirs
-from checkpoints_tools.hf_config import write_config, write_json
-from checkpoints_tools.key_maps import LLAMA_HF, to_theirs
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.meta_tokenizer import write_tokenizer_json
-from checkpoints_tools.writer import SHARD_BYTES, ShardWriter, refuse_non_empty, staged_folder
+from checkpoints_tools.registry import ModelConfig, Tokenizer, architecture_of
+from checkpoints_tools.writer import SHARD_BYTES, ShardWriter, TrainedOn, refuse_non_empty, staged_folder
 from data.decoder.fewshot import PromptSpec
-from data.decoder.prompts import TEMPLATES, encode_pieces
-from data.decoder.tokenizer import Tokenizer
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 
 
 def export_hf(
     model: nn.Module | Iterable[tuple[str, Tensor]],
-    config: LlamaConfig | EncoderConfig,
-    tokenizer: Tokenizer | EncoderTokenizer,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
     folder: Path | str,
     dtype: torch.dtype | None = None,
     prompt_spec: PromptSpec | None = None,
     shard_bytes: int = SHARD_BYTES,
-    key_map: dict[str, str] = LLAMA_HF,
     labels: dict[str, list[str]] | None = None,
     max_length: int | None = None,
 ) -> None:
@@ -69,18 +60,17 @@ def export_hf(
         prompt_spec: what the model was trained on, stored as ``prompt.json``; its template's end of turn joins the
             tokens that ``generation_config.json`` lists as ending an answer.
         shard_bytes: largest size of one file.
-        key_map: our names → the folder's, for a Llama.
-        labels: an encoder's, which needs them: field → what each of its head's outputs stands for, in order (of a
-            token field the tags).
-        max_length: an encoder's longest document in tokens, special tokens included; stored for whoever scores it, in
-            ``config.json`` for `eval.setup` and as the tokenizer's ``model_max_length``, to which transformers cuts.
+        labels: field → what each of its head's outputs stands for, in order (of a token field the tags). Encoders with
+            heads need them; a decoder, whose prompt says them, does not store them.
+        max_length: the longest document in tokens, special tokens included. Encoders store it for whoever scores them,
+            in ``config.json`` for `eval.setup` and as the tokenizer's ``model_max_length``, to which transformers cuts;
+            decoders do not.
 
     Raises:
         UserError: ``folder`` is not empty.
     """
     folder = Path(folder)
-    is_encoder = isinstance(config, EncoderConfig)
-    assert not is_encoder or not config.heads or labels is not None, "an encoder's heads need their labels"
+    architecture = architecture_of(config)
     refuse_non_empty(folder)  # on every rank: one that fails alone would leave the others waiting
     if dist.is_initialized():
         dist.barrier()
@@ -94,20 +84,13 @@ def export_hf(
             for name, tensor in state:
                 whole = _whole(tensor, dtype)
                 stored = stored or whole.dtype
-                name = clean_name(name)
-                writer.add(encoder_to_theirs(name, config) if is_encoder else to_theirs(name, key_map), whole)
+                writer.add(architecture.to_theirs(clean_name(name), config), whole)
             assert stored is not None, "a model without parameters"
             writer.close()
-            if is_encoder:
-                ids = {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
-                ids = {"pad_token_id": tokenizer.pad_id} | (ids if config.family == "roberta" else {})
-                write_json(staging / "config.json", to_hf_encoder_config(config, stored, labels or {}, ids, max_length))
-                tokenizer.save(staging, max_length)
-            else:
-                write_config(staging, config, stored, token_ids(tokenizer, prompt_spec))
-                tokenizer.save(staging)
-                if not any((staging / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-                    write_tokenizer_json(staging, config.max_position)  # transformers does not read Meta's
+            architecture.write_export(staging, config, stored, tokenizer, TrainedOn(prompt_spec, labels, max_length))
+            names = {path.name for path in staging.iterdir()}
+            if "tokenizer.model" in names and not names & {"tokenizer.json", "tokenizer_config.json"}:
+                write_tokenizer_json(staging, config.max_position)  # transformers does not read Meta's
             if prompt_spec is not None:
                 prompt_spec.save(staging)
     if dist.is_initialized():
@@ -127,17 +110,3 @@ def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None:
         tensor = tensor.to(dtype)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def token_ids(tokenizer: Tokenizer, prompt_spec: PromptSpec | None) -> dict[str, int | list[int]]:
-    """What ``generation_config.json`` says: the token that begins a text, and all that end an answer."""
-    ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    if prompt_spec is not None:
-        ends += encode_pieces(TEMPLATES[prompt_spec.template].end, tokenizer)[:1]
-    ends = list(dict.fromkeys(ends))
-    found: dict[str, int | list[int]] = {}
-    if tokenizer.bos_id is not None:
-        found["bos_token_id"] = tokenizer.bos_id
-    if ends:
-        found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    return found

@@ -17,16 +17,16 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from checkpoints_tools.encoder_keys import match_tensors
-from checkpoints_tools.hf_config import read_config, read_dtype, read_json, read_token_ids
-from checkpoints_tools.key_maps import LLAMA_HF, rename_all
-from checkpoints_tools.meta_pth import is_meta_folder
+from checkpoints_tools.formats import is_meta_folder
+from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
+from checkpoints_tools.json_files import read_json
+from checkpoints_tools.key_maps import Matched
+from checkpoints_tools.registry import ARCHITECTURES, ModelConfig, ModelSpec, architecture_of
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,
     Slices,
@@ -38,11 +38,6 @@ from checkpoints_tools.source import (
 )
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from data.errors import UserError
-from model.encoder import EncoderConfig
-
-if TYPE_CHECKING:
-    from model import ModelSpec
-    from model.llama import LlamaConfig
 
 # Of each format: how its files end, what a single file is called, and the list of several.
 SAFETENSORS = ("safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -111,29 +106,16 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
     return Folder(folder, tensors, files)
 
 
-# Which weights to name where the model could be any of its family.
-EXAMPLES = {
-    "llama": "meta-llama/Meta-Llama-3-8B-Instruct",
-    "roberta": "FacebookAI/roberta-base",
-    "bert": "google-bert/bert-base-uncased",
-}
-
-
 def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:
     """How to download the weights of a model, in two lines; Llama's own are gated behind a licence."""
-    family = spec.family if spec is not None else "llama"
-    repo = spec.hf_repo if spec is not None and spec.hf_repo else EXAMPLES[family]
+    download = (spec.architecture if spec is not None else ARCHITECTURES["llama"]).download
+    repo = spec.hf_repo if spec is not None and spec.hf_repo else download.repo
     gate = (
         f"Llama's weights are gated: accept the licence at https://huggingface.co/{repo}, then `hf auth login`.\n"
         if repo.startswith("meta-llama/")
         else ""
     )
-    if family == "llama":
-        return (
-            f"{gate}To download (an Instruct variant): hf download {repo} --exclude 'original/*' --local-dir {folder}"
-        )
-    # The repositories of encoders hold the same weights once more for each of five frameworks.
-    return f"To download: hf download {repo} --include '*.json' '*.txt' '*.safetensors' --local-dir {folder}"
+    return f"{gate}To download{download.which}: hf download {repo} {download.options} --local-dir {folder}"
 
 
 def _refuse_gguf(folder: Path) -> None:
@@ -211,25 +193,26 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return found
 
 
-def open_hf(folder: Path | str, spec: ModelSpec | None = None) -> Source:
+def open_hf(folder: Path | str, spec: ModelSpec | None = None, wanted: ModelConfig | None = None) -> Source:
     """A Hugging Face folder as a `Source`.
 
+    Args:
+        spec: whose weights are wanted; only makes messages say where to get them.
+        wanted: the model that is to be filled: a folder's heads are matched with its. None: what the folder says.
+
     Raises:
-        UserError: see `check_folder` and `read_config`.
+        UserError: see `check_folder` and `read_config`; heads that do not fit those wanted.
     """
     checkpoint = check_folder(folder, spec)
     config = read_config(folder)
-    if isinstance(config, EncoderConfig):
-        matched = match_tensors(checkpoint.tensors, config, config, str(folder))
-        return as_source(checkpoint, config, matched.names, matched.unknown)
-    return as_source(checkpoint, config, *rename_all(list(checkpoint.tensors), LLAMA_HF))
+    if wanted is None or wanted.family != config.family:
+        wanted = config
+    matched = architecture_of(config).match_tensors(checkpoint.tensors, config, wanted, str(folder))
+    return _as_source(checkpoint, config, matched)
 
 
-def as_source(
-    checkpoint: Folder, config: LlamaConfig | EncoderConfig, names: dict[str, str], unknown: list[str]
-) -> Source:
-    """A checked folder as a `Source`; ``names``: ours → the folder's, ``unknown``: those that are none of ours."""
-    theirs = names | {name: name for name in unknown}
+def _as_source(checkpoint: Folder, config: ModelConfig, matched: Matched) -> Source:
+    theirs = matched.names | {name: name for name in matched.unknown}
     ours = {name: own for own, name in theirs.items()}
     tensors = {ours[name]: info for name, info in checkpoint.tensors.items() if name in ours}  # as the files hold them
     opened: dict[Path, Callable[[str], Slices]] = {}
@@ -245,7 +228,8 @@ def as_source(
     dtype = stored.pop() if len(stored) == 1 else read_dtype(checkpoint.path) or torch.float32
     copy = functools.partial(copy_tokenizer, checkpoint.path)
     ids = read_token_ids(checkpoint.path)
-    return Source("Hugging Face folder", checkpoint.path, config, tensors, dtype, read, copy, ids)
+    about = matched.fresh, matched.ignored
+    return Source("Hugging Face folder", checkpoint.path, config, tensors, dtype, read, copy, ids, *about)
 
 
 def open_tensors(path: Path) -> Callable[[str], Slices]:

@@ -23,8 +23,6 @@ from checkpoints_tools.source import Source, TensorInfo, interleaved_to_half, ra
 from data.errors import UserError
 from model.llama import LlamaConfig, RopeScaling, rope_frequencies
 
-MAGIC = b"GGUF"
-
 # LlamaConfig's fields <- GGUF metadata. Those with a default are optional in the files.
 METADATA = {
     "dim": "llama.embedding_length",
@@ -34,12 +32,6 @@ METADATA = {
     "norm_eps": "llama.attention.layer_norm_rms_epsilon",
     "max_position": "llama.context_length",
 }
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file begins with GGUF's magic number."""
-    with open(path, "rb") as file:
-        return file.read(4) == MAGIC
 
 
 def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:

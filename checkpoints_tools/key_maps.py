@@ -1,15 +1,17 @@
 """Tensor names of a Llama checkpoint in every format we read, as tables that can be read whole.
 
 Each table maps our parameter name to the format's name; ``{i}`` is the layer number. One table serves both
-directions (`to_theirs`, `to_ours`). A name in no table is an error, never silently dropped; the few tensors that
+directions (`to_theirs`, `rename_all`). A name in no table is an error, never silently dropped; the few tensors that
 a format stores although they can be computed are listed in ``IGNORED``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from data.errors import UserError
+from model.llama import LlamaConfig
 
 LLAMA_HF = {
     "embed.weight": "model.embed_tokens.weight",
@@ -80,28 +82,14 @@ def translate(name: str, table: dict[str, str]) -> str | None:
     return found if found is None or number is None else found.replace("{i}", number.group())
 
 
-def to_theirs(name: str, table: dict[str, str] = LLAMA_HF) -> str:
+def to_theirs(name: str, table: dict[str, str]) -> str:
     """Our parameter name → the format's. A name of ours that the table lacks is a bug in the table."""
     found = translate(name, table)
     assert found is not None, f"parameter {name!r} has no entry in the key map"
     return found
 
 
-def to_ours(name: str, table: dict[str, str] = LLAMA_HF) -> str | None:
-    """The format's tensor name → ours; None for one that is to be ignored.
-
-    Raises:
-        UserError: the name is in neither the table nor ``IGNORED``.
-    """
-    if template(name) in IGNORED:
-        return None
-    found = translate(name, {theirs: ours for ours, theirs in table.items()})
-    if found is None:
-        raise UserError(f"tensor {name!r} is none of a Llama's: this checkpoint holds another architecture")
-    return found
-
-
-def rename_all(names: list[str], table: dict[str, str] = LLAMA_HF) -> tuple[dict[str, str], list[str]]:
+def rename_all(names: Iterable[str], table: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     """Rename all tensors of a checkpoint at once.
 
     Returns:
@@ -121,11 +109,28 @@ def rename_all(names: list[str], table: dict[str, str] = LLAMA_HF) -> tuple[dict
     return found, unknown
 
 
-def to_hf(name: str) -> str:
-    """Our Llama parameter name → Hugging Face's."""
+@dataclass
+class Matched:
+    """What the tensors of a Hugging Face checkpoint are to a model.
+
+    Attributes:
+        names: our parameter name → the checkpoint's tensor.
+        unknown: tensors that nobody knows.
+        ignored: tensors that the model has no use for, as it should be.
+        fresh: how the names of those parameters begin that the checkpoint rightly lacks: new heads.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    fresh: tuple[str, ...] = ()
+
+
+def match_llama(tensors: Iterable[str], stored: LlamaConfig, wanted: LlamaConfig, where: str) -> Matched:
+    """Say what each tensor of a Llama's folder is; the same to every model of the architecture."""
+    return Matched(*rename_all(tensors, LLAMA_HF))
+
+
+def llama_to_theirs(name: str, config: LlamaConfig) -> str:
+    """Our parameter name → the name in an export."""
     return to_theirs(name, LLAMA_HF)
-
-
-def from_hf(name: str) -> str | None:
-    """Hugging Face's Llama tensor name → ours."""
-    return to_ours(name, LLAMA_HF)

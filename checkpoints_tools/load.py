@@ -16,16 +16,16 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from checkpoints_tools.encoder_keys import match_tensors
-from checkpoints_tools.folder import as_source, check_folder, open_hf
-from checkpoints_tools.hf_config import differences, family_of, read_config
-from checkpoints_tools.meta_pth import is_meta_folder, open_meta
+from checkpoints_tools.folder import open_hf
+from checkpoints_tools.formats import is_meta_folder
+from checkpoints_tools.hf_config import differences
+from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.progress import ByteProgress
+from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, architecture_of
 from checkpoints_tools.slices import local_slice
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,
@@ -34,17 +34,9 @@ from checkpoints_tools.source import (
     check_source,
     check_tied,
     compare_tensors,
-    is_tied,
     raise_problems,
 )
 from data.errors import UserError
-from model.encoder import Encoder, EncoderConfig
-
-if TYPE_CHECKING:
-    from data.decoder.tokenizer import Tokenizer
-    from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
-    from model import ModelSpec
-    from model.llama import LlamaConfig
 
 log = logging.getLogger(__name__)
 
@@ -52,41 +44,40 @@ log = logging.getLogger(__name__)
 COPIED_AT_ONCE = 4_000_000
 # What wrappers put into parameter names (activation checkpointing, torch.compile).
 _WRAPPERS = re.compile(r"_checkpoint_wrapped_module\.|_orig_mod\.")
-# What an encoder's config says of training and of heads: not a property of the pretrained weights.
-_TASK_FIELDS = ("heads", "head", "dropout", "attention_dropout")
 
 
-def open_checkpoint(folder: Path | str, spec: ModelSpec | None = None) -> Source:
+def open_checkpoint(folder: Path | str, spec: ModelSpec | None = None, wanted: ModelConfig | None = None) -> Source:
     """Open and check a folder that training and scoring take as it is: Hugging Face's, or a Llama in Meta's format.
 
     Reads names, sizes and numbers, no weights.
 
     Args:
         spec: whose weights are wanted; only makes the message say where to get them.
+        wanted: see `open_hf`.
 
     Raises:
-        UserError: see `check_folder` and `open_meta`; a Llama's tensors are missing, unexpected, or do not fit the
-            numbers in ``config.json`` or ``params.json``.
+        UserError: see `open_hf` and `open_meta`; a Llama's tensors are missing, unexpected, or do not fit the numbers
+            in ``config.json`` or ``params.json``.
     """
-    source = open_meta(Path(folder)) if is_meta_folder(Path(folder)) else open_hf(Path(folder), spec)
-    if not isinstance(source.config, EncoderConfig):  # which tensors an encoder needs depends on the task's heads
+    source = open_meta(Path(folder)) if is_meta_folder(Path(folder)) else open_hf(Path(folder), spec, wanted)
+    if not architecture_of(source.config).task_decides_heads:  # else which tensors it needs depends on them
         check_source(source)
     return source
 
 
-def check_family(config: LlamaConfig | EncoderConfig, spec: ModelSpec, folder: Path | str) -> None:
+def check_family(config: ModelConfig, spec: ModelSpec, folder: Path | str) -> None:
     """Raise UserError where a checkpoint is of another architecture than the model; before its tokenizer is opened,
     whose complaint would be about a format."""
-    if family_of(config) != spec.family:
+    if config.family != spec.family:
         raise UserError(
-            f"{folder} holds a model of the '{family_of(config)}' architecture, --model {spec.name} is of "
-            f"'{spec.family}'. --model {family_of(config)} takes any checkpoint of that architecture."
+            f"{folder} holds a model of the '{config.family}' architecture, --model {spec.name} is of "
+            f"'{spec.family}'. --model {config.family} takes any checkpoint of that architecture."
         )
 
 
 def check_fits_preset(
-    config: LlamaConfig | EncoderConfig,
-    tokenizer: Tokenizer | EncoderTokenizer,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
     spec: ModelSpec,
     folder: Path | str,
     allow_mismatch: bool = False,
@@ -108,7 +99,7 @@ def check_fits_preset(
     """
     check_family(config, spec, folder)
     ignore = ("max_position", "vocab_size") if spec.recipe.endswith("debug") else ("max_position",)
-    ignore += _TASK_FIELDS if spec.kind == "encoder" else ()
+    ignore += spec.architecture.free_fields
     found = differences(config, spec.config, ignore=ignore) if spec.config is not None else []
     if found and not allow_mismatch:
         raise UserError(
@@ -120,11 +111,7 @@ def check_fits_preset(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model's embedding only "
             f"{config.vocab_size:,}: files of two different checkpoints?"
         )
-    if family_of(config) == "roberta" and tokenizer.pad_id + 1 != config.position_offset:
-        raise UserError(
-            f"{folder}: the tokenizer's padding token has id {tokenizer.pad_id}, but pad_token_id in config.json, from "
-            f"which RoBERTa counts positions, is {config.position_offset - 1}: files of two different checkpoints?"
-        )
+    spec.architecture.check_tokenizer(config, tokenizer, folder)
 
 
 def clean_name(name: str) -> str:
@@ -154,7 +141,7 @@ def load_pretrained(
         folder: see `open_checkpoint`.
         spec: whose weights these are, for messages.
         check_config: also demand that the folder describes the same model: shapes alone would not notice another
-            rope_theta. A Llama's ``max_position`` may differ. Encoders are always checked.
+            rope_theta. What may differ is `Architecture.free_fields`.
         seed: of fresh heads, which are the same on any number of ranks.
 
     Raises:
@@ -162,16 +149,17 @@ def load_pretrained(
             fields that are of other sizes, or (on the ranks that see it) a tied head that is not the embedding.
     """
     start = time.perf_counter()
-    parameters = {clean_name(name): p for name, p in model.named_parameters()}
-    if isinstance(model.config, EncoderConfig):
-        source, fresh = _open_encoder(folder, spec, model.config, parameters)
-    else:
-        source, fresh = open_checkpoint(folder, spec), {}
-        if check_config:
-            _check_same(source.config, model.config, folder, ignore=("max_position",))
-        shapes = {name: info.shape for name, info in source.tensors.items()}
-        expected = {name: tuple(p.shape) for name, p in parameters.items()}
-        raise_problems(str(folder), compare_tensors(shapes, expected, is_tied(model.config)))
+    config, parameters = model.config, {clean_name(name): p for name, p in model.named_parameters()}
+    source = open_checkpoint(folder, spec, config)
+    if check_config or source.config.family != config.family:
+        lines = differences(source.config, config, architecture_of(config).free_fields)
+        if lines:
+            raise UserError(f"{folder} describes another model than the one to load: {'; '.join(lines)}")
+    fresh = {name: p for name, p in parameters.items() if name.startswith(source.fresh)}
+    shapes = {name: info.shape for name, info in source.tensors.items()}
+    expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in fresh}
+    raise_problems(str(folder), compare_tensors(shapes, expected, config.tie_embeddings))
+    if config.tie_embeddings:
         check_tied(source, local_slice(parameters["embed.weight"])[1])
 
     is_main = int(os.environ.get("RANK", "0")) == 0
@@ -185,53 +173,26 @@ def load_pretrained(
             if sizes[name]:
                 fill(local, source.read(name), where)
                 progress.advance(sizes[name])
-    whole = new_heads(model.config, seed) if fresh else {}
+    whole = _fresh_weights(config, seed) if fresh else {}
     for name, parameter in fresh.items():
         local, where = local_slice(parameter)
         fill(local, whole[name], where)
     if is_main:
+        if source.ignored:
+            listed = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", name) for name in source.ignored)
+            log.info("not read, as the model has no use for it: %s of %s", ", ".join(sorted(listed)), folder)
         if fresh:
             log.info("fresh weights, as %s has none: %s", folder, ", ".join(fresh))
         seconds, gb = time.perf_counter() - start, sum(sizes.values()) / 1e9
         log.info("loaded %s: %.2f GB read in %.1f s (%.2f s/GB)", folder, gb, seconds, seconds / gb)
 
 
-def _check_same(
-    found: LlamaConfig | EncoderConfig, wanted: LlamaConfig | EncoderConfig, folder: Path | str, ignore: tuple[str, ...]
-) -> None:
-    lines = differences(found, wanted, ignore)
-    if lines:
-        raise UserError(f"{folder} describes another model than the one to load: {'; '.join(lines)}")
-
-
-def _open_encoder(
-    folder: Path | str, spec: ModelSpec | None, config: EncoderConfig, parameters: dict[str, Tensor]
-) -> tuple[Source, dict[str, Tensor]]:
-    """The folder, and the parameters that it rightly lacks; UserError for all that does not fit."""
-    checkpoint = check_folder(folder, spec)
-    stored = read_config(folder)
-    _check_same(stored, config, folder, ignore=_TASK_FIELDS)
-    matched = match_tensors(checkpoint.tensors, stored, config, str(folder))
-    starts = tuple(f"heads.{head.key}." for head in matched.fresh)
-    if "pooler.weight" not in matched.names and {h for h in config.heads if h.kind == "class"} <= set(matched.fresh):
-        starts += ("pooler.",)  # saved without it; no head has learned to read it yet
-    fresh = {name: p for name, p in parameters.items() if name.startswith(starts)}
-    source = as_source(checkpoint, stored, matched.names, matched.unknown)
-    shapes = {name: info.shape for name, info in source.tensors.items()}
-    expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in fresh}
-    raise_problems(str(folder), compare_tensors(shapes, expected, tied=False))
-    if matched.ignored and int(os.environ.get("RANK", "0")) == 0:
-        listed = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", name) for name in matched.ignored)
-        log.info("not read, as the model has no use for it: %s of %s", ", ".join(sorted(listed)), folder)
-    return source, fresh
-
-
-def new_heads(config: EncoderConfig, seed: int) -> dict[str, Tensor]:
-    """Parameter name → its start, for all that stands on top of the encoder; depends on the seed alone."""
+def _fresh_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+    """Parameter name → its start, for all that stands on top of the blocks; depends on the seed alone."""
     with torch.device("meta"):  # nothing is drawn from the global random state
-        top = Encoder(replace(config, n_layers=0, vocab_size=1, max_position=1))
+        top = architecture_of(config).build(replace(config, n_layers=0, vocab_size=1, max_position=1))
     top.to_empty(device="cpu").init_weights(torch.Generator().manual_seed(seed))
-    return {name: p.detach() for name, p in top.named_parameters() if name.startswith(("heads.", "pooler."))}
+    return {name: p.detach() for name, p in top.named_parameters()}
 
 
 @torch.no_grad()

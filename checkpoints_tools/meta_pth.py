@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints_tools.hf_config import read_json
+from checkpoints_tools.json_files import read_json
 from checkpoints_tools.key_maps import LLAMA_META, rename_all
 from checkpoints_tools.meta_tokenizer import write_meta_tokenizer
 from checkpoints_tools.source import (
@@ -41,7 +41,6 @@ from checkpoints_tools.source import (
     interleaved_to_half,
     raise_problems,
 )
-from checkpoints_tools.tokenizer_files import TOKENIZERS
 from data.errors import UserError
 from model.llama import LlamaConfig, RopeScaling
 
@@ -120,20 +119,6 @@ class JoinedTensor:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dim)
 
 
-def is_meta_folder(folder: Path) -> bool:
-    """Whether a folder is one of Meta's, whole or not; a Hugging Face folder with Meta's files beside is none."""
-    if (folder / "config.json").is_file() or any(folder.glob("*.safetensors")):
-        return False
-    return (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth"))
-
-
-def tokenizer_folder(folder: Path) -> Path:
-    """Where a checkpoint folder's tokenizer lies: in it, or, as in Meta's download of Llama 2, in the folder above."""
-    if is_meta_folder(folder) and not any((folder / name).is_file() for name in TOKENIZERS):
-        return folder.parent if any((folder.parent / name).is_file() for name in TOKENIZERS) else folder
-    return folder
-
-
 def open_meta(folder: Path) -> Source:
     """Open a folder of Meta's; the parts are mapped, not read.
 
@@ -180,17 +165,17 @@ def open_meta(folder: Path) -> Source:
     if tied:  # one of the two is enough
         tensors.pop("head.weight", None)
     orders = {
-        matrix: interleaved_to_half(torch.arange(n_heads * config.head_width)[:, None], n_heads).flatten()
+        matrix: interleaved_to_half(torch.arange(n_heads * config.head_dim)[:, None], n_heads).flatten()
         for matrix, n_heads in (("wq", config.n_heads), ("wk", config.n_kv_heads))
     }
     cut = [
         theirs
         for ours, theirs in names.items()
-        if ours.split(".")[-2] in orders and any(part[theirs].shape[0] % config.head_width for part in parts)
+        if ours.split(".")[-2] in orders and any(part[theirs].shape[0] % config.head_dim for part in parts)
     ]
     if cut:
         raise UserError(
-            f"{folder}: its {n} parts do not hold whole heads of width {config.head_width}, so their rows cannot be "
+            f"{folder}: its {n} parts do not hold whole heads of width {config.head_dim}, so their rows cannot be "
             f"put in order: {', '.join(cut[:5])}"
         )
 

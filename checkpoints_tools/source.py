@@ -10,9 +10,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from checkpoints_tools.registry import ModelConfig, architecture_of
 from data.errors import UserError
-from model.encoder import Encoder, EncoderConfig
-from model.llama import Llama, LlamaConfig
 
 
 class Slices(Protocol):
@@ -52,29 +51,27 @@ class Source:
             has to be unpacked, gives all of it at once).
         write_tokenizer: writes the tokenizer's files and the chat template into a folder.
         token_ids: bos_token_id, eos_token_id, pad_token_id, as far as stated.
+        fresh, ignored: see `checkpoints_tools.key_maps.Matched`.
     """
 
     format: str
     path: Path
-    config: LlamaConfig | EncoderConfig
+    config: ModelConfig
     tensors: dict[str, TensorInfo]
     dtype: torch.dtype
     read: Callable[[str], Slices]
     write_tokenizer: Callable[[Path], None]
     token_ids: dict[str, int | list[int]] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+    ignored: list[str] = field(default_factory=list)
 
 
 @functools.cache
-def expected_shapes(config: LlamaConfig | EncoderConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Our parameter name → shape, for a model of this config (built on the meta device: costs nothing)."""
     with torch.device("meta"):
-        model = Encoder(config) if isinstance(config, EncoderConfig) else Llama(config)
+        model = architecture_of(config).build(config)
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
-
-
-def is_tied(config: LlamaConfig | EncoderConfig) -> bool:
-    """Whether the output head is the embedding; an encoder's heads never are."""
-    return isinstance(config, LlamaConfig) and config.tie_embeddings
 
 
 def compare_tensors(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: bool) -> list[str]:
@@ -107,7 +104,7 @@ def raise_problems(where: str, problems: list[str], limit: int = 20) -> None:
 def check_source(source: Source) -> None:
     """UserError naming every tensor of the source that does not fit its own config."""
     shapes = {name: info.shape for name, info in source.tensors.items()}
-    problems = compare_tensors(shapes, expected_shapes(source.config), is_tied(source.config))
+    problems = compare_tensors(shapes, expected_shapes(source.config), source.config.tie_embeddings)
     raise_problems(str(source.path), problems)
 
 
@@ -117,7 +114,7 @@ def check_tied(source: Source, rows: slice = slice(None)) -> None:
     Args:
         rows: which to compare. Loading compares a rank's own: together the ranks have then seen all, once.
     """
-    if not (is_tied(source.config) and "head.weight" in source.tensors):
+    if not (source.config.tie_embeddings and "head.weight" in source.tensors):
         return
     if not torch.equal(source.read("embed.weight")[rows], source.read("head.weight")[rows]):
         raise UserError(

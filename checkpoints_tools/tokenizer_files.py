@@ -1,4 +1,4 @@
-"""The tokenizer files of a checkpoint folder: copied where they exist, built where a format holds only their parts."""
+"""The tokenizer files of a checkpoint folder: found, copied, or built where a format holds only their parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from checkpoints_tools.hf_config import write_json
+from checkpoints_tools.formats import is_meta_folder
+from checkpoints_tools.json_files import write_json
 from data.decoder.tokenizer import LLAMA3_SPLIT
 from data.errors import UserError
 
@@ -52,6 +53,13 @@ PRE_TOKENIZERS = {
 }
 # These look a piece up whole before they try to merge it, as tiktoken does.
 WHOLE_PIECES_FIRST = ("llama-bpe", "llama3", "llama-v3")
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a checkpoint folder's tokenizer lies: in it, or, as in Meta's download of Llama 2, in the folder above."""
+    if is_meta_folder(folder) and not any((folder / name).is_file() for name in TOKENIZERS):
+        return folder.parent if any((folder.parent / name).is_file() for name in TOKENIZERS) else folder
+    return folder
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -6,16 +6,33 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from checkpoints_tools.hf_config import write_json
+from checkpoints_tools.json_files import write_json
+from data.decoder.fewshot import PromptSpec
 from data.errors import UserError
 
 SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What an export says of the task that its model was trained on, as far as its architecture has use for it.
+
+    Attributes:
+        prompt_spec: what stands around every document; None for encoders.
+        labels: by field, what each output of its head stands for, in order (of a token field the tags).
+        max_length: the longest document in tokens, special tokens included.
+    """
+
+    prompt_spec: PromptSpec | None = None
+    labels: dict[str, list[str]] | None = None
+    max_length: int | None = None
 
 
 class ShardWriter:

@@ -59,7 +59,7 @@ def _write(path: Path, key: str, arrays: Arrays) -> None:
     part = path.with_suffix(f".{platform.node()}-{os.getpid()}.part")  # the folder may be shared by machines
     try:
         with open(part, "wb") as file:
-            np.savez(file, key=np.frombuffer(key.encode(), dtype=np.uint8), **arrays)
+            np.savez(file, allow_pickle=False, key=np.frombuffer(key.encode(), dtype=np.uint8), **arrays)
         os.replace(part, path)  # atomic: a reader finds a whole file or none
     except OSError as error:
         log.warning("The tokenized samples could not be kept as %s: %s", path, error)

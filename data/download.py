@@ -251,7 +251,9 @@ def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = No
         UserError: the hub cannot be reached, or its copy does not have the release's columns and counts.
     """
     if load_dataset is None:
-        from datasets import load_dataset
+        import datasets
+
+        load_dataset = datasets.load_dataset
     source = f"{HUB_REPO} ({HUB_CONFIG}, {HUB_REVISION})"
     try:
         splits = load_dataset(HUB_REPO, HUB_CONFIG, revision=HUB_REVISION)
@@ -274,7 +276,8 @@ def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = No
                 for row in split:
                     line = {}
                     for key in HUB_COLUMNS:  # class ids back to their names
-                        line[key] = names[key][row[key]] if isinstance(row[key], int) and names[key] else row[key]
+                        class_names = names[key]
+                        line[key] = class_names[row[key]] if isinstance(row[key], int) and class_names else row[key]
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
         counts = _counts("massive", part)
         if counts != massive.UTTERANCES_IN_RELEASE:

@@ -22,6 +22,18 @@ class Example:
     labels: dict[str, str | tuple[str, ...]]
     bio: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def class_label(self, field: str) -> str:
+        """The label of a class field."""
+        label = self.labels[field]
+        assert isinstance(label, str), f"{field} has a label a word"
+        return label
+
+    def word_labels(self, field: str) -> tuple[str, ...]:
+        """The labels of a token field, one a word."""
+        labels = self.labels[field]
+        assert not isinstance(labels, str), f"{field} has one label"
+        return labels
+
     @property
     def words(self) -> list[str]:
         return self.text.split()

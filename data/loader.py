@@ -23,22 +23,50 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
-from data.decoder.rows import Batch
-from data.encoder.rows import Batch as EncoderBatch
 from data.errors import UserError
 from data.packing import balance_costs, balance_counts, pack, padded_length
 
 Row = list[int]  # sample indices that stand in one row
+
+
+class Batch(Protocol):
+    """One micro-batch, a decoder's (`data.decoder.rows`) or an encoder's (`data.encoder.rows`).
+
+    Attributes:
+        tokens, positions, doc_ids: ``[B, T]``.
+        sample_ids: ids of the samples, row by row.
+        n_real_tokens: tokens that are not padding; 0 for a dummy.
+        dummy: work that only keeps this rank in step with the others; it carries no target.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    doc_ids: torch.Tensor
+    sample_ids: list[str]
+    n_real_tokens: int
+    dummy: bool
+
+    def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Run the batch through a model: by field, ``[N, V]`` logits and the ``[N]`` targets that they should give."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on ``device``; from pinned memory the copy does not block."""
+        ...
+
+    def pin_memory(self) -> Self:
+        """The batch in pinned memory."""
+        ...
 
 
 class Samples(Protocol):
@@ -58,14 +86,17 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, rows: Sequence[Row], share_prefix: bool, length: int) -> Batch | EncoderBatch:
+    def batch(self, rows: Sequence[Row], share_prefix: bool, length: int) -> Batch:
         """Lay rows of samples into one micro-batch, padded to ``length`` tokens."""
+        ...
 
-    def dummy(self) -> Batch | EncoderBatch:
+    def dummy(self) -> Batch:
         """The least a forward pass takes, without anything to predict."""
+        ...
 
-    def count_targets(self, indices: Sequence[int]) -> int | dict[str, int]:
-        """Positions of these samples at which something is predicted: a decoder's in all, an encoder's by field."""
+    def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
+        """By field, positions of these samples at which something is predicted."""
+        ...
 
 
 @dataclass
@@ -89,18 +120,22 @@ class StepBatch:
 
     Attributes:
         batches: this rank's micro-batches, equally many on every rank; dummies make up the number.
-        n_label_tokens: label tokens of the whole step, over all ranks and micro-batches: the loss's denominator; of an
-            encoder, whose fields each have a loss, by field.
+        n_label_tokens: by field, label tokens of the whole step, over all ranks and micro-batches: the denominators of
+            the fields' losses.
         sample_ids: of the whole step.
+        row_prefix, row_lengths: of the whole step, tokens of the prefix that every row begins with; by row, the tokens
+            of each of its samples behind that.
         epoch: how many times the data set has been gone through once this step is done.
         n_examples: samples of the whole step.
         n_real_tokens: tokens of the whole step that are not padding, a shared prefix counted once a row.
         n_tokens: tokens that the whole step computes, padding and dummies included.
     """
 
-    batches: list[Batch] | list[EncoderBatch]
-    n_label_tokens: int | dict[str, int]
+    batches: list[Batch]
+    n_label_tokens: dict[str, int]
     sample_ids: list[str]
+    row_prefix: int
+    row_lengths: list[np.ndarray]
     epoch: float
     n_examples: int
     n_real_tokens: int
@@ -154,9 +189,9 @@ class StepLoader:
         self.world_size = world_size
 
         n_prefix = len(samples.prefix)
-        self._row_prefix = n_prefix if share_prefix else 0  # prefix tokens once a row
+        self.row_prefix = n_prefix if share_prefix else 0  # prefix tokens once a row
         self._costs = samples.costs + (0 if share_prefix else n_prefix)  # [S] tokens each sample adds to a row
-        self._capacity = row_length - self._row_prefix
+        self._capacity = row_length - self.row_prefix
         assert self._costs.max() <= self._capacity, (
             f"a sample of {self._costs.max()} tokens for rows of {self._capacity}: prepared for a longer row"
         )
@@ -168,11 +203,6 @@ class StepLoader:
     def units_per_epoch(self) -> int:
         """Samples or rows (``batch_unit``) that one pass over the data takes."""
         return len(self.samples) if self.batch_unit == "samples" else self._n_rows
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps after which every sample has been seen; the last of them may run into the next epoch."""
-        return self.n_steps_for(1)
 
     def n_steps_for(self, epochs: float) -> int:
         """Steps that ``epochs`` passes over the data take, rounded up: no sample is left out at the end."""
@@ -214,16 +244,13 @@ class StepLoader:
 
     # ------------------------------------------------------------------------------------- on which rank, which row
 
-    def _row_cost(self, row: Row) -> int:
-        return self._row_prefix + int(self._costs[row].sum())
-
     def plan(self, n: int) -> StepPlan:
         """Say which samples stand in which row of which micro-batch of which rank in step ``n``."""
         return self._plan(self._units(n))
 
     def _plan(self, units: list[Row]) -> StepPlan:
         if self.batch_unit == "rows":
-            dealt = balance_counts([self._row_cost(row) for row in units], self.world_size)
+            dealt = balance_counts([self.row_tokens(row) for row in units], self.world_size)
             return StepPlan([self._micro_batches([units[i] for i in own]) for own in dealt])
         indices = np.array([i for unit in units for i in unit])
         ranks = []
@@ -235,7 +262,7 @@ class StepLoader:
 
     def _micro_batches(self, rows: list[Row]) -> list[list[Row]]:
         """Group rows, longest first, so that rows of one micro-batch, and of one pass on all ranks, are alike."""
-        rows = sorted(rows, key=self._row_cost, reverse=True)
+        rows = sorted(rows, key=self.row_tokens, reverse=True)
         groups: list[list[Row]] = []
         for row in rows:
             if groups and len(groups[-1]) < self._most_rows(groups[-1][0]):
@@ -247,11 +274,36 @@ class StepLoader:
     def _most_rows(self, longest: Row) -> int:
         if self.micro_rows is not None:
             return self.micro_rows
-        return 1 if self.packing else max(1, self.row_length // self._padded([longest]))
+        return 1 if self.packing else max(1, self.row_length // self.padded([longest]))
 
-    def _padded(self, rows: Sequence[Row]) -> int:
-        """The length to which the rows of one micro-batch are padded."""
-        return padded_length(max(self._row_cost(row) for row in rows), self.row_length)
+    # ----------------------------------------------------------------------------------------------------- counting
+
+    def row_lengths(self, row: Row) -> np.ndarray:
+        """``[samples]`` tokens that each sample adds to a row: behind a shared prefix, else with one of its own."""
+        return self._costs[row]
+
+    def row_tokens(self, row: Row) -> int:
+        """Tokens of a row, a shared prefix included, before padding."""
+        return self.row_prefix + int(self.row_lengths(row).sum())
+
+    def padded(self, rows: Sequence[Row], at_least: int = 0) -> int:
+        """The length to which the rows of one micro-batch are padded; ``at_least`` is one below which none is."""
+        return max(at_least, padded_length(max(self.row_tokens(row) for row in rows), self.row_length))
+
+    def computed_tokens(self, rows: Sequence[Row], at_least: int = 0) -> int:
+        """Tokens that a micro-batch of these rows computes, padding included."""
+        return len(rows) * self.padded(rows, at_least)
+
+    def count_outputs(self, rows: Sequence[Row]) -> int:
+        """Positions of these rows at which something is predicted, over all fields."""
+        return int(sum(self.samples.label_lengths[row].sum() for row in rows))
+
+    def count_tokens(self, plan: StepPlan, at_least: int = 0) -> tuple[int, int]:
+        """Count the tokens of a whole step: real ones, and all that are computed, with padding and dummies."""
+        micro_batches = [rows for rank in plan.ranks for rows in rank]
+        n_dummies = len(plan.ranks) * plan.n_micro_batches - len(micro_batches)
+        computed = sum(self.computed_tokens(rows, at_least) for rows in micro_batches)
+        return sum(map(self.row_tokens, plan.rows)), computed + n_dummies * padded_length(1)
 
     # --------------------------------------------------------------------------------------------------- the step
 
@@ -277,16 +329,16 @@ class StepLoader:
         if self.packing:
             most = self._most_units if self.batch_unit == "samples" else len(self.samples)  # samples in a row
             content = min(self._capacity, int(self._longest(most).sum()))
-            length, n_rows = padded_length(self._row_prefix + content, self.row_length), self.micro_rows or 1
+            length, n_rows = padded_length(self.row_prefix + content, self.row_length), self.micro_rows or 1
         else:  # a few long samples may take fewer tokens than many short ones
             most = 1
-            lengths = {self._padded([[i]]) for i in np.unique(costs, return_index=True)[1].tolist()}
+            lengths = {self.padded([[i]]) for i in np.unique(costs, return_index=True)[1].tolist()}
             rows_of = {n: min(self._most_units, self.micro_rows or max(1, self.row_length // n)) for n in lengths}
             length = max(lengths, key=lambda n: (n * rows_of[n], n))
             n_rows = rows_of[length]
 
         def fill(worth: np.ndarray) -> Row:  # take what is worth most while it fits
-            row, free = [], min(self._capacity, length - self._row_prefix)
+            row, free = [], min(self._capacity, length - self.row_prefix)
             for i in np.repeat(np.argsort(-worth, kind="stable"), self._times_in_step).tolist():
                 if len(row) < most and costs[i] <= free:
                     row.append(i)
@@ -325,21 +377,10 @@ class StepLoader:
         whole = self._longest(self.batch_size).sum()
         return bool(min(whole, whole / self.world_size + self._costs.max()) > self._capacity)
 
-    def count_tokens(self, plan: StepPlan, at_least: int = 0) -> tuple[int, int]:
-        """Count the tokens of a whole step: real ones, and all that are computed, with padding and dummies.
-
-        ``at_least`` is a length below which no row is padded.
-        """
-        micro_batches = [rows for rank in plan.ranks for rows in rank]
-        n_dummies = len(plan.ranks) * plan.n_micro_batches - len(micro_batches)
-        computed = sum(len(rows) * max(self._padded(rows), at_least) for rows in micro_batches)
-        return sum(map(self._row_cost, plan.rows)), computed + n_dummies * padded_length(1)
-
     def _build(self, plan: StepPlan, epoch: float, at_least: int = 0) -> StepBatch:
         batches = []
         for rows in plan.ranks[self.rank]:
-            length = max(self._padded(rows), at_least)
-            batches.append(self.samples.batch(rows, self.share_prefix, length))
+            batches.append(self.samples.batch(rows, self.share_prefix, self.padded(rows, at_least)))
         batches += [self.samples.dummy() for _ in range(plan.n_micro_batches - len(batches))]
 
         indices = [i for row in plan.rows for i in row]
@@ -348,6 +389,8 @@ class StepLoader:
             batches=batches,
             n_label_tokens=self.samples.count_targets(indices),
             sample_ids=[self.samples.ids[i] for i in indices],
+            row_prefix=self.row_prefix,
+            row_lengths=[self.row_lengths(row) for row in plan.rows],
             epoch=epoch,
             n_examples=len(indices),
             n_real_tokens=n_real_tokens,

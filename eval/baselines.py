@@ -60,9 +60,10 @@ def majority(task: Task, train: Sequence[Example], test: Sequence[Example]) -> l
     """The most frequent label of each class field, the most frequent type (in practice: Other) for every word."""
     answers: dict[str, str] = {}
     for field in task.fields:
-        labels = [example.labels[field.name] for example in train]
         if isinstance(field, TokenField):
-            labels = [kind for types in labels for kind in types]
+            labels = [kind for example in train for kind in example.word_labels(field.name)]
+        else:
+            labels = [example.class_label(field.name) for example in train]
         answers[field.name] = max(sorted(set(labels)), key=Counter(labels).__getitem__)
     return [
         {
@@ -87,7 +88,7 @@ def _classifier(vectorizer: TfidfVectorizer | DictVectorizer, seed: int) -> Pipe
 
 
 def _classify_documents(name: str, train: Sequence[Example], test: Sequence[Example], seed: int) -> list[str]:
-    gold = [example.labels[name] for example in train]
+    gold = [example.class_label(name) for example in train]
     if len(set(gold)) == 1:  # scikit-learn refuses to learn one class
         return [gold[0]] * len(test)
     # Words of one letter count ("i", "a"): utterances are short.
@@ -99,7 +100,7 @@ def _classify_documents(name: str, train: Sequence[Example], test: Sequence[Exam
 
 
 def _classify_words(name: str, train: Sequence[Example], test: Sequence[Example], seed: int) -> list[tuple[str, ...]]:
-    gold = [kind for example in train for kind in example.labels[name]]
+    gold = [kind for example in train for kind in example.word_labels(name)]
     features = [f for example in train for f in word_features(example.words)]
     assert len(features) == len(gold), "one type a word"
     if len(set(gold)) == 1:

@@ -1,19 +1,18 @@
-"""The options of ``eval.py`` and every check that needs neither data nor weights."""
+"""The options of ``eval.py`` with their defaults; `eval.resolve.load_config` reads and checks them.
+
+Here PyTorch is not imported, so that the help is there at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from data.decoder.fewshot import SHOT_TOKENS
-from data.errors import UserError
-from data.tasks import get_task
-from model import MODELS, get_model_spec
-from train.options import report
+from train.config import PROMPT_OPTIONS
 
 DESCRIPTION = """Score a model on a task by what it emits, fine-tuned or not. Run alone or under torchrun.
 
@@ -21,31 +20,23 @@ A decoder is scored by the text that it writes, an encoder by its heads; the opt
 
 With --combine or --compare, join or compare runs that were scored before; nothing is loaded then."""
 
-# What means nothing to an encoder, which has no prompt, writes nothing and fits on one GPU; and nothing to a decoder.
-DECODER_ONLY = (
-    "list_labels",
-    "shots",
-    "joint_order",
-    "template",
-    "shot_tokens",
-    "new_prompt",
-    "row_length",
-    "max_new_tokens",
-    "tp",
-)
+# Beside the prompt, what means nothing to an encoder, which fits on one GPU; and what means nothing to a decoder.
+DECODER_ONLY = (*PROMPT_OPTIONS, "joint_order", "new_prompt", "row_length", "tp")
 ENCODER_ONLY = ("max_length",)
 
 
 @dataclass(frozen=True)
 class EvalConfig:
+    config: Path | None = None
+    """TOML file with options; the command line wins over it."""
     model: str = ""
-    """Which model: a preset's name (see model/__init__.py)."""
+    """Which model: a preset's name (see checkpoints_tools/registry.py)."""
     checkpoint: Path | None = None
     """Hugging Face folder, export of a run, or a run's checkpoints/step_N folder; default: checkpoints/<model>."""
     task: str = ""
     """Which task (a name or a TOML file); default: the one the checkpoint was fine-tuned on."""
-    list_labels: Literal["on", "off"] | None = None
-    """List the labels in the instruction; default: as in fine-tuning, or on."""
+    list_labels: tyro.conf.DisallowNone[bool | None] = None
+    """List the labels in the instruction; default: as in fine-tuning, or yes."""
     shots: int | None = None
     """Few-shot examples in the prompt; default: as in fine-tuning, or 0."""
     data: str | None = None
@@ -107,71 +98,3 @@ class EvalConfig:
     same."""
     markdown: Path | None = None
     """With --compare: write the table to this Markdown file too."""
-
-
-def load_config(argv: Sequence[str]) -> EvalConfig:
-    """Parse the command line.
-
-    Raises:
-        UserError: every contradiction and unknown name, in one message. (Unknown options are tyro's to report.)
-    """
-    config = tyro.cli(EvalConfig, args=list(argv), prog="eval.py", description=DESCRIPTION, use_underscores=True)
-    if config.checkpoint is None and config.model in MODELS and not (config.combine or config.compare):
-        config = replace(config, checkpoint=MODELS[config.model].default_checkpoint)
-    report(find_problems(config))
-    return config
-
-
-def find_problems(config: EvalConfig) -> list[str]:
-    """Everything wrong with the options that shows without opening data or weights."""
-    modes = [flag for flag, given in (("--combine", config.combine), ("--compare", config.compare)) if given]
-    if config.compare and not config.combine:
-        return _only(config, modes[0], {"compare", "winner", "winner_figure", "markdown"})
-    if config.combine:
-        return _only(config, modes[0], {"combine", "output", "name"})
-    problems = [
-        f"--{name} is for --compare."
-        for name in ("winner", "winner_figure", "markdown")
-        if getattr(config, name) is not None
-    ]
-    if not config.model:
-        problems.append(f"no --model given. Known: {', '.join(MODELS)}.")
-    else:
-        problems += _complaint(lambda: get_model_spec(config.model))
-        if config.model in MODELS:
-            problems += _problems_of_kind(config)
-    if config.checkpoint is None:
-        problems.append("no --checkpoint given: the folder with the weights to score.")
-    if config.task:
-        problems += _complaint(lambda: get_task(config.task, config.joint_order or "listing"))
-    least = {"shots": 0, "limit": 1, "shot_tokens": 1, "seed": 0, "row_length": 16, "max_new_tokens": 1}
-    for name, bound in {**least, "batch_tokens": 1, "max_length": 3, "tp": 1}.items():
-        value = getattr(config, name)
-        if value is not None and value < bound:
-            problems.append(f"{name} = {value}: must be at least {bound}.")
-    return problems
-
-
-def _problems_of_kind(config: EvalConfig) -> list[str]:
-    """Options for the other kind of model."""
-    if MODELS[config.model].kind == "encoder":
-        names, why = DECODER_ONLY, f"is for decoders; {config.model} is an encoder: no prompt, no text, heads only."
-    else:
-        names, why = ENCODER_ONLY, f"is for encoders; {config.model} is a decoder: its longest input is --row_length."
-    default = EvalConfig()
-    return [f"--{name} {why}" for name in names if getattr(config, name) != getattr(default, name)]
-
-
-def _complaint(check) -> list[str]:
-    try:
-        check()
-    except UserError as error:
-        return [str(error)]
-    return []
-
-
-def _only(config: EvalConfig, mode: str, allowed: set[str]) -> list[str]:
-    """--combine and --compare read finished runs: any option about scoring beside them is a misunderstanding."""
-    default = EvalConfig()
-    others = [n for n in vars(default) if n not in allowed and getattr(config, n) != getattr(default, n)]
-    return [f"{mode} reads finished runs; it takes no --{name}." for name in others]

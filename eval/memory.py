@@ -17,19 +17,19 @@ vocabulary, L layers; P tokens of the prefix, T of a pass, R requests of a batch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from checkpoints_tools.registry import ModelConfig, ModelSpec
 from data.errors import UserError
 from eval.job import BatchSize, RequestLengths
 from eval.score import batch_sizes
-from model import ModelSpec
-from model.encoder import EncoderConfig
+from model.encoder import Encoder, EncoderConfig
 from model.llama import LlamaConfig
 from train.planning.hardware import GIB, OUTSIDE_ALLOCATOR, usable
-from train.planning.memory import FP32, Bytes, count_parameters
+from train.planning.memory import FP32, Bytes
 
 INT64 = 8
 
@@ -71,7 +71,7 @@ class ScoringLoad:
     """
 
     spec: ModelSpec
-    config: LlamaConfig | EncoderConfig
+    config: ModelConfig
     dtype: torch.dtype
     lengths: RequestLengths
     max_batch_tokens: int
@@ -82,10 +82,8 @@ class ScoringLoad:
 
     def memory(self, tp: int, n_replicas: int) -> MemoryByMoment:
         """What the rank with the largest batches needs, with the model's matrices split over ``tp`` ranks."""
-        replicas = self.batches(n_replicas)
-        if self.spec.kind == "encoder":
-            return encoder_memory(self.config, count_parameters(self.spec, self.config).total, self.dtype, replicas)
-        return decoder_memory(self.config, self.dtype, tp, self.lengths.prefix, replicas)
+        memory = MEMORY[self.spec.kind]
+        return memory(self.config, self.dtype, tp, self.lengths.prefix, self.batches(n_replicas))
 
 
 def decoder_memory(
@@ -98,16 +96,16 @@ def decoder_memory(
         replicas: of each replica the batches in the order in which they are decoded.
     """
     c = dtype.itemsize
-    a_token = 2 * c * config.n_layers * config.n_kv_heads * config.head_width // tp  # its keys and values
+    a_token = 2 * c * config.n_layers * config.n_kv_heads * config.head_dim // tp  # its keys and values
     logits = c * _vocabulary(config, tp) * (1 if config.tie_embeddings else tp)  # of a request
     # A pass's logits stay until the next pass has made its own: for a batch's first pass those of the batch before.
     consecutive = {
         (before.n_requests, batch)
         for batches in replicas
-        for before, batch in zip([_PREFIX, *batches[:-1]], batches, strict=True)
+        for before, batch in zip([_PREFIX, *batches], batches, strict=False)
     }
     of_prefix = {"keys and values of the prefix": a_token * prefix}
-    moments = {"prefix": {**of_prefix, "one pass": _prefill(config, c, tp, prefix, 0)}}
+    moments = {"prefix": {**of_prefix, "one pass": _prefill(config, c, tp, prefix, 0, prefix)}}
     passes = {"bodies": _bodies, "one token": _one_token, "logits": _logits}
     for name, bytes_of_pass in passes.items():
         candidates = [
@@ -134,65 +132,69 @@ def _vocabulary(config: LlamaConfig, tp: int) -> int:
 def decoder_weights(config: LlamaConfig, dtype: torch.dtype, tp: int) -> int:
     """Bytes of a rank's weights: a slice of every matrix, and all of the norms and of an embedding that is tied."""
     E, F, L = config.dim, config.ffn_dim, config.n_layers
-    A, KV = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
+    A, KV = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     blocks = L * (2 * E * (A + KV) + 3 * E * F) // tp
     n_vocabularies = 1 if config.tie_embeddings else 2
     return dtype.itemsize * (blocks + (2 * L + 1) * E + n_vocabularies * _vocabulary(config, tp) * E)
 
 
 def _bodies(config: LlamaConfig, c: int, tp: int, prefix: int, batch: BatchSize) -> int:
-    return _prefill(config, c, tp, batch.n_tokens, prefix)
+    return _prefill(config, c, tp, batch.n_tokens, prefix, batch.n_requests * batch.n_places)
 
 
-def _prefill(config: LlamaConfig, c: int, tp: int, T: int, cached: int) -> int:
-    """Bytes of a pass over T tokens behind ``cached`` others, at the fullest place of a block.
+def _prefill(config: LlamaConfig, c: int, tp: int, T: int, cached: int, places: int) -> int:
+    """Bytes of a pass over T tokens behind ``cached`` others, at the fullest point of the last block.
 
     A block's input (E) stays until the block is done, and so does what a layer was called with:
 
-        norm          sum, and the sum's input, in c; two of x, x^2 and the normalized x in fp32
-        rotation      the norm's result, q, k and v in c; q in fp32, its halves, their products and sum
-        attention     the same and the result; k and v once more behind the prefix's, or repeated for all query heads
-        feed-forward  sum, its input and the norm's result; w1's SiLU, w3's result and their product
+        norm          the block's input and the sum, in c; two of x, x^2 and the normalized x, in fp32
+        rotation      the norm's result, q, k and v in c; q in fp32, its halves, their products and sum. The block's
+                      keys and values are not yet in the cache
+        attention     the norm's result, q, k, v and the result; k and v once more, behind the prefix's
+        output        the norm's result, q, k, v, attention's result and wo's
+        feed-forward  sum, the norm's result; w1's SiLU, w3's result and their product
+        its result    the same with w2's result, but of the others the product alone
+
+    Args:
+        places: of the cache that the pass fills, in tokens. Over the prefix the cache is k and v themselves, and
+            attention (flash attention's) wants them repeated for all query heads.
     """
     E, F, H = config.dim, config.ffn_dim // tp, config.n_heads // tp
-    A, KV = H * config.head_width, config.n_kv_heads * config.head_width // tp
-    qkv = 2 * c * E + c * (A + 2 * KV)
+    A, KV = H * config.head_dim, config.n_kv_heads * config.head_dim // tp
+    own = 2 * c * KV * T if cached else 0  # k and v beside the cache
+    inputs = c * (2 * E + A) * T + own
     if cached:
         copied = 2 * c * KV * (cached + T)
     else:
         copied = 2 * c * A * T if config.n_heads > config.n_kv_heads else 0
-    cast = FP32 if c < FP32 else 0
-    places = {
-        "norm": (2 * c + 2 * FP32) * E * T,
-        "rotation": (qkv + (2 * FP32 + cast) * A) * T,
-        "attention": (qkv + c * A + FP32 * H) * T + copied,
-        "output": (qkv + c * A + c * E) * T,
-        "feed-forward": 3 * c * (E + F) * T,
-        "its result": c * (4 * E + F) * T,
-    }
-    return max(places.values()) + _tables(config, T)
+    rotated = (2 * FP32 + (FP32 if c < FP32 else 0)) * A * T
+    return _tables(config, T) + max(
+        2 * (c + FP32) * E * T,  # norm
+        c * (2 * E + A) * T + rotated + 2 * c * KV * (T - places),  # rotation
+        inputs + (c * A + FP32 * H) * T + copied,  # attention
+        inputs + c * (A + E) * T,  # output
+        3 * c * (E + F) * T,  # feed-forward
+        c * (4 * E + F) * T,  # its result
+    )
 
 
 def _tables(config: LlamaConfig, tokens: int) -> int:
     """Angles, cosines and sines of every position; ids, positions, slots and places."""
-    return (3 * FP32 * config.head_width // 2 + 4 * INT64) * tokens
+    return (3 * FP32 * config.head_dim // 2 + 4 * INT64) * tokens
 
 
 def _one_token(config: LlamaConfig, c: int, tp: int, P: int, batch: BatchSize) -> int:
-    """Bytes of a pass over one token a request: products in fp32 with the keys, which are cast for it, and the softmax.
-
-    A block of so few tokens takes little else.
-    """
+    """Bytes of a pass over one token a request, at the fullest point of its attention, which is in fp32."""
     R, S = batch.n_requests, batch.n_places
-    H, KV = config.n_heads // tp, config.n_kv_heads * config.head_width // tp
-    cast, inputs = FP32 if c < FP32 else 0, 2 * c * config.dim + c * (H * config.head_width + 2 * KV)
-    places = {
-        "own keys": cast * R * S * KV + FP32 * R * H * S,
-        "prefix's keys": cast * P * KV + FP32 * R * H * (S + P),
-        "softmax": 3 * FP32 * R * H * (P + S),  # own and prefix's scores; both in one; their softmax
-        "next": c * (R - 1) * S * KV,  # one layer's keys once more, of those requests that go on
-    }
-    return max(max(places.values()) + inputs * R, _prefill(config, c, tp, R, 0))
+    H, KV = config.n_heads // tp, config.n_kv_heads * config.head_dim // tp
+    cast = FP32 if c < FP32 else 0
+    inputs = 2 * c * config.dim + c * (H * config.head_dim + 2 * KV)
+    return R * inputs + max(
+        cast * R * S * KV + FP32 * R * H * S,  # the requests' own keys and scores
+        cast * P * KV + FP32 * R * H * (S + P),  # the prefix's
+        3 * FP32 * R * H * (P + S),  # both scores; the two in one; their softmax
+        c * (R - 1) * S * KV - R * inputs,  # after the pass: a layer's keys once more, of the requests that go on
+    )
 
 
 def _logits(config: LlamaConfig, c: int, tp: int, P: int, batch: BatchSize) -> int:
@@ -202,16 +204,22 @@ def _logits(config: LlamaConfig, c: int, tp: int, P: int, batch: BatchSize) -> i
 
 
 def encoder_memory(
-    config: EncoderConfig, n_parameters: int, dtype: torch.dtype, replicas: Iterable[Sequence[BatchSize]]
+    config: EncoderConfig, dtype: torch.dtype, tp: int, prefix: int, replicas: Iterable[Sequence[BatchSize]]
 ) -> MemoryByMoment:
-    """What a pass over packed rows takes at the fullest place of a block.
+    """What a pass over packed rows takes at the fullest place of a block; nothing is split, and there is no prefix.
 
     The block's input stays; in attention with q, k, v, its result, as its kernel made it and as wo reads it, and wo's
     result; in the feed-forward network with the sum, w1's result and its GELU.
     """
+    assert tp == 1 and prefix == 0, (tp, prefix)
     c, longest = dtype.itemsize, max(row.n_tokens for rows in replicas for row in rows)
+    with torch.device("meta"):
+        n_parameters = sum(p.numel() for p in Encoder(config).parameters())
     width = max(7 * config.dim, 2 * config.dim + 2 * config.ffn_dim)
     return MemoryByMoment(c * n_parameters, {"a row": {"one pass": c * width * longest}})
+
+
+MEMORY: dict[str, Callable[..., MemoryByMoment]] = {"decoder": decoder_memory, "encoder": encoder_memory}
 
 
 # --- does it fit? -----------------------------------------------------------------------------------------------------
@@ -232,8 +240,8 @@ def what_would_fit(load: ScoringLoad, tp: int, limit: int) -> str:
     Args:
         tp: ranks that split the model now, which are too few.
     """
-    config = load.config
-    most = math.gcd(config.n_kv_heads, config.ffn_dim) if load.spec.kind == "decoder" else 1
+    plan = load.spec.architecture.tensor_plan
+    most = math.gcd(*(getattr(load.config, field) for field in plan.divides)) if plan is not None else 1
     for n in (n for n in range(tp, most + 1) if most % n == 0):
         for batch_tokens in (load.max_batch_tokens, load.max_batch_tokens // 4):
             peak = replace(load, max_batch_tokens=batch_tokens).memory(n, n_replicas=1).peak

@@ -35,13 +35,15 @@ Labels = dict[str, str | tuple[str, ...] | None]
 class HasFields(Protocol):
     """What of a task the metrics look at; :class:`data.tasks.Task` is one."""
 
-    fields: Sequence[ClassField | TokenField]
+    @property
+    def fields(self) -> Sequence[ClassField | TokenField]: ...
 
 
 class HasLabels(Protocol):
     """What of a parsed answer the metrics look at; :class:`eval.decoder.parse.Parsed` is one."""
 
-    labels: Labels
+    @property
+    def labels(self) -> Labels: ...
 
 
 def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequence[HasLabels]) -> dict[str, Any]:
@@ -64,18 +66,20 @@ def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequen
     unread = [False] * len(examples)
     fields: dict[str, dict[str, Any]] = {}
     for field in task.fields:
-        gold = [example.labels[field.name] for example in examples]
-        answers = [answer.labels.get(field.name) for answer in parsed]
+        answers: Sequence[Any] = [answer.labels.get(field.name) for answer in parsed]
         if isinstance(field, TokenField):
+            types = [example.word_labels(field.name) for example in examples]
             bio = [example.bio.get(field.name) for example in examples]
-            fields[field.name] = token_metrics(gold, answers, field.other, bio)
-            answers = [
-                fit(a, len(g), field.other) if a is not None else None for g, a in zip(gold, answers, strict=True)
+            fields[field.name] = token_metrics(types, answers, field.other, bio)
+            same = [
+                a is not None and fit(a, len(g), field.other) == tuple(g) for g, a in zip(types, answers, strict=True)
             ]
         else:
-            fields[field.name] = class_metrics(gold, answers)
-        for i, (g, a) in enumerate(zip(gold, answers, strict=True)):
-            right[i] &= a is not None and (a == g if isinstance(g, str) else tuple(a) == tuple(g))
+            labels = [example.class_label(field.name) for example in examples]
+            fields[field.name] = class_metrics(labels, answers)
+            same = [a == g for g, a in zip(labels, answers, strict=True)]
+        for i, (is_right, a) in enumerate(zip(same, answers, strict=True)):
+            right[i] &= is_right
             unread[i] |= a is None
     return {
         "n_examples": len(examples),

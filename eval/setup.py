@@ -12,7 +12,6 @@ An encoder has no prompt: its heads say what it can be scored on (`eval/encoder/
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 from dataclasses import dataclass
@@ -25,11 +24,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.load import check_fits_preset, load_pretrained
+from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
+from checkpoints_tools.registry import Tokenizer as AnyTokenizer
+from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
 from data.decoder.prompts import template_for
 from data.decoder.tokenizer import Tokenizer
-from data.encoder.samples import heads_for
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.errors import UserError
 from data.example import Example
 from data.source import load_examples
@@ -39,13 +39,11 @@ from eval.decoder.tensor_parallel import to_plain_tensors
 from eval.encoder.task import encoder_task
 from eval.job import ScoringJob
 from eval.weights import Weights, find_weights, head_labels, model_config, trained_length
-from model import ModelSpec, get_model_spec
 from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 from train.checkpointing.checkpoint import load_model
 from train.config import RECIPES
 from train.parallel.tensor_parallel import apply_tensor_parallel, check_divides
-from train.planning.checkpoint import find_tokenizer, open_tokenizer
+from train.planning.checkpoint import find_tokenizer
 from train.setup import CACHE_DIR
 
 log = logging.getLogger(__name__)
@@ -67,9 +65,9 @@ class ScoringSetup:
 
     options: EvalConfig
     spec: ModelSpec
-    config: LlamaConfig | EncoderConfig
+    config: ModelConfig
     weights: Weights
-    tokenizer: Tokenizer | EncoderTokenizer | None
+    tokenizer: AnyTokenizer | None
     task: Task
     prompt: PromptSpec | None
     fine_tuned: bool
@@ -110,7 +108,10 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
     weights = find_weights(options.checkpoint, needed=not options.plan)
     config, assumption = model_config(weights, spec, needed=not options.plan)
     assumed = [assumption] if assumption is not None else []
-    tokenizer = (find_tokenizer if options.plan else open_tokenizer)(spec, weights.base)
+    if options.plan:
+        tokenizer = find_tokenizer(spec, weights.base)
+    else:
+        tokenizer = spec.architecture.load_tokenizer(tokenizer_folder(weights.base))
     if tokenizer is None:
         missing.append(f"no tokenizer in {weights.base}")
     elif not assumed:
@@ -119,7 +120,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         if options.plan and options.task and (assumed or not config.heads):
             assumed.append(f"the heads are those that fine-tuning on {options.task} gives it")
             task = get_task(options.task)
-            config = dataclasses.replace(config, heads=heads_for(task))
+            config = spec.architecture.with_task(config, task, config.head, weights.path)
         else:
             task = encoder_task(options.task, config, head_labels(weights, config), weights.path)
         prompt, fine_tuned, max_length = None, True, _document_length(options, weights, config)
@@ -209,7 +210,7 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
     wanted = {
         "task": (task, stored.task),
         "shots": (options.shots, len(stored.shots)),
-        "list_labels": (options.list_labels, "on" if stored.list_labels else "off"),
+        "list_labels": (options.list_labels, stored.list_labels),
         "joint_order": (options.joint_order, stored.joint_order),
         "template": (None if options.template == "auto" else options.template, stored.template),
         "row_length": (options.row_length if stored.row_length else None, stored.row_length),
@@ -271,7 +272,7 @@ def new_prompt(
         shots=tuple(shots),
         seed=options.seed,
         shot_tokens=options.shot_tokens,
-        list_labels=options.list_labels != "off",
+        list_labels=options.list_labels is not False,
     )
     prompt.build(task)  # an unknown template shows here
     return task, prompt

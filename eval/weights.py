@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
-from checkpoints_tools.hf_config import read_json
+from checkpoints_tools.json_files import read_json
 from checkpoints_tools.load import check_family, open_checkpoint
+from checkpoints_tools.registry import ModelConfig, ModelSpec
 from data.encoder.samples import LONGEST_DOCUMENT
 from data.errors import UserError
 from eval.encoder.task import from_label_sets
-from model import ModelSpec
 from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
-from train.checkpointing.checkpoint import RUN_FILE, read_state, what_is_missing
+from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, read_state, what_is_missing
 from train.planning.checkpoint import find_config
 
 
@@ -70,7 +70,22 @@ def find_weights(folder: Path, needed: bool = True) -> Weights:
     return Weights(folder, folder, is_training=False)
 
 
-def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[LlamaConfig | EncoderConfig, str | None]:
+def trained_with(weights: Weights) -> dict[str, str] | None:
+    """The optimizer that made the weights, and why ``--optim auto`` chose it, if it did; None where nothing says so."""
+    if weights.is_training:
+        state = read_state(weights.path)
+        options, reason = state.config, state.optim_reason
+    elif (weights.path / TRAINING_FILE).is_file():
+        found = read_json(weights.path / TRAINING_FILE)
+        options, reason = found.get("options"), found.get("optim_reason", "")
+        if not isinstance(options, dict):
+            return None  # another program's file of this name
+    else:
+        return None
+    return {"optim": options.get("optim", ""), "optim_reason": reason}
+
+
+def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[ModelConfig, str | None]:
     """What the weights' folder says of the model, and for lack of it what is assumed.
 
     Args:
@@ -89,7 +104,7 @@ def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[Llama
     return config, None
 
 
-def _stored_config(stored: dict[str, Any]) -> LlamaConfig | EncoderConfig:
+def _stored_config(stored: dict[str, Any]) -> ModelConfig:
     """The config that a training checkpoint stores as a dict."""
     if "heads" in stored:
         return EncoderConfig(**{**stored, "heads": tuple(Head(**head) for head in stored["heads"])})

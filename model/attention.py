@@ -132,10 +132,10 @@ def _flex_mask(doc_ids: Tensor, n_cached: int) -> BlockMask:
         blocks = F.pad(rows, (0, -rows.shape[-1] % FLEX_BLOCK)).unflatten(-1, (-1, FLEX_BLOCK))
         seen.append(blocks.any(dim=(1, 3)))  # [B, S / block]
         full.append(blocks.all(dim=3).all(dim=1))
-    full = torch.stack(full, dim=1)[:, None]  # [B, 1, T / block, S / block]
-    partial = torch.stack(seen, dim=1)[:, None] & ~full
+    in_full = torch.stack(full, dim=1)[:, None]  # [B, 1, T / block, S / block]
+    in_part = torch.stack(seen, dim=1)[:, None] & ~in_full
     return BlockMask.from_kv_blocks(
-        *_block_list(partial), *_block_list(full), FLEX_BLOCK, rule, seq_lengths=(T, n_cached + T)
+        *_block_list(in_part), *_block_list(in_full), FLEX_BLOCK, rule, seq_lengths=(T, n_cached + T)
     )
 
 

@@ -97,6 +97,16 @@ class EncoderConfig:
     head: Literal["linear", "dense"] = "linear"
     heads: tuple[Head, ...] = ()
 
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self.dim // self.n_heads
+
+    @property
+    def tie_embeddings(self) -> bool:
+        """False: no head is the embedding matrix."""
+        return False
+
 
 def _roberta(dim: int, n_layers: int, n_heads: int, vocab_size: int = 50_265, max_position: int = 512) -> EncoderConfig:
     return EncoderConfig(
@@ -145,7 +155,7 @@ class Attention(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         assert config.dim % config.n_heads == 0, f"{config.n_heads} heads do not divide a width of {config.dim}"
-        self.head_width = config.dim // config.n_heads
+        self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         self.wq = nn.Linear(config.dim, config.dim)
         self.wk = nn.Linear(config.dim, config.dim)
@@ -154,7 +164,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: SdpaMask) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = (w(x).view(B, T, -1, self.head_width) for w in (self.wq, self.wk, self.wv))  # [B, T, H, D]
+        q, k, v = (w(x).view(B, T, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))  # [B, T, H, D]
         out = attention(q, k, v, mask, dropout=self.dropout if self.training else 0.0)  # [B, T, H, D]
         return self.wo(out.flatten(2))
 

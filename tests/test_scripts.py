@@ -22,9 +22,12 @@ import pytest
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "docs/architecture.md", "docs/multi_node.md", "checkpoints_tools/PORTING.md"]
+# In the order in which a newcomer reads them: commands that run, run in this order.
+FIRST = ["README.md", "docs/checkpoints.md", "docs/data.md", "docs/training.md", "docs/scoring.md"]
+REST = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))] + ["CONTRIBUTING.md"]
+DOCUMENTS = list(dict.fromkeys([*FIRST, *REST, "checkpoints_tools/PORTING.md"]))
 SCRIPTS = ["run_demo.sh", "run_tests.sh", ".ci/run", "scripts/environment.sh", "scripts/train.slurm"]
-NOT_OURS = {"hf", "git", "cd", "pip", "rm", "export", "curl", "mkdir", "tensorboard"}
+NOT_OURS = {"hf", "git", "cd", "pip", "rm", "export", "curl", "mkdir", "source", "tensorboard"}
 SMOLLM2 = "checkpoints/smollm2_135m"
 
 
@@ -72,13 +75,13 @@ class Parsed(BaseException):
 def plan(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a command's own script read its arguments, and stop there; raises when it does not like them."""
     script, arguments = script_of(words)
-    if words[0] in NOT_OURS:
+    if words[0] in NOT_OURS or script in ("-m venv", "-m pytest"):
         return
     if script.endswith(".sh") or script == ".ci/run":
         assert os.access(ROOT / script, os.X_OK), f"{script} is not there or not executable"
         return
     if script in ("train.py", "eval.py"):
-        read = importlib.import_module(f"{script.removesuffix('.py')}.config").load_config
+        read = importlib.import_module(f"{script.removesuffix('.py')}.resolve").load_config
     else:
         name = script[3:] if script.startswith("-m ") else script.removesuffix(".py").replace("/", ".")
         read = lambda arguments: read_and_stop(name, arguments, monkeypatch)  # noqa: E731
@@ -135,14 +138,23 @@ def test_the_reading_of_commands(monkeypatch):
             plan(shlex.split(wrong), patch)
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
+
+
+def test_the_readmes_picture_can_be_drawn(tmp_path):
+    picture = tmp_path / "row.png"
+    subprocess.run([sys.executable, "-m", "scripts.draw_packed_row", picture], cwd=ROOT, check=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 # --- running what can run ---------------------------------------------------------------------------------------------
 
 
 def on_the_sample() -> list[list[str]]:
-    """The README's training and scoring commands on data that is here, in their order."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The documents' training and scoring commands on data that is here, in their order."""
     found = []
-    for words in commands_in(readme):
+    for words in documented():
         script, arguments = script_of(words)
         local = "sample" in arguments or any(a.endswith(".toml") for a in arguments)
         if local and script in ("train.py", "eval.py", "-m eval.baselines"):
@@ -155,10 +167,10 @@ def write_tiny_checkpoint(folder: Path) -> None:
     from tokenizers import ByteLevelBPETokenizer
 
     from checkpoints_tools.export import export_hf
+    from checkpoints_tools.registry import get_model_spec
     from data.decoder.prompts import Text, build_prompt
     from data.decoder.tokenizer import load_tokenizer
     from data.tasks import TASKS
-    from model import get_model_spec
 
     prefix = build_prompt(TASKS["massive_joint"], "plain").prefix
     bpe = ByteLevelBPETokenizer()
@@ -355,5 +367,76 @@ def test_a_missing_python_is_said_plainly(name, tmp_path):
     environment = {**os.environ, "PYTHON": "no-such-python", "VENV": str(tmp_path / "venv")}
     done = subprocess.run(["bash", str(ROOT / name)], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "Python 3.11 is needed" in done.stderr and "no-such-python" in done.stderr
+    assert "Python 3.11, 3.12 or 3.13 is needed" in done.stderr
+    assert "Looked for: no-such-python. Found: none of them." in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+# Stands for a Python of a given version, whose `-m venv` fails as Debian's does without the package python3.X-venv.
+VERSIONED_PYTHON = """#!{bash}
+case "$1 $2" in
+  "-c "*version_info*) echo {version} ;;
+  "-c "*hashlib*) echo hash ;;
+  *) exit 1 ;;
+esac
+"""
+
+
+def write_pythons(folder: Path, **versions: str) -> None:
+    """Programs ``python3.11``, ``python3`` and so on in ``folder``, as ``python3_11="3.11"`` says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, version in versions.items():
+        program = folder / name.replace("_", ".")
+        program.write_text(VERSIONED_PYTHON.format(bash=shutil.which("bash"), version=version))
+        program.chmod(0o755)
+
+
+def in_environment_script(command: str, path: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run ``command`` behind ``source scripts/environment.sh`` where no other programs than those in ``path`` are."""
+    script = f'set -euo pipefail; source "{ROOT}/scripts/environment.sh"; {command}'
+    environment = {"PATH": str(path), "HOME": str(path), "VENV": str(path / "venv"), **variables}
+    done = [shutil.which("bash"), "-c", script]
+    return subprocess.run(done, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_first_python_that_will_do_is_taken(tmp_path):
+    everything = dict(python3_11="3.11", python3_12="3.12", python3_13="3.13", python3="3.14", python="2.7")
+    write_pythons(tmp_path, **everything)
+    for expected in ("python3.11", "python3.12", "python3.13"):
+        assert in_environment_script("find_python", tmp_path).stdout == expected
+        (tmp_path / expected).unlink()
+    done = in_environment_script("find_python", tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert "python3 is Python 3.14, python is Python 2.7" in done.stderr
+    for version in ("3.11", "3.12", "3.13"):
+        write_pythons(tmp_path, python="3.14", python3=version)
+        assert in_environment_script("find_python", tmp_path).stdout == "python3"
+        write_pythons(tmp_path, python=version, python3="3.10")
+        assert in_environment_script("find_python", tmp_path).stdout == "python"
+    write_pythons(tmp_path, **everything, mine="3.13")
+    assert in_environment_script("find_python", tmp_path, PYTHON="mine").stdout == "mine"
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.14"])
+def test_an_unsupported_python_is_named_with_its_version(version, tmp_path):
+    write_pythons(tmp_path, python3_11="3.11", mine=version)
+    done = in_environment_script("find_python", tmp_path, PYTHON="mine")
+    assert done.returncode == 2 and not done.stdout, "another Python than the one asked for was taken"
+    assert f"mine is Python {version}" in done.stderr and "Python 3.11, 3.12 or 3.13 is needed" in done.stderr
+
+
+def test_hints_name_the_version_found(tmp_path):
+    write_pythons(tmp_path, python3="3.12")
+    (tmp_path / "cat").symlink_to(shutil.which("cat"))
+    (tmp_path / "basename").symlink_to(shutil.which("basename"))
+    done = in_environment_script("make_environment requirements.txt", tmp_path)
+    assert done.returncode == 2 and "python3 cannot make a virtual environment" in done.stderr
+    assert "apt-get install python3.12-venv" in done.stderr
+
+
+def test_an_environment_of_another_version_is_not_used_in_silence(tmp_path):
+    write_pythons(tmp_path, python3_12="3.12")
+    write_pythons(tmp_path / "venv" / "bin", python="3.11")
+    done = in_environment_script("make_environment requirements.txt", tmp_path, PYTHON="python3.12")
+    assert done.returncode == 2
+    assert "venv was made with Python 3.11, and PYTHON=python3.12 is Python 3.12" in done.stderr

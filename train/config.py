@@ -1,32 +1,22 @@
-"""The options of ``train.py``, the recipes of the model sizes, and every check that needs no process group.
+"""The options of ``train.py`` with their defaults, and the recipes of the model sizes.
 
-Values are decided in layers: the defaults below < the recipe of the model's size < ``--config file.toml`` < the
-command line (`train/options.py`). All problems are found before anything starts and reported together.
+`train.resolve.load_config` lays recipe, TOML file and command line over the defaults. Here PyTorch is not imported, so
+that the help is there at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from data.errors import UserError
-from data.tasks import TASKS, get_task
-from model import MODELS, get_model_spec
-from train import options
-from train.optim.optimizer import OPTIMIZERS
-from train.parallel.distributed import resolve_device, resolve_precision
-
-OnOff = Literal["on", "off"]
+import tyro
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     model: str = ""
-    """Which model: a preset's name (see model/__init__.py)."""
+    """Which model: a preset's name (see checkpoints_tools/registry.py)."""
     checkpoint: Path | None = None
     """Hugging Face folder to start from (weights, config.json, tokenizer); default: checkpoints/<model>."""
     init: Literal["pretrained", "random"] = "pretrained"
@@ -48,7 +38,7 @@ class DataOptions:
     """Chat template; auto: the checkpoint's own as far as its tokenizer tells, else the preset's."""
     joint_order: Literal["listing", "section"] = "listing"
     """Order of a joint task's answers: the paper's listings or its section 5.6."""
-    list_labels: OnOff = "on"
+    list_labels: bool = True
     """List the labels in the instruction, as the paper does; off leaves them to fine-tuning, for a shorter prompt."""
     shots: int = 0
     """Few-shot examples in the prompt (the paper uses 0 and 5)."""
@@ -71,9 +61,9 @@ class BatchOptions:
     max_length: int | None = None
     """Longest document of an encoder in tokens, special tokens included; default: 512, or as many as the model has
     positions for, or row_length if that is less."""
-    packing: OnOff = "on"
+    packing: bool = True
     """Lay several samples end to end in one row; off: one padded sample a row."""
-    share_prefix: OnOff = "on"
+    share_prefix: bool = True
     """Compute the prompt's common prefix once a row instead of once a sample."""
     micro_rows: int | None = None
     """Rows in one forward pass of a rank, more passes accumulate gradients; default: 1 packed row, or as many
@@ -86,7 +76,7 @@ class OptimOptions:
     """What AdamW stores numbers in. adamw: everything in fp32, 16 bytes a parameter. adamw_sr, adamw_sr_bf16,
     adamw_sr_8bit: weights and gradients in bf16, with stochastic rounding; states in fp32, bf16 or eight bits: 12, 8 or
     6 bytes a parameter in all. auto: the first of these that fits the GPUs, by --plan's arithmetic; on a CPU adamw."""
-    offload_states: OnOff = "off"
+    offload_states: bool = False
     """Keep the optimizer's states in host memory: they visit the GPU in each step (on a CPU, nothing is gained)."""
     lr: float = 1e-6
     """Peak learning rate."""
@@ -118,9 +108,9 @@ class TrainOptions:
     CPUs, which emulate it several times slower."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Recompute in the backward pass: nothing, all but matrix products and attention, or whole blocks."""
-    activation_offload: OnOff = "off"
+    activation_offload: bool = False
     """Keep the blocks' saved inputs in host memory between forward and backward (needs full checkpointing)."""
-    compile: OnOff = "off"
+    compile: bool = False
     """torch.compile every block (CUDA only)."""
     seed: int = 0
     """Seed of the data order, the choice of few-shot and held-out examples, dropout, and random weights."""
@@ -152,7 +142,7 @@ class CheckpointOptions:
     async_save: Literal["auto", "on", "off"] = "auto"
     """Write checkpoints while training goes on, from a copy of weights and states in host memory. auto: on with CUDA
     where the copy takes at most half of the free host memory, else off."""
-    export: OnOff = "on"
+    export: bool = True
     """Write a Hugging Face folder at the end of the run."""
     export_dtype: Literal["bf16", "fp32"] = "bf16"
     """Number format of the exported weights."""
@@ -202,6 +192,8 @@ class TrainConfig:
     eval: EvalOptions = field(default_factory=EvalOptions)
     log: LogOptions = field(default_factory=LogOptions)
     plan: PlanOptions = field(default_factory=PlanOptions)
+    optim_reason: tyro.conf.Suppress[str] = ""
+    """No option: why ``--optim auto`` chose what ``optim`` says; empty where the optimizer was named."""
 
 
 # By ModelSpec.recipe. "large" and "small" are the paper's (sections 5.4 and 5.7); the others are ours.
@@ -221,8 +213,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 ENCODER_EPOCHS = {"20ng": 10.0, "massive": 20.0}
 OTHER_EPOCHS = 10.0  # a user's own task
 
-# What means nothing to an encoder, which has no prompt and writes nothing, and what means nothing to a decoder.
-DECODER_ONLY = ("template", "list_labels", "shots", "shot_tokens", "share_prefix", "max_new_tokens")
+# What means nothing to an encoder, in either program: it has no prompt and writes no text.
+PROMPT_OPTIONS = ("template", "list_labels", "shots", "shot_tokens", "max_new_tokens")
+DECODER_ONLY = (*PROMPT_OPTIONS, "share_prefix")
 ENCODER_ONLY = ("head", "max_length")
 
 # May change between a run and its resumption; everything else would change the numbers.
@@ -235,156 +228,3 @@ FREE_ON_RESUME = frozenset(
 )
 
 DESCRIPTION = "Fine-tune a model on a text-classification task. Run alone or under torchrun."
-
-
-def load_config(argv: Sequence[str]) -> TrainConfig:
-    """Resolve the configuration from the command line and the layers below it.
-
-    Raises:
-        UserError: one message with every problem found: unknown options and keys, values of the wrong type or out
-            of range, unknown models and tasks, contradictions.
-    """
-    problems: list[str] = []
-    from_argv = options.read_argv(argv, TrainConfig, problems)
-    if "-h" in argv or "--help" in argv:
-        options.parse(TrainConfig, ["--help"], TrainConfig(), DESCRIPTION)
-    from_toml: dict[str, Any] = {}
-    if from_argv.get("config") is not None:
-        from_toml = options.read_toml(from_argv["config"], TrainConfig, problems)
-
-    model = from_argv.get("model", from_toml.get("model", ""))
-    recipe = recipe_for(model, from_argv.get("task", from_toml.get("task", "")))
-    layers = [recipe, from_toml, from_argv]
-    for i, upper in enumerate(layers):
-        for name, other in (("steps", "epochs"), ("epochs", "steps")):
-            if upper.get(name) is not None and upper.get(other) is None:
-                for lower in layers[:i]:
-                    lower.pop(other, None)
-        if upper.get("steps") is not None and upper.get("epochs") is not None:
-            problems.append(f"steps = {upper['steps']} and epochs = {upper['epochs']}: give one of the two.")
-
-    config = options.build(TrainConfig, layers)
-    complained = bool(problems)
-    problems += find_problems(config)
-    options.report(problems)
-    assert not complained
-    parsed = options.parse(TrainConfig, argv, options.build(TrainConfig, layers[:2]), DESCRIPTION)
-    assert parsed == config, "tyro and read_argv read the command line differently"
-    return resolve_auto(config)
-
-
-def recipe_for(model: str, task: str) -> dict[str, Any]:
-    """The option values of a model's recipe; none for a model that is not known."""
-    if model not in MODELS:
-        return {}
-    spec = MODELS[model]
-    recipe = dict(RECIPES[spec.recipe], checkpoint=spec.default_checkpoint)
-    if spec.recipe == "encoder":
-        recipe["epochs"] = ENCODER_EPOCHS[TASKS[task].dataset] if task in TASKS else OTHER_EPOCHS
-    return recipe
-
-
-def resolve_auto(config: TrainConfig) -> TrainConfig:
-    """Replace "auto" by what it means on this machine, so that the saved configuration says what ran."""
-    train, optim = config.train, config.optim
-    device = "cuda" if config.plan.plan else resolve_device(train.device)  # a plan is one for GPUs
-    # On GPUs "auto" stays until the plan has counted what there is to fit (`train.planning.plan.settle_optimizer`).
-    name = "adamw" if optim.optim == "auto" and device == "cpu" else optim.optim
-    stores_bf16 = name != "auto" and OPTIMIZERS[name].weights == torch.bfloat16
-    precision = "bf16" if stores_bf16 else resolve_precision(train.precision, device)
-    return replace(config, optim=replace(optim, optim=name), train=replace(train, device=device, precision=precision))
-
-
-def find_problems(config: TrainConfig) -> list[str]:
-    """Everything wrong with a configuration that can be seen without opening data or weights."""
-    problems: list[str] = []
-
-    def must(ok: bool, name: str, want: str) -> None:
-        if not ok:
-            problems.append(f"{name} = {options.flatten(config)[name]}: must be {want}.")
-
-    known_model = False
-    try:
-        if not config.model.model:
-            raise UserError(f"no --model given. Known: {', '.join(MODELS)}.")
-        get_model_spec(config.model.model)
-        known_model = True
-    except UserError as error:
-        problems.append(str(error))
-    try:
-        if not config.data.task:
-            raise UserError(f"no --task given. Known: {', '.join(TASKS)}, or a TOML file that describes your own.")
-        get_task(config.data.task, config.data.joint_order)
-    except UserError as error:
-        problems.append(str(error))
-
-    batch, optim, train, ckpt = config.batch, config.optim, config.train, config.checkpoint
-    must(config.data.shots >= 0, "shots", "0 or more")
-    must(config.data.shot_tokens >= 1, "shot_tokens", "at least 1")
-    must(config.data.limit is None or config.data.limit >= 1, "limit", "at least 1")
-    must(batch.batch_size >= 1, "batch_size", "at least 1")
-    must(batch.row_length >= 16, "row_length", "at least 16")
-    must(batch.max_length is None or batch.max_length >= 3, "max_length", "at least 3")
-    must(batch.max_length is None or batch.max_length <= batch.row_length, "max_length", "at most row_length")
-    must(batch.micro_rows is None or batch.micro_rows >= 1, "micro_rows", "at least 1")
-    if train.precision == "fp32" and optim.optim != "auto" and OPTIMIZERS[optim.optim].weights == torch.bfloat16:
-        problems.append(f"optim = {optim.optim} stores the weights in bf16: precision = fp32 does not go with it.")
-    must(0 < optim.lr < 1, "lr", "between 0 and 1")
-    must(optim.warmup_steps >= 0, "warmup_steps", "0 or more")
-    must(0 <= optim.beta1 < 1, "beta1", "in [0, 1)")
-    must(0 <= optim.beta2 < 1, "beta2", "in [0, 1)")
-    must(optim.eps > 0, "eps", "above 0")
-    must(optim.weight_decay >= 0, "weight_decay", "0 or more")
-    must(optim.clip >= 0, "clip", "0 (off) or more")
-    must(train.steps is None or train.steps >= 1, "steps", "at least 1")
-    must(train.epochs is None or train.epochs > 0, "epochs", "above 0")
-    must(train.seed >= 0, "seed", "0 or more")
-    must(config.parallel.tp >= 1, "tp", "at least 1")
-    must(config.parallel.nodes is None or config.parallel.nodes >= 1, "nodes", "at least 1")
-    must(config.plan.gpus is None or config.plan.gpus >= 1, "gpus", "at least 1")
-    must(ckpt.save_every >= 0, "save_every", "0 (only at the end) or more")
-    must(ckpt.keep >= 1, "keep", "at least 1")
-    must(0 <= config.eval.holdout < 1, "holdout", "in [0, 1)")
-    must(config.eval.eval_every >= 0, "eval_every", "0 (off) or more")
-    must(config.eval.max_new_tokens is None or config.eval.max_new_tokens >= 1, "max_new_tokens", "at least 1")
-    must(config.log.log_every >= 1, "log_every", "at least 1")
-    if train.activation_offload == "on" and train.activation_checkpointing != "full":
-        problems.append(
-            "activation_offload = on moves the one input that a block saves under full checkpointing: give "
-            f"--activation_checkpointing full (it is {train.activation_checkpointing})."
-        )
-    if train.steps is not None and optim.warmup_steps >= train.steps:
-        problems.append(f"warmup_steps = {optim.warmup_steps} leaves nothing of steps = {train.steps}.")
-    if known_model and train.steps is None and train.epochs is None:
-        problems.append("neither steps nor epochs is set, and the model's recipe has none: give one.")
-    if config.eval.eval_every and not config.eval.holdout:
-        problems.append(f"eval_every = {config.eval.eval_every} needs held-out examples: give --holdout, e.g. 0.05.")
-    if config.eval.holdout and not config.eval.eval_every:
-        problems.append(f"holdout = {config.eval.holdout} is never scored: give --eval_every.")
-    if known_model and get_model_spec(config.model.model).kind == "encoder" and config.parallel.tp > 1:
-        problems.append(f"tp = {config.parallel.tp}: an encoder's matrices are not split. Leave it out.")
-    if known_model:
-        problems += _checkpoint_problems(config) + _problems_of_kind(config)
-    return problems
-
-
-def _problems_of_kind(config: TrainConfig) -> list[str]:
-    """Options for the other kind of model; a value that is the default changes nothing and passes."""
-    spec, given, default = get_model_spec(config.model.model), options.flatten(config), options.flatten(TrainConfig())
-    if spec.kind == "encoder":
-        names, why = DECODER_ONLY, "is for decoders; {} is an encoder: no prompt, no text, heads only. Leave it out."
-    else:
-        names, why = ENCODER_ONLY, "is for encoders; {} is a decoder, which has no heads. Leave it out."
-    wrong = [name for name in names if given[name] != default[name]]
-    if spec.kind == "decoder" and "max_length" in wrong:
-        why += " Its longest input is row_length."
-    return [f"{name} = {given[name]} {why.format(spec.name)}" for name in wrong]
-
-
-def _checkpoint_problems(config: TrainConfig) -> list[str]:
-    spec = get_model_spec(config.model.model)
-    if config.model.init == "random" and not spec.recipe.endswith("debug"):
-        return [f"init = random is for debug models; {spec.name} starts from its pretrained weights."]
-    if config.model.checkpoint is None:
-        return [f"model = {spec.name} is whatever its folder holds: give --checkpoint, a Hugging Face folder."]
-    return []

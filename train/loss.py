@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.decoder.rows import Batch
-from data.encoder.rows import Batch as EncoderBatch
+from data.loader import Batch
 
 
 def label_loss(logits: Tensor, targets: Tensor, n_label_tokens: int) -> Tensor:
@@ -33,30 +32,25 @@ def label_loss(logits: Tensor, targets: Tensor, n_label_tokens: int) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="sum") / n_label_tokens
 
 
-def field_losses(model: nn.Module, batch: Batch | EncoderBatch, n_label_tokens: int | dict[str, int]) -> Tensor:
+def field_losses(model: nn.Module, batch: Batch, n_label_tokens: dict[str, int]) -> Tensor:
     """Run one packed batch through the model and return its part of the step's loss, field by field.
 
     A dummy batch, which only keeps a rank in step with the others, runs forward and backward like any other (the
     collectives inside are why); having no target, it contributes exactly zero.
 
     Args:
-        n_label_tokens: the whole step's count, of an encoder by field.
+        n_label_tokens: the whole step's count by field.
 
     Returns:
-        [fields], an encoder's in the order of ``n_label_tokens``; a decoder's answer is its one field. Their sum is
-        what is trained on.
+        [fields], in the order of ``n_label_tokens``; a decoder's answer is its one field. Their sum is what is trained
+        on.
     """
-    if isinstance(batch, EncoderBatch):
-        assert isinstance(n_label_tokens, dict) and n_label_tokens.keys() == batch.targets.keys()
-        logits = model(batch.tokens, batch.positions, batch.doc_ids, output_index=batch.index)
-        # A step of utterances without a word has nothing to predict in a token field: a sum of zero over 1.
-        return torch.stack(
-            [label_loss(logits[name], batch.targets[name], max(n, 1)) for name, n in n_label_tokens.items()]
-        )
-    logits = model(batch.tokens, batch.positions, batch.doc_ids, output_index=batch.target_index)
-    return label_loss(logits, batch.targets.flatten()[batch.target_index], n_label_tokens)[None]
+    outputs = batch.forward(model)
+    assert outputs.keys() == n_label_tokens.keys(), (outputs.keys(), n_label_tokens.keys())
+    # A step of utterances without a word has nothing to predict in a token field: a sum of zero over 1.
+    return torch.stack([label_loss(*outputs[name], max(n, 1)) for name, n in n_label_tokens.items()])
 
 
-def batch_loss(model: nn.Module, batch: Batch | EncoderBatch, n_label_tokens: int | dict[str, int]) -> Tensor:
+def batch_loss(model: nn.Module, batch: Batch, n_label_tokens: dict[str, int]) -> Tensor:
     """The sum of `field_losses`, a scalar."""
     return field_losses(model, batch, n_label_tokens).sum()

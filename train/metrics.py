@@ -15,12 +15,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from data.decoder.rows import Batch
-from data.encoder.rows import Batch as EncoderBatch
 from data.errors import UserError
-from data.packing import PADDING_DOC
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 
 log = logging.getLogger(__name__)
 
@@ -33,46 +28,6 @@ SPEED_WINDOW = 20  # steps over which speeds are averaged
 def device_peak(name: str) -> float | None:
     """The bf16 peak of a device in FLOP/s; None where it is not known."""
     return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
-
-
-def attended_pairs(batch: Batch | EncoderBatch) -> int:
-    """(query, key) pairs that attention must look at, padding not counted.
-
-    In a decoder a token sees itself and everything before it in its own prompt, the shared prefix included, and its
-    position counts exactly that: position p sees p + 1 keys. In an encoder a document of n tokens has n * n pairs,
-    of which position p brings 2 p + 1: itself, and both ways all those before it.
-    """
-    positions = batch.positions[batch.doc_ids != PADDING_DOC]
-    return int((2 * positions + 1 if isinstance(batch, EncoderBatch) else positions + 1).sum())
-
-
-def encoder_step_flops(config: EncoderConfig, n_tokens: int, n_targets: dict[str, int], n_pairs: int) -> float:
-    """`step_flops` of an encoder; ``n_targets`` is what each field has to predict. Biases and norms do not count."""
-    block = 4 * config.dim**2 + 2 * config.dim * config.ffn_dim
-    heads = 0
-    for head in config.heads:
-        dense = config.dim**2 if config.head == "dense" and head.kind == "class" else 0
-        heads += (config.dim * head.n_labels + dense) * n_targets[head.name]
-    return 6.0 * config.n_layers * block * n_tokens + 6.0 * heads + 12.0 * config.n_layers * config.dim * n_pairs
-
-
-def step_flops(config: LlamaConfig, n_tokens: int, n_label_tokens: int, n_pairs: int) -> float:
-    """Floating-point operations that one step's forward and backward passes need.
-
-    Six per matrix element and token: two in the forward pass, four in the backward. Blocks see every token, the head
-    only the label positions, the embedding is a look-up. Attention's two products take two operations per pair and
-    channel each, forward, and twice that backward: 12 * H * D per pair and layer. Recomputation by activation
-    checkpointing, padding and dummies are not counted: this is the numerator of MFU, useful work.
-    """
-    D = config.head_width
-    attention = 2 * config.dim * D * (config.n_heads + config.n_kv_heads)  # wq, wo and wk, wv
-    block = attention + 3 * config.dim * config.ffn_dim
-    head = config.dim * config.vocab_size
-    return (
-        6.0 * config.n_layers * block * n_tokens
-        + 6.0 * head * n_label_tokens
-        + 12.0 * config.n_layers * config.n_heads * D * n_pairs
-    )
 
 
 def memory_gib(device: torch.device) -> float:

@@ -1,14 +1,20 @@
-"""Layered options: dataclass defaults < recipe < TOML file < command line, with every mistake reported together.
+"""Options of both programs: defaults < recipe < TOML file < command line, with every mistake reported together.
 
 An options class is a dataclass whose fields are options or *sections* (dataclasses of options). Names are unique over
 all sections, so that ``--lr`` needs no prefix, and a TOML file may write ``lr`` at its top level or under its
-section's name, as the saved ``config.toml`` does. tyro parses the command line and prints the help; because it stops
-at its first complaint, `read_argv` looks the arguments over beforehand and collects everything wrong with them.
+section's name, as the saved ``config.toml`` does.
+
+tyro is the only parser. A key of a TOML file is turned into the words that the command line has for it, so that a layer
+is a list of such words, and to lay one layer over another is to put its words behind. tyro stops at its first
+complaint; where it refuses a layer, each option of it is given to tyro alone, and what it refuses is reported.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import io
 import tomllib
 import types
 import typing
@@ -17,11 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import tomlkit
 import tyro
 
 from data.errors import UserError, nearest
 
 T = TypeVar("T")
+
+# The words of one option: its flag and the values behind it, as in ["--lr", "1e-4"] or ["--lr=1e-4"].
+Words = list[str]
+
+# How a boolean option's value may be written. "on" and "off" are also what older code saved for true and false.
+SWITCH = {"on": True, "true": True, "off": False, "false": False}
 
 
 @dataclass(frozen=True)
@@ -33,25 +46,141 @@ class Option:
     type: Any
     default: Any
 
+    @property
+    def is_switch(self) -> bool:
+        """It is true or false (or, in some, None for "not given")."""
+        return self.type in (bool, bool | None)
 
+
+@functools.cache
 def options_of(cls: type) -> dict[str, Option]:
-    """All options of an options class by name, in the order they are declared."""
+    """All options of an options class by name, in the order they are declared.
+
+    A field marked as `tyro.conf.Suppress` is none: it holds what the program finds out.
+    """
     found: dict[str, Option] = {}
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            inner_hints = typing.get_type_hints(hints[field.name])
-            inner = [(f.name, field.name, inner_hints[f.name], f) for f in dataclasses.fields(hints[field.name])]
+    for field, kind in _typed_fields(cls):
+        if dataclasses.is_dataclass(kind):
+            inner = [(field.name, f, inner_kind) for f, inner_kind in _typed_fields(kind)]
         else:
-            inner = [(field.name, None, hints[field.name], field)]
-        for name, section, kind, f in inner:
-            assert name not in found, f"two options are called {name}"
-            found[name] = Option(name, section, kind, f.default)
+            inner = [(None, field, kind)]
+        for section, f, inner_kind in inner:
+            assert f.name not in found, f"two options are called {f.name}"
+            found[f.name] = Option(f.name, section, inner_kind, f.default)
     return found
+
+
+def _typed_fields(cls: Any) -> list[tuple[dataclasses.Field, Any]]:
+    marked = typing.get_type_hints(cls, include_extras=True)
+    plain = typing.get_type_hints(cls)
+    return [
+        (field, plain[field.name])
+        for field in dataclasses.fields(cls)
+        if tyro.conf.Suppress not in getattr(marked[field.name], "__metadata__", ())
+    ]
 
 
 def sections_of(cls: type) -> list[str]:
     return list(dict.fromkeys(o.section for o in options_of(cls).values() if o.section))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def parse(cls: type[T], layer: Sequence[Words], default: T | None = None, description: str = "") -> T:
+    """Have tyro parse a layer over ``default``, the plain defaults unless given.
+
+    Prints the help, or tyro's complaint, and exits where it comes to that.
+    """
+    return tyro.cli(
+        cls,
+        args=[word for words in layer for word in _as_flag(words, options_of(cls))],
+        default=cls() if default is None else default,
+        description=description,
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _as_flag(words: Words, options: Mapping[str, Option]) -> Words:
+    """``--packing off`` as tyro has it, ``--no_packing``; all other words as they are."""
+    name, values = _taken_apart(words)
+    option = options.get(name)
+    if option is None or not option.is_switch or len(values) != 1 or values[0].lower() not in SWITCH:
+        return words
+    return [f"--{name}" if SWITCH[values[0].lower()] else f"--no_{name}"]
+
+
+def _taken_apart(words: Words) -> tuple[str, Words]:
+    """An option's name and its values."""
+    flag, equals, value = words[0].partition("=")
+    return flag.removeprefix("--").replace("-", "_"), [value] * bool(equals) + words[1:]
+
+
+def show_help(cls: type, argv: Sequence[str], description: str) -> None:
+    """Print the help and exit, if the command line asks for it."""
+    if {"-h", "--help"} & set(argv):
+        parse(cls, [["--help"]], description=description)
+
+
+def read_layers(cls: type, argv: Sequence[str], problems: list[str]) -> list[list[Words]]:
+    """What a user gives: the TOML file that ``--config`` names, and above it the command line.
+
+    What is wrong with either is left out, and added to ``problems``.
+    """
+    from_argv = _read_argv(cls, argv, problems)
+    path = flatten(parse(cls, from_argv))["config"]
+    return [_read_toml(cls, path, problems) if path is not None else [], from_argv]
+
+
+def _read_argv(cls: type, argv: Sequence[str], problems: list[str]) -> list[Words]:
+    layer: list[Words] = []
+    for word in argv:
+        if word.startswith("--") or not layer:
+            layer.append([word])
+        else:
+            layer[-1].append(word)
+    if _accepts(cls, layer):
+        return layer
+    kept = []
+    for words in layer:
+        # The longest part that is right: behind the one value of an option there may be stray words.
+        n = next((n for n in range(len(words), 0, -1) if _accepts(cls, [words[:n]])), 0)
+        if n == len(words) or n > 1:
+            kept.append(words[:n])
+            strays = words[n:]
+        else:
+            strays = [] if words[0].startswith("--") else words
+            problems += [] if strays else [_complaint(cls, words)]
+        problems += [f"'{stray}' is not an option; options start with --." for stray in strays]
+    return kept
+
+
+def _accepts(cls: type, layer: Sequence[Words]) -> bool:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            parse(cls, layer)
+    except SystemExit as end:
+        if not end.code:  # not a refusal: the help was asked for
+            raise
+        return False
+    return True
+
+
+def _complaint(cls: type, words: Words) -> str:
+    """What is wrong with the words of one option, which tyro refuses."""
+    options = options_of(cls)
+    name, values = _taken_apart(words)
+    negated = options.get(name.removeprefix("no_"))
+    if name not in options and negated is not None and negated.is_switch:
+        return f"--{name} takes no value (found '{' '.join(values)}')."
+    if name not in options:
+        return (
+            f"unknown option {words[0].partition('=')[0]}.{nearest(f'--{name}', [f'--{known}' for known in options])}"
+        )
+    if not values:
+        return f"--{name} needs a value: {_describe(options[name].type)}."
+    return f"--{name} = {' '.join(values)!r}: expected {_describe(options[name].type)}."
 
 
 def _describe(kind: Any) -> str:
@@ -59,116 +188,83 @@ def _describe(kind: Any) -> str:
         return " | ".join(str(a) for a in typing.get_args(kind))
     if isinstance(kind, types.UnionType):
         return " | ".join(_describe(a) for a in typing.get_args(kind) if a is not type(None))
+    if typing.get_origin(kind) is tuple:
+        return " and ".join("more" if a is ... else _describe(a) for a in typing.get_args(kind))
     names = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "text"}
     return names[kind]
 
 
-def coerce(option: Option, value: Any) -> Any:
-    """Turn a TOML value or a command-line string into the option's type.
-
-    Raises:
-        UserError: the value is not of that type; the message names the option, the value and what is wanted.
-    """
-    try:
-        return _coerce(option.type, value)
-    except (ValueError, TypeError):
-        raise UserError(f"{option.name} = {value!r}: expected {_describe(option.type)}.") from None
-
-
-def _coerce(kind: Any, value: Any) -> Any:
-    if isinstance(kind, types.UnionType):
-        if type(None) in typing.get_args(kind) and value in (None, "None"):
-            return None
-        (kind,) = (a for a in typing.get_args(kind) if a is not type(None))
-    if typing.get_origin(kind) is Literal:
-        if value not in typing.get_args(kind):
-            raise ValueError
-        return value
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise ValueError
-        return value
-    if isinstance(value, bool) or (kind in (str, Path) and not isinstance(value, str)):
-        raise ValueError
-    if kind is int and isinstance(value, float):
-        raise ValueError
-    return kind(value)
-
-
-def read_toml(path: Path, cls: type, problems: list[str]) -> dict[str, Any]:
-    """Read option values from a TOML file; what is wrong with it is added to ``problems``."""
+def _read_toml(cls: type, path: Path, problems: list[str]) -> list[Words]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         problems.append(f"--config {path}: cannot be read ({error.strerror}).")
-        return {}
+        return []
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         problems.append(f"--config {path}: not valid TOML ({error}).")
-        return {}
+        return []
+    found = _known_keys(cls, document, path, problems)
+    layer = {name: _as_words(name, value) for name, value in found.items()}
+    if not _accepts(cls, list(layer.values())):
+        layer = {name: words for name, words in layer.items() if _accepts(cls, [words])}
+    read = flatten(parse(cls, list(layer.values())))
+    right = {name: words for name, words in layer.items() if _has_type_of(found[name], read[name])}
+    problems += [
+        f"{path}: {name} = {tomlkit.item(value).as_string()}: expected {_describe(options_of(cls)[name].type)}."
+        for name, value in found.items()
+        if name not in right
+    ]
+    return list(right.values())
+
+
+def _known_keys(cls: type, document: Mapping[str, Any], path: Path, problems: list[str]) -> dict[str, Any]:
+    """The values of a TOML document by option, whether they stand under their section or not."""
     options, sections = options_of(cls), sections_of(cls)
-    values: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in document.items():
-        inner = value if isinstance(value, dict) else {key: value}
         section = key if isinstance(value, dict) else None
         if section is not None and section not in sections:
-            problems.append(f"{path}: unknown section [{section}].{nearest(section, sections)}")
+            known = nearest(section, sections) if sections else " There are none: write its keys at the top."
+            problems.append(f"{path}: unknown section [{section}].{known}")
             continue
-        for name, item in inner.items():
-            known = [o.name for o in options.values() if section in (None, o.section)]
-            if name not in known:
-                where = f" in [{section}]" if section else ""
-                problems.append(f"{path}: unknown key '{name}'{where}.{nearest(name, known)}")
-                continue
-            try:
-                values[name] = coerce(options[name], item)
-            except UserError as error:
-                problems.append(f"{path}: {error}")
-    return values
+        inner = value if isinstance(value, dict) else {key: value}
+        known = [o.name for o in options.values() if section in (None, o.section)]
+        where = f" in [{section}]" if section else ""
+        problems += [f"{path}: unknown key '{n}'{where}.{nearest(n, known)}" for n in inner if n not in known]
+        found |= {name: item for name, item in inner.items() if name in known}
+    return found
 
 
-def read_argv(argv: Sequence[str], cls: type, problems: list[str]) -> dict[str, Any]:
-    """Read option values from command-line arguments; what is wrong with them is added to ``problems``."""
+def _as_words(name: str, value: Any) -> Words:
+    return [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+
+
+def _has_type_of(value: Any, read: Any) -> bool:
+    """Whether a TOML value is written as the type that tyro made of it: ``lr = "1e-4"`` is text and no number."""
+    if isinstance(read, bool):
+        return value is read or value == ("on" if read else "off")
+    if isinstance(read, tuple):
+        return isinstance(value, list) and all(_has_type_of(v, r) for v, r in zip(value, read, strict=True))
+    return isinstance(value, str) if isinstance(read, Path) else value == read
+
+
+def from_older(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Option values as ``run.json`` has them, with true and false where older code wrote "on" and "off"."""
     options = options_of(cls)
-    values: dict[str, Any] = {}
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        if word in ("-h", "--help"):
-            continue
-        if not word.startswith("--"):
-            problems.append(f"'{word}' is not an option; options start with --.")
-            continue
-        flag, equals, text = word.partition("=")
-        name = flag[2:].replace("-", "_")
-        negated = name.startswith("no_") and name not in options and name[3:] in options
-        option = options.get(name[3:] if negated else name)
-        if option is not None and option.type is bool and not equals:
-            values[option.name] = not negated
-            continue
-        if not equals:
-            has_value = bool(rest) and not rest[0].startswith("--")
-            text = rest.pop(0) if has_value else None
-        if option is None or negated:
-            known = [f"--{known}" for known in options]
-            problems.append(f"unknown option {flag}.{nearest(f'--{name}', known)}")
-        elif option.type is bool:
-            problems.append(f"--{name} takes no value (found '{text}').")
-        elif text is None:
-            problems.append(f"--{name} needs a value: {_describe(option.type)}.")
-        else:
-            try:
-                values[option.name] = coerce(option, text)
-            except UserError as error:
-                problems.append(f"--{error}")
-    return values
+    return {
+        name: SWITCH[value] if value in ("on", "off") and name in options and options[name].is_switch else value
+        for name, value in values.items()
+    }
+
+
+# --- objects ----------------------------------------------------------------------------------------------------------
 
 
 def build(cls: type[T], layers: Sequence[Mapping[str, Any]]) -> T:
-    """Make the options object from layers of flat values; later layers win."""
-    values = {name: value for layer in layers for name, value in layer.items()}
+    """Make the options object from layers of values by name; later layers win."""
     hints = typing.get_type_hints(cls)
     top: dict[str, Any] = {section: {} for section in sections_of(cls)}
-    for name, value in values.items():
+    for name, value in {name: value for layer in layers for name, value in layer.items()}.items():
         section = options_of(cls)[name].section
         (top if section is None else top[section])[name] = value
     return cls(**{k: hints[k](**v) if k in sections_of(cls) else v for k, v in top.items()})
@@ -182,40 +278,25 @@ def flatten(config: Any) -> dict[str, Any]:
     }
 
 
-def parse(cls: type[T], argv: Sequence[str], default: T, description: str) -> T:
-    """Parse the command line over ``default`` with tyro; prints the help and exits when asked."""
-    return tyro.cli(
-        cls,
-        args=argv,
-        default=default,
-        description=description,
-        use_underscores=True,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+def to_toml(config: Any, comments: Mapping[str, str] | None = None) -> str:
+    """Write an options object as TOML, section by section; options that are None are left out.
 
-
-def to_toml(config: Any) -> str:
-    """Write an options object as TOML, section by section; options that are None are left out."""
-    lines: list[str] = []
-    section: str | None = None
+    Args:
+        comments: by option, what stands behind its value as a comment.
+    """
+    document = tomlkit.document()
+    tables = {section: tomlkit.table() for section in sections_of(type(config))}
     values = flatten(config)
-    for option in sorted(options_of(type(config)).values(), key=lambda o: o.section is not None):
-        if option.section != section:
-            section = option.section
-            lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
-        value = values[option.name]
-        if value is not None:
-            lines.append(f"{option.name} = {_toml_value(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
+    for option in options_of(type(config)).values():
+        if (value := values[option.name]) is None:
+            continue
+        item = tomlkit.item(str(value) if isinstance(value, Path) else value)
+        if comment := (comments or {}).get(option.name):
+            item.comment(comment)
+        (tables[option.section] if option.section else document).add(option.name, item)
+    for section, table in tables.items():
+        document.add(section, table)
+    return tomlkit.dumps(document)
 
 
 def report(problems: Sequence[str]) -> None:

@@ -19,26 +19,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from checkpoints_tools.encoder_keys import match_heads
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
-from checkpoints_tools.meta_pth import tokenizer_folder
+from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, get_model_spec
+from checkpoints_tools.registry import Tokenizer as AnyTokenizer
+from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
 from data.decoder.prompts import Prompt, template_for
 from data.decoder.samples import SampleSet, prepare
-from data.decoder.tokenizer import Tokenizer, load_tokenizer
-from data.encoder.samples import LONGEST_DOCUMENT, heads_for
+from data.decoder.tokenizer import Tokenizer
+from data.encoder.samples import LONGEST_DOCUMENT
 from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.encoder.samples import prepare as prepare_encoder
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
-from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.loader import Samples, StepLoader
 from data.source import holdout, load_examples
 from data.tasks import Task, get_task
-from model import ModelSpec, get_model_spec
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 from train import options
 from train.checkpointing import checkpoint
 from train.config import TrainConfig
@@ -67,8 +63,8 @@ class Setup:
     """
 
     spec: ModelSpec
-    model_config: LlamaConfig | EncoderConfig
-    tokenizer: Tokenizer | EncoderTokenizer
+    model_config: ModelConfig
+    tokenizer: AnyTokenizer
     task: Task
     prompt_spec: PromptSpec | None
     prompt: Prompt | None
@@ -178,9 +174,9 @@ def require_same(config: TrainConfig, setup: Setup) -> None:
 def prepare_samples(
     config: TrainConfig,
     spec: ModelSpec,
-    model_config: LlamaConfig | EncoderConfig,
+    model_config: ModelConfig,
     task: Task,
-    tokenizer: Tokenizer | EncoderTokenizer,
+    tokenizer: AnyTokenizer,
     examples: list[Example],
     shots: list[Example],
 ) -> tuple[SampleSet | EncoderSampleSet, PromptSpec | None]:
@@ -200,8 +196,8 @@ def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size
         batch_size=config.batch.batch_size,
         batch_unit=config.batch.batch_unit,
         row_length=config.batch.row_length,
-        packing=config.batch.packing == "on",
-        share_prefix=config.batch.share_prefix == "on",
+        packing=config.batch.packing,
+        share_prefix=config.batch.share_prefix,
         micro_rows=config.batch.micro_rows,
         seed=config.train.seed,
         rank=rank,
@@ -209,10 +205,10 @@ def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size
     )
 
 
-def longest_input(config: TrainConfig, model_config: LlamaConfig | EncoderConfig) -> int:
+def longest_input(config: TrainConfig, model_config: ModelConfig) -> int:
     """Tokens that an input may have: a decoder's prompt and answer, an encoder's document with its special tokens."""
     batch = config.batch
-    if isinstance(model_config, LlamaConfig):
+    if architecture_of(model_config).row_bounds_input:
         return batch.row_length
     return batch.max_length or min(LONGEST_DOCUMENT, model_config.max_position, batch.row_length)
 
@@ -230,7 +226,7 @@ def _prompt_spec(
         shots=tuple(cut_shots(shots, tokenizer, config.data.shot_tokens)),
         seed=config.train.seed,
         shot_tokens=config.data.shot_tokens,
-        list_labels=config.data.list_labels == "on",
+        list_labels=config.data.list_labels,
         row_length=config.batch.row_length,
     ).signed(task)
 
@@ -256,71 +252,50 @@ def divide(
 
 
 def hash_samples(samples: SampleSet | EncoderSampleSet) -> str:
+    """What a checkpoint knows its training data by."""
     digest = hashlib.sha256(json.dumps(samples.ids).encode())
-    if isinstance(samples, EncoderSampleSet):
-        arrays = [samples.tokens, samples.end, samples.first_places, *samples.targets.values()]
-    else:
-        arrays = [samples.prefix, samples.tokens, samples.body_end, samples.label_end]
-    for array in arrays:
+    for array in samples.contents():
         digest.update(array.tobytes())
     return digest.hexdigest()
 
 
 def _open_device(config: TrainConfig) -> torch.device:
     device = pick_device(config.train.device)
-    if config.train.compile == "on" and device.type != "cuda":
-        raise UserError("compile = on needs a CUDA device; there is none, or --device cpu was given.")
+    if config.train.compile and device.type != "cuda":
+        raise UserError("compile needs a CUDA device; there is none, or --device cpu was given.")
     return device
 
 
-def _open_model(
-    config: TrainConfig, task: Task
-) -> tuple[ModelSpec, LlamaConfig | EncoderConfig, Tokenizer | EncoderTokenizer]:
+def _open_model(config: TrainConfig, task: Task) -> tuple[ModelSpec, ModelConfig, AnyTokenizer]:
     spec = get_model_spec(config.model.model)
     folder = config.model.checkpoint
     assert folder is not None, "find_problems lets no configuration without a checkpoint through"
-    open_tokenizer = load_encoder_tokenizer if spec.kind == "encoder" else load_tokenizer
+    architecture = spec.architecture
     if config.model.init == "random":
-        tokenizer = open_tokenizer(folder)
+        tokenizer = architecture.load_tokenizer(folder)
         found = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
     else:
         found = open_checkpoint(folder, spec).config
         check_family(found, spec, folder)
-        tokenizer = open_tokenizer(tokenizer_folder(folder))
+        tokenizer = architecture.load_tokenizer(tokenizer_folder(folder))
         check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
     return spec, config_for_task(found, spec, task, config), tokenizer
 
 
-def config_for_task(
-    found: LlamaConfig | EncoderConfig, spec: ModelSpec, task: Task, config: TrainConfig
-) -> LlamaConfig | EncoderConfig:
-    """The checkpoint's config as the run trains it: an encoder's gets the task's heads.
+def config_for_task(found: ModelConfig, spec: ModelSpec, task: Task, config: TrainConfig) -> ModelConfig:
+    """The checkpoint's config as the run trains it: an encoder's with the task's heads.
 
     Raises:
-        UserError: a decoder that does not divide over ``--tp``; for an encoder see `_with_heads`.
+        UserError: a model that does not divide over ``--tp``, documents longer than the position table, or heads that
+            are not the task's.
     """
-    if spec.kind == "encoder":
-        return _with_heads(found, task, config)
+    folder, longest = config.model.checkpoint, config.batch.max_length
     check_divides(found, config.parallel.tp)
-    return found
-
-
-def _with_heads(found: EncoderConfig, task: Task, config: TrainConfig) -> EncoderConfig:
-    """The checkpoint's encoder with the task's heads.
-
-    Raises:
-        UserError: documents longer than the position table, or a checkpoint whose heads for these fields do not fit.
-    """
-    wanted = dataclasses.replace(found, head=config.model.head, heads=heads_for(task))
-    longest = config.batch.max_length
     if longest is not None and longest > found.max_position:
         raise UserError(
-            f"max_length = {longest}: {config.model.checkpoint} has positions for documents of {found.max_position} "
-            "tokens at most."
+            f"max_length = {longest}: {folder} has positions for documents of {found.max_position} tokens at most."
         )
-    if found.heads:
-        match_heads(found, wanted, str(config.model.checkpoint))
-    return wanted
+    return spec.architecture.with_task(found, task, config.model.head, folder)
 
 
 def _check_output(config: TrainConfig) -> None:
@@ -356,7 +331,7 @@ def _find_checkpoint(config: TrainConfig, identity: dict[str, Any]) -> Path:
     return folder
 
 
-def _warn_of_length(samples: SampleSet, model_config: LlamaConfig, config: TrainConfig) -> None:
+def _warn_of_length(samples: SampleSet, model_config: ModelConfig, config: TrainConfig) -> None:
     limit = model_config.max_position
     if config.batch.row_length > limit:
         log.warning(

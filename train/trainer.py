@@ -20,30 +20,25 @@ import torch.distributed as dist
 from torch import nn
 
 from checkpoints_tools.export import export_hf
-from checkpoints_tools.hf_config import DTYPES, write_json
+from checkpoints_tools.hf_config import DTYPES
+from checkpoints_tools.json_files import write_json
 from checkpoints_tools.load import load_pretrained
+from checkpoints_tools.registry import costs_of
+from data.decoder.rows import ANSWER
 from data.encoder.samples import output_labels
 from data.loader import StepBatch
 from train import options, trial
 from train.checkpointing import checkpoint
+from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
 from train.errors import Interrupted, RunStopped
 from train.loss import field_losses
-from train.metrics import (
-    Plateau,
-    RunLog,
-    Speed,
-    attended_pairs,
-    device_peak,
-    encoder_step_flops,
-    memory_gib,
-    step_flops,
-)
+from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum, launcher
 from train.parallel.parallelize import parallelize
-from train.setup import Setup, longest_input
+from train.setup import MACHINE_OPTIONS, Setup, longest_input
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +88,15 @@ class Trainer:
         self.best: float | None = None
         self.signum: int | None = None
         self.scorer = scorer
-        log.info("%s", options.to_toml(config).rstrip())
-        self.saver = open_saver(config, setup, world)
+        self.costs = costs_of(setup.model_config)
+        written = options.to_toml(config, {"optim": config.optim_reason})
+        log.info("%s", written.rstrip())
+        sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
+        self.saver = open_saver(config, sizes, setup.total_steps, setup.resume_from, world)
         with self._explained("building the model"):
             self._build_model()
         if world.is_main:
-            (self.output / "config.toml").write_text(options.to_toml(config), encoding="utf-8")
+            (self.output / "config.toml").write_text(written, encoding="utf-8")
             if setup.prompt_spec is not None:
                 setup.prompt_spec.save(self.output / "prompt.json")
         dist.barrier()
@@ -122,8 +120,8 @@ class Trainer:
             self.world.device,
             precision=precision,
             activation_checkpointing=config.train.activation_checkpointing,
-            activation_offload=config.train.activation_offload == "on",
-            compile_blocks=config.train.compile == "on",
+            activation_offload=config.train.activation_offload,
+            compile_blocks=config.train.compile,
             load=load,
             seed=config.train.seed,
         )
@@ -134,7 +132,7 @@ class Trainer:
             eps=config.optim.eps,
             weight_decay=config.optim.weight_decay,
             formats=formats,
-            offload_states=config.optim.offload_states == "on",
+            offload_states=config.optim.offload_states,
             seed=config.train.seed,
         )
         if resume is not None:
@@ -183,7 +181,7 @@ class Trainer:
             self._loop()
             self._save()
             self.saver.finish()
-            if config.checkpoint.export == "on":
+            if config.checkpoint.export:
                 self._export("export")
         finally:
             self.saver.close()
@@ -224,20 +222,15 @@ class Trainer:
         """
         optim = self.config.optim
         lr = learning_rate(self.step, self.setup.total_steps, optim.lr, optim.schedule, optim.warmup_steps)
-        by_field = isinstance(batch.n_label_tokens, dict)  # an encoder's
-        n_fields = len(batch.n_label_tokens) if by_field else 1
-        losses = torch.zeros(n_fields, dtype=torch.float64, device=self.world.device)
-        pairs = 0
+        losses = torch.zeros(len(batch.n_label_tokens), dtype=torch.float64, device=self.world.device)
         for micro_batch in batch.batches:
-            if not micro_batch.dummy:
-                pairs += attended_pairs(micro_batch)
             parts = field_losses(self.model, micro_batch.to(self.world.device), batch.n_label_tokens)
             parts.sum().backward()
             losses += parts.detach()
         norm = clip_gradients(self.model, optim.clip).item()
         counts = float(self.world.tensor_rank == 0)  # ranks that split matrices among them all know the same losses
-        mine = [*(x * counts for x in (*losses.tolist(), pairs)), self.signum is not None, self.saver.failed]
-        *of_fields, n_pairs, n_signals, n_failed = all_sum(mine, self.world.device)
+        mine = [*(x * counts for x in losses.tolist()), self.signum is not None, self.saver.failed]
+        *of_fields, n_signals, n_failed = all_sum(mine, self.world.device)
         if n_failed:
             self.saver.finish()
         total_loss = sum(of_fields)
@@ -248,24 +241,21 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        n_targets, named = batch.n_label_tokens, {}
-        if by_field:
-            named = {f"loss/{name}": x for name, x in zip(batch.n_label_tokens, of_fields, strict=True)}
-            n_targets = sum(batch.n_label_tokens.values())
+        named = zip(batch.n_label_tokens, of_fields, strict=True)
         record = {
             "step": self.step,
             "epoch": round(batch.epoch, 4),
             "loss": total_loss,
-            **named,
+            **{f"loss/{name}": x for name, x in named if name != ANSWER},
             "lr": lr,
             "grad_norm": norm,
             "examples": batch.n_examples,
-            "label_tokens": n_targets,
+            "label_tokens": sum(batch.n_label_tokens.values()),
             "real_tokens": batch.n_real_tokens,
             "computed_tokens": batch.n_tokens,
         }
-        count_flops = encoder_step_flops if by_field else step_flops
-        flops = count_flops(self.setup.model_config, batch.n_real_tokens, batch.n_label_tokens, int(n_pairs))
+        n_pairs = self.costs.attended_pairs(batch.row_prefix, batch.row_lengths)
+        flops = self.costs.step_flops(batch.n_real_tokens, batch.n_label_tokens, n_pairs)
         return record, flops, n_signals > 0
 
     def _speed_record(self, speed: Speed) -> dict[str, float | None]:
@@ -329,6 +319,7 @@ class Trainer:
             best=self.best,
             world_size=self.world.size,
             mesh=self.world.shape.describe(),
+            optim_reason=self.config.optim_reason,
         )
         self.saver.save(self.model, self.optimizer, state, self.setup.prompt_spec)
         self.saved_step = self.step
@@ -361,11 +352,13 @@ class Trainer:
             new,
             DTYPES[config.checkpoint.export_dtype],
             setup.prompt_spec,
-            labels=output_labels(setup.task) if setup.spec.kind == "encoder" else None,
-            max_length=longest_input(config, setup.model_config) if setup.spec.kind == "encoder" else None,
+            labels=output_labels(setup.task),
+            max_length=longest_input(config, setup.model_config),
         )
         if self.world.is_main:
             write_json(new / "labels.json", setup.labels)
+            given = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
+            write_json(new / checkpoint.TRAINING_FILE, {"options": given, "optim_reason": config.optim_reason})
             if about is not None:
                 write_json(new / "best.json", about)
             shutil.rmtree(folder, ignore_errors=True)

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from checkpoints_tools.registry import ModelSpec
 from data.loader import StepBatch
-from model import ModelSpec
 from train import options
 from train.config import TrainConfig
 from train.errors import RunStopped
@@ -86,16 +86,16 @@ def explain_out_of_memory(what: str, config: TrainConfig, spec: ModelSpec) -> It
 
 def cheaper_settings(values: Mapping[str, Any], spec: ModelSpec) -> list[str]:
     """What is left to change to need less memory, each with its price, the cheapest first; ``values`` are options."""
-    encoder = spec.kind == "encoder"
+    row_cuts = spec.architecture.row_bounds_input
     full = values["activation_checkpointing"] == "full"
     found = []
     if (values["micro_rows"] or 1) > 1:
         found.append("--micro_rows 1: more and smaller passes")
     if not full:
         found.append("--activation_checkpointing full: blocks keep only their input; a third more to compute")
-    if encoder:
+    if not row_cuts:
         found.append(f"--row_length below {values['row_length']}: more and smaller passes; max_length is the least")
-    if values["activation_offload"] == "off":
+    if not values["activation_offload"]:
         with_full = "" if full else "--activation_checkpointing full "
         found.append(f"{with_full}--activation_offload on: what they keep goes to host memory; little time")
     if values["precision"] == "fp32":
@@ -105,8 +105,8 @@ def cheaper_settings(values: Mapping[str, Any], spec: ModelSpec) -> list[str]:
         smaller = names[names.index(values["optim"]) + 1 :]
         if smaller:
             found.append(f"--optim {' or '.join(smaller)}: weights and states take less; updates round more coarsely")
-    if values.get("offload_states") == "off":
+    if not values["offload_states"]:
         found.append("--offload_states on: optimizer states in host memory; every step waits for them")
-    if not encoder:
+    if row_cuts:
         found.append(f"--row_length below {values['row_length']}: longer documents are cut")
     return [*found, "more GPUs: each holds less of the model"]

@@ -42,7 +42,7 @@ def choose_shots(examples: Iterable[Example], task: Task, k: int, seed: int) -> 
     generator = random.Random(seed)
     by_label: dict[str, list[Example]] = defaultdict(list)
     for example in sorted((e for e in examples if e.text.strip()), key=lambda e: e.id):
-        by_label[example.labels[class_field] if class_field else ""].append(example)
+        by_label[example.class_label(class_field) if class_field else ""].append(example)
     found = sum(map(len, by_label.values()))
     if found < k:
         raise UserError(f"{k} few-shot examples asked for, but only {found} training examples are there to draw from.")

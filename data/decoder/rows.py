@@ -39,14 +39,17 @@ Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` label tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from data.packing import IGNORE, PADDING_DOC, SHARED_DOC, padded_length
+
+# The one field of a decoder: all that it writes. Fields of tasks have names; this one has none.
+ANSWER = ""
 
 
 class RowSource(Protocol):
@@ -102,7 +105,12 @@ class Batch:
     n_real_tokens: int
     dummy: bool = False
 
-    def _map(self, change) -> Batch:
+    def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Run the batch through a model: of the one field `ANSWER`, ``[N, V]`` logits and ``[N]`` targets."""
+        logits = model(self.tokens, self.positions, self.doc_ids, output_index=self.target_index)
+        return {ANSWER: (logits, self.targets.flatten()[self.target_index])}
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
 

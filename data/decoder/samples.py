@@ -18,12 +18,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.cache import Arrays, cached
 from data.decoder.prompts import Prompt, Text, encode_pieces
-from data.decoder.rows import Batch, build_batch, dummy_batch
+from data.decoder.rows import ANSWER, Batch, build_batch, dummy_batch
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -88,15 +89,19 @@ class SampleSet:
         """Work without a target; see `data.decoder.rows.dummy_batch`."""
         return dummy_batch()
 
-    def count_targets(self, indices: Sequence[int]) -> int:
-        """Label tokens of these samples."""
-        return int(self.label_lengths[list(indices)].sum())
+    def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
+        """Label tokens of these samples, all of the one field `ANSWER`."""
+        return {ANSWER: int(self.label_lengths[list(indices)].sum())}
+
+    def contents(self) -> list[np.ndarray]:
+        """All that is trained on, for a hash."""
+        return [self.prefix, self.tokens, self.body_end, self.label_end]
 
     def count_longer_than(self, n: int) -> int:
         """How many samples are longer than ``n`` tokens, prefix and label included (a model's trained context)."""
         return int((len(self.prefix) + self.lengths > n).sum())
 
-    def statistics(self) -> dict[str, int | dict[str, float]]:
+    def statistics(self) -> dict[str, Any]:
         """Return ``n_samples``, ``n_truncated``, ``prefix_tokens``, and mean, median, p99 and max of three lengths.
 
         ``document`` is the document before truncation, ``sample`` body and label, ``label`` the label alone.

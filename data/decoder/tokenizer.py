@@ -76,7 +76,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
 
     def save(self, folder: Path) -> None: ...
 
@@ -104,13 +104,8 @@ class _FileTokenizer:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return self._encode(text)
 
-    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of token ids.
-
-        Args:
-            ids: any ids; one that no token has (a model's embedding may be padded) becomes U+FFFD.
-            skip_special: leave special tokens out instead of writing their text.
-        """
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids, special tokens' included; an id that no token has (embeddings may be padded) is U+FFFD."""
         parts: list[str] = []
         run: list[int] = []  # ordinary tokens are decoded together: a character may span several
         for i in ids:
@@ -119,8 +114,7 @@ class _FileTokenizer:
                 continue
             parts.append(self._decode(run))
             run = []
-            if not skip_special:
-                parts.append(self._special_text.get(i, "\ufffd"))
+            parts.append(self._special_text.get(i, "\ufffd"))
         parts.append(self._decode(run))
         return "".join(parts)
 

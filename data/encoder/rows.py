@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -68,6 +68,11 @@ class Batch:
     sample_ids: list[str]
     n_real_tokens: int
     dummy: bool = False
+
+    def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Run the batch through a model: by field, ``[N, labels]`` logits and ``[N]`` targets."""
+        logits = model(self.tokens, self.positions, self.doc_ids, output_index=self.index)
+        return {field: (logits[field], targets) for field, targets in self.targets.items()}
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return replace(

@@ -32,7 +32,6 @@ from data.errors import UserError
 from data.example import Example
 from data.progress import track
 from data.tasks import ClassField, Task, TokenField
-from model.encoder import Head
 
 LONGEST_DOCUMENT = 512  # tokens: the paper's limit for encoders, and all that RoBERTa and BERT have positions for
 
@@ -116,6 +115,10 @@ class SampleSet:
         """What there is to predict in these samples, by field."""
         return {field: int(self.n_outputs(field)[list(indices)].sum()) for field in self.kinds}
 
+    def contents(self) -> list[np.ndarray]:
+        """All that is trained on, for a hash."""
+        return [self.tokens, self.end, self.first_places, *self.targets.values()]
+
     def describe(self) -> str:
         """One line for the log: how many samples, how long, how many truncated."""
         n = self.document_tokens
@@ -136,14 +139,6 @@ def tag_set(field: TokenField) -> tuple[str, ...]:
 def output_labels(task: Task) -> dict[str, list[str]]:
     """By field, what each output of its head stands for: labels, or a token field's tags."""
     return {f.name: list(tag_set(f) if isinstance(f, TokenField) else f.labels) for f in task.fields}
-
-
-def heads_for(task: Task) -> tuple[Head, ...]:
-    """One head a field, in the task's order."""
-    return tuple(
-        Head(field.name, "class" if isinstance(field, ClassField) else "token", len(outputs))
-        for field, outputs in zip(task.fields, output_labels(task).values(), strict=True)
-    )
 
 
 def prepare(
@@ -225,13 +220,13 @@ def _tokenize(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
 def _targets(field: ClassField | TokenField, examples: Sequence[Example]) -> np.ndarray:
     if isinstance(field, ClassField):
         number = {label: i for i, label in enumerate(field.labels)}
-        return np.array([number[example.labels[field.name]] for example in examples], dtype=np.int64)
+        return np.array([number[example.class_label(field.name)] for example in examples], dtype=np.int64)
     number = {tag: i for i, tag in enumerate(tag_set(field))}
     return np.array([number[tag] for example in examples for tag in _tags(field, example)], dtype=np.int64)
 
 
 def _tags(field: TokenField, example: Example) -> Sequence[str]:
-    types = example.labels[field.name]
+    types = example.word_labels(field.name)
     tags = example.bio.get(field.name)
     if tags is not None:
         assert [tag[2:] or field.other for tag in tags] == list(types), f"{example.id}: brackets and types differ"

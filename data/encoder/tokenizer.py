@@ -165,6 +165,7 @@ class Tokenizer:
         )
         first = [-1] * len(words)
         for place, word in enumerate(encoding.word_ids):
+            assert word is not None, "no special tokens were added"
             if first[word] < 0:
                 first[word] = place
         return encoding.ids, first

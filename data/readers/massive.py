@@ -245,7 +245,7 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
             continue
         slots, bio = _align(row["utt"].split(), annotated, row["annot_utt"].count("["), counts)
         counts["empty"] += not row["utt"].strip()
-        labels = {"intent": row["intent"], "slots": slots}
+        labels: dict[str, str | tuple[str, ...]] = {"intent": row["intent"], "slots": slots}
         examples.append(Example(id=name, text=row["utt"], labels=labels, bio={"slots": bio}))
     if not examples:
         raise UserError(f"{source}: none of its {len(seen)} utterances is of the split {split!r}.")
@@ -315,8 +315,8 @@ def _parse_annotation(annotation: str, where: str) -> list[_Word]:
         if end < len(letters) and not letters[end][0].isspace():
             continue
         if end > start:  # a word takes its first slotted letter's slot: punctuation is glued to "[date : friday],"
-            _, slot, bracket = next((letter for letter in letters[start:end] if letter[1]), letters[start])
-            words.append(_Word("".join(letter for letter, _, _ in letters[start:end]), slot, bracket))
+            _, slot, its_bracket = next((letter for letter in letters[start:end] if letter[1]), letters[start])
+            words.append(_Word("".join(letter for letter, _, _ in letters[start:end]), slot, its_bracket))
         start = end + 1
     return words
 

@@ -130,7 +130,7 @@ def read_newsgroups(path: Path, split: str) -> tuple[list[Example], Counter[str]
         counts["not_ascii"] += not content.isascii()
         counts["looks_utf8"] += not content.isascii() and _is_utf8(content)
         counts["carriage_returns"] += b"\r" in content
-        labels = {"group": group, "root": group.split(".")[0]}
+        labels: dict[str, str | tuple[str, ...]] = {"group": group, "root": group.split(".")[0]}
         examples.append(Example(id=f"20ng/{split}/{group}/{number}", text=text, labels=labels))
     return examples, counts
 
@@ -166,7 +166,8 @@ def _tarball_posts(path: Path, folder_name: str) -> Iterator[tuple[str, str, byt
     found = False
     for name, content in iterate_tarball(path, wanted):
         found = True
-        yield *name.split("/")[-2:], content
+        group, number = name.split("/")[-2:]
+        yield group, number, content
     if not found:
         raise UserError(f"{path}: no post of the form {folder_name}/<group>/<number> in it; is it {TARBALL_NAME}?")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.encoder.samples import heads_for, output_labels, tag_set
+from checkpoints_tools.encoder_config import heads_for
+from data.encoder.samples import output_labels, tag_set
 from data.errors import UserError
 from data.tasks import TASKS, Task, TokenField, get_task
 from model.encoder import EncoderConfig, Head

@@ -13,10 +13,10 @@ from benchmarks.encoder_figures import Options, Run, finished, report, train_and
 from data.errors import UserError
 from data.source import load_examples
 from data.tasks import get_task
-from eval.config import load_config as eval_config
 from eval.metrics import compute_metrics
+from eval.resolve import load_config as eval_config
 from eval.results import Prediction, Results, field_kinds, write_run
-from train.config import load_config as train_config
+from train.resolve import load_config as train_config
 
 
 def test_commands_are_the_papers_recipe_unless_told_otherwise(tmp_path: Path, monkeypatch) -> None:

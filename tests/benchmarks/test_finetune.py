@@ -52,11 +52,11 @@ def test_options_reach_training_and_scoring(tmp_path: Path, monkeypatch: pytest.
     called: list[list[str]] = []
     monkeypatch.setattr(finetune, "call", called.append)
     monkeypatch.setattr(finetune, "report", lambda options, folder: "body")
-    argv = ["--checkpoint", "x", "--data", "sample", "--list_labels", "off", "--train_options=--seed 1 --clip 0"]
+    argv = ["--checkpoint", "x", "--data", "sample", "--no_list_labels", "--train_options=--seed 1 --clip 0"]
     argv += ["--output", str(tmp_path / "run"), "--result", str(tmp_path / "result.md")]
     monkeypatch.setattr("sys.argv", ["finetune", *argv])
     finetune.main()
     before, train, after = (" ".join(command) for command in called)
-    assert all("--list_labels off" in command for command in (before, train, after))
+    assert all("--no_list_labels" in command for command in (before, train, after))
     assert "--seed 1 --clip 0" in train and "--clip" not in before + after
     assert "body" in (tmp_path / "result.md").read_text()

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer as HFTokenizer
 
 from checkpoints_tools.encoder_config import parse_encoder_config, read_head_labels, read_max_length
 from checkpoints_tools.export import export_hf
-from checkpoints_tools.hf_config import read_config, read_json
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.json_files import read_json
 from checkpoints_tools.load import load_pretrained
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 from checkpoints_tools.convert import convert
 from checkpoints_tools.encoder_config import UNNAMED, parse_encoder_config
 from checkpoints_tools.folder import check_folder
-from checkpoints_tools.hf_config import read_config, read_json
+from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.inspect import inspect
+from checkpoints_tools.json_files import read_json
 from checkpoints_tools.load import check_fits_preset, load_pretrained
+from checkpoints_tools.registry import get_model_spec
 from data.errors import UserError
-from model import get_model_spec
 from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
 from tests.encoder_reference import CLASSES, our_name, reference, scaled_down
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from checkpoints_tools.convert import convert, open_source
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.key_maps import LLAMA_GGUF, LLAMA_HF, to_ours, to_theirs
+from checkpoints_tools.key_maps import LLAMA_GGUF, LLAMA_HF, to_theirs
+from checkpoints_tools.registry import get_model_spec
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
-from model import get_model_spec
 from model.llama import LlamaConfig, RopeScaling, rope_frequencies
 
 
@@ -66,7 +66,7 @@ def write_gguf(
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        theirs = to_theirs(to_ours(name, LLAMA_HF), LLAMA_GGUF)
+        theirs = to_theirs(name, {LLAMA_HF[ours]: gguf for ours, gguf in LLAMA_GGUF.items()})
         if theirs == leave_out:
             continue
         values = tensor.numpy().astype(np.float32)
@@ -201,7 +201,7 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory) -> Path:
 
 
 def test_smollm2_equals_transformers_reading_the_same_file(smollm2_gguf, smollm2, helpers):
-    assert read_config(smollm2) == dataclasses.replace(get_model_spec("smollm2_135m").config, head_dim=64)
+    assert read_config(smollm2) == get_model_spec("smollm2_135m").config
     theirs = AutoModelForCausalLM.from_pretrained(
         smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
     ).eval()

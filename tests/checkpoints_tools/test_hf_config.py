@@ -1,148 +1,14 @@
-"""config.json: both generations of transformers are read, ours is read by transformers, contradictions are listed."""
+"""config.json, whatever the architecture: files that are none, models we cannot run, and how two configs differ."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
-import torch
-from transformers import AutoConfig
 
-from checkpoints_tools.hf_config import (
-    differences,
-    parse_config,
-    read_config,
-    read_dtype,
-    read_token_ids,
-    to_hf_config,
-    write_config,
-)
+from checkpoints_tools.hf_config import differences, read_config
+from checkpoints_tools.registry import MODELS
 from data.errors import UserError
-from model import MODELS
-from model.llama import LlamaConfig, RopeScaling
-
-SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
-
-# As published with Llama 3.1 8B (transformers 4), abridged.
-LLAMA31 = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "attention_bias": False,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 131072,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-}
-
-
-def changed(**changes: Any) -> dict[str, Any]:
-    return {**LLAMA31, **changes}
-
-
-def test_reads_what_transformers_4_and_5_write():
-    old = parse_config(LLAMA31)
-    assert old == LlamaConfig(
-        4096, 32, 32, 8, 14336, 128256, 128, 1e-5, 500_000.0, SCALING, max_position=131072, tie_embeddings=False
-    )
-    new = changed(rope_parameters={**LLAMA31["rope_scaling"], "rope_theta": 500000.0})
-    del new["rope_scaling"], new["rope_theta"]
-    assert parse_config(new) == old
-
-
-def test_scaling_is_off_unless_asked_for():
-    assert parse_config(changed(rope_scaling=None)).rope_scaling is None
-    plain = changed(rope_scaling=None, rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
-    assert parse_config(plain).rope_scaling is None
-    llama2 = changed(rope_scaling=None)
-    del llama2["rope_theta"]  # Llama 2's first config.json did not have it
-    assert parse_config(llama2).rope_theta == 10_000.0
-
-
-@pytest.mark.parametrize("scaling", [None, SCALING])
-@pytest.mark.parametrize(
-    "name", [name for name, spec in MODELS.items() if spec.config is not None and spec.kind == "decoder"]
-)
-def test_transformers_reads_what_we_write(tmp_path, name, scaling):
-    config = LlamaConfig(**{**vars(MODELS[name].config), "rope_scaling": scaling})
-    write_config(tmp_path, config, torch.bfloat16, {"bos_token_id": 1, "eos_token_id": [2, 3]})
-    assert differences(read_config(tmp_path), config) == []
-    assert read_dtype(tmp_path) == torch.bfloat16
-    assert read_token_ids(tmp_path) == {"bos_token_id": 1, "eos_token_id": [2, 3]}
-    theirs = AutoConfig.from_pretrained(tmp_path)
-    assert theirs.rope_parameters["rope_theta"] == config.rope_theta
-    assert theirs.rope_parameters["rope_type"] == ("llama3" if scaling else "default")
-    if scaling:
-        assert theirs.rope_parameters["factor"] == 8.0
-        assert theirs.rope_parameters["original_max_position_embeddings"] == 8192
-    assert (theirs.hidden_size, theirs.head_dim) == (config.dim, config.head_width)
-    assert theirs.tie_word_embeddings == config.tie_embeddings
-    assert theirs.dtype == torch.bfloat16
-    # and what transformers 5 makes of it, when it saves it again, is the same to us
-    theirs.save_pretrained(tmp_path / "again")
-    assert "rope_parameters" in json.loads((tmp_path / "again" / "config.json").read_text())
-    assert differences(read_config(tmp_path / "again"), config) == []
-
-
-def test_all_contradictions_are_reported_together():
-    bad = changed(
-        hidden_size=4097,
-        num_key_value_heads=5,
-        vocab_size="many",
-        num_hidden_layers=0,
-        rms_norm_eps=2,
-        rope_scaling={"rope_type": "yarn", "factor": 4.0},
-        rope_parameters={"rope_theta": 10000.0},
-    )
-    with pytest.raises(UserError) as error:
-        parse_config(bad, "there/config.json")
-    message = str(error.value)
-    for part in [
-        "there/config.json",
-        "hidden_size 4097 is not a multiple of num_attention_heads 32",
-        "num_attention_heads 32 is not a multiple of num_key_value_heads 5",
-        "vocab_size is 'many'",
-        "num_hidden_layers is 0",
-        "rms_norm_eps is 2",
-        "'yarn'",
-        "two values of rope_theta: [10000.0, 500000.0]",
-    ]:
-        assert part in message
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"head_dim": 63}, "head_dim 63 is odd"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
-        ({"rope_scaling": {**LLAMA31["rope_scaling"], "high_freq_factor": 1.0}}, "must be above"),
-        ({"rope_theta": 0.5}, "rope_theta is 0.5"),
-        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-    ],
-)
-def test_each_contradiction(changes, part):
-    with pytest.raises(UserError, match=part):
-        parse_config(changed(**changes))
 
 
 def test_missing_and_broken_files(tmp_path):
@@ -162,4 +28,13 @@ def test_differences_names_fields():
     assert "n_kv_heads: 32 (expected 8)" in found
     assert "rope_theta: 10000.0 (expected 500000.0)" in found
     assert not any(line.startswith("max_position") for line in differences(a, b, ignore=("max_position",)))
-    assert to_hf_config(a, torch.float32)["head_dim"] == 128
+    assert differences(a, MODELS["roberta_base"].config) == ["architecture: llama (expected roberta)"]
+
+
+def test_an_architecture_that_is_not_in_the_registry(tmp_path):
+    contents = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(contents))
+    with pytest.raises(
+        UserError, match=r"'gpt2' and architectures \['GPT2LMHeadModel'\].* runs 'llama', 'roberta', 'bert'"
+    ):
+        read_config(tmp_path)

@@ -9,13 +9,9 @@ from checkpoints_tools.key_maps import (
     LLAMA_GGUF,
     LLAMA_HF,
     LLAMA_META,
-    from_hf,
     rename_all,
-    to_hf,
-    to_ours,
     to_theirs,
 )
-from data.errors import UserError
 from model.llama import Llama, LlamaConfig
 
 
@@ -30,21 +26,20 @@ def test_every_parameter_has_one_name_and_comes_back(table):
     names = parameter_names(tied=False)
     theirs = [to_theirs(name, table) for name in names]
     assert len(set(theirs)) == len(names) == 12 * 9 + 3
-    assert [to_ours(name, table) for name in theirs] == names
     assert rename_all(theirs, table) == (dict(zip(names, theirs, strict=True)), [])
     assert len(set(table.values())) == len(table)
 
 
 def test_two_digit_layers():
-    assert to_hf("layers.11.ffn.w2.weight") == "model.layers.11.mlp.down_proj.weight"
-    assert from_hf("model.layers.11.mlp.down_proj.weight") == "layers.11.ffn.w2.weight"
+    ours, theirs = "layers.11.ffn.w2.weight", "model.layers.11.mlp.down_proj.weight"
+    assert to_theirs(ours, LLAMA_HF) == theirs
+    assert rename_all([theirs], LLAMA_HF) == ({ours: theirs}, [])
 
 
-def test_unknown_names_are_errors_and_stored_frequencies_are_not():
-    with pytest.raises(UserError, match="lora_A"):
-        from_hf("model.layers.0.self_attn.q_proj.lora_A.weight")
-    assert from_hf("model.layers.3.self_attn.rotary_emb.inv_freq") is None
-    assert to_ours("rope.freqs", LLAMA_META) is None
-    assert rename_all(["model.norm.weight", "x.y"], LLAMA_HF) == ({"norm.weight": "model.norm.weight"}, ["x.y"])
-    with pytest.raises(AssertionError):
-        to_hf("layers.0.attention.bias")
+def test_unknown_names_are_told_and_stored_frequencies_are_not():
+    lora = "model.layers.0.self_attn.q_proj.lora_A.weight"
+    names = ["model.norm.weight", lora, "model.layers.3.self_attn.rotary_emb.inv_freq"]
+    assert rename_all(names, LLAMA_HF) == ({"norm.weight": "model.norm.weight"}, [lora])
+    assert rename_all(["rope.freqs"], LLAMA_META) == ({}, [])
+    with pytest.raises(AssertionError, match="no entry in the key map"):
+        to_theirs("layers.0.attention.bias", LLAMA_HF)

@@ -19,8 +19,8 @@ from checkpoints_tools.convert import convert
 from checkpoints_tools.folder import check_folder, read_header
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_fits_preset, load_pretrained
+from checkpoints_tools.registry import get_model_spec
 from data.errors import UserError
-from model import get_model_spec
 from model.llama import Llama
 
 

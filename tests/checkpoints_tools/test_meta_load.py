@@ -18,11 +18,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from checkpoints_tools.load import load_pretrained, open_checkpoint
-from checkpoints_tools.meta_pth import tokenizer_folder
+from checkpoints_tools.registry import get_model_spec
 from checkpoints_tools.slices import local_slice
+from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
-from model import get_model_spec
 from model.llama import Llama
 from tests.meta_reference import random_weights, write_meta_folder, write_rank_file
 from tests.ranks import run_ranks

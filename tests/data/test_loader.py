@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data import loader as loader_module
-from data.decoder.rows import Batch
+from data.decoder.rows import ANSWER, Batch
 from data.decoder.samples import SampleSet
 from data.errors import UserError
 from data.loader import StepLoader
@@ -79,7 +79,7 @@ def test_a_step_has_the_same_samples_however_it_is_computed(packing: bool, share
 def test_every_sample_comes_once_an_epoch(batch_unit: str, packing: bool):
     samples = make_samples(97)
     load = loader(samples, batch_size=5, batch_unit=batch_unit, packing=packing)
-    stream = [load.plan(n).rows for n in range(3 * load.steps_per_epoch)]
+    stream = [load.plan(n).rows for n in range(3 * load.n_steps_for(1))]
     units = [1 if packing and batch_unit == "rows" else len(row) for rows in stream for row in rows]
     if packing and batch_unit == "rows":
         assert max(len(row) for rows in stream for row in rows) >= 3
@@ -100,7 +100,7 @@ def test_every_sample_comes_once_an_epoch(batch_unit: str, packing: bool):
 def test_epochs_and_seeds_differ_in_order():
     samples = make_samples(96)
     load = loader(samples)
-    assert load.steps_per_epoch == 8
+    assert load.n_steps_for(1) == 8
     first, second = ([load.step(n).sample_ids for n in range(e * 8, e * 8 + 8)] for e in (0, 1))
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == sorted(samples.ids)
     assert all(set(a) != set(b) for a, b in zip(first, second, strict=True))
@@ -150,8 +150,8 @@ def test_global_counts_are_the_sums_over_ranks(packing: bool, share_prefix: bool
         step = ranks[0]
         assert len({len(rank.batches) for rank in ranks}) == 1, "as many micro-batches on every rank"
         batches = [batch for rank in ranks for batch in rank.batches]
-        assert step.n_label_tokens == sum(len(batch.target_index) for batch in batches)
-        assert step.n_label_tokens == sum(int((batch.targets != IGNORE).sum()) for batch in batches)
+        assert step.n_label_tokens == {ANSWER: sum(len(batch.target_index) for batch in batches)}
+        assert step.n_label_tokens == {ANSWER: sum(int((batch.targets != IGNORE).sum()) for batch in batches)}
         assert step.n_tokens == sum(batch.tokens.numel() for batch in batches)
         assert step.n_real_tokens == sum(batch.n_real_tokens for batch in batches)
         assert step.n_examples == len(step.sample_ids) == sum(len(batch.sample_ids) for batch in batches)
@@ -304,7 +304,7 @@ def test_worst_case_bounds_every_step(packing: bool, share_prefix: bool, batch_u
         for batch in worst.batches:
             assert not batch.dummy and batch.tokens.numel() <= row_length * (micro_rows or 1)
         n_targets = sum(len(batch.target_index) for batch in worst.batches)
-        assert worst.n_label_tokens == world_size * n_targets, "the same on every rank"
+        assert worst.n_label_tokens == {ANSWER: world_size * n_targets}, "the same on every rank"
         steps = [load.step(n).batches for n in range(4)]
         assert len(worst.batches) == 2 or max(map(len, steps)) == 1, options
         assert load.accumulates == (len(worst.batches) == 2)

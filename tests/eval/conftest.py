@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from checkpoints_tools.export import export_hf
+from checkpoints_tools.registry import get_model_spec
 from data.decoder.prompts import Text, build_prompt
 from data.decoder.tokenizer import load_tokenizer
 from data.tasks import TASKS
-from model import get_model_spec
 
 MODEL = "llama_debug"
 ROOT = Path(__file__).resolve().parents[2]

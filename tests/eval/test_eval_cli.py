@@ -15,7 +15,8 @@ from data.decoder.fewshot import PromptSpec
 from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS
-from eval.config import EvalConfig, load_config
+from eval.config import EvalConfig
+from eval.resolve import load_config
 from eval.results import read_predictions, read_results
 from eval.setup import open_scoring
 
@@ -58,11 +59,48 @@ def test_all_problems_are_reported_together():
         assert part in message
 
 
-def test_unknown_option_names_the_nearest(capsys):
-    with pytest.raises(SystemExit) as error:
-        load_config(["--modle", "llama_debug"])
-    assert error.value.code == 2
-    assert "--model" in capsys.readouterr().err
+def test_mistyped_options_are_reported_with_the_rest():
+    with pytest.raises(UserError) as error:
+        load_config("--modle llama_debug --shots two --split tset --limit 0 stray --tp".split())
+    assert str(error.value).startswith("8 problems:")
+    for part in (
+        "unknown option --modle. Did you mean '--model'?",
+        "--shots = 'two': expected a whole number.",
+        "--split = 'tset': expected train | dev | test.",
+        "'stray' is not an option",
+        "--tp needs a value: a whole number.",
+        "limit = 0: must be at least 1",
+        "no --model given",
+        "no --checkpoint given",
+    ):
+        assert part in str(error.value), part
+
+
+def test_a_toml_file_lies_below_the_command_line(tmp_path):
+    file = tmp_path / "eval.toml"
+    file.write_text('model = "llama_debug"\ncheckpoint = "x"\nshots = 2\nlist_labels = false\nbatch_tokens = 9\n')
+    config = load_config(["--config", str(file), "--shots", "3"])
+    assert (config.model, config.checkpoint, config.shots) == ("llama_debug", Path("x"), 3)
+    assert config.list_labels is False and config.batch_tokens == 9
+    file.write_text('combine = ["a", "b"]\n')
+    assert load_config(["--config", str(file)]).combine == (Path("a"), Path("b"))
+    file.write_text('shots = "2"\nlimt = 1\ncombine = ["a"]\n[data]\nsplit = "test"\n')
+    with pytest.raises(UserError) as error:
+        load_config(["--config", str(file), "--model", "llama_debug"])
+    for part in (
+        'shots = "2": expected a whole number',
+        "unknown key 'limt'. Did you mean 'limit'?",
+        'combine = ["a"]: expected a path and a path',
+        "unknown section [data]",
+    ):
+        assert f"{file}: {part}" in str(error.value), part
+
+
+def test_labels_are_listed_as_in_fine_tuning_unless_an_option_says_otherwise():
+    base = ["--model", "llama_debug", "--checkpoint", "x"]
+    assert load_config(base).list_labels is None
+    for written, wanted in (("--list_labels", True), ("--list_labels off", False), ("--no_list_labels", False)):
+        assert load_config([*base, *written.split()]).list_labels is wanted
 
 
 def test_finished_runs_take_no_scoring_options():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import model.attention
-from model import MODELS
+from checkpoints_tools.registry import MODELS
 from model.attention import allowed, attention, build_bidirectional_mask, build_mask
 from model.llama import Llama
 
@@ -70,7 +70,7 @@ def test_flex_rule_is_the_same_rule(docs, n_cached: int) -> None:
     assert torch.equal(mask.to_dense().bool(), visible_blocks)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlexAttention has no backward pass on CPU")
+@pytest.mark.gpu  # FlexAttention has no backward pass on CPU
 @pytest.mark.parametrize("length", [16, 144, 1152])
 def test_flex_on_cuda_equals_sdpa_on_cpu_with_gradients(length: int) -> None:
     doc_ids = torch.tensor([[0] * 5 + [1 + i // 7 for i in range(length - 7)] + [-1] * 2])
@@ -212,7 +212,7 @@ def test_only_chunked_attention_has_dropout() -> None:
         attention(q, q, q, None, dropout=0.1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: other kernels run there than on CPU")
+@pytest.mark.gpu  # other kernels run there than on CPU
 @pytest.mark.parametrize("length", [16, 144, 1150])
 def test_bidirectional_on_cuda_equals_cpu_with_gradients(length: int) -> None:
     doc_ids = torch.tensor([[1 + i // 50 for i in range(length - 2)] + [-1] * 2, [1] * 9 + [2] * (length - 9)])

@@ -239,7 +239,7 @@ def test_presets_have_the_real_checkpoints_sizes() -> None:
             )
         mine = {n: p.shape for n, p in ours.named_parameters()}
         assert mine == {our_name(n, ""): p.shape for n, p in theirs.named_parameters()}, name
-        assert ours.layers[0].attention.head_width == 64
+        assert ours.layers[0].attention.head_dim == 64
     # The published counts, without the pooler that RoBERTa's checkpoints carry untrained.
     assert sum(p.numel() for p in Encoder(ROBERTA_DEBUG).parameters()) < 100_000
     counts = [sum(p.numel() for p in _on_meta(c).parameters()) for c in (ROBERTA_BASE, ROBERTA_LARGE)]

@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from checkpoints_tools.registry import MODELS, get_model_spec
 from data.errors import UserError
-from model import MODELS, get_model_spec
 from model.llama import Llama, LlamaConfig, RopeScaling, rope_frequencies
 from tests.reference import OURS_FROM_HF, ours_from, reference
 
 
 def scaled_down(config: LlamaConfig) -> LlamaConfig:
-    """The preset's own grouping, ratios, theta and tying, with few and narrow layers."""
+    """The preset's own grouping, ratios, theta and tying, with few and narrow layers.
+
+    Heads are 8 wide and together as wide as the model, unless they are not in the preset either.
+    """
     group = config.n_heads // config.n_kv_heads
     heads = 2 * group if config.n_kv_heads > 1 else group
     kv = heads // group
@@ -24,6 +27,7 @@ def scaled_down(config: LlamaConfig) -> LlamaConfig:
         n_layers=2,
         n_heads=heads,
         n_kv_heads=kv,
+        head_dim=8 if config.n_heads * config.head_dim == config.dim else config.head_dim,
         ffn_dim=heads * 20,
         vocab_size=97,
     )

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 import train.parallel.parallelize
+from checkpoints_tools.registry import MODELS
 from eval.decoder.decode import greedy_decode
-from model import MODELS
 from model.llama import Llama
 from train.parallel.distributed import run_guarded, start
 from train.parallel.parallelize import parallelize, reshard

@@ -17,8 +17,8 @@ import eval.held_out
 import train.parallel.parallelize
 from eval.gather import ScoreResult
 from eval.job import ScoringJob, ScoringRanks
-from train.config import load_config
 from train.parallel.distributed import pick_device, run_guarded, set_up_logging, start
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 import train.parallel.parallelize
+from checkpoints_tools.registry import MODELS
 from eval.held_out import HeldOutScoring
-from model import MODELS
 from model.llama import Llama
-from train.config import load_config
 from train.parallel.distributed import World, run_guarded, set_up_logging, start
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 

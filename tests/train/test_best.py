@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from train.config import load_config
 from train.errors import Interrupted
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import HeldOutScore, Trainer
 

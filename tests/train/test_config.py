@@ -9,8 +9,9 @@ import pytest
 
 from data.errors import UserError
 from train import options
-from train.config import RECIPES, TrainConfig, load_config
+from train.config import RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS
+from train.resolve import load_config
 from train.setup import open_run
 
 # A folder is only looked into later.
@@ -80,8 +81,25 @@ def test_flags_with_and_without_values() -> None:
     assert not load_config([*BASE, "--resume", "--no_resume"]).checkpoint.resume
     assert load_config([*BASE, "--batch-size", "9"]).batch.batch_size == 9
     assert load_config([*BASE, "--weight_decay", "1e-2"]).optim.weight_decay == 0.01
-    assert "takes no value" in refusal("--resume=yes")
-    assert "needs a value" in refusal("--lr")
+    assert "--resume = 'yes': expected true or false" in refusal("--resume=yes")
+    assert "--no_resume takes no value (found 'on')" in refusal("--no_resume", "on")
+    assert "--lr needs a value: a number." in refusal("--lr")
+
+
+def test_every_boolean_is_given_in_all_its_forms() -> None:
+    switches = [option for option in options.options_of(TrainConfig).values() if option.is_switch]
+    assert {"packing", "export", "resume", "plan"} <= {option.name for option in switches}
+    forms = {
+        True: ["--{}", "--{} on", "--{}=on", "--{} true"],
+        False: ["--no_{}", "--{} off", "--{}=off", "--{} false"],
+    }
+    for option in switches:
+        for wanted, written in forms.items():
+            for form in written:
+                argv = [*form.format(option.name).split(), "--activation_checkpointing", "full"]
+                if option.name == "compile" or (option.name, wanted) == ("plan", True):
+                    continue  # the plan's is a device of its own
+                assert options.flatten(load_config([*BASE, *argv]))[option.name] is wanted, argv
 
 
 @pytest.mark.parametrize(
@@ -93,7 +111,11 @@ def test_flags_with_and_without_values() -> None:
         (["--model", "smollm_135m"], "Did you mean 'smollm2_135m'?"),
         (["--schedule", "liner"], "linear | cosine | constant"),
         (["--batch_size", "2.5"], "a whole number"),
-        (["--packing", "true"], "on | off"),
+        (["--packing", "maybe"], "--packing = 'maybe': expected true or false."),
+        (["--async_save", "true"], "auto | on | off"),
+        (["--lr", "1e-4", "stray"], "'stray' is not an option"),
+        (["--no_lr"], "unknown option --no_lr. Did you mean '--lr'?"),
+        (["--optim_reason", "x"], "unknown option --optim_reason."),
         (["stray"], "'stray' is not an option"),
         (["--batch_size", "0"], "batch_size = 0: must be at least 1"),
         (["--lr", "-1"], "lr = -1.0"),
@@ -130,11 +152,15 @@ def test_any_other_llama_needs_a_folder() -> None:
         ("[optim]\nlrr = 1", "unknown key 'lrr' in [optim]. Did you mean 'lr'?"),
         ("[optim]\nbatch_size = 1", "unknown key 'batch_size' in [optim]"),
         ("[optimizer]\nlr = 1", "unknown section [optimizer]. Did you mean 'optim'?"),
-        ('lr = "1e-4x"', "lr = '1e-4x': expected a number"),
+        ('lr = "1e-4"', 'lr = "1e-4": expected a number'),
         ("batch_size = 2.5", "a whole number"),
         ("batch_size = true", "a whole number"),
         ("resume = 1", "true or false"),
-        ("packing = true", "on | off"),
+        ('packing = "maybe"', 'packing = "maybe": expected true or false'),
+        ("async_save = true", "auto | on | off"),
+        ("data = 5", "data = 5: expected text"),
+        ('steps = "None"', "a whole number"),
+        ("optim_reason = 'x'", "unknown key 'optim_reason'"),
         ("lr = = 1", "not valid TOML"),
     ],
 )
@@ -143,6 +169,23 @@ def test_bad_files(text: str, want: str, tmp_path: Path) -> None:
     file.write_text(text)
     message = refusal("--config", str(file))
     assert want in message and "bad.toml" in message
+
+
+def test_files_of_older_code_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "old.toml"
+    file.write_text('packing = "off"\n[train]\nactivation_checkpointing = "full"\nactivation_offload = "on"\n')
+    config = load_config([*BASE, "--config", str(file)])
+    assert config.batch.packing is False and config.train.activation_offload is True
+    assert load_config([*BASE, "--config", str(file), "--packing"]).batch.packing is True
+
+
+def test_the_file_says_why_an_optimizer_was_chosen() -> None:
+    auto, named = load_config(BASE), load_config([*BASE, "--optim", "adamw"])
+    assert auto.optim_reason == (
+        "chosen by --optim auto: on a CPU that is adamw, everything in fp32; --optim adamw pins it"
+    )
+    assert f'optim = "adamw" # {auto.optim_reason}\n' in options.to_toml(auto, {"optim": auto.optim_reason})
+    assert named.optim_reason == "" and 'optim = "adamw"\n' in options.to_toml(named, {"optim": named.optim_reason})
 
 
 def test_all_problems_are_reported_together(tmp_path: Path) -> None:

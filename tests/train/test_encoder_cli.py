@@ -14,7 +14,7 @@ from data.source import load_examples
 from eval.held_out import HeldOutScoring
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS
-from train.config import load_config
+from train.resolve import load_config
 from train.setup import longest_input, open_run
 from train.trainer import Trainer
 
@@ -52,7 +52,7 @@ def test_options_of_the_other_kind_are_errors() -> None:
     given = ["--shots", "5", "--template", "plain", "--list_labels", "off", "--share_prefix", "off", "--max_new_tokens"]
     with pytest.raises(UserError) as error:
         load_config([*encoder, *given, "9", "--shot_tokens", "9"])
-    for name in ("shots = 5", "template = plain", "list_labels = off", "share_prefix = off", "max_new_tokens = 9"):
+    for name in ("shots = 5", "template = plain", "list_labels = False", "share_prefix = False", "max_new_tokens = 9"):
         assert f"{name} is for decoders; roberta_base is an encoder" in str(error.value)
     with pytest.raises(UserError, match="head = dense is for encoders") as error:
         load_config(["--model", "llama3_8b", "--task", "20ng_7", "--head", "dense", "--max_length", "99"])

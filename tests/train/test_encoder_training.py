@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from data.packing import PADDING_DOC
 from model.encoder import Encoder
 from tests.encoder_samples import make_encoder_samples
 from tests.train import tiny_encoder_run
 from tests.train.tiny_encoder_run import BERT, CASES, DROPPING, QUIET, make_trainer, run_case
-from train import metrics
 from train.checkpointing import checkpoint
 from train.loss import batch_loss, field_losses
 from train.trainer import rank_seed
@@ -105,25 +100,6 @@ def test_each_field_has_a_mean_of_its_own() -> None:
     wordless = samples.batch([[0]], True, 16)  # the utterance without a word: nothing to predict in "slots"
     assert samples.count_targets([0]) == {"topic": 1, "slots": 0}
     assert torch.isfinite(batch_loss(model, wordless, {"topic": 1, "slots": 0}))
-
-
-@pytest.mark.parametrize("config", [QUIET, replace(QUIET, head="dense")])
-def test_flops_equal_pytorchs_count(config) -> None:
-    model = Encoder(config).eval()
-    model.init_weights()
-    T, index = 24, {"topic": torch.tensor([0]), "slots": torch.arange(1, 9)}
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model(torch.zeros(1, T, dtype=torch.long), torch.arange(T)[None], torch.ones(1, T, dtype=torch.int32), index)
-    expected = metrics.encoder_step_flops(config, T, {"topic": 1, "slots": 8}, T * T)
-    assert expected == 3 * counter.get_total_flops()
-
-
-def test_attended_pairs_are_the_masks() -> None:
-    samples = make_encoder_samples(12)
-    batch = samples.batch([list(range(5)), list(range(5, 12))], True, 128)
-    real = batch.doc_ids != PADDING_DOC
-    same = (batch.doc_ids[:, :, None] == batch.doc_ids[:, None, :]) & real[:, :, None]
-    assert metrics.attended_pairs(batch) == int(same.sum()) > 0
 
 
 def test_each_fields_loss_is_logged(world, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from eval.config import EvalConfig
 from eval.setup import ScoringSetup, build_model, open_scoring
 from tests.launching import TICKETS
 from tests.meta_reference import meta_logits, random_weights, write_meta_folder, write_rank_file
-from train.config import load_config
 from train.parallel.distributed import World
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""FLOPs against PyTorch's own count, device peaks, speeds, the plateau note and the log."""
+"""Device peaks, speeds, the plateau note and the log."""
 
 from __future__ import annotations
 
@@ -7,38 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from data.loader import StepLoader
-from data.packing import PADDING_DOC
-from model.attention import allowed
-from model.llama import Llama
-from tests.train.tiny_run import TIED, TINY, make_samples, make_trainer
+from tests.train.tiny_run import make_trainer
 from train import metrics
-
-
-@pytest.mark.parametrize("config", [TINY, TIED])
-def test_flops_equal_pytorchs_count(config) -> None:
-    T = 24
-    model = Llama(config)
-    model.init_weights()
-    # The counter does not know the CPU's fused attention; the plain one is two batched products.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model(torch.randint(0, config.vocab_size, (1, T)))
-    # Masked or not, it takes all T * T pairs. Backward is twice forward.
-    assert metrics.step_flops(config, T, T, T * T) == 3 * counter.get_total_flops()
-
-
-@pytest.mark.parametrize("share", [True, False])
-def test_attended_pairs_are_the_masks(share: bool) -> None:
-    loader = StepLoader(make_samples(), batch_size=8, row_length=128, share_prefix=share)
-    for batch in loader.step(0).batches:
-        real = batch.doc_ids != PADDING_DOC
-        mask = allowed(batch.doc_ids) & real[:, :, None] & real[:, None, :]
-        assert metrics.attended_pairs(batch) == int(mask.sum())
 
 
 def test_peaks() -> None:

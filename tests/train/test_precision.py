@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model import MODELS
+from checkpoints_tools.registry import MODELS
 from model.llama import Llama, RowContext
 from train.parallel.distributed import World, resolve_precision
 from train.parallel.parallelize import parallelize

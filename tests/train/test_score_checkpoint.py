@@ -13,9 +13,10 @@ from data.errors import UserError
 from eval.config import EvalConfig
 from eval.score import score
 from eval.setup import ScoringSetup, build_model, open_scoring
+from eval.weights import Weights, trained_with
 from tests.launching import TICKETS
-from train.config import load_config
 from train.parallel.distributed import World
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 
@@ -41,6 +42,14 @@ def test_a_step_is_scored_as_its_export_is(world: World, train_args: list[str], 
     ]
     assert results[0].predictions == results[1].predictions and len(results[0].predictions) == 3
 
+    # Beside the figures it will say which optimizer made the weights, and why it was that one.
+    made_with = [trained_with(p.weights) for p in plans]
+    assert made_with[0] == made_with[1] == {"optim": "adamw", "optim_reason": config.optim_reason}
+    assert config.optim_reason.startswith("chosen by --optim auto: ")
+    assert f'optim = "adamw" # {config.optim_reason}\n' in (tmp_path / "run" / "config.toml").read_text()
+    training = json.loads((tmp_path / "run" / "export" / "training.json").read_text())
+    assert training["options"]["shots"] == 1 and "output" not in training["options"], "nothing of this machine's"
+
     with pytest.raises(UserError, match=r"dim: 48 \(expected 576\)"):
         open_scoring(EvalConfig(model="smollm2_135m", checkpoint=newer, task=str(TICKETS)))
     record = json.loads((newer / "run.json").read_text())
@@ -55,3 +64,10 @@ def test_a_step_is_scored_as_its_export_is(world: World, train_args: list[str], 
     with pytest.raises(UserError, match=r"step_000001 is incomplete \(.*distcp is missing or cut off\)"):
         plan(older)
     assert plan(newer).weights.path == newer
+
+
+def test_where_nothing_says_how_the_weights_were_made(tmp_path: Path) -> None:
+    weights = Weights(tmp_path, tmp_path, is_training=False)
+    assert trained_with(weights) is None
+    (tmp_path / "training.json").write_text('{"learning_rate": 1}')
+    assert trained_with(weights) is None, "another program's file"

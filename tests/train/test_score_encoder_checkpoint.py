@@ -16,8 +16,8 @@ from eval.score import score
 from eval.setup import build_model, open_scoring
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS
-from train.config import load_config
 from train.parallel.distributed import World
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.export import export_hf
-from data.encoder.samples import heads_for, output_labels
+from data.encoder.samples import output_labels
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS
@@ -23,7 +24,7 @@ from model.encoder import ROBERTA_DEBUG, Encoder
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import ROOT
 from tests.train import encoder_score_run
-from train.config import load_config
+from train.resolve import load_config
 from train.setup import open_run
 
 JOINT = TASKS["massive_joint"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints_tools.registry import MODELS
 from eval.held_out import tp_for
-from model import MODELS
 from tests.train import score_run
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from data.errors import UserError
 from tests.launching import ROOT, TICKETS, command, environment
-from train.config import load_config
 from train.parallel.distributed import World
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 
@@ -181,7 +181,8 @@ def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_shape_is_refused(world, tmp_path: Path, tiny_tokenizer: Path) -> None:
     from checkpoints_tools.export import export_hf
     from data.decoder.tokenizer import load_tokenizer
-    from tests.train.tiny_run import TINY, Llama
+    from model.llama import Llama
+    from tests.train.tiny_run import TINY
 
     model = Llama(TINY)
     model.init_weights()

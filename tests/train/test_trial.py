@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import get_model_spec
+from checkpoints_tools.registry import get_model_spec
 from tests.launching import ROOT, TICKETS
 from tests.train import tiny_run, trial_run
 from train import options, trial
-from train.config import TrainConfig, load_config
+from train.config import TrainConfig
 from train.errors import RunStopped
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 
@@ -96,7 +97,7 @@ def test_what_is_advised_is_what_is_left_the_cheapest_first() -> None:
         "--activation_checkpointing full --activation_offload on",
     ]
     assert fresh[3].startswith("--optim adamw_sr") and fresh[-2:] == ["--row_length below 2048", "more GPUs"]
-    left = advised("llama3_8b", activation_checkpointing="full", activation_offload="on", optim="adamw_sr")
+    left = advised("llama3_8b", activation_checkpointing="full", activation_offload=True, optim="adamw_sr")
     assert not any("activation" in line or "adamw_sr " in line for line in left)
     assert advised("llama3_8b", precision="fp32")[2] == "--precision bf16"
     assert advised("roberta_large")[1] == "--row_length below 2048", "shorter rows cut no document of an encoder"
@@ -108,7 +109,7 @@ def test_every_advised_setting_is_an_option_that_works() -> None:
         load_config([*args, *line.split(" or ")[0].split()])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_cuda_it_is_tried_and_says_what_it_needs(
     launch: Callable[..., subprocess.CompletedProcess], train_args: list[str]
 ) -> None:

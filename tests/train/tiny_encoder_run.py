@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from checkpoints_tools.registry import ModelSpec
 from data.loader import StepLoader
 from data.tasks import TASKS
-from model import ModelSpec
-from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
+from model.encoder import ROBERTA_DEBUG, EncoderConfig, Head
 from tests.encoder_samples import make_encoder_samples
 from tests.train.tiny_run import STEPS, whole
 from train import options
@@ -33,7 +33,7 @@ BERT = replace(QUIET, family="bert", position_offset=0, n_token_types=2, norm_ep
 CASES: dict[str, dict[str, Any]] = {
     "packed": {},
     "dense": {"model_config": BERT},
-    "unpacked": {"packing": "off"},
+    "unpacked": {"packing": False},
     "accumulated": {"row_length": 24, "batch_size": 16},
     "empty_rank": {"batch_size": 1},
     "full": {"activation_checkpointing": "full"},
@@ -47,7 +47,7 @@ def make_trainer(
     """A trainer over made-up documents; ``values`` are options by name."""
     defaults = dict(
         model="roberta_debug", task="massive_joint", init="random", output=output, precision="fp32", lr=1e-2, eps=1e-4,
-        steps=STEPS, batch_size=8, row_length=256, export="off", optim="adamw",
+        steps=STEPS, batch_size=8, row_length=256, export=False, optim="adamw",
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
     samples = make_encoder_samples(60)
@@ -55,13 +55,13 @@ def make_trainer(
         samples,
         batch_size=config.batch.batch_size,
         row_length=config.batch.row_length,
-        packing=config.batch.packing == "on",
+        packing=config.batch.packing,
         seed=config.train.seed,
         rank=world.data_rank,
         world_size=world.shape.n_data,
     )
     setup = Setup(
-        spec=ModelSpec("tiny", model_config, Encoder, "", "encoder_debug", family=model_config.family),
+        spec=ModelSpec("tiny", model_config.family, model_config, "", "encoder_debug"),
         model_config=model_config,
         tokenizer=None,
         task=TASKS["massive_joint"],

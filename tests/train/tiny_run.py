@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+from checkpoints_tools.registry import ModelSpec
 from data.decoder.fewshot import PromptSpec
 from data.decoder.samples import SampleSet
 from data.tasks import TASKS
-from model import ModelSpec
-from model.llama import Llama, LlamaConfig
+from model.llama import LlamaConfig
 from train import options
 from train.config import TrainConfig
 from train.parallel import parallelize
@@ -72,13 +72,13 @@ def make_trainer(
     # A large eps keeps AdamW from blowing up rounding: without it a gradient of 1e-9 moves a weight as far as 1 does.
     defaults = dict(
         model="tiny", task="20ng_7", init="random", output=output, precision="fp32", lr=1e-2, eps=1e-4, steps=STEPS,
-        batch_size=8, row_length=512, export="off", optim="adamw",
+        batch_size=8, row_length=512, export=False, optim="adamw",
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
     samples = make_samples()
     loader = build_loader(config, samples, rank=world.data_rank, world_size=world.shape.n_data)
     setup = Setup(
-        spec=ModelSpec("tiny", model_config, Llama, "plain", "debug"),
+        spec=ModelSpec("tiny", "llama", model_config, "plain", "debug"),
         model_config=model_config,
         tokenizer=None,
         task=TASKS["20ng_7"],

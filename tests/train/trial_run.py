@@ -27,7 +27,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "decoder": (tiny_run, {"model_config": tiny_run.TIED, "row_length": 36, "batch_size": 16}),
     "8bit": (
         tiny_run,
-        {"batch_size": 2, "weight_decay": 0.1, "optim": "adamw_sr_8bit", "offload_states": "on", "precision": "bf16"},
+        {"batch_size": 2, "weight_decay": 0.1, "optim": "adamw_sr_8bit", "offload_states": True, "precision": "bf16"},
     ),
     "encoder": (tiny_encoder_run, {"model_config": tiny_encoder_run.DROPPING, "row_length": 24, "batch_size": 16}),
 }

@@ -46,6 +46,7 @@ from train.parallel.mesh import MeshShape
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+TRAINING_FILE = "training.json"  # in an export: the options of its run, and why it had its optimizer
 FORMAT = 2  # 1: run.json without a format
 
 
@@ -61,6 +62,7 @@ class RunState:
         best: the best held-out score so far; None before the first.
         world_size: ranks that wrote it.
         mesh: how they were laid out, as `train.parallel.mesh.MeshShape.describe` says it; empty in older checkpoints.
+        optim_reason: why ``--optim auto`` chose this optimizer; empty where it was named, and in older checkpoints.
     """
 
     step: int
@@ -70,6 +72,7 @@ class RunState:
     best: float | None
     world_size: int
     mesh: str = ""
+    optim_reason: str = ""
 
     def write(self, folder: Path) -> None:
         record = {"format": FORMAT, **vars(self)}
@@ -99,7 +102,11 @@ def read_state(folder: Path) -> RunState:
             f"checkpoint {folder} has format {found}: a newer version of this code saved it, and this one knows "
             f"formats up to {FORMAT}. Use the newer version, or start from the run's export."
         )
+    record["config"] = options.from_older(TrainConfig, record["config"])
     record["config"].setdefault("optim", "adamw")  # as it was before there was a choice
+    numbers = record["identity"].get("model_config", {})
+    if numbers.get("head_dim", 0) is None:  # older code stored the default and not what it stands for
+        numbers["head_dim"] = numbers["dim"] // numbers["n_heads"]
     return RunState(**record)
 
 
@@ -219,7 +226,8 @@ def load_rng(folder: Path, state: RunState, mesh: str) -> None:
 def rng_state() -> dict[str, Any]:
     """The states of Python's, NumPy's and PyTorch's generators, in types that load without running code."""
     version, words, gauss = random.getstate()
-    name, keys, pos, has_gauss, cached = np.random.get_state()
+    name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
+    assert not isinstance(keys, str)
     return {
         "python": [version, list(words), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), pos, has_gauss, cached],

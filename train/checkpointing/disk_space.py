@@ -22,10 +22,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from checkpoints_tools.hf_config import DTYPES
+from checkpoints_tools.registry import ModelConfig, ModelSpec
 from data.errors import UserError
-from model import ModelSpec
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 from train.checkpointing.checkpoint import read_state, steps_in
 from train.config import TrainConfig
 from train.optim.optimizer import OPTIMIZERS
@@ -63,9 +61,7 @@ class StoredBytes:
     export: int
 
 
-def run_sizes(
-    config: TrainConfig, spec: ModelSpec, model_config: LlamaConfig | EncoderConfig, n_ranks: int
-) -> StoredBytes:
+def run_sizes(config: TrainConfig, spec: ModelSpec, model_config: ModelConfig, n_ranks: int) -> StoredBytes:
     """What one checkpoint and one export of a run will take."""
     with torch.device("meta"):
         shapes = [parameter.shape for parameter in spec.build(model_config).parameters()]
@@ -157,7 +153,7 @@ def run_bytes(
     needed = max(
         checkpoints * sizes.checkpoint + kept_best * sizes.export,
         kept * sizes.checkpoint + best * sizes.export,
-        kept * sizes.checkpoint + (kept_best + (options.export == "on")) * sizes.export,
+        kept * sizes.checkpoint + (kept_best + options.export) * sizes.export,
     )
     return needed - sum(folder_bytes(folder) for folder in gone)
 
@@ -216,19 +212,20 @@ def require_shared(folder: Path) -> None:
     Raises:
         UserError: names the ranks that do not.
     """
-    name = [f".shared-{os.urandom(8).hex()}" if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(name, src=0)
+    names = [f".shared-{os.urandom(8).hex()}"]
+    dist.broadcast_object_list(names, src=0)  # rank 0's
+    probe = folder / names[0]
     if dist.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name[0]).touch()
+        probe.touch()
     dist.barrier()
     deadline = time.monotonic() + SHARED_WAIT_SECONDS
-    while not (seen := (folder / name[0]).exists()) and time.monotonic() < deadline:
+    while not (seen := probe.exists()) and time.monotonic() < deadline:
         time.sleep(0.2)
     everyone: list[bool] = [False] * dist.get_world_size()
     dist.all_gather_object(everyone, seen)
     if dist.get_rank() == 0:
-        (folder / name[0]).unlink()
+        probe.unlink()
     blind = [str(rank) for rank, sees in enumerate(everyone) if not sees]
     if blind:
         raise UserError(

@@ -54,12 +54,10 @@ from train.checkpointing.disk_space import (
     leftovers,
     require_room,
     require_shared,
-    run_sizes,
 )
 from train.config import TrainConfig
 from train.errors import RunStopped
 from train.parallel.distributed import World
-from train.setup import Setup
 
 log = logging.getLogger(__name__)
 
@@ -325,21 +323,24 @@ def problem_of(step: Callable[[], None], files: WatchedFiles) -> str | None:
     return None
 
 
-def open_saver(config: TrainConfig, setup: Setup, world: World) -> Saver:
-    """Make ready the run folder, and see that there is room on the disk and in memory; before anything is loaded.
+def open_saver(
+    config: TrainConfig, sizes: StoredBytes, total_steps: int, resume_from: Path | None, world: World
+) -> Saver:
+    """Prepare the run folder and check disk space and host memory, before anything is loaded. Collective.
 
-    Collective.
+    Args:
+        sizes: bytes of a checkpoint and of an export of this run (`run_sizes`).
+        resume_from: the checkpoint that the run continues from, if any.
 
     Raises:
-        UserError: ranks do not share the run folder; the disk has no room for what the run writes; or
+        UserError: ranks do not share the run folder; the disk is too small for what the run writes; or
             ``--async_save on`` without enough host memory.
     """
     options = config.checkpoint
     require_shared(options.output)
-    sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
-    check_run(config, sizes, setup.total_steps, setup.resume_from)
+    check_run(config, sizes, total_steps, resume_from)
     if world.is_main:
-        for folder in leftovers(options.output, options.keep, setup.resume_from):
+        for folder in leftovers(options.output, options.keep, resume_from):
             log.info("removing %s: half-written, or older than the %d checkpoints to keep", folder, options.keep)
             shutil.rmtree(folder)
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))

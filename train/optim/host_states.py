@@ -43,7 +43,7 @@ class Slot:
             n_bytes = tensor.numel() * tensor.element_size()
             self.here[name] = self.memory[start : start + n_bytes].view(tensor.dtype).view(tensor.shape)
             start += -(-n_bytes // ALIGNMENT) * ALIGNMENT
-        if self.left is not None:
+        if self.left is not None and stream is not None:
             stream.wait_event(self.left)  # what was here before
         _copy(self.host, self.here, stream)
         self.arrived = stream.record_event() if stream else None
@@ -72,7 +72,7 @@ def visiting(slices: Iterable[States], device: torch.device, slot_bytes: int) ->
         arriving.wait_stream(compute)  # the slots' memory may have been something else's until now
 
     def updated(slot: Slot) -> Iterator[States]:
-        if compute:
+        if compute is not None and slot.arrived is not None:
             compute.wait_event(slot.arrived)
         yield slot.here
         slot.leave(leaving)

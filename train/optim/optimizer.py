@@ -145,7 +145,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
             by_mesh[getattr(parameter.grad, "device_mesh", None)].append(parameter)
     # Mesh by mesh: with tensor parallelism the split matrices lie on more ranks than the whole parameters do, and
     # tensors of different meshes go into no operation together. A replica counts once: DTensor knows what it is.
-    norms = [norm_of([p.grad for p in parameters]) for parameters in by_mesh.values()]
+    norms = [norm_of([p.grad for p in parameters if p.grad is not None]) for parameters in by_mesh.values()]
     norm = norm_of([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
     if max_norm > 0 and torch.isfinite(norm):
         for parameters in by_mesh.values():

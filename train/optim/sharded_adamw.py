@@ -15,7 +15,7 @@ checkpoints, which have to know where each shard lies in the whole. The states b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,10 +32,9 @@ from train.optim.rounding import places, random_bits, round_to_bf16, stream_key
 
 StateFormat = Literal["fp32", "bf16", "8bit"]
 
-# Elements updated at once: on a GPU enough to keep it busy (8M, temporaries of 270 MB), on a CPU few enough for its
-# cache.
+# Elements updated at once, each with temporaries of 32 bytes at most: on a GPU enough to keep it busy (8M, 270 MB), on
+# a CPU few enough for its cache.
 SLICE = {"cuda": 2**23, "cpu": 2**17}
-TEMPORARY_BYTES = 32  # at most, for each of these elements
 
 
 def state_bytes(shape: torch.Size, states: StateFormat) -> int:
@@ -102,7 +101,7 @@ class ShardedAdamW(torch.optim.Optimizer):
         self.offload = offload
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         """Update every parameter that has a gradient. ``closure``, a part of PyTorch's interface, must be None."""
         assert closure is None
         slices = list(self._slices())
@@ -150,6 +149,7 @@ class ShardedAdamW(torch.optim.Optimizer):
         new = adamw_update(part.weights.float(), part.grads.float(), exp_avg, exp_avg_sq, step=part.step, **hyper)
         write_states(states, exp_avg, exp_avg_sq, bits)
         if self.stochastic_rounding and part.weights.dtype == torch.bfloat16:
+            assert bits is not None
             new = round_to_bf16(new, bits)
         part.weights.copy_(new)  # rounds to nearest whatever is left to round
 

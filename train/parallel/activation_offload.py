@@ -109,6 +109,7 @@ class ActivationOffload:
             self._fetch(saved)
         self._settle()
         x, saved.on_device = saved.on_device, None
+        assert x is not None
         if saved.below is not None and saved.below.on_device is None:
             self._fetch(saved.below)
         return x
@@ -117,6 +118,7 @@ class ActivationOffload:
         """Start bringing an input back; its buffer may be given to the next copy, which comes after on the stream."""
         saved.on_device = torch.empty(saved.shape, dtype=saved.dtype, device=saved.device)
         self._copy(saved.on_device, saved.host_view(), hold=saved.on_device)
+        assert saved.buffer is not None
         self.free.append(saved.buffer)
         saved.buffer = None
 

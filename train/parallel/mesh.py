@@ -67,7 +67,7 @@ class MeshShape:
 
 def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """The part of a mesh over which FSDP2 shards and replicates: all but "tensor"."""
-    names = mesh.mesh_dim_names
+    names = mesh.mesh_dim_names or ()
     return mesh[tuple(name for name in names if name != "tensor")] if "tensor" in names else mesh
 
 

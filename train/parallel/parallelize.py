@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -103,16 +103,16 @@ def parallelize(
     formats = PRECISIONS[precision]
     with torch.device("meta"):
         model = build().to(formats.weights)
-    if "tensor" in mesh.mesh_dim_names:
+    if "tensor" in (mesh.mesh_dim_names or ()):
         apply_tensor_parallel(model, mesh["tensor"])
-    for block in model.layers:
+    for block in blocks(model):
         if activation_checkpointing != "none":
             checkpoint_activations(block, activation_checkpointing)
         if compile_blocks:
             block.forward = torch.compile(block.forward, dynamic=True)
     if activation_offload:
         assert activation_checkpointing == "full", "blocks then save nothing but their input"
-        offload_inputs(model.layers, device)
+        offload_inputs(blocks(model), device)
     shard(model, data_mesh(mesh), formats)
     assert not list(model.buffers()), "no checkpoint holds buffers, and `to_empty` leaves garbage in them"
     model.to_empty(device=device)
@@ -123,13 +123,19 @@ def parallelize(
     return model.train()
 
 
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """A model's layers, one after another: what is sharded, recomputed and compiled one by one."""
+    assert isinstance(model.layers, nn.ModuleList)
+    return model.layers
+
+
 def checkpoint_activations(block: nn.Module, mode: ActivationCheckpointing) -> None:
     """Make a block recompute its activations in the backward pass; parameter names stay as they are.
 
     "full" keeps the block's input alone, "selective" also the results of `SAVED_OPS`.
     """
     assert mode in ("selective", "full"), mode
-    extra = {}
+    extra: dict[str, Any] = {}
     if mode == "selective":
         extra["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _save_or_recompute)
     block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **extra)
@@ -154,7 +160,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
     # already, and the rotary tables, which must stay in fp32: FSDP's cast reaches into the dataclass that holds them.
     policy = MixedPrecisionPolicy(param_dtype=formats.compute, reduce_dtype=formats.reduce, cast_forward_inputs=False)
     reshard = reshards_after_forward(model)
-    for block in model.layers:
+    for block in blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
@@ -176,7 +182,8 @@ def reshards_after_forward(model: nn.Module) -> bool:
 
 def keep_unsharded(model: nn.Module, keep: bool) -> None:
     """Keep blocks unsharded after a forward pass, whatever their size, or go back to what `shard` decided."""
-    for block in model.layers:
+    for block in blocks(model):
+        assert isinstance(block, FSDPModule)
         block.set_reshard_after_forward(not keep and reshards_after_forward(model), recurse=False)
 
 
@@ -195,6 +202,7 @@ def init_random(model: nn.Module, build: Callable[[], nn.Module], seed: int) -> 
     number of ranks. For small models; large ones start from a checkpoint.
     """
     whole = build()
+    assert callable(whole.init_weights)
     whole.init_weights(torch.Generator().manual_seed(seed))
     source = dict(whole.named_parameters())
     for name, parameter in model.named_parameters():

@@ -1,18 +1,18 @@
 """Split every matrix over ranks, Megatron's way (Shoeybi et al., 2019), for training and for scoring.
 
-::
+`model/tensor_plans.py` says of each architecture which matrix is split how; here PyTorch does it. Of a Llama::
 
     wq wk wv, w1 w3   by output (whole heads, whole hidden units): no communication
     wo, w2            by input: the ranks' partial results are summed, twice a block; and so are, on the way back, the
                       partial gradients of attention's and the feed-forward network's inputs
     embedding         by token id: a rank looks up its own ids, has zeros for the others, and the results are summed
     head              by token id: each rank's logits are gathered, at label positions only
-    norms             whole on every rank; so is an embedding that is the head as well (small models tie them)
+    norms             replicated on every rank; so is an embedding that is the head as well (small models tie them)
 
 So a token costs four small all-reduces a block in a training step, and two in a decoding step, where FSDP alone would
 gather every weight for it. All ranks of the dimension run the same forward passes on the same tokens, hold the same
-residual stream and get the same logits: neither the trainer nor the decoder knows of it. The gradients of what is whole
-on every rank come out the same on all of them and need no communication.
+residual stream and get the same logits: neither the trainer nor the decoder knows of it. The gradients of replicated
+parameters come out the same on all ranks and need no communication.
 
 Why the residual stream is not cut along the sequence as well, and the loss not computed on the parts of the vocabulary:
 `docs/multi_node.md`.
@@ -35,37 +35,45 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from checkpoints_tools.registry import ModelConfig, architecture_of
 from data.errors import UserError
-from model.llama import LlamaConfig
+from model.tensor_plans import Split, TensorPlan
 
-# Attention and the feed-forward network take their input as a DTensor: then the partial gradients that wq, wk and wv
-# (w1 and w3) give back are added up before they are summed over the ranks, once and not three times.
-BLOCK_PLAN: dict[str, ParallelStyle] = {
-    "attention": PrepareModuleInput(input_layouts=(Replicate(), None), desired_input_layouts=(Replicate(), None)),
-    "attention.wq": ColwiseParallel(),
-    "attention.wk": ColwiseParallel(),
-    "attention.wv": ColwiseParallel(),
-    "attention.wo": RowwiseParallel(),
-    "ffn": PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(Replicate(),)),
-    "ffn.w1": ColwiseParallel(),
-    "ffn.w3": ColwiseParallel(),
-    "ffn.w2": RowwiseParallel(),
-}
-VOCABULARY_PLAN: dict[str, ParallelStyle] = {
-    "embed": RowwiseParallel(input_layouts=Replicate()),
-    "head": ColwiseParallel(output_layouts=Replicate()),
+# What PyTorch calls them.
+STYLES: dict[Split, ParallelStyle] = {
+    "by output": ColwiseParallel(),
+    "by input": RowwiseParallel(),
+    "look-up": RowwiseParallel(input_layouts=Replicate()),
+    "all outputs": ColwiseParallel(output_layouts=Replicate()),
 }
 
 
-def check_divides(config: LlamaConfig, n_ranks: int) -> None:
-    """Raise UserError unless all ranks get equally many whole key/value heads and hidden units."""
-    common = math.gcd(config.n_kv_heads, config.ffn_dim)
+def block_styles(plan: TensorPlan) -> dict[str, ParallelStyle]:
+    """The part of a plan that is about blocks, as `parallelize_module` takes it.
+
+    A shared input becomes a DTensor: then the partial gradients that wq, wk and wv (w1 and w3) give back are added up
+    before they are summed over the ranks.
+    """
+    inputs: dict[str, ParallelStyle] = {}
+    for name, n_inputs in plan.shared_inputs.items():
+        layouts = (Replicate(), *[None] * (n_inputs - 1))
+        inputs[name] = PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts)
+    return inputs | {name: STYLES[split] for name, split in plan.block.items()}
+
+
+def check_divides(config: ModelConfig, n_ranks: int) -> None:
+    """Raise UserError unless all ranks get equally many of what the plan says (key/value heads, hidden units)."""
+    plan = architecture_of(config).tensor_plan
+    if n_ranks == 1:
+        return
+    if plan is None:
+        raise UserError(f"--tp {n_ranks}: there is no plan for splitting the matrices of a '{config.family}' model.")
+    sizes = {what: getattr(config, field) for field, what in plan.divides.items()}
+    common = math.gcd(*sizes.values())
     if common % n_ranks:
         fits = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
-        raise UserError(
-            f"--tp {n_ranks}: {config.n_kv_heads} key/value heads and {config.ffn_dim} hidden units do not divide. "
-            f"Numbers of ranks that do: {fits}."
-        )
+        listed = " and ".join(f"{size} {what}" for what, size in sizes.items())
+        raise UserError(f"--tp {n_ranks}: {listed} do not divide. Numbers of ranks that do: {fits}.")
 
 
 def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -74,18 +82,20 @@ def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
     Raises:
         UserError: see `check_divides`.
     """
+    plan = architecture_of(model.config).tensor_plan
     check_divides(model.config, mesh.size())
+    assert plan is not None, "a tensor dimension of one rank for a model that cannot be split"
     # What PyTorch would warn of, and what is not so here: the logits are a view, which nobody changes in place; and a
     # matrix split twice along one dimension (over "tensor", then by FSDP2) is gathered in two steps, for an export.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for block in model.layers:
-        _apply(block, mesh, BLOCK_PLAN)
-    if model.head is not None:
-        _apply(model, mesh, VOCABULARY_PLAN)
+        _apply(block, mesh, block_styles(plan))
+    if not model.config.tie_embeddings:
+        _apply(model, mesh, {name: STYLES[split] for name, split in plan.vocabulary.items()})
 
 
-def _apply(module: nn.Module, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:
-    for name in plan:
+def _apply(module: nn.Module, mesh: DeviceMesh, styles: dict[str, ParallelStyle]) -> None:
+    for name in styles:
         module.get_submodule(name)  # parallelize_module only warns about a name that matches nothing
-    parallelize_module(module, mesh, plan)
+    parallelize_module(module, mesh, styles)

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from checkpoints_tools.registry import ModelConfig, architecture_of
 from data.errors import UserError
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import RESHARD_FROM
@@ -33,7 +32,7 @@ class Job:
         work: the worst pass, of ``n_rows`` rows of at most ``row_length`` tokens.
     """
 
-    config: LlamaConfig | EncoderConfig
+    config: ModelConfig
     sizes: ParameterCounts
     mesh: MeshShape
     ranks_per_node: int
@@ -77,17 +76,15 @@ class Job:
         return self.memory.peak <= usable(memory)
 
 
-def choose_optimizer(job: Job, memory: int | None) -> tuple[str, str]:
-    """What ``--optim auto`` means: the best format for learning that fits.
+def choose_optimizer(job: Job, memory: int) -> tuple[str, str]:
+    """What ``--optim auto`` means on GPUs: the best format for learning that fits.
 
     Args:
-        memory: bytes of a GPU, the same on every rank; None on CPU.
+        memory: bytes of a GPU, the same on every rank.
 
     Returns:
         The name and one line that says why.
     """
-    if memory is None:
-        return "adamw", "everything in fp32; on a CPU nothing else is chosen by itself"
     formats = BEST_FIRST if job.settings.compute == torch.bfloat16 else ("adamw",)
     rejected = []
     for name in formats:
@@ -110,49 +107,49 @@ class Alternative:
 def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alternative]:
     """All smallest sets of changes with which the run fits, the least harmful first.
 
-    Dearest are shorter rows, which cut documents; then states in host memory, which take hundreds of GB there and a
-    good part of a step's time; then coarser optimizer formats, recomputation, and offloaded activations, which cost
-    next to nothing but host memory.
+    Most expensive are shorter rows, which cut documents; then states in host memory, which take hundreds of GB there
+    and a good part of a step's time; then coarser optimizer formats, recomputation, and offloaded activations, which
+    cost next to nothing but host memory.
 
     Args:
         optim_is_free: no ``--optim`` was given, so that another one is no change of the command.
     """
     settings = job.settings
-    is_decoder = isinstance(job.config, LlamaConfig)
     if settings.compute == torch.bfloat16:
         optims = BEST_FIRST[BEST_FIRST.index(job.optim) :] if not optim_is_free else BEST_FIRST
     else:
         optims = (job.optim,)
     rows = [job.row_length]
-    while is_decoder and rows[-1] // 2 >= SHORTEST_ROW:
+    while architecture_of(job.config).row_bounds_input and rows[-1] // 2 >= SHORTEST_ROW:
         rows.append(rows[-1] // 2)
     steps = {  # option: its values, from what the run has to what saves most
         "row_length": rows,
-        "offload_states": ["on"] if settings.offload_states else ["off", "on"],
+        "offload_states": [True] if settings.offload_states else [False, True],
         "optim": list(optims),
         "activation_checkpointing": [settings.activation_checkpointing]
         + (["full"] if settings.activation_checkpointing != "full" else []),
-        "activation_offload": ["on"] if settings.activation_offload else ["off", "on"],
+        "activation_offload": [True] if settings.activation_offload else [False, True],
     }
     found: list[tuple[tuple[int, ...], Alternative]] = []
     for levels in itertools.product(*(range(len(values)) for values in steps.values())):
         if any(all(a >= b for a, b in zip(levels, smaller, strict=True)) for smaller, _ in found):
             continue
         chosen = {name: values[level] for (name, values), level in zip(steps.items(), levels, strict=True)}
-        if chosen["activation_offload"] == "on" and chosen["activation_checkpointing"] != "full":
+        if chosen["activation_offload"] and chosen["activation_checkpointing"] != "full":
             continue
         changed = job.with_optim(chosen["optim"]).with_rows(chosen["row_length"])
         changed = replace(
             changed,
             settings=replace(
                 changed.settings,
-                offload_states=chosen["offload_states"] == "on",
+                offload_states=chosen["offload_states"],
                 activation_checkpointing=chosen["activation_checkpointing"],
-                activation_offload=chosen["activation_offload"] == "on",
+                activation_offload=chosen["activation_offload"],
             ),
         )
         if changed.fits(memory):
-            named = {n: str(chosen[n]) for (n, values), at in zip(steps.items(), levels, strict=True) if at}
+            named = {n: chosen[n] for (n, values), at in zip(steps.items(), levels, strict=True) if at}
+            named = {name: "on" if value is True else str(value) for name, value in named.items()}
             if chosen["optim"] != job.optim:
                 named["optim"] = str(chosen["optim"])
             found.append((levels, Alternative(changed, named)))

@@ -5,21 +5,18 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_family
-from checkpoints_tools.meta_pth import is_meta_folder, open_meta, tokenizer_folder
-from data.decoder.tokenizer import Tokenizer, load_tokenizer
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
-from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
+from checkpoints_tools.meta_pth import open_meta
+from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer
+from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.errors import UserError
-from model import ModelSpec
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 
 log = logging.getLogger(__name__)
 
 
-def find_config(spec: ModelSpec, folder: Path | None) -> tuple[LlamaConfig | EncoderConfig, str | None]:
+def find_config(spec: ModelSpec, folder: Path | None) -> tuple[ModelConfig, str | None]:
     """The config that `checkpoints_tools.load.open_checkpoint` reads in ``folder``, or the preset's without one.
 
     A Hugging Face folder needs no weights for it. A folder of Meta's does: what ``params.json`` leaves out is in them.
@@ -42,26 +39,15 @@ def find_config(spec: ModelSpec, folder: Path | None) -> tuple[LlamaConfig | Enc
     where = f"{folder} holds no config.json and no checkpoint of Meta's"
     if spec.config is None:
         raise UserError(f"model = {spec.name} is whatever its folder holds, and {where}.")
-    return spec.config, f"the model's config is the preset's: {where}"
+    return spec.config, f"the model's numbers are the preset's: {where}"
 
 
-def find_tokenizer(spec: ModelSpec, folder: Path | None) -> Tokenizer | EncoderTokenizer | None:
+def find_tokenizer(spec: ModelSpec, folder: Path | None) -> Tokenizer | None:
     """The tokenizer in ``folder``, a checkpoint's or nothing but a tokenizer's; None where there is none."""
     if folder is None or not folder.is_dir():
         return None
     try:
-        return open_tokenizer(spec, folder)
+        return spec.architecture.load_tokenizer(tokenizer_folder(folder))
     except UserError as error:
         log.info("no tokenizer: %s", error)
         return None
-
-
-def open_tokenizer(spec: ModelSpec, folder: Path) -> Tokenizer | EncoderTokenizer:
-    """The tokenizer of a checkpoint folder, of the kind that the model takes.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    if spec.kind == "encoder":
-        return load_encoder_tokenizer(folder)
-    return load_tokenizer(tokenizer_folder(folder))

@@ -27,11 +27,9 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
-from torch import nn
 
-from model import ModelSpec
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
+from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, costs_of
+from model.costs import FP32
 from train.optim.optimizer import OptimFormat
 from train.optim.sharded_adamw import StateFormat, state_bytes
 from train.parallel.mesh import MeshShape
@@ -39,7 +37,6 @@ from train.parallel.parallelize import RESHARD_FROM, ActivationCheckpointing
 
 Bytes = dict[str, int]
 
-FP32 = 4
 # Saved inputs on the GPU at once when they are offloaded: one in use, one coming
 # (`train/parallel/activation_offload.py`).
 OFFLOAD_IN_FLIGHT = 2
@@ -83,10 +80,11 @@ class ParameterCounts:
         return (block * self.block_on(mesh) / self.block * self.n_blocks + root) / mesh.shard
 
 
-def count_parameters(spec: ModelSpec, config: LlamaConfig | EncoderConfig) -> ParameterCounts:
+def count_parameters(spec: ModelSpec, config: ModelConfig) -> ParameterCounts:
     """Count a model's parameters on the meta device, where it takes no memory."""
     with torch.device("meta"):
         model = spec.build(replace(config, n_layers=1))
+    plan = architecture_of(config).tensor_plan
     in_block = [p.shape for p in model.layers.parameters()]
     in_root = [p.shape for name, p in model.named_parameters() if not name.startswith("layers.")]
     states = {
@@ -95,10 +93,10 @@ def count_parameters(spec: ModelSpec, config: LlamaConfig | EncoderConfig) -> Pa
     }
     return ParameterCounts(
         block=sum(shape.numel() for shape in in_block),
-        block_tp=sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, nn.Linear)),
+        block_tp=sum(model.layers[0].get_submodule(name).weight.numel() for name in plan.block) if plan else 0,
         n_blocks=config.n_layers,
         root=sum(shape.numel() for shape in in_root),
-        head=config.vocab_size * config.dim if isinstance(config, LlamaConfig) else 0,
+        head=costs_of(config).output_matrix,
         states=states,
     )
 
@@ -164,52 +162,8 @@ class Memory:
         return self.weights + self.states + sum(self.moments[self.fullest].values())
 
 
-@dataclass(frozen=True)
-class BlockActivations:
-    """Bytes for one token in one block.
-
-    Attributes:
-        saved: what autograd keeps without activation checkpointing.
-        kept: what selective checkpointing keeps: the block's input and the matrix products' results.
-        widest: gradients at the feed-forward network's widest place, less what has been freed by then.
-        input: the block's input.
-    """
-
-    saved: int
-    kept: int
-    widest: int
-    input: int
-
-
-def block_activations(config: LlamaConfig | EncoderConfig, compute: torch.dtype, tensor: int = 1) -> BlockActivations:
-    """What a block keeps for its backward pass, tensor by tensor; see `docs/memory.md`.
-
-    Llama: of each norm its input in fp32, the normalized input and the result, which is the products' input; q, k, v
-    and the attention's output, all rotated already, with one log-sum-exp a head; w1's result, its SiLU, w3's result and
-    their product. In the backward pass the product is freed before the gradients of the other three are there.
-
-    Encoders: the block's input; q, k, v, the attention's output as its kernel made it and as wo reads it; sums before
-    and after each norm; w1's result and its GELU; two dropout masks of one byte.
-    """
-    c, E, F = compute.itemsize, config.dim, config.ffn_dim
-    if isinstance(config, EncoderConfig):
-        H = config.n_heads
-        return BlockActivations(
-            saved=c * (9 * E + 2 * F) + 2 * E + FP32 * H, kept=c * (7 * E + F) + FP32 * H, widest=c * F, input=c * E
-        )
-    H, A, KV = config.n_heads, config.n_heads * config.head_width, config.n_kv_heads * config.head_width
-    norms = 2 * (FP32 + 2 * c) * E
-    split = c * (2 * A + 2 * KV) + FP32 * H + 4 * c * F
-    return BlockActivations(
-        saved=norms + split // tensor,
-        kept=c * (3 * E + (A + 2 * KV + 2 * F) // tensor),
-        widest=2 * c * F // tensor,
-        input=c * E,
-    )
-
-
 def training_memory(
-    config: LlamaConfig | EncoderConfig,
+    config: ModelConfig,
     sizes: ParameterCounts,
     mesh: MeshShape,
     settings: Settings,
@@ -243,11 +197,9 @@ def training_memory(
     )
 
 
-def _saved_inputs(
-    config: LlamaConfig | EncoderConfig, settings: Settings, mesh: MeshShape, work: Pass
-) -> tuple[int, int]:
+def _saved_inputs(config: ModelConfig, settings: Settings, mesh: MeshShape, work: Pass) -> tuple[int, int]:
     """Bytes that a block leaves for its backward pass, and of how many blocks they are on the GPU at once."""
-    tokens = block_activations(config, settings.compute, mesh.tensor)
+    tokens = costs_of(config).block_activations(settings.compute, mesh.tensor)
     if settings.activation_checkpointing == "full":
         n = min(config.n_layers, OFFLOAD_IN_FLIGHT) if settings.activation_offload else config.n_layers
         return tokens.input * work.tokens, n
@@ -256,15 +208,15 @@ def _saved_inputs(
 
 
 def _moments(
-    config: LlamaConfig | EncoderConfig,
+    config: ModelConfig,
     sizes: ParameterCounts,
     mesh: MeshShape,
     settings: Settings,
     work: Pass,
     saved: tuple[int, int],
 ) -> dict[str, Bytes]:
-    c, T = settings.compute.itemsize, work.tokens
-    tokens = block_activations(config, settings.compute, mesh.tensor)
+    c, T, costs = settings.compute.itemsize, work.tokens, costs_of(config)
+    tokens = costs.block_activations(settings.compute, mesh.tensor)
     root, block, head = c * sizes.root, c * sizes.block_on(mesh), c * sizes.head
     all_blocks, (per_block, n_blocks) = block * sizes.n_blocks, saved
     shared = mesh.shard > 1  # over one rank, gathering is a copy, and nothing is on its way
@@ -279,11 +231,9 @@ def _moments(
     last = head if sizes.root >= 2 * sizes.head else 0  # an untied head's gradient is let go of last
     root_reduce = max((c + w) * sizes.root, (w + w / mesh.shard) * sizes.root + last)
 
-    vocabulary = (
-        config.vocab_size if isinstance(config, LlamaConfig) else max((h.n_labels for h in config.heads), default=0)
-    )
-    logits = 3 * FP32 * work.outputs * vocabulary  # log-probabilities, their gradient, the logits' gradient
-    tables = _tables(config, T)
+    logits = 3 * FP32 * work.outputs * costs.logits_width  # log-probabilities, their gradient, the logits' gradient
+    # Token ids, positions, document ids and targets, and what is computed from them.
+    tables = T * (3 * 8 + 4 + costs.table_bytes)
 
     # A checkpointed block computes anew what it would have saved; its input stays until it is done.
     current = (tokens.saved + tokens.widest + tokens.input) * T + c * config.dim * config.ffn_dim // mesh.tensor
@@ -338,9 +288,3 @@ def _moments(
             "one block's activations and gradients": max(current, done),
         }
     return moments
-
-
-def _tables(config: LlamaConfig | EncoderConfig, tokens: int) -> int:
-    """Token ids, positions, document ids and targets; of a Llama also cosine and sine of every position."""
-    inputs = tokens * (3 * 8 + 4)
-    return inputs + (tokens * config.head_width * FP32 if isinstance(config, LlamaConfig) else 0)

@@ -16,17 +16,11 @@ import torch
 import torch.distributed as dist
 
 from checkpoints_tools.load import check_fits_preset
-from data.decoder.samples import SampleSet
-from data.decoder.tokenizer import Tokenizer
-from data.encoder.samples import SampleSet as EncoderSampleSet
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, get_model_spec
 from data.errors import UserError
-from data.loader import StepLoader
+from data.loader import Samples, StepLoader
 from data.source import load_examples
 from data.tasks import Task, get_task
-from model import ModelSpec, get_model_spec
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 from train import options
 from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
@@ -38,6 +32,7 @@ from train.planning.checkpoint import find_config, find_tokenizer
 from train.planning.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
 from train.planning.memory import Pass, Settings, count_parameters
 from train.planning.workload import AssumedSamples, RankPass, Workload, assume_samples, count_workload, pass_flops
+from train.resolve import choose_optim
 from train.setup import Setup, build_loader, config_for_task, divide, longest_input, prepare_samples
 
 log = logging.getLogger(__name__)
@@ -100,7 +95,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
 def make_job(
     config: TrainConfig,
     spec: ModelSpec,
-    model_config: LlamaConfig | EncoderConfig,
+    model_config: ModelConfig,
     mesh: MeshShape,
     ranks_per_node: int,
     loader: StepLoader,
@@ -112,8 +107,8 @@ def make_job(
         OPTIMIZERS[optim],
         compute=COMPUTE[values["precision"]],
         activation_checkpointing=values["activation_checkpointing"],
-        activation_offload=values["activation_offload"] == "on",
-        offload_states=values["offload_states"] == "on",
+        activation_offload=values["activation_offload"],
+        offload_states=values["offload_states"],
     )
     rows, length = loader.worst_rows()
     outputs = int(sum(loader.samples.label_lengths[row].sum() for row in rows))
@@ -133,7 +128,7 @@ def make_job(
 
 def _open_model(
     config: TrainConfig, spec: ModelSpec, task: Task, assumed: list[str]
-) -> tuple[LlamaConfig | EncoderConfig, Tokenizer | EncoderTokenizer | None]:
+) -> tuple[ModelConfig, Tokenizer | None]:
     """Config and tokenizer of the model that the run would train, as far as they are there."""
     folder = config.model.checkpoint
     tokenizer = find_tokenizer(spec, folder)
@@ -152,11 +147,11 @@ def _open_model(
 def _samples(
     config: TrainConfig,
     spec: ModelSpec,
-    model_config: LlamaConfig | EncoderConfig,
+    model_config: ModelConfig,
     task: Task,
-    tokenizer: Tokenizer | EncoderTokenizer | None,
+    tokenizer: Tokenizer | None,
     assumed: list[str],
-) -> SampleSet | EncoderSampleSet | AssumedSamples:
+) -> Samples | AssumedSamples:
     """The task's own samples; without data or tokenizer, assumed ones."""
     missing, examples, shots = [], None, []
     if tokenizer is None:
@@ -185,21 +180,23 @@ def settle_optimizer(config: TrainConfig, setup: Setup, world: World) -> TrainCo
     Raises:
         UserError: too few GPUs; says how many it takes.
     """
+    was_auto = config.optim.optim == "auto"
+    if setup.resume_from is not None:
+        began = read_state(setup.resume_from)
+        optim = replace(config.optim, optim=began.config["optim"])
+        config = replace(config, optim=optim, optim_reason=began.optim_reason or config.optim_reason)
     if world.device.type != "cuda":
         assert config.optim.optim != "auto", "resolve_auto decides on a CPU"
         return config
     memory = _smallest_gpu(world)
     ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     job = make_job(config, setup.spec, setup.model_config, world.shape, ranks_per_node, setup.loader)
-    was_auto = config.optim.optim == "auto"
-    if was_auto:
-        if setup.resume_from is not None:
-            name, why = read_state(setup.resume_from).config["optim"], "as the run began"
-        else:
-            name, why = choose_optimizer(job, memory)
-        log.info("optim: %s (%s)", name, why)
+    if config.optim.optim == "auto":
+        name, why = choose_optimizer(job, memory)
+        config = choose_optim(config, name, why)
         job = job.with_optim(name)
-        config = replace(config, optim=replace(config.optim, optim=name))
+    if was_auto:
+        log.info("optim: %s (%s)", config.optim.optim, config.optim_reason)
     check_enough(job, memory, was_auto)
     if not job.fits(memory):
         log.warning(

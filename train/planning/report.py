@@ -49,7 +49,7 @@ def _head(plan: TrainPlan) -> str:
         f"  {job.sizes.total:,} parameters; {job.mesh.n_ranks} x {plan.gpu.name} on {plan.nodes} machine(s), "
         f"{job.mesh.describe()}",
         f"  optimizer {job.optim}: {formats(job.optim)}",
-        *([f"  (--optim auto chose it: {plan.why_optim})"] if plan.why_optim else []),
+        *([f"  (--optim auto chose it: {plan.why_optim}; --optim {job.optim} pins it)"] if plan.why_optim else []),
         f"  {on}",
     ]
     return "\n".join(lines + [f"  assumed: {text}" for text in plan.assumed])

@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from checkpoints_tools.registry import ModelConfig, architecture_of, costs_of
 from data.example import Example
 from data.loader import Row, StepLoader
-from data.packing import padded_length
 from data.tasks import Task, TokenField
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
-from train.metrics import encoder_step_flops, step_flops
+from model.costs import Costs
 
 COUNTED_STEPS = 400  # a longer run is counted at this many of its steps, evenly spread
 
@@ -74,7 +72,7 @@ class AssumedSamples:
 
 def assume_samples(
     task: Task,
-    config: LlamaConfig | EncoderConfig,
+    config: ModelConfig,
     shots: int,
     longest: int,
     examples: Sequence[Example] | None,
@@ -94,7 +92,7 @@ def assume_samples(
         source = f"at {CHARACTERS_IN_TOKEN} characters a token, and a guess at the prompt"
     documents = n, mean, median, most
     said = f"{n:,} documents of {mean:,.0f} tokens on average (median {median:,.0f}, longest {most:,})"
-    if isinstance(config, EncoderConfig):
+    if architecture_of(config).kind == "encoder":  # no prompt, no answer
         words = any(isinstance(field, TokenField) for field in task.fields)
         outputs = len(task.fields) + (WORDS_IN_UTTERANCE if words else 0)
         samples = AssumedSamples(documents, 0, 2, (outputs, longest if words else outputs), longest)
@@ -130,7 +128,7 @@ class Workload:
         total_steps, epochs: of the run.
         steps: of some steps, pass by pass the slowest rank's part.
         samples, real_tokens, computed_tokens, flops: of a step over all ranks, on average; operations as in
-            `train.metrics.step_flops`, without recomputation.
+            `model.costs.Costs.step_flops`, without recomputation.
         worst: the pass that bounds what a step needs, and as what the loader builds it.
         longest_id, longest_tokens: the longest sample, prefix included.
         truncated: documents that were cut to fit; None where samples are assumed.
@@ -150,9 +148,9 @@ class Workload:
     truncated: int | None
 
 
-def count_workload(loader: StepLoader, config: LlamaConfig | EncoderConfig, total_steps: int) -> Workload:
+def count_workload(loader: StepLoader, config: ModelConfig, total_steps: int) -> Workload:
     """Count what the steps of ``loader`` hold, at up to `COUNTED_STEPS` of them."""
-    samples, counted = loader.samples, min(total_steps, COUNTED_STEPS)
+    samples, counted, costs = loader.samples, min(total_steps, COUNTED_STEPS), costs_of(config)
     n_samples, real, computed, flops = 0, 0, 0, 0.0
     steps: list[list[RankPass]] = []
     for n in np.linspace(0, total_steps - 1, counted).astype(int).tolist():
@@ -160,16 +158,16 @@ def count_workload(loader: StepLoader, config: LlamaConfig | EncoderConfig, tota
         n_samples += sum(map(len, plan.rows))
         step_real, step_computed = loader.count_tokens(plan)
         real, computed = real + step_real, computed + step_computed
-        flops += pass_flops(config, RankPass(step_real, _outputs(loader, plan.rows), _pairs(loader, config, plan.rows)))
+        flops += pass_flops(config, replace(_rank_pass(loader, costs, plan.rows), tokens=step_real))
         passes = []
         for m in range(plan.n_micro_batches):
-            rows = max((rank[m] for rank in plan.ranks if m < len(rank)), key=lambda rows: _tokens(loader, rows))
-            passes.append(RankPass(_tokens(loader, rows), _outputs(loader, rows), _pairs(loader, config, rows)))
+            rows = max((rank[m] for rank in plan.ranks if m < len(rank)), key=loader.computed_tokens)
+            passes.append(_rank_pass(loader, costs, rows))
         steps.append(passes)
     rows, length = loader.worst_rows()
     longest = int(np.argmax(samples.costs))
-    # As dear as its longest sample alone makes it; rows of many short ones are cheaper to attend over.
-    pairs = len(rows) * (length * length if isinstance(config, EncoderConfig) else length * (length + 1) // 2)
+    # As expensive as one sample that fills the row makes it; rows of many short ones are cheaper to attend over.
+    pairs = costs.attended_pairs(0, [np.array([length])] * len(rows))
     truncated = getattr(samples, "truncated", None)
     return Workload(
         total_steps=total_steps,
@@ -179,7 +177,7 @@ def count_workload(loader: StepLoader, config: LlamaConfig | EncoderConfig, tota
         real_tokens=real / counted,
         computed_tokens=computed / counted,
         flops=flops / counted,
-        worst=RankPass(len(rows) * length, _outputs(loader, rows), pairs),
+        worst=RankPass(len(rows) * length, loader.count_outputs(rows), pairs),
         worst_rows=len(rows),
         longest_id=samples.ids[longest],
         longest_tokens=int(samples.costs[longest]) + len(samples.prefix),
@@ -187,42 +185,15 @@ def count_workload(loader: StepLoader, config: LlamaConfig | EncoderConfig, tota
     )
 
 
-def pass_flops(config: LlamaConfig | EncoderConfig, work: RankPass, recompute: bool = False) -> float:
+def _rank_pass(loader: StepLoader, costs: Costs, rows: Sequence[Row]) -> RankPass:
+    """The pass of a micro-batch of these rows."""
+    pairs = costs.attended_pairs(loader.row_prefix, map(loader.row_lengths, rows))
+    return RankPass(loader.computed_tokens(rows), loader.count_outputs(rows), pairs)
+
+
+def pass_flops(config: ModelConfig, work: RankPass, recompute: bool = False) -> float:
     """Operations of forward and backward; ``recompute`` adds the blocks' forward pass once more."""
-    if isinstance(config, EncoderConfig):
-        per_field = {head.name: work.outputs // max(1, len(config.heads)) for head in config.heads}
-        flops = encoder_step_flops(config, work.tokens, per_field, work.pairs)
-        blocks = encoder_step_flops(config, work.tokens, dict.fromkeys(per_field, 0), work.pairs)
-    else:
-        flops = step_flops(config, work.tokens, work.outputs, work.pairs)
-        blocks = step_flops(config, work.tokens, 0, work.pairs)
+    costs = costs_of(config)
+    flops = costs.step_flops(work.tokens, costs.divide_outputs(work.outputs), work.pairs)
+    blocks = costs.step_flops(work.tokens, costs.divide_outputs(0), work.pairs)
     return flops + (blocks / 3 if recompute else 0.0)
-
-
-def _tokens(loader: StepLoader, rows: Sequence[Row]) -> int:
-    longest = max(_row_prefix(loader) + int(_costs(loader)[row].sum()) for row in rows)
-    return len(rows) * padded_length(longest, loader.row_length)
-
-
-def _outputs(loader: StepLoader, rows: Sequence[Row]) -> int:
-    return int(sum(loader.samples.label_lengths[row].sum() for row in rows))
-
-
-def _pairs(loader: StepLoader, config: LlamaConfig | EncoderConfig, rows: Sequence[Row]) -> int:
-    """What `train.metrics.attended_pairs` counts in the rows' batch."""
-    total, p = 0, _row_prefix(loader)
-    for row in rows:
-        n = _costs(loader)[row].astype(np.int64)
-        if isinstance(config, EncoderConfig):
-            total += int((n * n).sum())
-        else:
-            total += p * (p + 1) // 2 + int((n * p + n * (n + 1) // 2).sum())
-    return total
-
-
-def _row_prefix(loader: StepLoader) -> int:
-    return len(loader.samples.prefix) if loader.share_prefix else 0
-
-
-def _costs(loader: StepLoader) -> np.ndarray:
-    return loader.samples.costs + (0 if loader.share_prefix else len(loader.samples.prefix))

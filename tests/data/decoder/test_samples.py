@@ -46,7 +46,7 @@ class ByteTokenizer:
         self.n_calls += 1
         return list(text.encode())
 
-    def decode(self, ids, skip_special: bool = False) -> str:
+    def decode(self, ids) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def save(self, folder: Path) -> None: ...

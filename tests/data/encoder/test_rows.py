@@ -64,7 +64,7 @@ def test_steps_hold_every_sample_whole_and_count_by_field(options: dict, ranks: 
     settings = {"batch_size": 12, "row_length": 50, "seed": 3, "world_size": ranks, **options}
     loaders = [StepLoader(samples, rank=rank, **settings) for rank in range(ranks)]
     seen, several = [], False
-    for n in range(loaders[0].steps_per_epoch):
+    for n in range(loaders[0].n_steps_for(1)):
         steps = [loader.step(n) for loader in loaders]
         batches = [batch for step in steps for batch in step.batches]
         assert len({len(step.batches) for step in steps}) == 1

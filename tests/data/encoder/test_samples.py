@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints_tools.encoder_config import heads_for
 from data.encoder.samples import SampleSet as EncoderSampleSet
-from data.encoder.samples import heads_for, tag_set
 from data.encoder.samples import prepare as prepare_encoder
+from data.encoder.samples import tag_set
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError

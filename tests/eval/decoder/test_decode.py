@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from checkpoints_tools.registry import MODELS
 from eval.decoder.decode import batches, greedy_decode
 from eval.decoder.kv_cache import PrefixCache, SlotCache, TokenPass
-from model import MODELS
 from model.llama import Llama
 from tests.reference import ours_from, reference
 

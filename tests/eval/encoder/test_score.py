@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from data.encoder.samples import heads_for, tag_set
+from checkpoints_tools.encoder_config import heads_for
+from data.encoder.samples import tag_set
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.example import Example
 from data.source import load_examples

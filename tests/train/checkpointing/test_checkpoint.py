@@ -16,6 +16,7 @@ from model.llama import LlamaConfig
 from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer, whole
 from train import options
 from train.checkpointing import checkpoint
+from train.config import TrainConfig
 from train.errors import RunStopped
 from train.trainer import Trainer
 
@@ -34,15 +35,15 @@ def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("optim", "async_save", "offload"),
     [
-        ("adamw", "off", "off"),
-        ("adamw", "on", "off"),
-        ("adamw_sr", "off", "off"),
-        ("adamw_sr_bf16", "on", "off"),
-        ("adamw_sr_8bit", "on", "on"),
+        ("adamw", "off", False),
+        ("adamw", "on", False),
+        ("adamw_sr", "off", False),
+        ("adamw_sr_bf16", "on", False),
+        ("adamw_sr_8bit", "on", True),
     ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    optim: str, async_save: str, offload: str, world, tmp_path: Path
+    optim: str, async_save: str, offload: bool, world, tmp_path: Path
 ) -> None:
     options = {"steps": 6, "model_config": TIED if optim == "adamw" else WIDE, "optim": optim}
     straight = make_trainer(tmp_path / "a", world, **options)
@@ -66,17 +67,17 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
             np.testing.assert_array_equal(whole(left[key]), whole(right[key]), err_msg=key)
 
 
-@pytest.mark.parametrize("offload", ["off", "on"])
-def test_states_may_move_to_host_memory_and_back_between_runs(offload: str, world, tmp_path: Path) -> None:
+@pytest.mark.parametrize("offload", [False, True])
+def test_states_may_move_to_host_memory_and_back_between_runs(offload: bool, world, tmp_path: Path) -> None:
     """Of "adamw" between PyTorch's optimizer and ours: the same keys, the same values."""
     trainer = make_trainer(tmp_path, world, steps=4, offload_states=offload)
     trainer.train_step(trainer.setup.loader.step(0))
     trainer._save()
-    other = "on" if offload == "off" else "off"
-    config = dataclasses.replace(trainer.config, optim=dataclasses.replace(trainer.config.optim, offload_states=other))
+    optim = dataclasses.replace(trainer.config.optim, offload_states=not offload)
+    config = dataclasses.replace(trainer.config, optim=optim)
     setup = dataclasses.replace(trainer.setup, resume_from=checkpoint.newest_complete(trainer.checkpoints))
     again = Trainer(config, setup, world)
-    assert isinstance(again.optimizer, torch.optim.AdamW) == (other == "off")
+    assert isinstance(again.optimizer, torch.optim.AdamW) == offload
     for a, b in zip(trainer.model.parameters(), again.model.parameters(), strict=True):
         for key, value in trainer.optimizer.state[a].items():
             np.testing.assert_array_equal(whole(value), whole(again.optimizer.state[b][key]), err_msg=key)
@@ -167,6 +168,24 @@ def test_an_option_younger_than_the_checkpoint_had_its_default(world, tmp_path: 
             checkpoint.check_fits(checkpoint.read_state(folder), config | {name: value}, trainer.setup.identity, folder)
 
 
+def test_a_checkpoint_of_older_code_had_words_for_true_and_false(world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, world, share_prefix=False)
+    trainer._save()
+    folder = checkpoint.newest_complete(trainer.checkpoints)
+    record = json.loads((folder / "run.json").read_text())
+    for name, word in (("packing", "on"), ("share_prefix", "off"), ("list_labels", "on"), ("export", "off")):
+        assert record["config"][name] is (word == "on")
+        record["config"][name] = word
+    del record["optim_reason"]
+    (folder / "run.json").write_text(json.dumps(record))
+    state = checkpoint.read_state(folder)
+    assert state.config["share_prefix"] is False and state.config["async_save"] == "auto" and not state.optim_reason
+    config = options.flatten(trainer.config)
+    checkpoint.check_fits(state, config, trainer.setup.identity, folder)
+    with pytest.raises(UserError, match="packing: the checkpoint has True, this run has False"):
+        checkpoint.check_fits(state, {**config, "packing": False}, trainer.setup.identity, folder)
+
+
 def test_a_newer_format_is_refused_not_skipped(world, tmp_path: Path) -> None:
     make_trainer(tmp_path, world, steps=4, save_every=2).run()
     newest = checkpoint.steps_in(tmp_path / "checkpoints")[-1]
@@ -216,3 +235,18 @@ def test_what_is_not_finite_stops_the_run(what: str, world, tmp_path: Path, monk
     event = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert event["event"] == "stopped" and event["samples"] == ids
     assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000002"
+
+
+def test_a_head_dim_that_older_code_left_out_is_what_it_stands_for(tmp_path: Path) -> None:
+    shape = LlamaConfig(dim=30, n_layers=2, n_heads=3, n_kv_heads=1, ffn_dim=50, vocab_size=301)
+    assert (shape.head_dim, dataclasses.replace(shape, dim=60, head_dim=0).head_dim) == (10, 20)
+    stored = {"model_config": dataclasses.asdict(shape) | {"head_dim": None}}
+    checkpoint.RunState(1, {}, stored, {}, None, 1).write(tmp_path)
+    assert json.loads((tmp_path / checkpoint.RUN_FILE).read_text())["identity"]["model_config"]["head_dim"] is None
+    state = checkpoint.read_state(tmp_path)
+    assert LlamaConfig(**state.identity["model_config"]) == shape
+    values = options.flatten(options.build(TrainConfig, [{"optim": "adamw"}]))
+    checkpoint.check_fits(state, values, {"model_config": dataclasses.asdict(shape)}, tmp_path)
+    wider = {"model_config": dataclasses.asdict(dataclasses.replace(shape, head_dim=12))}
+    with pytest.raises(UserError, match=r"model_config.head_dim: the checkpoint has 10, this run has 12"):
+        checkpoint.check_fits(state, values, wider, tmp_path)

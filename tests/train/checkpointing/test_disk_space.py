@@ -14,8 +14,9 @@ from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer
 from train import options
 from train.checkpointing import checkpoint, disk_space
 from train.checkpointing.disk_space import StoredBytes, at_most_new, choose_background, format_bytes, run_bytes
-from train.config import TrainConfig, load_config
+from train.config import TrainConfig
 from train.optim.optimizer import OPTIMIZERS
+from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
 
@@ -37,7 +38,7 @@ def test_sizes_are_those_of_what_is_written(model_config, optim: str, world, tmp
 
 
 def config(output: Path, **values) -> TrainConfig:
-    return options.build(TrainConfig, [dict(output=output, steps=10, save_every=2, keep=2, export="off"), values])
+    return options.build(TrainConfig, [dict(output=output, steps=10, save_every=2, keep=2, export=False), values])
 
 
 @pytest.mark.parametrize(
@@ -57,11 +58,11 @@ def test_the_worst_moment(existing: int, coming: int, keep: int, most: int) -> N
         ({"save_every": 4}, 8, 100),  # step 10
         ({}, 10, 0),
         ({"keep": 1}, 0, 200),
-        ({"export": "on"}, 0, 300),  # the export stands beside two
-        ({"export": "on", "save_every": 0}, 0, 110),
-        ({"export": "on"}, 10, 10),
+        ({"export": True}, 0, 300),  # the export stands beside two
+        ({"export": True, "save_every": 0}, 0, 110),
+        ({"export": True}, 10, 10),
         ({"eval_every": 5, "holdout": 0.5}, 0, 310),
-        ({"eval_every": 5, "holdout": 0.5, "save_every": 0, "export": "on"}, 0, 120),
+        ({"eval_every": 5, "holdout": 0.5, "save_every": 0, "export": True}, 0, 120),
     ],
 )
 def test_what_a_run_needs(values: dict, first_step: int, needed: int, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_run_is_opened_before_the_optimizer_is_chosen(train_args: list[str]) -
 
 
 def test_no_room_for_the_export_is_said_after_the_last_save(world, tmp_path: Path, monkeypatch) -> None:
-    trainer = make_trainer(tmp_path, world, steps=1, export="on")
+    trainer = make_trainer(tmp_path, world, steps=1, export=True)
     trainer.saver.sizes = dataclasses.replace(trainer.saver.sizes, export=10**15)
     with pytest.raises(UserError, match=r"no room for the export export/: it needs 1000.0 TB.*step_000001"):
         trainer.run()

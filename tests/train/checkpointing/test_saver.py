@@ -186,7 +186,7 @@ def test_a_failed_save_stops_the_run_and_leaves_the_older_one(
 
 def test_a_save_that_fails_while_the_run_ends_is_not_lost(world, tmp_path: Path, slow: SlowWriter) -> None:
     slow.on_open = no_space(1)
-    trainer = make_trainer(tmp_path, world, steps=1, async_save="on", export="on")
+    trainer = make_trainer(tmp_path, world, steps=1, async_save="on", export=True)
     with pytest.raises(SaveFailed, match="No checkpoint had been saved yet"):
         trainer.run()
     assert not (tmp_path / "export").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model import MODELS
+from checkpoints_tools.registry import MODELS
 from model.llama import Llama
 from train.optim.blockwise import block_size, borders, dequantize, nearest_codes, quantize, table
 from train.optim.sharded_adamw import adamw_update, read_states, write_states

@@ -109,7 +109,7 @@ def test_no_host_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         sharded_adamw.zeros_beside(parameter, torch.float32, offload=True)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("optim", ["adamw_sr", "adamw_sr_bf16", "adamw_sr_8bit"])
 def test_on_a_gpu_states_in_pinned_memory_change_no_bit(optim: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from train.optim.optimizer import OPTIMIZERS, build_optimizer

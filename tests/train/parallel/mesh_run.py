@@ -36,7 +36,7 @@ CASES: dict[str, tuple[MeshShape, dict[str, Any]]] = {
     "tp": (MeshShape(shard=2, tensor=2), {"row_length": 36, "micro_rows": 1}),
     "tp_tied": (
         MeshShape(shard=2, tensor=2),
-        {"model_config": TIED, "activation_checkpointing": "full", "activation_offload": "on"},
+        {"model_config": TIED, "activation_checkpointing": "full", "activation_offload": True},
     ),
     "tp_alone": (MeshShape(tensor=4), {"activation_checkpointing": "selective"}),
     # Not equal to one process, as bf16 weights are rounded at random; but on all copies alike.

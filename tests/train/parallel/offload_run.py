@@ -34,7 +34,7 @@ def compare(output: Path, world: World) -> None:
         options = {"model_config": config, "activation_checkpointing": "full"}
         plain = runs.run_case("accumulated", output / f"{name}_plain", world, **options)
         assert not saved
-        moved = runs.run_case("accumulated", output / f"{name}_offload", world, **options, activation_offload="on")
+        moved = runs.run_case("accumulated", output / f"{name}_offload", world, **options, activation_offload=True)
         passes = int(plain["passes"].sum())
         assert plain["passes"].min() > 1 and saved == ([False] * (LAYERS - 1) + [True]) * passes, (name, saved)
         saved.clear()

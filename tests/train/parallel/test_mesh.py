@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from checkpoints_tools.registry import MODELS
 from data.errors import UserError
-from model import MODELS
-from train.config import FREE_ON_RESUME, load_config
+from train.config import FREE_ON_RESUME
 from train.parallel.mesh import MeshShape, lay_out, lay_out_world
+from train.resolve import load_config
 from train.setup import open_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,7 +97,7 @@ def test_a_run_says_all_that_does_not_divide_before_it_starts_processes(
 def test_the_network_traffic_in_the_documentation() -> None:
     """By arithmetic on the shape of Llama 3 70B."""
     net = MODELS["llama3_70b"].config
-    block = net.dim * net.head_width * 2 * (net.n_heads + net.n_kv_heads) + 3 * net.dim * net.ffn_dim + 2 * net.dim
+    block = net.dim * net.head_dim * 2 * (net.n_heads + net.n_kv_heads) + 3 * net.dim * net.ffn_dim + 2 * net.dim
     blocks, rest = net.n_layers * block, 2 * net.vocab_size * net.dim + net.dim
     gathered, reduced = 2 * (2 * blocks + rest) / 1e9, 4 * (blocks + rest) / 1e9  # bf16, fp32
     text = (ROOT / "docs" / "multi_node.md").read_text(encoding="utf-8")

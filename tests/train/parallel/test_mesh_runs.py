@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoints_tools.registry import costs_of
+from data.packing import PADDING_DOC
 from tests.train.parallel import mesh_run
 from tests.train.parallel.mesh_run import CASES, NET, STAGES, run_case, run_stage
 from tests.train.tiny_run import make_trainer, whole
-from train.metrics import attended_pairs, step_flops
 from train.parallel.mesh import MeshShape
 from train.trainer import Trainer
 
@@ -59,8 +60,9 @@ def flops_of(name: str, world, tmp_path: Path) -> list[float]:
                 patch.setattr(Trainer, "_build_model", lambda self: None)
                 trainer = make_trainer(tmp_path / "loader", place, **{"model_config": NET, **options})
             of_ranks.append(trainer.setup.loader.step(n))
-        pairs = sum(attended_pairs(b) for step in of_ranks for b in step.batches if not b.dummy)
-        total.append(step_flops(NET, of_ranks[0].n_real_tokens, of_ranks[0].n_label_tokens, pairs))
+        batches = [b for step in of_ranks for b in step.batches if not b.dummy]
+        pairs = sum(int((b.positions + 1)[b.doc_ids != PADDING_DOC].sum()) for b in batches)  # each, all before it
+        total.append(costs_of(NET).step_flops(of_ranks[0].n_real_tokens, of_ranks[0].n_label_tokens, pairs))
     return total
 
 

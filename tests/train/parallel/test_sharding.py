@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.llama import Llama
 from tests.train import tiny_run
 from tests.train.tiny_run import CASES, make_trainer, run_case
 
@@ -94,9 +95,9 @@ def test_what_is_recomputed(world, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "changed",
     [
-        {"packing": "off"},
-        {"share_prefix": "off"},
-        {"packing": "off", "micro_rows": 1},
+        {"packing": False},
+        {"share_prefix": False},
+        {"packing": False, "micro_rows": 1},
         {"row_length": 36, "micro_rows": 1},
         {"row_length": 36, "micro_rows": 3},
     ],
@@ -127,7 +128,7 @@ def test_a_dummy_contributes_exactly_nothing(world, tmp_path: Path) -> None:
 
 def test_random_weights_are_the_seeds(world, tmp_path: Path) -> None:
     a, b = (make_trainer(tmp_path / x, world, seed=s) for x, s in (("a", 0), ("b", 1)))
-    reference = tiny_run.Llama(tiny_run.TINY)
+    reference = Llama(tiny_run.TINY)
     reference.init_weights(torch.Generator().manual_seed(0))
     for (name, mine), other, want in zip(
         a.model.named_parameters(), b.model.parameters(), reference.parameters(), strict=True

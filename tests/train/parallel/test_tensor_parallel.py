@@ -12,9 +12,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.errors import UserError
+from model import tensor_plans
+from model.encoder import ROBERTA_DEBUG
 from model.llama import Llama, LlamaConfig
 from train.parallel.parallelize import checkpoint_activations
-from train.parallel.tensor_parallel import BLOCK_PLAN, apply_tensor_parallel, check_divides
+from train.parallel.tensor_parallel import apply_tensor_parallel, check_divides
 
 NET = dict(dim=16, n_layers=3, n_heads=4, n_kv_heads=4, ffn_dim=24, vocab_size=50)
 
@@ -63,7 +65,7 @@ def test_a_block_costs_two_sums_forward_and_two_backward(tied: bool, recompute: 
 
 
 def test_a_name_in_the_plan_that_matches_nothing_fails(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BLOCK_PLAN, "attention.wqkv", BLOCK_PLAN["attention.wq"])
+    monkeypatch.setitem(tensor_plans.LLAMA.block, "attention.wqkv", "by output")
     with pytest.raises(AttributeError, match="wqkv"):
         apply_tensor_parallel(Llama(LlamaConfig(**NET)), mesh)
 
@@ -71,5 +73,8 @@ def test_a_name_in_the_plan_that_matches_nothing_fails(mesh: DeviceMesh, monkeyp
 def test_key_value_heads_and_hidden_units_must_divide() -> None:
     grouped = LlamaConfig(**NET | {"n_heads": 16, "n_kv_heads": 8, "ffn_dim": 12})
     check_divides(grouped, 4)
+    check_divides(ROBERTA_DEBUG, 1)
+    with pytest.raises(UserError, match="--tp 2: there is no plan .* 'roberta'"):
+        check_divides(ROBERTA_DEBUG, 2)
     with pytest.raises(UserError, match=r"--tp 3: 8 key/value heads and 12 hidden units.* that do: 1, 2, 4\."):
         check_divides(grouped, 3)

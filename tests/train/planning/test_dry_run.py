@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory_trace import fake_model, fake_ranks
+from checkpoints_tools.registry import MODELS
 from data.decoder.rows import PackedRow, collate
-from model import MODELS
 from model.attention import build_mask
 from train.loss import batch_loss
 from train.optim.optimizer import build_optimizer, clip_gradients
@@ -30,7 +30,7 @@ class Collectives(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
         self.elements: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(t is DTensor for t in types):
             return NotImplemented  # counted once it has come down to local tensors
         name = func._schema.name.removeprefix("c10d::").removeprefix("_c10d_functional::")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import memory_trace
-from model import MODELS
+from checkpoints_tools.registry import MODELS
 from model.encoder import Head
 from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
 from train.optim.optimizer import OPTIMIZERS
@@ -167,7 +167,7 @@ def test_what_goes_to_host_memory_leaves_the_gpu():
     assert base.peak - inputs.peak == (79 - 2) * one  # of 80 inputs the backward pass meets 79; two stay
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_a_gpu_allocates_what_the_plan_says(checkpointing):
     """A real trial step on one GPU: 8B's widths, two layers, a row of 8,192 packed tokens."""

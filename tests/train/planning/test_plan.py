@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import train.planning.plan
+from checkpoints_tools.registry import MODELS
 from data.errors import UserError
 from data.loader import StepLoader
-from model import MODELS
+from data.packing import PADDING_DOC
+from model.attention import allowed
 from tests.launching import ROOT, TICKETS
 from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
-from train.config import load_config
-from train.metrics import attended_pairs
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.planning import report as plan_report
@@ -29,7 +29,8 @@ from train.planning.advice import Job, alternatives, check_enough, choose_optimi
 from train.planning.hardware import GIB, GPUS, usable
 from train.planning.memory import Pass, Settings, count_parameters
 from train.planning.plan import make_plan, settle_optimizer
-from train.planning.workload import _outputs, _pairs, _tokens, count_workload
+from train.planning.workload import RankPass, count_workload
+from train.resolve import load_config
 
 A100 = GPUS["a100-80g"].memory
 
@@ -86,7 +87,6 @@ def job(optim: str = "adamw", tokens: int = 16_384, name: str = "llama3_70b", n:
 
 
 def test_auto_takes_the_best_format_that_fits():
-    assert choose_optimizer(job(), None)[0] == "adamw", "on a CPU"
     names = list(OPTIMIZERS)
     assert names[0] == "adamw"
     peaks = [job().with_optim(name).memory.peak for name in names]
@@ -185,10 +185,14 @@ def test_what_a_pass_holds_is_what_the_loader_builds(tiny_tokenizer, tmp_path):
     loader: StepLoader = setup.loader
     for n in range(4):
         for rows, batch in zip(loader.plan(n).ranks[0], loader.step(n).batches, strict=True):
-            assert _tokens(loader, rows) == batch.tokens.numel()
-            assert _outputs(loader, rows) == len(batch.target_index)
-            assert _pairs(loader, setup.model_config, rows) == attended_pairs(batch)
+            assert loader.computed_tokens(rows) == batch.tokens.numel()
+            assert loader.count_outputs(rows) == len(batch.target_index)
     work = count_workload(loader, setup.model_config, 4)
+    for n, (passes,) in enumerate(work.steps):
+        (batch,) = loader.step(n).batches
+        real = batch.doc_ids != PADDING_DOC
+        pairs = int((allowed(batch.doc_ids) & real[:, :, None] & real[:, None, :]).sum())
+        assert passes == RankPass(batch.tokens.numel(), len(batch.target_index), pairs)
     (worst,) = loader.worst_case().batches
     assert (work.worst.tokens, work.worst.outputs) == (worst.tokens.numel(), len(worst.target_index))
     assert work.real_tokens == np.mean([loader.step(n).n_real_tokens for n in range(4)])
@@ -217,16 +221,23 @@ def test_a_run_on_gpus_decides_before_anything_loads(monkeypatch):
     small = "--model llama3_8b --task 20ng_joint --device cuda"
     assert load_config(small.split()).optim.optim == "auto", "left open until the work is counted"
     assert settled(monkeypatch, A100, small).optim.optim == "adamw"
-    assert settled(monkeypatch, 110 * GIB, small, n=1).optim.optim == "adamw_sr"
+    one = settled(monkeypatch, 110 * GIB, small, n=1)
+    assert one.optim.optim == "adamw_sr"
+    assert re.fullmatch(
+        r"chosen by --optim auto: needs [\d.]+ of [\d.]+ GiB; adamw would need [\d.]+; --optim adamw_sr pins it",
+        one.optim_reason,
+    )
+    assert settled(monkeypatch, A100, f"{small} --optim adamw").optim_reason == ""
     with pytest.raises(UserError, match="too few GPUs"):
         settled(monkeypatch, A100, "--model llama3_70b --task 20ng_joint --optim adamw")
     assert load_config("--model llama3_8b --task 20ng_joint --device cpu".split()).optim.optim == "adamw"
 
 
 def test_a_resumed_run_keeps_its_optimizer(monkeypatch, tmp_path):
-    monkeypatch.setattr(train.planning.plan, "read_state", lambda folder: SimpleNamespace(config={"optim": "adamw_sr"}))
-    words = "--model llama3_8b --task 20ng_joint"
-    assert settled(monkeypatch, A100, words, resumed=tmp_path).optim.optim == "adamw_sr"
+    began = SimpleNamespace(config={"optim": "adamw_sr"}, optim_reason="as it was")
+    monkeypatch.setattr(train.planning.plan, "read_state", lambda folder: began)
+    config = settled(monkeypatch, A100, "--model llama3_8b --task 20ng_joint", resumed=tmp_path)
+    assert (config.optim.optim, config.optim_reason) == ("adamw_sr", "as it was")
 
 
 def test_the_command_prints_its_plan(tmp_path, monkeypatch, capsys):

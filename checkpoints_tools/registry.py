@@ -1,0 +1,322 @@
+"""The registry: every architecture, and every model by name.
+
+An architecture is one entry of `ARCHITECTURES`, which names all that the rest of the code has to know of it; a model is
+one entry of `MODELS`: an architecture with its numbers, and how it is prompted and trained. `PORTING.md` says how to
+add either.
+
+A checkpoint's own ``config.json`` always wins over the numbers here; where the two differ, loading stops and says so
+unless asked not to. Tables 1 and 2 of the paper are misprinted (`docs/architecture.md`): these are the shapes of the
+real checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from checkpoints_tools.encoder_config import (
+    check_roberta_tokenizer,
+    heads_for,
+    parse_encoder_config,
+    write_encoder_export,
+)
+from checkpoints_tools.encoder_keys import encoder_to_theirs, match_encoder, match_heads
+from checkpoints_tools.key_maps import Matched, llama_to_theirs, match_llama
+from checkpoints_tools.llama_config import parse_llama_config, write_llama_config, write_llama_export
+from data.decoder.tokenizer import Tokenizer as DecoderTokenizer
+from data.decoder.tokenizer import load_tokenizer as load_decoder_tokenizer
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
+from data.errors import UserError, nearest
+from data.tasks import Task
+from model import tensor_plans
+from model.costs import Costs, DecoderCosts, EncoderCosts
+from model.encoder import ROBERTA_BASE, ROBERTA_DEBUG, ROBERTA_LARGE, Encoder, EncoderConfig
+from model.llama import Llama, LlamaConfig
+from model.tensor_plans import TensorPlan
+
+ModelConfig = LlamaConfig | EncoderConfig
+Tokenizer = DecoderTokenizer | EncoderTokenizer
+
+
+@dataclass(frozen=True)
+class Download:
+    """How the weights of an architecture are fetched, for messages.
+
+    Attributes:
+        repo: which to name where the model could be any of the architecture.
+        options: of ``hf download``: repositories hold the same weights more than once.
+        which: of several variants, the one to take; empty where there is one.
+    """
+
+    repo: str
+    options: str
+    which: str = ""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that the rest of the code needs to know of an architecture.
+
+    Attributes:
+        kind: "decoder" writes its answers, "encoder" has a head for each field.
+        build: the module class, ``build(config)``; with ``layers``, ``config`` and ``init_weights``.
+        costs: ``costs(config)``, see `model.costs.Costs`.
+        parse_config: the contents of a ``config.json``, and its path for messages → config. Raises UserError.
+        write_config: writes ``config.json`` and ``generation_config.json`` from (folder, config, dtype, token ids), for
+            `checkpoints_tools.convert`; None where that has nothing to do.
+        write_export: writes all that an export holds beside its weights from (folder, config, dtype, tokenizer, what it
+            was trained on).
+        match_tensors: (names of a folder's tensors, the folder's config, config of the model to fill, the folder for
+            messages) → which tensor is for what. Raises UserError where heads do not fit.
+        to_theirs: (our parameter name, config) → name in an export.
+        load_tokenizer: folder → tokenizer. Raises UserError.
+        with_task: (config, task, ``--head``, the folder for messages) → config of a model for the task. Raises
+            UserError where the folder's heads are not the task's.
+        check_tokenizer: raises UserError where (config, tokenizer, folder for messages) do not belong together, beyond
+            what is checked of all.
+        tensor_plan: how its matrices are split over ranks; None: not at all.
+        task_decides_heads: which tensors it needs depends on the task, not on its config.json alone.
+        row_bounds_input: ``--row_length`` is the longest input as well, so that shorter rows cut documents; False: that
+            is ``--max_length``.
+        free_fields: numbers of a config in which a checkpoint may differ from the model that it is loaded into.
+    """
+
+    kind: Literal["decoder", "encoder"]
+    build: type[nn.Module]
+    costs: Callable[[Any], Costs]
+    parse_config: Callable[[dict[str, Any], str], ModelConfig]
+    write_config: Callable[..., None] | None
+    write_export: Callable[..., None]
+    match_tensors: Callable[..., Matched]
+    to_theirs: Callable[[str, Any], str]
+    load_tokenizer: Callable[[Path], Tokenizer]
+    with_task: Callable[..., ModelConfig]
+    check_tokenizer: Callable[..., None]
+    tensor_plan: TensorPlan | None
+    task_decides_heads: bool
+    row_bounds_input: bool
+    free_fields: tuple[str, ...]
+    download: Download
+
+
+def _with_heads(
+    config: EncoderConfig, task: Task, head: Literal["linear", "dense"], folder: Path | str
+) -> EncoderConfig:
+    wanted = replace(config, head=head, heads=heads_for(task))
+    if config.heads:
+        match_heads(config, wanted, str(folder))
+    return wanted
+
+
+def _no_check(*_: object) -> None:
+    """Whatever is checked of all architectures is enough."""
+
+
+_ENCODER = Architecture(
+    kind="encoder",
+    build=Encoder,
+    costs=EncoderCosts,
+    parse_config=parse_encoder_config,
+    write_config=None,  # encoders come as Hugging Face folders, which training takes as they are
+    write_export=write_encoder_export,
+    match_tensors=match_encoder,
+    to_theirs=encoder_to_theirs,
+    load_tokenizer=load_encoder_tokenizer,
+    with_task=_with_heads,
+    check_tokenizer=_no_check,
+    tensor_plan=None,
+    task_decides_heads=True,
+    row_bounds_input=False,
+    free_fields=("heads", "head", "dropout", "attention_dropout"),
+    download=Download("google-bert/bert-base-uncased", "--include '*.json' '*.txt' '*.safetensors'"),
+)
+
+# By ``model_type`` of config.json, which is ``family`` of our configs.
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(
+        kind="decoder",
+        build=Llama,
+        costs=DecoderCosts,
+        parse_config=parse_llama_config,
+        write_config=write_llama_config,
+        write_export=write_llama_export,
+        match_tensors=match_llama,
+        to_theirs=llama_to_theirs,
+        load_tokenizer=load_decoder_tokenizer,
+        with_task=lambda config, *_: config,
+        check_tokenizer=_no_check,
+        tensor_plan=tensor_plans.LLAMA,
+        task_decides_heads=False,
+        row_bounds_input=True,
+        free_fields=("max_position",),
+        download=Download(
+            "meta-llama/Meta-Llama-3-8B-Instruct", "--exclude 'original/*'", which=" (an Instruct variant)"
+        ),
+    ),
+    "roberta": replace(
+        _ENCODER,
+        check_tokenizer=check_roberta_tokenizer,
+        download=replace(_ENCODER.download, repo="FacebookAI/roberta-base"),
+    ),
+    "bert": _ENCODER,
+}
+
+
+def architecture_of(config: ModelConfig) -> Architecture:
+    """The entry of a config's architecture."""
+    return ARCHITECTURES[config.family]
+
+
+def costs_of(config: ModelConfig) -> Costs:
+    """What a model of these numbers costs."""
+    return architecture_of(config).costs(config)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by name.
+
+    Attributes:
+        family: key into `ARCHITECTURES`, also where ``config`` is None.
+        config: the numbers; None takes whatever the checkpoint folder's ``config.json`` says.
+        chat_template: key into ``data.decoder.prompts.TEMPLATES``; empty for encoders, which are not prompted.
+        recipe: key into ``train.config.RECIPES``: the paper's settings for a model of this size.
+        hf_repo: where the weights come from, for messages; empty for models that have none.
+    """
+
+    name: str
+    family: str
+    config: ModelConfig | None
+    chat_template: str
+    recipe: str
+    hf_repo: str = ""
+
+    @property
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.family]
+
+    @property
+    def kind(self) -> Literal["decoder", "encoder"]:
+        """Whether it writes its answers (decoder) or has a head for each field (encoder)."""
+        return self.architecture.kind
+
+    @property
+    def build(self) -> type[nn.Module]:
+        """The module class, ``build(config)``."""
+        return self.architecture.build
+
+    @property
+    def default_checkpoint(self) -> Path | None:
+        """Where a preset's weights are looked for unless a folder is named; None for a model that could be any."""
+        return Path("checkpoints") / self.name if self.config is not None else None
+
+
+def _llama2(**numbers: int) -> LlamaConfig:
+    return LlamaConfig(vocab_size=32_000, rope_theta=10_000.0, max_position=4096, norm_eps=1e-5, **numbers)
+
+
+def _llama3(**numbers: int) -> LlamaConfig:
+    return LlamaConfig(vocab_size=128_256, rope_theta=500_000.0, max_position=8192, norm_eps=1e-5, **numbers)
+
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in [
+        ModelSpec(
+            "llama2_7b",
+            "llama",
+            _llama2(dim=4096, n_layers=32, n_heads=32, n_kv_heads=32, ffn_dim=11_008),
+            "llama2",
+            "small",
+            "meta-llama/Llama-2-7b-chat-hf",
+        ),
+        ModelSpec(
+            "llama2_70b",
+            "llama",
+            _llama2(dim=8192, n_layers=80, n_heads=64, n_kv_heads=8, ffn_dim=28_672),
+            "llama2",
+            "large",
+            "meta-llama/Llama-2-70b-chat-hf",
+        ),
+        ModelSpec(
+            "llama3_8b",
+            "llama",
+            _llama3(dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, ffn_dim=14_336),
+            "llama3",
+            "small",
+            "meta-llama/Meta-Llama-3-8B-Instruct",
+        ),
+        ModelSpec(
+            "llama3_70b",
+            "llama",
+            _llama3(dim=8192, n_layers=80, n_heads=64, n_kv_heads=8, ffn_dim=28_672),
+            "llama3",
+            "large",
+            "meta-llama/Meta-Llama-3-70B-Instruct",
+        ),
+        ModelSpec(
+            "smollm2_135m",
+            "llama",
+            LlamaConfig(
+                dim=576,
+                n_layers=30,
+                n_heads=9,
+                n_kv_heads=3,
+                ffn_dim=1536,
+                vocab_size=49_152,
+                rope_theta=100_000.0,
+                max_position=8192,
+                norm_eps=1e-5,
+                tie_embeddings=True,
+            ),
+            "smollm2",
+            "smollm2",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+        ),
+        # Any other checkpoint of the Llama architecture, from its own config.json, with the paper's recipe for small
+        # models and the chat template that its tokenizer tells of.
+        ModelSpec("llama", "llama", None, "plain", "small"),
+        # Small enough for tests on one CPU core; odd widths so that nothing divides by accident, and heads whose widths
+        # do not add up to the model's (16 is the least that FlexAttention takes).
+        ModelSpec(
+            "llama_debug",
+            "llama",
+            LlamaConfig(
+                dim=48,
+                n_layers=2,
+                n_heads=6,
+                n_kv_heads=3,
+                ffn_dim=100,
+                vocab_size=301,
+                head_dim=16,
+                max_position=2048,
+                tie_embeddings=True,
+            ),
+            "plain",
+            "debug",
+        ),
+        # Encoders. The task decides which heads they get, so the configs here have none.
+        ModelSpec("roberta_base", "roberta", ROBERTA_BASE, "", "encoder", "FacebookAI/roberta-base"),
+        ModelSpec("roberta_large", "roberta", ROBERTA_LARGE, "", "encoder", "FacebookAI/roberta-large"),
+        ModelSpec("roberta_debug", "roberta", ROBERTA_DEBUG, "", "encoder_debug"),
+        # Any other checkpoint of the architecture, from its own config.json.
+        ModelSpec("roberta", "roberta", None, "", "encoder"),
+        ModelSpec("bert", "bert", None, "", "encoder"),
+    ]
+}
+
+
+def get_model_spec(name: str) -> ModelSpec:
+    """Look a model up by name.
+
+    Raises:
+        UserError: unknown name; the message gives the nearest known one.
+    """
+    if name not in MODELS:
+        raise UserError(f"unknown model '{name}'.{nearest(name, MODELS)}")
+    return MODELS[name]

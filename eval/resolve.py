@@ -1,0 +1,74 @@
+"""From a command line of ``eval.py`` to checked options; every check that needs neither data nor weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from checkpoints_tools.registry import MODELS, get_model_spec
+from data.errors import UserError
+from data.tasks import get_task
+from eval.config import DECODER_ONLY, ENCODER_ONLY, EvalConfig
+from train import options
+from train.resolve import problems_of_kind
+
+
+def load_config(argv: Sequence[str]) -> EvalConfig:
+    """Resolve the options from the command line and the TOML file below it.
+
+    Raises:
+        UserError: one message with every problem found: unknown options and keys, values of the wrong type or out
+            of range, unknown models and tasks, contradictions.
+    """
+    problems: list[str] = []
+    from_toml, from_argv = options.read_layers(EvalConfig, argv, problems)
+    config = options.parse(EvalConfig, [*from_toml, *from_argv])
+    if config.checkpoint is None and config.model in MODELS and not (config.combine or config.compare):
+        config = replace(config, checkpoint=MODELS[config.model].default_checkpoint)
+    options.report(problems + find_problems(config))
+    return config
+
+
+def find_problems(config: EvalConfig) -> list[str]:
+    """Everything wrong with the options that shows without opening data or weights."""
+    modes = [flag for flag, given in (("--combine", config.combine), ("--compare", config.compare)) if given]
+    if config.compare and not config.combine:
+        return _only(config, modes[0], {"compare", "winner", "winner_figure", "markdown"})
+    if config.combine:
+        return _only(config, modes[0], {"combine", "output", "name"})
+    problems = [
+        f"--{name} is for --compare."
+        for name in ("winner", "winner_figure", "markdown")
+        if getattr(config, name) is not None
+    ]
+    if not config.model:
+        problems.append(f"no --model given. Known: {', '.join(MODELS)}.")
+    else:
+        problems += _complaint(lambda: get_model_spec(config.model))
+        if config.model in MODELS:
+            problems += problems_of_kind(config, MODELS[config.model], DECODER_ONLY, ENCODER_ONLY)
+    if config.checkpoint is None:
+        problems.append("no --checkpoint given: the folder with the weights to score.")
+    if config.task:
+        problems += _complaint(lambda: get_task(config.task, config.joint_order or "listing"))
+    least = {"shots": 0, "limit": 1, "shot_tokens": 1, "seed": 0, "row_length": 16, "max_new_tokens": 1}
+    for name, bound in {**least, "batch_tokens": 1, "max_length": 3, "tp": 1}.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            problems.append(f"{name} = {value}: must be at least {bound}.")
+    return problems
+
+
+def _complaint(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _only(config: EvalConfig, mode: str, allowed: set[str]) -> list[str]:
+    """--combine and --compare read finished runs: any option about scoring beside them is a misunderstanding."""
+    default = EvalConfig()
+    others = [n for n in vars(default) if n not in allowed | {"config"} and getattr(config, n) != getattr(default, n)]
+    return [f"{mode} reads finished runs; it takes no --{name}." for name in others]

@@ -1,0 +1,110 @@
+"""What the repository says of itself in more than one place: requirements, Python versions, markers."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+# --- requirements -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def make_requirements():
+    return runpy.run_path(str(ROOT / "scripts" / "make_requirements.py"))["make_requirements"]
+
+
+def test_the_requirements_files_are_those_of_pyproject(make_requirements):
+    for name, text in make_requirements(PROJECT).items():
+        found = (ROOT / name).read_text(encoding="utf-8")
+        assert found == text, f"{name} is out of date. Run: python scripts/make_requirements.py"
+
+
+def test_requirements_follow_pyproject(make_requirements):
+    project = {
+        "name": "this",
+        "dependencies": ["a==1", "b==2"],
+        "optional-dependencies": {"board": ["c==3"], "test": ["this[board]", "thisother==4"]},
+    }
+    made = make_requirements(project)
+    assert list(made) == ["requirements.txt", "requirements-test.txt"]
+    lines = [[line for line in text.splitlines() if not line.startswith("#")] for text in made.values()]
+    assert lines == [["a==1", "b==2"], ["-r requirements.txt", "c==3", "thisother==4"]]
+    assert all(text.startswith("# Generated") for text in made.values())
+
+
+def test_every_requirement_is_pinned(make_requirements):
+    for name, text in make_requirements(PROJECT).items():
+        for line in text.splitlines():
+            assert re.fullmatch(r"#.*|-r requirements\.txt|[\w-]+==[\w.]+", line), f"{name}: {line}"
+
+
+# --- Python versions --------------------------------------------------------------------------------------------------
+
+
+def test_supported_pythons_are_the_same_everywhere():
+    low, high = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()
+    supported = [f"3.{minor}" for minor in range(int(low), int(high))]
+    script = (ROOT / "scripts" / "environment.sh").read_text(encoding="utf-8")
+    assert f"    {' | '.join(supported)})\n" in script
+    assert f"candidates=({' '.join('python' + version for version in supported)} python3 python)" in script
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == supported
+
+
+def test_the_workflow_runs_ci_with_the_python_of_its_matrix():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["test"]["steps"]
+    assert [step.get("uses", "").split("@")[0] for step in steps[:2]] == ["actions/checkout", "actions/setup-python"]
+    assert steps[1]["with"] == {"python-version": "${{ matrix.python }}"}
+    assert steps[2]["run"] == "bash .ci/run"
+    assert steps[1]["id"] == "setup" and steps[2]["env"] == {"PYTHON": "${{ steps.setup.outputs.python-path }}"}
+    assert len(steps) == 3
+
+
+# --- tests that need a GPU --------------------------------------------------------------------------------------------
+
+
+def test_only_conftest_asks_for_a_gpu():
+    """Tests that need one are marked ``gpu``; a ``skipif`` beside the marker would escape ``pytest -m gpu``."""
+    asking = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.cuda.is_available":
+                asking.add(path.relative_to(ROOT / "tests").as_posix())
+            skips = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("skipif")
+            assert not (skips and "cuda" in ast.unparse(node)), f"{path}: mark it gpu instead"
+    assert asking == {"conftest.py"}
+
+
+TWO_TESTS = (
+    "import pytest\n\n@pytest.mark.gpu\ndef test_on_gpu():\n    assert False\n\ndef test_anywhere():\n    pass\n"
+)
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_gpu_tests_are_skipped_without_a_gpu_alone(available, tmp_path):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "test_two.py").write_text(TWO_TESTS)
+    pretend = f"import pytest, sys, torch; torch.cuda.is_available = lambda: {available}; sys.exit(pytest.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", pretend, "--strict-markers"], cwd=tmp_path, capture_output=True, text=True
+    )
+    if available:
+        assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout, done.stdout
+    else:
+        assert done.returncode == 0 and "1 passed, 1 skipped" in done.stdout, done.stdout
+        assert "gpu: needs a CUDA device" in done.stdout

@@ -1,0 +1,179 @@
+"""From a command line of ``train.py`` to a checked configuration: layers, recipes, and what "auto" means here.
+
+Values are decided in layers: the defaults < the recipe of the model's size < ``--config file.toml`` < the command line
+(`train/options.py`). All problems that show without data, weights or a process group are found before anything starts
+and reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from checkpoints_tools.registry import MODELS, ModelSpec, get_model_spec
+from data.errors import UserError
+from data.tasks import TASKS, get_task
+from train import options
+from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OTHER_EPOCHS, RECIPES, TrainConfig
+from train.optim.optimizer import OPTIMIZERS
+from train.parallel.distributed import resolve_device, resolve_precision
+
+
+def load_config(argv: Sequence[str]) -> TrainConfig:
+    """Resolve the configuration from the command line and the layers below it.
+
+    Raises:
+        UserError: one message with every problem found: unknown options and keys, values of the wrong type or out
+            of range, unknown models and tasks, contradictions.
+    """
+    problems: list[str] = []
+    layers = options.read_layers(TrainConfig, argv, problems)
+    given = options.parse(TrainConfig, [words for layer in layers for words in layer])
+    recipe = options.build(TrainConfig, [recipe_for(given.model.model, given.data.task)])
+    layers = [_steps_or_epochs(layer, problems) for layer in layers]
+    config = options.parse(TrainConfig, [words for layer in layers for words in layer], recipe)
+    options.report(problems + find_problems(config))
+    return resolve_auto(config)
+
+
+def _steps_or_epochs(layer: list[options.Words], problems: list[str]) -> list[options.Words]:
+    """A layer in which the one that it gives, ``steps`` or ``epochs``, takes the place of the other in lower layers."""
+    given = options.parse(TrainConfig, layer).train
+    if given.steps is not None and given.epochs is not None:
+        problems.append(f"steps = {given.steps} and epochs = {given.epochs}: give one of the two.")
+    elif given.steps is not None:
+        return [["--epochs=None"], *layer]
+    elif given.epochs is not None:
+        return [["--steps=None"], *layer]
+    return layer
+
+
+def recipe_for(model: str, task: str) -> dict[str, Any]:
+    """The option values of a model's recipe; none for a model that is not known."""
+    if model not in MODELS:
+        return {}
+    spec = MODELS[model]
+    recipe = dict(RECIPES[spec.recipe], checkpoint=spec.default_checkpoint)
+    if spec.recipe == "encoder":
+        recipe["epochs"] = ENCODER_EPOCHS[TASKS[task].dataset] if task in TASKS else OTHER_EPOCHS
+    return recipe
+
+
+def resolve_auto(config: TrainConfig) -> TrainConfig:
+    """Replace "auto" by what it means on this machine, so that the saved configuration says what ran."""
+    train = config.train
+    device = "cuda" if config.plan.plan else resolve_device(train.device)  # a plan is one for GPUs
+    # On GPUs "auto" stays until the plan has counted what there is to fit (`train.planning.plan.settle_optimizer`).
+    if config.optim.optim == "auto" and device == "cpu":
+        config = choose_optim(config, "adamw", "on a CPU that is adamw, everything in fp32")
+    name = config.optim.optim
+    stores_bf16 = name != "auto" and OPTIMIZERS[name].weights == torch.bfloat16
+    precision = "bf16" if stores_bf16 else resolve_precision(train.precision, device)
+    return replace(config, train=replace(train, device=device, precision=precision))
+
+
+def choose_optim(config: TrainConfig, name: str, why: str) -> TrainConfig:
+    """The configuration with the optimizer that ``--optim auto`` stands for, and with the reason."""
+    reason = f"chosen by --optim auto: {why}; --optim {name} pins it"
+    return replace(config, optim=replace(config.optim, optim=name), optim_reason=reason)
+
+
+def find_problems(config: TrainConfig) -> list[str]:
+    """Everything wrong with a configuration that can be seen without opening data or weights."""
+    problems: list[str] = []
+
+    def must(ok: bool, name: str, want: str) -> None:
+        if not ok:
+            problems.append(f"{name} = {options.flatten(config)[name]}: must be {want}.")
+
+    known_model = False
+    try:
+        if not config.model.model:
+            raise UserError(f"no --model given. Known: {', '.join(MODELS)}.")
+        get_model_spec(config.model.model)
+        known_model = True
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        if not config.data.task:
+            raise UserError(f"no --task given. Known: {', '.join(TASKS)}, or a TOML file that describes your own.")
+        get_task(config.data.task, config.data.joint_order)
+    except UserError as error:
+        problems.append(str(error))
+
+    batch, optim, train, ckpt = config.batch, config.optim, config.train, config.checkpoint
+    must(config.data.shots >= 0, "shots", "0 or more")
+    must(config.data.shot_tokens >= 1, "shot_tokens", "at least 1")
+    must(config.data.limit is None or config.data.limit >= 1, "limit", "at least 1")
+    must(batch.batch_size >= 1, "batch_size", "at least 1")
+    must(batch.row_length >= 16, "row_length", "at least 16")
+    must(batch.max_length is None or batch.max_length >= 3, "max_length", "at least 3")
+    must(batch.max_length is None or batch.max_length <= batch.row_length, "max_length", "at most row_length")
+    must(batch.micro_rows is None or batch.micro_rows >= 1, "micro_rows", "at least 1")
+    if train.precision == "fp32" and optim.optim != "auto" and OPTIMIZERS[optim.optim].weights == torch.bfloat16:
+        problems.append(f"optim = {optim.optim} stores the weights in bf16: precision = fp32 does not go with it.")
+    must(0 < optim.lr < 1, "lr", "between 0 and 1")
+    must(optim.warmup_steps >= 0, "warmup_steps", "0 or more")
+    must(0 <= optim.beta1 < 1, "beta1", "in [0, 1)")
+    must(0 <= optim.beta2 < 1, "beta2", "in [0, 1)")
+    must(optim.eps > 0, "eps", "above 0")
+    must(optim.weight_decay >= 0, "weight_decay", "0 or more")
+    must(optim.clip >= 0, "clip", "0 (off) or more")
+    must(train.steps is None or train.steps >= 1, "steps", "at least 1")
+    must(train.epochs is None or train.epochs > 0, "epochs", "above 0")
+    must(train.seed >= 0, "seed", "0 or more")
+    must(config.parallel.tp >= 1, "tp", "at least 1")
+    must(config.parallel.nodes is None or config.parallel.nodes >= 1, "nodes", "at least 1")
+    must(config.plan.gpus is None or config.plan.gpus >= 1, "gpus", "at least 1")
+    must(ckpt.save_every >= 0, "save_every", "0 (only at the end) or more")
+    must(ckpt.keep >= 1, "keep", "at least 1")
+    must(0 <= config.eval.holdout < 1, "holdout", "in [0, 1)")
+    must(config.eval.eval_every >= 0, "eval_every", "0 (off) or more")
+    must(config.eval.max_new_tokens is None or config.eval.max_new_tokens >= 1, "max_new_tokens", "at least 1")
+    must(config.log.log_every >= 1, "log_every", "at least 1")
+    if train.activation_offload and train.activation_checkpointing != "full":
+        problems.append(
+            "activation_offload moves the one input that a block saves under full checkpointing: give "
+            f"--activation_checkpointing full (it is {train.activation_checkpointing})."
+        )
+    if train.steps is not None and optim.warmup_steps >= train.steps:
+        problems.append(f"warmup_steps = {optim.warmup_steps} leaves nothing of steps = {train.steps}.")
+    if known_model and train.steps is None and train.epochs is None:
+        problems.append("neither steps nor epochs is set, and the model's recipe has none: give one.")
+    if config.eval.eval_every and not config.eval.holdout:
+        problems.append(f"eval_every = {config.eval.eval_every} needs held-out examples: give --holdout, e.g. 0.05.")
+    if config.eval.holdout and not config.eval.eval_every:
+        problems.append(f"holdout = {config.eval.holdout} is never scored: give --eval_every.")
+    if known_model and get_model_spec(config.model.model).kind == "encoder" and config.parallel.tp > 1:
+        problems.append(f"tp = {config.parallel.tp}: an encoder's matrices are not split. Leave it out.")
+    if known_model:
+        problems += _checkpoint_problems(config)
+        problems += problems_of_kind(config, get_model_spec(config.model.model), DECODER_ONLY, ENCODER_ONLY)
+    return problems
+
+
+def problems_of_kind(
+    config: Any, spec: ModelSpec, decoder_only: Sequence[str], encoder_only: Sequence[str]
+) -> list[str]:
+    """Options of either program that are for the other kind of model; one that has its default changes nothing."""
+    given, default = options.flatten(config), options.flatten(type(config)())
+    if spec.kind == "encoder":
+        names, why = decoder_only, f"is for decoders; {spec.name} is an encoder: no prompt, no text, heads only."
+    else:
+        names, why = (
+            encoder_only,
+            f"is for encoders; {spec.name} is a decoder: no heads; its longest input is row_length.",
+        )
+    return [f"{name} = {given[name]} {why} Omit it." for name in names if given[name] != default[name]]
+
+
+def _checkpoint_problems(config: TrainConfig) -> list[str]:
+    spec = get_model_spec(config.model.model)
+    if config.model.init == "random" and not spec.recipe.endswith("debug"):
+        return [f"init = random is for debug models; {spec.name} starts from its pretrained weights."]
+    if config.model.checkpoint is None:
+        return [f"model = {spec.name} is whatever its folder holds: give --checkpoint, a Hugging Face folder."]
+    return []
