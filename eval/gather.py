@@ -70,7 +70,7 @@ def gather_scores(
 
     Args:
         examples: all of them, not only this rank's.
-        counts: what is to stand in the result's ``counts`` beside what the answers' flags add up to.
+        counts: added to the counts of the answers' flags.
     """
     shares = _gather(share, ranks)
     result = _assemble(task, examples, shares, counts) if ranks.rank == 0 else None

@@ -4,7 +4,7 @@ How a decoder decodes there depends on what FSDP2 does with its weights (`docs/s
 arithmetic and the measurements):
 
     gathered once, they stay   a small model, or a single rank: decode with them, each rank its share of the examples
-    freed after each pass      every token would gather the whole model anew. Instead a temporary copy is split over the
+    freed after each pass      every token would gather the model anew. Instead a temporary copy is split over the
                                GPUs of each machine, made once a scoring and freed afterwards; its replicas share the
                                examples
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def tp_for(config: LlamaConfig, local_ranks: int) -> int:
-    """Over how many ranks of a machine a model is split: as many as its heads and hidden units divide into."""
+    """Tensor-parallel ranks of a copy: as many of a machine's as the heads and hidden units divide into."""
     return math.gcd(config.n_kv_heads, config.ffn_dim, local_ranks)
 
 

@@ -57,10 +57,10 @@ class ScoringJob:
 
 @dataclass(frozen=True)
 class ScoringRanks:
-    """The ranks that split the examples, and this rank's place among them.
+    """The ranks that share the examples, and this rank's place among them.
 
     Attributes:
-        rank, world_size: among those that split the examples. Ranks that hold slices of one replica count once.
+        rank, world_size: among those that share the examples. Ranks that hold slices of one replica count once.
         group: their process group; None: all ranks.
         sharded: the model's forward pass is collective (FSDP2), so that all ranks must run equally many.
     """
@@ -73,7 +73,7 @@ class ScoringRanks:
 
     @classmethod
     def of(cls, world: World, sharded: bool = False) -> ScoringRanks:
-        """This rank's place in ``world``, whose data ranks split the examples."""
+        """This rank's place in ``world``, whose data ranks share the examples."""
         return cls(world.device, world.data_rank, world.shape.n_data, world.data_group, sharded)
 
 
@@ -99,7 +99,7 @@ class BatchSize:
     Attributes:
         n_requests: requests or documents.
         n_tokens: of all bodies together; of an encoder's row with its padding.
-        n_places: tokens for which each request has room in the cache: longest body and longest answer; 0 for an
+        n_places: tokens for which each request has a place in the cache: longest body and longest answer; 0 for an
             encoder.
         n_new_tokens: longest answer.
     """

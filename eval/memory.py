@@ -105,7 +105,7 @@ def decoder_memory(
         for before, batch in zip([_PREFIX, *batches], batches, strict=False)
     }
     of_prefix = {"keys and values of the prefix": a_token * prefix}
-    moments = {"prefix": {**of_prefix, "one pass": _prefill(config, c, tp, prefix, 0, prefix)}}
+    moments = {"prefix": {**of_prefix, "one pass": _prefill(config, c, tp, prefix, prefix)}}
     passes = {"bodies": _bodies, "one token": _one_token, "logits": _logits}
     for name, bytes_of_pass in passes.items():
         candidates = [
@@ -139,11 +139,11 @@ def decoder_weights(config: LlamaConfig, dtype: torch.dtype, tp: int) -> int:
 
 
 def _bodies(config: LlamaConfig, c: int, tp: int, prefix: int, batch: BatchSize) -> int:
-    return _prefill(config, c, tp, batch.n_tokens, prefix, batch.n_requests * batch.n_places)
+    return _prefill(config, c, tp, batch.n_tokens, batch.n_requests * batch.n_places, prefix)
 
 
-def _prefill(config: LlamaConfig, c: int, tp: int, T: int, cached: int, places: int) -> int:
-    """Bytes of a pass over T tokens behind ``cached`` others, at the fullest point of the last block.
+def _prefill(config: LlamaConfig, c: int, tp: int, T: int, places: int, cached: int | None = None) -> int:
+    """Bytes of a pass over T tokens, at the fullest point of the last block.
 
     A block's input (E) stays until the block is done, and so does what a layer was called with:
 
@@ -156,14 +156,15 @@ def _prefill(config: LlamaConfig, c: int, tp: int, T: int, cached: int, places: 
         its result    the same with w2's result, but of the others the product alone
 
     Args:
-        places: of the cache that the pass fills, in tokens. Over the prefix the cache is k and v themselves, and
-            attention (flash attention's) wants them repeated for all query heads.
+        places: of the cache that the pass fills, in tokens.
+        cached: tokens of the prefix, when the pass is over bodies. None: it is over the prefix itself; then the cache
+            is k and v themselves, and attention (flash attention's) wants them repeated for all query heads.
     """
     E, F, H = config.dim, config.ffn_dim // tp, config.n_heads // tp
     A, KV = H * config.head_dim, config.n_kv_heads * config.head_dim // tp
-    own = 2 * c * KV * T if cached else 0  # k and v beside the cache
-    inputs = c * (2 * E + A) * T + own
-    if cached:
+    inputs = c * (2 * E + A) * T  # of attention
+    if cached is not None:
+        inputs += 2 * c * KV * T  # k and v beside the cache
         copied = 2 * c * KV * (cached + T)
     else:
         copied = 2 * c * A * T if config.n_heads > config.n_kv_heads else 0

@@ -279,7 +279,7 @@ def new_prompt(
 
 
 def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]:
-    """Scoring training examples: those whose answers stand in the prompt are no test of anything."""
+    """Scoring training examples: those whose answers the prompt shows are no test."""
     shown = {shot.id for shot in prompt.shots}
     kept = [example for example in examples if example.id not in shown]
     if len(kept) < len(examples):

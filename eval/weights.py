@@ -89,10 +89,10 @@ def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[Model
     """What the weights' folder says of the model, and for lack of it what is assumed.
 
     Args:
-        needed: the folder has to be whole; otherwise the preset's config does.
+        needed: the folder has to be complete; otherwise the preset's config is enough.
 
     Raises:
-        UserError: a folder that is not whole, or of another architecture.
+        UserError: an incomplete folder, or one of another architecture.
     """
     if not weights.is_training:
         if not needed:

@@ -69,7 +69,7 @@ def greedy_decode(
         stop_ids: token ids that end an answer.
         max_batch_tokens: upper bound on the tokens of a batch, answers included; a longer single request runs alone.
         max_batch_size: upper bound on the requests of a batch.
-        group: ranks that must run equal numbers of forward passes (FSDP); None for a model that is whole here.
+        group: ranks that must run equal numbers of forward passes (FSDP); None where passes are not collective.
         progress: called with the number of requests finished since the last call.
 
     Returns:

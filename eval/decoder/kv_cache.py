@@ -1,7 +1,7 @@
 """The keys and values a decoder keeps, so that each new token costs one token.
 
 All requests of a run begin with the same prefix (chat template, instruction, label list, examples). Its keys and
-values are computed once and stand once in memory, however many requests share them; each request has a slot for its
+values are computed once and are in memory once, however many requests share them; each request has a slot for its
 own tokens only. With a prefix of P tokens and R requests of body lengths b1, b2, ... that have emitted e tokens::
 
     prefix    [ 1, P, K, D]   |p p p p p p|              shared, never copied per request
@@ -9,7 +9,7 @@ own tokens only. With a prefix of P tokens and R requests of body lengths b1, b2
     slot 2    [ K, S, D]                  |b b e e . . . |       S = longest body + longest answer
     slot 3    [ K, S, D]                  |b b b b b e e |
 
-A request's tokens stand at positions P, P + 1, ...; a slot's place s holds position P + s.
+A request's tokens are at positions P, P + 1, ...; a slot's place s holds position P + s.
 
 The model sees one of three caches, one for each kind of forward pass; each decides who attends to whom:
 
@@ -44,7 +44,7 @@ class SlotCache:
     """Keys and values of the requests in flight, one pair a layer, made when first written to.
 
     Laid out as [R, K, S, D], so that a step's products with them are batched matrix products over R and K as they lie;
-    with S before K, each would first copy the whole cache.
+    with S before K, each would first copy all of the cache.
     """
 
     def __init__(self, n_slots: int, n_places: int) -> None:

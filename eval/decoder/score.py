@@ -4,7 +4,7 @@
     compute_metrics
 
 Nothing here knows whether a model was fine-tuned. Every example gets an answer, however long its document:
-documents are truncated, examples never dropped. Several ranks split the examples; rank 0 returns them all in
+documents are truncated, examples never dropped. Several ranks share the examples; rank 0 returns them all in
 the order given.
 """
 

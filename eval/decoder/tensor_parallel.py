@@ -1,20 +1,20 @@
-"""A decoder whose matrices are split over ranks, for scoring: read from disk, or copied out of a model in training.
+"""A tensor-parallel decoder for scoring: read from disk, or copied out of a model in training.
 
 ::
 
-    split        on the meta device, as in training (`train/parallel/tensor_parallel.py`): every matrix becomes a
+    apply        on the meta device, as in training (`train/parallel/tensor_parallel.py`): every matrix becomes a
                  DTensor that knows which slice of it each rank holds
       fill       from a Hugging Face folder or a training checkpoint (`eval/setup.py`), or from a live model
                  (`copy_for_scoring`): whichever it is, a rank keeps its own slices and nothing else
       to_plain_tensors   the same slices as plain tensors, with plain collectives
 
 Embedding and head are split too. A step of decoding reads every weight once: of Llama 3 70B in bf16 over 8 GPUs the
-blocks are 17.1 GB a GPU; a whole head would add 2.1 GB to read, an eighth of it adds 0.26, and gathering the logits
-(0.26 MB a request) costs far less than reading the difference. Whole, the two would also take 3.7 GB a GPU from the
-cache. And because all ranks choose the next token from the same gathered logits, they cannot part ways.
+blocks are 17.1 GB a GPU; an unsharded head would add 2.1 GB to read, an eighth of it adds 0.26, and gathering the
+logits (0.26 MB a request) costs far less than reading the difference. Unsharded, the two would also take 3.7 GB a GPU
+from the cache. And because all ranks choose the next token from the same gathered logits, they cannot part ways.
 
 Why `to_plain_tensors`: a product with a DTensor keeps the host busy for a fraction of a millisecond before the device
-has anything to do, and a block has seven. One token at a time that is several times what a GPU needs for the whole step
+has anything to do, and a block has seven. One token at a time that is several times what a GPU needs for the step
 (`benchmarks/results/score_in_training.md`), and without gradients nothing is left for DTensors to do once the slices
 are in place.
 """
@@ -40,7 +40,7 @@ def copy_for_scoring(
 ) -> nn.Module:
     """A copy of a model in training, split over ``mesh``, its weights cast to ``dtype``.
 
-    A collective call of all ranks that hold a shard of ``model``. One tensor at a time is gathered whole, and each
+    A collective call of all ranks that hold a shard of ``model``. One tensor at a time is gathered, and each
     rank keeps its slice of it: all weights pass through each GPU once, as in one forward pass of FSDP, and the most
     that a rank holds beside the copy is the largest tensor.
 
@@ -63,10 +63,10 @@ def copy_for_scoring(
 
 
 def to_plain_tensors(model: nn.Module, build: Callable[[], nn.Module], mesh: DeviceMesh) -> nn.Module:
-    """A model that shares the memory of a split one and gives its results, without DTensors and without gradients.
+    """A model that shares the memory of a tensor-parallel one and gives its results; no DTensors, no gradients.
 
     Args:
-        model: split over ``mesh`` by `train.parallel.tensor_parallel.apply_tensor_parallel`, its slices in place.
+        model: as `train.parallel.tensor_parallel.apply_tensor_parallel` made it, its slices in place.
         build: makes the model anew; called under the meta device.
     """
     with torch.device("meta"):
@@ -124,10 +124,10 @@ def _add_up(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return x
 
 
-def _gather(x: Tensor, n_whole: int, group: dist.ProcessGroup) -> Tensor:
-    """[N, n] of each rank -> [N, n_whole]; the last rank may have fewer than the others."""
-    n_each = -(-n_whole // group.size())
+def _gather(x: Tensor, n_full: int, group: dist.ProcessGroup) -> Tensor:
+    """[N, n] of each rank -> [N, n_full]; the last rank may have fewer than the others."""
+    n_each = -(-n_full // group.size())
     x = F.pad(x, (0, n_each - x.shape[-1])).movedim(-1, 0).contiguous()
-    whole = x.new_empty(group.size() * n_each, *x.shape[1:])
-    dist.all_gather_single(whole, x, group=group)
-    return whole[:n_whole].movedim(0, -1)
+    full = x.new_empty(group.size() * n_each, *x.shape[1:])
+    dist.all_gather_single(full, x, group=group)
+    return full[:n_full].movedim(0, -1)

@@ -19,7 +19,7 @@ def encoder_task(name: str, config: EncoderConfig, labels: dict[str, list[str]],
     Args:
         name: a task's name or TOML file; empty: the built-in task whose heads these are.
         config: the checkpoint's own numbers and heads.
-        labels: by head, what each of its outputs stands for; a head that is missing here is not compared.
+        labels: by head, the label of each of its outputs; a head that is missing here is not compared.
         path: the checkpoint, for messages.
 
     Raises:
@@ -48,7 +48,7 @@ def encoder_task(name: str, config: EncoderConfig, labels: dict[str, list[str]],
         known = labels.get(field, own)
         if known != own:
             differ = [label for label in dict.fromkeys([*known, *own]) if (label in own) != (label in known)]
-            what = f"only one of the two has {', '.join(differ[:SHOWN])}" if differ else "they stand in another order"
+            what = f"only one of the two has {', '.join(differ[:SHOWN])}" if differ else "they are in another order"
             raise UserError(
                 f"{path}: the labels of {field} are not those of task {task.name}: {what}. The head's outputs are "
                 "numbered by them: fine-tune again, or score with the task as it was."

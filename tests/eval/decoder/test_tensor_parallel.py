@@ -11,7 +11,7 @@ import torch
 from data.decoder.prompts import encode_pieces
 from data.errors import UserError
 from eval.setup import build_model
-from tests.eval.decoder import split_run
+from tests.eval.decoder import tensor_parallel_run
 from tests.launching import command, environment
 from train.parallel.tensor_parallel import check_divides
 
@@ -20,21 +20,21 @@ N_RANKS = 4
 
 def test_a_model_split_over_ranks_says_what_it_says_whole(divisible_checkpoint: Path, tmp_path: Path) -> None:
     """2 replicas x 2 slices, and 1 x 4; read from an HF folder and from a training checkpoint, and copied."""
-    start = command(Path(split_run.__file__), tmp_path, divisible_checkpoint, ranks=N_RANKS)
+    start = command(Path(tensor_parallel_run.__file__), tmp_path, divisible_checkpoint, ranks=N_RANKS)
     done = subprocess.run(start, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(N_RANKS)]
 
-    setup = split_run.setup_of(divisible_checkpoint)
+    setup = tensor_parallel_run.setup_of(divisible_checkpoint)
     model = build_model(setup, "fp32", torch.device("cpu"))
     n_parameters = sum(p.numel() for p in model.parameters())
     assert setup.config.vocab_size % 2, "the head divides unevenly"
     n_prefix = len(encode_pieces(setup.prompt.build(setup.task).prefix, setup.tokenizer))
     with torch.no_grad():
         logits = model(torch.arange(setup.config.vocab_size)[None])
-    alone = [split_run.score_some(setup, model, n) for n in split_run.N_EXAMPLES]
+    alone = [tensor_parallel_run.score_some(setup, model, n) for n in tensor_parallel_run.N_EXAMPLES]
     assert len({p.raw for p in alone[0].predictions}) > 1
-    for n in split_run.SLICES:
+    for n in tensor_parallel_run.SLICES:
         for rank, found in enumerate(ranks):
             for mine, whole in zip(found[n], alone, strict=True):
                 # The ranks of the first replica have all answers, the others the figures.

@@ -19,8 +19,10 @@ from checkpoints_tools.registry import MODELS
 from data.errors import UserError
 from data.loader import StepLoader
 from data.packing import PADDING_DOC
+from data.source import load_examples
 from model.attention import allowed
 from tests.launching import ROOT, TICKETS
+from tests.meta_reference import random_weights, write_meta_folder, write_rank_file
 from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.mesh import MeshShape
@@ -31,6 +33,7 @@ from train.planning.memory import Pass, Settings, count_parameters
 from train.planning.plan import make_plan, settle_optimizer
 from train.planning.workload import RankPass, count_workload
 from train.resolve import load_config
+from train.setup import open_run
 
 A100 = GPUS["a100-80g"].memory
 
@@ -179,8 +182,6 @@ def test_what_a_pass_holds_is_what_the_loader_builds(tiny_tokenizer, tmp_path):
         f"--model llama_debug --init random --task {TICKETS} --checkpoint {tiny_tokenizer} --row_length 1024 "
         f"--batch_size 6 --steps 4 --device cpu --cache_dir {tmp_path / 'cache'} --output {tmp_path / 'run'}".split()
     )
-    from train.setup import open_run
-
     setup = open_run(config)
     loader: StepLoader = setup.loader
     for n in range(4):
@@ -251,3 +252,39 @@ def test_the_command_prints_its_plan(tmp_path, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "train.py"), run_name="script")["main"]()
     assert "It does NOT fit" in capsys.readouterr().out
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
+
+
+def test_a_folder_of_metas_is_planned_from_its_own_numbers(tmp_path):
+    folder = write_meta_folder(tmp_path / "meta", random_weights(vocab=512), 2)
+    write_rank_file(tmp_path)  # above the weights, as in Meta's download of Llama 2
+    words = ["--model", "llama", "--checkpoint", folder, "--task", TICKETS, "--row_length", 4096, "--batch_size", 2]
+    words += ["--shots", 1, "--holdout", 0.2, "--eval_every", 4, "--steps", 4, "--cache_dir", tmp_path / "cache"]
+    plan, text = plan_of(*words, "--gpus", 1)
+    setup = open_run(load_config([*map(str, words), "--device", "cpu", "--output", str(tmp_path / "run")]))
+    assert not plan.assumed and plan.job.config == setup.model_config and setup.model_config.dim == 64
+    assert plan.lengths.tolist() == (setup.samples.costs + len(setup.samples.prefix)).tolist()
+    assert len(plan.lengths) + len(setup.held_out) + 1 == len(load_examples(setup.task, "train", None))
+    assert plan.work == count_workload(setup.loader, setup.model_config, 4)
+    with pytest.raises(UserError, match=r"another model than --model llama3_8b: dim: 64 \(expected 4096\)"):
+        plan_of("--model", "llama3_8b", *words[2:])
+    for part in folder.glob("consolidated.*"):
+        part.unlink()
+    with pytest.raises(UserError, match="whatever its folder holds, and .* no checkpoint of Meta's"):
+        plan_of(*words)
+    plan, text = plan_of("--model", "llama3_8b", *words[2:])
+    assert "assumed: the model's numbers are the preset's" in text and plan.job.config == MODELS["llama3_8b"].config
+
+
+def test_a_model_from_random_weights_has_the_tokenizers_vocabulary(tiny_tokenizer, tmp_path):
+    words = ["--model", "llama_debug", "--init", "random", "--task", TICKETS, "--checkpoint", tiny_tokenizer]
+    words += ["--row_length", 1024, "--steps", 2, "--cache_dir", tmp_path / "cache"]
+    plan, _ = plan_of(*words)
+    setup = open_run(load_config([*map(str, words), "--device", "cpu", "--output", str(tmp_path / "run")]))
+    assert plan.job.config == setup.model_config != MODELS["llama_debug"].config and not plan.assumed
+
+
+def test_a_plan_refuses_what_the_run_would_refuse(tmp_path):
+    with pytest.raises(UserError, match="max_length = 600: .* positions for documents of 512"):
+        plan_of("--model", "roberta_base", "--task", "massive_joint", "--data", "sample", "--max_length", 600)
+    with pytest.raises(UserError, match="few-shot examples asked for"):
+        plan_of("--model", "llama3_8b", "--task", TICKETS, "--shots", 10_000, "--checkpoint", tmp_path / "none")

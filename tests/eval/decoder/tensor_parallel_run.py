@@ -1,4 +1,4 @@
-"""A model split over ranks, as a script under torchrun: ``split_run.py OUT CHECKPOINT`` writes OUT/rank<r>.pt.
+"""A tensor-parallel model, as a script under torchrun: ``tensor_parallel_run.py OUT CHECKPOINT`` writes OUT/rank<r>.pt.
 
 For each number of slices: what the split model answers when read from disk, and whether the slices of models read from
 a training checkpoint, and copied out of one sharded with FSDP2, are those read from the Hugging Face folder.
