@@ -2,20 +2,19 @@
 
 ::
 
-    wq wk wv, w1 w3   by output (whole heads, whole hidden units): no communication
-    wo, w2            by input: the ranks' partial results are summed, twice a block; and so are, on the way back, the
-                      partial gradients of attention's and the feed-forward network's inputs
-    embedding         by token id: a rank looks up its own ids, has zeros for the others, and the results are summed
+    wq wk wv, w1 w3   by output (complete heads and hidden units): no communication
+    wo, w2            by input: partial results are all-reduced, twice a block; in the backward pass also the partial
+                      gradients of the inputs of attention and feed-forward network
+    embedding         by token id: a rank looks up its own ids, uses zeros for the others; the results are all-reduced
     head              by token id: each rank's logits are gathered, at label positions only
-    norms             whole on every rank; so is an embedding that is the head as well (small models tie them)
+    norms             replicated over `tensor`; so is an embedding that is tied to the head (in small models)
 
-So a token costs four small all-reduces a block in a training step, and two in a decoding step, where FSDP alone would
-gather every weight for it. All ranks of the dimension run the same forward passes on the same tokens, hold the same
-residual stream and get the same logits: neither the trainer nor the decoder knows of it. The gradients of what is whole
-on every rank come out the same on all of them and need no communication.
+So a token costs four small all-reduces a block in a training step, and two in a decoding step. FSDP alone would gather
+every weight for it. All ranks of the dimension run the same forward passes on the same tokens, hold the same residual
+stream and get the same logits, so trainer and decoder need no change. Gradients of replicated parameters are the same
+on all these ranks and need no communication.
 
-Why the residual stream is not cut along the sequence as well, and the loss not computed on the parts of the vocabulary:
-`docs/multi_node.md`.
+`docs/multi_node.md` says why there is no sequence parallelism and no loss on parts of the vocabulary.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ from torch.distributed.tensor.parallel import (
 from data.errors import UserError
 from model.llama import LlamaConfig
 
-# Attention and the feed-forward network take their input as a DTensor: then the partial gradients that wq, wk and wv
-# (w1 and w3) give back are added up before they are summed over the ranks, once and not three times.
+# The inputs of attention and feed-forward network become DTensors. The partial gradients of wq, wk and wv (w1 and w3)
+# are then added locally and all-reduced once, not three times.
 BLOCK_PLAN: dict[str, ParallelStyle] = {
     "attention": PrepareModuleInput(input_layouts=(Replicate(), None), desired_input_layouts=(Replicate(), None)),
     "attention.wq": ColwiseParallel(),
@@ -58,7 +57,7 @@ VOCABULARY_PLAN: dict[str, ParallelStyle] = {
 
 
 def check_divides(config: LlamaConfig, n_ranks: int) -> None:
-    """Raise UserError unless all ranks get equally many whole key/value heads and hidden units."""
+    """Raise UserError unless key/value heads and hidden units divide evenly over the ranks."""
     common = math.gcd(config.n_kv_heads, config.ffn_dim)
     if common % n_ranks:
         fits = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
@@ -69,14 +68,14 @@ def check_divides(config: LlamaConfig, n_ranks: int) -> None:
 
 
 def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Split a model's matrices over ``mesh``, in place; on the meta device, before weights are loaded.
+    """Split a model's matrices over ``mesh``, in place. The model is on the meta device, without weights.
 
     Raises:
         UserError: see `check_divides`.
     """
     check_divides(model.config, mesh.size())
-    # What PyTorch would warn of, and what is not so here: the logits are a view, which nobody changes in place; and a
-    # matrix split twice along one dimension (over "tensor", then by FSDP2) is gathered in two steps, for an export.
+    # Two of PyTorch's warnings do not matter here: the logits are a view, but are not changed in place; and a matrix
+    # that "tensor" and FSDP2 split along the same dimension is gathered in two steps, for an export.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for block in model.layers:

@@ -41,9 +41,9 @@ def test_shapes_of_eight_ranks(asked: dict, shape: tuple[int, int, int]) -> None
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"nodes": 3}, "--nodes 3: 8 ranks do not divide into 3 machines"),
+        ({"nodes": 3}, "--nodes 3: 8 ranks do not divide evenly into 3 groups"),
         ({"nodes": 16}, "--nodes 16: 8 ranks do not divide"),
-        ({"sharding": "hybrid"}, "--sharding hybrid replicates the model across machines, and all 8"),
+        ({"sharding": "hybrid"}, "--sharding hybrid replicates the model across machines, but all 8"),
         ({"tp": 3}, "--tp 3: .* a machine has 8 rank.* 3 does not divide"),
         ({"tp": 8, "per_node": 4}, "--tp 8: .* a machine has 4 rank"),
         ({"tp": 4, "nodes": 4}, "--tp 4: .* --nodes 4 leaves 2 rank"),
