@@ -110,4 +110,4 @@ def test_the_network_traffic_in_the_documentation() -> None:
         seconds = [f"{x / speed:.1f} s" for n in (2, 8) for x in (full[n], hybrid[n])]
         assert f"| {network} Gb/s | {' | '.join(seconds)} |" in text
     one_sum = 16_384 * net.dim * 2 / 1e9
-    assert f"{1000 * one_sum:.0f} MB a block" in text and f"{5 * net.n_layers * one_sum:.0f} GB in all" in text
+    assert f"| 5 x {1000 * one_sum:.0f} MB |" in text and f"| {5 * net.n_layers * one_sum:.0f} GB |" in text
