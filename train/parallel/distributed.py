@@ -178,8 +178,8 @@ def run_guarded(main: Callable[[], None]) -> None:
     if status == 0 and dist.is_initialized():
         dist.destroy_process_group()
     if status or several:
-        # os._exit even after success: with gloo, one run in ten aborts during interpreter shutdown ("terminate called
-        # without an active exception", torch 2.13), and torchrun would report the run as failed.
+        # os._exit even after success. With gloo, one run in ten aborts during interpreter shutdown ("terminate called
+        # without an active exception", torch 2.13). torchrun would report such a run as failed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

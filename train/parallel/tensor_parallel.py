@@ -74,8 +74,8 @@ def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
         UserError: see `check_divides`.
     """
     check_divides(model.config, mesh.size())
-    # Two of PyTorch's warnings do not matter here: the logits are a view, but are not changed in place; and a matrix
-    # that "tensor" and FSDP2 split along the same dimension is gathered in two steps, for an export.
+    # Two of PyTorch's warnings do not matter here. The logits are a view, but are not changed in place. And for an
+    # export, a matrix that "tensor" and FSDP2 split along the same dimension is gathered in two steps.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for block in model.layers:
