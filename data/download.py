@@ -4,7 +4,7 @@ The tarballs are not extracted: the readers read them directly. A download is wr
 renamed only when it is complete and checked, so that an interrupted one is never taken for the release. The same
 command continues an interrupted download.
 
-What is checked:
+Checks:
 
 - MASSIVE 1.1 has a pinned SHA-256; any other file is refused.
 - 20 Newsgroups: the site publishes no checksum, so the posts are counted. A tarball without exactly 11,314 and 7,532
@@ -100,8 +100,8 @@ def download(name: str, folder: Path, url: str | None = None) -> Path:
     """Fetch a release, unless ``folder`` has it already, and check it; return the tarball's path.
 
     Raises:
-        UserError: the address cannot be reached (the part fetched so far is kept, and the message says how to fetch
-            the file manually), or the file is not the release (it is deleted).
+        UserError: the address cannot be reached, or the file is not the release. In the first case the fetched part
+            is kept, and the message says how to fetch the file manually; in the second the file is deleted.
     """
     release = RELEASES[name]
     target = folder / release.file_name

@@ -152,7 +152,7 @@ def get_task(name: str | Path, joint_order: str = "listing") -> Task:
     """A task by name, or a user's own from a TOML file.
 
     Args:
-        name: a key of `TASKS`, or the path of a ``.toml`` file (`data.readers.custom` says what it holds).
+        name: a key of `TASKS`, or the path of a ``.toml`` file (see `data.readers.custom`).
         joint_order: which field of ``20ng_joint`` is task1: the seven-class field, as in the paper's listings 5 and 6
             ("listing"), or the twenty-class field, as in its §5.6 ("section"). Other tasks have one order.
 

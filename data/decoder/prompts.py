@@ -9,8 +9,8 @@ A prompt is the same text around every document of a run:
 
 Each section is tokenized separately and the ids are concatenated. So the prefix has the same ids for every document,
 and truncating a document moves no boundary. The wording is that of the listings, with their mistakes corrected
-("Bellow", "classifity", quotation marks that never open), "utter text" changed to "utterance text", and one format for
-all lists of labels. Few-shot examples are chosen in `data.decoder.fewshot`.
+("Bellow", "classifity", quotation marks that never open). Two things differ: "utter text" is "utterance text", and all
+lists of labels have one format. Few-shot examples are chosen in `data.decoder.fewshot`.
 """
 
 from __future__ import annotations

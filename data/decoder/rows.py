@@ -1,7 +1,7 @@
 """Packing decoder samples: the layout of a packed row, with the instruction prefix once at its start.
 
-A sample is ``prefix + body + label``: the prefix (chat opening, instruction, label list, shots) is the same for every
-sample of a run, ``body`` is the document and the end of the prompt, ``label`` is the answer and the end-of-turn token.
+A sample is ``prefix + body + label``. The prefix (chat opening, instruction, label list, shots) is the same for every
+sample of a run. ``body`` is the document and the end of the prompt, ``label`` is the answer and the end-of-turn token.
 The label's last token is only a target, so a sample adds ``len(body) + len(label) - 1`` tokens to a row.
 
 With ``share_prefix`` the prefix is document 0 and is in the row once; every sample's positions continue from its end.
@@ -29,7 +29,7 @@ that it allows. Every sample has exactly the context it would have alone::
         Z    *  *  *  .  .  .  *  *  *
 
 Without sharing there is no document 0. Each sample is a document ``prefix + body + label`` with positions from 0,
-documents are numbered from 1, and the same rule gives the ordinary block-diagonal causal mask. Padding is document -1,
+and documents are numbered from 1. The same rule gives the ordinary block-diagonal causal mask. Padding is document -1,
 which attends to itself so that no softmax row is empty. Nothing is masked by token id.
 
 Which samples share a row is decided in `data.packing` and `data.loader`.

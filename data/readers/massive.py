@@ -14,9 +14,9 @@ comcast"). No line is dropped. The words of such a line are aligned, and the lin
 - ``letter_case``: the words differ in capitals only. Each word takes the label at the same index.
 - ``spelling``: the number of words is the same, but some differ. Equal words (ignoring case) are matched in order.
   Words between two matches are paired by index: ``rihanna`` takes the label of ``rihana``.
-- ``word_count``: the number of words differs. Between two matches with unequal numbers of words, a word of the
-  utterance takes the label of the annotated word that contains more than half of its letters in one piece:
-  ``comcast`` is in ``@comcast``, ``harry`` and ``potter`` are in ``harrypotter``. If there is none, it takes Other.
+- ``word_count``: the number of words differs. Where it also differs between two matches, a word takes the label of the
+  annotated word that contains more than half of its letters in one piece: ``comcast`` is in ``@comcast``, ``harry``
+  and ``potter`` are in ``harrypotter``. If there is no such word, it takes Other.
 
 ``entities_lost`` counts the bracketed entities that no word of the utterance received. A word that touches two
 brackets (``[person : ann][date : monday]`` without a space between) belongs to the first.
@@ -273,7 +273,7 @@ def _find(path: Path) -> tuple[str, bytes]:
 def _from_tarball(path: Path) -> tuple[str, bytes]:
     found = list(iterate_tarball(path, lambda name: name.split("/")[-1] == FILE_NAME))
     if len(found) != 1:
-        raise UserError(f"{path}: holds {len(found)} files named {FILE_NAME}; the release has one.")
+        raise UserError(f"{path}: {len(found)} files named {FILE_NAME}; the release has one.")
     name, content = found[0]
     return f"{path}:{name}", content
 

@@ -106,7 +106,7 @@ def read_newsgroups(path: Path, split: str) -> tuple[list[Example], Counter[str]
         ``empty`` (only whitespace), ``not_ascii``, ``looks_utf8``, ``carriage_returns``.
 
     Raises:
-        UserError: no such split, nothing found at ``path``, a folder that is not one of the twenty groups, a
+        UserError: no such split; nothing found at ``path``; a folder that is not one of the twenty groups; a
             tarball that is broken or has members that point outside it.
     """
     if split == "dev":
