@@ -47,7 +47,7 @@ import torch
 
 from data.packing import IGNORE, PADDING_DOC, SHARED_DOC, padded_length
 
-# The one field of a decoder: all that it writes. Fields of tasks have names; this one has none.
+# The name of a decoder's only field, the answer. It is empty, unlike the names of a task's fields.
 ANSWER = ""
 
 
@@ -105,7 +105,7 @@ class Batch:
     dummy: bool = False
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Run the batch through a model: of the one field `ANSWER`, ``[N, V]`` logits and ``[N]`` targets."""
+        """Run the model on the batch; return ``[N, V]`` logits and ``[N]`` targets of the only field, `ANSWER`."""
         logits = model(self.tokens, self.positions, self.doc_ids, output_index=self.target_index)
         return {ANSWER: (logits, self.targets.flatten()[self.target_index])}
 

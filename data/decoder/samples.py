@@ -90,11 +90,11 @@ class SampleSet:
         return dummy_batch()
 
     def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
-        """Label tokens of these samples, all of the one field `ANSWER`."""
+        """The number of label tokens of these samples, under the only field, `ANSWER`."""
         return {ANSWER: int(self.label_lengths[list(indices)].sum())}
 
     def contents(self) -> list[np.ndarray]:
-        """All that is trained on, for a hash."""
+        """The arrays that training depends on, to be hashed."""
         return [self.prefix, self.tokens, self.body_end, self.label_end]
 
     def count_longer_than(self, n: int) -> int:

@@ -70,7 +70,7 @@ class Batch:
     dummy: bool = False
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Run the batch through a model: by field, ``[N, labels]`` logits and ``[N]`` targets."""
+        """Run the model on the batch; return ``[N, labels]`` logits and ``[N]`` targets by field."""
         logits = model(self.tokens, self.positions, self.doc_ids, output_index=self.index)
         return {field: (logits[field], targets) for field, targets in self.targets.items()}
 
