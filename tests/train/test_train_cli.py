@@ -36,7 +36,7 @@ def log_lines(run: Path) -> list[dict]:
 
 
 def test_a_run_from_one_command(launch: Launch, train_args: list[str], tmp_path: Path) -> None:
-    from checkpoints_tools.load import check_folder
+    from checkpoints_tools.folder import check_folder
     from data.decoder.fewshot import PromptSpec
     from data.source import load_examples
     from data.tasks import get_task
