@@ -134,7 +134,7 @@ class StepLoader:
             f"a sample of {self._costs.max()} tokens for rows of {self._capacity}: prepared for a longer row"
         )
         # Only a few epochs' orders are ever wanted at once: this one, the next, and the prefetcher's.
-        self._epoch_units = lru_cache(maxsize=4)(self._epoch_units)
+        self._units_of_epoch = lru_cache(maxsize=4)(self._epoch_units)
         self._n_rows = self._fewest_level_rows() if batch_unit == "rows" and packing else len(samples)
 
     @property
@@ -174,10 +174,11 @@ class StepLoader:
         return least + bisect_left(range(least, len(costs)), True, key=fits)
 
     def _units(self, n: int) -> list[Row]:
-        start, units = n * self.batch_size, []
+        start = n * self.batch_size
+        units: list[Row] = []
         while len(units) < self.batch_size:
             epoch, at = divmod(start + len(units), self.units_per_epoch)
-            units += self._epoch_units(epoch)[at : at + self.batch_size - len(units)]
+            units += self._units_of_epoch(epoch)[at : at + self.batch_size - len(units)]
         return units
 
     # ------------------------------------------------------------------------------------- on which rank, which row
@@ -276,7 +277,8 @@ class StepLoader:
             n_rows = rows_of[length]
 
         def fill(worth: np.ndarray) -> Row:  # take what is worth most while it fits
-            row, free = [], min(self._capacity, length - self.row_prefix)
+            row: Row = []
+            free = min(self._capacity, length - self.row_prefix)
             for i in np.repeat(np.argsort(-worth, kind="stable"), self._times_in_step).tolist():
                 if len(row) < most and costs[i] <= free:
                     row.append(i)

@@ -39,7 +39,7 @@ Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` label tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -110,8 +110,14 @@ class Batch:
         return {ANSWER: (logits, self.targets.flatten()[self.target_index])}
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            positions=change(self.positions),
+            doc_ids=change(self.doc_ids),
+            targets=change(self.targets),
+            target_index=change(self.target_index),
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on ``device``; from pinned memory the copy does not block."""

@@ -27,6 +27,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from checkpoints_tools.registry import blocks_of
 from train.parallel.activation_offload import offload_inputs
 from train.parallel.mesh import data_mesh
 from train.parallel.tensor_parallel import apply_tensor_parallel
@@ -103,14 +104,14 @@ def parallelize(
         model = build().to(formats.weights)
     if "tensor" in (mesh.mesh_dim_names or ()):
         apply_tensor_parallel(model, mesh["tensor"])
-    for block in blocks(model):
+    for block in blocks_of(model):
         if activation_checkpointing != "none":
             checkpoint_activations(block, activation_checkpointing)
         if compile_blocks:
             block.forward = torch.compile(block.forward, dynamic=True)
     if activation_offload:
         assert activation_checkpointing == "full", "only then is a block's input all that it saves"
-        offload_inputs(blocks(model), device)
+        offload_inputs(blocks_of(model), device)
     shard(model, data_mesh(mesh), formats)
     assert not list(model.buffers()), "no checkpoint holds buffers, and `to_empty` leaves garbage in them"
     model.to_empty(device=device)
@@ -119,12 +120,6 @@ def parallelize(
     else:
         load(model)
     return model.train()
-
-
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """A model's layers in order: each is sharded, recomputed and compiled separately."""
-    assert isinstance(model.layers, nn.ModuleList)
-    return model.layers
 
 
 def checkpoint_activations(block: nn.Module, mode: ActivationCheckpointing) -> None:
@@ -158,7 +153,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, formats: Precision) -> None:
     # tables must stay in fp32: FSDP's cast would reach into the dataclass that holds them.
     policy = MixedPrecisionPolicy(param_dtype=formats.compute, reduce_dtype=formats.reduce, cast_forward_inputs=False)
     reshard = reshards_after_forward(model)
-    for block in blocks(model):
+    for block in blocks_of(model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
@@ -180,7 +175,7 @@ def reshards_after_forward(model: nn.Module) -> bool:
 
 def keep_unsharded(model: nn.Module, keep: bool) -> None:
     """Keep blocks unsharded after a forward pass, whatever the model's size, or restore what `shard` decided."""
-    for block in blocks(model):
+    for block in blocks_of(model):
         assert isinstance(block, FSDPModule)
         block.set_reshard_after_forward(not keep and reshards_after_forward(model), recurse=False)
 

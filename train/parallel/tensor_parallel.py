@@ -34,7 +34,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from checkpoints_tools.registry import ModelConfig, architecture_of
+from checkpoints_tools.registry import ModelConfig, architecture_of, blocks_of, config_of
 from data.errors import UserError
 from model.tensor_plans import Split, TensorPlan
 
@@ -81,16 +81,17 @@ def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
     Raises:
         UserError: see `check_divides`.
     """
-    plan = architecture_of(model.config).tensor_plan
-    check_divides(model.config, mesh.size())
+    config = config_of(model)
+    plan = architecture_of(config).tensor_plan
+    check_divides(config, mesh.size())
     assert plan is not None, "a tensor dimension of one rank for a model that cannot be split"
     # Two of PyTorch's warnings do not matter here. The logits are a view, but are not changed in place. And for an
     # export, a matrix that "tensor" and FSDP2 split along the same dimension is gathered in two steps.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    for block in model.layers:
+    for block in blocks_of(model):
         _apply(block, mesh, block_styles(plan))
-    if not model.config.tie_embeddings:
+    if not config.tie_embeddings:
         _apply(model, mesh, {name: STYLES[split] for name, split in plan.vocabulary.items()})
 
 
