@@ -21,26 +21,26 @@ if __name__ == "__main__":
 
 # isort: split
 import logging
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from checkpoints_tools.hf_config import DTYPES
 from eval.combine import combine
-from eval.decoder.score import score_model
-from eval.encoder.score import score_encoder
 from eval.gather import ScoreResult
-from eval.memory import check_plan_fits
+from eval.job import ScoringRanks
+from eval.memory import ScoringLoad, check_fits, usable_now
 from eval.plan import describe as describe_plan
+from eval.plan import make_plan
 from eval.progress import Progress
 from eval.report import compare, console, details_table
 from eval.resolve import load_config
 from eval.results import Results, field_kinds, versions, write_run
-from eval.setup import EvalPlan, build_model, make_plan, trained_with
+from eval.score import request_lengths, score
+from eval.setup import ScoringSetup, build_model, open_scoring
+from eval.weights import trained_with
 from train.parallel.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
 from train.parallel.mesh import lay_out_world
-from train.setup import CACHE_DIR
 
 log = logging.getLogger("eval")
 
@@ -57,81 +57,68 @@ def main() -> None:
         console().print(details_table(results))
         log.info("written to %s", output)
     elif options.plan:
-        text, fits = describe_plan(options)
-        log.info("%s", text)
-        if not fits:
+        plan = make_plan(options)
+        log.info("%s", describe_plan(plan))
+        if not plan.fits:
             sys.exit(1)
     else:
-        score(options)
+        run(options)
 
 
-def score(options: EvalConfig) -> None:
+def run(options: EvalConfig) -> None:
+    """Score a checkpoint and write its run folder."""
     device = pick_device(options.device)
     shape = lay_out_world(tp=options.tp)
-    plan = make_plan(options)
+    setup = open_scoring(options)
     precision = resolve_precision(options.precision, device.type)
-    if device.type == "cuda" and plan.prompt is not None:
-        check_plan_fits(plan, options, DTYPES[precision], torch.cuda.mem_get_info(device)[0])
+    job = setup.job
+    if device.type == "cuda":
+        load = ScoringLoad(setup.spec, setup.config, DTYPES[precision], request_lengths(job), job.max_batch_tokens)
+        check_fits(load, options.tp, shape.n_data, usable_now(device))
     world = start(device, shape)
-    log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", plan.weights.path, plan.task.name,
-             options.split, len(plan.examples), precision, world.size, device.type)  # fmt: skip
-    answer = score_encoder
-    if plan.prompt is not None:
-        answer = partial(score_model, prompt=plan.prompt.build(plan.task), max_new_tokens=options.max_new_tokens)
-        log.info("prompt: %s template, %d shots, %s", plan.prompt.template, len(plan.prompt.shots),
-                 "as stored with the checkpoint" if plan.fine_tuned else "built from the options")  # fmt: skip
+    log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", setup.weights.path, setup.task.name,
+             options.split, len(job.examples), precision, world.size, device.type)  # fmt: skip
+    if setup.prompt is not None:
+        log.info("prompt: %s template, %d shots, %s", setup.prompt.template, len(setup.prompt.shots),
+                 "as stored with the checkpoint" if setup.fine_tuned else "built from the options")  # fmt: skip
     else:
-        log.info("documents are cut to %d tokens, packed into rows of %d", plan.row_length, options.batch_tokens)
-    # Ranks that split a replica of the model decode the same examples; replicas share them.
+        log.info("documents are cut to %d tokens, packed into rows of %d", job.max_length, job.max_batch_tokens)
+    # The ranks of one tensor-parallel group decode the same examples; replicas share them.
     n_replicas = world.shape.n_data
     if options.tp > 1:
         log.info("%d replica(s) of the model, each split over %d ranks", n_replicas, options.tp)
-    model = build_model(plan, precision, device, world.mesh["tensor"] if options.tp > 1 else None)
-    with Progress(len(plan.examples), n_replicas, show=world.is_main) as progress:
-        result = answer(
-            model,
-            plan.tokenizer,
-            plan.task,
-            examples=plan.examples,
-            max_length=plan.row_length,
-            device=device,
-            rank=world.data_rank,
-            world_size=n_replicas,
-            group=world.data_group,
-            max_batch_tokens=options.batch_tokens,
-            cache_dir=options.cache_dir or CACHE_DIR,
-            progress=progress.advance,
-        )
+    model = build_model(setup, precision, device, world.mesh["tensor"] if options.tp > 1 else None)
+    with Progress(len(job.examples), n_replicas, show=world.is_main) as progress:
+        result = score(model, job, ScoringRanks.of(world), progress.advance)
     if world.is_main:
-        results = describe(options, plan, result, precision, world.size, device)
-        write_run(plan.output, results, result.predictions)
+        results = describe(setup, result, precision, world.size, device)
+        write_run(setup.output, results, result.predictions)
         console().print(details_table(results))
-        log.info("written to %s", plan.output)
+        log.info("written to %s", setup.output)
 
 
-def describe(
-    options: EvalConfig, plan: EvalPlan, result: ScoreResult, precision: str, n_ranks: int, device: torch.device
-) -> Results:
+def describe(setup: ScoringSetup, result: ScoreResult, precision: str, n_ranks: int, device: torch.device) -> Results:
     """Everything that belongs into ``results.json``."""
-    data = Path(options.data).name if options.data else plan.task.dataset
+    options = setup.options
+    data = Path(options.data).name if options.data else setup.task.dataset
     return Results(
-        system=plan.name,
-        task=plan.task.name,
-        fields=field_kinds(plan.task),
+        system=setup.name,
+        task=setup.task.name,
+        fields=field_kinds(setup.task),
         data=data,
         split=options.split,
         metrics=result.metrics,
-        model=plan.spec.name,
-        checkpoint=plan.weights.name,
-        shots=len(plan.prompt.shots) if plan.prompt is not None else 0,
-        prompt=plan.prompt.record() if plan.prompt is not None else None,
+        model=setup.spec.name,
+        checkpoint=setup.weights.name,
+        shots=len(setup.prompt.shots) if setup.prompt is not None else 0,
+        prompt=setup.prompt.record() if setup.prompt is not None else None,
         counts=result.counts,
         cost=result.cost,
         settings={
-            "fine_tuned": plan.fine_tuned,
-            "trained_with": trained_with(plan.weights),
+            "fine_tuned": setup.fine_tuned,
+            "trained_with": trained_with(setup.weights),
             "precision": precision,
-            "row_length": plan.row_length,
+            "row_length": setup.max_length,
             "max_new_tokens": options.max_new_tokens,
             "batch_tokens": options.batch_tokens,
             "limit": options.limit,

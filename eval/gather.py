@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from data.example import Example
 from data.tasks import Task
+from eval.job import ScoringRanks
 from eval.metrics import compute_metrics
 from eval.results import Prediction, count_oddities
 
@@ -61,26 +62,24 @@ def gather_scores(
     examples: Sequence[Example],
     share: Share,
     counts: dict[str, int],
-    rank: int,
-    world_size: int,
-    group: dist.ProcessGroup | None,
+    ranks: ScoringRanks,
 ) -> ScoreResult:
-    """Gather the ranks' shares: with several ranks a collective call of ``group``.
+    """Gather the ranks' shares: with several ranks a collective call of ``ranks.group``.
 
     Args:
         examples: the examples of all ranks.
         counts: added to the result's ``counts``, besides the sums of the answers' flags.
     """
-    shares = _gather(share, rank, world_size, group)
-    result = _assemble(task, examples, shares, counts) if rank == 0 else None
-    return _share_figures(result, world_size, group)
+    shares = _gather(share, ranks)
+    result = _assemble(task, examples, shares, counts) if ranks.rank == 0 else None
+    return _share_figures(result, ranks)
 
 
-def _gather(share: Share, rank: int, world_size: int, group: dist.ProcessGroup | None) -> list[Share]:
-    if world_size == 1:
+def _gather(share: Share, ranks: ScoringRanks) -> list[Share]:
+    if ranks.world_size == 1:
         return [share]
-    shares: list[Any] | None = [None] * world_size if rank == 0 else None
-    dist.gather_object(share, shares, group=group, group_dst=0)
+    shares: list[Any] | None = [None] * ranks.world_size if ranks.rank == 0 else None
+    dist.gather_object(share, shares, group=ranks.group, group_dst=0)
     return shares or []
 
 
@@ -108,11 +107,11 @@ def _assemble(task: Task, examples: Sequence[Example], shares: list[Share], coun
     )
 
 
-def _share_figures(result: ScoreResult | None, world_size: int, group: dist.ProcessGroup | None) -> ScoreResult:
+def _share_figures(result: ScoreResult | None, ranks: ScoringRanks) -> ScoreResult:
     """Send the figures to every rank, because the trainer chooses the best checkpoint on all ranks; not the answers."""
-    if world_size > 1:
+    if ranks.world_size > 1:
         figures = [(result.metrics, result.counts, result.cost) if result else None]
-        dist.broadcast_object_list(figures, group=group, group_src=0)
+        dist.broadcast_object_list(figures, group=ranks.group, group_src=0)
         result = result or ScoreResult([], *figures[0])
     assert result is not None
     return result

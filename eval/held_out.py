@@ -24,23 +24,22 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from eval.decoder.score import score_model
 from eval.decoder.tensor_parallel import copy_for_scoring
-from eval.encoder.score import score_encoder
 from eval.gather import ScoreResult
-from eval.memory import RESERVE, scoring_memory
+from eval.job import BATCH_TOKENS, ScoringJob, ScoringRanks
+from eval.memory import ScoringLoad
 from eval.metrics import main_figures, selection_metric
+from eval.score import request_lengths, score
 from model.llama import LlamaConfig
 from train.config import TrainConfig
 from train.parallel.distributed import World, place
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, keep_unsharded, reshard, reshards_after_forward
+from train.planning.hardware import usable
 from train.setup import CACHE_DIR, Setup, longest_input
 from train.trainer import HeldOutScore
 
 log = logging.getLogger(__name__)
-
-BATCH_TOKENS = 4096  # of a decoding batch of a whole model; a rank that has 1/n of the heads takes n times as many
 
 
 def tp_for(config: LlamaConfig, local_ranks: int) -> int:
@@ -66,24 +65,22 @@ class HeldOutScoring:
         if not self._is_set_up:
             self._set_up(model)
         if self.copy_world is None or not self._copy_fits():
-            keep_unsharded(model, self.world.size == 1)  # where the gradients are that are not there while scoring
-            result = self._answer(model, self.world, sharded=True)
+            keep_unsharded(model, self.world.size == 1)  # in the memory of the gradients, which are not there meanwhile
+            result = score(model, self._job(), ScoringRanks.of(self.world, sharded=True))
             keep_unsharded(model, False)
             reshard(model)
             return result
         build = partial(self.setup.spec.build, self.setup.model_config)
-        return self._answer(
-            copy_for_scoring(model, build, self.copy_world.mesh["tensor"], self._dtype, self.world.device),
-            self.copy_world,
-            max_batch_tokens=BATCH_TOKENS * self.copy_world.shape.tensor,
-        )
+        mesh = self.copy_world.mesh["tensor"]
+        copy = copy_for_scoring(model, build, mesh, self._dtype, self.world.device)
+        return score(copy, self._copy_job, ScoringRanks.of(self.copy_world))
 
     def _set_up(self, model: nn.Module) -> None:
         """Lay the ranks out for a copy of the model, where one is needed; once, as it makes process groups."""
         self._is_set_up = True
         setup, world = self.setup, self.world
         is_spread = world.shape.tensor > 1 or (world.size > 1 and reshards_after_forward(model))
-        if not is_spread or not isinstance(setup.model_config, LlamaConfig):
+        if not is_spread or setup.spec.kind == "encoder":
             return
         tp = tp_for(setup.model_config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
         if tp > 1:
@@ -101,27 +98,24 @@ class HeldOutScoring:
     def _dtype(self) -> torch.dtype:
         return PRECISIONS[self.config.train.precision].compute
 
-    def _answer(
-        self, model: nn.Module, ranks: World, sharded: bool = False, max_batch_tokens: int = BATCH_TOKENS
-    ) -> ScoreResult:
+    def _job(self, max_batch_tokens: int = BATCH_TOKENS) -> ScoringJob:
         config, setup = self.config, self.setup
-        score_answers = score_encoder
-        if setup.prompt is not None:
-            score_answers = partial(score_model, prompt=setup.prompt, max_new_tokens=config.eval.max_new_tokens)
-        return score_answers(
-            model,
-            setup.tokenizer,
-            setup.task,
+        return ScoringJob(
+            task=setup.task,
+            tokenizer=setup.tokenizer,
             examples=setup.held_out,
             max_length=longest_input(config, setup.model_config),
-            device=ranks.device,
-            rank=ranks.data_rank,
-            world_size=ranks.shape.n_data,
-            group=ranks.data_group,
-            sharded=sharded,
+            prompt=setup.prompt,
+            max_new_tokens=config.eval.max_new_tokens,
             max_batch_tokens=max_batch_tokens,
             cache_dir=config.data.cache_dir or CACHE_DIR,
         )
+
+    @property
+    def _copy_job(self) -> ScoringJob:
+        """The same with batches n times as large: a rank of the copy has 1/n of the keys and values."""
+        assert self.copy_world is not None
+        return self._job(BATCH_TOKENS * self.copy_world.shape.tensor)
 
     def _copy_fits(self) -> bool:
         """Whether a copy fits on every rank beside what is there, as far as can be known; the log says if it does not.
@@ -133,14 +127,21 @@ class HeldOutScoring:
         torch.cuda.empty_cache()  # what the last step's gradients and activations took can be had again
         free = torch.tensor(torch.cuda.mem_get_info(self.world.device)[0], device=self.world.device)
         dist.all_reduce(free, op=dist.ReduceOp.MIN)
-        c, tp = self.setup.model_config, self.copy_world.shape.tensor
-        memory = scoring_memory(c, self._dtype, tp, self.config.batch.row_length, BATCH_TOKENS * tp)
-        largest = c.vocab_size * c.dim * self._dtype.itemsize  # of the tensors that are whole for a moment
-        needed = memory.total + largest + RESERVE
-        if free.item() < needed:
+        needed, limit = self._copy_peak(), usable(int(free.item()))
+        if limit < needed:
             log.info(
                 "held-out scoring: gathers the model for every token; %.1f GB are free, a copy needs %.1f",
-                free.item() / 1e9,
+                limit / 1e9,
                 needed / 1e9,
             )
-        return free.item() >= needed
+        return limit >= needed
+
+    def _copy_peak(self) -> int:
+        """Bytes of a GPU that the copy needs: while it is made, one tensor at a time is there unsharded, and later the
+        keys and values."""
+        assert self.copy_world is not None
+        setup, job, shape = self.setup, self._copy_job, self.copy_world.shape
+        load = ScoringLoad(setup.spec, setup.model_config, self._dtype, request_lengths(job), job.max_batch_tokens)
+        memory = load.memory(shape.tensor, shape.n_data)
+        largest = setup.model_config.vocab_size * setup.model_config.dim * self._dtype.itemsize
+        return max(memory.peak, memory.weights + largest)

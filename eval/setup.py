@@ -1,5 +1,8 @@
 """From options to what is to be scored: task, prompt, examples and model; everything is checked before weights load.
 
+A run and its plan (``--plan``) are set up by the same code; a plan does without weights, tokenizer and data that are
+not there.
+
 A checkpoint that was fine-tuned here brings ``prompt.json``: task, template, few-shot examples and row length. It is
 scored with exactly that prompt, and options that contradict it are errors. Any other checkpoint gets the prompt that
 fine-tuning would have given it, so that "before" and "after" differ in the weights alone.
@@ -19,117 +22,123 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from checkpoints_tools.encoder_config import read_head_labels, read_max_length
 from checkpoints_tools.hf_config import DTYPES
-from checkpoints_tools.json_files import read_json
-from checkpoints_tools.load import check_family, check_fits_preset, load_pretrained, open_checkpoint
-from checkpoints_tools.registry import ModelSpec, get_model_spec
+from checkpoints_tools.load import check_fits_preset, load_pretrained
+from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
+from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
 from data.decoder.prompts import template_for
-from data.decoder.tokenizer import Tokenizer, load_tokenizer
-from data.encoder.samples import LONGEST_DOCUMENT
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
-from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
+from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.source import load_examples
 from data.tasks import TASKS, Task, get_task
 from eval.config import EvalConfig
 from eval.decoder.tensor_parallel import to_plain_tensors
-from eval.encoder.task import encoder_task, from_label_sets
-from model.encoder import EncoderConfig, Head
-from model.llama import LlamaConfig, RopeScaling
-from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, load_model, read_state, what_is_missing
+from eval.encoder.task import encoder_task
+from eval.job import ScoringJob
+from eval.weights import Weights, find_weights, head_labels, model_config, trained_length
+from model.encoder import EncoderConfig
+from train.checkpointing.checkpoint import load_model
 from train.config import RECIPES
 from train.parallel.tensor_parallel import apply_tensor_parallel, check_divides
+from train.planning.checkpoint import find_tokenizer
+from train.setup import CACHE_DIR
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Where weights come from.
+class ScoringSetup:
+    """What a run of ``eval.py`` scores, all names resolved.
 
     Attributes:
-        path: what holds them: a Hugging Face folder, or a training checkpoint.
-        base: the Hugging Face folder with the tokenizer; for a training checkpoint, the one its run started from.
-        is_training: ``path`` is a training checkpoint.
+        tokenizer, examples: None only in a plan, where they are not there.
+        prompt: None for an encoder; and in a plan, where the training examples to show are not there.
+        fine_tuned: the checkpoint brought its prompt or its heads.
+        max_length: longest input in tokens; see `eval.job.ScoringJob`.
+        name: what tables call the run.
+        assumed: what a plan assumes of the model, a sentence each.
+        missing: why a plan cannot count tokens; empty in a run.
     """
 
-    path: Path
-    base: Path
-    is_training: bool
-
-    @property
-    def name(self) -> str:
-        """What tells this folder from its like: a run's export is called after the run."""
-        parts = [part for part in self.path.resolve().parts if part not in ("checkpoints", "runs")]
-        generic = self.is_training or parts[-1] in ("export", "best")
-        return "-".join(parts[-2:]) if generic else parts[-1]
-
-
-@dataclass(frozen=True)
-class EvalPlan:
-    """What a run of ``eval.py`` will do, all names resolved.
-
-    Attributes:
-        prompt: None for an encoder.
-        row_length: longest input in tokens; for an encoder longest document.
-    """
-
+    options: EvalConfig
     spec: ModelSpec
-    config: LlamaConfig | EncoderConfig
+    config: ModelConfig
     weights: Weights
-    tokenizer: Tokenizer | EncoderTokenizer
+    tokenizer: AnyTokenizer | None
     task: Task
     prompt: PromptSpec | None
     fine_tuned: bool
-    examples: list[Example]
-    row_length: int
+    examples: list[Example] | None
+    max_length: int
     name: str
     output: Path
+    assumed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def job(self) -> ScoringJob:
+        """What there is to score; only where nothing is missing."""
+        assert self.tokenizer is not None and self.examples is not None, self.missing
+        return ScoringJob(
+            task=self.task,
+            tokenizer=self.tokenizer,
+            examples=self.examples,
+            max_length=self.max_length,
+            prompt=self.prompt.build(self.task) if self.prompt is not None else None,
+            max_new_tokens=self.options.max_new_tokens,
+            max_batch_tokens=self.options.batch_tokens,
+            cache_dir=self.options.cache_dir or CACHE_DIR,
+        )
 
 
-def make_plan(options: EvalConfig) -> EvalPlan:
+def open_scoring(options: EvalConfig) -> ScoringSetup:
     """Resolve the options; loads data and tokenizer, no weights.
+
+    With ``--plan`` weights, tokenizer and data need not be there; the result says what is assumed for them.
 
     Raises:
         UserError: a missing or damaged checkpoint, one that is not the model's, options that contradict the stored
             prompt, missing or broken data.
     """
     assert options.checkpoint is not None
-    spec = get_model_spec(options.model)
-    weights = find_weights(options.checkpoint)
-    config = _model_config(weights, spec)
-    is_encoder = isinstance(config, EncoderConfig)
-    check_family(config, spec, weights.path)
-    tokenizer = load_encoder_tokenizer(weights.base) if is_encoder else load_tokenizer(tokenizer_folder(weights.base))
-    check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
-    if options.tp > 1:
-        check_divides(config, options.tp)
-    if is_encoder:
-        labels = _head_labels(weights, config)
-        task, prompt, fine_tuned = encoder_task(options.task, config, labels, weights.path), None, True
-        row_length = _document_length(options, weights, config)
+    spec, missing = get_model_spec(options.model), []
+    weights = find_weights(options.checkpoint, needed=not options.plan)
+    config, assumption = model_config(weights, spec, needed=not options.plan)
+    assumed = [assumption] if assumption is not None else []
+    if options.plan:
+        tokenizer = find_tokenizer(spec, weights.base)
     else:
+        tokenizer = spec.architecture.load_tokenizer(tokenizer_folder(weights.base))
+    if tokenizer is None:
+        missing.append(f"no tokenizer in {weights.base}")
+    elif not assumed:
+        check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
+    if spec.kind == "encoder":
+        if options.plan and options.task and (assumed or not config.heads):
+            assumed.append(f"the heads are those that fine-tuning on {options.task} gives it")
+            task = get_task(options.task)
+            config = spec.architecture.with_task(config, task, config.head, weights.path)
+        else:
+            task = encoder_task(options.task, config, head_labels(weights, config), weights.path)
+        prompt, fine_tuned, max_length = None, True, _document_length(options, weights, config)
+    else:
+        check_divides(config, options.tp)
         stored = stored_prompt(weights.path, options)
-        task, prompt = (stored_task(options, stored), stored) if stored else new_prompt(options, spec, tokenizer)
+        task, prompt = (
+            (stored_task(options, stored), stored) if stored else new_prompt(options, spec, tokenizer, missing)
+        )
         fine_tuned = stored is not None
-        row_length = options.row_length or prompt.row_length or RECIPES[spec.recipe]["row_length"]
-    examples = load_examples(task, options.split, options.data)
-    if prompt is not None:
-        examples = _without_shots(examples, prompt)
-    if options.limit is not None and options.limit < len(examples):
-        chosen = random.Random(options.seed).sample(range(len(examples)), options.limit)
-        examples = [examples[i] for i in sorted(chosen)]
-    if not examples:
-        raise UserError(f"no {options.split} examples of {task.dataset} to score.")
+        trained_length = prompt.row_length if prompt is not None else None
+        max_length = options.row_length or trained_length or RECIPES[spec.recipe]["row_length"]
     # Shots tell a decoder's runs apart; an encoder has none.
     name, folder = weights.name, f"{weights.name}-{task.name}"
     if prompt is not None:
         name, folder = f"{name}, {len(prompt.shots)}-shot", f"{folder}-{len(prompt.shots)}shot"
-    return EvalPlan(
+    return ScoringSetup(
+        options=options,
         spec=spec,
         config=config,
         weights=weights,
@@ -137,71 +146,41 @@ def make_plan(options: EvalConfig) -> EvalPlan:
         task=task,
         prompt=prompt,
         fine_tuned=fine_tuned,
-        examples=examples,
-        row_length=row_length,
+        examples=_choose_examples(task, prompt, options, missing),
+        max_length=max_length,
         name=options.name or name,
         output=options.output or Path("runs/eval") / folder,
+        assumed=tuple(assumed),
+        missing=tuple(missing),
     )
 
 
-def find_weights(folder: Path) -> Weights:
-    """Recognize what kind of checkpoint a folder is.
-
-    Raises:
-        UserError: an incomplete training checkpoint; a run folder is told which of its checkpoints can be scored.
-    """
-    if (folder / RUN_FILE).is_file():
-        missing = what_is_missing(folder)
-        if missing is not None:
-            raise UserError(f"training checkpoint {folder} is incomplete ({missing}). Score another, or the export.")
-        base = Path(read_state(folder).config["checkpoint"])
-        if not base.is_dir():
-            raise UserError(
-                f"training checkpoint {folder} holds weights only; its tokenizer is that of {base}, which its run "
-                "started from and which is not there. Put it back, or score the run's export."
-            )
-        return Weights(folder, base, is_training=True)
-    if not (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
-        inside = [
-            p for p in (folder / "export", folder / "best", *sorted(folder.glob("checkpoints/step_*"))) if p.is_dir()
-        ]
-        listed = ", ".join(map(str, inside)) or "none yet"
-        raise UserError(f"'{folder}' is a run folder. Give --checkpoint one of its checkpoints: {listed}.")
-    return Weights(folder, folder, is_training=False)
-
-
-def trained_with(weights: Weights) -> dict[str, str] | None:
-    """The optimizer that made the weights, and why ``--optim auto`` chose it, if it did; None where nothing says so."""
-    if weights.is_training:
-        state = read_state(weights.path)
-        options, reason = state.config, state.optim_reason
-    elif (weights.path / TRAINING_FILE).is_file():
-        found = read_json(weights.path / TRAINING_FILE)
-        options, reason = found.get("options"), found.get("optim_reason", "")
-        if not isinstance(options, dict):
-            return None  # another program's file of this name
-    else:
+def _choose_examples(
+    task: Task, prompt: PromptSpec | None, options: EvalConfig, missing: list[str]
+) -> list[Example] | None:
+    """The examples to score: those of the split that the prompt does not show, or some of them by seed."""
+    examples = _load_examples(task, options.split, options, missing)
+    if examples is None:
         return None
-    return {"optim": options.get("optim", ""), "optim_reason": reason}
+    if prompt is not None:
+        examples = _without_shots(examples, prompt)
+    if options.limit is not None and options.limit < len(examples):
+        chosen = random.Random(options.seed).sample(range(len(examples)), options.limit)
+        examples = [examples[i] for i in sorted(chosen)]
+    if not examples:
+        raise UserError(f"no {options.split} examples of {task.dataset} to score.")
+    return examples
 
 
-def _model_config(weights: Weights, spec: ModelSpec) -> LlamaConfig | EncoderConfig:
-    """What the weights' own folder says; checks that it is whole."""
-    if not weights.is_training:
-        return open_checkpoint(weights.base, spec).config
-    numbers = dict(read_state(weights.path).identity["model_config"])
-    if "heads" in numbers:
-        return EncoderConfig(**{**numbers, "heads": tuple(Head(**head) for head in numbers["heads"])})
-    if numbers["rope_scaling"] is not None:
-        numbers["rope_scaling"] = RopeScaling(**numbers["rope_scaling"])
-    return LlamaConfig(**numbers)
-
-
-def _head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]:
-    """By head, what each of its outputs stands for."""
-    if weights.is_training:
-        return from_label_sets(config.heads, read_state(weights.path).labels)
-    return read_head_labels(read_json(weights.path / "config.json"))
+def _load_examples(task: Task, split: str, options: EvalConfig, missing: list[str]) -> list[Example] | None:
+    """The task's examples; a plan does without those that were not named, and adds to ``missing``."""
+    try:
+        return load_examples(task, split, options.data)
+    except UserError:
+        if not options.plan or options.data is not None:
+            raise
+        missing += [text for text in [f"no data of {task.dataset}"] if text not in missing]
+        return None
 
 
 def _document_length(options: EvalConfig, weights: Weights, config: EncoderConfig) -> int:
@@ -215,12 +194,7 @@ def _document_length(options: EvalConfig, weights: Weights, config: EncoderConfi
             f"--max_length {options.max_length}: {weights.path} has positions for documents of {config.max_position} "
             "tokens at most."
         )
-    if weights.is_training:
-        trained = read_state(weights.path).config
-        stored, row_length = trained["max_length"], trained["row_length"]
-    else:
-        stored, row_length = read_max_length(read_json(weights.path / "config.json")), LONGEST_DOCUMENT
-    return options.max_length or stored or min(LONGEST_DOCUMENT, config.max_position, row_length)
+    return options.max_length or trained_length(weights, config)
 
 
 def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
@@ -248,7 +222,7 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
     ]
     if wrong:
         raise UserError(
-            f"{'; '.join(wrong)} ({folder / PROMPT_FILE}). Leave the option away to score it on the prompt it knows, "
+            f"{'; '.join(wrong)} ({folder / PROMPT_FILE}). Omit the option to score with the stored prompt, "
             "or add --new_prompt to score it on one it never saw."
         )
     return stored
@@ -264,8 +238,14 @@ def stored_task(options: EvalConfig, stored: PromptSpec) -> Task:
     return task
 
 
-def new_prompt(options: EvalConfig, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[Task, PromptSpec]:
+def new_prompt(
+    options: EvalConfig, spec: ModelSpec, tokenizer: Tokenizer | None, missing: list[str]
+) -> tuple[Task, PromptSpec | None]:
     """The prompt for a checkpoint without one: the model's template, few-shot examples by seed.
+
+    Args:
+        tokenizer: cuts the few-shot examples and tells the template; None only in a plan.
+        missing: where a plan notes that the few-shot examples are not there; there is no prompt then.
 
     Raises:
         UserError: no task given, or not enough training examples to choose from.
@@ -276,11 +256,15 @@ def new_prompt(options: EvalConfig, spec: ModelSpec, tokenizer: Tokenizer) -> tu
     task = get_task(options.task, order)
     shots: list[Example] = []
     if options.shots:
-        chosen = choose_shots(load_examples(task, "train", options.data), task, options.shots, options.seed)
-        shots = cut_shots(chosen, tokenizer, options.shot_tokens)
+        examples = _load_examples(task, "train", options, missing)
+        if examples is None:
+            return task, None
+        shots = choose_shots(examples, task, options.shots, options.seed)
+        if tokenizer is not None:
+            shots = cut_shots(shots, tokenizer, options.shot_tokens)
     template = options.template
     if template == "auto":  # as in training
-        template = template_for(tokenizer, spec.chat_template)
+        template = template_for(tokenizer, spec.chat_template) if tokenizer is not None else spec.chat_template
     prompt = PromptSpec(
         task=task.name,
         template=template,
@@ -304,20 +288,20 @@ def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]
 
 
 def build_model(
-    plan: EvalPlan, precision: str, device: torch.device, tensor_mesh: DeviceMesh | None = None
+    setup: ScoringSetup, precision: str, device: torch.device, tensor_mesh: DeviceMesh | None = None
 ) -> nn.Module:
-    """The model with its weights, whole on this device, or split over the ranks of ``tensor_mesh``."""
-    build = partial(plan.spec.build, plan.config)
+    """The model with its weights, unsharded on this device, or tensor-parallel over the ranks of ``tensor_mesh``."""
+    build = partial(setup.spec.build, setup.config)
     with torch.device("meta"):
         model = build().to(DTYPES[precision])
     if tensor_mesh is not None:
         apply_tensor_parallel(model, tensor_mesh)
     assert not list(model.buffers()), "to_empty leaves buffers as garbage"
     model.to_empty(device=device)
-    if plan.weights.is_training:
-        load_model(plan.weights.path, model)
+    if setup.weights.is_training:
+        load_model(setup.weights.path, model)
     else:
-        load_pretrained(model, plan.weights.path, plan.spec, check_config=False)
+        load_pretrained(model, setup.weights.path, setup.spec, check_config=False)
     if tensor_mesh is not None:
         model = to_plain_tensors(model, build, tensor_mesh)
     return model.eval()

@@ -271,7 +271,7 @@ def _open_model(config: TrainConfig, task: Task) -> tuple[ModelSpec, ModelConfig
     spec = get_model_spec(config.model.model)
     folder = config.model.checkpoint
     assert folder is not None, "find_problems lets no configuration without a checkpoint through"
-    architecture, longest = spec.architecture, config.batch.max_length
+    architecture = spec.architecture
     if config.model.init == "random":
         tokenizer = architecture.load_tokenizer(folder)
         found = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
@@ -280,12 +280,23 @@ def _open_model(config: TrainConfig, task: Task) -> tuple[ModelSpec, ModelConfig
         check_family(found, spec, folder)
         tokenizer = architecture.load_tokenizer(tokenizer_folder(folder))
         check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
+    return spec, config_for_task(found, spec, task, config), tokenizer
+
+
+def config_for_task(found: ModelConfig, spec: ModelSpec, task: Task, config: TrainConfig) -> ModelConfig:
+    """The checkpoint's config as the run trains it: an encoder's with the task's heads.
+
+    Raises:
+        UserError: a model that does not divide over ``--tp``, documents longer than the position table, or heads that
+            are not the task's.
+    """
+    folder, longest = config.model.checkpoint, config.batch.max_length
     check_divides(found, config.parallel.tp)
     if longest is not None and longest > found.max_position:
         raise UserError(
             f"max_length = {longest}: {folder} has positions for documents of {found.max_position} tokens at most."
         )
-    return spec, architecture.with_task(found, task, config.model.head, folder), tokenizer
+    return spec.architecture.with_task(found, task, config.model.head, folder)
 
 
 def _check_output(config: TrainConfig) -> None:

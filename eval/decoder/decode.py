@@ -100,20 +100,24 @@ def greedy_decode(
 
 
 def batches(
-    bodies: Sequence[Sequence[int]], limits: Sequence[int], max_batch_tokens: int, max_batch_size: int
+    lengths: Sequence[int], limits: Sequence[int], max_batch_tokens: int, max_batch_size: int = MAX_BATCH_SIZE
 ) -> list[list[int]]:
-    """Group requests, longest first, so that batch size x (longest body + longest answer) is within the bound."""
-    order = sorted(range(len(bodies)), key=lambda i: (-len(bodies[i]) - limits[i], i))
+    """Group requests, longest first, so that batch size x (longest body + longest answer) is within the bound.
+
+    Args:
+        lengths, limits: of each request, tokens of its body and most tokens of its answer.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i] - limits[i], i))
     grouped: list[list[int]] = []
     longest = limit = 0
     for i in order:
-        longest, limit = max(longest, len(bodies[i])), max(limit, limits[i])
+        longest, limit = max(longest, lengths[i]), max(limit, limits[i])
         fits = grouped and len(grouped[-1]) < max_batch_size
         if fits and (len(grouped[-1]) + 1) * (longest + limit) <= max_batch_tokens:
             grouped[-1].append(i)
         else:
             grouped.append([i])
-            longest, limit = len(bodies[i]), limits[i]
+            longest, limit = lengths[i], limits[i]
     return grouped
 
 
@@ -123,7 +127,7 @@ def _all_passes(prefix, bodies, limits, stop_ids, results, max_tokens, max_size,
     cache = PrefixCache(len(prefix))
     if len(prefix):
         yield from _prefill_prefix(prefix, cache, device)
-    for batch in batches(bodies, limits, max_tokens, max_size):
+    for batch in batches([len(body) for body in bodies], limits, max_tokens, max_size):
         own_bodies = [bodies[i] for i in batch]
         slots = SlotCache(len(batch), max(map(len, own_bodies)) + max(limits[i] for i in batch))
         first = yield from _prefill_bodies(own_bodies, cache, slots, device)
@@ -143,7 +147,7 @@ def _prefill_bodies(
 ) -> Generator[Forward, Tensor, Tensor]:
     """One packed row of all bodies, after the cached prefix. Returns each request's first new token, [R]."""
     lengths = torch.tensor([len(body) for body in bodies])
-    slot = torch.repeat_interleave(torch.arange(len(bodies)), lengths)  # [T]
+    slot = torch.repeat_interleave(torch.arange(len(bodies)), lengths, output_size=sum(map(len, bodies)))  # [T]
     ends = lengths.cumsum(0)
     offset = torch.arange(len(slot)) - (ends - lengths)[slot]  # [T]
     tokens = torch.tensor([token for body in bodies for token in body])

@@ -1,6 +1,6 @@
 """Score a model: prompt, decode, read the answer back, compare with the gold labels.
 
-    examples ─► prepare ─► dealt to ranks ─► greedy_decode ─► parse_answer ─► gathered, in order ─►
+    examples ─► prepare ─► balanced over ranks ─► greedy_decode ─► parse_answer ─► gathered, in order ─►
     compute_metrics
 
 Nothing here knows whether a model was fine-tuned. Every example gets an answer, however long its document:
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -24,57 +23,45 @@ from data.decoder.tokenizer import Tokenizer
 from data.example import Example
 from data.packing import balance_counts
 from data.tasks import Task, TokenField
-from eval.decoder.decode import Decoded, greedy_decode
+from eval.decoder.decode import Decoded, batches, greedy_decode
 from eval.decoder.parse import parse_answer
 from eval.gather import ScoreResult, Share, gather_scores
+from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.results import Prediction
 
 BUDGET_MARGIN = 8  # tokens an answer may have beyond the longest valid one: white space, quotes, a code fence
 
 
-def score_model(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    task: Task,
-    prompt: Prompt,
-    examples: Sequence[Example],
-    *,
-    max_length: int,
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
-    sharded: bool = False,
-    max_new_tokens: int | None = None,
-    max_batch_tokens: int = 4096,
-    cache_dir: Path | None = None,
-    progress: Callable[[int], None] | None = None,
+@dataclass(frozen=True)
+class Requests:
+    """A job's requests as they are decoded.
+
+    Attributes:
+        samples: their tokens.
+        budgets: of each, the tokens that its answer may take.
+        limits: of each, the tokens that its answer gets: its budget, or what ``max_length`` leaves of it.
+    """
+
+    samples: SampleSet
+    budgets: Sequence[int]
+    limits: Sequence[int]
+
+
+def score(
+    model: nn.Module, job: ScoringJob, ranks: ScoringRanks, progress: Callable[[int], None] | None = None
 ) -> ScoreResult:
-    """Score ``model`` on ``examples`` by what it emits.
+    """Score ``model`` on the job's examples by what it emits.
 
     Args:
-        prompt: its prefix is prefilled once a rank, not once an example.
-        max_length: prompt and answer together, in tokens; documents are truncated to it.
-        rank, world_size, group: the ranks that split the examples (``group`` None: all of them).
-        sharded: the model's forward pass is collective (FSDP2), so all ranks must run equally many.
-        max_new_tokens: longest answer, the end-of-turn token not counted; default: by :func:`answer_budgets`.
-        max_batch_tokens: bound on the tokens of a decoding batch; 1 decodes one example at a time.
-        cache_dir: where tokenized examples are cached; None: nowhere.
         progress: called with the number of examples newly finished on this rank.
 
     Raises:
-        UserError: the prompt leaves no room for any document in ``max_length``.
+        UserError: the prompt leaves no space for any document in ``max_length``.
     """
-    budgets = [max_new_tokens] * len(examples)
-    if max_new_tokens is None:
-        budgets = answer_budgets(task, tokenizer, examples)
-    samples = prepare(
-        examples, task, prompt, tokenizer, max_length, with_labels=False, max_new_tokens=budgets, cache_dir=cache_dir
-    )
-    room = (max_length - len(samples.prefix) - samples.lengths).tolist()  # what each document leaves for its answer
-    limits = [min(budget, left) for budget, left in zip(budgets, room, strict=True)]
-    n_shortened = sum(limit < budget for limit, budget in zip(limits, budgets, strict=True))
-    own = balance_counts(samples.lengths, world_size)[rank]
+    requests = prepare_requests(job)
+    samples, limits = requests.samples, requests.limits
+    n_shortened = sum(limit < budget for limit, budget in zip(limits, requests.budgets, strict=True))
+    own = balance_counts(samples.lengths, ranks.world_size)[ranks.rank]
     bodies = [samples.body(i).tolist() for i in own]
 
     start = time.perf_counter()
@@ -83,18 +70,66 @@ def score_model(
         samples.prefix.tolist(),
         bodies,
         [limits[i] for i in own],
-        stop_tokens(prompt, tokenizer),
-        device=device,
-        max_batch_tokens=max_batch_tokens,
-        group=(group or dist.group.WORLD) if sharded and world_size > 1 else None,
+        stop_tokens(job.prompt, job.tokenizer),
+        device=ranks.device,
+        max_batch_tokens=job.max_batch_tokens,
+        group=(ranks.group or dist.group.WORLD) if ranks.sharded and ranks.world_size > 1 else None,
         progress=progress,
     )
     seconds = time.perf_counter() - start
 
-    answers = [_read(task, tokenizer, examples[i], samples, i, answer) for i, answer in zip(own, decoded, strict=True)]
+    answers = [_read(job, samples, i, answer) for i, answer in zip(own, decoded, strict=True)]
     computed = (len(samples.prefix) if own else 0) + sum(map(len, bodies)) + sum(len(d.tokens) for d in decoded)
     share = Share(own, answers, seconds, computed)
-    return gather_scores(task, examples, share, {"limit_shortened": n_shortened}, rank, world_size, group)
+    return gather_scores(job.task, job.examples, share, {"limit_shortened": n_shortened}, ranks)
+
+
+def prepare_requests(job: ScoringJob) -> Requests:
+    """Tokenize the job's examples, and say how long each answer may be.
+
+    Raises:
+        UserError: the prompt leaves no space for any document in ``max_length``.
+    """
+    assert job.prompt is not None, "a decoder is prompted"
+    if job.max_new_tokens is None:
+        budgets = answer_budgets(job.task, job.tokenizer, job.examples)
+    else:
+        budgets = [job.max_new_tokens] * len(job.examples)
+    samples = prepare(
+        job.examples,
+        job.task,
+        job.prompt,
+        job.tokenizer,
+        job.max_length,
+        with_labels=False,
+        max_new_tokens=budgets,
+        cache_dir=job.cache_dir,
+    )
+    left = (job.max_length - len(samples.prefix) - samples.lengths).tolist()  # by each document for its answer
+    return Requests(samples, budgets, [min(budget, n) for budget, n in zip(budgets, left, strict=True)])
+
+
+def request_lengths(job: ScoringJob) -> RequestLengths:
+    """How long the job's requests are.
+
+    Raises:
+        UserError: see `prepare_requests`.
+    """
+    requests = prepare_requests(job)
+    return RequestLengths(len(requests.samples.prefix), requests.samples.lengths.tolist(), requests.limits)
+
+
+def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) -> list[list[BatchSize]]:
+    """The batches that each of ``n_ranks`` decodes, in order."""
+    ranks = []
+    for own in balance_counts(lengths.bodies, n_ranks):
+        bodies, limits = [lengths.bodies[i] for i in own], [lengths.limits[i] for i in own]
+        sizes = []
+        for batch in batches(bodies, limits, max_batch_tokens):
+            longest, limit = max(bodies[i] for i in batch), max(limits[i] for i in batch)
+            sizes.append(BatchSize(len(batch), sum(bodies[i] for i in batch), longest + limit, limit))
+        ranks.append(sizes)
+    return ranks
 
 
 def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[int]:
@@ -130,11 +165,10 @@ def stop_tokens(prompt: Prompt, tokenizer: Tokenizer) -> set[int]:
     return stops | set(encode_pieces(prompt.end, tokenizer)[:1])
 
 
-def _read(
-    task: Task, tokenizer: Tokenizer, example: Example, samples: SampleSet, i: int, answer: Decoded
-) -> Prediction:
+def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Prediction:
+    task, example = job.task, job.examples[i]
     n_words = next((len(example.labels[f.name]) for f in task.fields if isinstance(f, TokenField)), 0)
-    raw = tokenizer.decode(answer.tokens)
+    raw = job.tokenizer.decode(answer.tokens)
     parsed = parse_answer(task, raw, n_words)
     return Prediction(
         id=example.id,

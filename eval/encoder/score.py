@@ -1,6 +1,6 @@
 """Score an encoder: each head's likeliest label for each document and each word, compared with the gold labels.
 
-    examples ─► prepare_encoder ─► dealt to ranks ─► packed rows ─► heads ─► argmax ─► gathered, in order ─►
+    examples ─► prepare ─► balanced over ranks ─► packed rows ─► heads ─► argmax ─► gathered, in order ─►
     compute_metrics
 
 A token field's tags (``O``, ``B-time``, ``I-time``) are read as one type a word, as a decoder writes them: boundaries
@@ -16,84 +16,87 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.encoder.rows import build_batch as encoder_batch
-from data.encoder.rows import dummy_batch as dummy_encoder_batch
-from data.encoder.samples import SampleSet as EncoderSampleSet
-from data.encoder.samples import prepare as prepare_encoder
-from data.encoder.samples import tag_set
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.rows import build_batch, dummy_batch
+from data.encoder.samples import SampleSet, prepare, tag_set
 from data.example import Example
-from data.packing import balance_counts, pack
+from data.packing import balance_counts, pack, padded_length
 from data.tasks import ClassField, Task, TokenField
 from eval.gather import ScoreResult, Share, gather_scores
+from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.results import Prediction
 
 N_TOP = 5  # likeliest labels whose probabilities are kept
 
 
 @torch.no_grad()
-def score_encoder(
-    model: nn.Module,
-    tokenizer: EncoderTokenizer,
-    task: Task,
-    examples: Sequence[Example],
-    *,
-    max_length: int,
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    group: dist.ProcessGroup | None = None,
-    sharded: bool = False,
-    max_batch_tokens: int = 4096,
-    cache_dir: Path | None = None,
-    progress: Callable[[int], None] | None = None,
+def score(
+    model: nn.Module, job: ScoringJob, ranks: ScoringRanks, progress: Callable[[int], None] | None = None
 ) -> ScoreResult:
-    """Score ``model`` on ``examples`` by its heads' likeliest labels; dropout is off meanwhile.
+    """Score ``model`` on the job's examples by its heads' likeliest labels; dropout is off meanwhile.
 
     Args:
         model: maps ``(tokens, positions, doc_ids, output_index)`` to logits by field, as `model.encoder.Encoder`; its
             heads are exactly the task's fields.
-        max_length: longest document in tokens, special tokens included; longer ones are cut.
-        rank, world_size, group: the ranks that split the examples (``group`` None: all of them).
-        sharded: the model's forward pass is collective (FSDP2), so all ranks must run equally many.
-        max_batch_tokens: bound on the tokens of a row; a longer document has a row to itself, and with 1 every one has.
-        cache_dir: where tokenized examples are cached; None: nowhere.
         progress: called with the number of examples newly finished on this rank.
     """
-    samples = prepare_encoder(examples, task, tokenizer, max_length, with_labels=False, cache_dir=cache_dir)
-    rows = [
-        _rows(samples.lengths, indices, max_batch_tokens) for indices in balance_counts(samples.lengths, world_size)
-    ]
-    own = rows[rank]
+    samples = prepare_samples(job)
+    rows = rows_by_rank(samples.lengths, ranks.world_size, job.max_batch_tokens)
+    own = rows[ranks.rank]
     answers: dict[int, Prediction] = {}
     was_training = model.training
     model.eval()
     start = time.perf_counter()
     try:
         for indices in own:
-            batch = encoder_batch(samples, [indices]).to(device)
+            batch = build_batch(samples, [indices]).to(ranks.device)
             logits = model(batch.tokens, batch.positions, batch.doc_ids, batch.index)
-            found = _read(task, examples, samples, indices, logits)
+            found = _read(job.task, job.examples, samples, indices, logits)
             answers.update(zip(indices, found, strict=True))
             if progress is not None:
                 progress(len(indices))
         # Every rank knows everyone's rows, so none has to ask how long to go on.
-        for _ in range(max(map(len, rows)) - len(own) if sharded else 0):
-            batch = dummy_encoder_batch(samples).to(device)
+        for _ in range(max(map(len, rows)) - len(own) if ranks.sharded else 0):
+            batch = dummy_batch(samples).to(ranks.device)
             model(batch.tokens, batch.positions, batch.doc_ids, batch.index)
     finally:
         model.train(was_training)
     seconds = time.perf_counter() - start
     computed = int(samples.lengths[list(answers)].sum())
     share = Share(list(answers), list(answers.values()), seconds, computed)
-    return gather_scores(task, examples, share, {}, rank, world_size, group)
+    return gather_scores(job.task, job.examples, share, {}, ranks)
+
+
+def prepare_samples(job: ScoringJob) -> SampleSet:
+    """Tokenize the job's examples."""
+    assert job.prompt is None, "an encoder is not prompted"
+    return prepare(
+        job.examples, job.task, job.tokenizer, job.max_length, with_labels=False, cache_dir=job.cache_dir
+    )  # fmt: skip
+
+
+def request_lengths(job: ScoringJob) -> RequestLengths:
+    """How long the job's documents are."""
+    lengths = prepare_samples(job).lengths.tolist()
+    return RequestLengths(0, lengths, [0] * len(lengths))
+
+
+def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) -> list[list[BatchSize]]:
+    """The rows that each of ``n_ranks`` passes through the model, in order."""
+    bodies = np.asarray(lengths.bodies)
+    return [
+        [BatchSize(len(row), padded_length(int(bodies[row].sum()))) for row in rows]
+        for rows in rows_by_rank(bodies, n_ranks, max_batch_tokens)
+    ]
+
+
+def rows_by_rank(lengths: np.ndarray, n_ranks: int, max_batch_tokens: int) -> list[list[list[int]]]:
+    """For each rank its rows, each a list of the examples that share it."""
+    return [_rows(lengths, own, max_batch_tokens) for own in balance_counts(lengths, n_ranks)]
 
 
 def _rows(lengths: np.ndarray, indices: Sequence[int], capacity: int) -> list[list[int]]:
@@ -105,7 +108,7 @@ def _rows(lengths: np.ndarray, indices: Sequence[int], capacity: int) -> list[li
 def _read(
     task: Task,
     examples: Sequence[Example],
-    samples: EncoderSampleSet,
+    samples: SampleSet,
     indices: Sequence[int],
     logits: dict[str, Tensor],
 ) -> list[Prediction]:

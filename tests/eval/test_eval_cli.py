@@ -18,7 +18,7 @@ from data.tasks import TASKS
 from eval.config import EvalConfig
 from eval.resolve import load_config
 from eval.results import read_predictions, read_results
-from eval.setup import make_plan
+from eval.setup import open_scoring
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKETS = str(ROOT / "data/sample/tickets/tickets.toml")
@@ -26,7 +26,7 @@ TICKETS = str(ROOT / "data/sample/tickets/tickets.toml")
 
 def plan(checkpoint, **options):
     options = {"model": "llama_debug", "data": "sample", **options}
-    return make_plan(EvalConfig(checkpoint=checkpoint, **options))
+    return open_scoring(EvalConfig(checkpoint=checkpoint, **options))
 
 
 def fine_tuned(checkpoint, folder, task="massive_intent", k=2):
@@ -155,13 +155,13 @@ def test_contradicting_the_stored_prompt_is_an_error_unless_asked_for(tiny_check
 
 def test_documents_are_cut_as_in_fine_tuning(tiny_checkpoint, tmp_path):
     folder, spec = fine_tuned(tiny_checkpoint, tmp_path / "export")
-    assert plan(folder).row_length == plan(folder, row_length=1900).row_length == 1900
+    assert plan(folder).max_length == plan(folder, row_length=1900).max_length == 1900
     asked = plan(folder, task="massive_intent", row_length=512, new_prompt=True)
-    assert asked.row_length == 512 and asked.prompt.row_length is None
+    assert asked.max_length == 512 and asked.prompt.row_length is None
     record = spec.record()
     del record["row_length"]  # as it was written before it held this
     (folder / "prompt.json").write_text(json.dumps(record))
-    assert plan(folder).row_length == 2048 and plan(folder, row_length=512).row_length == 512
+    assert plan(folder).max_length == 2048 and plan(folder, row_length=512).max_length == 512
 
 
 def test_a_prompt_that_the_task_no_longer_gives(tiny_checkpoint, tmp_path):

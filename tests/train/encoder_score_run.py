@@ -7,14 +7,16 @@ gathered, and every document has a row to itself, so that ranks have unequal num
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 import eval.held_out
 import train.parallel.parallelize
 from eval.gather import ScoreResult
+from eval.job import ScoringJob, ScoringRanks
 from train.parallel.distributed import pick_device, run_guarded, set_up_logging, start
 from train.resolve import load_config
 from train.setup import open_run
@@ -26,13 +28,13 @@ def main() -> None:
     torch.set_num_threads(1)
     set_up_logging()
     train.parallel.parallelize.RESHARD_FROM = 0
-    score, results = eval.held_out.score_encoder, []
+    score, results = eval.held_out.score, []
 
-    def keep(*args: Any, **options: Any) -> ScoreResult:
-        results.append(score(*args, **{**options, "max_batch_tokens": 1}))
+    def keep(model: nn.Module, job: ScoringJob, ranks: ScoringRanks) -> ScoreResult:
+        results.append(score(model, replace(job, max_batch_tokens=1), ranks))
         return results[-1]
 
-    eval.held_out.score_encoder = keep
+    eval.held_out.score = keep
     config = load_config(argv)
     setup = open_run(config)
     world = start(pick_device("cpu"))

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from eval.config import EvalConfig
-from eval.setup import EvalPlan, build_model, make_plan
+from eval.setup import ScoringSetup, build_model, open_scoring
 from tests.launching import TICKETS
 from tests.meta_reference import meta_logits, random_weights, write_meta_folder, write_rank_file
 from train.parallel.distributed import World
@@ -20,8 +20,8 @@ from train.setup import open_run
 from train.trainer import Trainer
 
 
-def plan(checkpoint: Path, **options: object) -> EvalPlan:
-    return make_plan(EvalConfig(model="llama", checkpoint=checkpoint, task=str(TICKETS), **options))
+def plan(checkpoint: Path, **options: object) -> ScoringSetup:
+    return open_scoring(EvalConfig(model="llama", checkpoint=checkpoint, task=str(TICKETS), **options))
 
 
 def test_trained_resumed_exported_and_scored(world: World, tmp_path: Path) -> None:
@@ -62,9 +62,9 @@ def test_bad_folders_are_said_before_anything_starts(tmp_path: Path) -> None:
     folder = write_meta_folder(tmp_path / "meta", random_weights(vocab=512), 2)
     write_rank_file(folder)
     with pytest.raises(UserError, match="'llama' architecture.*--model bert"):
-        make_plan(EvalConfig(model="bert", checkpoint=folder, task="massive_intent"))
+        open_scoring(EvalConfig(model="bert", checkpoint=folder, task="massive_intent"))
     with pytest.raises(UserError, match=r"another model than --model llama3_8b: dim: 64 \(expected 4096\)"):
-        make_plan(EvalConfig(model="llama3_8b", checkpoint=folder, task=str(TICKETS)))
+        open_scoring(EvalConfig(model="llama3_8b", checkpoint=folder, task=str(TICKETS)))
     args = ["--model", "llama", "--checkpoint", str(folder), "--task", str(TICKETS), "--output", str(tmp_path / "run")]
     (folder / "consolidated.00.pth").unlink()
     for attempt in (lambda: plan(folder), lambda: open_run(load_config(args))):

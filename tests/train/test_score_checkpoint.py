@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 
 from data.errors import UserError
 from eval.config import EvalConfig
-from eval.decoder.score import score_model
-from eval.setup import EvalPlan, Weights, build_model, make_plan, trained_with
+from eval.score import score
+from eval.setup import ScoringSetup, build_model, open_scoring
+from eval.weights import Weights, trained_with
 from tests.launching import TICKETS
 from train.parallel.distributed import World
 from train.resolve import load_config
@@ -19,8 +21,8 @@ from train.setup import open_run
 from train.trainer import Trainer
 
 
-def plan(checkpoint: Path, **options) -> EvalPlan:
-    return make_plan(EvalConfig(model="llama_debug", checkpoint=checkpoint, task=str(TICKETS), limit=3, **options))
+def plan(checkpoint: Path, **options) -> ScoringSetup:
+    return open_scoring(EvalConfig(model="llama_debug", checkpoint=checkpoint, task=str(TICKETS), limit=3, **options))
 
 
 def test_a_step_is_scored_as_its_export_is(world: World, train_args: list[str], tmp_path: Path) -> None:
@@ -28,14 +30,14 @@ def test_a_step_is_scored_as_its_export_is(world: World, train_args: list[str], 
     Trainer(config, open_run(config), world).run()
     older, newer = (tmp_path / "run" / "checkpoints" / f"step_00000{n}" for n in (1, 2))
     plans = [plan(folder) for folder in (tmp_path / "run" / "export", newer, older)]
-    assert all(p.fine_tuned and p.row_length == 1024 and len(p.prompt.shots) == 1 for p in plans)
+    assert all(p.fine_tuned and p.max_length == 1024 and len(p.prompt.shots) == 1 for p in plans)
     assert [p.weights.is_training for p in plans] == [False, True, True]
     models = [build_model(p, "fp32", torch.device("cpu")) for p in plans]
     export, last, first = (dict(model.named_parameters()) for model in models)
     assert all(parameter.equal(last[name]) for name, parameter in export.items())
     assert not all(parameter.equal(first[name]) for name, parameter in export.items())
     results = [
-        score_model(model, p.tokenizer, p.task, p.prompt.build(p.task), p.examples, max_length=1024, max_new_tokens=3)
+        score(model, dataclasses.replace(p.job, max_new_tokens=3, cache_dir=None))
         for model, p in zip(models[:2], plans[:2], strict=True)
     ]
     assert results[0].predictions == results[1].predictions and len(results[0].predictions) == 3
@@ -49,7 +51,7 @@ def test_a_step_is_scored_as_its_export_is(world: World, train_args: list[str], 
     assert training["options"]["shots"] == 1 and "output" not in training["options"], "nothing of this machine's"
 
     with pytest.raises(UserError, match=r"dim: 48 \(expected 576\)"):
-        make_plan(EvalConfig(model="smollm2_135m", checkpoint=newer, task=str(TICKETS)))
+        open_scoring(EvalConfig(model="smollm2_135m", checkpoint=newer, task=str(TICKETS)))
     record = json.loads((newer / "run.json").read_text())
     (newer / "run.json").write_text(json.dumps(record | {"format": 99}))
     with pytest.raises(UserError, match="step_000002 has format 99: a newer version of this code saved it"):

@@ -12,8 +12,8 @@ from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig
-from eval.encoder.score import score_encoder
-from eval.setup import build_model, make_plan
+from eval.score import score
+from eval.setup import build_model, open_scoring
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS
 from train.parallel.distributed import World
@@ -34,16 +34,15 @@ def test_a_step_is_scored_as_its_export_is(world: World, tmp_path: Path) -> None
     Trainer(config, open_run(config), world).run()
     first, last = (tmp_path / "run" / "checkpoints" / f"step_00000{n}" for n in (2, 4))
     plans = [
-        make_plan(EvalConfig(model="roberta_debug", checkpoint=folder, data="sample", limit=20, max_length=asked))
+        open_scoring(EvalConfig(model="roberta_debug", checkpoint=folder, data="sample", limit=20, max_length=asked))
         for folder, asked in ((tmp_path / "run" / "export", None), (last, None), (first, None))
     ]
-    assert all(p.task == TASKS["massive_joint"] and p.row_length == 8 for p in plans)
+    assert all(p.task == TASKS["massive_joint"] and p.max_length == 8 for p in plans)
     other = EvalConfig(model="roberta_debug", checkpoint=tmp_path / "run" / "export", data="sample", max_length=6)
-    assert make_plan(other).row_length == 6
+    assert open_scoring(other).max_length == 6
     assert [p.weights.is_training for p in plans] == [False, True, True]
     export, step, older = (
-        score_encoder(build_model(p, "fp32", torch.device("cpu")), p.tokenizer, p.task, p.examples, max_length=8)
-        for p in plans
+        score(build_model(p, "fp32", torch.device("cpu")), replace(p.job, cache_dir=None)) for p in plans
     )
     assert export.predictions == step.predictions and step.counts["truncated"] > 0
     assert [p.top for p in step.predictions] != [p.top for p in older.predictions]
@@ -61,9 +60,9 @@ def test_a_task_of_the_users_own(world: World, tmp_path: Path) -> None:
     Trainer(config, open_run(config), world).run()
     asked = EvalConfig(model="roberta_debug", checkpoint=tmp_path / "run" / "export")
     with pytest.raises(UserError, match=r"no --task given, and no built-in task has the heads .* queue"):
-        make_plan(asked)
-    plan = make_plan(replace(asked, task=str(TICKETS)))
+        open_scoring(asked)
+    plan = open_scoring(replace(asked, task=str(TICKETS)))
     model = build_model(plan, "fp32", torch.device("cpu"))
-    result = score_encoder(model, plan.tokenizer, plan.task, plan.examples, max_length=plan.row_length)
+    result = score(model, replace(plan.job, cache_dir=None))
     assert result.metrics["fields"].keys() == {"queue", "urgency"} and len(result.predictions) == len(plan.examples)
     assert len(result.predictions[0].top["queue"]) == 4 and len(result.predictions[0].top["urgency"]) == 2

@@ -16,9 +16,10 @@ from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig
-from eval.encoder.score import score_encoder
+from eval.job import ScoringJob
 from eval.results import Prediction, read_predictions, read_results
-from eval.setup import build_model, make_plan
+from eval.score import score
+from eval.setup import build_model, open_scoring
 from model.encoder import ROBERTA_DEBUG, Encoder
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import ROOT
@@ -66,11 +67,11 @@ def test_two_ranks_answer_as_one_process(launch, tmp_path: Path) -> None:
     sharded, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2))
 
     asked = EvalConfig(model="roberta", checkpoint=run / "export", data="sample", limit=30)
-    plan = make_plan(asked)
-    model = build_model(plan, "fp32", torch.device("cpu"))
+    setup = open_scoring(asked)
+    model = build_model(setup, "fp32", torch.device("cpu"))
 
     def alone(examples):
-        return score_encoder(model, plan.tokenizer, plan.task, examples, max_length=plan.row_length)
+        return score(model, ScoringJob(setup.task, setup.tokenizer, examples, setup.max_length))
 
     held_out = open_run(load_config([*args, "--output", str(tmp_path / "other")])).held_out
     assert len(held_out) % 2, "one of the two ranks has a row less and must run a dummy"
@@ -86,7 +87,7 @@ def test_two_ranks_answer_as_one_process(launch, tmp_path: Path) -> None:
     options += ["--device", "cpu", "--precision", "fp32", "--batch_tokens", "64"]
     options += ["--cache_dir", tmp_path / "cache", "--output", out]
     assert (done := launch(ROOT / "eval.py", *options, ranks=2, timeout=120)).returncode == 0, done.stderr
-    expected = alone(plan.examples)
+    expected = alone(setup.examples)
     assert_same(read_predictions(out), expected.predictions)
     results = read_results(out)
     assert results.metrics == expected.metrics and results.settings["ranks"] == 2

@@ -1,7 +1,7 @@
 """``train.py --plan``: what a run would need and cost, before anything is downloaded, loaded or started.
 
-No GPU and no weights are needed. What is at hand is used: a checkpoint's config.json and tokenizer, the task's data;
-what is not is assumed, and the plan says what it assumes. Bytes are `train.planning.memory`'s, choices
+No GPU and no weights are needed. What is at hand is read as the run would read it: a checkpoint's config and tokenizer,
+the task's data. What is not is assumed, and the plan says what it assumes. Bytes are `train.planning.memory`'s, choices
 `train.planning.advice`'s; here the two meet the options, and the time is estimated.
 """
 
@@ -10,39 +10,30 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from checkpoints_tools.encoder_config import heads_for
-from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import check_family
-from checkpoints_tools.registry import ModelSpec, get_model_spec
-from checkpoints_tools.tokenizer_files import tokenizer_folder
-from data.decoder.tokenizer import Tokenizer, load_tokenizer
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
-from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
+from checkpoints_tools.load import check_fits_preset
+from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, get_model_spec
 from data.errors import UserError
-from data.loader import StepLoader
+from data.loader import Samples, StepLoader
 from data.source import load_examples
 from data.tasks import Task, get_task
-from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 from train import options
 from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import World, env_world_size
 from train.parallel.mesh import MeshShape, lay_out
-from train.parallel.tensor_parallel import check_divides
 from train.planning.advice import Job, check_enough, choose_optimizer
+from train.planning.checkpoint import find_config, find_tokenizer
 from train.planning.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
 from train.planning.memory import Pass, Settings, count_parameters
-from train.planning.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
+from train.planning.workload import AssumedSamples, RankPass, Workload, assume_samples, count_workload, pass_flops
 from train.resolve import choose_optim
-from train.setup import Setup, build_loader, divide, longest_input, prepare_samples
+from train.setup import Setup, build_loader, config_for_task, divide, longest_input, prepare_samples
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +70,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     """Resolve the options and count the work; no weights, no process group.
 
     Raises:
-        UserError: a mesh or a model that does not divide, a checkpoint of another architecture, a model without
-            numbers.
+        UserError: what a run would refuse, but for files that are not there; a mesh that does not divide.
     """
     gpu = GPUS[config.plan.gpu]
     n_gpus = config.plan.gpus or (env_world_size() if env_world_size() > 1 else DEFAULT_GPUS)
@@ -89,10 +79,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     mesh = lay_out(n_gpus, tp=parallel.tp, sharding=parallel.sharding, nodes=nodes, per_node=max(1, n_gpus // nodes))
     spec, task = get_model_spec(config.model.model), get_task(config.data.task, config.data.joint_order)
     assumed: list[str] = []
-    model_config = _model_config(config, spec, task, assumed)
-    if parallel.tp > 1:
-        check_divides(model_config, parallel.tp)
-    samples = _samples(config, spec, model_config, task, assumed)
+    model_config, tokenizer = _open_model(config, spec, task, assumed)
+    samples = _samples(config, spec, model_config, task, tokenizer, assumed)
     loader = build_loader(config, samples, rank=0, world_size=mesh.n_data)
     total = config.train.steps if config.train.steps is not None else loader.n_steps_for(config.train.epochs)
     work = count_workload(loader, model_config, total)
@@ -107,7 +95,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
 def make_job(
     config: TrainConfig,
     spec: ModelSpec,
-    model_config: LlamaConfig | EncoderConfig,
+    model_config: ModelConfig,
     mesh: MeshShape,
     ranks_per_node: int,
     loader: StepLoader,
@@ -138,43 +126,34 @@ def make_job(
     )
 
 
-def _model_config(config: TrainConfig, spec: ModelSpec, task: Task, assumed: list[str]) -> LlamaConfig | EncoderConfig:
-    found = numbers(spec, config.model.checkpoint, assumed)
-    if isinstance(found, EncoderConfig):
-        found = replace(found, head=config.model.head, heads=heads_for(task))
-    return found
+def _open_model(
+    config: TrainConfig, spec: ModelSpec, task: Task, assumed: list[str]
+) -> tuple[ModelConfig, Tokenizer | None]:
+    """Config and tokenizer of the model that the run would train, as far as they are there."""
+    folder = config.model.checkpoint
+    tokenizer = find_tokenizer(spec, folder)
+    if config.model.init == "random":
+        assert spec.config is not None, "find_problems lets only presets start from random weights"
+        found = spec.config if tokenizer is None else replace(spec.config, vocab_size=tokenizer.vocab_size)
+    else:
+        found, assumption = find_config(spec, folder)
+        if assumption is not None:
+            assumed.append(assumption)
+        elif tokenizer is not None:
+            check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
+    return config_for_task(found, spec, task, config), tokenizer
 
 
-def numbers(spec: ModelSpec, folder: Path | None, assumed: list[str]) -> LlamaConfig | EncoderConfig:
-    """The numbers of the checkpoint in ``folder``, or the preset's where there is none, which is then said.
-
-    Raises:
-        UserError: the checkpoint is of another architecture, or there is none and the preset has no numbers.
-    """
-    if folder is not None and (folder / "config.json").is_file():
-        found = read_config(folder)
-        check_family(found, spec, folder)
-        return found
-    if spec.config is None:
-        raise UserError(f"model = {spec.name} is whatever its folder holds, and {folder}/config.json is not there.")
-    assumed.append(f"the model's numbers are the preset's: there is no {folder}/config.json")
-    return spec.config
-
-
-def find_tokenizer(spec: ModelSpec, folder: Path | None) -> Tokenizer | EncoderTokenizer | None:
-    """The tokenizer in ``folder``, a checkpoint's or nothing but a tokenizer's; None where there is none."""
-    if folder is None or not folder.is_dir():
-        return None
-    try:
-        return (load_encoder_tokenizer if spec.kind == "encoder" else load_tokenizer)(tokenizer_folder(folder))
-    except UserError as error:
-        log.info("no tokenizer: %s", error)
-        return None
-
-
-def _samples(config: TrainConfig, spec: ModelSpec, model_config, task: Task, assumed: list[str]):  # noqa: ANN001, ANN202
+def _samples(
+    config: TrainConfig,
+    spec: ModelSpec,
+    model_config: ModelConfig,
+    task: Task,
+    tokenizer: Tokenizer | None,
+    assumed: list[str],
+) -> Samples | AssumedSamples:
     """The task's own samples; without data or tokenizer, assumed ones."""
-    tokenizer, missing, examples = find_tokenizer(spec, config.model.checkpoint), [], None
+    missing, examples, shots = [], None, []
     if tokenizer is None:
         missing.append(f"no tokenizer in {config.model.checkpoint}")
     try:
@@ -183,8 +162,9 @@ def _samples(config: TrainConfig, spec: ModelSpec, model_config, task: Task, ass
         if config.data.data is not None:  # named, and not there or not readable: a mistake to be told
             raise
         missing.append(f"no data of {task.dataset}")
-    if not missing:
+    if examples is not None:
         _, shots, examples = divide(examples, task, config)
+    if tokenizer is not None and examples is not None:
         return prepare_samples(config, spec, model_config, task, tokenizer, examples, shots)[0]
     longest = longest_input(config, model_config)
     samples, said = assume_samples(task, model_config, config.data.shots, longest, examples)

@@ -24,10 +24,11 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from checkpoints_tools.load import load_pretrained
 from eval.config import EvalConfig
 from eval.decoder.kv_cache import SlotCache
-from eval.decoder.score import score_model
 from eval.decoder.tensor_parallel import copy_for_scoring
 from eval.gather import ScoreResult
-from eval.setup import EvalPlan, build_model, make_plan
+from eval.job import ScoringRanks
+from eval.score import score
+from eval.setup import ScoringSetup, build_model, open_scoring
 from train.parallel.distributed import World, place, run_guarded, start
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import parallelize
@@ -37,27 +38,18 @@ SLICES = (2, 4)
 N_EXAMPLES = (9, 1)  # over two replicas: unequal numbers of examples, and one replica without any
 
 
-def plan_of(checkpoint: Path) -> EvalPlan:
-    return make_plan(
+def setup_of(checkpoint: Path) -> ScoringSetup:
+    return open_scoring(
         EvalConfig(model="llama", checkpoint=checkpoint, task="massive_intent", data="sample", limit=9, row_length=3000)
     )
 
 
-def score(plan: EvalPlan, model: torch.nn.Module, n_examples: int, ranks: World | None = None) -> ScoreResult:
-    shares: dict[str, Any] = {}
-    if ranks is not None:
-        shares = dict(rank=ranks.data_rank, world_size=ranks.shape.n_data, group=ranks.data_group)
-    return score_model(
-        model,
-        plan.tokenizer,
-        plan.task,
-        plan.prompt.build(plan.task),
-        plan.examples[:n_examples],
-        max_length=plan.row_length,
-        max_new_tokens=6,
-        max_batch_tokens=200,  # several batches
-        **shares,
+def score_some(setup: ScoringSetup, model: torch.nn.Module, n_examples: int, world: World | None = None) -> ScoreResult:
+    """Score the first examples, in several batches."""
+    job = dataclasses.replace(
+        setup.job, examples=setup.examples[:n_examples], max_new_tokens=6, max_batch_tokens=200, cache_dir=None
     )
+    return score(model, job, ScoringRanks.of(world) if world is not None else None)
 
 
 def seen_heads(heads: set[int]) -> Callable[..., None]:
@@ -79,32 +71,32 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 def main() -> None:
     torch.set_num_threads(1)
-    out, plan = Path(sys.argv[1]), plan_of(Path(sys.argv[2]))
+    out, setup = Path(sys.argv[1]), setup_of(Path(sys.argv[2]))
     world = start(CPU)
-    build = lambda: plan.spec.build(plan.config)  # noqa: E731
+    build = lambda: setup.spec.build(setup.config)  # noqa: E731
     trained = parallelize(
         build, world.mesh, CPU, precision="fp32", activation_checkpointing="full",
-        load=lambda model: load_pretrained(model, plan.weights.path),
+        load=lambda model: load_pretrained(model, setup.weights.path),
     )  # fmt: skip
     dcp.save({"model": get_model_state_dict(trained)}, checkpoint_id=out / "dcp")
-    weights = dataclasses.replace(plan.weights, path=out / "dcp", is_training=True)
+    weights = dataclasses.replace(setup.weights, path=out / "dcp", is_training=True)
 
     found: dict[Any, Any] = {}
     for n in SLICES:
         ranks = place(world.device, MeshShape(shard=world.size // n, tensor=n))
         mesh = ranks.mesh["tensor"]
         for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            model = build_model(plan, precision, CPU, mesh)
+            model = build_model(setup, precision, CPU, mesh)
             copy = copy_for_scoring(trained, build, mesh, dtype, CPU)
-            resumed = build_model(dataclasses.replace(plan, weights=weights), precision, CPU, mesh)
+            resumed = build_model(dataclasses.replace(setup, weights=weights), precision, CPU, mesh)
             found[n, precision] = {"copied": same(copy, model), "resumed": same(resumed, model)}
             if precision == "fp32":
                 heads: set[int] = set()
                 with mock.patch.object(SlotCache, "write", seen_heads(heads)):
-                    found[n] = [score(plan, model, k, ranks) for k in N_EXAMPLES]
+                    found[n] = [score_some(setup, model, k, ranks) for k in N_EXAMPLES]
                 found[n, "cached heads"] = heads
                 with torch.no_grad():  # every row of the embedding, wherever the slices end
-                    found[n, "logits"] = model(torch.arange(plan.config.vocab_size)[None])
+                    found[n, "logits"] = model(torch.arange(setup.config.vocab_size)[None])
                 found[n, "parameters"] = sum(p.numel() for p in model.parameters())
         alive = weakref.ref(copy.layers[0].attention.wq.weight)
         del copy

@@ -18,9 +18,11 @@ from data.source import load_examples
 from data.tasks import TASKS, TokenField
 from eval.config import EvalConfig
 from eval.decoder.decode import Decoded
-from eval.decoder.score import BUDGET_MARGIN, answer_budgets, score_model, stop_tokens
+from eval.decoder.score import BUDGET_MARGIN, answer_budgets, stop_tokens
+from eval.job import ScoringJob, ScoringRanks
 from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
-from eval.setup import build_model, make_plan
+from eval.score import score
+from eval.setup import build_model, open_scoring
 
 JOINT = TASKS["massive_joint"]
 
@@ -48,7 +50,7 @@ def score_scripted(monkeypatch, tokenizer, examples, answers, **options):
         return found
 
     monkeypatch.setattr(eval.decoder.score, "greedy_decode", decode)
-    return score_model(None, tokenizer, JOINT, prompt, examples, max_length=4096, **options)
+    return score(None, ScoringJob(JOINT, tokenizer, examples, 4096, prompt, **options))
 
 
 def test_gold_answers_score_perfectly_and_fit_the_budget(monkeypatch, tokenizer, examples):
@@ -114,7 +116,7 @@ def test_long_documents_are_truncated_and_none_is_dropped(monkeypatch, tokenizer
         eval.decoder.score, "greedy_decode", lambda model, prefix, bodies, *_, **__: [Decoded([], True) for _ in bodies]
     )
     prompt = build_prompt(JOINT, "plain")
-    result = score_model(None, tokenizer, JOINT, prompt, [example, long], max_length=2400, max_new_tokens=50)
+    result = score(None, ScoringJob(JOINT, tokenizer, [example, long], 2400, prompt, max_new_tokens=50))
     assert result.counts["truncated"] == 1
     assert [p.truncated for p in result.predictions] == [False, True]
     assert result.predictions[1].n_prompt_tokens == 2350
@@ -141,8 +143,8 @@ def test_an_example_that_cannot_fit_costs_the_others_nothing(monkeypatch, tokeni
         return [Decoded([], True) for _ in bodies]
 
     monkeypatch.setattr(eval.decoder.score, "greedy_decode", decode)
-    both = score_model(None, tokenizer, slots, prompt, [example, long], max_length=n_prompt + room)
-    alone = score_model(None, tokenizer, slots, prompt, [example], max_length=n_prompt + room)
+    both = score(None, ScoringJob(slots, tokenizer, [example, long], n_prompt + room, prompt))
+    alone = score(None, ScoringJob(slots, tokenizer, [example], n_prompt + room, prompt))
     assert both.predictions[0] == alone.predictions[0] and not alone.predictions[0].truncated
     assert both.predictions[1].truncated
     assert both.counts["limit_shortened"] == 1 and alone.counts["limit_shortened"] == 0
@@ -153,7 +155,7 @@ def test_an_answer_ends_at_the_templates_end_or_the_end_of_text(tokenizer):
     assert stop_tokens(build_prompt(JOINT, "plain"), tokenizer) == {tokenizer.special["<|end|>"]}
 
 
-def plan_of(checkpoint):
+def setup_of(checkpoint):
     options = EvalConfig(
         model="llama_debug",
         checkpoint=checkpoint,
@@ -162,30 +164,19 @@ def plan_of(checkpoint):
         limit=9,
         row_length=3000,
     )
-    return make_plan(options)
+    return open_scoring(options)
 
 
-def score_tiny(checkpoint, rank=0, world_size=1, **options):
-    plan = plan_of(checkpoint)
-    model = build_model(plan, "fp32", torch.device("cpu"))
-    return score_model(
-        model,
-        plan.tokenizer,
-        plan.task,
-        plan.prompt.build(plan.task),
-        plan.examples,
-        max_length=plan.row_length,
-        rank=rank,
-        world_size=world_size,
-        max_new_tokens=6,
-        **options,
-    )
+def score_tiny(checkpoint, ranks=None, **options):
+    setup = setup_of(checkpoint)
+    model = build_model(setup, "fp32", torch.device("cpu"))
+    return score(model, dataclasses.replace(setup.job, max_new_tokens=6, cache_dir=None, **options), ranks)
 
 
 def score_on_rank(rank, world_size, checkpoint, port_file, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
-    result = score_tiny(checkpoint, rank, world_size, sharded=True)
+    result = score_tiny(checkpoint, ScoringRanks(rank=rank, world_size=world_size, sharded=True))
     if rank == 0:
         torch.save(result, out)
     else:

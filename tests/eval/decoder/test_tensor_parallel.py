@@ -25,14 +25,14 @@ def test_a_tensor_parallel_model_answers_as_the_unsharded_one(divisible_checkpoi
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(N_RANKS)]
 
-    plan = split_run.plan_of(divisible_checkpoint)
-    model = build_model(plan, "fp32", torch.device("cpu"))
+    setup = split_run.setup_of(divisible_checkpoint)
+    model = build_model(setup, "fp32", torch.device("cpu"))
     n_parameters = sum(p.numel() for p in model.parameters())
-    assert plan.config.vocab_size % 2, "the head divides unevenly"
-    n_prefix = len(encode_pieces(plan.prompt.build(plan.task).prefix, plan.tokenizer))
+    assert setup.config.vocab_size % 2, "the head divides unevenly"
+    n_prefix = len(encode_pieces(setup.prompt.build(setup.task).prefix, setup.tokenizer))
     with torch.no_grad():
-        logits = model(torch.arange(plan.config.vocab_size)[None])
-    alone = [split_run.score(plan, model, n) for n in split_run.N_EXAMPLES]
+        logits = model(torch.arange(setup.config.vocab_size)[None])
+    alone = [split_run.score_some(setup, model, n) for n in split_run.N_EXAMPLES]
     assert len({p.raw for p in alone[0].predictions}) > 1
     for n in split_run.SLICES:
         for rank, found in enumerate(ranks):
@@ -52,4 +52,4 @@ def test_a_tensor_parallel_model_answers_as_the_unsharded_one(divisible_checkpoi
             assert found[n, "parameters"] < 1.1 * n_parameters / n, "every matrix is split"
     assert any(found[2, "cached heads"] for found in ranks)
     with pytest.raises(UserError, match="--tp 3: 4 key/value heads and 100 hidden units.*that do: 1, 2, 4"):
-        check_divides(plan.config, 3)
+        check_divides(setup.config, 3)

@@ -21,11 +21,12 @@ from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import DECODER_ONLY, EvalConfig
-from eval.encoder.score import score_encoder
 from eval.encoder.task import from_label_sets
+from eval.job import ScoringJob
 from eval.resolve import load_config
 from eval.results import read_predictions, read_results
-from eval.setup import build_model, make_plan
+from eval.score import score
+from eval.setup import build_model, open_scoring
 from model.encoder import ROBERTA_BASE, Encoder
 from tests.encoder_reference import ours_from, reference, scaled_down
 from tests.encoder_tokenizers import write_roberta
@@ -61,7 +62,7 @@ def slots(tokenizer_folder, tmp_path_factory):
 
 
 def plan(checkpoint, **options):
-    return make_plan(EvalConfig(checkpoint=checkpoint, **{"model": "roberta", "data": "sample", **options}))
+    return open_scoring(EvalConfig(checkpoint=checkpoint, **{"model": "roberta", "data": "sample", **options}))
 
 
 def test_options_about_prompts_and_text_are_for_decoders():
@@ -92,9 +93,9 @@ def test_options_about_prompts_and_text_are_for_decoders():
 
 def test_the_heads_say_which_task_it_is(slots):
     found = plan(slots[0])
-    assert found.task == SLOTS and found.prompt is None and found.fine_tuned and found.row_length == 40
+    assert found.task == SLOTS and found.prompt is None and found.fine_tuned and found.max_length == 40
     assert found.output == Path(f"runs/eval/{found.weights.name}-massive_slots") and found.name == found.weights.name
-    assert plan(slots[0], task="massive_slots", max_length=20).row_length == 20
+    assert plan(slots[0], task="massive_slots", max_length=20).max_length == 20
     with pytest.raises(UserError, match="--max_length 41: .* 40 tokens at most"):
         plan(slots[0], max_length=41)
     for name, needed in (("massive_joint", r"intent \(60 labels\), slots \(111 tags\)"), ("20ng_20", "group")):
@@ -146,7 +147,7 @@ def test_a_whole_run(slots, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "slots" in done.stdout and "exact match" not in done.stdout
     examples = plan(folder, limit=20).examples
-    expected = score_encoder(model, load_encoder_tokenizer(folder), SLOTS, examples, max_length=40)
+    expected = score(model, ScoringJob(SLOTS, load_encoder_tokenizer(folder), examples, max_length=40))
     assert read_predictions(tmp_path / "out") == expected.predictions
     assert len({kind for p in expected.predictions for kind in p.parsed["slots"]}) > 3
     results = read_results(tmp_path / "out")
@@ -166,7 +167,7 @@ def test_an_export_of_a_joint_model_says_what_the_model_says(tokenizer_folder, t
     found = plan(tmp_path / "export", limit=12)
     assert found.task == joint and found.config == config
     scored = [
-        score_encoder(m, tokenizer, joint, found.examples, max_length=found.row_length).predictions
+        score(m, ScoringJob(joint, tokenizer, found.examples, found.max_length)).predictions
         for m in (model, build_model(found, "fp32", torch.device("cpu")))
     ]
     assert scored[0] == scored[1] and set(scored[0][0].parsed) == {"intent", "slots"}

@@ -16,8 +16,10 @@ from data.example import Example
 from data.source import load_examples
 from data.tasks import TASKS, TokenField
 from eval.combine import combine
-from eval.encoder.score import N_TOP, score_encoder
+from eval.encoder.score import N_TOP
+from eval.job import ScoringJob, ScoringRanks
 from eval.results import Results, field_kinds, read_predictions, write_run
+from eval.score import score
 from model.encoder import ROBERTA_BASE, Encoder
 from tests.encoder_reference import ours_from, reference, scaled_down
 from tests.encoder_tokenizers import write_bert, write_roberta
@@ -38,6 +40,10 @@ def folders(tmp_path_factory):
 def config_for(task, tokenizer, family="roberta", head="linear"):
     small = scaled_down(FAMILIES[family], *heads_for(task), head=head)
     return replace(small, vocab_size=tokenizer.vocab_size, max_position=MAX_LENGTH)
+
+
+def job(task, tokenizer, examples, **options):
+    return ScoringJob(task, tokenizer, examples, MAX_LENGTH, **options)
 
 
 def random_encoder(task, tokenizer, **options):
@@ -72,7 +78,7 @@ def test_labels_are_the_argmax_of_transformers_logits(folders, family, name, hea
             if parameter.dim() > 1:
                 parameter.mul_(3.0)
     examples = load_examples(task, "test", "sample")[:25]
-    result = score_encoder(ours_from(hf, config), tokenizer, task, examples, max_length=MAX_LENGTH)
+    result = score(ours_from(hf, config), job(task, tokenizer, examples))
     assert len({str(p.parsed) + str([label for label, _ in p.top.get(field.name, [])]) for p in result.predictions}) > 3
     assert [p.id for p in result.predictions] == [e.id for e in examples]
     for example, prediction in zip(examples, result.predictions, strict=True):
@@ -103,17 +109,8 @@ def score_on_rank(rank, world_size, folder, examples, port_file, out):
     model = random_encoder(JOINT, tokenizer)
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
-    result = score_encoder(
-        model,
-        tokenizer,
-        JOINT,
-        examples,
-        max_length=MAX_LENGTH,
-        rank=rank,
-        world_size=world_size,
-        sharded=True,
-        max_batch_tokens=1,
-    )
+    ranks = ScoringRanks(rank=rank, world_size=world_size, sharded=True)
+    result = score(model, job(JOINT, tokenizer, examples, max_batch_tokens=1), ranks)
     torch.save((result, len(passes)), f"{out}{rank}")
     dist.destroy_process_group()
 
@@ -123,11 +120,11 @@ def test_neither_packing_nor_ranks_change_an_answer(folders, tmp_path):
     examples = load_examples(JOINT, "test", "sample")[:9]
     model, passes, done = random_encoder(JOINT, tokenizer), [], []
     model.register_forward_hook(lambda *_: passes.append(1))
-    packed = score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH, progress=done.append)
+    packed = score(model, job(JOINT, tokenizer, examples), progress=done.append)
     assert len(passes) == 1 and sum(done) == 9
     assert len({p.parsed["intent"] for p in packed.predictions}) > 1
     assert len({kind for p in packed.predictions for kind in p.parsed["slots"]}) > 2
-    alone = score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH, max_batch_tokens=1)
+    alone = score(model, job(JOINT, tokenizer, examples, max_batch_tokens=1))
     assert len(passes) == 1 + 9
     mp.spawn(score_on_rank, (2, folders["roberta"], examples, tmp_path / "meet", tmp_path / "out"), nprocs=2)
     (together, n_first), (figures, n_second) = (
@@ -146,11 +143,9 @@ def test_dropout_is_off_while_scoring_and_on_again_after(folders):
     examples = load_examples(JOINT, "test", "sample")[:9]
     model = random_encoder(JOINT, tokenizer).train()
     assert model.config.dropout > 0
-    results = [score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH) for _ in range(2)]
+    results = [score(model, job(JOINT, tokenizer, examples)) for _ in range(2)]
     assert model.training and results[0].predictions == results[1].predictions
-    assert (
-        model.eval() and score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH) and not model.training
-    )
+    assert model.eval() and score(model, job(JOINT, tokenizer, examples)) and not model.training
 
 
 def test_words_out_of_reach_are_other_and_counted(folders):
@@ -162,7 +157,7 @@ def test_words_out_of_reach_are_other_and_counted(folders):
     labels = [{"intent": "alarm_set", "slots": ("Other",) * len(own)} for own in words]
     examples = [Example(str(i), " ".join(own), labels[i]) for i, own in enumerate(words)]
     assert tokenizer.encode_words(examples[1].words)[1].count(-1) == 1
-    result = score_encoder(model, tokenizer, JOINT, examples, max_length=MAX_LENGTH)
+    result = score(model, job(JOINT, tokenizer, examples))
     long, odd, empty = result.predictions
     assert [p.truncated for p in result.predictions] == [True, False, False] and result.counts["truncated"] == 1
     seen = sum(kind != "Other" for kind in long.parsed["slots"])
@@ -179,7 +174,7 @@ def test_probabilities_come_back_from_disk_and_two_runs_combine(folders, tmp_pat
     for name in ("massive_intent", "massive_slots"):
         task = TASKS[name]
         examples = load_examples(task, "test", "sample")[:6]
-        runs.append(score_encoder(random_encoder(task, tokenizer), tokenizer, task, examples, max_length=MAX_LENGTH))
+        runs.append(score(random_encoder(task, tokenizer), job(task, tokenizer, examples)))
         result = runs[-1]
         folder = tmp_path / name
         results = Results(name, name, field_kinds(task), "sample", "test", result.metrics, cost=result.cost)

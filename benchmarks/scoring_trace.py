@@ -1,0 +1,275 @@
+"""The bytes that `eval/memory.py` says scoring takes, against a trace of the code that scores, over fake tensors.
+
+The model is made in fake memory as `eval.setup.build_model` lays it out on rank 0 of fake ranks, and
+`eval.decoder.decode.greedy_decode` decodes made-up requests with it. After every operation the storages that are still
+referred to are added up. What is replaced is the attention of the prefill passes, by a function that allocates what
+FlexAttention and flash attention do on CUDA: the result and a log-sum-exp a head and token.
+
+    python -m benchmarks.scoring_trace
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed._tools.fake_collectives  # noqa: F401  # collectives of fake tensors
+import tyro
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from benchmarks.common import load_average, table, write_result
+from benchmarks.memory_trace import fake_ranks
+from checkpoints_tools.registry import MODELS
+from data.packing import padded_length
+from eval.decoder.decode import greedy_decode
+from eval.decoder.kv_cache import BodyPass, PrefixPass, TokenPass
+from eval.decoder.score import batch_sizes
+from eval.decoder.tensor_parallel import to_plain_tensors
+from eval.job import RequestLengths
+from eval.memory import MemoryByMoment, decoder_memory
+from model.attention import build_bidirectional_mask
+from model.encoder import Encoder, EncoderConfig
+from model.llama import Llama, LlamaConfig
+from train.parallel.mesh import MeshShape
+from train.parallel.tensor_parallel import apply_tensor_parallel
+from train.planning.hardware import GIB
+
+STOP = 0  # a token that ends an answer
+N_TOKENS = 2  # emitted of each answer, but of one of each batch only one
+FIGURES = 6  # of each trace
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages of tensors that are referred to, after every operation.
+
+    Attributes:
+        now: bytes at this moment.
+        peak: the most since `restart`.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = WeakIdKeyDictionary()
+        for tensor in tensors:
+            self._add(tensor)
+
+    def restart(self) -> int:
+        """Begin a new stretch; returns the peak of the one that ends."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self.known:
+            self.known[storage] = None
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, n_bytes: int) -> None:
+        self.now -= n_bytes
+
+
+def attention_like_cuda(q: Tensor, k: Tensor, v: Tensor, mask: object) -> Tensor:
+    """What `model.attention.attention` allocates on CUDA: SDPA, which wants repeated keys, without a mask."""
+    if mask is None and q.shape[2] != k.shape[2]:
+        k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
+    log_sum_exp = q.new_empty(q.shape[:3], dtype=torch.float32)  # noqa: F841  # there while the kernel runs
+    return torch.empty_like(q)
+
+
+def fake_model(config: LlamaConfig, dtype: torch.dtype, tp: int, mode: FakeTensorMode) -> nn.Module:
+    """The model as `eval.setup.build_model` makes it, its parameters fake."""
+
+    def build() -> Llama:
+        return Llama(config)
+
+    with torch.device("meta"):
+        model = build().to(dtype)
+    if tp == 1:
+        with mode:
+            return model.to_empty(device="cpu").eval()
+    mesh = MeshShape(tensor=tp).build("cpu")["tensor"]
+    apply_tensor_parallel(model, mesh)
+    with mode:
+        model.to_empty(device="cpu")
+    return to_plain_tensors(model, build, mesh).eval()
+
+
+def trace_decoder(
+    config: LlamaConfig, dtype: torch.dtype, tp: int, lengths: RequestLengths, max_batch_tokens: int
+) -> dict[str, int]:
+    """Decode on rank 0 of ``tp``, `N_TOKENS` tokens of each answer.
+
+    Returns:
+        Bytes: ``weights``; the most there were of ``keys and values of the prefix`` and ``of a batch``; and the peaks
+        of passes over the ``prefix``, over ``bodies`` and over ``one token`` a request.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with ExitStack() as stack:
+        if tp > 1:
+            stack.enter_context(fake_ranks(tp))
+        model = fake_model(config, dtype, tp, mode)
+        live = LiveBytes(model.parameters())
+        found = {"weights": live.now}
+        moment, step = "", 0
+
+        def note(module: nn.Module | None, args: tuple, call: dict[str, Any]) -> None:
+            """Between two passes: the peak belongs to the earlier one."""
+            nonlocal moment, step
+            found[moment] = max(found.get(moment, 0), live.restart())
+            cache = call["cache"]
+            moment = {PrefixPass: "prefix", BodyPass: "bodies", TokenPass: "one token"}[type(cache)]
+            step = step + 1 if moment == "one token" else 0
+            for kind, held in (("the prefix", cache.prefix), ("a batch", getattr(cache, "slots", None))):
+                if held is not None:
+                    name = f"keys and values of {kind}"
+                    n_bytes = sum(x.nbytes for x in [*held.keys.values(), *held.values.values()])
+                    found[name] = max(found.get(name, 0), n_bytes)
+
+        def emitted(tokens: FakeTensor) -> list[int]:
+            """One request of each batch ends early, the others after the last token."""
+            stops = [step >= N_TOKENS] * (len(tokens) - 1) + [step >= 1]
+            return [STOP if stop else STOP + 1 for stop in stops]
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
+        stack.enter_context(mock.patch.object(FakeTensor, "tolist", emitted))
+        stack.enter_context(mock.patch("eval.decoder.decode.build_mask", lambda doc_ids, n_cached: "packed"))
+        stack.enter_context(mock.patch("eval.decoder.kv_cache.attention", attention_like_cuda))
+        stack.enter_context(mode)
+        stack.enter_context(live)
+        bodies = [[STOP + 1] * n for n in lengths.bodies]
+        greedy_decode(
+            model, [STOP + 1] * lengths.prefix, bodies, lengths.limits, {STOP}, max_batch_tokens=max_batch_tokens
+        )  # fmt: skip
+        found[moment] = max(found.get(moment, 0), live.restart())
+    del found[""]
+    return found
+
+
+def trace_encoder(config: EncoderConfig, dtype: torch.dtype, documents: Sequence[int]) -> dict[str, int]:
+    """Pass one packed row of ``documents`` (tokens of each) through an encoder.
+
+    Returns:
+        Bytes: ``weights``, and the peak of the pass, ``a row``.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    padding = padded_length(sum(documents)) - sum(documents)
+    doc_ids = torch.repeat_interleave(torch.tensor([*range(len(documents)), -1]), torch.tensor([*documents, padding]))
+    mask = build_bidirectional_mask(doc_ids[None])
+    with torch.device("meta"):
+        model = Encoder(config).to(dtype).eval()
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("model.encoder.build_bidirectional_mask", lambda doc_ids: mask))
+        # An encoder looks at how long its documents are; fake positions cannot say.
+        stack.enter_context(mock.patch.object(FakeTensor, "__int__", lambda self: 0, create=True))
+        stack.enter_context(mode)
+        model.to_empty(device="cpu")
+        live = LiveBytes(model.parameters())
+        weights = live.now
+        stack.enter_context(live)
+        tokens, positions = torch.zeros(2, 1, len(doc_ids), dtype=torch.int64)
+        with torch.no_grad():
+            index = torch.zeros(len(documents), dtype=torch.int64)
+            model(tokens, positions, doc_ids, {head.name: index for head in config.heads})
+    return {"weights": weights, "a row": live.peak}
+
+
+def requests(task: str, max_batch_tokens: int) -> RequestLengths:
+    """Requests of a task, as long as the Llama 3 tokenizer makes them (`benchmarks/results/tokens_per_example.md`) and
+    about as many as fill two batches."""
+    if task == "massive_joint":
+        n = max_batch_tokens // 100
+        return RequestLengths(681, [8 + i % 32 for i in range(n)], [103] * n)
+    # 20ng_joint with five examples; the longest post is a batch by itself in small batches.
+    n = max_batch_tokens // 800
+    return RequestLengths(1535, [12_000, *(100 + 1500 * i // n for i in range(n))], [29] * (n + 1))
+
+
+def figures(memory: MemoryByMoment) -> dict[str, int]:
+    """What `eval/memory.py` says of what `trace_decoder` returns."""
+    totals = {moment: memory.weights + sum(parts.values()) for moment, parts in memory.moments.items()}
+    of_caches = memory.moments["one token"]
+    return {
+        "weights": memory.weights,
+        **{name: n for name, n in of_caches.items() if name.startswith("keys and values")},
+        "prefix": totals["prefix"],
+        "bodies": totals["bodies"],
+        "one token": max(totals["one token"], totals["logits"]),
+    }
+
+
+def planned(
+    config: LlamaConfig, dtype: torch.dtype, tp: int, lengths: RequestLengths, max_batch_tokens: int
+) -> MemoryByMoment:
+    """What `eval/memory.py` says of the same."""
+    return decoder_memory(config, dtype, tp, lengths.prefix, batch_sizes(lengths, 1, max_batch_tokens))
+
+
+CASES = (("llama3_8b", 1), ("llama3_70b", 8), ("llama3_70b", 2))  # model and --tp
+
+
+def compare(name: str, tp: int, task: str, max_batch_tokens: int, layers: int | None) -> list[list[object]]:
+    """Rows of the result's table for one trace."""
+    config, dtype = MODELS[name].config, torch.bfloat16
+    assert isinstance(config, LlamaConfig)
+    if layers is not None:
+        config = dataclasses.replace(config, n_layers=layers)
+    lengths, start = requests(task, max_batch_tokens), time.perf_counter()
+    traced = trace_decoder(config, dtype, tp, lengths, max_batch_tokens)
+    what = f"{name}, tp {tp}, {task}, batches of {max_batch_tokens:,} ({time.perf_counter() - start:.0f} s)"
+    rows = []
+    for kind, ours in figures(planned(config, dtype, tp, lengths, max_batch_tokens)).items():
+        rows.append([what, kind, f"{ours / GIB:.3f}", f"{traced[kind] / GIB:.3f}", f"{ours / traced[kind] - 1:+.2%}"])
+        what = ""
+    return rows
+
+
+def main(batch_tokens: tuple[int, ...] = (4000, 16_384), layers: int | None = None, output: Path | None = None) -> None:
+    """Trace and compare, and write a result file.
+
+    Args:
+        batch_tokens: ``--batch_tokens`` of the runs.
+        layers: cut the models to so many; None: whole.
+        output: result file.
+    """
+    load, rows = load_average(), []
+    for name, tp in CASES:
+        for n in batch_tokens:
+            for task in ("massive_joint", "20ng_joint"):
+                rows += compare(name, tp, task, n, layers)
+                print(*rows[-FIGURES:], sep="\n", file=sys.stderr, flush=True)
+    body = (
+        "Rank 0 of `--tp` ranks, bf16, requests as long as the tasks' own; GiB. *plan* is `eval/memory.py`, *trace* "
+        "the live storages of fake tensors while `greedy_decode` decodes (seconds: of the trace). The prefill's "
+        "attention is traced as what FlexAttention and flash attention allocate on CUDA; all else is the code that "
+        "scores.\n\n"
+        + table(["", "", "plan", "trace", "off by"], rows)
+        + "\n\nNeither is a measurement on a GPU: CUDA's context, NCCL's buffers and the allocator's gaps come on top "
+        "(`train/planning/hardware.py`)."
+    )
+    write_result("scoring_trace", "The bytes of scoring against a traced run", body, sys.argv[1:], output, load)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))

@@ -1,0 +1,132 @@
+"""The checkpoint to be scored: which folders hold its weights and tokenizer, and what they say of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoints_tools.encoder_config import read_head_labels, read_max_length
+from checkpoints_tools.json_files import read_json
+from checkpoints_tools.load import check_family, open_checkpoint
+from checkpoints_tools.registry import ModelConfig, ModelSpec
+from data.encoder.samples import LONGEST_DOCUMENT
+from data.errors import UserError
+from eval.encoder.task import from_label_sets
+from model.encoder import EncoderConfig, Head
+from model.llama import LlamaConfig, RopeScaling
+from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, read_state, what_is_missing
+from train.planning.checkpoint import find_config
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights come from.
+
+    Attributes:
+        path: what holds them: a Hugging Face folder, or a training checkpoint.
+        base: the Hugging Face folder with the tokenizer; for a training checkpoint, the one its run started from.
+        is_training: ``path`` is a training checkpoint.
+    """
+
+    path: Path
+    base: Path
+    is_training: bool
+
+    @property
+    def name(self) -> str:
+        """A name that tells this folder from others: a run's export is called after the run."""
+        parts = [part for part in self.path.resolve().parts if part not in ("checkpoints", "runs")]
+        generic = self.is_training or parts[-1] in ("export", "best")
+        return "-".join(parts[-2:]) if generic else parts[-1]
+
+
+def find_weights(folder: Path, needed: bool = True) -> Weights:
+    """Recognize what kind of checkpoint a folder is.
+
+    Args:
+        needed: the weights and the tokenizer are to be loaded, so they have to be there.
+
+    Raises:
+        UserError: an incomplete training checkpoint; a run folder is told which of its checkpoints can be scored.
+    """
+    if (folder / RUN_FILE).is_file():
+        missing = what_is_missing(folder) if needed else None
+        if missing is not None:
+            raise UserError(f"training checkpoint {folder} is incomplete ({missing}). Score another, or the export.")
+        base = Path(read_state(folder).config["checkpoint"])
+        if needed and not base.is_dir():
+            raise UserError(
+                f"training checkpoint {folder} holds weights only; its tokenizer is that of {base}, which its run "
+                "started from and which is not there. Put it back, or score the run's export."
+            )
+        return Weights(folder, base, is_training=True)
+    if not (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
+        inside = [
+            p for p in (folder / "export", folder / "best", *sorted(folder.glob("checkpoints/step_*"))) if p.is_dir()
+        ]
+        listed = ", ".join(map(str, inside)) or "none yet"
+        raise UserError(f"'{folder}' is a run folder. Give --checkpoint one of its checkpoints: {listed}.")
+    return Weights(folder, folder, is_training=False)
+
+
+def trained_with(weights: Weights) -> dict[str, str] | None:
+    """The optimizer that made the weights, and why ``--optim auto`` chose it, if it did; None where nothing says so."""
+    if weights.is_training:
+        state = read_state(weights.path)
+        options, reason = state.config, state.optim_reason
+    elif (weights.path / TRAINING_FILE).is_file():
+        found = read_json(weights.path / TRAINING_FILE)
+        options, reason = found.get("options"), found.get("optim_reason", "")
+        if not isinstance(options, dict):
+            return None  # another program's file of this name
+    else:
+        return None
+    return {"optim": options.get("optim", ""), "optim_reason": reason}
+
+
+def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[ModelConfig, str | None]:
+    """What the weights' folder says of the model, and for lack of it what is assumed.
+
+    Args:
+        needed: the folder has to be whole; otherwise the preset's config does.
+
+    Raises:
+        UserError: a folder that is not whole, or of another architecture.
+    """
+    if not weights.is_training:
+        if not needed:
+            return find_config(spec, weights.base)
+        config = open_checkpoint(weights.base, spec).config
+    else:
+        config = _stored_config(read_state(weights.path).identity["model_config"])
+    check_family(config, spec, weights.path)
+    return config, None
+
+
+def _stored_config(stored: dict[str, Any]) -> ModelConfig:
+    """The config that a training checkpoint stores as a dict."""
+    if "heads" in stored:
+        return EncoderConfig(**{**stored, "heads": tuple(Head(**head) for head in stored["heads"])})
+    scaling = stored["rope_scaling"]
+    return LlamaConfig(**{**stored, "rope_scaling": RopeScaling(**scaling) if scaling is not None else None})
+
+
+def head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]:
+    """By head, what each of its outputs stands for; nothing where there are no heads."""
+    if not config.heads:
+        return {}
+    if weights.is_training:
+        return from_label_sets(config.heads, read_state(weights.path).labels)
+    return read_head_labels(read_json(weights.path / "config.json"))
+
+
+def trained_length(weights: Weights, config: EncoderConfig) -> int:
+    """The longest document that an encoder was fine-tuned on, in tokens; else what fine-tuning would cut to."""
+    if weights.is_training:
+        trained = read_state(weights.path).config
+        stored, row_length = trained["max_length"], trained["row_length"]
+    else:
+        path = weights.path / "config.json"  # not there only in a plan
+        stored, row_length = read_max_length(read_json(path)) if path.is_file() else None, LONGEST_DOCUMENT
+    return stored or min(LONGEST_DOCUMENT, config.max_position, row_length)
