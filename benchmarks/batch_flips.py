@@ -1,10 +1,10 @@
-"""How often does an answer depend on its batch? The same test examples, decoded in batches of many sizes.
+"""Measure how often an answer depends on its batch: decode the same test examples in batches of several sizes.
 
     python -m benchmarks.batch_flips --checkpoint RUN/export --data PATH [--limit 300]
 
-`eval.py` decodes them one at a time, then in batches of up to so many tokens, in each precision. Mathematically a
-request's answer is its own; sums in another order round differently, and where two logits are nearly equal that can
-flip an argmax. Counted is the first flip of an answer: what follows it has another context.
+`eval.py` decodes them one at a time, then in batches with several token limits, in each precision. Mathematically an
+answer does not depend on its batch. But sums in another order round differently, which can flip an argmax of two nearly
+equal logits. Only the first flip of an answer counts, because later tokens have another context.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eval.results import Prediction, Results, read_predictions, read_results, st
 
 @dataclass
 class Options:
-    """Decode the same examples in batches of many sizes and count what comes out differently."""
+    """Decode the same examples in batches of several sizes and count the answers that differ."""
 
     checkpoint: Path
     """A fine-tuned model: an export, or a run's checkpoints/step_N folder."""
@@ -31,25 +31,25 @@ class Options:
     model: str = "smollm2_135m"
     """The checkpoint's preset."""
     task: str = ""
-    """Which task; default: the one that the checkpoint was fine-tuned on."""
+    """The task; default: the one that the checkpoint was fine-tuned on."""
     limit: int = 300
     """Test examples, drawn by seed."""
     batch_tokens: tuple[int, ...] = (256, 1024, 4096)
-    """Bounds on a batch's tokens that are compared with one request at a time."""
+    """Limits on a batch's tokens; each is compared with one request at a time."""
     precisions: tuple[str, ...] = ("fp32", "bf16")
     """Number formats of weights and compute."""
     output: Path | None = None
-    """Result file; without it benchmarks/results/batch_flips.md."""
+    """Result file; default benchmarks/results/batch_flips.md."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What batching changed of these answers.
+    """The differences between answers decoded alone and in batches.
 
     Attributes:
         n_text: answers whose text differs.
-        n_parsed: answers that are read as another label or list.
-        n_tokens: tokens emitted one request at a time, those that ended an answer included.
+        n_parsed: answers that are parsed as another label or list.
+        n_tokens: tokens emitted when decoding one request at a time, stop tokens included.
     """
 
     n_text: int

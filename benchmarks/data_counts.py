@@ -1,8 +1,8 @@
-"""Count examples, labels, words, slot entities and oddities of all six tasks, as Markdown.
+"""Count examples, labels, words, slot entities and anomalies of all six tasks, as Markdown.
 
     python -m benchmarks.data_counts --newsgroups 20news-bydate.tar.gz --massive en-US.jsonl
 
-Every count is of what the loaders return, so it is of what training and scoring see. Words are ``text.split()``.
+The counts are of the loaders' output, which training and scoring use. Words are ``text.split()``.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ class CountArgs:
     newsgroups: Path
     """20news-bydate.tar.gz or its folder."""
     massive: Path
-    """A JSON-lines file of MASSIVE's format, its folder or the release tarball."""
+    """A JSON-lines file in MASSIVE's format, its folder or the release tarball."""
     massive_name: str = "MASSIVE-format (SLURP)"
-    """What to call that data; say "MASSIVE 1.1 en-US" only of the release itself."""
+    """Name of that data; use "MASSIVE 1.1 en-US" only for the release itself."""
     output: Path = Path(__file__).resolve().parent / "results" / "data_counts.md"
     """The page to write."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table: the first column to the left, numbers to the right with thousands parted."""
+    """A Markdown table: the first column left-aligned, the others right-aligned, with thousands separators."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def label_counts(examples: list[Example], field: str) -> Counter[str]:
-    """How often each label occurs: once an example for a class field, once a word for a token field."""
+    """The count of each label: one an example for a class field, one a word for a token field."""
     counts: Counter[str] = Counter()
     for example in examples:
         value = example.labels[field]
@@ -59,7 +59,7 @@ def label_counts(examples: list[Example], field: str) -> Counter[str]:
 
 
 def task_row(task: Task, splits: Splits) -> list[object]:
-    """Task, its fields' labels, those without a training example, then examples and words by split."""
+    """A task's name, numbers of labels and of labels without a training example, then examples and words by split."""
     labels, unseen = [], []
     for field in task.fields:
         in_train = label_counts(splits["train"], field.name)
@@ -74,7 +74,7 @@ def task_row(task: Task, splits: Splits) -> list[object]:
 
 
 def merged_entities(slots: Sequence[str]) -> int:
-    """Entities of the paper's scheme, in which equal neighbours form one."""
+    """Entities in the paper's scheme, in which equal neighbours form one entity."""
     return sum(slot != OTHER and (i == 0 or slots[i - 1] != slot) for i, slot in enumerate(slots))
 
 
@@ -133,7 +133,7 @@ def oddity_table(header: str, counts: dict[str, Counter[str]], names: dict[str, 
 
 
 def describe(path: Path) -> str:
-    """The file's name and checksum: which data these are, without saying where they lie."""
+    """The file's name and checksum, which identify the data without a path of this machine."""
     if not path.is_file():
         return f"the folder `{path.name}`"
     with path.open("rb") as file:
@@ -141,7 +141,7 @@ def describe(path: Path) -> str:
 
 
 def page(args: CountArgs) -> str:
-    """The whole page."""
+    """The complete page."""
     readers = {"20ng": (read_newsgroups, args.newsgroups), "massive": (read_massive, args.massive)}
     splits: dict[str, Splits] = {"20ng": {}, "massive": {}}
     counts: dict[str, dict[str, Counter[str]]] = {"20ng": {}, "massive": {}}

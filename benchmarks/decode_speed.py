@@ -1,13 +1,13 @@
-"""What computing the prefix once saves in scoring: greedy decoding of the same requests, four ways.
+"""Measure what computing the prefix once saves in scoring: greedy decoding of the same requests in four ways.
 
     python -m benchmarks.decode_speed [--data PATH] [--utterances 64] [--batch_size 16]
 
-    shared                our decoder; the prefix is prefilled once and stands once in memory (what eval.py does)
-    repeated              our decoder; every request brings the whole prompt
-    transformers          `generate` on batches of whole prompts, padded on the left
+    shared                our decoder; the prefix is prefilled once and in memory once (as in eval.py)
+    repeated              our decoder; every request contains the complete prompt
+    transformers          `generate` on batches of complete prompts, padded on the left
     transformers_prefix   `generate` with the prefix's keys and values computed once and copied into each batch
 
-All decode in batches of the same size, in fp32, and must emit the same tokens.
+All ways use fp32 and batches of the same size, and must emit the same tokens.
 """
 
 from __future__ import annotations
@@ -56,29 +56,29 @@ class Args(Inputs):
     """Time greedy decoding with and without a shared prefix, and through transformers."""
 
     task: str = "massive_intent"
-    """Task whose prompt is used; the model is not fine-tuned, so most answers run into the limit."""
+    """Task whose prompt is used. The model is not fine-tuned, so most answers reach the token limit."""
     utterances: int = 64
     """Test utterances."""
     batch_size: int = 16
-    """Requests decoded together, the same for all."""
+    """Requests decoded together."""
     max_new_tokens: int = 12
-    """Longest output, stop token not counted."""
+    """Longest output, without the stop token."""
     rounds: int = 2
-    """How often each is measured, after a warm-up on one batch."""
+    """Measurements of each variant, after a warm-up on one batch."""
     variants: list[Variant] = field(default_factory=lambda: list(DESCRIPTIONS))
-    """Which to run."""
+    """Variants to run."""
 
 
 def measure(
     model: nn.Module, reference: nn.Module | None, samples: SampleSet, stop_ids: set[int], args: Args
 ) -> tuple[dict[str, Timing], dict[str, list[Decoded]]]:
-    """Time all variants; return their times and what they emitted."""
+    """Time all variants; return their times and their outputs."""
     prefix = samples.prefix.tolist()
     bodies = [samples.body(i).tolist() for i in range(len(samples))]
     emitted: dict[str, list[Decoded]] = {}
 
     def ours(prefix: list[int], bodies: list[list[int]]) -> list[Decoded]:
-        # The bound on a batch's tokens is out of the way: batches of one size are what is compared.
+        # No limit on a batch's tokens, so that all variants use the same batch size.
         limits = {"max_batch_size": args.batch_size, "max_batch_tokens": 10**9}
         return greedy_decode(model, prefix, bodies, args.max_new_tokens, stop_ids, **limits)
 

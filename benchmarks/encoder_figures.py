@@ -1,12 +1,13 @@
-"""Fine-tune an encoder on single tasks and on their joint task, and compare: the figures of encoder_figures.md.
+"""Fine-tune an encoder on single tasks and on their joint task, and compare the scores.
 
     python -m benchmarks.encoder_figures --checkpoint PATH --massive PATH --newsgroups PATH
 
-For every task it runs `train.py` (the paper's recipe unless told otherwise) and `eval.py` on the whole test split, as a
-user would, in ``--output``: ``<task>`` is the training run, ``<task>_after`` its scores. Two single runs that make up a
-joint task are combined (the paper's "dual" pair), and TF-IDF with logistic regression is scored on the same data.
-Finished stages are kept and an interrupted training is resumed; with ``--tabulate`` nothing is started, and what is
-finished is tabulated.
+For each task this runs `train.py` (by default with the paper's recipe) and `eval.py` on the complete test split. In
+``--output``, ``<task>`` is the training run and ``<task>_after`` its scores. The two single runs of a joint task are
+combined (the paper's "dual" pair). TF-IDF with logistic regression is scored on the same data.
+
+Finished stages are kept and an interrupted training is resumed. ``--tabulate`` starts nothing and only tabulates the
+finished stages.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from eval.combine import combine
 from eval.report import figures
 from eval.results import Results, read_results
 
-# Joint task -> the single tasks that answer as much.
+# Joint task -> the single tasks that together answer the same.
 PARTS = {"massive_joint": ("massive_intent", "massive_slots"), "20ng_joint": ("20ng_7", "20ng_20")}
 BASELINE = "tfidf_lr"
 
@@ -41,11 +42,11 @@ class Options:
     model: str = "bert"
     """Its architecture or preset."""
     tasks: list[str] = field(default_factory=lambda: ["massive_joint", "massive_intent", "massive_slots"])
-    """Which tasks, in this order."""
+    """The tasks, in this order."""
     massive: str = "sample"
     """MASSIVE: a file or folder of the release, or 'sample'."""
     newsgroups: str = "sample"
-    """20 Newsgroups: likewise."""
+    """20 Newsgroups: a file or folder of the release, or 'sample'."""
     epochs: float | None = None
     """Passes over the training split; default: the paper's, 20 on MASSIVE and 10 on 20 Newsgroups."""
     lr: float | None = None
@@ -57,13 +58,13 @@ class Options:
     train_torchrun: int = 1
     """Ranks to train on."""
     tabulate: bool = False
-    """Start nothing: tabulate what is finished."""
+    """Start nothing; tabulate the finished runs."""
     prefix: list[str] = field(default_factory=lambda: [""])
-    """Run folders are called <prefix><task>; --tabulate takes several, to compare recipes."""
+    """Run folders are named <prefix><task>; --tabulate accepts several prefixes, to compare recipes."""
     output: Path = ROOT / "runs" / "encoder_figures"
     """Folder of the runs."""
     plot: bool = False
-    """Draw the loss curves into a PNG beside the result file."""
+    """Draw the loss curves into a PNG next to the result file."""
     result: Path | None = None
     """Result file; default benchmarks/results/encoder_figures.md."""
 
@@ -73,7 +74,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """One task fine-tuned with one recipe: where it was trained, and where its scores are."""
+    """One task fine-tuned with one recipe, and the folders of its training and scores."""
 
     output: Path
     prefix: str
@@ -89,7 +90,7 @@ class Run:
 
     @property
     def recipe(self) -> str:
-        """Epochs and peak rate, as in its configuration."""
+        """Epochs and peak learning rate, from the run's configuration."""
         config = tomllib.loads((self.folder / "config.toml").read_text())
         train = config["train"]
         length = f"{train['epochs']:g} epochs" if "epochs" in train else f"{train['steps']} steps"
@@ -161,13 +162,13 @@ def report(options: Options) -> str:
             if run.task in (joint, *singles)
         ]
         if rows:
-            parts.append(scores_table(joint, [*rows, *beside(options, joint, done)]))
+            parts.append(scores_table(joint, [*rows, *dual_and_baseline(options, joint, done)]))
     parts.append(training_table(done))
     return "\n\n".join(parts)
 
 
-def beside(options: Options, joint: str, done: list[Run]) -> list[tuple[str, Results]]:
-    """What stands beside an encoder's own runs: the dual pairs and the baseline, where they are there."""
+def dual_and_baseline(options: Options, joint: str, done: list[Run]) -> list[tuple[str, Results]]:
+    """The rows that follow an encoder's runs: dual pairs and the baseline, as far as they are finished."""
     found = []
     for prefix in options.prefix:
         pair = [run for run in done if run.prefix == prefix and run.task in PARTS[joint]]
@@ -184,7 +185,7 @@ def beside(options: Options, joint: str, done: list[Run]) -> list[tuple[str, Res
 
 
 def scores_table(joint: str, rows: list[tuple[str, Results]]) -> str:
-    """One data set's runs, a figure in each column; what a run does not answer is left empty."""
+    """One data set's runs, with a column for each figure; a field that a run does not answer is empty."""
     names = list(dict.fromkeys(name for _, run in rows for name in figures(run)))
     cells = []
     for label, run in rows:
@@ -200,13 +201,13 @@ def scores_table(joint: str, rows: list[tuple[str, Results]]) -> str:
 
 
 def strict_f1(run: Results, name: str) -> str:
-    """A slots figure's strict companion in brackets, where the data has the brackets it needs."""
+    """The strict F1 in brackets after a slots F1; empty for other figures and for data without gold brackets."""
     value = run.metrics["fields"][name.removesuffix(" f1")]["strict_f1"] if name.endswith(" f1") else None
     return "" if value is None else f" ({value:.1%})"
 
 
 def training_table(done: list[Run]) -> str:
-    """How each run was trained: recipe, loss by quarter of the run, speed."""
+    """The recipe of each run, its loss by quarter of the run, and its speed."""
     rows = []
     for run in done:
         config = tomllib.loads((run.folder / "config.toml").read_text())
@@ -230,13 +231,13 @@ def training_table(done: list[Run]) -> str:
 
 
 def plateau_step(path: Path) -> int | None:
-    """The step at which the log says that the loss had stopped falling (`train.metrics.Plateau`)."""
+    """The step at which the loss stopped falling according to the log (`train.metrics.Plateau`)."""
     events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return next((event["step"] for event in events if event.get("event") == "plateau"), None)
 
 
 def draw(options: Options, path: Path) -> None:
-    """Each run's training loss against its epochs, averaged over a fiftieth of the run."""
+    """Plot each run's training loss by epoch, averaged over a fiftieth of the run."""
     import matplotlib
 
     matplotlib.use("Agg")

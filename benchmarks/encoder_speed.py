@@ -1,16 +1,16 @@
-"""What packing saves when an encoder is fine-tuned: training examples/s, packed, padded, and by transformers' Trainer.
+"""Measure what packing saves when an encoder is fine-tuned: examples/s packed, padded, and with transformers' Trainer.
 
     python -m benchmarks.encoder_speed --checkpoint PATH [--massive PATH] [--newsgroups PATH] [--precisions fp32 bf16]
 
-The same samples in the same steps go through three variants, a block of steps of each in turn:
+Three variants train on the same samples in the same steps, alternating after each block of steps:
 
     packed         our trainer, documents end to end in a row              (the default of train.py)
     padded         our trainer, one document a row, padded to the longest  (--packing off)
-    Trainer        `transformers.Trainer` on transformers' class, its collator padding to the batch's longest
+    Trainer        `transformers.Trainer` with transformers' model; its collator pads to the batch's longest document
 
-All three start from one folder (an export of ours with fresh heads, "dense" so that transformers has the class) and
-take the same optimizer settings. First, with dropout off and in fp32, they train a few steps for real and must report
-the same losses; then they are timed with dropout on. A block's first step, which allocates, is not counted.
+All start from one folder, our export with new heads ("dense", for which transformers has a class), and use the same
+optimizer settings. First they train a few steps in fp32 without dropout and must report the same losses. Then they are
+timed with dropout. A block's first step, which allocates memory, is not counted.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Losses = list[float]
 
 @dataclass
 class Args:
-    """Time training steps of an encoder packed, padded, and by transformers' Trainer."""
+    """Time training steps of an encoder packed, padded, and with transformers' Trainer."""
 
     checkpoint: Path
     """Hugging Face folder of a RoBERTa or BERT encoder."""
@@ -63,11 +63,11 @@ class Args:
     massive: str = "sample"
     """MASSIVE: a file or folder of the release, or 'sample'."""
     newsgroups: str = "sample"
-    """20 Newsgroups: likewise."""
+    """20 Newsgroups: a file or folder of the release, or 'sample'."""
     max_length: int = 128
     """Longest document in tokens, special tokens included."""
     base: bool = False
-    """Random weights in the shape of RoBERTa-base instead of the checkpoint's, with the checkpoint's tokenizer."""
+    """Use random weights of RoBERTa-base's size instead of the checkpoint's; the tokenizer is the checkpoint's."""
     precisions: list[Literal["fp32", "bf16"]] = field(default_factory=lambda: ["fp32"])
     """Number formats of compute to time; weights are fp32. bf16 is autocast in transformers."""
     batch_size: int = 32
@@ -81,13 +81,13 @@ class Args:
     lr: float = 1e-4
     """Learning rate, linear decay."""
     seed: int = 0
-    """Which samples, and the fresh heads."""
+    """Seed for the samples and the new heads."""
     output: Path | None = None
     """Result file; default benchmarks/results/encoder_speed.md."""
 
 
 def write_start(args: Args, task_name: str, folder: Path, dropout: bool) -> None:
-    """A folder from which all variants start: the checkpoint's encoder (or a random one) with fresh heads."""
+    """Write the folder from which all variants start: the checkpoint's encoder (or a random one) with new heads."""
     task, tokenizer = get_task(task_name), load_encoder_tokenizer(args.checkpoint)
     config = replace(read_config(args.checkpoint), head="dense", heads=heads_for(task))
     if args.base:
@@ -106,13 +106,13 @@ def write_start(args: Args, task_name: str, folder: Path, dropout: bool) -> None
 
 @dataclass
 class Ours:
-    """Our trainer with both ways of laying out rows; its steps begin where the last block's ended."""
+    """Our trainer with packed and padded rows; each block continues after the previous one's steps."""
 
     trainer: Trainer
     loaders: dict[str, StepLoader]
 
     def block(self, variant: str, steps: range) -> tuple[Losses, list[tuple[float, float]]]:
-        """Train these steps; returns their losses, and the (clock, processor) seconds at which each was done."""
+        """Train these steps; returns their losses, and for each step the (wall-clock, CPU) seconds at its end."""
         losses, marks = [], []
         for batch in self.loaders[variant].prefetch(steps.start, steps.stop):
             losses.append(self.trainer.train_step(batch)[0]["loss"])
@@ -138,7 +138,7 @@ def open_ours(args: Args, task: str, folder: Path, precision: str, total: int, w
 
 
 class Theirs:
-    """transformers' model, its Trainer made anew for every block: it knows whole runs only."""
+    """transformers' model, with a new Trainer for every block, because a Trainer only does complete runs."""
 
     def __init__(self, args: Args, task: str, folder: Path, precision: str, ours: Ours) -> None:
         import transformers as hf
@@ -153,18 +153,18 @@ class Theirs:
         self.samples: EncoderSampleSet = self.loader.samples
 
     def example(self, i: int) -> dict[str, Any]:
-        """A sample as transformers' collators take it."""
+        """A sample in the format of transformers' collators."""
         tokens, targets = self.samples.document(i).tolist(), self.samples.target(self.field, i).tolist()
         if self.is_token:
             labels, first = [-100] * len(tokens), self.samples.first(i)
-            for place, target in zip(first[first >= 0].tolist(), targets, strict=True):
-                labels[place] = target
+            for position, target in zip(first[first >= 0].tolist(), targets, strict=True):
+                labels[position] = target
         else:
             (labels,) = targets
         return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
 
     def block(self, steps: range, keep_losses: bool = False) -> tuple[Losses, list[tuple[float, float]]]:
-        """As `Ours.block`; losses only where asked for, since Trainer computes an average otherwise."""
+        """Like `Ours.block`; losses only with ``keep_losses``, because Trainer otherwise logs an average."""
         import transformers as hf
         from transformers.trainer_callback import PrinterCallback
 
@@ -202,7 +202,7 @@ class Theirs:
 
 @contextmanager
 def opened(args: Args, task: str, precision: str, total: int, world: World, dropout: bool) -> Iterator[tuple]:
-    """What makes either side, from one folder: our trainer, and theirs over our samples."""
+    """Two functions that build our trainer, and theirs with our samples, from one start folder."""
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "start"
         write_start(args, task, folder, dropout)
@@ -215,7 +215,7 @@ def opened(args: Args, task: str, precision: str, total: int, world: World, drop
 
 
 def compare_losses(args: Args, task: str, world: World) -> dict[str, Losses]:
-    """Train a few steps with every variant from the same weights, without dropout."""
+    """Train a few steps with each variant from the same weights, without dropout; returns their losses."""
     steps = range(args.compared)
     with opened(args, task, "fp32", args.compared, world, dropout=False) as (ours, theirs):
         mine = ours()
@@ -226,7 +226,7 @@ def compare_losses(args: Args, task: str, world: World) -> dict[str, Losses]:
 
 @dataclass
 class Row:
-    """What was measured of one task in one precision; ``computed`` is tokens per sample with padding."""
+    """The measurements of one task in one precision; ``real`` and ``computed`` are tokens per sample."""
 
     task: str
     precision: str
@@ -238,7 +238,7 @@ class Row:
 
 def measure(args: Args, task: str, precision: str, world: World) -> Row:
     block = args.steps + 1
-    total = 2 * block * args.rounds  # our trainer takes the steps of both its variants
+    total = 2 * block * args.rounds  # our trainer takes the steps of packed and padded
     with opened(args, task, precision, total, world, dropout=True) as (open_side, open_other):
         ours = open_side()
         theirs = open_other(ours)
@@ -264,7 +264,7 @@ def measure(args: Args, task: str, precision: str, world: World) -> Row:
 
 
 def count_tokens(samples: EncoderSampleSet, ours: Ours, steps: Sequence[int]) -> tuple[float, dict[str, float]]:
-    """Tokens per sample of these steps: real ones, and by variant with padding."""
+    """Tokens per sample of these steps: without padding, and for each variant with padding."""
     real, computed, n = 0, dict.fromkeys(VARIANTS, 0), 0
     for step in steps:
         plans = {name: loader.plan(step) for name, loader in ours.loaders.items()}

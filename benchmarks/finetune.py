@@ -1,10 +1,10 @@
-"""Score SmolLM2-135M, fine-tune all of it on a task, score it again: the figures that the README's table quotes.
+"""Score SmolLM2-135M, fine-tune all its weights on a task, score it again: figures of the README's results table.
 
     python -m benchmarks.finetune --task massive_intent --data PATH --checkpoint checkpoints/smollm2_135m
 
-Runs `eval.py`, `train.py` and `eval.py` as a user would, in ``--output``; finished stages are kept, an interrupted
-training is resumed, and the table is written to ``benchmarks/results/finetune_<task>.md``. With ``--train_torchrun 2``
-training runs on two FSDP2 ranks.
+Runs `eval.py`, `train.py` and `eval.py` as a user would, in ``--output``. Finished stages are kept and an interrupted
+training is resumed. The table is written to ``benchmarks/results/finetune_<task>.md``. ``--train_torchrun 2`` trains on
+two FSDP2 ranks.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from eval.results import read_results, stored_task
 
 @dataclass
 class Options:
-    """What to fine-tune, and for how long."""
+    """Score SmolLM2-135M before and after fine-tuning on a task."""
 
     checkpoint: Path
     """Converted SmolLM2 folder."""
     data: str
     """The data set: a path, or 'sample'."""
     task: str = "massive_intent"
-    """Which of the six tasks."""
+    """One of the six tasks."""
     epochs: float = 1.0
     """Passes over the training split (unless --steps)."""
     steps: int | None = None
@@ -45,9 +45,9 @@ class Options:
     lr: float = 1e-4
     """Peak learning rate; linear decay to zero."""
     row_length: int | None = None
-    """Capacity of a packed row in tokens; default: the recipe's. A step that fits one row computes its prefix once."""
+    """Capacity of a packed row in tokens; default: the recipe's. A step in a single row computes its prefix once."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of compute, in training and scoring; auto: bf16 where the hardware multiplies it."""
+    """Number format of compute, in training and scoring; auto: bf16 if the hardware supports it."""
     list_labels: bool = True
     """Whether the prompt lists the labels, as the paper's does. If not, MASSIVE's joint prefix is a fifth as long."""
     train_options: str = ""
@@ -92,7 +92,7 @@ def train(options: Options, output: Path, common: list[str]) -> None:
 
 
 def train_once(output: Path, arguments: list[str], ranks: int = 1) -> None:
-    """`train.py` with these arguments into ``output``, unless it has been trained; what was begun is resumed."""
+    """Run `train.py` with these arguments into ``output``, or resume it; do nothing if it has finished."""
     if (output / "export" / "config.json").is_file():
         say(f"{output.name}: trained before")
         return
@@ -108,7 +108,7 @@ def call(command: list[str]) -> None:
     say(f"$ {shlex.join(command)}")
     status = subprocess.run(command, cwd=ROOT).returncode
     if status:
-        raise UserError(f"the command above ended with status {status}; run this one again to go on.")
+        raise UserError(f"the command above ended with status {status}; run this one again to continue.")
 
 
 def report(options: Options, folder: Path) -> str:
@@ -146,7 +146,7 @@ def report(options: Options, folder: Path) -> str:
 
 
 def read_log(path: Path) -> tuple[int, float, int, list[float]]:
-    """Steps, seconds spent in steps (pauses between interruption and resumption left out), real tokens, losses."""
+    """Steps, seconds spent in steps (without pauses before a resumption), tokens without padding, losses."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     steps: dict[int, dict] = {}
     seconds, last = 0.0, None
@@ -156,7 +156,7 @@ def read_log(path: Path) -> tuple[int, float, int, list[float]]:
             continue
         if last is not None:
             seconds += record["time"] - last
-        else:  # the first step since the start: its own rate is all there is
+        else:  # the first step after a start: only its own rate is known
             seconds += record["examples"] / record["examples_per_second"]
         last = record["time"]
         steps[record["step"]] = record

@@ -1,8 +1,7 @@
-"""How much memory a process holds at most while it does something, without the files that it has mapped.
+"""Measure a process's peak memory without mapped files.
 
-Of what a process has in memory, mapped file pages are the system's: shared with every process that maps the same file,
-and given up when memory is short. What is the process's own is anonymous memory (``RssAnon``); ``VmHWM`` and
-``ru_maxrss``, the peaks that the kernel keeps, count both.
+Pages of mapped files are shared by all processes that map the file, and the kernel can drop them when memory is short.
+A process's own memory is anonymous (``RssAnon``). The kernel's peak values, ``VmHWM`` and ``ru_maxrss``, count both.
 """
 
 from __future__ import annotations
@@ -15,24 +14,23 @@ import time
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
-EVERY = 0.001  # seconds between two looks
+INTERVAL = 0.001  # seconds between two samples
 
 
 def anonymous_bytes() -> int:
-    """This process's own memory in bytes (Linux)."""
+    """This process's anonymous memory in bytes (Linux)."""
     return int(re.search(r"RssAnon:\s+(\d+) kB", STATUS.read_text())[1]) * 1024
 
 
 class AnonymousPeak:
     """Measures the growth of anonymous memory: ``with AnonymousPeak() as peak: ...; peak.bytes``.
 
-    A thread looks every millisecond. It sees whatever is held for longer than that: a tensor of some megabytes takes
-    longer to fill.
+    A thread samples it every millisecond, which is short enough: filling a tensor of some megabytes takes longer.
     """
 
     def __enter__(self) -> AnonymousPeak:
         gc.collect()
-        # What earlier work freed and malloc kept would be used again without growth; musl has no such function.
+        # Return freed memory to the system: reusing it would not show as growth. musl has no such function.
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
         self.start = self.highest = anonymous_bytes()
         self._done = threading.Event()
@@ -43,7 +41,7 @@ class AnonymousPeak:
     def _watch(self) -> None:
         while not self._done.is_set():
             self.highest = max(self.highest, anonymous_bytes())
-            time.sleep(EVERY)
+            time.sleep(INTERVAL)
 
     def __exit__(self, *exception: object) -> None:
         self._done.set()
@@ -52,5 +50,5 @@ class AnonymousPeak:
 
     @property
     def bytes(self) -> int:
-        """How far memory rose above where it stood at the start."""
+        """Peak memory minus the memory at the start."""
         return self.highest - self.start

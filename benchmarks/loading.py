@@ -1,15 +1,16 @@
-"""How long a checkpoint takes to load, and how much memory each rank holds meanwhile.
+"""Measure how long a checkpoint takes to load, and each rank's peak memory.
 
     python -m benchmarks.loading [--layers 10] [--ranks 1 2] [--rounds 3]
 
-A random Llama (bf16 on disk: 1.03 GB with ten layers) lies in a temporary folder twice, as safetensors and as Meta's
-.pth in two parts. On each number of ranks it is loaded into fp32 parameters, sharded by FSDP2, in these ways, in turn:
+A random Llama (bf16 on disk: 1.03 GB with ten layers) is written to a temporary folder twice, as safetensors and as
+Meta's .pth in two parts. For each number of ranks it is loaded into fp32 parameters that are sharded by FSDP2, in
+alternating ways:
 
     slices        `checkpoints_tools.load.load_pretrained`: each rank reads its own slices
     everything    each rank reads all tensors, then keeps its part
-    transformers  `from_pretrained`: each rank holds the whole model (what one would then still have to shard)
+    transformers  `from_pretrained`: each rank holds the unsharded model, which would still have to be sharded
 
-Anonymous memory is what a process itself holds: mapped files are not in it (`benchmarks/host_memory.py`).
+Memory is the process's anonymous memory, without mapped files (`benchmarks/host_memory.py`).
 """
 
 from __future__ import annotations
@@ -49,22 +50,22 @@ WAYS = {
 
 @dataclass
 class Args:
-    """Time loading a checkpoint and measure the memory that it takes."""
+    """Measure time and peak memory of loading a checkpoint."""
 
     layers: int = 10
-    """Layers of 90 MB each, beside an embedding and a head of 66 MB each."""
+    """Layers of 90 MB each; embedding and head have 66 MB each."""
     ranks: list[int] = field(default_factory=lambda: [1, 2])
     """Numbers of processes."""
     rounds: int = 3
-    """How often each way is measured."""
+    """Measurements of each way."""
     folder: Path | None = None
-    """Where to put the checkpoints; without it a temporary folder."""
+    """Folder for the checkpoints; default: a temporary folder."""
     output: Path | None = None
-    """Result file; without it benchmarks/results/loading.md."""
+    """Result file; default benchmarks/results/loading.md."""
 
 
 def rank_main(rank: int, n_ranks: int, port: int, folder: Path, rounds: int) -> None:
-    """What each process does; leaves its figures in ``folder/<ranks>-<rank>.json``."""
+    """One process's work; writes its figures to ``folder/<ranks>-<rank>.json``."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -86,12 +87,12 @@ def rank_main(rank: int, n_ranks: int, port: int, folder: Path, rounds: int) -> 
                 loader: Callable = {"slices": load_pretrained, "everything": load_everything}[how]
                 fill_model = functools.partial(loader, folder=folder / form)
                 model = parallelize(lambda: Llama(config), world.mesh, world.device, load=fill_model)
-            dist.barrier()  # the slowest rank counts
+            dist.barrier()  # the slowest rank determines the time
         del model
         peaks[way].append(peak.bytes)
 
     runs = {way: functools.partial(load, way) for way in WAYS}
-    in_turn(runs, range(0, 1))  # fills the page cache, and what is allocated at first use
+    in_turn(runs, range(0, 1))  # warm-up: page cache, first allocations
     for seen in peaks.values():
         seen.clear()
     timings = in_turn(runs, range(1, rounds + 1))
@@ -101,7 +102,7 @@ def rank_main(rank: int, n_ranks: int, port: int, folder: Path, rounds: int) -> 
 
 
 def report(figures: dict[int, list[dict]], n_bytes: int, n_parameters: int) -> str:
-    """The figures as Markdown; ``figures``: number of ranks → each rank's."""
+    """The figures as Markdown; ``figures``: number of ranks → one dict of figures for each rank."""
     rows = []
     for n_ranks, ranks in figures.items():
         for way, description in WAYS.items():

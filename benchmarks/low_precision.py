@@ -1,10 +1,10 @@
-"""What the number formats of weights and optimizer states do to training at a small learning rate.
+"""Measure how the number formats of weights and optimizer states affect training at a small learning rate.
 
     python -m benchmarks.low_precision --checkpoint checkpoints/smollm2_135m --data PATH
 
-Trains SmolLM2-135M on massive_intent from the same weights (the checkpoint's, rounded to bf16, as large models'
-checkpoints are) on the same samples in the same order, once in each format. Plots the loss on held-out samples, and
-compares how far, and where to, the weights have moved. Formats that are finished are kept in ``--work``. Writes
+Trains SmolLM2-135M on massive_intent once in each format, on the same samples in the same order. All start from the
+checkpoint's weights rounded to bf16, the format of large models' checkpoints. Plots the loss on held-out samples, and
+compares size and direction of the weights' change. Finished formats are kept in ``--work``. Writes
 benchmarks/results/low_precision.md and .png.
 """
 
@@ -50,7 +50,7 @@ from train.parallel.parallelize import parallelize, reshard
 
 @dataclass(frozen=True)
 class Variant:
-    """What is stored how, what is computed in what (a key of `train.parallel.parallelize.PRECISIONS`), and its line."""
+    """Storage formats, compute precision (a key of `train.parallel.parallelize.PRECISIONS`), and the plot's line."""
 
     formats: OptimFormat
     precision: str
@@ -58,7 +58,7 @@ class Variant:
     line: str
 
 
-# The first is what the others are compared with.
+# The others are compared with the first.
 VARIANTS: dict[str, Variant] = {
     "fp32": Variant(OPTIMIZERS["adamw"], "fp32", "black", "-"),
     "fp32, computed in bf16": Variant(OPTIMIZERS["adamw"], "bf16", "tab:green", "-."),
@@ -75,31 +75,31 @@ class Args(Inputs):
     """Train the same model in several number formats."""
 
     steps: int = 300
-    """Optimizer steps of each."""
+    """Optimizer steps in each format."""
     batch_size: int = 8
     """Samples a step."""
     lr: float = 1e-6
     """Peak learning rate; linear decay to zero."""
     n_held_out: int = 64
-    """Samples of the test split on which the loss is taken."""
+    """Samples of the test split for the held-out loss."""
     every: int = 50
-    """Steps between those."""
+    """Steps between two held-out losses."""
     work: Path = ROOT / "runs" / "low_precision"
-    """Where finished formats are kept."""
+    """Folder that keeps the finished formats."""
 
 
 @dataclass
 class Moved:
-    """What one format did.
+    """The results of one format.
 
     Attributes:
         losses: of the training steps.
         held_out: step → loss on the held-out samples.
-        optimizer_seconds: processor time of clipping and update, per step.
-        norm: of the change of all weights together.
-        along: how far it goes in the direction of fp32's change, in units of that.
-        cosine: of the angle between the two.
-        unchanged: fraction of the weights that are what they were.
+        optimizer_seconds: CPU time of clipping and update, per step.
+        norm: of the change of all weights.
+        along: the change's projection on fp32's change, divided by the norm of fp32's change.
+        cosine: of the angle between the two changes.
+        unchanged: fraction of the weights that did not change.
     """
 
     losses: list[float]
@@ -114,7 +114,7 @@ class Moved:
 def train(
     variant: Variant, folder: Path, world: World, steps: StepLoader, held_out: StepBatch, args: Args
 ) -> tuple[Moved, dict[str, torch.Tensor]]:
-    """Train in one format; returns what is known of it alone, and the weights' change by parameter name, in fp32."""
+    """Train in one format; returns its losses and times, and the change of each parameter by name, in fp32."""
 
     @torch.no_grad()
     def load(model: torch.nn.Module) -> None:
@@ -162,18 +162,18 @@ def train(
 
 
 def compare(change: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> tuple[float, float, float, float]:
-    """A change's norm, its length along the reference's change, the cosine, and the fraction that is exactly zero."""
-    square = against = of_reference = 0.0
-    still = total = 0
+    """A change's norm, its relative projection on the reference's change, their cosine, and the fraction of zeros."""
+    square = product = reference_square = 0.0
+    n_zero = total = 0
     for name, tensor in change.items():
         other = reference[name]
         square += tensor.double().square().sum().item()
-        of_reference += other.double().square().sum().item()
-        against += (tensor.double() * other.double()).sum().item()
-        still += (tensor == 0).sum().item()
+        reference_square += other.double().square().sum().item()
+        product += (tensor.double() * other.double()).sum().item()
+        n_zero += (tensor == 0).sum().item()
         total += tensor.numel()
-    cosine = against / max((square * of_reference) ** 0.5, 1e-300)
-    return square**0.5, against / of_reference, cosine, still / total
+    cosine = product / max((square * reference_square) ** 0.5, 1e-300)
+    return square**0.5, product / reference_square, cosine, n_zero / total
 
 
 def run_variant(name: str, folder: Path, world: World, steps: StepLoader, held_out: StepBatch, args: Args) -> Moved:

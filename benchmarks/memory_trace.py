@@ -1,13 +1,13 @@
-"""The plan's bytes against PyTorch's own account of a step: `FSDPMemTracker` over fake tensors on fake ranks.
-
-A step is traced as a run's trial step meets it: weights, optimizer states and the first pass's gradients are there. The
-model, its sharding and its recomputation are those of `train/parallel/parallelize.py`; what is replaced is the
-attention, by an autograd function that allocates and saves what FlexAttention does on CUDA (q, k, v, the output and a
-log-sum-exp a head and token; in the backward pass gradients and one number a head and token). On CPU SDPA would run in
-chunks and save others. Fused AdamW's states are counted as they lie after its first step: the tracker's own figure for
-them counts the temporaries of CPU AdamW too.
+"""Compare the plan's bytes with PyTorch's accounting of a step: `FSDPMemTracker` over fake tensors on fake ranks.
 
     python -m benchmarks.memory_trace --models llama3_8b llama3_70b
+
+The traced step starts like a run's trial step: with weights, optimizer states and the first pass's gradients. Model,
+sharding and recomputation are those of `train/parallel/parallelize.py`. Only the attention is replaced, because CPU
+SDPA runs in chunks and saves other tensors. An autograd function allocates and saves what FlexAttention does on CUDA:
+q, k, v, the output and a log-sum-exp a head and token; in the backward pass gradients and one number a head and token.
+
+Fused AdamW's states are counted after its first step: the tracker's figure would include the temporaries of CPU AdamW.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FlexLike(torch.autograd.Function):
 
 @contextmanager
 def fake_ranks(n: int) -> Iterator[None]:
-    """A process group whose other ranks do not exist and whose collectives do nothing; this is rank 0."""
+    """A process group without other ranks, whose collectives do nothing; this process is rank 0."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=n)
     try:
         yield
@@ -66,7 +66,7 @@ def fake_ranks(n: int) -> Iterator[None]:
 def fake_model(
     config: ModelConfig, mesh: MeshShape, mode: FakeTensorMode, formats: Precision, checkpointing: str
 ) -> nn.Module:
-    """A model as `parallelize` makes it, its parameters fake; only materializing happens under ``mode``."""
+    """A model built by `parallelize` with fake parameters; only materialization runs under ``mode``."""
 
     class Fake(architecture_of(config).build):
         def to_empty(self, *, device, recurse=True):
@@ -88,7 +88,7 @@ def fake_model(
 
 
 def trace(config: ModelConfig, mesh: MeshShape, settings: Settings, work: Pass) -> dict[str, float]:
-    """Bytes of weights, gradients, optimizer states and of the peak of a step, as the tracker counts them on rank 0."""
+    """Bytes of weights, gradients, optimizer states and a step's peak, counted by the tracker on rank 0."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     formats = PRECISIONS["bf16_weights" if settings.optim.weights == torch.bfloat16 else "bf16"]
     assert settings.compute == formats.compute, "traces are of bf16 compute"
@@ -98,7 +98,7 @@ def trace(config: ModelConfig, mesh: MeshShape, settings: Settings, work: Pass) 
         stack.enter_context(mock.patch("model.llama.attention", lambda q, k, v, mask: FlexLike.apply(q, k, v)))
         stack.enter_context(mock.patch("model.encoder.build_bidirectional_mask", lambda doc_ids: None))
         stack.enter_context(mock.patch("model.encoder.attention", lambda *qkv, dropout: FlexLike.apply(*qkv[:3])))
-        # An encoder looks at how long its documents are; fake positions cannot say.
+        # An encoder reads the length of its documents from the positions, which are fake here.
         stack.enter_context(mock.patch.object(FakeTensor, "__int__", lambda self: 0, create=True))
         model = fake_model(config, mesh, mode, formats, settings.activation_checkpointing)
         stack.enter_context(mode)
@@ -116,7 +116,7 @@ def trace(config: ModelConfig, mesh: MeshShape, settings: Settings, work: Pass) 
             loss().backward()
 
         one_pass()
-        optimizer.step()  # makes the states
+        optimizer.step()  # allocates the states
         optimizer.zero_grad()
         if work.accumulates:
             one_pass()  # leaves its gradients
@@ -139,7 +139,7 @@ def _by_kind(snapshot: dict) -> dict[str, int]:
     return {getattr(kind, "value", kind): n for kind, n in of_cpu.items()}
 
 
-# AdamW keeps its states in the weights' format: these two of our formats can be traced with PyTorch's own AdamW.
+# PyTorch's AdamW keeps states in the weights' format, so it can trace only these two of our formats.
 TRACED = {"adamw": OPTIMIZERS["adamw"], "adamw_sr_bf16": OptimFormat(torch.bfloat16, "bf16", stochastic_rounding=True)}
 
 
@@ -149,7 +149,7 @@ def planned(config: ModelConfig, name: str, mesh: MeshShape, settings: Settings,
 
 
 def compare(name: str, optim: str, row_length: int, outputs: int, ranks: int, layers: int | None) -> list[list[object]]:
-    """Rows of the result's table for one trace."""
+    """The result table's rows for one trace."""
     config = MODELS[name].config
     if layers is not None:
         config = dataclasses.replace(config, n_layers=layers)
@@ -184,10 +184,10 @@ def main(
 
     Args:
         models: presets of the Llama family.
-        row_length: tokens of the one row; fp32 AdamW is traced at the first length, bf16 weights at the last.
+        row_length: tokens of the single row; fp32 AdamW is traced at the first length, bf16 weights at the last.
         outputs: label positions.
         ranks: fake ranks.
-        layers: cut the models to so many; None: whole.
+        layers: number of layers to keep; None: all.
         output: result file.
     """
     load, rows = load_average(), []

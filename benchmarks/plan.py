@@ -1,6 +1,6 @@
-"""The plans that people ask for first, as ``train.py --plan`` prints them: 70B on eight A100s, 8B on one GPU.
+"""Write the plans of ``train.py --plan`` for 70B on eight A100s and 8B on one GPU.
 
-Needs the Llama 3 tokenizer and the 20 Newsgroups release to count real samples, no weights and no GPU::
+Needs the Llama 3 tokenizer and the 20 Newsgroups release to count real samples, but no weights and no GPU::
 
     python -m benchmarks.plan --tokenizer PATH/TO/llama3 --data PATH/TO/20news-bydate.tar.gz
 """
@@ -22,7 +22,7 @@ from train.planning.report import describe
 from train.resolve import load_config
 
 TASK = "20ng_joint"
-# What is planned: options beside model and data.
+# Options of each plan; `planned` adds task, tokenizer and data.
 PLANS = {
     "llama3_70b on 8 x A100 80 GB, rows of 4,096": "--model llama3_70b --gpus 8 --row_length 4096",
     "llama3_70b on 8 x A100 80 GB, rows of 8,192": "--model llama3_70b --gpus 8 --row_length 8192",
@@ -79,12 +79,12 @@ HEADER = [
 
 
 def main(tokenizer: Path, data: Path, cache_dir: Path | None = None, output: Path | None = None) -> None:
-    """Plan, and write a result file.
+    """Make the plans and write a result file.
 
     Args:
         tokenizer: folder with the Llama 3 tokenizer.
-        data: the 20 Newsgroups release, as ``--data`` takes it.
-        cache_dir: where tokenized data is cached.
+        data: the 20 Newsgroups release, a path as for ``--data``.
+        cache_dir: folder for cached tokenized data.
         output: result file.
     """
     load = load_average()

@@ -1,8 +1,8 @@
-"""How often sections tokenized one by one give other ids than the whole prompt tokenized at once.
+"""Count how often tokenizing a prompt by section gives other ids than tokenizing it at once.
 
-Tokenizing by section keeps the prefix the same for every document and a cut document from moving a boundary; the price
-is that a token that would have spanned a boundary becomes two. Zero-shot prompts with their gold answers, for all six
-tasks; examples in the prefix would change nothing, the boundaries stay the same::
+By section, the prefix is the same for every document, and truncating a document moves no boundary. The cost: a token
+that would have spanned a boundary becomes two. The prompts are zero-shot, with their gold answers, for all six tasks.
+Few-shot examples would make no difference, because the boundaries are the same::
 
     python -m benchmarks.prompt_sections --newsgroups 20news-bydate.tar.gz --massive en-US.jsonl \\
         --tokenizer llama2 llama3 smollm2 --template llama2 llama3 smollm2
@@ -38,19 +38,19 @@ class Counts:
     n: int = 0
     differ: int = 0
     more_tokens: int = 0  # by section minus at once, over all prompts
-    tokens: int = 0  # at once
+    tokens: int = 0  # tokenized at once
     at: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BOUNDARIES, 0))
-    sample: str = ""  # the first pair of tokens that would have been one
+    sample: str = ""  # the first token that a boundary divides, and its two parts
 
     def add(self, sections: list[tuple[Piece, ...]], tokenizer: Tokenizer) -> None:
         ids = [encode_pieces(section, tokenizer) for section in sections]
-        apart = [i for section in ids for i in section]
-        whole = encode_pieces(join_texts(p for section in sections for p in section), tokenizer)
-        assert tokenizer.decode(apart) == tokenizer.decode(whole)
+        by_section = [i for section in ids for i in section]
+        at_once = encode_pieces(join_texts(p for section in sections for p in section), tokenizer)
+        assert tokenizer.decode(by_section) == tokenizer.decode(at_once)
         self.n += 1
-        self.tokens += len(whole)
-        self.more_tokens += len(apart) - len(whole)
-        self.differ += apart != whole
+        self.tokens += len(at_once)
+        self.more_tokens += len(by_section) - len(at_once)
+        self.differ += by_section != at_once
         for i, boundary in enumerate(BOUNDARIES):
             pair = encode_pieces(join_texts((*sections[i], *sections[i + 1])), tokenizer)
             if pair != ids[i] + ids[i + 1]:
@@ -59,11 +59,9 @@ class Counts:
 
     @staticmethod
     def _spanning(left: list[int], right: list[int], pair: list[int], tokenizer: Tokenizer) -> str:
-        place = next(i for i, (a, b) in enumerate(zip(left + right, pair, strict=False)) if a != b)
-        split = (left + right)[place : place + 2]
-        return (
-            f"{tokenizer.decode(pair[place : place + 1])!r} ← {' + '.join(repr(tokenizer.decode([i])) for i in split)}"
-        )
+        at = next(i for i, (a, b) in enumerate(zip(left + right, pair, strict=False)) if a != b)
+        split = (left + right)[at : at + 2]
+        return f"{tokenizer.decode(pair[at : at + 1])!r} ← {' + '.join(repr(tokenizer.decode([i])) for i in split)}"
 
 
 def measure(task: Task, template: str, tokenizer: Tokenizer, examples: list[Example]) -> Counts:
@@ -88,12 +86,12 @@ def main(
     """Count, and write a Markdown page.
 
     Args:
-        newsgroups: the 20 Newsgroups release, as ``--data`` takes it.
+        newsgroups: the 20 Newsgroups release, a path as for ``--data``.
         massive: the MASSIVE file, folder or tarball.
         tokenizer: folders of tokenizers.
         template: the chat template of each.
         n: examples of each test split.
-        seed: which ones.
+        seed: for drawing them.
         output: the page to write.
     """
     if len(tokenizer) != len(template):

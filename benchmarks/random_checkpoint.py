@@ -1,7 +1,7 @@
-"""A Llama of random weights on disk, as a Hugging Face folder and in Meta's format: something large to load.
+"""Write a Llama with random weights, as a Hugging Face folder and in Meta's format, for measurements of loading.
 
-The weights are no model's, but finite and of a usual size, and both folders hold the same ones. `load_everything` is
-the plain way to load them, to compare with.
+The weights are finite and of a usual size; both folders hold the same ones. `load_everything` loads them without
+slicing, for comparison.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ROW_PARALLEL = ("wo", "w2")
 
 
 def random_weight(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Random bf16 numbers from 2^-7 to 2^-3, of either sign; drawn as bits, which takes a second a gigabyte."""
+    """Random bf16 numbers from 2^-7 to 2^-3 of either sign, drawn as bits, which takes a second for a gigabyte."""
     n = int(np.prod(shape))
     bits = np.frombuffer(np.random.default_rng(seed).bytes(2 * n), dtype=np.uint16)
-    bits = (bits & 0x81FF) | 0x3C00  # sign, the exponent's two last bits and the fraction; the rest is fixed
+    bits = (bits & 0x81FF) | 0x3C00  # random: sign, the exponent's two lowest bits and the fraction
     return torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(torch.bfloat16).view(shape)
 
 
@@ -39,7 +39,7 @@ def write_both(folder: Path, sizes: dict[str, int], vocab_size: int, shard_bytes
     Args:
         sizes: dim, n_layers, n_heads and n_kv_heads.
         shard_bytes: largest safetensors file.
-        n_parts: Meta's parts, with the embedding split by rows.
+        n_parts: number of Meta's files; the embedding is split by rows.
     """
     multiple_of, theta = 256, 500_000.0
     ffn_dim = ffn_width(sizes["dim"], multiple_of, None)
@@ -71,9 +71,9 @@ def write_both(folder: Path, sizes: dict[str, int], vocab_size: int, shard_bytes
 
 
 def load_everything(model: nn.Module, folder: Path) -> None:
-    """Every rank reads the whole model, then keeps its part."""
+    """Every rank reads the unsharded model, then keeps its shards."""
     source = open_checkpoint(folder)
-    whole = {name: source.read(name)[:].clone() for name in source.tensors}
+    unsharded = {name: source.read(name)[:].clone() for name in source.tensors}
     for name, parameter in model.named_parameters():
         local, where = local_slice(parameter)
-        fill(local, whole[name], where)
+        fill(local, unsharded[name], where)

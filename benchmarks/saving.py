@@ -1,11 +1,11 @@
-"""How long training stands still for its checkpoints: written while it waits, and in the background.
+"""Measure how long training is blocked by its checkpoints, saved synchronously and in the background.
 
     python -m benchmarks.saving [--ranks 2] [--rounds 3] [--folder DIR]
 
 A model of SmolLM2-135M's shape with random weights is trained by FSDP2 on gloo ranks of one machine (fp32 weights,
-AdamW with fp32 states: 12 bytes a parameter in a checkpoint). In turn: some steps without a save, a save while training
-waits, a save in the background under the same steps. What a save costs is the time of save and steps together less that
-of the steps alone: on a machine without cores to spare, a writer's work lengthens the steps that it runs beside.
+AdamW with fp32 states: 12 bytes a parameter in a checkpoint). Three measurements alternate: steps without a save, a
+synchronous save and the same number of steps, a save in the background during as many steps. The cost of a save is
+the time of save and steps minus that of the steps alone. Without spare cores, a background save slows the steps down.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class Args:
     """Time synchronous and asynchronous saves of a model of SmolLM2-135M's size."""
 
     model: str = "smollm2_135m"
-    """Preset whose shape is used; its weights are random."""
+    """Preset whose shape is used; the weights are random."""
     ranks: int = 2
     """Processes."""
     steps: int = 6
     """Optimizer steps in each measurement."""
     rounds: int = 3
-    """How often each is measured, in turn."""
+    """Rounds; each round measures everything once."""
     folder: Path | None = None
-    """Where checkpoints are written and deleted; without it the system's temporary folder."""
+    """Folder in which checkpoints are written and deleted; default: the system's temporary folder."""
     output: Path | None = None
-    """Result file; without it benchmarks/results/saving.md."""
+    """Result file; default benchmarks/results/saving.md."""
 
 
 class Run:
-    """A model being trained on made-up tokens, on one rank of it."""
+    """One rank's model, trained on random tokens."""
 
     def __init__(self, model: str, world: World) -> None:
         spec = get_model_spec(model)
@@ -81,7 +81,7 @@ class Run:
         self.loader = StepLoader(samples, batch_size=8, row_length=256, rank=world.rank, world_size=world.size)
 
     def train(self, n: int) -> float:
-        """Take ``n`` steps; the seconds they took."""
+        """Take ``n`` steps; returns their seconds."""
         begin = time.perf_counter()
         for _ in range(n):
             step = self.loader.step(self.step)
@@ -99,7 +99,7 @@ class Run:
 
 
 def measure(run: Run, saver: Saver, steps: int) -> dict[str, float]:
-    """Save, take steps, wait for the save; seconds of each."""
+    """Save, take steps, wait for the save; returns the seconds of each."""
     dist.barrier()
     begin = time.perf_counter()
     saver.save(run.model, run.optimizer, run.state(), None)
@@ -110,7 +110,7 @@ def measure(run: Run, saver: Saver, steps: int) -> dict[str, float]:
 
 
 def work(rank: int, args: Args, folder: Path, port: int, results: Any) -> None:
-    """One rank's part; rank 0 sends what it measured."""
+    """One rank's work; rank 0 puts its measurements into ``results``."""
     os.environ |= dict(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(args.ranks), LOCAL_RANK=str(rank)
     )
@@ -124,7 +124,7 @@ def work(rank: int, args: Args, folder: Path, port: int, results: Any) -> None:
         for name, background in (("waits", False), ("background", True))
     }
     found: dict[str, Any] = {"alone": [], "waits": [], "background": []}
-    for n in range(args.rounds + 1):  # the first makes the copy, and is told apart
+    for n in range(args.rounds + 1):  # the first round allocates the copy and is reported separately
         found["alone"].append(run.train(args.steps))
         for name, saver in savers.items():
             found[name].append(measure(run, saver, args.steps))
@@ -156,11 +156,11 @@ def report(found: dict[str, Any], args: Args) -> str:
     for name, title in (("waits", "`--async_save off`"), ("background", "`--async_save on`")):
         timings = found[name][1:]
         median = {key: statistics.median(t[key] for t in timings) for key in timings[0]}
-        whole = statistics.median(sum(t.values()) for t in timings)
+        total = statistics.median(sum(t.values()) for t in timings)
         each = ", ".join(f"{t['save']:.2f}" for t in timings)
         rows.append(
             (title, f"{median['save']:.2f} ({each})", f"{median['steps']:.2f}", f"{median['finish']:.2f}",
-             f"{whole:.2f}", f"{whole - alone:.2f}")
+             f"{total:.2f}", f"{total - alone:.2f}")
         )  # fmt: skip
     header = ["", "training stands still for (each)", f"{args.steps} steps after it", "then waits for", "all", "cost"]
     first = found["background"][0]["save"]

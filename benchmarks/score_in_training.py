@@ -1,17 +1,17 @@
-"""Decoding inside a training run whose model is sharded and freed after each pass: through FSDP, or by a split copy?
+"""Compare ways to decode during a training run whose gathered weights are freed after each pass: FSDP or a split copy.
 
     torchrun --nproc_per_node 4 -m benchmarks.score_in_training [--requests 32]
 
     fsdp, small batches   every pass gathers every weight; a quarter of a rank's requests at a time
-    fsdp, one batch       the same, all of a rank's requests at once: as few passes as can be
-    copy                  a copy split over all ranks (`eval/decoder/tensor_parallel.py`), made anew; all ranks
-                          decode all requests
+    fsdp, one batch       the same with all of a rank's requests at once, so with the fewest passes
+    copy                  a new copy, split over all ranks (`eval/decoder/tensor_parallel.py`); all ranks decode all
+                          requests
     copy, two replicas    split over half of the ranks; the halves share the requests (an even number of ranks)
-    copy with DTensors    as `copy`, but left as PyTorch's tensor parallelism makes it
+    copy with DTensors    like `copy`, but with the DTensors of PyTorch's tensor parallelism
 
-The model is a random Llama in fp32, and all must emit the same tokens. Bytes are what a rank receives: (n - 1) / n of
-what an all-gather over n ranks makes, twice that of what an all-reduce sums. They do not depend on the hardware, and
-neither do the numbers of passes; seconds do.
+The model is a random Llama in fp32, and all ways must emit the same tokens. Bytes are those that a rank receives:
+(n - 1) / n of an all-gather's result over n ranks, and twice that fraction of an all-reduce's tensor. Bytes and passes
+do not depend on the hardware; seconds do.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ PREFIX_TOKENS = 200
 
 @dataclass
 class Args:
-    """Decode the same requests through FSDP and by a copy of the model that is split over the ranks."""
+    """Decode the same requests through FSDP and with a copy of the model that is split over the ranks."""
 
     dim: int = 512
-    """Width of the model; its feed-forward network is 3.5 times as wide, as Llama 3 70B's."""
+    """Width of the model; its feed-forward network is 3.5 times as wide, as in Llama 3 70B."""
     n_layers: int = 6
     """Blocks."""
     requests: int = 32
-    """Requests, of 8 to 24 tokens each behind a shared prefix of 200."""
+    """Requests of 8 to 24 tokens each, after a shared prefix of 200."""
     max_new_tokens: int = 12
-    """Tokens emitted for each; none ends earlier."""
+    """Tokens emitted for each request; none ends earlier."""
     rounds: int = 2
-    """How often each is measured, in turn, after a warm-up."""
+    """Measurements of each way, after a warm-up; the ways alternate."""
     output: Path | None = None
-    """Result file; without it benchmarks/results/score_in_training.md."""
+    """Result file; default benchmarks/results/score_in_training.md."""
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes that this rank receives in collectives; sums are over ``n_summed`` ranks."""
+    """Counts the bytes that this rank receives in collectives; all-reduces are over ``n_summed`` ranks."""
 
     def __init__(self, n_summed: int) -> None:
         super().__init__()
@@ -92,11 +92,11 @@ def _size(tensors: Tensor | list[Tensor]) -> int:
 
 @dataclass
 class Run:
-    """What one way of decoding took, on rank 0.
+    """The measurements of one way of decoding, on rank 0.
 
     Attributes:
         copying, decoding: seconds, round by round.
-        copied, received: bytes that came while copying, and while decoding.
+        copied, received: bytes received while copying, and while decoding.
         passes: forward passes.
         emitted: every request's tokens.
     """
@@ -120,7 +120,7 @@ class Bench:
             vocab_size=8192,
         )  # fmt: skip
         self.build = lambda: Llama(config)
-        train.parallel.parallelize.RESHARD_FROM = 0  # as a model that does not fit gathered
+        train.parallel.parallelize.RESHARD_FROM = 0  # treat it like a model that does not fit unsharded
         self.model = parallelize(self.build, world.mesh, world.device, precision="fp32")
         draw = torch.Generator().manual_seed(1)
         lengths = torch.randint(8, 25, (args.requests,), generator=draw).tolist()
@@ -182,7 +182,7 @@ class Bench:
 
 
 def copy_as_dtensors(model: nn.Module, build: Callable[[], nn.Module], *where: Any) -> nn.Module:
-    """`copy_for_scoring` without its last step."""
+    """`copy_for_scoring` without its last step, the conversion to plain tensors."""
     with mock.patch("eval.decoder.tensor_parallel.to_plain_tensors", lambda model, *_: model):
         return copy_for_scoring(model, build, *where)
 

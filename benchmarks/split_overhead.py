@@ -1,14 +1,13 @@
-"""What a decoded token costs the host in one block before the device has computed anything: whole, split, DTensors.
+"""Measure the host's work for a decoded token in one block, which does not depend on the device.
 
     python -m benchmarks.split_overhead
 
-    whole      one process, plain tensors
+    unsplit    one process, plain tensors
     split      slices as plain tensors, with plain collectives (`eval/decoder/tensor_parallel.py`, in scoring)
-    DTensors   slices as PyTorch's tensor parallelism leaves them (as in training)
+    DTensors   slices as DTensors of PyTorch's tensor parallelism (as in training)
 
-The model is so narrow that nothing but the host's work is left, and the process group is a fake one of 8 ranks, whose
-collectives do nothing. On a GPU the host does the same work, and the GPU waits for it wherever it takes longer than
-reading the block's weights.
+The model is so narrow that almost only the host's work remains. The process group has 8 fake ranks, whose collectives
+do nothing. A GPU waits for its host, which does the same work, if that takes longer than reading the block's weights.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ class Args:
     """Time the host's work for one decoded token and block."""
 
     rounds: int = 5
-    """How often each is measured, in turn, after a warm-up."""
+    """Measurements of each way, after a warm-up; the ways alternate."""
     output: Path | None = None
-    """Result file; without it benchmarks/results/split_overhead.md."""
+    """Result file; default benchmarks/results/split_overhead.md."""
 
 
 def main() -> None:
@@ -52,11 +51,11 @@ def main() -> None:
     load = load_average()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=N_RANKS)
     mesh = init_device_mesh("cpu", (N_RANKS,))
-    whole, divided = Llama(CONFIG), Llama(CONFIG)
-    for model in (whole, divided):
+    unsplit, split = Llama(CONFIG), Llama(CONFIG)
+    for model in (unsplit, split):
         model.init_weights(torch.Generator().manual_seed(0))
-    apply_tensor_parallel(divided, mesh)
-    models = {"whole": whole, "split": to_plain_tensors(divided, partial(Llama, CONFIG), mesh), "DTensors": divided}
+    apply_tensor_parallel(split, mesh)
+    models = {"unsplit": unsplit, "split": to_plain_tensors(split, partial(Llama, CONFIG), mesh), "DTensors": split}
 
     def decode(model: torch.nn.Module, n: int) -> None:
         greedy_decode(model, [5, 6], [[1, 2, 3]] * 4, N_TOKENS, set())
@@ -66,7 +65,7 @@ def main() -> None:
     timings = in_turn(run, range(1, args.rounds + 1))
     n_passes = N_TOKENS + 2
     each = {name: [s / n_passes / N_LAYERS * 1e3 for s in timing.cpu] for name, timing in timings.items()}
-    base = statistics.median(each["whole"])
+    base = statistics.median(each["unsplit"])
     rows = [
         (name, f"{statistics.median(ms):.2f}", ", ".join(f"{x:.2f}" for x in ms), f"{statistics.median(ms) / base:.1f}")
         for name, ms in each.items()

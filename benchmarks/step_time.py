@@ -1,16 +1,17 @@
-"""What sharing the prefix saves in training: seconds for one optimizer step on `massive_joint`.
+"""Measure what sharing the prefix saves in training: seconds for one optimizer step on `massive_joint`.
 
     python -m benchmarks.step_time [--data PATH] [--sizes 8 32] [--steps 2]
 
-The same samples go through four variants, one step of each in turn:
+Four variants process the same samples, alternating after each step:
 
     shared         packed rows, the prefix once a row                     (the default of train.py)
     packed         packed rows, the prefix in every sample                (--share_prefix off)
     unpacked       one sample a row, padded                               (--packing off)
-    transformers   the rows of *unpacked* through transformers' Llama and its own loss, logits of all positions
+    transformers   the rows of *unpacked* with transformers' Llama and its loss, logits of all positions
 
-A step is what it is in training: loader, forward, backward, accumulation, clipping and AdamW, in one process and fp32.
-The learning rate is 0, so that weights never change and all variants must report the same loss; it costs the same.
+A step is a complete training step: loader, forward, backward, accumulation, clipping and AdamW, in one process and
+fp32. The learning rate is 0, which does not change the time. So weights never change, and all variants must report the
+same loss.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from train.loss import batch_loss
 from train.optim.optimizer import build_optimizer, clip_gradients
 
 Variant = Literal["shared", "packed", "unpacked", "transformers"]
-VARIANTS: dict[str, dict[str, bool]] = {  # how each lays out its rows
+VARIANTS: dict[str, dict[str, bool]] = {  # options of the loader
     "shared": {"packing": True, "share_prefix": True},
     "packed": {"packing": True, "share_prefix": False},
     "unpacked": {"packing": False, "share_prefix": False},
@@ -65,23 +66,23 @@ Loss = Callable[[nn.Module, Batch, dict[str, int]], torch.Tensor]
 
 @dataclass
 class Args(Inputs):
-    """Time an optimizer step with and without prefix sharing and packing, and through transformers."""
+    """Time an optimizer step with and without prefix sharing and packing, and with transformers."""
 
     task: str = "massive_joint"
     """Task whose prompt and labels are used."""
     sizes: list[int] = field(default_factory=lambda: [8, 32])
     """Samples per step."""
     steps: int = 2
-    """Measured steps of each variant and size, after one that warms up."""
+    """Measured steps of each variant and size, after a warm-up step."""
     row_length: int = 2048
-    """The most tokens in a row, and in the padded rows of one pass."""
+    """Most tokens in a row, and in the padded rows of one pass."""
     variants: list[Variant] = field(default_factory=lambda: list(VARIANTS))
-    """Which to run."""
+    """Variants to run."""
 
 
 @dataclass
 class Timed:
-    """What one variant did at one size."""
+    """The measurements of one variant at one size."""
 
     timing: Timing
     losses: list[float]
@@ -89,7 +90,7 @@ class Timed:
 
 
 def reference_loss(model: nn.Module, batch: Batch, n_label_tokens: dict[str, int]) -> torch.Tensor:
-    """The same loss by transformers: its own forward pass over the padded rows, its own loss function."""
+    """The same loss with transformers' forward pass over the padded rows and its loss function."""
     mask = (batch.doc_ids != PADDING_DOC).long()
     out = model(
         batch.tokens,
@@ -116,7 +117,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: StepBat
 
 
 def measure(models: dict[str, nn.Module], samples: SampleSet, args: Args) -> dict[tuple[int, str], Timed]:
-    """Time all variants at all sizes; ``models`` has "ours", and "transformers" where that is wanted."""
+    """Time all variants at all sizes; ``models`` has "ours" and, if needed, "transformers"."""
     optimizers = {
         name: build_optimizer(model.train(), lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
         for name, model in models.items()

@@ -1,6 +1,6 @@
-"""What sharing the prefix saves: tokens computed per example, for every task, both shot settings, two batch sizes.
+"""Count the tokens computed per example with and without a shared prefix: all tasks, 0 and 5 shots, two batch sizes.
 
-Counts what the step loader would feed to the model in one epoch (padding included); no model is needed::
+Counts what the step loader would pass to the model in one epoch, padding included; no model is needed::
 
     python -m benchmarks.tokens_per_example --newsgroups 20news-bydate.tar.gz --massive en-US.jsonl \\
         --tokenizer llama3 smollm2 --row_length 16384 2048
@@ -29,12 +29,12 @@ from data.source import load_examples
 from data.tasks import TASKS
 
 RESULTS = Path(__file__).parent / "results" / "tokens_per_example.md"
-# How samples are laid in rows, as (packing, share_prefix); the first is what most fine-tuning code does.
+# Ways to put samples into rows, as (packing, share_prefix); most fine-tuning code uses the first.
 WAYS = {"padded": (False, False), "packed": (True, False), "shared": (True, True)}
 
 
 def count(samples: SampleSet, batch_size: int, row_length: int, packing: bool, share_prefix: bool) -> float:
-    """Tokens computed per example over one epoch of steps of ``batch_size`` samples on one rank."""
+    """Tokens computed per example in one epoch, in steps of ``batch_size`` samples on one rank."""
     loader = StepLoader(
         samples, batch_size=batch_size, row_length=row_length, packing=packing, share_prefix=share_prefix
     )
@@ -46,7 +46,7 @@ def count(samples: SampleSet, batch_size: int, row_length: int, packing: bool, s
 def table(
     tokenizer: Tokenizer, row_length: int, examples: dict[str, list[Example]], batch_sizes: tuple[int, ...], seed: int
 ) -> list[str]:
-    """Markdown lines: one row a task and shot setting."""
+    """Markdown lines, with a row for each task and number of shots."""
     head = ["task", "shots", "prefix", "body + label", "truncated"]
     for size in batch_sizes:
         head += [f"padded, {size}", f"packed, {size}", f"shared, {size}", f"gain, {size}"]
@@ -81,12 +81,12 @@ def main(
     """Count, and write a Markdown page.
 
     Args:
-        newsgroups: the 20 Newsgroups release, as ``--data`` takes it.
+        newsgroups: the 20 Newsgroups release, a path as for ``--data``.
         massive: the MASSIVE file, folder or tarball.
         tokenizer: folders of tokenizers, one table each.
         row_length: tokens in a row, one for each tokenizer.
         batch_size: samples per rank and step.
-        seed: of the shots.
+        seed: for choosing the shots.
         output: the page to write.
     """
     start = time.perf_counter()
@@ -101,7 +101,7 @@ def main(
             *table(tok, length, examples, batch_size, seed),
             "",
         ]
-    # The command without this machine's folders.
+    # The command without the paths of this machine.
     argv = [Path(a).name if "/" in a else a for a in sys.argv[1:]]
     page = [
         "# Tokens computed per example, with and without a shared prefix",

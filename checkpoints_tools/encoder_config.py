@@ -14,7 +14,7 @@ elsewhere has no such key; the head that its architecture names is then called `
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 
@@ -157,7 +157,7 @@ def _read_heads(raw: dict[str, Any], problems: list[str]) -> tuple[str, tuple[He
         problems.append(f"problem_type is {raw['problem_type']!r}; a field here has exactly one label")
     labels = raw.get("id2label")
     n_labels = len(labels) if isinstance(labels, dict) and labels else raw.get("num_labels", 2)
-    return "dense" if kind == "class" else "linear", (Head(UNNAMED, kind, n_labels),)
+    return "dense" if kind == "class" else "linear", (Head(UNNAMED, cast(Literal["class", "token"], kind), n_labels),)
 
 
 def read_head_labels(raw: dict[str, Any]) -> dict[str, list[str]]:

@@ -142,7 +142,7 @@ def _token_ids(metadata: dict[str, Any]) -> dict[str, int | list[int]]:
     names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     keys = {ours: f"tokenizer.ggml.{theirs}_token_id" for ours, theirs in names.items()}
     found: dict[str, int | list[int]] = {ours: metadata[key] for ours, key in keys.items() if key in metadata}
-    turn = metadata.get("tokenizer.ggml.eot_token_id")
-    if turn is not None and "eos_token_id" in found and turn != found["eos_token_id"]:
-        found["eos_token_id"] = [found["eos_token_id"], turn]
+    end, turn = metadata.get(keys["eos_token_id"]), metadata.get("tokenizer.ggml.eot_token_id")
+    if end is not None and turn is not None and turn != end:
+        found["eos_token_id"] = [end, turn]
     return found

@@ -25,7 +25,7 @@ from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.hf_config import differences
 from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.progress import ByteProgress
-from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, architecture_of
+from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, architecture_of, config_of
 from checkpoints_tools.slices import local_slice
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,
@@ -98,7 +98,8 @@ def check_fits_preset(
             vocabularies.
     """
     check_family(config, spec, folder)
-    ignore = ("max_position", "vocab_size") if spec.recipe.endswith("debug") else ("max_position",)
+    ignore: tuple[str, ...] = ("max_position",)
+    ignore += ("vocab_size",) if spec.recipe.endswith("debug") else ()
     ignore += spec.architecture.free_fields
     found = differences(config, spec.config, ignore=ignore) if spec.config is not None else []
     if found and not allow_mismatch:
@@ -149,7 +150,7 @@ def load_pretrained(
             fields that are of other sizes, or (on the ranks that see it) a tied head that is not the embedding.
     """
     start = time.perf_counter()
-    config, parameters = model.config, {clean_name(name): p for name, p in model.named_parameters()}
+    config, parameters = config_of(model), {clean_name(name): p for name, p in model.named_parameters()}
     source = open_checkpoint(folder, spec, config)
     if check_config or source.config.family != config.family:
         lines = differences(source.config, config, architecture_of(config).free_fields)
@@ -160,7 +161,7 @@ def load_pretrained(
     expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in fresh}
     raise_problems(str(folder), compare_tensors(shapes, expected, config.tie_embeddings))
     if config.tie_embeddings:
-        check_tied(source, local_slice(parameters["embed.weight"])[1])
+        check_tied(source, local_slice(parameters["embed.weight"])[1][0])
 
     is_main = int(os.environ.get("RANK", "0")) == 0
     places = {name: local_slice(parameters[name]) for name in source.tensors if name in parameters}
@@ -191,7 +192,9 @@ def _fresh_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     """Parameter name → its start, for all that stands on top of the blocks; depends on the seed alone."""
     with torch.device("meta"):  # nothing is drawn from the global random state
         top = architecture_of(config).build(replace(config, n_layers=0, vocab_size=1, max_position=1))
-    top.to_empty(device="cpu").init_weights(torch.Generator().manual_seed(seed))
+    top.to_empty(device="cpu")
+    assert callable(top.init_weights)
+    top.init_weights(torch.Generator().manual_seed(seed))
     return {name: p.detach() for name, p in top.named_parameters()}
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -172,6 +172,16 @@ def architecture_of(config: ModelConfig) -> Architecture:
     return ARCHITECTURES[config.family]
 
 
+def config_of(model: nn.Module) -> ModelConfig:
+    """The numbers that one of our models was built from."""
+    return cast(ModelConfig, model.config)
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """One of our models' layers, one after another: what is sharded, recomputed and compiled one by one."""
+    return cast(nn.ModuleList, model.layers)
+
+
 def costs_of(config: ModelConfig) -> Costs:
     """What a model of these numbers costs."""
     return architecture_of(config).costs(config)
@@ -216,11 +226,11 @@ class ModelSpec:
         return Path("checkpoints") / self.name if self.config is not None else None
 
 
-def _llama2(**numbers: int) -> LlamaConfig:
+def _llama2(**numbers: Any) -> LlamaConfig:
     return LlamaConfig(vocab_size=32_000, rope_theta=10_000.0, max_position=4096, norm_eps=1e-5, **numbers)
 
 
-def _llama3(**numbers: int) -> LlamaConfig:
+def _llama3(**numbers: Any) -> LlamaConfig:
     return LlamaConfig(vocab_size=128_256, rope_theta=500_000.0, max_position=8192, norm_eps=1e-5, **numbers)
 
 

@@ -1,4 +1,4 @@
-"""Tokenized data on disk: arrays under a name that says what went in, made by one process and read by the others."""
+"""Cache of tokenized data: files named after a hash of their inputs, written by one process and read by the others."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Arrays = dict[str, np.ndarray]
 
 
 def cached(cache_dir: Path | str, key: str, build: Callable[[], Arrays]) -> Arrays:
-    """The arrays that ``key`` stands for: from the cache file if there is one, else from ``build``, and kept.
+    """Return the arrays of ``key`` from its cache file; if there is none, call ``build`` and cache the result.
 
-    Processes of this machine that ask for the same at the same time wait for the first one, under a lock that the
-    system releases should that one die. A damaged file, or a folder that cannot be written, is said in the log and
-    costs no more than building anew.
+    If several processes of a machine ask for one key at the same time, one builds and the others wait. They wait for a
+    lock, which the system releases if its holder dies. A damaged file or a folder that cannot be written is logged,
+    and the arrays are built again.
 
     Args:
-        key: hexadecimal hash of everything that decides the arrays.
+        key: hexadecimal hash of all inputs of ``build``.
     """
     path = Path(cache_dir) / f"samples-{key[:32]}.npz"
     with _locked(path.with_suffix(".lock")):
@@ -40,7 +40,7 @@ def cached(cache_dir: Path | str, key: str, build: Callable[[], Arrays]) -> Arra
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between the processes of this machine; the system drops it when its holder dies."""
+    """Hold an exclusive lock between the processes of this machine; the system releases it if its holder dies."""
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,8 +50,8 @@ def _locked(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 log.info("Waiting for another process of this machine to tokenize these samples.")
                 fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # no such right, or a file system without locks: each process does the work itself
-            log.warning("No lock at %s (%s): every process tokenizes for itself.", path, error)
+        except OSError as error:  # no permission, or a file system without locks: every process tokenizes
+            log.warning("No lock at %s (%s): every process tokenizes separately.", path, error)
         yield
 
 
@@ -60,9 +60,9 @@ def _write(path: Path, key: str, arrays: Arrays) -> None:
     try:
         with open(part, "wb") as file:
             np.savez(file, allow_pickle=False, key=np.frombuffer(key.encode(), dtype=np.uint8), **arrays)
-        os.replace(part, path)  # atomic: a reader finds a whole file or none
+        os.replace(part, path)  # atomic: a reader finds a complete file or none
     except OSError as error:
-        log.warning("The tokenized samples could not be kept as %s: %s", path, error)
+        log.warning("The tokenized samples could not be written to %s: %s", path, error)
         if part.exists():
             part.unlink()
 
@@ -74,8 +74,8 @@ def _read(path: Path, key: str) -> Arrays | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             if file["key"].tobytes().decode() != key:
-                raise ValueError("it holds other samples than its name says")
+                raise ValueError("its samples do not match its name")
             return {name: file[name] for name in file.files if name != "key"}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        log.warning("The cache file %s is damaged (%s); tokenizing anew.", path, error)
+        log.warning("The cache file %s is damaged (%s); tokenizing again.", path, error)
         return None

@@ -1,22 +1,22 @@
 """Fetch the two releases from their public sources: ``python -m data.download 20ng|massive [--to DIR]``.
 
-The tarballs are kept as they are; the loaders read them without extracting anything. A download goes to
-``NAME.part.tar.gz`` and takes its real name only when it is whole and checked, so that an interrupted one is never
-mistaken for the release; the same command run again goes on where it stopped.
+The tarballs are not extracted: the readers read them directly. A download is written to ``NAME.part.tar.gz`` and is
+renamed only when it is complete and checked, so that an interrupted one is never taken for the release. The same
+command continues an interrupted download.
 
-What is checked:
+Checks:
 
 - MASSIVE 1.1 has a pinned SHA-256; any other file is refused.
-- 20 Newsgroups: the site publishes no checksum, so the posts are counted: a tarball that does not hold 11,314 and
-  7,532 posts of the twenty groups is refused. Others have published checksums of it (scikit-learn the SHA-256 of its
-  mirror, Anserini the MD5 of the site's file); a tarball with the right counts and neither is kept, with a warning,
-  since the same posts packed anew have another.
+- 20 Newsgroups: the site publishes no checksum, so the posts are counted. A tarball without exactly 11,314 and 7,532
+  posts of the twenty groups is refused. Two checksums of it are known: scikit-learn's SHA-256 of its mirror and
+  Anserini's MD5 of the site's file. A tarball with the right counts but another checksum is accepted with a warning,
+  because compressing the same posts again changes the checksum.
 
-Why the Hugging Face hub is not the way: AmazonScience/massive is a loading script there, which current ``datasets``
-refuses to run. ``--from_hub`` takes the hub's own Parquet conversion of it instead, for places that reach the hub and
-not the S3 bucket, and is refused unless the counts are the release's. Copies of 20 Newsgroups on the hub
-(SetFit/20_newsgroups and most others) have headers, signatures and quotes stripped, which makes another task of it:
-there is no ``--from_hub`` for them.
+Why the Hugging Face hub is not the default: AmazonScience/massive is a loading script there, which current ``datasets``
+refuses to run. ``--from_hub`` loads the hub's Parquet conversion instead, for machines that can reach the hub but not
+the S3 bucket; it is refused if its counts are not those of the release. Copies of 20 Newsgroups on the hub
+(SetFit/20_newsgroups and most others) lack headers, signatures and quotes, which makes it a different task. So there
+is no ``--from_hub`` for them.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ log = logging.getLogger("data")
 
 @dataclass(frozen=True)
 class Release:
-    """A file to fetch: where from, under which name, and which checksums it is known by.
+    """A file to fetch: its addresses, its name and its known checksums.
 
-    ``pinned``: a file with none of the checksums is refused; otherwise that is only said.
+    ``pinned``: True: a file with another checksum is refused; False: there is only a warning.
     """
 
     url: str
@@ -97,11 +97,11 @@ RELEASES: dict[str, Release] = {
 
 
 def download(name: str, folder: Path, url: str | None = None) -> Path:
-    """Fetch and check a release, unless ``folder`` has it already; returns the tarball's path.
+    """Fetch a release, unless ``folder`` has it already, and check it; return the tarball's path.
 
     Raises:
-        UserError: the address cannot be reached (what was fetched so far is kept, and the message says how to fetch
-            the file by hand), or what came is not the release (and is deleted).
+        UserError: the address cannot be reached, or the file is not the release. In the first case the fetched part
+            is kept, and the message says how to fetch the file manually; in the second the file is deleted.
     """
     release = RELEASES[name]
     target = folder / release.file_name
@@ -130,16 +130,16 @@ def download(name: str, folder: Path, url: str | None = None) -> Path:
 
 
 def part_path(target: Path) -> Path:
-    """Where an unfinished download of ``target`` lies."""
+    """The path of an unfinished download of ``target``."""
     return target.with_name(target.name.replace(".", ".part.", 1))
 
 
 def fetch(url: str, part: Path, attempts: int = ATTEMPTS, wait_s: float = 1.0) -> None:
-    """Fetch ``url`` into ``part``, going on from what is there already; retries while the connection fails.
+    """Fetch ``url`` into ``part``, continue an existing part, and retry if the connection fails.
 
     Args:
-        attempts: how many times in a row the connection may fail without a byte gained.
-        wait_s: pause after the first failure; doubles with each further one.
+        attempts: how many times in a row the connection may fail without progress.
+        wait_s: pause after the first failure; doubled after each further one.
 
     Raises:
         UserError: the address is wrong or refuses, or the connection failed ``attempts`` times.
@@ -160,8 +160,8 @@ def fetch(url: str, part: Path, attempts: int = ATTEMPTS, wait_s: float = 1.0) -
                 if error.code < 500:
                     raise UserError(f"{url} answers {error.code} {error.reason}.") from error
                 reason: object = f"{error.code} {error.reason}"
-            except ValueError as error:  # urllib's word for an address it cannot make sense of
-                raise UserError(f"{url!r} is no address to fetch from: {error}.") from error
+            except ValueError as error:  # urllib cannot parse the address
+                raise UserError(f"{url!r} is not a valid address: {error}.") from error
             except (OSError, http.client.HTTPException) as error:
                 if isinstance(error, OSError) and error.errno in LOCAL_FAULTS:
                     raise
@@ -169,13 +169,13 @@ def fetch(url: str, part: Path, attempts: int = ATTEMPTS, wait_s: float = 1.0) -
             failures = 0 if _size(part) > furthest else failures + 1
             furthest = max(furthest, _size(part))
             if failures >= attempts:
-                kept = f" {_size(part):,} bytes are kept in {part}; run again to go on." if _size(part) else ""
+                kept = f" {_size(part):,} bytes are kept in {part}; run again to continue." if _size(part) else ""
                 raise UserError(f"cannot fetch {url}: {reason}.{kept}")
             time.sleep(wait_s * 2 ** max(failures - 1, 0))
 
 
 def _fetch_rest(url: str, part: Path, show: Callable[[int, int | None], None]) -> None:
-    """One connection: ask for what is missing; start over when the server does not do parts."""
+    """One connection: request the missing bytes; start again if the server does not support ranges."""
     have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -184,8 +184,8 @@ def _fetch_rest(url: str, part: Path, show: Callable[[int, int | None], None]) -
         if error.code != 416 or not have:
             raise
         if error.headers.get("Content-Range", "").endswith(f"/{have}"):
-            return  # "nothing beyond that": the part was whole
-        part.unlink()  # longer than the file it is a part of, so it is a part of another
+            return  # no bytes after the part: it is complete
+        part.unlink()  # longer than the file, so not a part of it
         return _fetch_rest(url, part, show)
     with response:
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -213,16 +213,14 @@ def _check(name: str, release: Release, path: Path) -> None:
     if release.pinned and not known:
         raise UserError(
             f"{path} is not the release: its checksum is {sha256}, not {', '.join(release.checksums)}. "
-            "A cut-off or altered download? Delete it if it is still there, and run again."
+            "The download may be incomplete or altered. Delete the file if it still exists, and run again."
         )
     counts = _counts(name, path)
     expected = newsgroups.POSTS_IN_RELEASE if name == "20ng" else massive.UTTERANCES_IN_RELEASE
     if counts != expected:
-        raise UserError(f"{path} is not the release: it holds {_listed(counts)}, not {_listed(expected)} examples.")
+        raise UserError(f"{path} is not the release: it has {_listed(counts)}, not {_listed(expected)} examples.")
     if not known:
-        log.warning(
-            "%s has the right number of posts, but none of the published checksums (it has %s); kept", path, sha256
-        )
+        log.warning("%s has the right number of posts, but not a known checksum (%s); it is kept", path, sha256)
     log.info("%s: %s examples", release.file_name, _listed(counts))
 
 
@@ -242,10 +240,10 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = None) -> Path:
-    """Write the hub's Parquet conversion of MASSIVE en-US as the release's JSON lines; returns the file's path.
+    """Write the hub's Parquet conversion of MASSIVE en-US in the release's JSON-lines format; return the file's path.
 
     Args:
-        load_dataset: stands in for ``datasets.load_dataset``.
+        load_dataset: replaces ``datasets.load_dataset`` (in tests).
 
     Raises:
         UserError: the hub cannot be reached, or its copy does not have the release's columns and counts.
@@ -257,10 +255,10 @@ def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = No
     source = f"{HUB_REPO} ({HUB_CONFIG}, {HUB_REVISION})"
     try:
         splits = load_dataset(HUB_REPO, HUB_CONFIG, revision=HUB_REVISION)
-    except Exception as error:  # datasets and its clients raise some twenty unrelated types when offline
+    except Exception as error:  # offline, datasets and its clients raise some twenty unrelated types
         raise UserError(
             f"cannot load {source} from the Hugging Face hub: {type(error).__name__}: {error}\n"
-            "python -m data.download massive fetches the original tarball instead."
+            "Without --from_hub, python -m data.download massive fetches the original tarball."
         ) from error
 
     target = folder / "massive" / massive.FILE_NAME
@@ -282,7 +280,7 @@ def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = No
         counts = _counts("massive", part)
         if counts != massive.UTTERANCES_IN_RELEASE:
             expected = _listed(massive.UTTERANCES_IN_RELEASE)
-            raise UserError(f"{source} is not the release: it holds {_listed(counts)}, not {expected} examples.")
+            raise UserError(f"{source} is not the release: it has {_listed(counts)}, not {expected} examples.")
     except UserError:
         part.unlink()
         raise
@@ -295,13 +293,13 @@ class DownloadArgs:
     """Fetch a data set from its public source and check it."""
 
     release: Annotated[Literal["20ng", "massive"], tyro.conf.Positional]
-    """Which one."""
+    """Which data set."""
     to: Path = DOWNLOAD_DIR
-    """Folder to put it in; training and scoring look in the default one when --data is left out."""
+    """Folder to put it in; training and scoring without --data read the default folder."""
     url: str | None = None
     """Another address of the same file."""
     from_hub: bool = False
-    """MASSIVE only: the Hugging Face hub's Parquet conversion instead of the original tarball."""
+    """MASSIVE only: fetch the Hugging Face hub's Parquet conversion instead of the original tarball."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -310,18 +308,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.from_hub and args.release == "20ng":
             raise UserError(
-                "--from_hub: the hub's copies of 20 Newsgroups have headers, signatures and quotes stripped, which is "
-                "another task. Leave it out to fetch the original."
+                "--from_hub: the hub's copies of 20 Newsgroups have headers, signatures and quotes stripped, which "
+                "is a different task. Omit --from_hub to fetch the original."
             )
         if args.from_hub and args.url:
-            raise UserError("--from_hub and --url name two sources; give one.")
+            raise UserError("--from_hub and --url are two sources; give only one.")
         folder = args.to.expanduser()
         path = download_from_hub(folder) if args.from_hub else download(args.release, folder, args.url)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here.", file=sys.stderr)
+        print("stopped; the same command continues from here.", file=sys.stderr)
         return 130
     print(f"{args.release} is at {path}")
     return 0

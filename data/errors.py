@@ -1,4 +1,4 @@
-"""The one exception type for what a user got wrong."""
+"""The exception for users' mistakes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: command line, configuration, checkpoint or data.
+    """A mistake in the user's command line, configuration, checkpoint or data.
 
-    The message names the thing, the value found and what to do; the entry points print it without a traceback
-    and exit with status 2. What would be our own bug is an ``assert`` instead.
+    The message names the setting or file, the value found and what to do. The entry points print it without a
+    traceback and exit with status 2. Our own bugs are caught by ``assert`` instead.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, then the list of all known names."""
+    """A hint for an error message: ``" Did you mean 'x'?"`` if a known name is close, then all known names."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""

@@ -1,4 +1,4 @@
-"""The one type that every data source produces and every task consumes."""
+"""The type that every data source produces and every task consumes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Example:
     """One document with its gold labels.
 
     Attributes:
-        id: stable and unique over a data set, e.g. ``"massive/test/6878"`` or ``"20ng/train/rec.autos/101551"``.
-        text: the document exactly as the model is shown it.
+        id: stable and unique in a data set, e.g. ``"massive/test/6878"`` or ``"20ng/train/rec.autos/101551"``.
+        text: the document, exactly as the model sees it.
         labels: by field name; a string for a class field, one type per word (``text.split()``) for a token field.
-        bio: by token-field name, the gold brackets' own boundaries, ``"O"``, ``"B-type"`` or ``"I-type"`` per word;
-            ``labels`` alone cannot tell two adjacent entities of one type apart.
+        bio: by token-field name, the gold entity boundaries: ``"O"``, ``"B-type"`` or ``"I-type"`` per word. With
+            ``labels`` alone, two adjacent entities of one type look like one.
     """
 
     id: str
@@ -25,11 +25,11 @@ class Example:
     def class_label(self, field: str) -> str:
         """The label of a class field."""
         label = self.labels[field]
-        assert isinstance(label, str), f"{field} has a label a word"
+        assert isinstance(label, str), f"{field} has one label per word"
         return label
 
     def word_labels(self, field: str) -> tuple[str, ...]:
-        """The labels of a token field, one a word."""
+        """The labels of a token field, one per word."""
         labels = self.labels[field]
         assert not isinstance(labels, str), f"{field} has one label"
         return labels

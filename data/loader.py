@@ -23,80 +23,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
-from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
+from data.batch import Batch, Row, Samples
 from data.errors import UserError
 from data.packing import balance_costs, balance_counts, pack, padded_length
-
-Row = list[int]  # sample indices that stand in one row
-
-
-class Batch(Protocol):
-    """One micro-batch, a decoder's (`data.decoder.rows`) or an encoder's (`data.encoder.rows`).
-
-    Attributes:
-        tokens, positions, doc_ids: ``[B, T]``.
-        sample_ids: ids of the samples, row by row.
-        n_real_tokens: tokens that are not padding; 0 for a dummy.
-        dummy: work that only keeps this rank in step with the others; it carries no target.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    doc_ids: torch.Tensor
-    sample_ids: list[str]
-    n_real_tokens: int
-    dummy: bool
-
-    def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Run the batch through a model: by field, ``[N, V]`` logits and the ``[N]`` targets that they should give."""
-        ...
-
-    def to(self, device: torch.device | str) -> Self:
-        """The batch on ``device``; from pinned memory the copy does not block."""
-        ...
-
-    def pin_memory(self) -> Self:
-        """The batch in pinned memory."""
-        ...
-
-
-class Samples(Protocol):
-    """What the loader needs of samples, a decoder's (`data.decoder.samples`) or an encoder's (`data.encoder.samples`).
-
-    Attributes:
-        ids: the examples' ids.
-        prefix: token ids that all samples begin with, which a row may hold once.
-        costs: ``[S]`` tokens that each sample takes in a row beside the prefix.
-        label_lengths: ``[S]`` positions of each sample at which something is predicted.
-    """
-
-    ids: list[str]
-    prefix: np.ndarray
-    costs: np.ndarray
-    label_lengths: np.ndarray
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Sequence[Row], share_prefix: bool, length: int) -> Batch:
-        """Lay rows of samples into one micro-batch, padded to ``length`` tokens."""
-        ...
-
-    def dummy(self) -> Batch:
-        """The least a forward pass takes, without anything to predict."""
-        ...
-
-    def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
-        """By field, positions of these samples at which something is predicted."""
-        ...
 
 
 @dataclass
@@ -196,7 +134,7 @@ class StepLoader:
             f"a sample of {self._costs.max()} tokens for rows of {self._capacity}: prepared for a longer row"
         )
         # Only a few epochs' orders are ever wanted at once: this one, the next, and the prefetcher's.
-        self._epoch_units = lru_cache(maxsize=4)(self._epoch_units)
+        self._units_of_epoch = lru_cache(maxsize=4)(self._epoch_units)
         self._n_rows = self._fewest_level_rows() if batch_unit == "rows" and packing else len(samples)
 
     @property
@@ -236,10 +174,11 @@ class StepLoader:
         return least + bisect_left(range(least, len(costs)), True, key=fits)
 
     def _units(self, n: int) -> list[Row]:
-        start, units = n * self.batch_size, []
+        start = n * self.batch_size
+        units: list[Row] = []
         while len(units) < self.batch_size:
             epoch, at = divmod(start + len(units), self.units_per_epoch)
-            units += self._epoch_units(epoch)[at : at + self.batch_size - len(units)]
+            units += self._units_of_epoch(epoch)[at : at + self.batch_size - len(units)]
         return units
 
     # ------------------------------------------------------------------------------------- on which rank, which row
@@ -338,7 +277,8 @@ class StepLoader:
             n_rows = rows_of[length]
 
         def fill(worth: np.ndarray) -> Row:  # take what is worth most while it fits
-            row, free = [], min(self._capacity, length - self.row_prefix)
+            row: Row = []
+            free = min(self._capacity, length - self.row_prefix)
             for i in np.repeat(np.argsort(-worth, kind="stable"), self._times_in_step).tolist():
                 if len(row) < most and costs[i] <= free:
                     row.append(i)

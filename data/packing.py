@@ -11,19 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-IGNORE = -100  # a target that predicts nothing; torch's cross_entropy default
-SHARED_DOC = 0  # the prefix that every document of the row sees
+IGNORE = -100  # the target of a position that predicts nothing; the default of torch's cross_entropy
+SHARED_DOC = 0  # the prefix, which every document of the row attends to
 PADDING_DOC = -1
 
 
 def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """Lay items into rows of ``capacity`` by first-fit decreasing, which needs at most 11/9 of the fewest rows + 1.
+    """Put items into rows of ``capacity`` by first-fit decreasing, which uses at most 11/9 of the fewest rows + 1.
 
-    Equal lengths keep their order and nothing is drawn at random, so equal input gives equal rows.
+    Items of equal length keep their order and nothing is random, so equal input gives equal rows.
 
     Args:
-        lengths: tokens each item takes in a row, each at most ``capacity``.
-        capacity: tokens a row has for items.
+        lengths: tokens of each item, at most ``capacity``.
+        capacity: tokens of a row that items can use.
 
     Returns:
         The rows, each a list of indices into ``lengths``, longest item first.
@@ -49,8 +49,8 @@ def balance_costs(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[
     """Distribute items over ``n_ranks`` so that the ranks' total costs are about equal.
 
     Longest processing time first (Graham, 1969): the most expensive remaining item goes to the least loaded rank. The
-    most loaded rank then has at most 4/3 of the least possible. Ties go to the lower index and the lower rank. A rank
-    may get nothing.
+    most loaded rank then has at most 4/3 of the least possible cost. Ties go to the lower index and the lower rank.
+    Some ranks may get no items.
     """
     order = np.argsort(-np.asarray(costs, dtype=np.int64), kind="stable").tolist()
     ranks: list[list[int]] = [[] for _ in range(n_ranks)]
@@ -65,22 +65,22 @@ def balance_costs(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[
 def balance_counts(costs: Sequence[int] | np.ndarray, n_ranks: int) -> list[list[int]]:
     """Distribute items over ``n_ranks`` so that their numbers differ by one at most.
 
-    The most expensive first, over the ranks back and forth: costs 9 8 7 6 5 4 for two ranks give 9 6 5 and 8 7 4. The
-    total costs are less equal than by `balance_costs`.
+    In order of decreasing cost, forth and back over the ranks: costs 9 8 7 6 5 4 for two ranks give 9 6 5 and 8 7 4.
+    The total costs are less equal than with `balance_costs`.
     """
     order = np.argsort(-np.asarray(costs, dtype=np.int64), kind="stable").tolist()
     ranks: list[list[int]] = [[] for _ in range(n_ranks)]
     for k, i in enumerate(order):
-        turn, seat = divmod(k, n_ranks)
-        ranks[seat if turn % 2 == 0 else n_ranks - 1 - seat].append(i)
+        turn, rank = divmod(k, n_ranks)
+        ranks[rank if turn % 2 == 0 else n_ranks - 1 - rank].append(i)
     return ranks
 
 
 def padded_length(n: int, limit: int | None = None) -> int:
-    """Round a row's content up to one of eight lengths between any two powers of two (16, 32, 48 .. below 256).
+    """Round a row's length up to one of eight lengths between two powers of two (below 256: multiples of 16).
 
-    Few distinct shapes are what allocators, kernels and compilers like; the waste is under 64 tokens up to 1,024, under
-    1,024 up to 16,384, and about 4% on average. ``limit`` (the row length) is never passed.
+    Few distinct shapes are better for allocators, kernels and compilers. The padding is under 64 tokens for lengths up
+    to 1,024, under 1,024 up to 16,384, and about 4% on average. ``limit`` (the row length) is never exceeded.
     """
     step = max(16, (1 << max(n - 1, 0).bit_length()) // 16)
     rounded = -(-max(n, 1) // step) * step

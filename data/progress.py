@@ -1,4 +1,4 @@
-"""How far long work has come: a progress bar on a terminal."""
+"""Progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Rate(ProgressColumn):
 
 
 def track(items: Sequence[T], what: str = "tokenizing") -> Iterator[T]:
-    """Iterate with a progress bar (rate and time left) on stderr when there are enough items to wait for."""
+    """Iterate with a progress bar (rate and time left) on stderr, from `TRACKED_FROM` items on."""
     if len(items) < TRACKED_FROM:
         yield from items
         return
@@ -32,13 +32,13 @@ def track(items: Sequence[T], what: str = "tokenizing") -> Iterator[T]:
 
 
 class Bar:
-    """A bar on a terminal, and nothing where there is none: subclasses decide what to print there.
+    """A progress bar on a terminal. Without a terminal, subclasses print their own lines.
 
     Args:
         what: a word before the bar.
-        total: of whatever is counted.
-        show: False: this process says nothing.
-        columns: what the bar is made of.
+        total: number of items.
+        show: False: this process prints nothing.
+        columns: the bar's columns.
     """
 
     def __init__(self, what: str, total: int, show: bool, *columns: ProgressColumn) -> None:
@@ -66,5 +66,5 @@ class Bar:
             self.say(n)
 
     def say(self, n: int) -> None:
-        """Called where there is no terminal, after ``n`` more are done."""
+        """Called after ``n`` more items if there is no terminal."""
         raise NotImplementedError

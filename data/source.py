@@ -1,6 +1,6 @@
-"""The one door to examples: a task and a split in, examples out, whichever release or file they come from.
+"""Load the examples of a task and a split, from a release or from a user's files.
 
-Reading each format is left to `data.readers`; fetching to `data.download`.
+Formats are read in `data.readers`; releases are fetched by `data.download`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data.readers.newsgroups import SAMPLE_DIR, load_newsgroups
 from data.tasks import Task
 
 DOWNLOAD_DIR = Path(__file__).resolve().parent.parent / "datasets"
-"""Where ``python -m data.download`` puts the releases, and where they are looked for when no path is given."""
+"""The folder to which ``python -m data.download`` writes releases; the default of ``path`` below."""
 
 LOADERS = {"20ng": load_newsgroups, "massive": load_massive}
 
@@ -26,24 +26,24 @@ log = logging.getLogger("data")
 
 
 def load_examples(dataset: str | Task, split: str, path: str | Path | None = None) -> list[Example]:
-    """Load one split, in an order that depends on the data alone.
+    """Load one split, in an order that depends only on the data.
 
     Args:
-        dataset: ``"20ng"`` or ``"massive"``, or a task, which knows its own.
+        dataset: ``"20ng"`` or ``"massive"``, or a task, which names its data set.
         split: ``"train"``, ``"dev"`` (not in 20ng) or ``"test"``.
         path: a file or folder of the release; ``"sample"`` for the small data set that comes with this
-            repository; None for what ``python -m data.download`` fetched. Not for a user's own task, whose TOML
-            file names its files.
+            repository; None for the files that ``python -m data.download`` fetched. Must be None for a user's own
+            task: its TOML file names its files.
 
     Raises:
-        UserError: nothing there (says how to get it), or data that cannot be read (says where).
+        UserError: no data there (the message says how to get it), or data that cannot be read (it says where).
     """
     if isinstance(dataset, Task) and dataset.dataset == "custom":
         assert dataset.custom is not None
         if path is not None:
             raise UserError(
                 f"task {dataset.name} reads the files that {dataset.custom.path} names; {str(path)!r} would be "
-                "ignored. Leave --data out, or change [files] there."
+                "ignored. Omit --data, or change [files] there."
             )
         examples = load_custom(dataset.custom, split)
     else:
@@ -69,15 +69,15 @@ def _locate(name: str, path: str | Path | None) -> Path:
 
 
 def holdout(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split off a part of the training examples for scoring during training.
+    """Hold out a part of the training examples for scoring during training.
 
-    The part is stratified by the first class field of the examples' labels (at random when there is none): a label
-    with n examples gives ``n * fraction`` of them, rounded so that the total is right, but never its last one.
-    The draw depends on the examples' ids and the seed, not on their order; both parts keep the order given.
+    The part is stratified by the first class field of the examples' labels (random if there is none). Of a label with n
+    examples, ``n * fraction`` are held out, rounded so that the total is right, but never all. The draw depends on the
+    examples' ids and the seed, not on their order. Both parts keep the given order.
 
     Returns:
-        The examples to train on, and those held out: ``round(fraction * len(examples))`` of them, or fewer where
-        that would take a label's last.
+        The examples to train on, and those held out: ``round(fraction * len(examples))``, or fewer if a label would
+        lose its last training example.
 
     Raises:
         UserError: a fraction outside (0, 1), or one that leaves either part empty.
@@ -101,6 +101,8 @@ def holdout(examples: list[Example], fraction: float, seed: int) -> tuple[list[E
     train = [example for example in examples if example.id not in held_ids]
     held = [example for example in examples if example.id in held_ids]
     if not held or not train:
-        raise UserError(f"holdout {fraction} of {len(examples)} examples leaves {len(train)} and {len(held)}.")
+        raise UserError(
+            f"holdout {fraction} of {len(examples)} examples leaves {len(train)} for training, {len(held)} held out."
+        )
     log.info("held out %d of %d training examples, %d labels", len(held), len(examples), len(strata))
     return train, held

@@ -1,14 +1,15 @@
-"""Tasks: which labels a document gets, and how they are written as the answer a model is trained to give.
+"""Tasks: the labels of a document, and how they are written as the answer that a model is trained to give.
 
-A task is a tuple of fields. A `ClassField` takes one label for the document, a `TokenField` one for every word. One
-field is answered bare, several as one JSON object, which is the paper's model consolidation (§5.6):
+A task is a tuple of fields. A `ClassField` has one label for the document, a `TokenField` one for every word. The
+answer to one field is the bare label or list. The answer to several is one JSON object, which is the paper's model
+consolidation (§5.6):
 
     20ng_20          rec.autos
     20ng_joint       {"task1": "rec", "task2": "rec.autos"}
     massive_slots    ["Other", "Other", "time"]
     massive_joint    {"task1": "alarm_set", "task2": ["Other", "Other", "time"]}
 
-The wording around the answer is in `data.decoder.prompts`; reading an answer back is `eval.decoder.parse`, the exact
+The prompt around the answer is in `data.decoder.prompts`. `eval.decoder.parse` reads an answer back, as the exact
 inverse of `Task.write`.
 """
 
@@ -34,7 +35,7 @@ JOINT_ORDERS = ("listing", "section")
 
 @dataclass(frozen=True)
 class ClassField:
-    """One label for the document, out of ``labels``."""
+    """One label for the document, from ``labels``."""
 
     name: str
     labels: tuple[str, ...]
@@ -42,7 +43,7 @@ class ClassField:
 
 @dataclass(frozen=True)
 class TokenField:
-    """One label for every word: a type out of ``labels``, or ``other`` for a word that has none."""
+    """One label for every word: a type from ``labels``, or ``other`` for a word that has none."""
 
     name: str
     labels: tuple[str, ...]
@@ -54,17 +55,17 @@ Field = ClassField | TokenField
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of a model about one document.
+    """What a model has to answer about one document.
 
     Attributes:
         name: key into `TASKS`, or the name in a user's TOML file.
         dataset: "20ng", "massive" or "custom".
-        fields: what is asked, in the order of the answer.
+        fields: in the order of the answer.
         document_name: what the prompt's delimiters call a document: ``<<News>>``.
-        document_noun: what its sentences call one: "news text".
-        instruction: a user's own sentences, which the prompt has after its first one.
-        opening_is_system: the first sentences are system text (listings 11 and 12).
-        custom: where the examples of a user's own task are and how to read them.
+        document_noun: what the prompt's sentences call a document: "news text".
+        instruction: a user's own sentences, placed after the prompt's first sentence.
+        opening_is_system: the first sentences are the system text (listings 11 and 12).
+        custom: a user's own task: where its examples are and how to read them.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Task:
         return values[0] if isinstance(values[0], str) else json.dumps(values[0], ensure_ascii=False)
 
     def check(self, example: Example) -> None:
-        """Raise UserError unless the example has a label out of the set for every field, and for every word."""
+        """Raise UserError unless every field (token fields: every word) of the example has a label from the set."""
         for field in self.fields:
             where = f"Example {example.id}, field '{field.name}' of task {self.name}"
             if field.name not in example.labels:
@@ -151,9 +152,9 @@ def get_task(name: str | Path, joint_order: str = "listing") -> Task:
     """A task by name, or a user's own from a TOML file.
 
     Args:
-        name: a key of `TASKS`, or the path of a ``.toml`` file (`data.readers.custom` says what it holds).
-        joint_order: which field of ``20ng_joint`` is task1: the seven-class one as in the paper's listings 5 and 6
-            ("listing"), or the twenty-class one as in its §5.6 ("section"). No other task has two orders.
+        name: a key of `TASKS`, or the path of a ``.toml`` file (see `data.readers.custom`).
+        joint_order: which field of ``20ng_joint`` is task1: the seven-class field, as in the paper's listings 5 and 6
+            ("listing"), or the twenty-class field, as in its §5.6 ("section"). Other tasks have one order.
 
     Raises:
         UserError: unknown name or order, or an order for a task that has only one.
@@ -166,7 +167,7 @@ def get_task(name: str | Path, joint_order: str = "listing") -> Task:
         task = TASKS[str(name)]
     else:
         raise UserError(
-            f"Unknown task '{name}'.{nearest(str(name), TASKS)} A task of your own is the path of a .toml file."
+            f"Unknown task '{name}'.{nearest(str(name), TASKS)} For your own task, give the path of its .toml file."
         )
     if joint_order == "section":
         if task.name != "20ng_joint" or task.dataset != "20ng":
@@ -180,7 +181,7 @@ def _custom_task(path: Path) -> Task:
 
     spec = read_custom_spec(path)
     if spec.name in TASKS:
-        raise UserError(f"{path}: name {spec.name!r} is that of a task that is built in; choose another.")
+        raise UserError(f"{path}: name {spec.name!r} is the name of a built-in task; choose another.")
     fields = tuple(
         ClassField(field.name, field.labels)
         if field.type == "class"

@@ -1,4 +1,4 @@
-"""What reading a tokenizer's files takes, whichever kind of model they belong to."""
+"""Read the files of a tokenizer; shared by decoders and encoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data.errors import UserError
 
 
 def read_files(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """The contents of those files that the folder has.
+    """The contents of the named files that exist in the folder, by name.
 
     Raises:
         UserError: one of them is a Git LFS pointer.
@@ -24,19 +24,19 @@ def read_files(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def files_found(folder: Path) -> str:
-    """What is in the folder instead, for a message."""
+    """The names of the folder's files, for an error message."""
     if not folder.is_dir():
         return "no such folder"
     return ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
 
 
 def damaged(path: Path, what: str) -> UserError:
-    """The error for a tokenizer file that cannot be used; ``what`` says why."""
+    """The error for an unusable tokenizer file; ``what`` says why."""
     return UserError(f"{path} ({path.stat().st_size:,} bytes) is {what}: download it again.")
 
 
 def parse_json(files: dict[str, bytes], name: str) -> dict[str, Any]:
-    """A JSON file's value; ``{}`` where the file is missing."""
+    """A JSON file's value; ``{}`` if the file is missing."""
     try:
         return json.loads(files[name]) if name in files else {}
     except ValueError as error:

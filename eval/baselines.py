@@ -1,12 +1,12 @@
-"""What any model has to beat: the majority class, and TF-IDF with logistic regression (scikit-learn).
+"""Baselines: the majority class, and TF-IDF with logistic regression (scikit-learn).
 
     python -m eval.baselines --task massive_joint --data sample --output runs/baselines
 
-trains both on the training split, scores them on the test split with the metrics every model is scored with, and
-writes two runs, ``<output>/majority`` and ``<output>/tfidf_lr``, in the format of ``eval.py``.
+trains both on the training split and scores them on the test split, with the same metrics as models. It writes two runs
+in the format of ``eval.py``: ``<output>/majority`` and ``<output>/tfidf_lr``.
 
-A class field is classified from the document's word 1- and 2-grams; a token field word by word, from the word, its
-prefixes, suffixes and shape, and the two words on either side.
+A class field is predicted from the document's word 1- and 2-grams. A token field is predicted word by word, from the
+word, its prefix, suffix and shape, and two words on each side.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from train.parallel.distributed import run_guarded, set_up_logging
 log = logging.getLogger(__name__)
 
 SYSTEMS = {"majority": "majority class", "tfidf_lr": "TF-IDF + logistic regression"}
-INVERSE_REGULARIZATION = 10.0  # scikit-learn's C; its default of 1 underfits TF-IDF rows, whose entries are small
-MAX_FEATURES = 200_000  # most frequent n-grams kept; all 1.5 million of 20NG's would take gigabytes and change little
+INVERSE_REGULARIZATION = 10.0  # scikit-learn's C; the default of 1 underfits TF-IDF features, which are small
+MAX_FEATURES = 200_000  # the most frequent n-grams; all 1.5 million of 20NG would need gigabytes and change little
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class BaselineConfig:
     task: str
     """Which task: a name or a TOML file."""
     data: str | None = None
-    """Where the data set lies: a path, or 'sample' for the embedded one; default: where data.download puts it."""
+    """The data set: a path, or 'sample' for the embedded one; default: the folder that data.download writes to."""
     split: Literal["dev", "test"] = "test"
-    """Which examples are scored; training is always on the training split."""
+    """The examples to score; training is always on the training split."""
     output: Path = Path("runs/baselines")
     """Folder for the two runs."""
     seed: int = 0
@@ -57,7 +57,7 @@ class BaselineConfig:
 
 
 def majority(task: Task, train: Sequence[Example], test: Sequence[Example]) -> list[Labels]:
-    """The most frequent label of each class field, the most frequent type (in practice: Other) for every word."""
+    """The most frequent label of each class field, and for every word the most frequent type (in practice: Other)."""
     answers: dict[str, str] = {}
     for field in task.fields:
         if isinstance(field, TokenField):
@@ -75,7 +75,7 @@ def majority(task: Task, train: Sequence[Example], test: Sequence[Example]) -> l
 
 
 def tfidf_lr(task: Task, train: Sequence[Example], test: Sequence[Example], seed: int = 0) -> list[Labels]:
-    """Logistic regression for each field on its own."""
+    """One logistic regression per field."""
     columns = {}
     for field in task.fields:
         fit = _classify_documents if isinstance(field, ClassField) else _classify_words
@@ -89,9 +89,9 @@ def _classifier(vectorizer: TfidfVectorizer | DictVectorizer, seed: int) -> Pipe
 
 def _classify_documents(name: str, train: Sequence[Example], test: Sequence[Example], seed: int) -> list[str]:
     gold = [example.class_label(name) for example in train]
-    if len(set(gold)) == 1:  # scikit-learn refuses to learn one class
+    if len(set(gold)) == 1:  # scikit-learn needs at least two classes
         return [gold[0]] * len(test)
-    # Words of one letter count ("i", "a"): utterances are short.
+    # Keep words of one letter ("i", "a"), because utterances are short.
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", max_features=MAX_FEATURES
     )
@@ -102,7 +102,7 @@ def _classify_documents(name: str, train: Sequence[Example], test: Sequence[Exam
 def _classify_words(name: str, train: Sequence[Example], test: Sequence[Example], seed: int) -> list[tuple[str, ...]]:
     gold = [kind for example in train for kind in example.word_labels(name)]
     features = [f for example in train for f in word_features(example.words)]
-    assert len(features) == len(gold), "one type a word"
+    assert len(features) == len(gold), "one type per word"
     if len(set(gold)) == 1:
         return [(gold[0],) * len(example.words) for example in test]
     classifier = _classifier(DictVectorizer(), seed).fit(features, gold)
@@ -112,7 +112,7 @@ def _classify_words(name: str, train: Sequence[Example], test: Sequence[Example]
 
 
 def word_features(words: Sequence[str], window: int = 2) -> list[dict[str, float]]:
-    """Sparse features of each word: itself, its beginning, end and shape, and its neighbours by distance."""
+    """Sparse features of each word: the word, its prefix, suffix and shape, and its neighbours by distance."""
     lowered = [word.lower() for word in words]
     rows = []
     for i, word in enumerate(words):

@@ -1,7 +1,7 @@
-"""The paper's "dual" set-up: two single-task runs over the same examples, joined and scored as one joint run.
+"""The paper's "dual" set-up: join two single-task runs over the same examples and score them as one joint run.
 
-The joint figures then stand beside those of a consolidated model that answers both questions in one call:
-each field, exact match, and the cost of two calls against one.
+The result can be compared with a consolidated model, which answers both tasks in one call: each field, exact
+match, and the cost of two calls.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ SHOWN = 5  # ids named in an error message
 
 
 def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Prediction]]:
-    """Join two runs' predictions by example id.
-
-    Seconds and tokens are the sums over the two calls, per example too.
+    """Join two runs' predictions by example id; seconds and tokens are summed.
 
     Raises:
-        UserError: the runs share a field, were not made on the same examples, or disagree about a gold label.
+        UserError: the runs share a field, or have different examples, gold labels or numbers of shots.
     """
     a, b = read_results(folder_a), read_results(folder_b)
     shared = a.fields.keys() & b.fields.keys()
@@ -60,13 +58,13 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         versions=versions(),
     )
     if a.shots != b.shots:
-        raise UserError(f"{folder_a} was scored with {a.shots} shots, {folder_b} with {b.shots}: not one set-up.")
+        raise UserError(f"{folder_a} was scored with {a.shots} shots, {folder_b} with {b.shots}; they must be equal.")
     results.metrics = compute_metrics(stored_task(results), [p.example for p in predictions], predictions)
     return results, predictions
 
 
 def combine(folder_a: Path, folder_b: Path, output: Path, name: str | None = None) -> Results:
-    """Join two runs and write the joint run, which tables call ``name``, to ``output`` in the same format."""
+    """Join two runs and write the joint run to ``output``, in the same format; ``name`` is its name in tables."""
     results, predictions = combine_runs(folder_a, folder_b)
     results.system = name or results.system
     write_run(output, results, predictions)
@@ -87,7 +85,7 @@ def _pair(
     only_b = [p.id for p in b if p.id not in by_id[folder_a]]
     if only_a or only_b:
         raise UserError(
-            f"the runs were not made on the same examples: {len(only_a)} only in {folder_a} ({_some(only_a)}), "
+            f"the runs have different examples: {len(only_a)} only in {folder_a} ({_some(only_a)}), "
             f"{len(only_b)} only in {folder_b} ({_some(only_b)}). "
             "Score both with the same --data, --split and --limit."
         )
@@ -97,7 +95,7 @@ def _pair(
 def _join(p: Prediction, q: Prediction) -> Prediction:
     for name in p.gold.keys() & q.gold.keys():
         if p.gold[name] != q.gold[name]:
-            raise UserError(f"example {p.id}: the runs disagree about its gold {name}. Score both on the same data.")
+            raise UserError(f"example {p.id}: the runs have different gold {name}. Score both on the same data.")
     return Prediction(
         id=p.id,
         gold={**p.gold, **q.gold},

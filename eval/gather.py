@@ -1,7 +1,6 @@
-"""What every way of scoring ends with: the ranks' shares of the answers become one result, in the examples' order.
+"""Gather the ranks' answers into one result, in the order of the examples.
 
-Decoders (`eval/decoder/score.py`) and encoders (`eval/encoder/score.py`) find their answers differently; from here on
-nothing differs.
+Shared by decoders (`eval/decoder/score.py`) and encoders (`eval/encoder/score.py`).
 """
 
 from __future__ import annotations
@@ -21,19 +20,18 @@ from eval.results import Prediction, count_oddities
 
 @dataclass
 class ScoreResult:
-    """What scoring a model found.
+    """The result of scoring a model.
 
     Attributes:
-        predictions: one per example, in the order given; empty on ranks other than 0.
+        predictions: one per example, in their order; empty on ranks other than 0.
         metrics: see :func:`eval.metrics.compute_metrics`; the same on every rank.
-        counts: ``truncated`` documents; answers ``not_stopped`` (cut by the limit on their length); in lists of labels,
+        counts: ``truncated`` documents; answers ``not_stopped`` (cut at their token limit); in lists of labels,
             ``labels_missing``, ``labels_extra`` and ``labels_unknown``; and for decoders ``limit_shortened``, answers
-            for which ``max_length`` leaves less than the longest valid one needs.
+            whose token budget within ``max_length`` is below the longest valid answer.
         cost: ``seconds`` from the first forward pass to the last answer, on the slowest rank;
-            ``seconds_per_example`` (seconds over all examples, so the ranks' and batches' parallelism is in
-            it; with batches of one on one rank it is the latency of a call); and mean tokens per example:
-            ``prompt_tokens`` (prefix included), ``computed_tokens`` (prefix counted once a rank) and
-            ``new_tokens``.
+            ``seconds_per_example``, which is ``seconds`` / examples: a latency only for batches of one on one rank;
+            and mean tokens per example: ``prompt_tokens`` (prefix included), ``computed_tokens`` (prefix counted
+            once per rank) and ``new_tokens``.
     """
 
     predictions: list[Prediction]
@@ -44,13 +42,13 @@ class ScoreResult:
 
 @dataclass
 class Share:
-    """What one rank did.
+    """The answers of one rank.
 
     Attributes:
-        indices: its examples' places in the order given.
-        answers: what it found for each of them.
+        indices: indices of its examples.
+        answers: one for each of them.
         seconds: from its first forward pass to its last answer.
-        computed_tokens: tokens it passed through the model, padding not counted.
+        computed_tokens: tokens it passed through the model, without padding.
     """
 
     indices: list[int]
@@ -66,11 +64,11 @@ def gather_scores(
     counts: dict[str, int],
     ranks: ScoringRanks,
 ) -> ScoreResult:
-    """Join the ranks' shares; a collective call of all of them when there are several.
+    """Gather the ranks' shares: with several ranks a collective call of ``ranks.group``.
 
     Args:
-        examples: all of them, not only this rank's.
-        counts: added to the counts of the answers' flags.
+        examples: the examples of all ranks.
+        counts: added to the result's ``counts``, besides the sums of the answers' flags.
     """
     shares = _gather(share, ranks)
     result = _assemble(task, examples, shares, counts) if ranks.rank == 0 else None
@@ -86,7 +84,7 @@ def _gather(share: Share, ranks: ScoringRanks) -> list[Share]:
 
 
 def _assemble(task: Task, examples: Sequence[Example], shares: list[Share], counts: dict[str, int]) -> ScoreResult:
-    """Put the ranks' answers back into the order of the examples."""
+    """Put the ranks' answers into the order of the examples, and compute the figures."""
     placed: dict[int, Prediction] = {}
     for share in shares:
         placed.update(zip(share.indices, share.answers, strict=True))
@@ -110,7 +108,7 @@ def _assemble(task: Task, examples: Sequence[Example], shares: list[Share], coun
 
 
 def _share_figures(result: ScoreResult | None, ranks: ScoringRanks) -> ScoreResult:
-    """Give every rank the figures (a trainer that keeps the best checkpoint decides on all ranks), not the answers."""
+    """Send the figures to every rank, because the trainer chooses the best checkpoint on all ranks; not the answers."""
     if ranks.world_size > 1:
         figures = [(result.metrics, result.counts, result.cost) if result else None]
         dist.broadcast_object_list(figures, group=ranks.group, group_src=0)

@@ -1,18 +1,17 @@
-"""From answers read back to figures: accuracy, macro-F1, slot F1 two ways, exact match, and what went unread.
+"""Metrics of parsed answers: accuracy, macro-F1, two kinds of slot F1, exact match, and the number of unparsed answers.
 
-Every system is scored by these functions: decoders, encoders and baselines, fine-tuned or not. They know
-nothing of models or text; :mod:`eval.decoder.parse` has already turned each answer into labels.
+Every system is scored by these functions: decoders, encoders and baselines, fine-tuned or not. They do not
+depend on models or text: :mod:`eval.decoder.parse` has already parsed each answer into labels.
 
-One scheme for slots (the paper's section 5.8): a type per word, missing words are Other, extra ones are cut,
-an answer that could not be read is all Other, and neighbouring words of one type form one entity, on gold and
-predictions alike:
+Slots are scored as in the paper's section 5.8. There is one type per word; missing labels are Other, extra ones
+are cut, and an unparsed answer is all Other. Adjacent words of one type form one entity, in gold and predictions:
 
     words        wake me up at  nine am   on   friday
     types        Other ...      time time Other date
     tags         O  O  O  O     B-   I-   O    B-
 
-seqeval drops the first letter of a bare label, splits it at hyphens, and its strict reader strips hyphens from
-a name's ends, so types are numbered before seqeval sees them and nothing in a name can matter.
+seqeval drops the first letter of a bare label and splits it at hyphens, and its strict mode strips hyphens from
+the ends of a name. So types are replaced by numbers before seqeval sees them.
 """
 
 from __future__ import annotations
@@ -33,37 +32,37 @@ Labels = dict[str, str | tuple[str, ...] | None]
 
 
 class HasFields(Protocol):
-    """What of a task the metrics look at; :class:`data.tasks.Task` is one."""
+    """The part of a task that the metrics need; :class:`data.tasks.Task` has it."""
 
     @property
     def fields(self) -> Sequence[ClassField | TokenField]: ...
 
 
 class HasLabels(Protocol):
-    """What of a parsed answer the metrics look at; :class:`eval.decoder.parse.Parsed` is one."""
+    """The part of a parsed answer that the metrics need; :class:`eval.decoder.parse.Parsed` has it."""
 
     @property
     def labels(self) -> Labels: ...
 
 
 def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequence[HasLabels]) -> dict[str, Any]:
-    """Score the answers read back against the gold labels.
+    """Score parsed answers against the gold labels.
 
     Args:
-        task: names the fields; nothing else of it is used.
-        examples: gold, N of them; ``labels`` and, for the strict slot figure, ``bio``.
-        parsed: N answers in the same order; ``labels[field]`` is None where the field could not be read.
+        task: gives the fields; nothing else of it is used.
+        examples: N gold examples, with ``labels`` and, for the strict slot score, ``bio``.
+        parsed: N answers in the same order; ``labels[field]`` is None if the field is unparsed.
 
     Returns:
-        ``{"n_examples", "n_unparsed" (examples with any unread field), "exact_match", "fields": {name:
-        figures}}``. A class field has ``accuracy``, ``macro_f1`` and ``n_unparsed``; a token field ``f1``,
-        ``precision``, ``recall``, the same with ``strict_`` before (None when a gold example has no
-        brackets), ``word_accuracy``, ``accuracy`` (all words of an example right) and ``n_unparsed``. All
-        figures lie in [0, 1].
+        ``{"n_examples", "n_unparsed" (examples with any unparsed field), "exact_match", "fields": {name:
+        figures}}``. A class field has ``accuracy``, ``macro_f1`` and ``n_unparsed``. A token field has ``f1``,
+        ``precision``, ``recall``, the same three with the prefix ``strict_`` (None if a gold example has no
+        brackets), ``word_accuracy``, ``accuracy`` (all words of an example correct) and ``n_unparsed``. All
+        figures but the counts are in [0, 1].
     """
     assert len(examples) == len(parsed), f"{len(examples)} examples but {len(parsed)} answers"
-    right = [True] * len(examples)
-    unread = [False] * len(examples)
+    correct = [True] * len(examples)
+    unparsed = [False] * len(examples)
     fields: dict[str, dict[str, Any]] = {}
     for field in task.fields:
         answers: Sequence[Any] = [answer.labels.get(field.name) for answer in parsed]
@@ -78,28 +77,28 @@ def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequen
             labels = [example.class_label(field.name) for example in examples]
             fields[field.name] = class_metrics(labels, answers)
             same = [a == g for g, a in zip(labels, answers, strict=True)]
-        for i, (is_right, a) in enumerate(zip(same, answers, strict=True)):
-            right[i] &= is_right
-            unread[i] |= a is None
+        for i, (is_correct, a) in enumerate(zip(same, answers, strict=True)):
+            correct[i] &= is_correct
+            unparsed[i] |= a is None
     return {
         "n_examples": len(examples),
-        "n_unparsed": sum(unread),
-        "exact_match": ratio(sum(right), len(right)),
+        "n_unparsed": sum(unparsed),
+        "exact_match": ratio(sum(correct), len(correct)),
         "fields": fields,
     }
 
 
 def class_metrics(gold: Sequence[str], predicted: Sequence[str | None]) -> dict[str, Any]:
-    """Accuracy and macro-F1 of one class field; None is an answer that could not be read.
+    """Accuracy and macro-F1 of one class field; None is an unparsed answer.
 
-    Macro-F1 is scikit-learn's: the mean over the labels that occur in gold or predictions. An unread answer
-    is a miss of its gold label and no label of its own, so it adds no class to the mean.
+    Macro-F1 is scikit-learn's: the mean over the labels that occur in gold or predictions. An unparsed answer
+    counts as a miss of its gold label and adds no class to the mean.
     """
     labels = sorted(set(gold) | {label for label in predicted if label is not None})
-    unread = "\0unparsed"
+    unparsed = "\0unparsed"
     macro_f1 = 0.0
     if labels:
-        filled = [unread if label is None else label for label in predicted]
+        filled = [unparsed if label is None else label for label in predicted]
         macro_f1 = float(f1_score(gold, filled, labels=labels, average="macro", zero_division=0))
     return {
         "accuracy": ratio(sum(g == p for g, p in zip(gold, predicted, strict=True)), len(gold)),
@@ -114,15 +113,15 @@ def token_metrics(
     other: str,
     bio: Sequence[tuple[str, ...] | None],
 ) -> dict[str, Any]:
-    """Entity F1 of one token field, the main way and the strict way, and word accuracy.
+    """Entity F1 of one token field (main and strict) and word accuracy.
 
     Args:
         gold: one type per word, per example.
-        predicted: the same; None (unread) counts as all Other, too short is padded with Other, too long is
-        cut. other: the type that is no entity.
-        bio: the gold brackets' own ``O``/``B-x``/``I-x`` per word. Where two brackets of one type touch, they
-            are two entities here and one in ``gold``; predictions, which have no brackets, join equal
-            neighbours both times.
+        predicted: the same. None (unparsed) counts as all Other; short lists are padded with Other, long ones cut.
+        other: the type of words outside entities.
+        bio: the gold brackets as ``O``/``B-x``/``I-x`` per word, for the strict score. Two adjacent brackets of
+            one type are two entities here, but one in ``gold``. Predictions have no brackets, so their equal
+            neighbours are one entity in both scores.
     """
     filled = [
         fit(p, len(g), other) if p is not None else (other,) * len(g) for g, p in zip(gold, predicted, strict=True)
@@ -136,8 +135,8 @@ def token_metrics(
         bracket_tags = [number_tags(tags, numbers) for tags in bio if tags is not None]
         strict = entity_scores(bracket_tags, predicted_tags, strict=True)
     n_words = sum(len(types) for types in gold)
-    n_right = sum(a == b for g, p in zip(gold, filled, strict=True) for a, b in zip(g, p, strict=True))
-    all_right = [p is not None and tuple(g) == tuple(f) for g, p, f in zip(gold, predicted, filled, strict=True)]
+    n_correct = sum(a == b for g, p in zip(gold, filled, strict=True) for a, b in zip(g, p, strict=True))
+    all_correct = [p is not None and tuple(g) == tuple(f) for g, p, f in zip(gold, predicted, filled, strict=True)]
     return {
         "f1": f1,
         "precision": precision,
@@ -145,22 +144,22 @@ def token_metrics(
         "strict_f1": strict[2],
         "strict_precision": strict[0],
         "strict_recall": strict[1],
-        "word_accuracy": ratio(n_right, n_words),
-        "accuracy": ratio(sum(all_right), len(gold)),
+        "word_accuracy": ratio(n_correct, n_words),
+        "accuracy": ratio(sum(all_correct), len(gold)),
         "n_unparsed": sum(p is None for p in predicted),
     }
 
 
 def fit(types: Sequence[str], n_words: int, other: str) -> tuple[str, ...]:
-    """Make ``types`` one per word: cut what is too many, add ``other`` for what is missing."""
+    """Make ``types`` one per word: cut extra ones, add ``other`` for missing ones."""
     return tuple(types[:n_words]) + (other,) * (n_words - len(types))
 
 
 def to_tags(types: Sequence[str], other: str, numbers: dict[str, int]) -> list[str]:
-    """Write one type per word as explicit IOB2 tags, equal neighbours as one entity.
+    """Convert one type per word to IOB2 tags; equal neighbours are one entity.
 
-    ``("date", "date", "Other", "time")`` becomes ``["B-0", "I-0", "O", "B-1"]``; ``numbers`` gives each type
-    its number and grows by the types it has not seen.
+    ``("date", "date", "Other", "time")`` becomes ``["B-0", "I-0", "O", "B-1"]``; ``numbers`` has the number of
+    each type; new types are added.
     """
     tags, previous = [], other
     for kind in types:
@@ -173,17 +172,17 @@ def to_tags(types: Sequence[str], other: str, numbers: dict[str, int]) -> list[s
 
 
 def number_tags(tags: Sequence[str], numbers: dict[str, int]) -> list[str]:
-    """Replace the type in ``O``/``B-x``/``I-x`` tags by its number, boundaries as they are."""
+    """Replace the type in ``O``/``B-x``/``I-x`` tags by its number."""
     return [tag if tag == "O" else f"{tag[0]}-{numbers.setdefault(tag[2:], len(numbers))}" for tag in tags]
 
 
 def entity_scores(
     gold: list[list[str]], predicted: list[list[str]], strict: bool = False
 ) -> tuple[float, float, float]:
-    """Micro-averaged precision, recall and F1 over entities, by seqeval; 0 where undefined."""
+    """Micro-averaged precision, recall and F1 over entities, from seqeval; 0 if undefined."""
     if not gold:
         return 0.0, 0.0, 0.0
-    with warnings.catch_warnings():  # seqeval calls it ill-defined when nobody found or has an entity; 0 is our answer
+    with warnings.catch_warnings():  # seqeval warns if there are no entities; we return 0
         warnings.simplefilter("ignore")
         if strict:
             p, r, f, _ = strict_precision_recall_fscore_support(
@@ -194,15 +193,15 @@ def entity_scores(
     return float(p), float(r), float(f)
 
 
-def ratio(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def ratio(part: int, total: int) -> float:
+    """``part / total``, 0 if ``total`` is 0."""
+    return part / total if total else 0.0
 
 
 def main_figures(task: HasFields, metrics: dict[str, Any]) -> dict[str, float]:
-    """The figures that stand for a run in tables, by column name, in the task's order.
+    """The figures of a run in tables, by column name, in the task's order.
 
-    Accuracy for a class field, F1 for a token field (as in the paper's Table 3), and exact match for a joint
-    task.
+    Accuracy for a class field, F1 for a token field (as in the paper's Table 3), exact match for a joint task.
     """
     figures = {}
     for field in task.fields:
@@ -214,10 +213,9 @@ def main_figures(task: HasFields, metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def selection_metric(task: HasFields, metrics: dict[str, Any]) -> float:
-    """The one number by which the best checkpoint is chosen: the mean of the main figures but exact match.
+    """The figure by which the best checkpoint is chosen: the mean of the main figures without exact match.
 
-    Exact match alone would ignore every gain on the easier field of an example whose other field is still
-    wrong.
+    Exact match ignores an improvement in one field of an example as long as another field is wrong.
     """
     figures = main_figures(task, metrics)
     figures.pop("exact match", None)

@@ -1,4 +1,4 @@
-"""How far scoring has come: a bar with the time left on a terminal, a line every tenth elsewhere; rank 0 alone."""
+"""Progress of scoring, on rank 0: a bar on a terminal, otherwise a log line after every tenth of the examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Bar):
-    """Counts this rank's finished examples against its share of all of them."""
+    """Counts the finished examples of this rank's share."""
 
     def __init__(self, n_examples: int, world_size: int, show: bool) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -21,8 +21,8 @@ class Progress(Bar):
         self.start = time.perf_counter()
 
     def say(self, n: int) -> None:
-        all_of_them = max(self.total, 1)
-        if 10 * self.done // all_of_them > 10 * (self.done - n) // all_of_them:
+        total = max(self.total, 1)
+        if 10 * self.done // total > 10 * (self.done - n) // total:
             seconds = time.perf_counter() - self.start
             left = seconds / self.done * (self.total - self.done)
             log.info("scored %d of %d, %.0f s, about %.0f s left", self.done, self.total, seconds, left)

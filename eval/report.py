@@ -1,7 +1,7 @@
-"""Tables of scored runs: for the terminal (rich) and for documents (Markdown), and which run won.
+"""Tables of scored runs, for the terminal (rich) and for documents (Markdown), and which run is best.
 
-A table has a row a run and a column a figure. Runs that were asked different things have different columns; a
-figure that a run has not is left empty, never counted as zero.
+A table has one row per run and one column per figure. Runs of different tasks have different figures: a cell
+without a figure is empty, never zero.
 """
 
 from __future__ import annotations
@@ -18,24 +18,22 @@ from eval.metrics import main_figures
 from eval.results import Results, read_results, stored_task
 
 Row = tuple[str, list[str]]
-WIDTH_WITHOUT_TERMINAL = 160  # in a log file rich would assume 80 columns and fold the figures
+WIDTH_WITHOUT_TERMINAL = 160  # without a terminal rich assumes 80 columns and would break the lines
 
 
 def console() -> Console:
-    """A console that tables fit into when the output is a file or a pipe."""
+    """A console that is wide enough for tables also if the output is a file or a pipe."""
     found = Console()
     return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=WIDTH_WITHOUT_TERMINAL)
 
 
 def figures(results: Results) -> dict[str, float]:
-    """The run's main figures by column name: accuracy of class fields, F1 of token fields, exact match when
-    joint."""
+    """The run's main figures by column name; see :func:`eval.metrics.main_figures`."""
     return main_figures(stored_task(results), results.metrics)
 
 
 def comparison(runs: Sequence[Results]) -> tuple[list[str], list[Row]]:
-    """Column names, and per run its name and cells: the main figures, then what went wrong and what it
-    cost."""
+    """Column names, and each run's name and cells: the main figures, then counts and costs."""
     columns = list(dict.fromkeys(name for run in runs for name in figures(run)))
     rows = []
     for run in runs:
@@ -58,7 +56,7 @@ def _cost(run: Results, name: str, form: str) -> str:
 
 
 def comparison_table(runs: Sequence[Results], title: str = "") -> Table:
-    """The comparison for a terminal; the best figure of each column is bold."""
+    """The comparison as a table for the terminal; the best figure of each column is bold."""
     columns, rows = comparison(runs)
     best = {name: max(own[name] for run in runs if name in (own := figures(run))) for name in columns[:-6]}
     table = Table(title=title or None)
@@ -84,7 +82,7 @@ def markdown(runs: Sequence[Results]) -> str:
 
 
 def details_table(results: Results) -> Table:
-    """Every figure of one run, a row a field."""
+    """All figures of one run, grouped by field."""
     table = Table("field", "figure", "value", title=f"{results.system}: {results.task}, {results.data} {results.split}")
     for field, own in results.metrics["fields"].items():
         for i, (name, value) in enumerate(own.items()):
@@ -110,8 +108,7 @@ def _show(value: float | int | None) -> str:
 
 
 def lost_to(winner: Results, other: Results) -> dict[str, str]:
-    """The main figures in which ``winner`` does not beat ``other``, with a sentence on each; empty when it is ahead
-    in all that they share."""
+    """The main figures of both in which ``winner`` does not beat ``other``, with a sentence for each."""
     theirs = figures(other)
     return {
         name: f"{name}: {winner.system} {value:.1%} does not beat {other.system} {theirs[name]:.1%}"
@@ -126,21 +123,22 @@ def compare(
     winner_figure: str | None = None,
     markdown_file: Path | None = None,
 ) -> bool:
-    """Print the runs in one table; optionally write it as Markdown and say whether one of them beats all others.
+    """Print the runs in one table. Optionally write it as Markdown, and check whether one run beats all others.
 
     Args:
-        winner_figure: the figure that decides; None: every main figure. Where ``winner`` is behind in others is printed
-            all the same.
+        winner: the run that is expected to beat the others; None: no check.
+        winner_figure: the figure that decides; None: all main figures. Other figures in which ``winner`` is not ahead
+            are printed too.
 
     Returns:
-        False when ``winner`` was named and does not beat every other run in what decides.
+        False if ``winner`` is given and does not beat every other run in the deciding figures.
 
     Raises:
-        UserError: a folder is no scored run, ``winner`` is none of them, or has no such figure.
+        UserError: a folder is not a scored run, ``winner`` is not among the runs or lacks ``winner_figure``.
     """
     runs = [read_results(folder) for folder in folders]
     if winner is None and winner_figure is not None:
-        raise UserError(f"--winner_figure {winner_figure!r} needs --winner: which run should be ahead in it?")
+        raise UserError(f"--winner_figure {winner_figure!r} needs --winner, the run that should be ahead in it.")
     if winner is not None and winner.resolve() not in [folder.resolve() for folder in folders]:
         raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
     out = console()
@@ -154,7 +152,7 @@ def compare(
     expected = read_results(winner)
     known = figures(expected)
     if winner_figure is not None and winner_figure not in known:
-        raise UserError(f"--winner_figure {winner_figure!r}: {expected.system} has {', '.join(known)}.")
+        raise UserError(f"--winner_figure {winner_figure!r}: {expected.system} has only {', '.join(known)}.")
     others = [run for run, folder in zip(runs, folders, strict=True) if folder.resolve() != winner.resolve()]
     lost = [(name, line) for other in others for name, line in lost_to(expected, other).items()]
     for _, line in lost:

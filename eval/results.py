@@ -1,11 +1,10 @@
-"""The folder a scored run leaves behind, and how to read it back.
+"""Write and read the output folder of a scored run.
 
-    results.json        what was scored, how, and the figures: one object (`Results` says what is in it)
-    predictions.jsonl   one line an example: {"id", "gold", "raw", "parsed", "unparsed", "truncated",
+    results.json        one object: what was scored, how, and the figures (see `Results`)
+    predictions.jsonl   one line per example: {"id", "gold", "raw", "parsed", "unparsed", "truncated",
                         "n_prompt_tokens", "n_new_tokens", "top", ...}
 
-Decoders, encoders, baselines and combined runs all write this one format, so that all can be compared and
-combined.
+Decoders, encoders, baselines and combined runs all use this format, so that all can be compared and combined.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
 @dataclass
 class Prediction:
-    """What a system answered to one example.
+    """A system's answer to one example.
 
     Attributes:
         gold: labels by field name.
-        gold_bio: the gold brackets' boundaries by token-field name (see :class:`data.example.Example`).
-        raw: the text exactly as emitted; empty for systems that emit no text.
-        parsed: labels by field name, None where the field could not be read.
-        unparsed: names of the fields that could not be read.
+        gold_bio: gold entity boundaries by token-field name (see :class:`data.example.Example`).
+        raw: the emitted text, unchanged; empty for systems that emit no text.
+        parsed: labels by field name, None if the field is unparsed.
+        unparsed: names of the fields that could not be parsed.
         truncated: the document was cut to fit.
-        stopped: the answer ended by itself, not by the limit on its length.
+        stopped: the answer ended with a stop token, not at its token limit.
         n_prompt_tokens: tokens before the answer, the shared prefix included.
         n_new_tokens: tokens emitted, the end-of-turn token included.
         n_missing, n_extra, n_unknown: words without a label, labels without a word and labels outside the set, in a
-            list that could be read (see :class:`eval.decoder.parse.Parsed`). An encoder's missing words are those of
-            which no sub-word is within its reach.
-        top: by class-field name, the likeliest labels with their probabilities, likeliest first, from systems that
-            compute them (encoders): ``[[label, p], ...]``.
+            parsed list (see :class:`eval.decoder.parse.Parsed`). An encoder's missing words are those without a
+            sub-word in the (cut) document.
+        top: by class-field name, the most probable labels with their probabilities, in decreasing order:
+            ``[[label, p], ...]``. Only from systems that compute probabilities (encoders).
     """
 
     id: str
@@ -65,32 +64,32 @@ class Prediction:
 
     @property
     def labels(self) -> Labels:
-        """What :func:`eval.metrics.compute_metrics` reads of an answer."""
+        """The same as ``parsed``, for :func:`eval.metrics.compute_metrics`."""
         return self.parsed
 
     @property
     def example(self) -> Example:
-        """The gold side as an example (without its text, which is not stored)."""
+        """The gold labels as an example (without text, which is not stored)."""
         return Example(self.id, "", self.gold, self.gold_bio)
 
 
 @dataclass
 class Results:
-    """What stands in ``results.json``.
+    """The content of ``results.json``.
 
     Attributes:
         system: a name for tables.
         task: name of the task.
         fields: field name → ``"class"`` or ``"token"``, in the task's order.
-        model, checkpoint: the preset's and the checkpoint folder's name; empty for baselines.
-        shots: few-shot examples in the prompt.
-        prompt: the whole prompt specification, None where there is no prompt.
-        data: where the examples came from, by name; split: which of them.
+        model, checkpoint: names of the preset and of the checkpoint folder; empty for baselines.
+        shots: number of few-shot examples in the prompt.
+        prompt: the content of ``prompt.json``; None if there is no prompt.
+        data, split: name of the examples' source, and their split.
         metrics: see :func:`eval.metrics.compute_metrics`.
-        counts: what was not as it should be; see :class:`eval.gather.ScoreResult`.
-        cost: seconds and tokens, in all and per example.
-        settings: everything else that was chosen: precision, lengths, seed.
-        versions: Python, the packages that decide the figures, and the machine.
+        counts: problems in documents and answers; see :class:`eval.gather.ScoreResult`.
+        cost: seconds and tokens, in total and per example.
+        settings: all other settings: precision, lengths, seed.
+        versions: Python, the packages that can change the figures, and the platform.
     """
 
     system: str
@@ -110,7 +109,7 @@ class Results:
 
 
 def count_oddities(predictions: Sequence[Prediction]) -> dict[str, int]:
-    """What the answers' flags and counts add up to, for ``Results.counts``."""
+    """Sums of the answers' flags and counts, for ``Results.counts``."""
     return {
         "truncated": sum(p.truncated for p in predictions),
         "not_stopped": sum(not p.stopped for p in predictions),
@@ -122,7 +121,7 @@ def count_oddities(predictions: Sequence[Prediction]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class StoredTask:
-    """The fields of a scored run, as far as metrics and tables need them: no label sets."""
+    """The fields of a scored run, without label sets: what metrics and tables need."""
 
     name: str
     fields: tuple[ClassField | TokenField, ...]
@@ -149,7 +148,7 @@ def versions() -> dict[str, str]:
 
 
 def write_run(folder: Path, results: Results, predictions: Sequence[Prediction]) -> None:
-    """Write both files; an older pair is replaced."""
+    """Write both files; existing ones are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / PREDICTIONS).open("w", encoding="utf-8") as file:
         for prediction in predictions:
@@ -162,11 +161,11 @@ def read_results(folder: Path) -> Results:
     """Read ``results.json``.
 
     Raises:
-        UserError: the folder holds none, or one that is not ours.
+        UserError: the folder has none, or one in another format.
     """
     path = folder / RESULTS if folder.is_dir() else folder
     if path.name != RESULTS or not path.is_file():
-        raise UserError(f"'{folder}' is no scored run: no {RESULTS} in it. Give the --output folder of eval.py.")
+        raise UserError(f"'{folder}' is not a scored run: it has no {RESULTS}. Give the --output folder of eval.py.")
     try:
         return Results(**json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
@@ -177,11 +176,11 @@ def read_predictions(folder: Path) -> list[Prediction]:
     """Read ``predictions.jsonl``.
 
     Raises:
-        UserError: no such file, or a line that is not a prediction (named by its number).
+        UserError: no such file, or a line that is not a prediction (the message has its number).
     """
     path = folder / PREDICTIONS
     if not path.is_file():
-        raise UserError(f"'{folder}' holds no {PREDICTIONS}, which combining runs needs. Score again.")
+        raise UserError(f"'{folder}' has no {PREDICTIONS}, which --combine needs. Score again.")
     predictions = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -196,5 +195,5 @@ def read_predictions(folder: Path) -> list[Prediction]:
 
 
 def _tuples(labels: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no tuples: labels of token fields come back as lists."""
+    """JSON has no tuples: convert the labels of token fields back from lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in labels.items()}

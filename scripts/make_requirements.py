@@ -1,8 +1,8 @@
-"""Write ``requirements.txt`` and ``requirements-test.txt`` from ``pyproject.toml``, which alone says what is needed.
+"""Write ``requirements.txt`` and ``requirements-test.txt`` from ``pyproject.toml``, where dependencies are declared.
 
     python scripts/make_requirements.py
 
-The files are for ``pip install -r``, which the shell scripts use: this is an application without a package to install.
+The shell scripts use them with ``pip install -r``, because this application is not an installable package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GENERATED = "# Generated from pyproject.toml; do not edit. To make it again: pyt
 
 
 def expand_extras(project: dict, extra: str) -> list[str]:
-    """An extra's requirements, with the project's other extras (``name[other]``) replaced by what they hold."""
+    """An extra's requirements, with references to the project's other extras (``name[other]``) expanded."""
     found = []
     for requirement in project["optional-dependencies"][extra]:
         another = re.fullmatch(rf"{re.escape(project['name'])}\[([\w-]+)\]", requirement)

@@ -1,10 +1,10 @@
-"""Settings of PyTorch's CUDA allocator. The scripts import this before anything else, for its effect.
+"""Settings of PyTorch's CUDA allocator. The scripts import this before anything else, for its side effect.
 
-PyTorch 2.13 reads ``PYTORCH_ALLOC_CONF`` once, as early as when its CUDA library is loaded by ``import torch``: a
-setting made later may be ignored without a word. What the user has set, under this name or an older one, is left alone.
+PyTorch 2.13 reads ``PYTORCH_ALLOC_CONF`` once, when ``import torch`` loads its CUDA library. A later change may be
+silently ignored. What the user has set, under this name or an older one, is kept.
 
-expandable_segments: rows of many lengths leave holes between blocks of memory, and a run then fails with gigabytes
-"reserved but unallocated". Segments that grow are made of small pages, which fit anywhere.
+expandable_segments: rows of many lengths fragment the allocator's memory, and a run then fails with gigabytes
+"reserved but unallocated". Expandable segments consist of small pages, which fit anywhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a run ends other than by finishing."""
+"""Exceptions that end a run early."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from data.errors import UserError
 
 
 class RunStopped(UserError):
-    """Training cannot go on: memory does not suffice, or the loss is no number any more. Status 3, no traceback."""
+    """Training cannot continue, e.g. out of memory or a loss that is NaN or infinite. Exit status 3, no traceback."""
 
 
 class Interrupted(Exception):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.loader import Batch
+from data.batch import Batch
 
 
 def label_loss(logits: Tensor, targets: Tensor, n_label_tokens: int) -> Tensor:

@@ -52,19 +52,23 @@ class Option:
         return self.type in (bool, bool | None)
 
 
-@functools.cache
 def options_of(cls: type) -> dict[str, Option]:
     """All options of an options class by name, in the order they are declared.
 
-    A field marked as `tyro.conf.Suppress` is none: it holds what the program finds out.
+    A field marked as `tyro.conf.Suppress` is not an option: it holds what the program finds out.
     """
+    return _options_of(cls)
+
+
+@functools.cache
+def _options_of(cls: type) -> dict[str, Option]:
     found: dict[str, Option] = {}
     for field, kind in _typed_fields(cls):
         if dataclasses.is_dataclass(kind):
-            inner = [(field.name, f, inner_kind) for f, inner_kind in _typed_fields(kind)]
+            inner, section = _typed_fields(kind), field.name
         else:
-            inner = [(None, field, kind)]
-        for section, f, inner_kind in inner:
+            inner, section = [(field, kind)], None
+        for f, inner_kind in inner:
             assert f.name not in found, f"two options are called {f.name}"
             found[f.name] = Option(f.name, section, inner_kind, f.default)
     return found
@@ -224,8 +228,8 @@ def _known_keys(cls: type, document: Mapping[str, Any], path: Path, problems: li
     for key, value in document.items():
         section = key if isinstance(value, dict) else None
         if section is not None and section not in sections:
-            known = nearest(section, sections) if sections else " There are none: write its keys at the top."
-            problems.append(f"{path}: unknown section [{section}].{known}")
+            hint = nearest(section, sections) if sections else " There are none: write its keys at the top."
+            problems.append(f"{path}: unknown section [{section}].{hint}")
             continue
         inner = value if isinstance(value, dict) else {key: value}
         known = [o.name for o in options.values() if section in (None, o.section)]

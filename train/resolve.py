@@ -72,13 +72,15 @@ def resolve_auto(config: TrainConfig) -> TrainConfig:
     name = config.optim.optim
     stores_bf16 = name != "auto" and OPTIMIZERS[name].weights == torch.bfloat16
     precision = "bf16" if stores_bf16 else resolve_precision(train.precision, device)
-    return replace(config, train=replace(train, device=device, precision=precision))
+    found: dict[str, Any] = {"device": device, "precision": precision}
+    return replace(config, train=replace(train, **found))
 
 
 def choose_optim(config: TrainConfig, name: str, why: str) -> TrainConfig:
     """The configuration with the optimizer that ``--optim auto`` stands for, and with the reason."""
     reason = f"chosen by --optim auto: {why}; --optim {name} pins it"
-    return replace(config, optim=replace(config.optim, optim=name), optim_reason=reason)
+    chosen: dict[str, Any] = {"optim": name}
+    return replace(config, optim=replace(config.optim, **chosen), optim_reason=reason)
 
 
 def find_problems(config: TrainConfig) -> list[str]:

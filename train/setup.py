@@ -23,6 +23,7 @@ from checkpoints_tools.load import check_family, check_fits_preset, open_checkpo
 from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, get_model_spec
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
+from data.batch import Samples
 from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
 from data.decoder.prompts import Prompt, template_for
 from data.decoder.samples import SampleSet, prepare
@@ -32,7 +33,7 @@ from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.encoder.samples import prepare as prepare_encoder
 from data.errors import UserError
 from data.example import Example
-from data.loader import Samples, StepLoader
+from data.loader import StepLoader
 from data.source import holdout, load_examples
 from data.tasks import Task, get_task
 from train import options

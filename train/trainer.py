@@ -109,8 +109,10 @@ class Trainer:
         if resume is not None:
             load = lambda model: checkpoint.load_model(resume, model)  # noqa: E731
         elif config.model.init == "pretrained":
+            start_from = config.model.checkpoint
+            assert start_from is not None, "options without a checkpoint are refused"
             load = lambda model: load_pretrained(  # noqa: E731
-                model, config.model.checkpoint, setup.spec, seed=config.train.seed
+                model, start_from, setup.spec, seed=config.train.seed
             )
         formats = OPTIMIZERS[config.optim.optim]
         precision = "bf16_weights" if formats.weights == torch.bfloat16 else config.train.precision

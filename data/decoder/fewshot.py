@@ -1,7 +1,7 @@
-"""Few-shot examples: which training examples are shown in the prompt, how long they may be, and their record.
+"""Few-shot examples: which training examples are shown in the prompt, how long they may be, and how they are stored.
 
-They are drawn once a run, kept out of its training, and stored with every checkpoint and export as ``prompt.json``;
-scoring reads them from there, so that a model always meets the prompt it was trained with.
+They are drawn once per run, excluded from its training, and stored with every checkpoint and export as ``prompt.json``.
+Scoring reads them from there, so that a model always gets the prompt it was trained with.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from data.example import Example
 from data.tasks import ClassField, Task, TokenField, get_task
 
 PROMPT_FILE = "prompt.json"
-# Five random posts together pass 4,096 tokens in 9% of draws; 256 tokens keep the header and the beginning.
+# Five random posts together exceed 4,096 tokens in 9% of draws; 256 tokens keep the header and the beginning.
 SHOT_TOKENS = 256
 
 
 def choose_shots(examples: Iterable[Example], task: Task, k: int, seed: int) -> list[Example]:
-    """Draw k examples, balanced over labels as far as k goes.
+    """Draw k examples, balanced over labels.
 
-    The first class field's labels take turns, in an order drawn by the seed; within a label, and for a task without
-    class fields, an utterance whose slot types have not been shown yet comes before one with some new types, and that
-    before one with none. Empty documents are never drawn. The draw depends on the examples' ids, not on their order.
+    The first class field's labels take turns, in an order drawn with the seed. Within a label, and for a task without
+    class fields, examples are preferred by their slot types: all new first, then some new, then none new. Empty
+    documents are never drawn. The draw depends on the examples' ids, not on their order.
 
     Raises:
         UserError: fewer than k examples to draw from.
@@ -45,7 +45,7 @@ def choose_shots(examples: Iterable[Example], task: Task, k: int, seed: int) -> 
         by_label[example.class_label(class_field) if class_field else ""].append(example)
     found = sum(map(len, by_label.values()))
     if found < k:
-        raise UserError(f"{k} few-shot examples asked for, but only {found} training examples are there to draw from.")
+        raise UserError(f"{k} few-shot examples asked for, but only {found} training examples to draw from.")
     labels = sorted(by_label)
     generator.shuffle(labels)
     for label in labels:
@@ -78,7 +78,7 @@ def _novelty(types: set[str], shown: set[str]) -> int:
 def cut_shots(shots: Sequence[Example], tokenizer: Tokenizer, max_tokens: int = SHOT_TOKENS) -> list[Example]:
     """Cut every shot's text to its first max_tokens tokens.
 
-    A text with one label a word is left whole: a cut would break the pairing, and utterances are short.
+    A text with one label per word is not cut: the numbers of words and labels would differ, and utterances are short.
     """
     return [
         shot
@@ -93,7 +93,7 @@ def _cut(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
     if len(ids) <= max_tokens:
         return text
     for n in range(max_tokens, 0, -1):
-        # The last token may end inside a character, and the text before a cut may tokenize differently than it did.
+        # The last token may end inside a character, and the cut text may get other tokens than before.
         cut = tokenizer.decode(ids[:n]).rstrip("\ufffd").rstrip()
         if len(tokenizer.encode(cut)) <= max_tokens:
             return cut
@@ -102,20 +102,20 @@ def _cut(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """Everything that decides a run's prompt besides the document: stored as ``prompt.json`` with every checkpoint.
+    """All settings of a run's prompt, stored as ``prompt.json`` with every checkpoint.
 
     Attributes:
         task: the task's name.
         joint_order: see `data.tasks.get_task`.
         template: key into `data.decoder.prompts.TEMPLATES`.
-        shots: the few-shot examples as they are shown, that is, already cut.
-        seed: what they were drawn with.
-        shot_tokens: what they were cut to.
+        shots: the few-shot examples, already cut.
+        seed: the seed of their draw.
+        shot_tokens: the length they were cut to.
         list_labels: the instruction lists the labels, as the paper's listings do.
-        row_length: prompt and answer together in tokens; documents are cut to it, so it is part of what a model was
-            trained on. None: not known (no model was trained with this prompt, or the record is an old one).
-        fingerprint: hash of the prompt's text and the task's labels, by `signed`; empty: nothing to compare with. The
-            record holds neither, so a task file that was changed since would give another prompt under the same name.
+        row_length: limit on prompt and answer together, in tokens. Documents are cut to fit, so a model depends on it.
+            None: unknown (no model was trained with this prompt, or the record is old).
+        fingerprint: hash of the prompt's text and the task's labels, made by `signed`; empty: not compared. The record
+            has neither text nor labels, so this detects a task file that was changed later.
     """
 
     task: str
@@ -129,15 +129,15 @@ class PromptSpec:
     fingerprint: str = ""
 
     def signed(self, task: Task) -> PromptSpec:
-        """This record with the fingerprint of the prompt that it builds now."""
+        """A copy of this record with the fingerprint of the prompt that it builds now."""
         prompt = dataclasses.replace(self, fingerprint="").build(task)
         return dataclasses.replace(self, fingerprint=_fingerprint(prompt, task))
 
     def build(self, task: Task | None = None) -> Prompt:
-        """The prompt; ``task`` is needed for a user's own task, whose definition is not in this record.
+        """The prompt. A user's own ``task`` must be given: its definition is not in this record.
 
         Raises:
-            UserError: another task, an unknown template, or a prompt that is not the one of the fingerprint.
+            UserError: another task, an unknown template, or a prompt that does not match the fingerprint.
         """
         task = task or get_task(self.task, self.joint_order)
         if task.name != self.task:
@@ -152,18 +152,18 @@ class PromptSpec:
             )
             raise UserError(
                 f"Task {task.name} no longer gives the prompt that the checkpoint was fine-tuned with: {where} has "
-                f"changed since, or {PROMPT_FILE} has. Bring back what it was, or score with --new_prompt, on a prompt "
-                "that the checkpoint never saw."
+                f"changed since, or {PROMPT_FILE} has. Restore the old version, or give --new_prompt to score with a "
+                "prompt that the checkpoint never saw."
             )
         return prompt
 
     def record(self) -> dict[str, Any]:
-        """What ``prompt.json`` holds, and ``results.json`` of the prompt."""
+        """The content of ``prompt.json``, and of ``prompt`` in ``results.json``."""
         shots = [{"id": s.id, "text": s.text, "labels": s.labels} for s in self.shots]
         return dataclasses.asdict(self) | {"shots": shots}
 
     def save(self, path: Path | str) -> None:
-        """Write the record; ``path`` is a file or a folder, which gets a ``prompt.json``."""
+        """Write the record to a file, or to ``prompt.json`` in a folder."""
         text = json.dumps(self.record(), indent=2, ensure_ascii=False)
         _file(path).write_text(text + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Prompts: the paper's listings 1-12 as sections of text and special tokens, inside each model family's chat template.
+"""Prompts: the paper's listings 1-12 as sections of text and special tokens, in each model family's chat template.
 
 A prompt is the same text around every document of a run:
 
@@ -7,10 +7,10 @@ A prompt is the same text around every document of a run:
     suffix    "End of <<News>>", the cue "Label:", [chat closing]
     answer    `Task.write(labels)` and the end-of-turn token
 
-Each is tokenized by itself and the ids are laid end to end, so that the prefix is the same ids for every document,
-and cutting a document moves no boundary. The wording is the listings' own with their slips mended ("Bellow",
-"classifity", quotation marks that never open), their "utter text" reworded to "utterance text", and every list of
-labels written one way. Which training examples become few-shot examples is `data.decoder.fewshot`'s business.
+Each section is tokenized separately and the ids are concatenated. So the prefix has the same ids for every document,
+and truncating a document moves no boundary. The wording is that of the listings, with their mistakes corrected
+("Bellow", "classifity", quotation marks that never open). Two things differ: "utter text" is "utterance text", and all
+lists of labels have one format. Few-shot examples are chosen in `data.decoder.fewshot`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from data.tasks import ClassField, Field, Task
 
 @dataclass(frozen=True)
 class Text:
-    """Ordinary text: no special token ever comes out of it."""
+    """Ordinary text: it is never tokenized to a special token."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Special:
-    """A special token by its text, or by its role: "bos" (left out where the tokenizer has none) or "eos"."""
+    """A special token by its text, or by its role: "bos" (omitted if the tokenizer has none) or "eos"."""
 
     name: str
 
@@ -45,13 +45,13 @@ Piece = Text | Special
 
 @dataclass(frozen=True)
 class Prompt:
-    """What stands before and after a document, and around the answer.
+    """The sections around the document and the answer.
 
     Attributes:
         prefix: everything up to the document.
         suffix: everything between the document and the answer.
         end: the end-of-turn token that follows the answer; a decoder stops at it.
-        lead: what the template has between its last token and the answer; it belongs to the answer's section, because
+        lead: the text between the template's last token and the answer. It is tokenized with the answer, because
             tokenizers join a space to the word after it.
     """
 
@@ -61,15 +61,15 @@ class Prompt:
     lead: str = ""
 
     def answer(self, text: str) -> tuple[Piece, ...]:
-        """The last section: what the model is trained to write after the suffix, end of turn included."""
+        """The last section: what the model is trained to write after the suffix, including the end of turn."""
         return (Text(self.lead + text), *self.end)
 
 
 def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
-    """Token ids of pieces, one after the other.
+    """Token ids of pieces, concatenated.
 
     Raises:
-        UserError: a special token that this tokenizer does not have: the chat template is another model's.
+        UserError: the tokenizer lacks a special token: the chat template is for another model.
     """
     ids: list[int] = []
     for piece in pieces:
@@ -89,7 +89,7 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
 
 
 def join_texts(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    """Neighbouring texts as one, so that they are tokenized together; empty ones dropped."""
+    """Join adjacent texts, so that they are tokenized together, and drop empty ones."""
     joined: list[Piece] = []
     for piece in pieces:
         if isinstance(piece, Text) and joined and isinstance(joined[-1], Text):
@@ -107,7 +107,7 @@ class ChatTemplate:
     """How a model family writes one user turn, with or without system text, and the answer to it.
 
     ``opening + [system_opening + system text + system_closing] + user_opening + user text + closing + lead + answer
-    + end``. ``default_system`` stands in where a prompt has no system text of its own.
+    + end``. ``default_system`` is used where a prompt has no system text.
     """
 
     opening: tuple[Piece, ...]
@@ -120,7 +120,7 @@ class ChatTemplate:
     default_system: str = ""
 
     def build(self, system: str, before: str, after: str) -> Prompt:
-        """Sections of a user turn whose document stands between the texts ``before`` and ``after``."""
+        """Sections of a user turn with the document between the texts ``before`` and ``after``."""
         system = system or self.default_system
         head = (*self.system_opening, Text(system), *self.system_closing) if system else ()
         return Prompt(
@@ -167,9 +167,9 @@ TEMPLATES: dict[str, ChatTemplate] = {
         end=(Special("<|eot_id|>"),),
     ),
     "chatml": _chatml(),
-    # SmolLM2's own template is ChatML with this system text wherever a conversation brings none.
+    # SmolLM2's template is ChatML with this system text if a conversation has none.
     "smollm2": _chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
-    # For base models: the text and nothing around it.
+    # For base models: only the text.
     "plain": ChatTemplate(
         opening=(Special("bos"),),
         system_opening=(),
@@ -183,10 +183,10 @@ TEMPLATES: dict[str, ChatTemplate] = {
 
 
 def template_for(tokenizer: Tokenizer, otherwise: str = "plain") -> str:
-    """The name of the chat template that a checkpoint was trained with, as far as its tokenizer tells.
+    """The name of the chat template that a checkpoint was trained with, guessed from its tokenizer.
 
-    By the Jinja template that came with it; without one, by its special tokens; ``otherwise`` when neither says
-    anything (Llama 2's tokenizer alone does not: base and chat models share it).
+    The guess is from the tokenizer's Jinja template or, if it has none, from its special tokens. ``otherwise`` is
+    returned if neither is conclusive: Llama 2's base and chat models share one tokenizer.
     """
     source, special = tokenizer.chat_template, tokenizer.special
     if "<|start_header_id|>" in source or (not source and "<|eot_id|>" in special):
@@ -208,8 +208,8 @@ def build_prompt(task: Task, template: str, shots: Sequence[Example] = (), list_
     Args:
         template: key into `TEMPLATES`.
         shots: few-shot examples with their labels, shown in this order.
-        list_labels: False leaves the lists of labels, which all listings have, out of the instruction: fine-tuning
-            teaches them anyway, and on MASSIVE's joint task they are four fifths of the prompt.
+        list_labels: False omits the lists of labels, which all listings have. Fine-tuning teaches the labels anyway,
+            and the lists are four fifths of the prompt of MASSIVE's joint task.
 
     Raises:
         UserError: unknown template.
@@ -256,7 +256,7 @@ def _instruction(task: Task, listed: bool) -> str:
     sentences = []
     for i, (key, field) in enumerate(zip(task.keys, task.fields, strict=True)):
         ordinal = _ORDINALS[i] if i < len(_ORDINALS) else f"{i + 1}th"
-        # Only the 20NG listings say this; where the form of the answer is system text it would be said twice.
+        # Only the 20NG listings have this; with a system text, which gives the answer's format, it would be repeated.
         change = "" if task.opening_is_system else f" and change {key}_label to {_right(field, listed)}"
         sentences.append(
             f"In the {ordinal} task, given the {noun}, you are asked to {_verb(field, noun, listed)}{change}."
@@ -308,6 +308,6 @@ def _cue(task: Task) -> str:
 
 
 def _shot(task: Task, shot: Example) -> str:
-    """A worked example: written as the real document will be, with the answer after the cue."""
+    """A few-shot example, in the same format as the real document, with the answer after the cue."""
     name = task.document_name
     return f"Beginning of <<{name}>>\n{shot.text}\nEnd of <<{name}>>\n\n{_cue(task)} {task.write(shot.labels)}"

@@ -1,11 +1,11 @@
-"""Row padding: samples laid end to end in a row, the instruction prefix once at its head.
+"""Packing decoder samples: the layout of a packed row, with the instruction prefix once at its start.
 
-A sample is ``prefix + body + label``: the prefix (chat opening, instruction, label list, shots) is the same for every
-sample of a run, ``body`` is the document and the closing of the prompt, ``label`` is the answer and the end-of-turn
-token. The label's last token is only ever a target, so a sample adds ``len(body) + len(label) - 1`` tokens to a row.
+A sample is ``prefix + body + label``. The prefix (chat opening, instruction, label list, shots) is the same for every
+sample of a run. ``body`` is the document and the end of the prompt, ``label`` is the answer and the end-of-turn token.
+The label's last token is only a target, so a sample adds ``len(body) + len(label) - 1`` tokens to a row.
 
-With ``share_prefix`` the prefix is document 0 and stands once; every sample's positions continue from its end. Here
-the prefix is P0 P1 P2, sample 1 has body a b and label X E, sample 2 has body c and label Y Z E (E = end of turn),
+With ``share_prefix`` the prefix is document 0 and is in the row once; every sample's positions continue from its end.
+Here the prefix is P0 P1 P2, sample 1 has body a b and label X E, sample 2 has body c and label Y Z E (E = end of turn),
 and the row is padded to 12::
 
     index       0   1   2   3   4   5   6   7   8   9  10  11
@@ -14,8 +14,8 @@ and the row is padded to 12::
     doc_ids     0   0   0   1   1   1   2   2   2  -1  -1  -1
     targets     -   -   -   -   X   E   Y   Z   E   -   -   -      (- is IGNORE, -100)
 
-One rule says who sees whom, ``i attends to j  <=>  j <= i and (doc[j] == doc[i] or doc[j] == 0)``; * marks a pair
-that sees, and every sample has exactly the context it would have alone::
+One rule defines attention: ``i attends to j  <=>  j <= i and (doc[j] == doc[i] or doc[j] == 0)``. * marks the pairs
+that it allows. Every sample has exactly the context it would have alone::
 
             P0 P1 P2  a  b  X  c  Y  Z
         P0   *
@@ -28,19 +28,18 @@ that sees, and every sample has exactly the context it would have alone::
         Y    *  *  *  .  .  .  *  *
         Z    *  *  *  .  .  .  *  *  *
 
-Without sharing there is no document 0: each sample is a document ``prefix + body + label`` with positions from 0,
-numbered from 1, and the same rule is the ordinary block-diagonal causal mask. Padding is document -1 (it sees itself,
-so no softmax row is empty). Nothing is masked by token id.
+Without sharing there is no document 0. Each sample is a document ``prefix + body + label`` with positions from 0,
+and documents are numbered from 1. The same rule gives the ordinary block-diagonal causal mask. Padding is document -1,
+which attends to itself so that no softmax row is empty. Nothing is masked by token id.
 
-What is here is about one row or one micro-batch; which samples share a row is decided in `data.packing` and
-`data.loader`.
+Which samples share a row is decided in `data.packing` and `data.loader`.
 Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` label tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,12 +47,12 @@ import torch
 
 from data.packing import IGNORE, PADDING_DOC, SHARED_DOC, padded_length
 
-# The one field of a decoder: all that it writes. Fields of tasks have names; this one has none.
+# The name of a decoder's only field, the answer. It is empty, unlike the names of a task's fields.
 ANSWER = ""
 
 
 class RowSource(Protocol):
-    """What a row is made from: tokenized samples, as `data.decoder.samples.SampleSet` holds them."""
+    """Tokenized samples from which rows are built; `data.decoder.samples.SampleSet` is one."""
 
     prefix: np.ndarray
     ids: list[str]
@@ -67,7 +66,7 @@ class RowSource(Protocol):
 
 @dataclass
 class PackedRow:
-    """One row as numpy arrays, each ``[T]``, before it joins others in a ``Batch``."""
+    """One row as numpy arrays, each ``[T]``, before rows are stacked into a ``Batch``."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -82,18 +81,18 @@ class PackedRow:
 
 @dataclass
 class Batch:
-    """One micro-batch: what a single forward and backward pass takes.
+    """One micro-batch: the input of one forward and backward pass.
 
     Attributes:
         tokens: ``[B, T]`` int64.
-        positions: ``[B, T]`` int64, from 0 in every document; behind a shared prefix from its length.
+        positions: ``[B, T]`` int64, from 0 in every document; after a shared prefix, from its length.
         doc_ids: ``[B, T]`` int32: 0 shared prefix, 1.. samples, -1 padding.
-        targets: ``[B, T]`` int64, already shifted, ``IGNORE`` where nothing is to be predicted.
-        target_index: ``[N]`` int64, the flat indices ``b * T + t`` at which there is a target, ascending; known
-            here, so that the model need not synchronize on a ``nonzero``. ``N`` is 0 in a dummy.
+        targets: ``[B, T]`` int64, already shifted, ``IGNORE`` where nothing is predicted.
+        target_index: ``[N]`` int64, the flat indices ``b * T + t`` that have a target, ascending. Computed here on the
+            CPU, because ``nonzero`` in the model would synchronize with the GPU. ``N`` is 0 in a dummy.
         sample_ids: ids of the samples, row by row.
-        n_real_tokens: tokens that are not padding, a shared prefix counted once a row; 0 for a dummy.
-        dummy: work that only keeps this rank in step with the others; it carries no target.
+        n_real_tokens: tokens that are not padding, a shared prefix counted once per row; 0 for a dummy.
+        dummy: True for a batch without targets that only keeps this rank in step with the others.
     """
 
     tokens: torch.Tensor
@@ -106,13 +105,19 @@ class Batch:
     dummy: bool = False
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Run the batch through a model: of the one field `ANSWER`, ``[N, V]`` logits and ``[N]`` targets."""
+        """Run the model on the batch; return ``[N, V]`` logits and ``[N]`` targets of the only field, `ANSWER`."""
         logits = model(self.tokens, self.positions, self.doc_ids, output_index=self.target_index)
         return {ANSWER: (logits, self.targets.flatten()[self.target_index])}
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+        return replace(
+            self,
+            tokens=change(self.tokens),
+            positions=change(self.positions),
+            doc_ids=change(self.doc_ids),
+            targets=change(self.targets),
+            target_index=change(self.target_index),
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on ``device``; from pinned memory the copy does not block."""
@@ -123,17 +128,17 @@ class Batch:
 
 
 def build_row(samples: RowSource, indices: Sequence[int], share_prefix: bool, length: int | None = None) -> PackedRow:
-    """Lay ``samples[indices]`` end to end in one row, as drawn at the head of this file.
+    """Lay ``samples[indices]`` end to end in one row, as drawn at the top of this file.
 
     Args:
-        samples: where the token ids come from.
-        indices: the row's samples, in the order in which they stand.
-        share_prefix: the prefix once as document 0, or at the head of every sample.
-        length: pad to this many tokens; ``None`` pads nothing.
+        samples: the source of the token ids.
+        indices: the row's samples, in order.
+        share_prefix: True: the prefix once, as document 0; False: at the start of every sample.
+        length: pad to this many tokens; None: no padding.
     """
     prefix = samples.prefix
     n_prefix = len(prefix)
-    head = 0 if share_prefix else n_prefix  # prefix tokens inside every document
+    head = 0 if share_prefix else n_prefix  # prefix tokens in every document
     size = (n_prefix if share_prefix else 0) + sum(head + samples.cost(i) for i in indices)
     total = size if length is None else length
     assert size <= total, f"{size} tokens do not fit a row of {total}"
@@ -193,7 +198,7 @@ def build_batch(samples: RowSource, rows: Sequence[Sequence[int]], share_prefix:
 
 
 def dummy_batch() -> Batch:
-    """The least a forward pass takes: one document of one token, no target; for a rank that has run out of rows."""
+    """The smallest batch, for a rank that has run out of rows: one document of one token, no target."""
     length = padded_length(1)
     row = PackedRow(
         tokens=np.zeros(length, dtype=np.int64),

@@ -1,14 +1,14 @@
-"""Examples to token ids, once per machine: what packing, scoring and the length statistics read.
+"""Tokenize examples, once per machine, for packing, scoring and length statistics.
 
 ``prepare`` tokenizes section by section, so that boundaries never move::
 
-    prefix = prompt.prefix                     the same ids for every sample, kept once
-    body   = document + prompt.suffix          the document alone is ever truncated; its beginning is kept
+    prefix = prompt.prefix                     the same ids for every sample, stored once
+    body   = document + prompt.suffix          only the document is truncated; its beginning is kept
     label  = prompt.answer(task.write(labels)) training only; ends with the end-of-turn token
 
-and keeps the result in flat arrays (``SampleSet``), which cost four bytes a token and are written to a cache file named
-by a hash of everything that went in. Tokenizing 11,314 posts takes seconds to minutes, so with several processes on a
-machine one does it and the others read the file.
+The result is a ``SampleSet`` of flat arrays, four bytes per token. It is written to a cache file, named after a hash of
+all inputs. Tokenizing 11,314 posts takes seconds to minutes, so one process of a machine does it and the others read
+the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from data.example import Example
 from data.progress import track
 from data.tasks import Task
 
-CODE_VERSION = 1  # part of the cache key: raise it when the same input would give other tokens
+CODE_VERSION = 1  # part of the cache key: raise it when the same input gives other tokens
 
 
 @dataclass
@@ -41,9 +41,9 @@ class SampleSet:
     Sample ``i``: body ``tokens[label_end[i - 1] : body_end[i]]``, label ``tokens[body_end[i] : label_end[i]]``.
 
     Attributes:
-        prefix: ``[P]`` int32, what stands before every body.
+        prefix: ``[P]`` int32, the tokens before every body.
         ids: the examples' ids, ``[S]``.
-        tokens: int32, bodies and labels of all samples end to end.
+        tokens: int32, bodies and labels of all samples, concatenated.
         body_end, label_end: ``[S]`` int64, offsets into ``tokens``.
         document_tokens: ``[S]`` int32, the documents' lengths before any truncation.
         truncated: ``[S]`` bool.
@@ -61,7 +61,7 @@ class SampleSet:
         start = np.concatenate([[0], self.label_end[:-1]]).astype(np.int64)[: len(self.ids)]
         self.lengths = self.label_end - start  # [S] body + label
         self.label_lengths = self.label_end - self.body_end  # [S]
-        self.costs = self.lengths - (self.label_lengths > 0)  # [S] tokens in a row: the last label token is no input
+        self.costs = self.lengths - (self.label_lengths > 0)  # [S] tokens in a row, without the last label token
         self._start = start
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class SampleSet:
         return int(self.lengths[i])
 
     def cost(self, i: int) -> int:
-        """Tokens the sample adds to a row behind a shared prefix: ``len(body) + len(label) - 1``."""
+        """Tokens the sample adds to a row after a shared prefix: ``len(body) + len(label) - 1``."""
         return int(self.costs[i])
 
     def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> Batch:
@@ -86,19 +86,19 @@ class SampleSet:
         return build_batch(self, rows, share_prefix, length)
 
     def dummy(self) -> Batch:
-        """Work without a target; see `data.decoder.rows.dummy_batch`."""
+        """A batch without targets; see `data.decoder.rows.dummy_batch`."""
         return dummy_batch()
 
     def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
-        """Label tokens of these samples, all of the one field `ANSWER`."""
+        """The number of label tokens of these samples, under the only field, `ANSWER`."""
         return {ANSWER: int(self.label_lengths[list(indices)].sum())}
 
     def contents(self) -> list[np.ndarray]:
-        """All that is trained on, for a hash."""
+        """The arrays that training depends on, to be hashed."""
         return [self.prefix, self.tokens, self.body_end, self.label_end]
 
     def count_longer_than(self, n: int) -> int:
-        """How many samples are longer than ``n`` tokens, prefix and label included (a model's trained context)."""
+        """The number of samples longer than ``n`` tokens (such as a model's context), prefix and label included."""
         return int((len(self.prefix) + self.lengths > n).sum())
 
     def statistics(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class SampleSet:
         s = self.statistics()
         d = s["document"]
         return (
-            f"{s['n_samples']:,} samples behind a prefix of {s['prefix_tokens']:,} tokens; documents of "
+            f"{s['n_samples']:,} samples, each after a prefix of {s['prefix_tokens']:,} tokens; documents of "
             f"{d['mean']:.1f} tokens (median {d['median']:.0f}, p99 {d['p99']:.0f}, longest {d['max']:.0f}), "
             f"{s['n_truncated']:,} truncated"
         )
@@ -151,28 +151,28 @@ def prepare(
 ) -> SampleSet:
     """Tokenize ``examples`` for ``task``, truncating documents so that every sample fits ``max_length`` tokens.
 
-    How an example comes out depends on no other example.
+    Each example's result is independent of the other examples.
 
     Args:
-        examples: what to tokenize; with ``with_labels`` they must carry the task's labels.
+        examples: the examples; with ``with_labels`` they must have the task's labels.
         task: writes the label text.
-        prompt: the sections around the document, and what ends the label.
+        prompt: the sections around the document, and the end of the label.
         tokenizer: turns text and special tokens into ids.
         max_length: prefix + body + label (training), or prefix + body + ``max_new_tokens`` (scoring), in tokens.
-        with_labels: False for scoring: labels stay empty.
-        max_new_tokens: room kept for the answer when there are no labels, one for all or one per example. A document
-            keeps at least half of what it shares with its answer, so a larger room than that is not always kept:
-            ``max_length`` less prefix and body is what the answer has.
-        cache_dir: where cache files lie; ``None`` tokenizes anew. Processes that ask for the same samples at the
-            same time wait for the first one, under a lock that the system releases should that one die.
+        with_labels: False for scoring: labels are empty.
+        max_new_tokens: without labels, the answer's token budget: one for all or one per example. Document and answer
+            share ``max_length`` - prefix - suffix, of which the document keeps at least half if it needs it. An answer
+            with a larger budget may thus get less: ``max_length`` - prefix - body.
+        cache_dir: folder of the cache files; None: no cache. If several processes ask for the same samples, one
+            tokenizes and the others wait for it (see `data.cache`).
 
     Raises:
-        UserError: prefix, suffix and the room for the answer (the longest label; at scoring, the smallest room asked
-            for) leave no room for a document, or an example's label is missing or outside the label set.
+        UserError: prefix, suffix and answer leave no tokens for a document (counted with the longest label; at
+            scoring, with the smallest budget), or an example's label is missing or outside the label set.
     """
-    assert with_labels or max_new_tokens is not None, "scoring has to say how much room the answer needs"
-    rooms = [max_new_tokens] * len(examples) if isinstance(max_new_tokens, int) else list(max_new_tokens or [])
-    assert with_labels or len(rooms) == len(examples), f"{len(rooms)} rooms for {len(examples)} answers"
+    assert with_labels or max_new_tokens is not None, "scoring needs max_new_tokens"
+    budgets = [max_new_tokens] * len(examples) if isinstance(max_new_tokens, int) else list(max_new_tokens or [])
+    assert with_labels or len(budgets) == len(examples), f"{len(budgets)} budgets for {len(examples)} answers"
     prefix = encode_pieces(prompt.prefix, tokenizer)
     suffix = encode_pieces(prompt.suffix, tokenizer)
     if with_labels:
@@ -180,20 +180,20 @@ def prepare(
             task.check(example)
     assert suffix, "a prompt without a suffix: an empty document would leave no token that predicts the label"
     answers = [task.write(example.labels) if with_labels else "" for example in examples]
-    # Few answers are distinct, so each is tokenized once; when there are no labels every sample's is empty.
+    # Few answers are distinct, so each is tokenized once; without labels all are empty.
     labels = {a: encode_pieces(prompt.answer(a), tokenizer) if with_labels else [] for a in dict.fromkeys(answers)}
-    reserve = max(map(len, labels.values()), default=0) if with_labels else min(rooms, default=1)
+    reserve = max(map(len, labels.values()), default=0) if with_labels else min(budgets, default=1)
     if len(prefix) + len(suffix) + reserve >= max_length:
         shots = _shot_tokens(prompt, tokenizer)
         raise _too_short(max_length, len(prefix), shots, len(suffix), reserve, with_labels)
 
     def build() -> SampleSet:
-        room = max_length - len(prefix) - len(suffix)  # for the document and its answer
-        return _tokenize(examples, [labels[a] for a in answers], prefix, suffix, tokenizer, room, rooms)
+        budget = max_length - len(prefix) - len(suffix)  # for the document and its answer
+        return _tokenize(examples, [labels[a] for a in answers], prefix, suffix, tokenizer, budget, budgets)
 
     if cache_dir is None:
         return build()
-    settings = [CODE_VERSION, tokenizer.fingerprint, prefix, suffix, labels, max_length, rooms]
+    settings = [CODE_VERSION, tokenizer.fingerprint, prefix, suffix, labels, max_length, budgets]
     key = _hash(settings, examples, answers)
     return _from_arrays(cached(cache_dir, key, lambda: _to_arrays(build())))
 
@@ -204,8 +204,8 @@ def _tokenize(
     prefix: list[int],
     suffix: list[int],
     tokenizer: Tokenizer,
-    room: int,
-    answer_rooms: Sequence[int],
+    budget: int,
+    answer_budgets: Sequence[int],
 ) -> SampleSet:
     chunks: list[np.ndarray] = []
     documents = np.zeros(len(examples), dtype=np.int32)
@@ -213,7 +213,7 @@ def _tokenize(
     for i, (example, label) in enumerate(zip(track(examples), labels, strict=True)):
         document = tokenizer.encode(example.text)
         documents[i] = len(document)
-        most = room - len(label) if label else max(room - answer_rooms[i], room // 2)
+        most = budget - len(label) if label else max(budget - answer_budgets[i], budget // 2)
         kept[i] = min(len(document), most)
         chunks.append(np.array(document[: kept[i]] + suffix + label, dtype=np.int32))
 
@@ -232,19 +232,19 @@ def _tokenize(
 def _too_short(
     max_length: int, n_prefix: int, n_shots: int, n_suffix: int, reserve: int, with_labels: bool
 ) -> UserError:
-    needed = n_prefix + n_suffix + reserve + 1  # one token of the document at the very least
+    needed = n_prefix + n_suffix + reserve + 1  # at least one token of the document
     shots = f", of which few-shot examples {n_shots:,}" if n_shots else ""
-    answer = "the longest label" if with_labels else "the room for the answer (max_new_tokens)"
+    answer = "the longest label" if with_labels else "the answer (max_new_tokens)"
     fewer = " or fewer or shorter few-shot examples (--shots, --shot_tokens)" if n_shots else ""
     return UserError(
-        f"A row of {max_length:,} tokens is too short: the prompt before the document takes {n_prefix:,}{shots}; "
+        f"A row of {max_length:,} tokens is too short: the prompt before the document has {n_prefix:,}{shots}; "
         f"the prompt after it {n_suffix:,}; {answer} {reserve:,}; and a document needs at least 1. "
         f"Give --row_length {needed:,} or more{fewer}."
     )
 
 
 def _shot_tokens(prompt: Prompt, tokenizer: Tokenizer) -> int:
-    """How many of the prefix's tokens are few-shot examples, by their delimiters."""
+    """The number of the prefix's tokens that are few-shot examples, found by their delimiters."""
     text = "".join(piece.text for piece in prompt.prefix if isinstance(piece, Text))
     start, end = text.find("Beginning of <<Examples>>"), text.rfind("End of <<Examples>>")
     return len(tokenizer.encode(text[start:end])) if 0 <= start < end else 0

@@ -1,16 +1,16 @@
 """Text to token ids and back: SentencePiece, tiktoken rank files and byte-level BPE behind one small interface.
 
-Every section of a prompt is tokenized by itself (`data.decoder.prompts`), so all three kinds keep to the same rules:
+Every section of a prompt is tokenized separately (`data.decoder.prompts`), so all three kinds follow the same rules:
 
 - ``encode`` adds nothing: no beginning-of-text token, and no space at the front (SentencePiece adds one by default,
   which would put a space into the middle of every prompt).
-- ``encode`` reads nothing but ordinary text: a document that contains the characters ``<|eot_id|>`` gets the tokens of
-  those characters, never the special token. Special tokens enter a prompt by name, through ``special``.
-- ``decode(encode(text)) == text``. Two known exceptions, both inherited from the reference implementations:
-  SentencePiece writes a space as U+2581, so that character itself comes back as a space; and a ``tokenizer.json`` that
-  normalizes Unicode (none of the Llama family does) gives back normalized text.
+- ``encode`` treats all input as ordinary text: the characters ``<|eot_id|>`` in a document get the tokens of these
+  characters, never the special token. Special tokens enter a prompt by name, through ``special``.
+- ``decode(encode(text)) == text``, with two exceptions that the reference implementations have too. SentencePiece
+  writes a space as U+2581, so this character is decoded as a space. A ``tokenizer.json`` that normalizes Unicode (none
+  of the Llama family does) returns normalized text.
 
-Which tokens open and close a chat turn is `data.decoder.prompts`' business; files are converted in `checkpoints_tools`.
+The tokens that open and close a chat turn are in `data.decoder.prompts`; files are converted in `checkpoints_tools`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from data.errors import UserError
 from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
 
-# Everything a tokenizer may come with; `save` copies what was there.
+# All files that a tokenizer may have; `save` copies those that exist.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -50,19 +50,19 @@ LLAMA3_SPECIAL = {
     9: "<|eot_id|>",
 }
 N_LLAMA3_SPECIAL = 256
-# tiktoken overflows its stack on longer texts or runs. The reference cuts at the same places, so ids stay the same.
+# tiktoken overflows its stack on longer texts or runs. The reference cuts at the same points, so ids are equal.
 MAX_CHUNK = 400_000
 MAX_RUN = 25_000
 
 
 class Tokenizer(Protocol):
-    """What the rest of the code may know about a tokenizer.
+    """The interface of all tokenizers.
 
     Attributes:
         vocab_size: one more than the largest id; a model's embedding may be larger (padded), never smaller.
-        bos_id: the token that opens a text, where the tokenizer names one.
-        eos_id: the token that ends a text. A chat's end of turn may be another one (`data.decoder.prompts`).
-        special: id of every special token by its text.
+        bos_id: the token that begins a text, None if the tokenizer has none.
+        eos_id: the token that ends a text. The end of a chat turn may be another token (`data.decoder.prompts`).
+        special: the id of every special token, by its text.
         chat_template: the Jinja source that came with the tokenizer, "" if none did.
         fingerprint: hash of the defining files; equal fingerprints give equal ids.
     """
@@ -82,7 +82,7 @@ class Tokenizer(Protocol):
 
 
 class _FileTokenizer:
-    """What the three kinds share: their files, the special tokens around the ordinary ones, and the checks."""
+    """Shared by the three kinds: their files, special tokens, and checks."""
 
     def __init__(self, files: dict[str, bytes], n_ordinary: int, special: dict[str, int]) -> None:
         self.files = files
@@ -105,7 +105,7 @@ class _FileTokenizer:
         return self._encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids, special tokens' included; an id that no token has (embeddings may be padded) is U+FFFD."""
+        """Text of token ids, special tokens included; an id without a token (padded embeddings) becomes U+FFFD."""
         parts: list[str] = []
         run: list[int] = []  # ordinary tokens are decoded together: a character may span several
         for i in ids:
@@ -172,10 +172,10 @@ class SentencePieceTokenizer(_FileTokenizer):
 
 
 class RankFileTokenizer(_FileTokenizer):
-    """Llama 3's ``tokenizer.model``: one ``base64-bytes rank`` a line, merged by rank, as tiktoken reads them.
+    """Llama 3's ``tokenizer.model``: one ``base64-bytes rank`` per line, merged by rank, as tiktoken reads them.
 
-    Llama 3.1 gives names to three more of the reserved tokens; their ids are the same, and where a
-    ``tokenizer_config.json`` lies beside the file, its names are used.
+    Llama 3.1 gives names to three more of the reserved tokens, without changing ids. If there is a
+    ``tokenizer_config.json``, its names are used.
     """
 
     def __init__(self, files: dict[str, bytes], folder: Path) -> None:
@@ -213,8 +213,8 @@ class RankFileTokenizer(_FileTokenizer):
 class JsonTokenizer(_FileTokenizer):
     """``tokenizer.json`` of the Hugging Face ``tokenizers`` library, BPE only: SmolLM2, Llama 3, GPT-2, RoBERTa.
 
-    The library finds added tokens anywhere in its input. So it is given a copy of the file without them (and without
-    whatever puts a space at the front or strips one), and the ids of added tokens are looked up here.
+    The library finds added tokens anywhere in its input. So it gets a copy of the file without them, and the ids of
+    added tokens are looked up here. The steps that add or strip a space at the front are also removed.
     """
 
     def __init__(self, files: dict[str, bytes], folder: Path) -> None:
@@ -229,18 +229,18 @@ class JsonTokenizer(_FileTokenizer):
             raise damaged(path, "not the JSON of a tokenizer") from error
         if kind != "BPE" or not isinstance(vocabulary, dict):
             raise UserError(
-                f"{path} holds a tokenizer of type {kind!r}; only BPE is read here (Llama, SmolLM2, GPT-2, RoBERTa)."
+                f"{path} holds a tokenizer of type {kind!r}; only BPE is supported (Llama, SmolLM2, GPT-2, RoBERTa)."
             )
-        # Runs of spaces that a tokenizer lists as added tokens are ordinary text; everything else is for prompts.
+        # Added tokens that are runs of spaces are ordinary text; all others are special.
         added = spec.get("added_tokens") or []
         kept = spec["added_tokens"] = [token for token in added if not token["content"].strip()]
         special = {token["content"]: token["id"] for token in added if token["content"].strip()}
         special |= {text: i for text, i in _added_tokens(files).items() if text.strip()}
         spec["model"]["vocab"] = {text: i for text, i in vocabulary.items() if text not in special}
-        # The library numbers added tokens anew unless the vocabulary has them.
+        # The library renumbers added tokens unless the vocabulary has them.
         spec["model"]["vocab"] |= {token["content"]: token["id"] for token in kept}
         if spec["model"].get("unk_token") in special:
-            spec["model"]["unk_token"] = None  # bytes are the last resort of every BPE read here
+            spec["model"]["unk_token"] = None  # not needed: every BPE here falls back to bytes
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             spec[part] = _without_dummy_space(spec.get(part))
         spec["post_processor"] = spec["truncation"] = spec["padding"] = None
@@ -262,12 +262,12 @@ class JsonTokenizer(_FileTokenizer):
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer in a checkpoint folder, recognized by content.
+    """Load the tokenizer of a checkpoint folder; its kind is recognized by content.
 
-    A ``tokenizer.json`` is preferred, unless it is a conversion of the SentencePiece model that lies beside it.
+    A ``tokenizer.json`` is preferred, unless it is a conversion of a SentencePiece model in the same folder.
 
     Raises:
-        UserError: nothing there to read, or a file that is damaged or of an unknown kind.
+        UserError: no tokenizer there, or a file that is damaged or of an unknown kind.
     """
     folder = Path(folder)
     files = read_files(folder, TOKENIZER_FILES)
@@ -279,9 +279,9 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     if not has_model:
         raise UserError(
             f"No tokenizer in {folder}: looked for tokenizer.json and tokenizer.model; found: {files_found(folder)}. "
-            "A Hugging Face checkpoint brings its own: `hf download REPO --local-dir DIR` (Llama: the Instruct or "
+            "A Hugging Face checkpoint includes one: `hf download REPO --local-dir DIR` (Llama: the Instruct or "
             "chat repository, after accepting its licence). Meta's downloads have a tokenizer.model beside the .pth "
-            "files or one folder above; out of a GGUF file `python -m checkpoints_tools.convert SRC DST` writes it."
+            "files or one folder above. For a GGUF file, `python -m checkpoints_tools.convert SRC DST` extracts it."
         )
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", files["tokenizer.model"]):
         return RankFileTokenizer(files, folder)
@@ -316,7 +316,7 @@ def _read_ranks(content: bytes, path: Path) -> dict[bytes, int]:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Cut a text every MAX_CHUNK characters, and runs of (non-)spaces every MAX_RUN within those."""
+    """Cut a text every MAX_CHUNK characters; within a chunk, cut runs of (non-)spaces every MAX_RUN."""
     for start in range(0, len(text), MAX_CHUNK):
         chunk = text[start : start + MAX_CHUNK]
         done = 0
@@ -329,7 +329,7 @@ def _chunks(text: str) -> Iterator[str]:
 
 
 def _without_dummy_space(node: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A part of a ``tokenizer.json`` without the steps that add a space at the front or take one away."""
+    """A part of a ``tokenizer.json`` without the steps that add or strip a space at the front."""
     if node is None or node["type"] in ("Prepend", "Strip"):
         return None
     node = dict(node)

@@ -1,7 +1,7 @@
-"""Row padding for encoders: documents laid end to end in a row, and where each head reads.
+"""Packing encoder samples: the layout of a packed row, and the indices that each head reads.
 
-There is no prefix and no order of time: every document is one of its own, with positions from 0. Two documents of a
-task with a class field and a token field, the second with a word (y) of two sub-words, padded to 10::
+There is no prefix and no causal order: positions start at 0 in every document. Two documents of a task with a class
+field and a token field, the second with a word (y) of two sub-words, padded to 10::
 
     index       0   1   2   3   4   5   6   7   8   9
     tokens     <s>  a   b  </s><s>  y  ##  </s> .   .
@@ -10,10 +10,10 @@ task with a class field and a token field, the second with a word (y) of two sub
     class       x               x                          index of the class field: 0 4
     token           x   x           x                      index of the token field: 1 2 5
 
-and ``targets`` has one number for each place in ``index``. Everyone sees its whole document and nobody else
-(`model/attention.py`), so what stands beside a document in its row has no say.
+``targets`` has one label number for each entry of ``index``. A token attends to all tokens of its document and to no
+others (`model/attention.py`), so the other documents in a row change nothing.
 
-Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` places of a field.
+Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` outputs of a field.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from data.packing import PADDING_DOC, padded_length
 
 
 class RowSource(Protocol):
-    """What a row is made from: tokenized documents, as `data.encoder.samples.SampleSet` holds them."""
+    """Tokenized documents from which rows are built; `data.encoder.samples.SampleSet` is one."""
 
     ids: list[str]
     kinds: dict[str, str]
@@ -52,12 +52,12 @@ class Batch:
         tokens: ``[B, T]`` int64.
         positions: ``[B, T]`` int64, from 0 in every document; 0 for padding.
         doc_ids: ``[B, T]`` int32: 1.. documents, -1 padding.
-        index: by field, ``[N]`` int64, the flat places ``b * T + t`` that its head reads, row by row and in order:
-            every document's first token (class), the first sub-word of every word that has one (token).
-        targets: by field, ``[N]`` int64 numbers of labels; empty where the samples were prepared without labels.
+        index: by field, ``[N]`` int64, the flat indices ``b * T + t`` that its head reads, ascending: every document's
+            first token (class), the first sub-word of every word that has one (token).
+        targets: by field, ``[N]`` int64 numbers of labels; empty if the samples were prepared without labels.
         sample_ids: ids of the samples, row by row.
         n_real_tokens: tokens that are not padding; 0 for a dummy.
-        dummy: work that only keeps this rank in step with the others; every ``N`` is 0.
+        dummy: True for a batch that only keeps this rank in step with the others; every ``N`` is 0.
     """
 
     tokens: torch.Tensor
@@ -70,7 +70,7 @@ class Batch:
     dummy: bool = False
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Run the batch through a model: by field, ``[N, labels]`` logits and ``[N]`` targets."""
+        """Run the model on the batch; return ``[N, labels]`` logits and ``[N]`` targets by field."""
         logits = model(self.tokens, self.positions, self.doc_ids, output_index=self.index)
         return {field: (logits[field], targets) for field, targets in self.targets.items()}
 
@@ -80,7 +80,7 @@ class Batch:
             tokens=change(self.tokens),
             positions=change(self.positions),
             doc_ids=change(self.doc_ids),
-            index={name: change(places) for name, places in self.index.items()},
+            index={name: change(index) for name, index in self.index.items()},
             targets={name: change(numbers) for name, numbers in self.targets.items()},
         )
 
@@ -93,11 +93,11 @@ class Batch:
 
 
 def build_batch(samples: RowSource, rows: Sequence[Sequence[int]], length: int | None = None) -> Batch:
-    """Lay samples into the rows of a micro-batch, as drawn at the head of this file.
+    """Lay samples into the rows of a micro-batch, as drawn at the top of this file.
 
     Args:
-        samples: where the token ids, places and targets come from.
-        rows: each row's sample indices, in the order in which they stand.
+        samples: the source of token ids, words and targets.
+        rows: each row's sample indices, in order.
         length: pad rows to this many tokens; None: the longest row, rounded up as `padded_length` does.
     """
     longest = max(int(samples.lengths[list(row)].sum()) for row in rows)
@@ -106,17 +106,17 @@ def build_batch(samples: RowSource, rows: Sequence[Sequence[int]], length: int |
     tokens = np.full((len(rows), T), samples.pad_id, dtype=np.int64)
     positions = np.zeros((len(rows), T), dtype=np.int64)
     doc_ids = np.full((len(rows), T), PADDING_DOC, dtype=np.int32)
-    places: dict[str, list[np.ndarray]] = {field: [] for field in samples.kinds}
+    index: dict[str, list[np.ndarray]] = {field: [] for field in samples.kinds}
     numbers: dict[str, list[np.ndarray]] = {field: [] for field in samples.targets}
     for b, row in enumerate(rows):
         at = 0
         for doc, i in enumerate(row, start=1):
             ids, first = samples.document(i), samples.first(i)
-            stretch = slice(at, at + len(ids))
-            tokens[b, stretch], positions[b, stretch], doc_ids[b, stretch] = ids, np.arange(len(ids)), doc
+            span = slice(at, at + len(ids))
+            tokens[b, span], positions[b, span], doc_ids[b, span] = ids, np.arange(len(ids)), doc
             for field, kind in samples.kinds.items():
-                own = np.zeros(1, dtype=np.int64) if kind == "class" else first[first >= 0]
-                places[field].append(b * T + at + own)
+                offsets = np.zeros(1, dtype=np.int64) if kind == "class" else first[first >= 0]
+                index[field].append(b * T + at + offsets)
             for field in samples.targets:
                 numbers[field].append(samples.target(field, i))
             at += len(ids)
@@ -124,15 +124,15 @@ def build_batch(samples: RowSource, rows: Sequence[Sequence[int]], length: int |
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         doc_ids=torch.from_numpy(doc_ids),
-        index={field: _joined(own) for field, own in places.items()},
-        targets={field: _joined(own) for field, own in numbers.items()},
+        index={field: _joined(arrays) for field, arrays in index.items()},
+        targets={field: _joined(arrays) for field, arrays in numbers.items()},
         sample_ids=[samples.ids[i] for row in rows for i in row],
         n_real_tokens=int((doc_ids != PADDING_DOC).sum()),
     )
 
 
 def dummy_batch(samples: RowSource) -> Batch:
-    """The least a forward pass takes: padding alone, nothing to read; for a rank that has run out of rows."""
+    """The smallest batch, for a rank that has run out of rows: only padding, no targets."""
     none = {field: torch.zeros(0, dtype=torch.int64) for field in samples.kinds}
     length = padded_length(1)
     return Batch(

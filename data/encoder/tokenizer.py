@@ -1,24 +1,23 @@
 """Text and words to token ids for encoders: RoBERTa's byte-level BPE and BERT's WordPiece.
 
-A tokenizer is read from the files that a Hugging Face checkpoint brings, the first of these that is there:
+A tokenizer is read from the files of a Hugging Face checkpoint, the first of these that exists:
 
     tokenizer.json               either kind, complete in one file
     vocab.json + merges.txt      RoBERTa's byte-level BPE
     vocab.txt                    BERT's WordPiece
 
-The `tokenizers` package does the splitting and merging, so ids are those of ``RobertaTokenizerFast`` and
-``BertTokenizerFast``; this module reads and checks the files and says which word each sub-word belongs to. Three things
-are settled here:
+The `tokenizers` package splits and merges, so ids are those of ``RobertaTokenizerFast`` and ``BertTokenizerFast``. This
+module reads and checks the files, and finds the word of each sub-word. Three rules:
 
-- Nothing is added and nothing in a document is special: ``<s>`` or ``[SEP]`` written in a post is text like any other
-  (transformers calls this ``split_special_tokens``). Callers put `cls_id` and `sep_id` around the ids.
-- A whole text starts as it is. RoBERTa's pieces tell ``"news"`` at the start of a text from ``" news"`` within one, and
-  RoBERTa was pretrained without a space in front of a text; a checkpoint whose tokenizer_config.json says
-  ``add_prefix_space: true`` gets one. Words given one by one always get one, as each follows another.
+- Nothing is added, and nothing in a document is special: ``<s>`` or ``[SEP]`` in a post is ordinary text
+  (``split_special_tokens`` in transformers). Callers put `cls_id` and `sep_id` around the ids.
+- No space is added in front of a text: RoBERTa has different tokens for ``"news"`` at the start of a text and
+  ``" news"`` inside it, and was pretrained so. Checkpoints with ``add_prefix_space: true`` in tokenizer_config.json get
+  a space. Words given one by one always get one, because in a text they follow another word.
 - Where tokenizer_config.json and tokenizer.json disagree (lower-casing, accents, Chinese characters, the space in
-  front), the former holds, as it does in transformers; where it is silent, tokenizer.json stands.
+  front), tokenizer_config.json is used, as in transformers.
 
-Cutting a document to the model's length and packing belong to the data preparation, decoders' tokenizers to
+Documents are cut in `data.encoder.samples` and packed in `data.packing`; decoders' tokenizers are in
 `data.decoder.tokenizer`.
 """
 
@@ -45,21 +44,21 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Everything an encoder's tokenizer may come with; `Tokenizer.save` copies what was there."""
+"""All files that an encoder's tokenizer may have; `Tokenizer.save` copies those that exist."""
 
-# What each kind calls its special tokens unless special_tokens_map.json or tokenizer_config.json says otherwise.
+# The default special tokens of each kind; special_tokens_map.json and tokenizer_config.json may give others.
 SPECIAL_TOKENS = {
     "BPE": {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"},
     "WordPiece": {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"},
 }
-# Options in tokenizer_config.json: the part of a tokenizer.json that has them, and their name there.
+# For each option of tokenizer_config.json: the part of tokenizer.json that has it, and its name there.
 OPTIONS = {
     "do_lower_case": ("BertNormalizer", "lowercase"),
     "strip_accents": ("BertNormalizer", "strip_accents"),
     "tokenize_chinese_chars": ("BertNormalizer", "handle_chinese_chars"),
     "add_prefix_space": ("ByteLevel", "add_prefix_space"),
 }
-# Special tokens are the entries of a vocab.json that no merge makes: RoBERTa has 9. More mean a merges.txt cut short.
+# Only special tokens are in vocab.json without a merge: RoBERTa has 9. Many more mean that merges.txt is cut off.
 MAX_WITHOUT_MERGE = 100
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -67,7 +66,7 @@ BERT_NORMALIZER = {
     "type": "BertNormalizer",
     "clean_text": True,
     "handle_chinese_chars": True,
-    "strip_accents": None,  # as lowercase says
+    "strip_accents": None,  # None: the same as lowercase
     "lowercase": True,
 }
 
@@ -80,8 +79,8 @@ class Tokenizer:
         cls_id: opens a document (``<s>``, ``[CLS]``).
         sep_id: closes it (``</s>``, ``[SEP]``).
         pad_id: fills a row.
-        unk_id: stands for a word WordPiece cannot spell; byte-level BPE never needs it.
-        mask_id: hides a token in pretraining; None where the vocabulary has none.
+        unk_id: replaces a word that WordPiece cannot split into sub-words; byte-level BPE never needs it.
+        mask_id: hides a token in pretraining; None if the vocabulary has none.
         fingerprint: hash of the files; equal fingerprints give equal ids.
     """
 
@@ -111,7 +110,7 @@ class Tokenizer:
             try:
                 spec["added_tokens"] = _added(config, added, set(names.values()))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise damaged(folder / "tokenizer_config.json", "not in order: no list of added tokens") from error
+                raise damaged(folder / "tokenizer_config.json", "not valid (a broken list of added tokens)") from error
         if kind == "WordPiece":
             spec["model"]["unk_token"] = names["unk"]
         for option, (part, name) in OPTIONS.items():
@@ -126,9 +125,9 @@ class Tokenizer:
         missing = [f"{role} ({text})" for role, text in names.items() if text not in vocabulary and role != "mask"]
         if missing:
             raise UserError(
-                f"{folder / main} lacks the special tokens {', '.join(missing)} that an encoder needs: if they have "
-                "other names there, tokenizer_config.json must give them (cls_token, sep_token, pad_token, unk_token); "
-                "if this is the tokenizer of a decoder such as Llama, choose a decoder model."
+                f"{folder / main} lacks the special tokens {', '.join(missing)} that an encoder needs. If it has other "
+                "names for them, tokenizer_config.json must give these (cls_token, sep_token, pad_token, unk_token). "
+                "If this is the tokenizer of a decoder such as Llama, choose a decoder model."
             )
         self.cls_id, self.sep_id, self.pad_id, self.unk_id = (
             vocabulary[names[role]] for role in ("cls", "sep", "pad", "unk")
@@ -139,27 +138,26 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled by its files: a pickled tokenizers.Tokenizer has forgotten that special tokens are ordinary text.
+        # Pickle the files: a pickled tokenizers.Tokenizer loses encode_special_tokens.
         return Tokenizer, (self.files, self._folder)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a whole text, without special tokens; half a surrogate pair becomes U+FFFD."""
+        """Ids of a text, without special tokens; half a surrogate pair becomes U+FFFD."""
         return self._texts.encode(_whole_characters(text), add_special_tokens=False).ids
 
     def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Ids of words, each tokenized by itself, and where each word begins.
+        """Ids of words, each tokenized separately, and the index of each word's first sub-word.
 
         Args:
-            words: as in ``text.split()``; none at all gives two empty lists.
+            words: as in ``text.split()``; an empty list gives two empty lists.
 
         Returns:
-            The ids of all words, one after the other and without special tokens, and for each word the place of its
-            first sub-word in them, or -1 where a word tokenizes to nothing. RoBERTa does that to an empty string
-            only; BERT, which drops what nobody sees, also to a word of nothing but control or zero-width characters,
-            or (where accents are stripped) of combining marks. Such a word has no sub-word that could carry its
-            label: the caller decides what becomes of it.
+            The ids of all words, concatenated and without special tokens. And for each word the index of its first
+            sub-word in these ids, or -1 if the word has no sub-word. With RoBERTa only an empty string has none. BERT
+            drops invisible characters, so a word of only control or zero-width characters has none, nor (if accents
+            are stripped) a word of only combining marks. The caller decides what to do with such words.
         """
-        assert not isinstance(words, str), "a list of words is needed: a text is for encode()"
+        assert not isinstance(words, str), "a list of words is needed; use encode() for a text"
         encoding = self._words.encode(
             [_whole_characters(word) for word in words], is_pretokenized=True, add_special_tokens=False
         )
@@ -174,7 +172,7 @@ class Tokenizer:
         """Write the files this tokenizer was read from, byte for byte.
 
         Args:
-            max_length: with one, tokenizer_config.json says it as ``model_max_length``, the one thing changed.
+            max_length: written to tokenizer_config.json as ``model_max_length``, the only change; None: no change.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,30 +185,30 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer in an encoder's checkpoint folder.
+    """Load the tokenizer of an encoder's checkpoint folder.
 
     Raises:
-        UserError: nothing there to read, a file that is damaged or of a kind that encoders here do not use, or a
-            vocabulary without the special tokens.
+        UserError: no tokenizer there, a file that is damaged or of an unsupported kind, or a vocabulary without the
+            special tokens.
     """
     folder = Path(folder)
     files = read_files(folder, TOKENIZER_FILES)
     if not ("tokenizer.json" in files or "vocab.txt" in files or {"vocab.json", "merges.txt"} <= files.keys()):
         raise UserError(
             f"No encoder's tokenizer in {folder}: looked for tokenizer.json, for vocab.json with merges.txt (RoBERTa) "
-            f"and for vocab.txt (BERT); found: {files_found(folder)}. A Hugging Face checkpoint brings its own: "
+            f"and for vocab.txt (BERT); found: {files_found(folder)}. A Hugging Face checkpoint includes one: "
             "`hf download FacebookAI/roberta-base --local-dir DIR`."
         )
     return Tokenizer(files, folder)
 
 
-# --- from files to the layout of a tokenizer.json ---------------------------------------------------------------------
+# --- from files to the format of tokenizer.json -----------------------------------------------------------------------
 
 
 def _read_json(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     try:
-        # There and back through the library: files of its first years leave out which kind of model they hold.
+        # A round trip through the library: its oldest files do not name their type of model.
         spec = json.loads(tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode()).to_str())
     except Exception as error:  # the library raises bare Exception
         raise damaged(path, f"refused by the tokenizers library: {error}") from error
@@ -218,8 +216,8 @@ def _read_json(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
     kind = spec["model"]["type"]
     if kind not in SPECIAL_TOKENS or (kind == "BPE" and not _parts(spec, "ByteLevel")):
         raise UserError(
-            f"{path} holds a tokenizer of type {kind!r}{' that is not byte-level' * (kind == 'BPE')}; encoders here "
-            "use byte-level BPE (RoBERTa) or WordPiece (BERT)."
+            f"{path} holds a tokenizer of type {kind!r}{' that is not byte-level' * (kind == 'BPE')}; only "
+            "byte-level BPE (RoBERTa) and WordPiece (BERT) are supported."
         )
     return spec
 
@@ -233,7 +231,7 @@ def _read_bpe(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
             continue
         pair = line.split(" ")
         if len(pair) != 2 or not all(text in vocabulary for text in (*pair, "".join(pair))):
-            raise damaged(path, f"broken in line {number} (expected two pieces of vocab.json whose union is a third)")
+            raise damaged(path, f"broken in line {number} (expected two tokens of vocab.json that join to a third)")
         merges.append(pair)
     made = {"".join(pair) for pair in merges}
     unmade = sum(len(text) > 1 and text not in made for text in vocabulary)
@@ -262,12 +260,12 @@ def _vocabulary(files: dict[str, bytes], path: Path) -> dict[str, int]:
     except (ValueError, AttributeError) as error:
         raise damaged(path, f"not the JSON of a vocabulary ({error})") from error
     if not good or len(set(vocabulary.values())) < len(vocabulary):
-        raise damaged(path, "no vocabulary (expected an object of tokens, each with an id of its own)")
+        raise damaged(path, "not a vocabulary (expected an object of tokens with different ids)")
     return vocabulary
 
 
 def _added(config: dict[str, Any], plain: dict[str, int], special: set[str]) -> list[dict[str, Any]]:
-    """The tokens that a checkpoint has beside its vocabulary file, by id; flags unless given as in transformers."""
+    """The tokens that a checkpoint adds to its vocabulary file, by id; default flags as in transformers."""
     tokens: dict[int, dict[str, Any]] = {i: {"content": text} for text, i in plain.items()}
     tokens |= {int(i): token for i, token in (config.get("added_tokens_decoder") or {}).items()}
     found = []
@@ -289,7 +287,7 @@ def _lines(content: bytes, path: Path) -> list[str]:
 
 
 def _settings(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, its options checked: null is a value of strip_accents only (as lower-casing says)."""
+    """tokenizer_config.json, with its options checked. Only strip_accents may be null (the same as lower-casing)."""
     config = _object(files, "tokenizer_config.json", folder)
     for option in OPTIONS:
         value = config.get(option)
@@ -307,11 +305,11 @@ def _object(files: dict[str, bytes], name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-# --- from that layout to a tokenizer ----------------------------------------------------------------------------------
+# --- from that format to a tokenizer ----------------------------------------------------------------------------------
 
 
 def _parts(spec: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    """The steps of one type among a tokenizer's normalizers and pre-tokenizers, also within sequences."""
+    """All normalizers and pre-tokenizers of one type, also within sequences."""
     found, todo = [], [spec.get("normalizer"), spec.get("pre_tokenizer")]
     while todo:
         node = todo.pop() or {}
@@ -327,23 +325,23 @@ def _set(spec: dict[str, Any], kind: str, name: str, value: bool | None) -> None
 
 
 def _build(spec: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
-    # Special tokens, cutting and padding are the callers': a saved tokenizer often brings its last caller's.
+    # Callers add special tokens, cut and pad. A saved tokenizer often has such settings: remove them.
     bare = {"version": "1.0", **spec, "truncation": None, "padding": None, "post_processor": None, "decoder": None}
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(bare))
     except Exception as error:  # the library raises bare Exception
         raise damaged(path, f"refused by the tokenizers library: {error}") from error
     for token in spec["added_tokens"]:
-        if (i := tokenizer.token_to_id(token["content"])) != token["id"]:  # the library numbers as it likes
+        if (i := tokenizer.token_to_id(token["content"])) != token["id"]:  # the library ignores given ids
             raise UserError(
-                f"{path}: the added token {token['content']!r} is said to have id {token['id']}, but {i} is the next "
-                "one free: the vocabulary and its added tokens are not of one checkpoint. Download both again."
+                f"{path}: the added token {token['content']!r} should have id {token['id']}, but the next free id is "
+                f"{i}: the vocabulary and the added tokens are from different checkpoints. Download both again."
             )
     if spec["model"]["type"] == "BPE":
         lacking = set(pre_tokenizers.ByteLevel.alphabet()) - tokenizer.get_vocab().keys()
         if lacking:
             raise damaged(path, f"incomplete: {len(lacking)} of the 256 bytes have no token")
-    tokenizer.encode_special_tokens = True  # that is: what looks like one in a text is text
+    tokenizer.encode_special_tokens = True  # that is, as ordinary text
     return tokenizer
 
 

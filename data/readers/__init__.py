@@ -1,1 +1,1 @@
-"""Raw releases and people's own files to examples: one module a format."""
+"""Read raw releases and users' own files into examples: one module per format."""

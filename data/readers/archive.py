@@ -1,6 +1,6 @@
-"""What the readers of raw files share: files that cannot be read, JSON, and tarballs, from which nothing is extracted.
+"""Shared by the readers of raw files: errors of unreadable files, JSON, and tarballs, which are never extracted.
 
-Nothing here knows a data set; ``newsgroups.py`` and ``massive.py`` say which members they want.
+Nothing here depends on a data set: ``newsgroups.py`` and ``massive.py`` say which members of a tarball they want.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what the system says of a file or folder (no permission, a folder, a broken disk) into a UserError."""
+    """Turn an OSError about a file or folder (no permission, not a file, a broken disk) into a UserError."""
     try:
         yield
     except OSError as error:
@@ -28,19 +28,19 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse what a user's file holds.
+    """Parse JSON from a user's file.
 
     Raises:
-        UserError: names ``where``; not JSON, or nested deeper or with a longer number than Python reads.
+        UserError: not JSON, or deeper nesting or a longer number than Python can read; the message names ``where``.
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}).") from error
     except RecursionError as error:
-        raise UserError(f"{where}: not JSON that can be read (nested too deeply).") from error
+        raise UserError(f"{where}: JSON that cannot be read (nested too deeply).") from error
     except ValueError as error:
-        raise UserError(f"{where}: not JSON that can be read ({error}).") from error
+        raise UserError(f"{where}: JSON that cannot be read ({error}).") from error
 
 
 def is_tarball(path: Path) -> bool:
@@ -51,12 +51,12 @@ def is_tarball(path: Path) -> bool:
 def iterate_tarball(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Yield ``(name, content)`` of every regular member whose name (without a leading ``./``) is wanted.
 
-    Every member of the archive is checked, wanted or not. Nothing is written to disk, so a hostile name could
-    do no harm here; it is refused because such an archive is not the release, and the next tool may extract it.
+    Every member is checked, wanted or not. Nothing is written to disk, so an unsafe name could do no harm here. It
+    is still refused: such an archive is not the release, and another tool may extract it.
 
     Raises:
-        UserError: an absolute name, a ``..`` that leaves the archive, a link that does, or a device; a file that
-            is no tarball, or one that ends early (an interrupted download).
+        UserError: a member that is a device, or whose name or link is absolute or leaves the archive with ``..``;
+            a file that is not a tarball, or that ends early (an interrupted download).
     """
     try:
         with tarfile.open(path) as archive:
@@ -68,12 +68,12 @@ def iterate_tarball(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple
                     assert stream is not None  # a regular file always has one
                     yield name, stream.read()
             while archive.fileobj and archive.fileobj.read(1 << 20):
-                pass  # tarfile stops at the last member; the checksum of the compressed stream stands behind it
+                pass  # tarfile stops at the last member; the checksum of the compressed stream comes after it
     except (tarfile.ReadError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"cannot read {path}: {error.strerror}.") from error
         raise UserError(
-            f"{path} cannot be read to its end ({error}): it is no tarball, or a download that stopped "
+            f"{path} cannot be read to its end ({error}): it is not a tarball, or its download stopped "
             "early. Delete it and fetch it again."
         ) from error
 
@@ -81,8 +81,8 @@ def iterate_tarball(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple
 def _refuse_outside(path: Path, member: tarfile.TarInfo) -> None:
     def refuse(why: str) -> None:
         raise UserError(
-            f"{path}: refused, because its member {member.name!r} {why}. The original release holds nothing "
-            "of the kind; fetch it from its own source (python -m data.download)."
+            f"{path}: refused, because its member {member.name!r} {why}. The original release has no "
+            "such member; fetch it from its source (python -m data.download)."
         )
 
     if _escapes(member.name):
@@ -109,7 +109,7 @@ def _escapes(name: str, *more: str) -> bool:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be encoded; JSON can spell half a surrogate pair (``"\\ud800"``), no tokenizer can."""
+    """Whether a string can be encoded as UTF-8. Half a surrogate pair (``"\\ud800"``), valid in JSON, cannot."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,12 +1,12 @@
-"""A user's own task: a TOML file that describes it, and its CSV or JSON-lines files, to examples.
+"""Read a user's own task: the TOML file that describes it, and its CSV or JSON-lines files.
 
-The TOML file names everything; paths in it are relative to itself::
+Paths in the TOML file are relative to its folder::
 
     name = "tickets"                  # used in ids and in the run folder
-    document_name = "Ticket"          # stands in the prompt's delimiters; "Document" when left out
-    instruction = "Sort the ticket."  # optional; a plain one is written when left out
-    text_column = "text"              # "text" when left out
-    id_column = "ticket_id"           # optional; the line number when left out
+    document_name = "Ticket"          # used in the prompt's delimiters; default "Document"
+    instruction = "Sort the ticket."  # optional; added to the standard instruction
+    text_column = "text"              # default "text"
+    id_column = "ticket_id"           # default: the line number
 
     [files]                           # .csv, .tsv or .jsonl, all UTF-8
     train = "train.csv"
@@ -16,17 +16,17 @@ The TOML file names everything; paths in it are relative to itself::
     name = "queue"
     type = "class"
     labels = ["billing", "sales"]     # or: labels_from = "train", to collect them from that file
-    column = "queue"                  # the field's name when left out
+    column = "queue"                  # default: the field's name
 
     [[fields]]
     name = "parts"
     type = "token"                    # one label for each of the text's words (text.split())
     labels = ["product", "date"]
-    other = "Other"                   # the label of words that are none of them; "Other" when left out
+    other = "Other"                   # the label of words that have none of these; default "Other"
 
-A token column holds a list of labels in JSON lines and labels parted by spaces (or a JSON list) in CSV. Labels may
-carry BIO prefixes (``B-product I-product O``), which then are the gold boundaries of the strict slot score; without
-prefixes equal neighbours are one entity. A blank text stays: a test set never loses an example.
+A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. Labels may
+have BIO prefixes (``B-product I-product O``); the strict slot score then uses these boundaries. Without prefixes,
+adjacent equal labels are one entity. Examples with a blank text are kept, so that a test set never loses an example.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ log = logging.getLogger("data")
 
 @dataclass(frozen=True)
 class CustomField:
-    """One field of the answer as the TOML file describes it; ``data.tasks`` makes a field of the task of it.
+    """One field of the answer, as described in the TOML file; ``data.tasks`` turns it into a field of the task.
 
     Attributes:
         name: its key in the examples' labels.
-        type: ``"class"`` (one label a document) or ``"token"`` (one a word).
-        labels: the label set, in the order the prompt lists it; for tokens without ``other``.
+        type: ``"class"`` (one label per document) or ``"token"`` (one per word).
+        labels: the label set, in the order in which the prompt lists it; for token fields without ``other``.
         column: the column or key of the data files that holds it.
-        other: the label of a word that is none of ``labels``; unused for classes.
+        other: the label of a word that has none of ``labels``; unused for class fields.
     """
 
     name: str
@@ -76,13 +76,13 @@ class CustomField:
 
 @dataclass(frozen=True)
 class CustomSpec:
-    """A task as its TOML file describes it.
+    """A task, as described in its TOML file.
 
     Attributes:
         name: the task's name, and the first part of its examples' ids.
         document_name: what the prompt's delimiters call a document.
-        instruction: the user's own words for the prompt, or None.
-        fields: what is asked, in the order of the answer.
+        instruction: the user's own sentences in the prompt, or None.
+        fields: in the order of the answer.
         files: by split, the absolute path of its file.
         text_column, id_column: the columns of the document and of its id (None: the line number).
         path: the TOML file itself.
@@ -100,7 +100,7 @@ class CustomSpec:
 
 @dataclass(frozen=True)
 class _Row:
-    """One record of a data file: where it stands (for errors), its line number, and its columns."""
+    """One record of a data file: its location (for error messages), its line number and its columns."""
 
     where: str
     line: int
@@ -132,13 +132,13 @@ def read_custom_spec(path: Path) -> CustomSpec:
     _check_keys(table, SPEC_KEYS, str(path))
     name = _string(table, "name", str(path))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"{path}: name {name!r} must be of letters, digits, '_', '-' and '.'; it names folders.")
+        raise UserError(f"{path}: name {name!r}: use only letters, digits, '_', '-' and '.' (it names folders).")
     files = _read_files(table, path)
     text_column = _string(table, "text_column", str(path), "text")
 
     entries = table.get("fields")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{path}: at least one [[fields]] table is needed: what the model is to answer.")
+        raise UserError(f"{path}: at least one [[fields]] table is needed; it describes what the model answers.")
     fields: list[CustomField] = []
     for number, entry in enumerate(entries, start=1):
         field = _read_field(entry, f"{path}, [[fields]] number {number}", files)
@@ -180,11 +180,11 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
     name = _string(entry, "name", where)
     kind = _string(entry, "type", where)
     if kind not in ("class", "token"):
-        raise UserError(f"{where}: type {kind!r} is not one.{nearest(kind, ('class', 'token'))}")
+        raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, ('class', 'token'))}")
     if kind == "class" and "other" in entry:
-        raise UserError(f"{where}: 'other' belongs to fields of type \"token\"; put it among the labels instead.")
+        raise UserError(f"{where}: 'other' is for fields of type \"token\" only; put it among the labels instead.")
     if ("labels" in entry) == ("labels_from" in entry):
-        raise UserError(f"{where}: give either labels (a list) or labels_from (a split), and not both.")
+        raise UserError(f"{where}: give either labels (a list) or labels_from (a split), not both.")
     column = _string(entry, "column", where, name)
     other = _string(entry, "other", where, "Other")
 
@@ -195,18 +195,19 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
     else:
         split = _string(entry, "labels_from", where)
         if split not in files:
-            raise UserError(f"{where}: labels_from {split!r} is none of the files.{nearest(split, files)}")
+            raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
         labels = _collect_labels(files[split], column, kind, other)
     for label in labels:
         if not label or label != label.strip() or "\n" in label:
-            raise UserError(f"{where}: label {label!r} is empty, or has spaces around it or a line break in it.")
+            raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
         if kind == "token" and label == other:
-            raise UserError(f"{where}: {label!r} stands for no label (other) and cannot be one of the labels.")
+            raise UserError(f"{where}: {label!r} is the label of words without one (other); remove it from the labels.")
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         raise UserError(f"{where}: label {repeated[0]!r} is listed more than once.")
-    if len(labels) < (2 if kind == "class" else 1):
-        raise UserError(f"{where}: {len(labels)} labels; there is nothing to choose between.")
+    least = 2 if kind == "class" else 1
+    if len(labels) < least:
+        raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {len(labels)}.")
     return CustomField(name=name, type=kind, labels=tuple(labels), column=column, other=other)
 
 
@@ -232,7 +233,7 @@ def _string(table: dict[str, Any], key: str, where: str, default: str | None = N
     if value is None:
         raise UserError(f"{where}: no {key!r}.")
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: {key} must be a string that is not empty, found {value!r}.")
+        raise UserError(f"{where}: {key} must be a non-empty string, found {value!r}.")
     return value
 
 
@@ -250,13 +251,12 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     """Read one split of a user's own task, in the file's order, with a count of ``empty`` texts.
 
     Raises:
-        UserError: no file for the split, or, with file and line number, a line that is not UTF-8, not CSV or
-            not JSON, a missing column, a label outside its set, another number of labels than words, an id used
-            twice.
+        UserError: there is no file for the split. Or, with file and line number: a line that is not UTF-8, CSV or
+            JSON, a missing column, a label outside its set, unequal numbers of labels and words, a repeated id.
     """
     if split not in spec.files:
         hint = " Hold out a part of the training data instead: --holdout 0.1" if split == "dev" else ""
-        raise UserError(f"{spec.path}: no {split} file; [files] has {', '.join(spec.files)}.{hint}")
+        raise UserError(f"{spec.path}: no {split} file; [files] has only {', '.join(spec.files)}.{hint}")
     counts: Counter[str] = Counter()
     examples: list[Example] = []
     seen: dict[str, int] = {}
@@ -284,7 +284,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
                 if len(tags) != len(text.split()):
                     raise UserError(
                         f"{row.where}: {field.column!r} has {len(tags)} labels for {len(text.split())} words; "
-                        "words are what spaces part (text.split()), and each needs one."
+                        "words are separated by spaces (text.split()), and each needs one label."
                     )
                 labels[field.name], bio[field.name] = _types_and_bio(tags, row, field)
         counts["empty"] += not text.strip()
@@ -295,7 +295,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
 
 
 def _rows(file: Path) -> Iterator[_Row]:
-    """Yield the records of a CSV, TSV or JSON-lines file with the line each ends on."""
+    """Yield the records of a CSV, TSV or JSON-lines file, each with the number of its last line."""
     text = _decode(file)
     if file.suffix.lower() == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
@@ -309,7 +309,7 @@ def _rows(file: Path) -> Iterator[_Row]:
         return
 
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    csv.field_size_limit(2**31 - 1)  # a text may be longer than 131,072 letters; the limit is the process's
+    csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters a cell; this limit is global
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     try:
@@ -319,9 +319,9 @@ def _rows(file: Path) -> Iterator[_Row]:
                 header = cells
                 repeated = [name for name, count in Counter(header).items() if count > 1]
                 if repeated:
-                    raise UserError(f"{where}: column {repeated[0]!r} stands twice in the header.")
+                    raise UserError(f"{where}: column {repeated[0]!r} is in the header twice.")
             elif cells and len(cells) != len(header):
-                raise UserError(f"{where}: {len(cells)} cells where the header names {len(header)} columns.")
+                raise UserError(f"{where}: {len(cells)} cells, but the header names {len(header)} columns.")
             elif cells:
                 yield _Row(where, reader.line_num, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
@@ -366,7 +366,7 @@ def _token_labels(value: Any, row: _Row, column: str) -> list[str]:
 
 
 def _types_and_bio(tags: list[str], row: _Row, field: CustomField) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split tags into types and boundaries; a bare type continues the entity when its neighbour has it too."""
+    """Types and BIO tags; a label without a prefix continues an entity of the same type."""
     types: list[str] = []
     bio: list[str] = []
     for tag in tags:
@@ -384,4 +384,4 @@ def _types_and_bio(tags: list[str], row: _Row, field: CustomField) -> tuple[tupl
 
 
 def _unknown_label(row: _Row, column: str, label: str, known: tuple[str, ...]) -> UserError:
-    return UserError(f"{row.where}: {column!r} is {label!r}, outside its labels.{nearest(label, known)}")
+    return UserError(f"{row.where}: {column!r} is {label!r}, which is not one of its labels.{nearest(label, known)}")

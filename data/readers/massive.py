@@ -1,4 +1,4 @@
-"""MASSIVE en-US (JSON lines) to examples.
+"""Read MASSIVE en-US (JSON lines) into examples.
 
 Each line holds an utterance twice: plain (``utt``) and with its slots in brackets (``annot_utt``)::
 
@@ -7,19 +7,19 @@ Each line holds an utterance twice: plain (``utt``) and with its slots in bracke
     labels     Other Other Other Other time time Other date
     bio        O     O     O     O     B-time I-time O B-date
 
-The words are those of ``utt.split()``, and the utterance decides: it is what a system hears. In some lines the
-annotation says something else (68 of 12,275 in the SLURP-derived file: capitals, ``sacremento``, ``@comcast``
-for "at comcast"). None is dropped. Their words are aligned, and the lines counted, by kind:
+The words are those of ``utt.split()``, because the plain utterance is what a system gets as input. In some lines the
+annotation has other words (68 of 12,275 in the SLURP-derived file: capitals, ``sacremento``, ``@comcast`` for "at
+comcast"). No line is dropped. The words of such a line are aligned, and the lines are counted by kind:
 
-- ``letter_case``: the words differ in capitals only. Every word takes the label in its own place.
-- ``spelling``: as many words, some of them others. Equal words (whatever their case) are matched in order, and
-  between matches words pair off by place: ``rihanna`` takes the label of ``rihana``.
-- ``word_count``: another number of words. Where the words between two matches are not equally many, an
-  utterance's word takes the label of the annotated word that holds more than half of its letters in one piece
-  (``comcast`` is in ``@comcast``, ``harry`` and ``potter`` in ``harrypotter``), and Other when there is none.
+- ``letter_case``: the words differ in capitals only. Each word takes the label at the same index.
+- ``spelling``: the number of words is the same, but some differ. Equal words (ignoring case) are matched in order.
+  Words between two matches are paired by index: ``rihanna`` takes the label of ``rihana``.
+- ``word_count``: the number of words differs. Where it also differs between two matches, a word takes the label of the
+  annotated word that contains more than half of its letters in one piece: ``comcast`` is in ``@comcast``, ``harry``
+  and ``potter`` are in ``harrypotter``. If there is no such word, it takes Other.
 
-``entities_lost`` counts the bracketed entities that no word of the utterance took. A word that touches two
-brackets (``[person : ann][date : monday]`` without a space between) is the first one's.
+``entities_lost`` counts the bracketed entities that no word of the utterance received. A word that touches two
+brackets (``[person : ann][date : monday]`` without a space between) belongs to the first.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ log = logging.getLogger("data")
 
 @dataclass(frozen=True)
 class _Word:
-    """A word of the annotated utterance: its slot type, None outside brackets, and which bracket of the line."""
+    """A word of the annotated utterance, its slot type and the number of its bracket; None outside brackets."""
 
     text: str
     slot: str | None
@@ -197,7 +197,7 @@ def load_massive(path: Path, split: str) -> list[Example]:
     )
     if len(examples) != UTTERANCES_IN_RELEASE[split] and not path.resolve().is_relative_to(SAMPLE_DIR):
         log.warning(
-            "massive %s: %d utterances where MASSIVE 1.1 en-US has %d; scores on other data do not compare with "
+            "massive %s: %d utterances, but MASSIVE 1.1 en-US has %d; scores on other data cannot be compared with "
             "published ones",
             split,
             len(examples),
@@ -211,18 +211,18 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
 
     Args:
         path: a JSON-lines file of MASSIVE's format; the release tarball; or a folder that holds ``en-US.jsonl``
-            or the tarball, itself or in ``massive/``, ``data/`` or ``1.1/data/``. Of several languages only
-            en-US is read unless a file is named.
+            or the tarball, directly or in ``massive/``, ``data/`` or ``1.1/data/``. Only en-US is read, unless
+            ``path`` is the file of another language.
         split: ``"train"``, ``"dev"`` or ``"test"``, matched against each line's ``partition``.
 
     Returns:
-        The examples, in the file's order, and counts: ``empty`` utterances, and the mismatches that this
-        module's docstring names.
+        The examples, in the file's order, and counts: ``empty`` utterances, and the mismatches
+        described at the top of this file.
 
     Raises:
-        UserError: no such split, nothing found at ``path``, or, with file and line number, a line that is not
+        UserError: no such split, or nothing found at ``path``. Or, with file and line number: a line that is not
             UTF-8 or not JSON, lacks a key, repeats an id, has unbalanced brackets, or names an intent, slot
-            type or partition that does not exist. All lines are checked, those of other splits too.
+            type or partition that does not exist. Lines of other splits are checked too.
     """
     if split not in SPLITS:
         raise UserError(f"massive has no split {split!r}.{nearest(split, SPLITS)}")
@@ -248,7 +248,7 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
         labels: dict[str, str | tuple[str, ...]] = {"intent": row["intent"], "slots": slots}
         examples.append(Example(id=name, text=row["utt"], labels=labels, bio={"slots": bio}))
     if not examples:
-        raise UserError(f"{source}: none of its {len(seen)} utterances is of the split {split!r}.")
+        raise UserError(f"{source}: none of its {len(seen)} utterances is in the split {split!r}.")
     return examples, counts
 
 
@@ -273,7 +273,7 @@ def _find(path: Path) -> tuple[str, bytes]:
 def _from_tarball(path: Path) -> tuple[str, bytes]:
     found = list(iterate_tarball(path, lambda name: name.split("/")[-1] == FILE_NAME))
     if len(found) != 1:
-        raise UserError(f"{path}: holds {len(found)} files named {FILE_NAME}, where the release holds one.")
+        raise UserError(f"{path}: {len(found)} files named {FILE_NAME}; the release has one.")
     name, content = found[0]
     return f"{path}:{name}", content
 
@@ -314,7 +314,7 @@ def _parse_annotation(annotation: str, where: str) -> list[_Word]:
     for end in range(len(letters) + 1):
         if end < len(letters) and not letters[end][0].isspace():
             continue
-        if end > start:  # a word takes its first slotted letter's slot: punctuation is glued to "[date : friday],"
+        if end > start:  # a word has the slot of its first letter in a bracket: "friday," in "[date : friday],"
             _, slot, its_bracket = next((letter for letter in letters[start:end] if letter[1]), letters[start])
             words.append(_Word("".join(letter for letter, _, _ in letters[start:end]), slot, its_bracket))
         start = end + 1
@@ -322,7 +322,7 @@ def _parse_annotation(annotation: str, where: str) -> list[_Word]:
 
 
 def _pieces(annotation: str, where: str) -> Iterator[tuple[str | None, str]]:
-    """Yield ``(slot type or None, text)`` for what lies inside and outside the brackets."""
+    """Yield ``(slot type, text)`` for each bracket and ``(None, text)`` for the text between brackets."""
 
     def broken(why: str) -> UserError:
         return UserError(f"{where}: {why} in annot_utt {annotation!r}; a slot is written [type : words].")
@@ -353,7 +353,7 @@ def _pieces(annotation: str, where: str) -> Iterator[tuple[str | None, str]]:
 def _align(
     words: list[str], annotated: list[_Word], n_entities: int, counts: Counter[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give every word of the utterance its slot type and BIO tag, and count what does not match."""
+    """The slot types and BIO tags of the utterance's words; adds this line's mismatches to ``counts``."""
     theirs = [word.text for word in annotated]
     if words == theirs:
         matched: list[_Word | None] = list(annotated)
@@ -375,7 +375,7 @@ def _align(
 
 
 def _match(words: list[str], theirs: list[str], annotated: list[_Word]) -> list[_Word | None]:
-    """Find each word's counterpart among the annotated words, by the rules of this module's docstring."""
+    """The annotated word that matches each word, by the rules at the top of this file; None where there is none."""
     matched: list[_Word | None] = [None] * len(words)
     blocks = difflib.SequenceMatcher(None, words, theirs, autojunk=False).get_opcodes()
     for _, start, end, their_start, their_end in blocks:

@@ -1,11 +1,11 @@
-"""20 Newsgroups (the "bydate" release) to examples.
+"""Read 20 Newsgroups (the "bydate" release) into examples.
 
-The model is shown a post as the release has it: the headers left in the release (From, Subject, Organization,
-...) stay, as in the paper, and so do quotes and signatures. Two things are settled here:
+The model sees a post as it is in the release, as in the paper: with the headers that the release has (From, Subject,
+Organization, ...), and with quotes and signatures. Two rules:
 
-- The release is Latin-1, in which every byte is a character, so no post can fail to decode (73 of 18,846 hold
-  bytes outside ASCII, none of them UTF-8). Line ends become ``\\n``; nothing else is touched.
-- An empty post stays: a test set never loses an example. The real release has none.
+- The release is Latin-1, in which every byte is a character, so every post can be decoded (73 of 18,846 have bytes
+  outside ASCII, none of them UTF-8). Line ends become ``\\n``; nothing else is changed.
+- Empty posts are kept, so that a test set never loses an example. The real release has none.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ROOTS: tuple[str, ...] = (
     "soc",
     "talk",
 )
-"""What stands before a group's first dot: the seven-class labels, sorted."""
+"""The part of a group's name before the first dot: the seven-class labels, sorted."""
 
 POSTS_IN_RELEASE: dict[str, int] = {"train": 11_314, "test": 7_532}
 """Posts per split of the full "bydate" release."""
@@ -78,13 +78,13 @@ def load_newsgroups(path: Path, split: str) -> list[Example]:
     if counts["looks_utf8"]:
         log.warning(
             "20ng %s: %d posts look like UTF-8 but were read as Latin-1, the release's encoding; their "
-            "letters outside ASCII are garbled. Convert those files to Latin-1.",
+            "characters outside ASCII are wrong. Convert those files to Latin-1.",
             split,
             counts["looks_utf8"],
         )
     if len(examples) != POSTS_IN_RELEASE[split] and not path.resolve().is_relative_to(SAMPLE_DIR):
         log.warning(
-            "20ng %s: %d posts where the full release has %d; scores on a part of it do not compare with "
+            "20ng %s: %d posts, but the full release has %d; scores on a part of it cannot be compared with "
             "published ones",
             split,
             len(examples),
@@ -102,12 +102,12 @@ def read_newsgroups(path: Path, split: str) -> tuple[list[Example], Counter[str]
         split: ``"train"`` or ``"test"``.
 
     Returns:
-        The examples, ordered by group and post number whatever they were read from, and counts of what is
-        odd: ``empty`` (nothing but whitespace), ``not_ascii``, ``looks_utf8``, ``carriage_returns``.
+        The examples, ordered by group and post number (from a tarball and from folders alike), and counts:
+        ``empty`` (only whitespace), ``not_ascii``, ``looks_utf8``, ``carriage_returns``.
 
     Raises:
-        UserError: no such split, nothing found at ``path``, a folder that is none of the twenty groups, a
-            tarball that is broken or whose members point outside.
+        UserError: no such split; nothing found at ``path``; a folder that is not one of the twenty groups; a
+            tarball that is broken or has members that point outside it.
     """
     if split == "dev":
         raise UserError("20ng has no dev split. Hold out a part of the training posts instead: --holdout 0.1")
@@ -122,7 +122,7 @@ def read_newsgroups(path: Path, split: str) -> tuple[list[Example], Counter[str]
     for group, number, content in posts:
         if group not in GROUPS:
             raise UserError(
-                f"{path}: post {group}/{number} lies in {group!r}, which is none of the twenty groups."
+                f"{path}: post {group}/{number} is in {group!r}, which is not one of the twenty groups."
                 f"{nearest(group, GROUPS)}"
             )
         text = content.decode("latin-1").replace("\r\n", "\n").replace("\r", "\n")
@@ -136,7 +136,7 @@ def read_newsgroups(path: Path, split: str) -> tuple[list[Example], Counter[str]
 
 
 def _posts(path: Path, folder_name: str) -> Iterator[tuple[str, str, bytes]]:
-    """Yield ``(group, post number, bytes)`` of one split, from whatever ``path`` is."""
+    """Yield ``(group, post number, bytes)`` of one split, from a tarball or a folder."""
     if is_tarball(path):
         yield from _tarball_posts(path, folder_name)
         return

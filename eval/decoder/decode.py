@@ -1,13 +1,13 @@
 """Greedy decoding: token ids in, token ids out.
 
-Three kinds of forward pass, one small function each: `_prefill_prefix` once a run, `_prefill_bodies` once a batch of
-requests, `_decode_tokens` until all of the batch are done. They are generators: each yields the arguments of a forward
-pass and is sent the logits back, so that `greedy_decode` alone calls the model, once per turn of one loop. That loop is
-what keeps ranks together: under FSDP every forward pass is a collective, and a rank with nothing left to decode
-runs dummy passes until the last one is done.
+There are three kinds of forward pass, one small function each: `_prefill_prefix` once per run, `_prefill_bodies` once
+per batch of requests, `_decode_tokens` until all requests of the batch are done. They are generators: each yields the
+arguments of a forward pass and is sent the logits. Only `greedy_decode` calls the model, once per iteration of one
+loop. This loop keeps ranks in step: under FSDP every forward pass is a collective, so a rank without requests runs
+dummy passes until the last rank is done.
 
-The decoder knows nothing of text, prompts or labels, and reaches the model only through its `forward`, because that is
-what FSDP hooks.
+The decoder does not depend on text, prompts or labels. It calls only the model's `forward`, because FSDP's hooks are
+there.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Passes = Generator[Forward, Tensor, None]
 
 @dataclass
 class Decoded:
-    """What one request emitted.
+    """The answer to one request.
 
     Attributes:
         tokens: emitted ids, without the stop token.
-        stopped: True when a stop token ended it, False when it ran into its ``max_new_tokens``.
+        stopped: True if a stop token ended it, False if it reached its ``max_new_tokens``.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -57,26 +57,26 @@ def greedy_decode(
 ) -> list[Decoded]:
     """Decode every request greedily: at each step the most probable token, until a stop token or the limit.
 
-    A request's result does not depend on which others share its batch, but for rounding: sums in another order can flip
-    an argmax between near-equal logits. In fp32 we have not seen it happen; in bf16 up to once in 1,000 emitted tokens
-    (`benchmarks/results/batch_flips.md`).
+    A request's result does not depend on the other requests of its batch, except for rounding: another order of sums
+    can change the argmax of near-equal logits. In fp32 we have not seen this; in bf16 it happened up to once in 1,000
+    emitted tokens (`benchmarks/results/batch_flips.md`).
 
     Args:
         model: maps ``(tokens, positions, doc_ids, output_index, cache)`` to logits, as `model.llama.Llama`.
-        prefix: ids that every request begins with; prefilled once. May be empty.
+        prefix: ids at the start of every request, prefilled once. May be empty.
         bodies: each request's ids after the prefix, at least one token each.
-        max_new_tokens: limit on emitted tokens, one for all or one per request; stop token not counted.
+        max_new_tokens: limit on emitted tokens without the stop token, one for all or one per request.
         stop_ids: token ids that end an answer.
-        max_batch_tokens: upper bound on the tokens of a batch, answers included; a longer single request runs alone.
+        max_batch_tokens: upper bound on the tokens of a batch, answers included; a longer request runs alone.
         max_batch_size: upper bound on the requests of a batch.
-        group: ranks that must run equal numbers of forward passes (FSDP); None where passes are not collective.
+        group: ranks that must run equal numbers of forward passes (FSDP); None for an unsharded model.
         progress: called with the number of requests finished since the last call.
 
     Returns:
-        One `Decoded` per request, in the order given.
+        One `Decoded` per request, in their order.
 
     Raises:
-        ValueError: an empty body, or a number of limits that differs from the number of requests.
+        ValueError: an empty body, or unequal numbers of limits and requests.
     """
     limits = [max_new_tokens] * len(bodies) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != len(bodies):
@@ -102,7 +102,7 @@ def greedy_decode(
 def batches(
     lengths: Sequence[int], limits: Sequence[int], max_batch_tokens: int, max_batch_size: int = MAX_BATCH_SIZE
 ) -> list[list[int]]:
-    """Group requests, longest first, so that batch size x (longest body + longest answer) stays within the bound.
+    """Group requests, longest first, so that batch size x (longest body + longest answer) is within the bound.
 
     Args:
         lengths, limits: of each request, tokens of its body and most tokens of its answer.
@@ -145,18 +145,18 @@ def _prefill_prefix(prefix: Sequence[int], cache: PrefixCache, device: torch.dev
 def _prefill_bodies(
     bodies: Sequence[Sequence[int]], prefix: PrefixCache, slots: SlotCache, device: torch.device | str
 ) -> Generator[Forward, Tensor, Tensor]:
-    """One packed row of all bodies behind the cached prefix. Returns each request's first new token, [R]."""
+    """One packed row of all bodies, after the cached prefix. Returns each request's first new token, [R]."""
     lengths = torch.tensor([len(body) for body in bodies])
     slot = torch.repeat_interleave(torch.arange(len(bodies)), lengths, output_size=sum(map(len, bodies)))  # [T]
     ends = lengths.cumsum(0)
-    place = torch.arange(len(slot)) - (ends - lengths)[slot]  # [T]
+    offset = torch.arange(len(slot)) - (ends - lengths)[slot]  # [T]
     tokens = torch.tensor([token for body in bodies for token in body])
-    tokens, slot, place, last = (x.to(device) for x in (tokens, slot, place, ends - 1))
+    tokens, slot, offset, last = (x.to(device) for x in (tokens, slot, offset, ends - 1))
     mask = build_mask(slot[None] + 1, n_cached=prefix.n_tokens)
-    cache = BodyPass(prefix, slots, mask, slot, place)
+    cache = BodyPass(prefix, slots, mask, slot, offset)
     logits = yield {
         "tokens": tokens[None],
-        "positions": place[None] + prefix.n_tokens,
+        "positions": offset[None] + prefix.n_tokens,
         "output_index": last,
         "cache": cache,
     }
@@ -171,7 +171,7 @@ def _decode_tokens(
     slots: SlotCache,
     device: torch.device | str,
 ) -> Passes:
-    """Feed each request's newest token back until all are done; finished requests leave the batch."""
+    """Feed each request's newest token back until all are done; drop finished requests from the batch."""
     lengths = torch.tensor([len(body) for body in bodies], device=device)
     while True:
         keep = answers.take(next_token.tolist())
@@ -191,7 +191,7 @@ def _decode_tokens(
 
 
 class _Answers:
-    """The answers of the requests in flight: takes each step's tokens, says which rows of the batch to keep."""
+    """The answers of the unfinished requests. `take` adds each step's tokens and returns the rows to keep."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class _Answers:
             elif len(result.tokens) < limit:
                 result.tokens.append(token)
                 keep.append(row)
-        # The token after the last one allowed is computed but not kept: it may be the stop token.
+        # The token after the limit is computed but not kept: it may be the stop token.
         if self.progress is not None and len(keep) < len(self.rows):
             self.progress(len(self.rows) - len(keep))
         self.rows = [self.rows[row] for row in keep]

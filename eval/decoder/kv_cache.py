@@ -1,23 +1,23 @@
-"""The keys and values a decoder keeps, so that each new token costs one token.
+"""KV cache: keys and values of earlier tokens, so that each new token costs the forward pass of one token.
 
 All requests of a run begin with the same prefix (chat template, instruction, label list, examples). Its keys and
-values are computed once and are in memory once, however many requests share them; each request has a slot for its
-own tokens only. With a prefix of P tokens and R requests of body lengths b1, b2, ... that have emitted e tokens::
+values are computed and stored once. Each request has a slot for its other tokens: its body (b) and the tokens that it
+has emitted (e)::
 
-    prefix    [ 1, P, K, D]   |p p p p p p|              shared, never copied per request
+    prefix    [ 1, P, K, D]   |p p p p p p|              shared by all requests, never copied
     slot 1    [ K, S, D]                  |b b b e e . . |
     slot 2    [ K, S, D]                  |b b e e . . . |       S = longest body + longest answer
     slot 3    [ K, S, D]                  |b b b b b e e |
 
-A request's tokens are at positions P, P + 1, ...; a slot's place s holds position P + s.
+A request's tokens have positions P, P + 1, ...; offset s of a slot has position P + s.
 
-The model sees one of three caches, one for each kind of forward pass; each decides who attends to whom:
+The model gets one of three caches, one for each kind of forward pass. Each defines which tokens attend to which:
 
-    `PrefixPass`   the prefix alone, plain causal; records its keys and values
-    `BodyPass`     all bodies end to end in one packed row behind the cached prefix (`model/attention.py`'s rule)
+    `PrefixPass`   the prefix alone, plain causal; stores its keys and values
+    `BodyPass`     all bodies end to end in one packed row after the cached prefix (`model/attention.py`'s rule)
     `TokenPass`    one new token per request
 
-Shapes: R requests (slots), T tokens of a packed row, P prefix, S places of a slot, H heads, K key/value heads,
+Shapes: R requests (slots), T tokens of a packed row, P prefix, S slot length, H heads, K key/value heads,
 G = H / K, D head width.
 """
 
@@ -32,7 +32,7 @@ from model.attention import PackedMask, attention
 
 
 class PrefixCache:
-    """Keys and values of the shared prefix, one pair a layer: [P, K, D]."""
+    """Keys and values of the shared prefix, one pair per layer: [P, K, D]."""
 
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens = n_tokens
@@ -41,25 +41,25 @@ class PrefixCache:
 
 
 class SlotCache:
-    """Keys and values of the requests in flight, one pair a layer, made when first written to.
+    """Keys and values of the unfinished requests, one pair per layer, allocated at the first write.
 
-    Laid out as [R, K, S, D], so that a step's products with them are batched matrix products over R and K as they lie;
-    with S before K, each would first copy all of the cache.
+    The layout is [R, K, S, D], so that a step's products are batched matrix products over R and K without a copy. With
+    S before K, each product would first copy the entire cache.
     """
 
-    def __init__(self, n_slots: int, n_places: int) -> None:
-        self.n_slots, self.n_places = n_slots, n_places
+    def __init__(self, n_slots: int, slot_length: int) -> None:
+        self.n_slots, self.slot_length = n_slots, slot_length
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
-    def write(self, layer: int, slot: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store token t's keys and values k[t], v[t] ([T, K, D]) at place[t] of slot[t] (both [T] int64)."""
+    def write(self, layer: int, slot: Tensor, offset: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store token t's keys and values k[t], v[t] ([T, K, D]) at offset[t] of slot[t] (both [T] int64)."""
         if layer not in self.keys:
             K, D = k.shape[1:]
-            self.keys[layer] = k.new_zeros(self.n_slots, K, self.n_places, D)
-            self.values[layer] = v.new_zeros(self.n_slots, K, self.n_places, D)
-        self.keys[layer][slot, :, place] = k
-        self.values[layer][slot, :, place] = v
+            self.keys[layer] = k.new_zeros(self.n_slots, K, self.slot_length, D)
+            self.values[layer] = v.new_zeros(self.n_slots, K, self.slot_length, D)
+        self.keys[layer][slot, :, offset] = k
+        self.values[layer][slot, :, offset] = v
 
     def keep(self, slots: Tensor) -> None:
         """Drop all slots but these ([r] int64), in this order."""
@@ -83,11 +83,11 @@ class PrefixPass:
 class BodyPass:
     """Forward pass over all bodies, packed end to end in one row, [1, T]."""
 
-    def __init__(self, prefix: PrefixCache, slots: SlotCache, mask: PackedMask, slot: Tensor, place: Tensor) -> None:
-        self.prefix, self.slots, self.mask, self.slot, self.place = prefix, slots, mask, slot, place
+    def __init__(self, prefix: PrefixCache, slots: SlotCache, mask: PackedMask, slot: Tensor, offset: Tensor) -> None:
+        self.prefix, self.slots, self.mask, self.slot, self.offset = prefix, slots, mask, slot, offset
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.slots.write(layer, self.slot, self.place, k[0], v[0])
+        self.slots.write(layer, self.slot, self.offset, k[0], v[0])
         if self.prefix.n_tokens:
             k = torch.cat([self.prefix.keys[layer][None], k], dim=1)  # [1, P + T, K, D]
             v = torch.cat([self.prefix.values[layer][None], v], dim=1)
@@ -95,13 +95,13 @@ class BodyPass:
 
 
 class TokenPass:
-    """Forward pass over one new token per request, [R, 1]. ``lengths`` [R]: tokens each slot holds before it."""
+    """Forward pass over one new token per request, [R, 1]. ``lengths`` [R]: tokens in each slot before it."""
 
     def __init__(self, prefix: PrefixCache, slots: SlotCache, lengths: Tensor) -> None:
         self.prefix, self.slots, self.lengths = prefix, slots, lengths
         self.rows = torch.arange(len(lengths), device=lengths.device)
-        places = torch.arange(slots.n_places, device=lengths.device)
-        self.hidden = places[None, None, None, :] > lengths[:, None, None, None]  # [R, 1, 1, S] not yet written
+        offsets = torch.arange(slots.slot_length, device=lengths.device)
+        self.hidden = offsets[None, None, None, :] > lengths[:, None, None, None]  # [R, 1, 1, S] not yet written
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         R, _, H, D = q.shape
@@ -110,8 +110,8 @@ class TokenPass:
         keys, values = self.slots.keys[layer], self.slots.values[layer]  # [R, K, S, D]
         q = q.view(R, K, H // K, D)  # [R, K, G, D]
 
-        # One softmax over two stretches of keys: the prefix, which all requests share (so their queries are folded
-        # into one matrix product against it), and the request's own tokens.
+        # One softmax over the keys of the prefix and of the request's slot. All requests share the prefix's keys, so
+        # their queries are folded into one matrix product with them.
         own = _scores(q, keys).masked_fill(self.hidden, float("-inf"))  # [R, K, G, S]
         if not self.prefix.n_tokens:
             return (own.softmax(-1).type_as(values) @ values).view(R, 1, H, D)
@@ -120,15 +120,15 @@ class TokenPass:
         folded = q.transpose(0, 1).flatten(1, 2)  # [K, R * G, D]
         shared = _scores(folded, prefix_keys).unflatten(1, (R, -1)).transpose(0, 1)  # [R, K, G, P]
         weights = torch.cat([shared, own], dim=-1).softmax(dim=-1).type_as(values)
-        shared, own = weights.split([self.prefix.n_tokens, self.slots.n_places], dim=-1)
+        shared, own = weights.split([self.prefix.n_tokens, self.slots.slot_length], dim=-1)
         folded = shared.transpose(0, 1).flatten(1, 2) @ prefix_values  # [K, R * G, D]
         out = own @ values + folded.unflatten(1, (R, -1)).transpose(0, 1)  # [R, K, G, D]
         return out.reshape(R, 1, H, D)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """Scaled scores [..., G, S] in fp32, as the fused kernels of the other passes keep them.
+    """Scaled scores [..., G, S] in fp32, as in the fused kernels of the other passes.
 
-    Rounded to bf16 before the softmax, they would make this pass several times noisier than those it continues.
+    With scores rounded to bf16 before the softmax, this pass would be several times less accurate than the others.
     """
     return q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])

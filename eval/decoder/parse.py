@@ -1,17 +1,17 @@
-"""Reading an answer back: the exact inverse of `data.tasks.Task.write`, for text that a model made up.
+"""Parse a model's answer into labels: the exact inverse of `data.tasks.Task.write`.
 
-What is read, and nothing else:
+Only these forms are parsed:
 
 - exactly what `Task.write` writes;
 - the same with white space around it, in a Markdown code fence (```` ``` ```` or ```` ```json ````), or, for a bare
   label, in one pair of quotation marks (' " or `);
-- a list or an object in Python's notation instead of JSON's (``['Other', 'time']``): the prompt itself lists the
-  labels that way.
+- a list or an object in Python's notation instead of JSON's (``['Other', 'time']``), because the prompt lists the
+  labels in this notation.
 
-A label counts only if it is exactly one of the set: same case, same spelling, nothing before or after it. In a joint
-answer each field stands for itself: one that is missing or wrong leaves the other readable; further keys are ignored.
-A list of slots is fitted to the words: missing ones are Other, extra ones are cut, an unknown type is Other, and each
-is counted. Whatever cannot be read is None and named in ``unparsed``; nothing here raises.
+A label must be exactly one of the set: same case, same spelling, nothing before or after it. In a joint answer each
+field is parsed separately, so a missing or wrong field does not affect the others; further keys are ignored. A list of
+slots is fitted to the words: missing labels are Other, extra ones are cut, unknown types are Other, and each case is
+counted. A field that cannot be parsed is None and named in ``unparsed``. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _QUOTES = "'\"`"
 
 @dataclass(frozen=True)
 class Parsed:
-    """What an answer says.
+    """A parsed answer.
 
     Attributes:
-        labels: by field name; None where the field could not be read.
-        unparsed: names of the fields that could not be read.
-        n_missing: words that a list of slots was too short for (read as Other).
-        n_extra: entries that a list of slots had too many (cut).
-        n_unknown: entries that are no known type (read as Other).
+        labels: by field name; None if the field could not be parsed.
+        unparsed: names of the fields that could not be parsed.
+        n_missing: words without an entry in a list of slots (set to Other).
+        n_extra: entries of a list of slots beyond the last word (cut).
+        n_unknown: entries that are not a known type (set to Other).
     """
 
     labels: dict[str, str | tuple[str, ...] | None]
@@ -48,11 +48,11 @@ class Parsed:
 
 
 def parse_answer(task: Task, text: str, n_words: int) -> Parsed:
-    """The labels in an answer.
+    """Parse the labels in an answer.
 
     Args:
-        text: what the model wrote, without the end-of-turn token.
-        n_words: words of the document; every token field gets that many labels.
+        text: the model's answer, without the end-of-turn token.
+        n_words: words of the document; every token field gets this many labels.
     """
     if task.is_joint:
         value = _literal(_unfence(text))
@@ -104,7 +104,7 @@ def _unfence(text: str) -> str:
 
 
 def _literal(text: str) -> object:
-    """The value of a JSON or Python literal; None for anything else, however long, deep or odd it is."""
+    """The value of a JSON or Python literal; None for any other text."""
     if text[:1] not in ("{", "["):
         return None
     try:
@@ -112,7 +112,7 @@ def _literal(text: str) -> object:
     except (ValueError, RecursionError):
         pass
     try:
-        with warnings.catch_warnings():  # about backslashes in the model's strings
+        with warnings.catch_warnings():  # ignore those about backslashes in strings
             warnings.simplefilter("ignore")
             return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):

@@ -1,22 +1,22 @@
-"""A tensor-parallel decoder for scoring: read from disk, or copied out of a model in training.
+"""A tensor-parallel decoder for scoring: loaded from disk, or copied from a model in training. In three steps:
 
-::
+1. Shard on the meta device, as in training (`train/parallel/tensor_parallel.py`): every matrix becomes a DTensor.
+2. Load from a Hugging Face folder or a training checkpoint (`eval/setup.py`), or copy from a live model
+   (`copy_for_scoring`). Each rank keeps only its slices.
+3. `to_plain_tensors`: replace the DTensors by their local slices and plain collectives.
 
-    apply        on the meta device, as in training (`train/parallel/tensor_parallel.py`): every matrix becomes a
-                 DTensor that knows which slice of it each rank holds
-      fill       from a Hugging Face folder or a training checkpoint (`eval/setup.py`), or from a live model
-                 (`copy_for_scoring`): whichever it is, a rank keeps its own slices and nothing else
-      to_plain_tensors   the same slices as plain tensors, with plain collectives
+Embedding and head are sharded too. A decoding step reads every weight once. For Llama 3 70B in bf16 on 8 GPUs, per GPU:
 
-Embedding and head are split too. A step of decoding reads every weight once: of Llama 3 70B in bf16 over 8 GPUs the
-blocks are 17.1 GB a GPU; an unsharded head would add 2.1 GB to read, an eighth of it adds 0.26, and gathering the
-logits (0.26 MB a request) costs far less than reading the difference. Unsharded, the two would also take 3.7 GB a GPU
-from the cache. And because all ranks choose the next token from the same gathered logits, they cannot part ways.
+    blocks                         17.1  GB
+    head, unsharded                 2.1  GB
+    head, sharded                   0.26 GB; gathering the logits (0.26 MB per request) costs little in comparison
+    embedding and head, unsharded   3.7  GB more memory than sharded, which the cache can use instead
 
-Why `to_plain_tensors`: a product with a DTensor keeps the host busy for a fraction of a millisecond before the device
-has anything to do, and a block has seven. One token at a time that is several times what a GPU needs for the step
-(`benchmarks/results/score_in_training.md`), and without gradients nothing is left for DTensors to do once the slices
-are in place.
+All ranks choose the next token from the same gathered logits, so they cannot diverge.
+
+Why `to_plain_tensors`: a product with a DTensor costs the host a fraction of a millisecond before the device starts,
+and a block has seven products. With one token per step, this is several times the GPU's time for the entire step
+(`benchmarks/results/score_in_training.md`). Without gradients, DTensors are not needed once the slices are loaded.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from train.parallel.tensor_parallel import apply_tensor_parallel
 def copy_for_scoring(
     model: nn.Module, build: Callable[[], nn.Module], mesh: DeviceMesh, dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
-    """A copy of a model in training, split over ``mesh``, its weights cast to ``dtype``.
+    """A tensor-parallel copy of a model in training, sharded over ``mesh``, with weights cast to ``dtype``.
 
-    A collective call of all ranks that hold a shard of ``model``. One tensor at a time is gathered, and each
-    rank keeps its slice of it: all weights pass through each GPU once, as in one forward pass of FSDP, and the most
-    that a rank holds beside the copy is the largest tensor.
+    A collective call of all ranks that have a shard of ``model``. One tensor at a time is gathered, and each rank keeps
+    its slice of it. All weights pass through each GPU once, as in one forward pass of FSDP. Besides the copy, a rank
+    needs memory for the largest tensor.
 
     Args:
         model: its parameters are DTensors on any mesh.
-        build: makes the model anew; called under the meta device.
+        build: builds a new model; called under the meta device.
     """
     with torch.device("meta"):
         copy = build().to(dtype)
@@ -63,11 +63,11 @@ def copy_for_scoring(
 
 
 def to_plain_tensors(model: nn.Module, build: Callable[[], nn.Module], mesh: DeviceMesh) -> nn.Module:
-    """A model that shares the memory of a tensor-parallel one and gives its results; no DTensors, no gradients.
+    """The same model without DTensors and without gradients; it shares the memory of ``model``.
 
     Args:
-        model: as `train.parallel.tensor_parallel.apply_tensor_parallel` made it, its slices in place.
-        build: makes the model anew; called under the meta device.
+        model: sharded over ``mesh`` by `train.parallel.tensor_parallel.apply_tensor_parallel`, with weights loaded.
+        build: builds a new model; called under the meta device.
     """
     with torch.device("meta"):
         plain = build()
@@ -80,18 +80,18 @@ def to_plain_tensors(model: nn.Module, build: Callable[[], nn.Module], mesh: Dev
             plain.get_submodule(name).weight = nn.Parameter(weight.detach(), requires_grad=False)
         elif isinstance(module, nn.Embedding):
             plain.set_submodule(name, _EmbeddingSlice(weight, group))
-        elif weight.placements == (Shard(1),):  # split by input
-            plain.set_submodule(name, _LinearSlice(weight, lambda x: _add_up(x, group)))
+        elif weight.placements == (Shard(1),):  # row-wise parallel
+            plain.set_submodule(name, _LinearSlice(weight, lambda x: _all_reduce(x, group)))
         elif name == "head":
-            plain.set_submodule(name, _LinearSlice(weight, lambda x, n=weight.shape[0]: _gather(x, n, group)))
-        else:  # split by output; what comes next is split alike
+            plain.set_submodule(name, _LinearSlice(weight, lambda x, n=weight.shape[0]: _all_gather(x, n, group)))
+        else:  # column-wise parallel; the next layer uses the local outputs
             plain.set_submodule(name, _LinearSlice(weight, lambda x: x))
     assert not any(p.is_meta or isinstance(p, DTensor) for p in plain.parameters())
     return plain
 
 
 class _LinearSlice(nn.Module):
-    """One rank's slice of a linear layer; ``finish`` makes of its result what the next layer takes."""
+    """One rank's slice of a linear layer; ``finish`` converts its output to the next layer's input."""
 
     def __init__(self, weight: DTensor, finish: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class _LinearSlice(nn.Module):
 
 
 class _EmbeddingSlice(nn.Module):
-    """The rows of an embedding that one rank holds; it has zeros for the ids of others."""
+    """One rank's rows of an embedding; token ids of other ranks give zeros before the all-reduce."""
 
     def __init__(self, weight: DTensor, group: dist.ProcessGroup) -> None:
         super().__init__()
@@ -113,21 +113,21 @@ class _EmbeddingSlice(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         row = tokens - self.first
-        foreign = (row < 0) | (row >= len(self.weight))
-        x = F.embedding(row.masked_fill(foreign, 0), self.weight)
-        return _add_up(x.masked_fill(foreign[..., None], 0), self.group)
+        not_local = (row < 0) | (row >= len(self.weight))
+        x = F.embedding(row.masked_fill(not_local, 0), self.weight)
+        return _all_reduce(x.masked_fill(not_local[..., None], 0), self.group)
 
 
-def _add_up(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The ranks' partial results, summed; in place."""
+def _all_reduce(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Sum the ranks' partial results in place."""
     dist.all_reduce(x, group=group)
     return x
 
 
-def _gather(x: Tensor, n_full: int, group: dist.ProcessGroup) -> Tensor:
-    """[N, n] of each rank -> [N, n_full]; the last rank may have fewer than the others."""
-    n_each = -(-n_full // group.size())
+def _all_gather(x: Tensor, n_total: int, group: dist.ProcessGroup) -> Tensor:
+    """[N, n] of each rank -> [N, n_total]; the last ranks may have fewer columns than the others."""
+    n_each = -(-n_total // group.size())
     x = F.pad(x, (0, n_each - x.shape[-1])).movedim(-1, 0).contiguous()
-    full = x.new_empty(group.size() * n_each, *x.shape[1:])
-    dist.all_gather_single(full, x, group=group)
-    return full[:n_full].movedim(0, -1)
+    gathered = x.new_empty(group.size() * n_each, *x.shape[1:])
+    dist.all_gather_single(gathered, x, group=group)
+    return gathered[:n_total].movedim(0, -1)

@@ -1,4 +1,4 @@
-"""What an encoder's checkpoint can be scored on: its heads and their labels decide, there is no prompt."""
+"""Find the task that an encoder's checkpoint can be scored on, from its heads and their labels."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ def encoder_task(name: str, config: EncoderConfig, labels: dict[str, list[str]],
     """The task that a checkpoint's heads were fine-tuned for.
 
     Args:
-        name: a task's name or TOML file; empty: the built-in task whose heads these are.
-        config: the checkpoint's own numbers and heads.
-        labels: by head, the label of each of its outputs; a head that is missing here is not compared.
-        path: the checkpoint, for messages.
+        name: a task's name or TOML file; empty: the built-in task with these heads.
+        config: the checkpoint's config, with its heads.
+        labels: by head, the label of each output; a head that is missing here is not compared.
+        path: the checkpoint, for error messages.
 
     Raises:
-        UserError: the checkpoint has no heads, they are not the task's, or their labels are others.
+        UserError: the checkpoint has no heads, or their names, sizes or labels are not those of the task.
     """
     if not config.heads:
         raise UserError(
-            f"{path} is an encoder without heads for any task: there is nothing yet that could be scored. Fine-tune it "
+            f"{path} is an encoder without heads for any task, so it cannot be scored. Fine-tune it "
             "first (train.py --task ...), then score the run's export."
         )
     if not name:
         fits = [task for task in TASKS.values() if labels and output_labels(task) == labels]
         if not fits:
             raise UserError(
-                f"no --task given, and no task that is built in has the heads of {path}: {_names(config.heads)}. "
-                "For a task of your own give its TOML file."
+                f"no --task given, and no built-in task has the heads of {path}: {_names(config.heads)}. "
+                "For your own task, give its TOML file."
             )
         return fits[0]
     task = get_task(name)
@@ -48,16 +48,16 @@ def encoder_task(name: str, config: EncoderConfig, labels: dict[str, list[str]],
         known = labels.get(field, own)
         if known != own:
             differ = [label for label in dict.fromkeys([*known, *own]) if (label in own) != (label in known)]
-            what = f"only one of the two has {', '.join(differ[:SHOWN])}" if differ else "they are in another order"
+            what = f"only one of the two has {', '.join(differ[:SHOWN])}" if differ else "their order differs"
             raise UserError(
-                f"{path}: the labels of {field} are not those of task {task.name}: {what}. The head's outputs are "
-                "numbered by them: fine-tune again, or score with the task as it was."
+                f"{path}: the labels of {field} are not those of task {task.name}: {what}. The labels number the "
+                "head's outputs: fine-tune again, or score with the original task."
             )
     return task
 
 
 def from_label_sets(heads: tuple[Head, ...], labels: dict[str, list[str]]) -> dict[str, list[str]]:
-    """`output_labels` from a training checkpoint's label sets, in which token fields have types, not tags."""
+    """`output_labels` from a training checkpoint's label sets, which have types instead of tags for token fields."""
     return {
         head.name: list(tag_set(TokenField(head.name, tuple(labels[head.name])))) if head.kind == "token"
         else labels[head.name]

@@ -1,4 +1,4 @@
-"""Tokenizers for the tests of this folder: tiny ones made here, and the real ones where they are at hand."""
+"""Tokenizers for the tests of this folder: tiny ones made here, and the real ones if they are available."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def smollm2_template(smollm2_gguf: Path) -> str:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """SmolLM2's tokenizer out of its GGUF: vocabulary and merges as they are, digits split one by one."""
+    """SmolLM2's tokenizer from its GGUF: unchanged vocabulary and merges, digits split one by one."""
     gguf = pytest.importorskip("gguf")
     fields = gguf.GGUFReader(smollm2_gguf).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
@@ -153,7 +153,7 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Tok
 
 @pytest.fixture(scope="session")
 def posts(shared_dir: Path) -> list[str]:
-    """708 real newsgroup posts, spread over all groups: odd bytes, long quotes, tables, uuencoded parts."""
+    """708 real newsgroup posts from all groups: unusual bytes, long quotes, tables, uuencoded parts."""
     from data.source import load_examples
 
     return [example.text for example in load_examples("20ng", "train", shared_dir / "data")][::16]

@@ -1,4 +1,4 @@
-"""The page of counts, on the sample: its figures are those of the loaders."""
+"""The page of counts, on the sample: its figures equal those of the readers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert "## the sample: intents" in text and str(sample.parent) not in text
 
 
-def test_a_wrong_path_is_no_traceback(tmp_path: Path) -> None:
+def test_a_wrong_path_gives_no_traceback(tmp_path: Path) -> None:
     arguments = ["--newsgroups", str(tmp_path), "--massive", str(tmp_path), "--output", str(tmp_path / "x.md")]
     assert main(arguments) == 2
     assert not (tmp_path / "x.md").exists()

@@ -1,4 +1,4 @@
-"""Downloads, against a server on this machine: whole, resumed, interrupted, altered, refused, offline."""
+"""Downloads from a server on this machine: complete, resumed, interrupted, altered, refused, offline."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ CONTENT = os.urandom(300_000)
 
 @dataclass
 class Server:
-    """What the server does, and what it was asked."""
+    """What the server is to do, and the requests that it got."""
 
     url: str = ""
     content: bytes = CONTENT
     ranges: bool = True
-    close_after: list[int] = field(default_factory=list)  # bytes to send before hanging up, one a request
-    status: list[int] = field(default_factory=list)  # error to answer with, one a request
+    close_after: list[int] = field(default_factory=list)  # bytes to send before closing, one per request
+    status: list[int] = field(default_factory=list)  # error to answer with, one per request
     asked: list[str | None] = field(default_factory=list)  # each request's Range header
 
 
@@ -76,7 +76,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def closed_url() -> str:
-    with socket.socket() as probe:  # a port that nobody listens on
+    with socket.socket() as probe:  # a port without a listener
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}/file.tar.gz"
 
@@ -84,32 +84,32 @@ def closed_url() -> str:
 # ----------------------------------------------------------------------------------------------- fetching bytes
 
 
-def test_whole(tmp_path: Path, server: Server) -> None:
+def test_complete(tmp_path: Path, server: Server) -> None:
     fetch(server.url, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == CONTENT and server.asked == [None]
 
 
-def test_goes_on_from_a_part(tmp_path: Path, server: Server) -> None:
+def test_continues_from_a_part(tmp_path: Path, server: Server) -> None:
     (tmp_path / "x").write_bytes(CONTENT[:1000])
     fetch(server.url, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == CONTENT and server.asked == ["bytes=1000-"]
 
 
-def test_goes_on_after_a_lost_connection(tmp_path: Path, server: Server) -> None:
+def test_continues_after_a_lost_connection(tmp_path: Path, server: Server) -> None:
     server.close_after = [100_000, 0, 50_000]
     fetch(server.url, tmp_path / "x", wait_s=0.01)
     assert (tmp_path / "x").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=100000-", "bytes=100000-", "bytes=150000-"]
 
 
-def test_starts_over_where_the_server_does_no_ranges(tmp_path: Path, server: Server) -> None:
+def test_starts_again_if_the_server_does_not_support_ranges(tmp_path: Path, server: Server) -> None:
     (tmp_path / "x").write_bytes(b"old" * 500)
     server.ranges = False
     fetch(server.url, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == CONTENT and server.asked == ["bytes=1500-"]
 
 
-def test_a_part_that_is_whole_already(tmp_path: Path, server: Server) -> None:
+def test_a_part_that_is_complete_already(tmp_path: Path, server: Server) -> None:
     (tmp_path / "x").write_bytes(CONTENT)
     fetch(server.url, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == CONTENT and server.asked == ["bytes=300000-"]
@@ -148,7 +148,7 @@ def test_gives_up_on_a_server_that_always_starts_over(tmp_path: Path, server: Se
 def test_offline_and_nonsense_addresses(tmp_path: Path, closed_url: str) -> None:
     with pytest.raises(UserError, match="cannot fetch http://127.0.0.1.*refused"):
         fetch(closed_url, tmp_path / "x", wait_s=0.01)
-    with pytest.raises(UserError, match="'qwone' is no address"):
+    with pytest.raises(UserError, match="'qwone' is not a valid address"):
         fetch("qwone", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -231,23 +231,23 @@ def test_a_spoilt_part_does_not_spoil_the_next_run(tmp_path: Path, server: Serve
     assert server.asked == ["bytes=50-", None]
 
 
-def test_newsgroups_packed_anew_are_kept_and_said(
+def test_newsgroups_compressed_again_are_kept_with_a_warning(
     tmp_path: Path, server: Server, small: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     server.content = tarball(POSTS | {"README": b"packed anew"})
     with caplog.at_level(logging.INFO, "data"):
         download("20ng", tmp_path, server.url)
-    assert "none of the published checksums" in caplog.text and "2 train, 1 test examples" in caplog.text
+    assert "not a known checksum" in caplog.text and "2 train, 1 test examples" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (tarball(dict(list(POSTS.items())[1:])), "it holds 1 train, 1 test, not 2 train, 1 test examples"),
+        (tarball(dict(list(POSTS.items())[1:])), "it has 1 train, 1 test, not 2 train, 1 test examples"),
         (tarball({"../x": b"x"}), "points outside"),
-        (b"<html>moved</html>", "no tarball"),
+        (b"<html>moved</html>", "not a tarball"),
     ],
-    ids=["posts missing", "hostile", "no tarball"],
+    ids=["posts missing", "unsafe", "not a tarball"],
 )
 def test_what_is_not_the_newsgroups_is_refused(
     tmp_path: Path, server: Server, small: dict[str, bytes], content: bytes, message: str
@@ -282,7 +282,7 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.setattr(module, "fetch", interrupt)
     assert main(["massive", "--to", str(tmp_path)]) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "continues from here" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------- MASSIVE from the hub
@@ -295,7 +295,7 @@ class Feature:
 
 
 class HubSplit(list):
-    """Rows as ``datasets`` gives them: intent and scenario as class ids, more columns than needed."""
+    """Rows in the format of ``datasets``: intent and scenario as class ids, more columns than needed."""
 
     def __init__(self, rows: list[dict[str, str]]) -> None:
         self.features = {key: Feature() for key in (*ROWS[0], "worker_id", "slot_method")}
@@ -309,7 +309,7 @@ def hub(*calls: object, **more: object) -> dict[str, HubSplit]:
     return {"train": HubSplit(ROWS[:2]), "validation": HubSplit(ROWS[2:3]), "test": HubSplit(ROWS[3:])}
 
 
-def test_the_hub_copy_is_written_as_the_release_has_it(tmp_path: Path, small: dict[str, bytes]) -> None:
+def test_the_hub_copy_is_written_in_the_releases_format(tmp_path: Path, small: dict[str, bytes]) -> None:
     path = download_from_hub(tmp_path, hub)
     assert path == tmp_path / "massive" / "en-US.jsonl"
     assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS
@@ -317,7 +317,7 @@ def test_the_hub_copy_is_written_as_the_release_has_it(tmp_path: Path, small: di
 
 
 def test_a_hub_copy_that_is_not_the_release(tmp_path: Path, small: dict[str, bytes]) -> None:
-    with pytest.raises(UserError, match="it holds 2 train, 2 dev, 1 test, not 2 train, 1 dev, 1 test"):
+    with pytest.raises(UserError, match="it has 2 train, 2 dev, 1 test, not 2 train, 1 dev, 1 test"):
         download_from_hub(tmp_path, lambda *_, **__: hub(*_, **__) | {"more": HubSplit([ROWS[2] | {"id": "9"}])})
     assert list((tmp_path / "massive").iterdir()) == []
 

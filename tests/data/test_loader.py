@@ -1,4 +1,4 @@
-"""Steps: the same samples whatever the ranks and rows, each once an epoch, level ranks, honest counts."""
+"""Steps: the same samples for any ranks and rows, each once per epoch, equally loaded ranks, correct counts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORLD_SIZES = [1, 2, 3, 8]
 
 
 def make_samples(n: int, n_prefix: int = 20, longest: int = 60, shortest: int = 2, seed: int = 0) -> SampleSet:
-    """Lengths as unequal as real ones; label tokens from 1000 on, so that they are known when seen."""
+    """Lengths as unequal as real ones; label tokens are 1000 or more, so that they can be recognized."""
     rng = np.random.default_rng(seed)
     bodies = np.minimum(shortest - 1 + rng.geometric(0.1, n), longest)
     labels = rng.integers(1, 7, n)
@@ -249,7 +249,7 @@ def test_full_rows_in_rows_unit_have_one_number_in_every_epoch_and_are_level():
 
 @pytest.mark.parametrize(("seed", "row_length"), [(0, 200), (1, 97), (2, 130)])
 def test_full_rows_are_the_fewest_that_fit(seed: int, row_length: int):
-    """Found by halves, the number is the one that counting upwards finds."""
+    """Bisection finds the same number as counting upwards."""
     samples = make_samples(120, longest=60, seed=seed)
     n_rows = loader(samples, batch_unit="rows", row_length=row_length).units_per_epoch
     capacity = row_length - 20
@@ -262,7 +262,7 @@ def test_full_rows_are_the_fewest_that_fit(seed: int, row_length: int):
 
 
 def test_full_rows_of_samples_longer_than_half_a_row_are_found_at_once(monkeypatch: pytest.MonkeyPatch):
-    """Each needs a row of its own, which many dealings one row apart would take long to find out."""
+    """Each needs a separate row; trying one number of rows after another would take long to find this."""
     samples = make_samples(2000, n_prefix=60, shortest=2, longest=40)
     dealt = []
     monkeypatch.setattr(loader_module, "balance_costs", lambda costs, n: dealt.append(n) or balance_costs(costs, n))
@@ -317,7 +317,7 @@ def test_worst_case_bounds_every_step(packing: bool, share_prefix: bool, batch_u
 
 
 def test_the_worst_case_accumulates_only_where_steps_do():
-    """One pass or two is 17 GB a GPU at 70B: the gradients of the first."""
+    """A second pass costs 17 GB per GPU at 70B: the gradients of the first."""
     samples = make_samples(80, longest=70)
     few = {"batch_size": 4, "world_size": 4, "rank": 0}
     assert len(loader(samples, **few).worst_case().batches) == 1, "one sample a rank"
@@ -328,7 +328,7 @@ def test_the_worst_case_accumulates_only_where_steps_do():
 
 
 class Lengths:
-    """As much of samples as planning takes."""
+    """The part of a sample set that planning needs."""
 
     def __init__(self, costs: list[int]) -> None:
         self.ids, self.prefix = [str(i) for i in range(len(costs))], np.zeros(0, dtype=np.int32)

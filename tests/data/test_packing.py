@@ -1,4 +1,4 @@
-"""Rows: what stands where, who sees whom, and that a sample in a row has exactly what it has alone."""
+"""Packing: the layout of rows, the attention rule, and that each sample has the same context as alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_samples(bodies: list[list[int]], labels: list[list[int]], prefix: list[
 
 
 def random_samples(n: int, n_prefix: int, seed: int = 0, longest: int = 12) -> SampleSet:
-    """Every token of the set is different, so that a token's place tells where it came from."""
+    """All tokens of the set are different, so that each one identifies its origin."""
     rng = np.random.default_rng(seed)
     supply = iter(range(1, 1_000_000))
     prefix = [next(supply) for _ in range(n_prefix)]
@@ -38,7 +38,7 @@ def random_samples(n: int, n_prefix: int, seed: int = 0, longest: int = 12) -> S
 
 
 def sees(positions: np.ndarray, doc_ids: np.ndarray) -> np.ndarray:
-    """The rule, pair by pair."""
+    """The attention rule, pair by pair."""
     n = len(doc_ids)
     return np.array([[j <= i and (doc_ids[j] == doc_ids[i] or doc_ids[j] == 0) for j in range(n)] for i in range(n)])
 
@@ -85,7 +85,7 @@ def test_each_sample_sees_itself_alone_and_predicts_its_whole_label(share_prefix
             inputs, n_label = sequence[:-1], len(samples.label(i))
             own = np.flatnonzero(row.doc_ids == doc)
             for at in own:
-                # What the token sees, in the order of positions, is what comes before it in the sample alone.
+                # The tokens it attends to, in the order of positions, are those before it in the sample alone.
                 context = np.flatnonzero(visible[at])
                 position = row.positions[at]
                 assert row.positions[context].tolist() == list(range(position + 1))
@@ -148,7 +148,7 @@ def test_to_moves_tensors_only():
     assert batch.sample_ids == ["s0", "s1"]
 
 
-# --------------------------------------------------------------------------------------------- packing and dealing
+# ------------------------------------------------------------------------------------------- packing and balancing
 
 
 def test_pack_places_every_item_once_and_fills_rows():
@@ -160,7 +160,7 @@ def test_pack_places_every_item_once_and_fills_rows():
         assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
         loads = [int(lengths[row].sum()) for row in rows]
         assert max(loads) <= capacity
-        # First fit: nothing in a later row would have fitted an earlier one.
+        # First fit: no item of a later row would fit in an earlier one.
         for k, row in enumerate(rows):
             assert all(loads[earlier] + lengths[row].min() > capacity for earlier in range(k))
 
@@ -176,7 +176,7 @@ def test_pack_refuses_what_cannot_fit():
         pack([3, 11], 10)
 
 
-def test_deal_is_level():
+def test_costs_are_balanced():
     for seed in range(50):
         rng = np.random.default_rng(seed)
         costs = rng.integers(1, 1000, rng.integers(1, 100))
@@ -191,7 +191,7 @@ def test_deal_is_level():
             assert max(loads) - min(loads) <= costs.max()
 
 
-def test_deal_leaves_ranks_empty_when_items_run_out():
+def test_ranks_stay_empty_when_items_run_out():
     assert balance_costs([4, 9], 4) == [[1], [0], [], []]
 
 
@@ -200,22 +200,22 @@ def test_padded_lengths_are_few_and_close():
     assert all(a >= n for n, a in enumerate(lengths, start=1)) and lengths == sorted(lengths)
     assert all(a - n < 64 for n, a in enumerate(lengths[:1024], start=1))
     assert all(a < 1.125 * n for n, a in enumerate(lengths, start=1) if n > 256)
-    assert len(set(lengths)) == 16 + 6 * 8  # multiples of 16 up to 256, then eight an octave
+    assert len(set(lengths)) == 16 + 6 * 8  # multiples of 16 up to 256, then eight per power of two
     assert [padded_length(n) for n in (1, 16, 17, 513, 1025)] == [16, 16, 32, 576, 1152]
     assert padded_length(1990, limit=2000) == 2000 and padded_length(100, limit=2000) == 112
 
 
 @pytest.mark.parametrize(("n", "world_size"), [(0, 3), (1, 4), (7, 2), (100, 3), (101, 8)])
-def test_dealing_in_turns_gives_every_item_to_one_rank(n, world_size):
+def test_balanced_counts_give_every_item_to_one_rank(n, world_size):
     rng = random.Random(n)
     lengths = [rng.randint(1, 300) for _ in range(n)]
-    hands = balance_counts(lengths, world_size)
-    assert sorted(i for hand in hands for i in hand) == list(range(n))
-    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+    ranks = balance_counts(lengths, world_size)
+    assert sorted(i for rank in ranks for i in rank) == list(range(n))
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
     if n >= 100:
-        loads = [sum(lengths[i] for i in hand) for hand in hands]
+        loads = [sum(lengths[i] for i in rank) for rank in ranks]
         assert max(loads) < 1.1 * min(loads)
 
 
-def test_dealing_in_turns():
+def test_balanced_counts():
     assert balance_counts([9, 8, 7, 6, 5, 4], 2) == [[0, 3, 4], [1, 2, 5]]

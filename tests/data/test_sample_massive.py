@@ -98,7 +98,7 @@ def test_annotation_without_brackets_is_the_utterance(rows):
         annotated = row["annot_utt"]
         plain = SLOT.sub(lambda match: match.group(2), annotated)
         assert plain == row["utt"]
-        # A bracket holds whole words: it starts and ends at a word boundary.
+        # A bracket starts and ends at a word boundary.
         for match in SLOT.finditer(annotated):
             assert match.group(2) == match.group(2).strip()
             assert match.start() == 0 or annotated[match.start() - 1] == " "
@@ -122,7 +122,7 @@ def test_ids_and_utterances_are_unique(rows):
     assert len({row["utt"] for row in rows}) == len(rows)
 
 
-def test_held_out_utterances_are_no_near_copies_of_train(rows):
+def test_held_out_utterances_are_not_near_copies_of_train(rows):
     train = [row["utt"] for row in rows if row["partition"] == "train"]
     held_out = [row["utt"] for row in rows if row["partition"] != "train"]
     close = [(a, b) for a in held_out for b in train if closer_than(a, b, MIN_DISTANCE)]

@@ -68,12 +68,12 @@ def gram_bags(text):
 
 
 def distance_lower_bound(bags_a, bags_b):
-    """A number that the Levenshtein distance of two texts can never be below.
+    """A lower bound of the Levenshtein distance of two texts.
 
     One edit destroys at most q of a text's q-grams and creates at most q, so d edits
     leave at most q * d grams in either text that are missing from the other one.
-    q = 1 also covers the difference in length; the triples see the order of the
-    characters, without which any two English texts of one length look alike.
+    q = 1 also covers the difference in length. The triples depend on the order of the
+    characters, without which all English texts of one length look alike.
     """
     bounds = []
     for q, a in bags_a.items():

@@ -1,4 +1,4 @@
-"""The one door to examples, and the part that is held out of training."""
+"""Loading examples, and the part that is held out of training."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def test_holdout_is_stratified_exact_and_disjoint() -> None:
     assert {example.id for example in train}.isdisjoint(example.id for example in held)
     assert by_label(held) == {"label0": 7, "label1": 2, "label2": 1}
     assert by_label(train)["label3"] == 1  # a label's only example is trained on
-    assert train == [example for example in examples if example not in held]  # the order stays
+    assert train == [example for example in examples if example not in held]  # the order is kept
 
 
-def test_holdout_takes_no_label_whole() -> None:
+def test_holdout_never_takes_all_examples_of_a_label() -> None:
     train, held = holdout(make(10, 1, 1, 1), 0.9, seed=0)
     assert by_label(held) == {"label0": 9} and by_label(train) == {f"label{i}": 1 for i in range(4)}
 
 
-def test_holdout_depends_on_ids_and_seed_alone() -> None:
+def test_holdout_depends_only_on_ids_and_seed() -> None:
     examples = make(50, 50)
     shuffled = random.Random(1).sample(examples, len(examples))
     ids = {example.id for example in holdout(examples, 0.2, seed=1)[1]}
@@ -81,7 +81,7 @@ def test_holdout_without_a_class_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "message"), [(0.0, "between 0 and 1"), (1.0, "between"), (0.01, "leaves 5 and 0")]
+    ("fraction", "message"), [(0.0, "between 0 and 1"), (1.0, "between"), (0.01, "leaves 5 for training, 0 held out")]
 )
 def test_holdout_of_nothing(fraction: float, message: str) -> None:
     with pytest.raises(UserError, match=message):

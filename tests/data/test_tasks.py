@@ -1,4 +1,4 @@
-"""Tasks: label sets, how answers are written, labels that do not belong, unknown names, a user's own task."""
+"""Tasks: label sets, how answers are written, labels outside the set, unknown names, a user's own task."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_an_unknown_name_gets_the_nearest_one(name, meant):
         get_task(name)
 
 
-def test_labels_that_belong_are_accepted():
+def test_labels_in_the_set_are_accepted():
     for name in ("20ng_20", "20ng_7", "20ng_joint"):
         TASKS[name].check(POST)
     for name in ("massive_intent", "massive_slots", "massive_joint"):
@@ -100,7 +100,7 @@ def test_a_label_outside_the_set_is_named_with_its_example(task, labels, message
     assert "some/id/7" in str(raised.value)
 
 
-def test_a_task_of_ones_own_from_toml(tmp_path):
+def test_a_users_task_from_toml(tmp_path):
     (tmp_path / "train.csv").write_text("text,queue,parts\nbroken since monday,billing,product Other date\n")
     (tmp_path / "tickets.toml").write_text("""
 name = "tickets"

@@ -1,4 +1,4 @@
-"""The baselines on the embedded sample, and the features they see."""
+"""The baselines on the embedded sample, and their features."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def random_types(rng, n_words):
 
 
 def random_bio(rng, types):
-    """Brackets for these types that split some runs of one type into neighbouring entities."""
+    """Brackets for these types that split some runs of one type into adjacent entities."""
     tags, previous = [], "Other"
     for kind in types:
         inside = kind == previous and rng.random() < 0.7
@@ -81,7 +81,7 @@ def random_bio(rng, types):
 
 
 def disturbed(rng, types):
-    """An answer as models give them: some words wrong, too short, too long, or unreadable."""
+    """A typical model's answer: some words wrong, too short, too long, or unparsed."""
     if rng.random() < 0.1:
         return None
     answer = [rng.choice([*TYPES, "Other"]) if rng.random() < 0.2 else kind for kind in types]
@@ -115,7 +115,7 @@ def test_slot_f1_equals_the_definition(seed):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_slot_f1_equals_seqeval_on_ordinary_names(seed):
-    """Where a name holds nothing that seqeval trips over, tags with the names themselves score the same."""
+    """For names that seqeval does not change, tags with the names themselves give the same scores."""
     rng = random.Random(seed)
     names = ["date", "time", "place_name", "person"]
 
@@ -173,7 +173,7 @@ def test_two_brackets_of_one_type_count_once_in_the_main_figure_and_twice_in_the
     assert token_metrics(gold, gold, "Other", [None])["strict_f1"] is None
 
 
-def test_an_unread_answer_is_all_other_and_never_right():
+def test_an_unparsed_answer_is_all_other_and_never_correct():
     nothing = token_metrics([("Other", "Other")], [None], "Other", [("O", "O")])
     assert nothing["word_accuracy"] == 1.0 and nothing["accuracy"] == 0.0 and nothing["n_unparsed"] == 1
 

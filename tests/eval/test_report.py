@@ -1,4 +1,4 @@
-"""Tables: every figure where it belongs, nothing invented, and who won."""
+"""Tables: every figure in its cell, empty cells for missing ones, and which run is best."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_compare(tmp_path, capsys):
     assert "does not beat after 90.0%" in capsys.readouterr().out
     with pytest.raises(UserError, match="not among the compared runs"):
         compare(runs, winner=tmp_path)
-    with pytest.raises(UserError, match="no scored run"):
+    with pytest.raises(UserError, match="not a scored run"):
         compare([tmp_path])
 
 
@@ -96,9 +96,9 @@ def test_one_figure_may_decide(tmp_path, capsys):
     assert not compare(runs, winner=after, winner_figure="slots f1")
     capsys.readouterr()
     assert compare(runs, winner=after, winner_figure="exact match")
-    said = capsys.readouterr().out
-    assert "after beats baseline in exact match" in said
-    assert "slots f1: after 20.0% does not beat baseline 40.0%" in said, "where it is behind is said all the same"
+    printed = capsys.readouterr().out
+    assert "after beats baseline in exact match" in printed
+    assert "slots f1: after 20.0% does not beat baseline 40.0%" in printed, "figures that do not decide are printed too"
     with pytest.raises(UserError, match="intent accuracy, slots f1, exact match"):
         compare(runs, winner=after, winner_figure="f1")
     with pytest.raises(UserError, match="needs --winner"):

@@ -59,7 +59,7 @@ def test_a_task_of_the_users_own(world: World, tmp_path: Path) -> None:
     ])  # fmt: skip
     Trainer(config, open_run(config), world).run()
     asked = EvalConfig(model="roberta_debug", checkpoint=tmp_path / "run" / "export")
-    with pytest.raises(UserError, match=r"no --task given, and no task that is built in has the heads .* queue"):
+    with pytest.raises(UserError, match=r"no --task given, and no built-in task has the heads .* queue"):
         open_scoring(asked)
     plan = open_scoring(replace(asked, task=str(TICKETS)))
     model = build_model(plan, "fp32", torch.device("cpu"))

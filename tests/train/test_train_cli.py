@@ -36,7 +36,7 @@ def log_lines(run: Path) -> list[dict]:
 
 
 def test_a_run_from_one_command(launch: Launch, train_args: list[str], tmp_path: Path) -> None:
-    from checkpoints_tools.load import check_folder
+    from checkpoints_tools.folder import check_folder
     from data.decoder.fewshot import PromptSpec
     from data.source import load_examples
     from data.tasks import get_task
@@ -155,7 +155,7 @@ def test_a_checkpoint_resumes_on_another_number_of_ranks(
     newest.rmdir()
     with caplog.at_level("INFO"):
         run_here([*args, "--resume"], world)
-    assert "resuming after step 3" in caplog.text and "laid out as shard 2, this run has shard 1" in caplog.text
+    assert "resuming after step 3" in caplog.text and "on a mesh of shard 2, this run has shard 1" in caplog.text
     a, b = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("straight", "run"))
     assert all((a[name] - b[name]).abs().max() < 1e-4 for name in a)
 

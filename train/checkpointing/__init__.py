@@ -1,1 +1,1 @@
-"""What a training checkpoint holds, how it is written while training goes on, and the disk space for it."""
+"""The contents of a training checkpoint, saving it (also in the background), and the disk space that it needs."""

@@ -1,17 +1,16 @@
-"""Training checkpoints: what they hold and how they are read. Sharded, resumed bit for bit on as many ranks, and
-loadable on any other number. `train/checkpointing/saver.py` writes them.
+"""Training checkpoints: their contents, and loading them. `train/checkpointing/saver.py` writes them.
 
-A run folder holds the last K of them::
+They are sharded and load on any number of ranks. On the same number, a resumed run is bit-identical to one without
+interruption. A run folder holds the last K checkpoints::
 
     checkpoints/step_000500/
         .metadata, __0_0.distcp, ...   parameters and optimizer states (torch.distributed.checkpoint, one file a rank)
         rng_00000.pt, ...              each rank's random-number states
-        run.json                       format, step, resolved config, label sets, what model and data these are
-        prompt.json                    the prompt with its few-shot examples (an encoder has none)
+        run.json                       format, step, resolved config, label sets, identity of model and data
+        prompt.json                    the prompt with its few-shot examples (decoders only)
 
-A checkpoint is written beside its final name and renamed when every rank has finished, so that whatever bears the final
-name is complete. The position in the data is the step number (`data/loader.py` is a pure function of it), and so is
-the learning rate.
+A checkpoint is written under a temporary name and renamed when every rank has finished, so one with the final name is
+complete. Position in the data and learning rate are not stored: both are pure functions of the step number.
 """
 
 from __future__ import annotations
@@ -52,17 +51,17 @@ FORMAT = 2  # 1: run.json without a format
 
 @dataclass(frozen=True)
 class RunState:
-    """What ``run.json`` says of a checkpoint.
+    """The contents of ``run.json``.
 
     Attributes:
         step: optimizer steps taken.
         config: the resolved options by name.
-        identity: what must be the same for the checkpoint to fit: model shape, tokenizer and data by their hashes.
+        identity: what must be the same when resuming: the model's shape, and hashes of tokenizer and data.
         labels: the task's fields with their label sets.
         best: the best held-out score so far; None before the first.
-        world_size: ranks that wrote it.
-        mesh: how they were laid out, as `train.parallel.mesh.MeshShape.describe` says it; empty in older checkpoints.
-        optim_reason: why ``--optim auto`` chose this optimizer; empty where it was named, and in older checkpoints.
+        world_size: number of ranks that wrote the checkpoint.
+        mesh: their layout, as `train.parallel.mesh.MeshShape.describe` writes it; empty in older checkpoints.
+        optim_reason: why ``--optim auto`` chose this optimizer; empty if it was named, and in older checkpoints.
     """
 
     step: int
@@ -90,10 +89,10 @@ def steps_in(checkpoints: Path) -> list[Path]:
 
 
 def read_state(folder: Path) -> RunState:
-    """What ``run.json`` says.
+    """Read ``run.json``.
 
     Raises:
-        UserError: it is of a later format than this version of the code knows.
+        UserError: its format is newer than this version of the code.
     """
     record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     found = record.pop("format", 1)
@@ -103,15 +102,15 @@ def read_state(folder: Path) -> RunState:
             f"formats up to {FORMAT}. Use the newer version, or start from the run's export."
         )
     record["config"] = options.from_older(TrainConfig, record["config"])
-    record["config"].setdefault("optim", "adamw")  # as it was before there was a choice
+    record["config"].setdefault("optim", "adamw")  # of checkpoints from before this option
     numbers = record["identity"].get("model_config", {})
-    if numbers.get("head_dim", 0) is None:  # older code stored the default and not what it stands for
+    if numbers.get("head_dim", 0) is None:  # older code stored None for the default width
         numbers["head_dim"] = numbers["dim"] // numbers["n_heads"]
     return RunState(**record)
 
 
 def newest_complete(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose files are all there in full; incomplete ones are skipped with a note."""
+    """The newest complete checkpoint; incomplete ones are skipped with a warning."""
     for folder in reversed(steps_in(checkpoints)):
         missing = what_is_missing(folder)
         if missing is None:
@@ -121,7 +120,7 @@ def newest_complete(checkpoints: Path) -> Path | None:
 
 
 def what_is_missing(folder: Path) -> str | None:
-    """What this very checkpoint lacks to be whole, or None.
+    """Why a checkpoint is incomplete, or None if it is complete.
 
     Raises:
         UserError: see `read_state`.
@@ -131,7 +130,7 @@ def what_is_missing(folder: Path) -> str | None:
         metadata = dcp.FileSystemReader(folder).read_metadata()
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle or JSON raises nearly anything
+    except Exception as error:  # a damaged pickle or JSON file can raise almost any type
         return f"{type(error).__name__}: {error}"
     for item in metadata.storage_data.values():
         file = folder / item.relative_path
@@ -146,13 +145,13 @@ def what_is_missing(folder: Path) -> str | None:
 def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:
     """Refuse to resume from a checkpoint of another model, task, data set or configuration.
 
-    Options that change no number (`FREE_ON_RESUME`) may differ.
+    Options that do not affect results (`FREE_ON_RESUME`) may differ.
 
     Raises:
         UserError: names every differing key with both values.
     """
     wanted = json.loads(json.dumps({**config, **_by_key(identity)}, default=str))
-    # An option that the checkpoint does not know is younger, and its default is what was always done.
+    # An option missing from the checkpoint is newer than it; the option's default is the earlier behaviour.
     defaults = json.loads(json.dumps(options.flatten(TrainConfig()), default=str))
     found = {**defaults, **state.config, **_by_key(state.identity)}
     differing = [
@@ -164,12 +163,12 @@ def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str
         raise UserError(
             f"cannot resume from {folder}: it belongs to a different run.\n"
             + "\n".join(differing)
-            + "\nGive the same options as the first time (they are in config.toml), or another --output."
+            + "\nUse the options of the first start (they are in config.toml), or another --output."
         )
 
 
 def _by_key(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's shape key by key, so that a message names what differs in it and nothing else."""
+    """Flatten the model's shape, so that a message names only the keys that differ."""
     flat: dict[str, Any] = {}
     for name, value in identity.items():
         flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
@@ -177,10 +176,10 @@ def _by_key(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_model(folder: Path, model: nn.Module) -> None:
-    """Fill a sharded model's parameters from a checkpoint, each rank its own slices.
+    """Load a sharded model's parameters from a checkpoint; each rank reads its own slices.
 
     Raises:
-        UserError: the checkpoint is of another model.
+        UserError: the checkpoint belongs to another model.
     """
     state = {"model": get_model_state_dict(model)}
     _read(folder, state)
@@ -188,10 +187,10 @@ def load_model(folder: Path, model: nn.Module) -> None:
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill an optimizer's states from a checkpoint; its parameters must be loaded already.
+    """Load an optimizer's states from a checkpoint; the model's parameters must be loaded already.
 
     Raises:
-        UserError: the checkpoint is of another optimizer.
+        UserError: the checkpoint belongs to another optimizer.
     """
     state = {"optim": get_optimizer_state_dict(model, optimizer)}
     _read(folder, state)
@@ -201,21 +200,21 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
 def _read(folder: Path, state: dict[str, Any]) -> None:
     try:
         dcp.load(state, checkpoint_id=folder)
-    except CheckpointException as error:  # not an Exception, and with a traceback of every rank in its message
+    except CheckpointException as error:  # a BaseException whose message holds a traceback of every rank
         causes = dict.fromkeys(str(cause) for cause, _ in error.failures.values())
         raise UserError(
-            f"checkpoint {folder} does not fit: {'; '.join(causes)}. Another model or optimizer, or another version of "
-            "this code, saved it."
+            f"checkpoint {folder} does not fit: {'; '.join(causes)}. It was saved with another model or optimizer, or "
+            "by another version of this code."
         ) from None
 
 
 def load_rng(folder: Path, state: RunState, mesh: str) -> None:
-    """Put the random-number generators where they stood; on another mesh there is nothing to put back."""
+    """Restore the random-number generators; on another mesh only warn."""
     wrote = state.mesh or MeshShape(shard=state.world_size).describe()
     if wrote != mesh:
         log.warning(
-            "note: the checkpoint was written by ranks laid out as %s, this run has %s: sums round differently, and "
-            "the run is no longer bit for bit the uninterrupted one.",
+            "note: the checkpoint was written on a mesh of %s, this run has %s. Sums round differently, so the result "
+            "is not bit-identical to that of an uninterrupted run.",
             wrote,
             mesh,
         )
@@ -224,7 +223,7 @@ def load_rng(folder: Path, state: RunState, mesh: str) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's generators, in types that load without running code."""
+    """The states of Python's, NumPy's and PyTorch's generators, in types that ``weights_only=True`` can load."""
     version, words, gauss = random.getstate()
     name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
     assert not isinstance(keys, str)

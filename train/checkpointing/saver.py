@@ -1,21 +1,21 @@
-"""Writing training checkpoints, while training goes on if asked to: whole or not at all, and never without room.
+"""Saving training checkpoints, optionally in the background: complete or absent, and only with enough disk space.
 
 ::
 
-    main thread                                     writer's thread
-    wait for the save before, if it is in flight
-    is there room on the disk?
+    main thread                                     writer thread
+    wait for the previous save, if in flight
+    check the free disk space
     copy this rank's shards to host memory
-    train on                                        every rank writes its own file (torch.distributed.checkpoint)
+    continue training                               every rank writes its own file (torch.distributed.checkpoint)
       |   each step asks: has the writer failed?    all have written: rename to the final name
       v                                             delete all but the newest K
 
-Without a background the main thread does itself what the writer does, and needs no copy. No rank ever gathers anything:
-each writes the shards it holds. Where replicas hold the same shard, one of them writes it: torch gives each item to the
-rank that has least to write so far, so that replicas share the writing evenly; every rank copies all it holds, though.
+Without a writer thread the main thread does its work, and needs no copy. Nothing is gathered: each rank writes its own
+shards. If replicas hold the same shard, one of them writes it: torch gives each item to the rank that has the least to
+write so far, so replicas share the writing evenly. The host copy, however, holds all of a rank's shards.
 
-A thread, not a process: a process of its own a rank costs its start, some hundred MB of host memory and shared memory
-(of which containers have 64 MB by default) for what is almost all waiting: for the disk, without Python's lock.
+The writer is a thread, because almost all its time is waiting for the disk, without Python's lock. A process for each
+rank would cost its start, some hundred MB of host memory, and shared memory (containers have 64 MB by default).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from train.checkpointing.disk_space import (
     choose_background,
     format_bytes,
     leftovers,
-    require_room,
     require_shared,
+    require_space,
 )
 from train.config import TrainConfig
 from train.errors import RunStopped
@@ -61,25 +61,25 @@ from train.parallel.distributed import World
 
 log = logging.getLogger(__name__)
 
-# torch rounds each pinned block up to a power of two: 11% for the shards of Llama 3 70B, 10% for 8B on one GPU.
+# torch rounds each pinned block up to a power of two: 11% more for the shards of Llama 3 70B, 10% for 8B on one GPU.
 PINNED_ROUNDING = 1.12
 
-# Ranks wait for the slowest one's file.
+# Every rank waits until the slowest one has written its file.
 TIMEOUT = timedelta(hours=2)
 
 
 class SaveFailed(RunStopped):
-    """A checkpoint could not be written; those before it are as they were."""
+    """A checkpoint could not be written; earlier ones are unchanged."""
 
 
 class Saver:
-    """Saves a run's checkpoints, at most one at a time. Every rank has one and calls it at the same steps.
+    """Saves a run's checkpoints, one at a time. Every rank has a saver and calls it at the same steps.
 
     Args:
         checkpoints: their folder, on a disk that all ranks share.
-        keep: how many of the newest are kept.
-        background: write in a thread, from a copy in host memory that is made once and used for every save.
-        sizes: what is going to be written, as far as it can be known.
+        keep: number of checkpoints to keep, the newest.
+        background: write in a thread, from a copy in host memory that is allocated once and reused.
+        sizes: computed sizes of a checkpoint and an export.
     """
 
     def __init__(
@@ -95,22 +95,22 @@ class Saver:
     def save(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, prompt_spec: PromptSpec | None
     ) -> None:
-        """Save a checkpoint of this very moment, or begin to; what training does from now on is not in it.
+        """Save a checkpoint of the current state, or start to save it; later training steps do not change it.
 
         Raises:
-            SaveFailed: there is no room for it on the disk, or it could not be written; or the save before failed.
+            SaveFailed: too little disk space, a failed write, or a failure of the previous save.
         """
         self.finish()
         start = time.perf_counter()
         if self.group is None:
-            # Of its own: the writer's collectives run beside those of the training.
+            # A separate group, because the writer's collectives run concurrently with those of training.
             self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         tensors = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
         needed = bytes_to_write(tensors)
-        require_room(self.checkpoints, needed, f"the checkpoint of step {state.step}", self._what_to_do(), SaveFailed)
+        require_space(self.checkpoints, needed, f"the checkpoint of step {state.step}", self._advice(), SaveFailed)
         copied = None
         if self.device.type == "cuda":
-            torch.cuda.synchronize()  # states that are kept in host memory may still be on their way there
+            torch.cuda.synchronize()  # offloaded states may still be being copied to host memory
         if self.copy is not None:
             tensors = self.copy.take(tensors)
             if self.device.type == "cuda":
@@ -125,44 +125,44 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether the save in flight has failed on this rank; `finish` then raises why, on every rank."""
+        """Whether the save in flight has failed on this rank; `finish` then raises the reason, on every rank."""
         return self.flight is not None and self.flight.done() and self.flight.exception() is not None
 
     def finish(self) -> None:
         """Wait for the save in flight, if any.
 
         Raises:
-            SaveFailed: it failed; on every rank alike.
+            SaveFailed: the save failed; raised on every rank.
         """
         flight, self.flight = self.flight, None
         if flight is None:
             return
         if not flight.done():
-            log.info("waiting for the checkpoint of step %d, which is still being written", self.flight_step)
+            log.info("waiting until the checkpoint of step %d is written", self.flight_step)
         flight.result()
 
     def close(self) -> None:
-        """Wait for the save in flight at the end of a run that fails for another reason: only report its failure."""
+        """Wait for the save in flight after the run has failed for another reason; log the save's failure, if any."""
         try:
             self.finish()
         except Exception as error:
             log.error("error: %s", error)
 
     def before_export(self, folder: Path) -> None:
-        """Wait for the save in flight, and see whether there is room for an export.
+        """Wait for the save in flight, and check that there is disk space for an export.
 
         Raises:
-            SaveFailed: the save failed, or there is none.
+            SaveFailed: the save failed, or there is too little disk space.
         """
         self.finish()
-        require_room(folder, self.sizes.export, f"the export {folder.name}/", self._what_to_do(), SaveFailed)
+        require_space(folder, self.sizes.export, f"the export {folder.name}/", self._advice(), SaveFailed)
 
-    def _what_to_do(self) -> str:
+    def _advice(self) -> str:
         complete = steps_in(self.checkpoints)
         last = f"The last complete checkpoint is {complete[-1]}" if complete else "No checkpoint had been saved yet"
         return (
-            f"{last}. Make room there, keep fewer (--keep, now {self.keep}) or move the run folder to a larger disk "
-            "(--output), and go on with --resume."
+            f"{last}. Free disk space, keep fewer (--keep, now {self.keep}) or move the run folder to a larger disk "
+            "(--output), then continue with --resume."
         )
 
     def _write(
@@ -175,9 +175,9 @@ class Saver:
         start: float,
         copied: torch.cuda.Event | None,
     ) -> None:
-        """Write one checkpoint; runs on every rank at the same time, in the writer's thread if there is one."""
+        """Write one checkpoint; runs on every rank at the same time, in the writer thread if there is one."""
         if copied is not None:
-            torch.cuda.set_device(self.device)  # a thread starts on device 0, and would open a context there
+            torch.cuda.set_device(self.device)  # a thread starts on device 0, and would create a context there
             copied.synchronize()
         final = step_folder(self.checkpoints, state.step)
         partial = partial_folder(final)
@@ -219,21 +219,21 @@ class Saver:
             how = " in the background" if self.executor is not None else ""
             log.info("saved %s (%.1f s%s)", final, time.perf_counter() - start, how)
             return
-        said = "; ".join(f"rank {n}: {problem}" for n, problem in enumerate(problems) if problem)
+        causes = "; ".join(f"rank {n}: {problem}" for n, problem in enumerate(problems) if problem)
         free = shutil.disk_usage(self.checkpoints).free
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise SaveFailed(
-            f"the checkpoint of step {state.step} could not be written to {self.checkpoints}: {said}\n"
-            f"It needs {format_bytes(needed)}; {format_bytes(free)} were free when it failed. {self._what_to_do()}"
+            f"the checkpoint of step {state.step} could not be written to {self.checkpoints}: {causes}\n"
+            f"It needs {format_bytes(needed)}; {format_bytes(free)} were free when it failed. {self._advice()}"
         )
 
 
 class HostCopy:
-    """A copy in host memory of what a checkpoint holds, made at the first `take` and overwritten by every later one.
+    """A copy of a checkpoint's tensors in host memory, allocated by the first `take` and overwritten by later ones.
 
-    On CUDA it is pinned, so that the copies run at the bus's full speed and in the stream's order: what training does
-    next waits for them, the processor does not.
+    On CUDA it is pinned, so copies use PCIe's full bandwidth and run on the compute stream: later kernels wait for
+    them, the host does not.
     """
 
     def __init__(self, pinned: bool) -> None:
@@ -246,7 +246,7 @@ class HostCopy:
 
     @torch.no_grad()
     def take(self, value: Any, name: str = "") -> Any:
-        """The same nested value with every tensor's contents in host memory; DTensors stay what they are.
+        """The same nested value with every tensor copied to host memory; DTensors remain DTensors.
 
         Raises:
             SaveFailed: no host memory is left.
@@ -257,7 +257,7 @@ class HostCopy:
             return type(value)(self.take(item, f"{name}.{n}") for n, item in enumerate(value))
         if not isinstance(value, Tensor):
             return value
-        if is_traceable_wrapper_subclass(value):  # DTensors and quantized states: copy the tensors that they wrap
+        if is_traceable_wrapper_subclass(value):  # DTensors and quantized states: copy the wrapped tensors
             names, context = value.__tensor_flatten__()
             inner = {key: self.take(getattr(value, key), f"{name}.{key}") for key in names}
             return type(value).__tensor_unflatten__(inner, context, value.shape, value.stride())
@@ -267,8 +267,8 @@ class HostCopy:
                 buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=self.pinned)
             except RuntimeError as error:
                 raise SaveFailed(
-                    f"no host memory is left for the copy that a checkpoint is written from, after "
-                    f"{format_bytes(self.n_bytes)}: {error}\nGo on from the last checkpoint with --async_save off "
+                    f"not enough host memory for the copy that a checkpoint is written from; it failed after "
+                    f"{format_bytes(self.n_bytes)}: {error}\nContinue from the last checkpoint with --async_save off "
                     "--resume."
                 ) from None
             self.buffers[name] = buffer
@@ -276,9 +276,9 @@ class HostCopy:
 
 
 class WatchedFiles(FileSystem):
-    """torch's way to files, which remembers why a write failed.
+    """torch's file system for checkpoints, which also records why a write failed.
 
-    torch.save replaces the system's "No space left on device" by "unexpected pos 704 vs 598".
+    torch.save replaces the system's "No space left on device" with "unexpected pos 704 vs 598".
     """
 
     def __init__(self) -> None:
@@ -308,10 +308,10 @@ class _WatchedStream(io.BufferedWriter):
 
 
 def problem_of(step: Callable[[], None], files: WatchedFiles) -> str | None:
-    """Run ``step``; what went wrong on this very rank, or None."""
+    """Run ``step``; returns what failed on this rank, or None."""
     try:
         step()
-    except CheckpointException as error:  # raised on every rank, with what failed on each
+    except CheckpointException as error:  # raised on every rank, with the failures of all ranks
         if files.error is not None:
             return str(files.error)
         mine = error.failures.get(dist.get_rank())
@@ -333,7 +333,7 @@ def open_saver(
         resume_from: the checkpoint that the run continues from, if any.
 
     Raises:
-        UserError: ranks do not share the run folder; the disk is too small for what the run writes; or
+        UserError: ranks do not share the run folder; too little disk space for what the run writes; or
             ``--async_save on`` without enough host memory.
     """
     options = config.checkpoint
@@ -341,7 +341,7 @@ def open_saver(
     check_run(config, sizes, total_steps, resume_from)
     if world.is_main:
         for folder in leftovers(options.output, options.keep, resume_from):
-            log.info("removing %s: half-written, or older than the %d checkpoints to keep", folder, options.keep)
+            log.info("removing %s: incomplete, or older than the %d checkpoints to keep", folder, options.keep)
             shutil.rmtree(folder)
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     ranks_a_copy = world.size // world.shape.replicate
@@ -353,12 +353,12 @@ def open_saver(
 
 
 def partial_folder(final: Path) -> Path:
-    """Where a checkpoint is written before it gets its name."""
+    """The temporary folder into which a checkpoint is written."""
     return final.with_name(f".{final.name}.partial")
 
 
 def sync(path: Path) -> None:
-    """Bring a file or a folder's list of names to the disk itself."""
+    """Call fsync on a file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

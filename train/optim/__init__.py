@@ -1,1 +1,1 @@
-"""AdamW over sharded parameters, in four number formats."""
+"""AdamW over sharded parameters, with four choices of number formats."""

@@ -1,24 +1,33 @@
 """Optimizer states in eight bits: block-wise dynamic quantization (Dettmers et al., 2022, "8-bit Optimizers via
 Block-wise Quantization").
 
-A row of a matrix is cut into blocks; a block keeps its largest absolute value in fp32 and each element, divided by it,
-as the index of the nearest entry of a table. The table's entries are dense near 1 and thin out towards 0: the error of
-a number is 6% at most within a decade of its block's largest and 1% on average, both nearly double with every further
-decade, and below 1.6e-7 of the largest a number becomes 0 (numbers without a sign fare a decade better). Two things
-differ from the paper:
+Each row of a matrix is divided into blocks. A block stores its largest absolute value in fp32. Each element is divided
+by that value and stored as the index of the nearest entry of a table. The entries are dense near 1 and sparse near 0:
 
-- Blocks lie within rows, and codes and scales are two matrices with the same rows. Whoever holds some rows holds their
-  blocks, so a checkpoint written by 8 ranks loads on 4 or 1 and holds the same states, and neither FSDP nor
-  `torch.distributed.checkpoint` need to know of blocks.
-- Of the mean of squared gradients the root is quantized, not the mean itself. Squared, a gradient of a thousandth
-  beside the block's largest is a millionth and becomes 0, and the update, divided by nothing, grows several hundredfold
-  (`tests/train/optim/test_blockwise.py` shows it). Llama's hidden states have such outliers.
+    element / block's largest    error
+    0.1 to 1                     6% at most, 1% on average
+    each decade below            nearly twice that of the decade above
+    below 1.6e-7                 becomes 0
 
-torchao's `AdamW8bit`, the library for this, stays what the tests compare with: it fails on bf16 parameters of FSDP2
-(torch 2.13, torchao 0.18); on their local shards it cuts blocks across rows and decides by a shard's size what to
-quantize, so that another number of ranks cannot load its states; it rounds from the device's generator, which replicas
-would have to keep in step; it quantizes squares; its scales end at 1e-12, where the squares of 70B clipped gradients
-lie; and it needs a C++ compiler on a CPU. What would be left of it here is `torch.bucketize`.
+Unsigned numbers are as precise as signed ones a decade above. Two things differ from the paper:
+
+- Blocks lie within rows, and codes and scales are two matrices with the same rows. A rank that holds some rows holds
+  their blocks. So a checkpoint of 8 ranks loads on 4 or 1 with the same states, and neither FSDP nor
+  `torch.distributed.checkpoint` needs to know of blocks.
+- The root of the mean squared gradient is quantized, not the mean itself. Squared, a gradient of a thousandth of the
+  block's largest is a millionth of its square and becomes 0. The update is then divided by almost 0 and grows several
+  hundredfold (`tests/train/optim/test_blockwise.py` shows it). Llama's hidden states have such outliers.
+
+torchao's `AdamW8bit`, the library for this, is used only as the reference in tests (torch 2.13, torchao 0.18):
+
+- It fails on bf16 parameters of FSDP2.
+- On local shards its blocks cross rows, and a shard's size decides what is quantized. So another number of ranks cannot
+  load its states.
+- It rounds with the device's generator, which replicas would have to keep synchronized.
+- It quantizes squares, and its scales end at 1e-12, about the squares of 70B clipped gradients.
+- It needs a C++ compiler on a CPU.
+
+Only its `torch.bucketize` would be useful here.
 """
 
 from __future__ import annotations
@@ -30,18 +39,19 @@ import torch
 from torch import Tensor
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 256, 32
-# Smaller tensors keep fp32: they are nothing of a model's size, and norms matter more than most.
+# Smaller tensors stay in fp32: they are a tiny part of a model, and norms need precision.
 SMALLEST_TENSOR = 4096
-# Ranks of tensor parallelism that may split a row without cutting a block.
+# Tensor parallelism over this many ranks splits a row between blocks, if its length allows.
 ROW_PARTS = 8
 
 
 def block_size(shape: torch.Size) -> int | None:
-    """Elements in a block of a parameter's states; None where they are not quantized.
+    """Elements in a block of a parameter's states; None if they are not quantized.
 
-    From the shape of the whole parameter alone: the same for every number of ranks. Blocks divide an eighth of a row if
-    any do, so that tensor parallelism may split the row, else the row (256 for every matrix of the Llamas but one of
-    Llama 2 7B's feed-forward network: 32; 64 for SmolLM2).
+    It depends only on the shape of the unsharded parameter, so it is the same for every number of ranks. If possible an
+    eighth of a row is a multiple of the block, so that tensor parallelism can split the row; otherwise the row is.
+
+    It is 256 for the Llamas, except 32 for one matrix of Llama 2 7B's feed-forward network; 64 for SmolLM2.
     """
     if len(shape) != 2 or shape.numel() < SMALLEST_TENSOR:
         return None
@@ -54,10 +64,10 @@ def block_size(shape: torch.Size) -> int | None:
 
 @functools.cache
 def table(signed: bool, device: torch.device) -> Tensor:
-    """The 256 values that a code may stand for, ascending, fp32: 0, 1, and seven decades of equally spaced ones.
+    """The values of the 256 codes, ascending, fp32: 0, 1, and seven decades of equally spaced values.
 
-    The decade [0.1, 1] has 128 of them (64 of each sign if ``signed``), each lower one half as many as that above it;
-    they are the middles of that many equal parts.
+    The decade [0.1, 1] has 128 values (64 of each sign if ``signed``); each lower decade has half as many as the one
+    above. A decade is divided into as many equal intervals as it has values, and the values are their midpoints.
     """
     values = [0.0, 1.0]
     for decade in range(7):
@@ -69,34 +79,34 @@ def table(signed: bool, device: torch.device) -> Tensor:
 
 
 @functools.cache
-def borders(signed: bool, device: torch.device) -> Tensor:
-    """Where the nearest of the table's values changes; and infinity: [256]."""
+def boundaries(signed: bool, device: torch.device) -> Tensor:
+    """The midpoints between neighbouring table values, then infinity: [256]."""
     values = table(signed, device)
     return torch.cat([(values[1:] + values[:-1]) / 2, values.new_tensor([math.inf])])
 
 
 @functools.cache
 def lowest_codes(signed: bool, device: torch.device) -> Tensor:
-    """The code of the least number among those of fp32 that share their upper 16 bits: int32 [65536].
+    """For each value of the upper 16 bits of an fp32 number, the code of the smallest such number: int32 [65536].
 
-    In the order of those bits, as signed integers from -32,768 up. The numbers of one entry are less than a percent
-    apart, and so at most one border lies between them: a number's code is its entry's or the next.
+    The order is that of the 16 bits as signed integers, from -32,768. Numbers with the same upper bits differ by less
+    than a percent, so at most one boundary lies between them. A number's code is therefore its entry or the next code.
     """
     upper = torch.arange(-(2**15), 2**15, dtype=torch.int32)
-    least = (upper << 16) + (upper < 0) * torch.tensor(0xFFFF, dtype=torch.int32)  # bits; of the most negative below 0
+    least = (upper << 16) + (upper < 0) * torch.tensor(0xFFFF, dtype=torch.int32)  # as bits
     assert least.dtype == torch.int32
-    codes = torch.bucketize(least.view(torch.float32), borders(signed, torch.device("cpu"))[:-1], right=True)
+    codes = torch.bucketize(least.view(torch.float32), boundaries(signed, torch.device("cpu"))[:-1], right=True)
     return codes.to(device, torch.int32)
 
 
 def nearest_codes(x: Tensor, signed: bool) -> Tensor:
-    """The indices of the table's values nearest to the numbers in ``x``, of two equally near ones the upper; int32.
+    """The index of the table value nearest to each number in ``x``, int32; the upper one if two are equally near.
 
-    That is ``torch.bucketize(x, borders, right=True)``, which takes ten times as long on a CPU.
+    The same as ``torch.bucketize(x, boundaries, right=True)``, which is ten times slower on a CPU.
     """
     upper = (x.view(torch.int32) >> 16).add_(2**15)
     codes = look_up(lowest_codes(signed, x.device), upper)
-    return codes.add_(x >= look_up(borders(signed, x.device), codes))
+    return codes.add_(x >= look_up(boundaries(signed, x.device), codes))
 
 
 def look_up(values: Tensor, index: Tensor) -> Tensor:

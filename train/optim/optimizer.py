@@ -19,12 +19,12 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 @dataclass(frozen=True)
 class OptimFormat:
-    """In what AdamW stores numbers from one step to the next; it always computes in fp32.
+    """The number formats in which AdamW stores weights and states between steps; it always computes in fp32.
 
     Attributes:
         weights: of the parameters, and so of their gradients.
         states: of the two running means.
-        stochastic_rounding: how a new weight becomes a bf16 one; rounded to nearest, most would never change.
+        stochastic_rounding: of new weights to bf16; rounding to nearest would leave most weights unchanged.
     """
 
     weights: torch.dtype
@@ -45,18 +45,18 @@ def learning_rate(step: int, total_steps: int, peak: float, schedule: Schedule, 
 
     ::
 
-        linear, 8 steps, warm-up 2        step 0 gets peak/2, step 1 the peak, step 2 the peak again where the decay
-        lr  |  ._                         starts, and step 7 one sixth of the peak: the zero lies at step 8, one past
-            | /  `-._                     the last, so that every step counts.
-            |/       `-.
+        linear, 8 steps, warm-up 2        step 0        peak / 2
+        lr  |  ._                         steps 1, 2    peak; the decay starts at step 2
+            | /  `-._                     step 7        peak / 6
+            |/       `-.                  step 8        would be 0, one past the last step
             +-----------> step
 
     Args:
         step: 0 for the first optimizer step.
         total_steps: number of steps of the run.
         peak: the rate after warm-up.
-        schedule: what follows the warm-up: "linear" or "cosine" to zero, or "constant".
-        warmup_steps: steps of linear rise.
+        schedule: after the warm-up: "linear" or "cosine" decay to zero, or "constant".
+        warmup_steps: steps of linear increase.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -80,13 +80,13 @@ def build_optimizer(
     offload_states: bool = False,
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) over all parameters; weight decay on matrices only, never on norms.
+    """AdamW (Loshchilov and Hutter, 2019) over all parameters, with weight decay on matrices only.
 
     Args:
         model: its parameters are stored in ``formats.weights``.
         formats: one of `OPTIMIZERS`, or another combination.
-        offload_states: keep the states in host memory; the same numbers bit for bit, but for "adamw", which is else
-            PyTorch's fused kernel.
+        offload_states: keep the states in host memory. Results are bit-identical, except for "adamw", which without
+            offloading uses PyTorch's fused kernel.
         seed: of stochastic rounding.
     """
     assert {p.dtype for p in model.parameters()} == {formats.weights}, formats
@@ -112,9 +112,9 @@ def build_optimizer(
 
 
 def allocate_states(optimizer: torch.optim.Optimizer) -> None:
-    """Make AdamW's states now instead of in its first step, as zeros; no weight changes, and existing states stay.
+    """Allocate AdamW's states now, as zeros, instead of in its first step. Weights and existing states do not change.
 
-    For trying out whether a step fits: without its states, an optimizer hides half of what a run needs.
+    For a trial step's peak memory, which must include the optimizer states.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if not optimizer.state[p]]
     if not parameters:
@@ -134,17 +134,17 @@ def allocate_states(optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale all gradients so that their norm over all ranks is at most ``max_norm``; 0 only measures.
+    """Scale all gradients so that their norm over all ranks is at most ``max_norm``; 0 only measures the norm.
 
     Returns:
-        The norm before clipping, a scalar, the same on every rank. Gradients that are not finite are left alone.
+        The norm before clipping, a scalar, the same on every rank. If it is NaN or infinite, gradients do not change.
     """
     by_mesh: dict[DeviceMesh | None, list[nn.Parameter]] = defaultdict(list)
     for parameter in model.parameters():
         if parameter.grad is not None:
             by_mesh[getattr(parameter.grad, "device_mesh", None)].append(parameter)
-    # Mesh by mesh: with tensor parallelism the split matrices lie on more ranks than the whole parameters do, and
-    # tensors of different meshes go into no operation together. A replica counts once: DTensor knows what it is.
+    # Mesh by mesh, because no operation takes tensors of different meshes. With tensor parallelism, split matrices have
+    # the "tensor" dimension and replicated parameters do not. DTensor counts replicas once.
     norms = [norm_of([p.grad for p in parameters if p.grad is not None]) for parameters in by_mesh.values()]
     norm = norm_of([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
     if max_norm > 0 and torch.isfinite(norm):
@@ -154,5 +154,5 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
 
 def norm_of(tensors: list[Tensor]) -> Tensor:
-    """The norm of all elements together, in fp32: `get_total_norm` would round that of each bf16 tensor to bf16."""
+    """The norm of all elements, in fp32: `get_total_norm` would round the norm of each bf16 tensor to bf16."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)))

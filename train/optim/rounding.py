@@ -1,12 +1,16 @@
-"""Stochastic rounding, from random bits that belong to a number's place in the whole model.
+"""Stochastic rounding, with random bits that depend on an element's index in the unsharded parameter.
 
-Rounding up with the probability of what would be cut off makes rounding right on average: an update of a hundredth of
-the distance between two bf16 numbers is taken whole once in a hundred steps, where rounding to nearest loses it every
-time (Gupta et al., 2015; for language models Zamirai et al., 2020).
+A number is rounded up with a probability equal to the fraction that rounding down would remove. So rounding is exact on
+average. Take an update of a hundredth of the distance between two bf16 numbers: it changes the weight by the full
+distance once in a hundred steps. Rounding to nearest loses it every time (Gupta et al., 2015; for language models
+Zamirai et al., 2020).
 
-A number's bits are a hash of (seed, step, parameter, place in the whole parameter). So each shard gets bits of its own,
-all replicas of a shard get the same ones and stay identical without a word between them, resuming needs no generator's
-state, and a step rounds alike on one rank and on a thousand, on a CPU and on a GPU.
+An element's bits are a hash of (seed, step, parameter, index in the unsharded parameter). So
+
+- different shards get different bits, and replicas of a shard get the same bits: they stay identical without
+  communication
+- resuming needs no generator state
+- a step rounds the same way on any number of ranks, on CPU and on GPU
 """
 
 from __future__ import annotations
@@ -21,12 +25,12 @@ def stream_key(seed: int, step: int, parameter: int) -> int:
     return int(np.random.SeedSequence((seed, step, parameter)).generate_state(1, np.uint32).view(np.int32)[0])
 
 
-def places(rows: range, columns: range, width: int, device: torch.device) -> Tensor:
-    """The places of a part of a matrix in the whole of it, row by row, modulo 2^32.
+def flat_indices(rows: range, columns: range, width: int, device: torch.device) -> Tensor:
+    """The row-major indices, modulo 2^32, of a part of a matrix in the full matrix.
 
     Args:
-        rows, columns: which part.
-        width: columns of the whole matrix.
+        rows, columns: the part.
+        width: columns of the full matrix.
 
     Returns:
         int32 [len(rows), len(columns)].
@@ -35,22 +39,21 @@ def places(rows: range, columns: range, width: int, device: torch.device) -> Ten
     return first[:, None] + torch.arange(len(columns), dtype=torch.int32, device=device)
 
 
-def random_bits(places: Tensor, key: int) -> Tensor:
-    """32 random bits for each place: a hash that takes different places to different numbers.
+def random_bits(indices: Tensor, key: int) -> Tensor:
+    """32 random bits for each index: a hash that maps different indices to different numbers.
 
-    The mixing is lowbias32 (C. Wellons, 2018, "Prospecting for hash functions"): shifts and odd factors that make every
-    bit of the input flip every bit of the output with a probability of nearly one half. Over a uniform key the bits of
-    one place are exactly uniform, because the hash is one to one.
+    The hash is lowbias32 (C. Wellons, 2018, "Prospecting for hash functions"). Its shifts and odd factors make every
+    input bit flip every output bit with a probability of nearly one half. For a uniformly random key the bits of an
+    index are exactly uniform, because the hash is a bijection.
 
     Args:
-        places: int32, any shape; overwritten.
+        indices: int32, any shape; overwritten.
         key: from `stream_key`.
 
     Returns:
-        int32, the same tensor. Signed integers wrap around as unsigned ones do, but shift their sign in: hence
-        the masks.
+        int32, the same tensor. The masks are there because a right shift of a signed integer copies its sign bit.
     """
-    x = places.bitwise_xor_(key)
+    x = indices.bitwise_xor_(key)
     x ^= (x >> 16).bitwise_and_(0xFFFF)
     x *= 0x7FEB352D
     x ^= (x >> 15).bitwise_and_(0x1FFFF)
@@ -60,10 +63,10 @@ def random_bits(places: Tensor, key: int) -> Tensor:
 
 
 def round_to_bf16(x: Tensor, bits: Tensor) -> Tensor:
-    """Round to one of the two neighbouring bf16 numbers, the nearer the likelier: right on average.
+    """Round to one of the two neighbouring bf16 numbers, the nearer one with higher probability: exact on average.
 
-    bf16 is the upper half of fp32, so adding 16 random bits to the lower half carries into the upper one with exactly
-    the probability of what is cut off. A number that bf16 has stays what it is.
+    bf16 is the upper half of fp32. Adding 16 random bits to the lower half carries into the upper half, with a
+    probability equal to the fraction that is removed. Numbers that bf16 can represent do not change.
 
     Args:
         x: finite numbers, fp32.

@@ -1,14 +1,15 @@
-"""AdamW on the local shards of weights, with states in fewer bits, stochastic rounding, and states in host memory.
+"""AdamW on the local shards of weights, with low-precision states, stochastic rounding, and states in host memory.
 
 The update is that of `torch.optim.AdamW`, computed in fp32 on one slice of a shard at a time, so that its temporaries
-do not grow with the model; what is stored between steps is stored in fewer bits (`train/optim/optimizer.py` says in
-which). Nothing of a step crosses ranks: an element's new weight depends on that element (and its block, which lies on
-the same rank), so ranks that hold the same shard and gradient compute the same, and DTensors are needed only for
-checkpoints, which have to know where each shard lies in the whole. The states by format:
+do not grow with the model. Weights and states are stored in the formats of `train/optim/optimizer.py`.
+
+A step needs no communication: a new weight depends only on its own element, and on its block, which is on the same
+rank. Ranks with the same shard and gradient therefore compute the same weights. Only checkpoints need DTensors, to know
+each shard's offset in the unsharded parameter. The states by format:
 
     fp32   exp_avg, exp_avg_sq
-    bf16   exp_avg, rounded to nearest; exp_avg_sq, stochastically: a beta2 of 0.999 moves it by a thousandth of itself
-           a step, less than half the distance between two bf16 numbers, so that rounded to nearest it would never fall
+    bf16   exp_avg, rounded to nearest; exp_avg_sq, rounded stochastically. With a beta2 of 0.999 exp_avg_sq changes by
+           a thousandth a step, less than half the distance of two bf16 numbers: rounded to nearest it could never fall.
     8bit   exp_avg_codes, exp_avg_scales, exp_avg_sq_codes, exp_avg_sq_scales (`train/optim/blockwise.py`)
 """
 
@@ -27,8 +28,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from data.errors import UserError
 from train.optim.blockwise import block_size, dequantize, quantize
-from train.optim.host_states import ALIGNMENT, States, visiting
-from train.optim.rounding import places, random_bits, round_to_bf16, stream_key
+from train.optim.host_states import ALIGNMENT, States, copied_to_device
+from train.optim.rounding import flat_indices, random_bits, round_to_bf16, stream_key
 
 StateFormat = Literal["fp32", "bf16", "8bit"]
 
@@ -38,7 +39,7 @@ SLICE = {"cuda": 2**23, "cpu": 2**17}
 
 
 def state_bytes(shape: torch.Size, states: StateFormat) -> int:
-    """What the two running means of a parameter take, all ranks together."""
+    """Bytes of a parameter's two running means over all ranks; ``shape`` is that of the unsharded parameter."""
     block = block_size(shape) if states == "8bit" else None
     if block is None:
         return 2 * shape.numel() * (2 if states == "bf16" else 4)
@@ -51,12 +52,12 @@ class Slice:
 
     Attributes:
         weights, grads: [rows, columns], views of the shards.
-        states: the same rows of the states, wherever they are stored.
+        states: the same rows of the states, on the device or in host memory.
         group: the parameter's hyperparameters.
         step: 1 for the first.
         key: of the step's random bits for this parameter.
-        place: row and column of the first element in the whole parameter.
-        width: columns of the whole parameter.
+        offset: row and column of the first element in the unsharded parameter.
+        width: columns of the unsharded parameter.
     """
 
     weights: Tensor
@@ -65,7 +66,7 @@ class Slice:
     group: dict[str, Any]
     step: int
     key: int
-    place: tuple[int, int]
+    offset: tuple[int, int]
     width: int
 
 
@@ -74,8 +75,8 @@ class ShardedAdamW(torch.optim.Optimizer):
 
     Args:
         groups: parameters by weight decay.
-        states: number format of the two running means. In eight bits, tensors that `block_size` leaves out keep fp32.
-        stochastic_rounding: how bf16 weights are rounded; False rounds to nearest.
+        states: number format of the two running means. With "8bit", tensors without a `block_size` stay in fp32.
+        stochastic_rounding: of bf16 weights; False rounds to nearest.
         seed: of stochastic rounding.
         offload: keep states in host memory (`train/optim/host_states.py`).
     """
@@ -92,7 +93,7 @@ class ShardedAdamW(torch.optim.Optimizer):
         seed: int,
         offload: bool = False,
     ) -> None:
-        # With the entries of PyTorch's own, so that a checkpoint of "adamw" goes on with offloaded states and back.
+        # The same entries as PyTorch's AdamW, so that "adamw" can be resumed with offloaded states and vice versa.
         theirs = torch.optim.AdamW([torch.zeros(1)], fused=True).defaults
         super().__init__(groups, {**theirs, "lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self.states = states
@@ -102,20 +103,21 @@ class ShardedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
-        """Update every parameter that has a gradient. ``closure``, a part of PyTorch's interface, must be None."""
+        """Update every parameter that has a gradient. ``closure`` is part of PyTorch's interface and must be None."""
         assert closure is None
         slices = list(self._slices())
         if self.offload and slices:
             n_bytes = max(sum(t.numel() * t.element_size() + ALIGNMENT for t in s.states.values()) for s in slices)
             device = slices[0].weights.device
-            for part, here in zip(slices, visiting((s.states for s in slices), device, n_bytes), strict=True):
-                self._update(part, here)
+            on_device = copied_to_device((s.states for s in slices), device, n_bytes)
+            for part, states in zip(slices, on_device, strict=True):
+                self._update(part, states)
         else:
             for part in slices:
                 self._update(part, part.states)
 
     def _slices(self) -> Iterator[Slice]:
-        """The step's work, parameter by parameter; makes the states that are missing, and counts the step."""
+        """The step's slices, parameter by parameter; allocates missing states and increments the step counters."""
         number = -1
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -141,9 +143,9 @@ class ShardedAdamW(torch.optim.Optimizer):
     def _update(self, part: Slice, states: States) -> None:
         bits = None
         if self.stochastic_rounding or self.states == "bf16":
-            (row, column), (n_rows, n_columns) = part.place, part.weights.shape
-            where = places(range(row, row + n_rows), range(column, column + n_columns), part.width, part.weights.device)
-            bits = random_bits(where, part.key)
+            (row, column), (n_rows, n_columns) = part.offset, part.weights.shape
+            rows, columns = range(row, row + n_rows), range(column, column + n_columns)
+            bits = random_bits(flat_indices(rows, columns, part.width, part.weights.device), part.key)
         exp_avg, exp_avg_sq = read_states(states)
         hyper = {name: part.group[name] for name in ("lr", "betas", "eps", "weight_decay")}
         new = adamw_update(part.weights.float(), part.grads.float(), exp_avg, exp_avg_sq, step=part.step, **hyper)
@@ -151,34 +153,35 @@ class ShardedAdamW(torch.optim.Optimizer):
         if self.stochastic_rounding and part.weights.dtype == torch.bfloat16:
             assert bits is not None
             new = round_to_bf16(new, bits)
-        part.weights.copy_(new)  # rounds to nearest whatever is left to round
+        part.weights.copy_(new)  # rounds to nearest unless `new` is rounded already
 
     def _zeros(self, parameter: Tensor) -> dict[str, Tensor]:
         """A parameter's states before its first step.
 
         Raises:
-            UserError: tensor parallelism cuts its rows in the middle of a block.
+            UserError: tensor parallelism splits a row in the middle of a block.
         """
         state = {"step": torch.tensor(0.0)}
         block = block_size(parameter.shape) if self.states == "8bit" else None
         if block is None:
             dtype = torch.bfloat16 if self.states == "bf16" else torch.float32
             for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = zeros_beside(parameter, dtype, self.offload)
+                state[name] = zeros_sharded_like(parameter, dtype, self.offload)
             return state
         columns = local_part(parameter).shape[1]
         if columns % block:
             raise UserError(
-                f"optim = adamw_sr_8bit: tensor parallelism cuts rows of {parameter.shape[1]} into parts of {columns}, "
-                f"which are no whole blocks of {block}. Use another --tp, or --optim adamw_sr_bf16."
+                f"optim = adamw_sr_8bit: tensor parallelism splits rows of {parameter.shape[1]} into parts of "
+                f"{columns}, which is not a multiple of the block size {block}. Use another --tp, or --optim "
+                "adamw_sr_bf16."
             )
         for name in ("exp_avg", "exp_avg_sq"):
-            state[f"{name}_codes"] = zeros_beside(parameter, torch.uint8, self.offload)
-            state[f"{name}_scales"] = zeros_beside(parameter, torch.float32, self.offload, columns_in_one=block)
+            state[f"{name}_codes"] = zeros_sharded_like(parameter, torch.uint8, self.offload)
+            state[f"{name}_scales"] = zeros_sharded_like(parameter, torch.float32, self.offload, block=block)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over states as they are; PyTorch's own method would cast them to their parameter's dtype."""
+        """Load states without a cast; PyTorch's own method would cast them to their parameter's dtype."""
         for mine, theirs in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for parameter, key in zip(mine["params"], theirs["params"], strict=True):
                 if key in state_dict["state"]:
@@ -198,7 +201,7 @@ def adamw_update(
     weight_decay: float,
     step: int,
 ) -> Tensor:
-    """One step of AdamW, the operations in the order of `torch.optim.AdamW`'s; everything fp32, one shape.
+    """One step of AdamW, with the operations in the order of `torch.optim.AdamW`. All tensors: fp32, the same shape.
 
     Args:
         weights: overwritten with the new weights, and returned.
@@ -214,7 +217,7 @@ def adamw_update(
 
 
 def read_states(states: States) -> tuple[Tensor, Tensor]:
-    """The running means of gradients and of their squares in fp32; of fp32 states the stored tensors themselves."""
+    """The running means of gradients and of their squares in fp32; for fp32 states these are the stored tensors."""
     if "exp_avg" in states:
         return states["exp_avg"].float(), states["exp_avg_sq"].float()
     exp_avg = dequantize(states["exp_avg_codes"], states["exp_avg_scales"], signed=True)
@@ -223,47 +226,47 @@ def read_states(states: States) -> tuple[Tensor, Tensor]:
 
 
 def write_states(states: States, exp_avg: Tensor, exp_avg_sq: Tensor, bits: Tensor | None) -> None:
-    """Store what `read_states` gave and an update changed; the two means may be overwritten."""
+    """Store the updated means that `read_states` returned; overwrites ``exp_avg`` and ``exp_avg_sq``."""
     if "exp_avg" not in states:
         quantize(exp_avg, states["exp_avg_codes"], states["exp_avg_scales"], signed=True)
         quantize(exp_avg_sq.sqrt_(), states["exp_avg_sq_codes"], states["exp_avg_sq_scales"], signed=False)
     elif states["exp_avg"].dtype == torch.bfloat16:
         assert bits is not None
         states["exp_avg"].copy_(exp_avg)
-        states["exp_avg_sq"].copy_(round_to_bf16(exp_avg_sq, bits >> 16))  # the weights take the lower half
+        states["exp_avg_sq"].copy_(round_to_bf16(exp_avg_sq, bits >> 16))  # the lower 16 bits are for the weights
     else:
         assert exp_avg is states["exp_avg"] and exp_avg_sq is states["exp_avg_sq"]
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, of the same memory."""
+    """This rank's shard of a tensor, a view."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, as a matrix of the same memory; a vector becomes a column."""
+    """This rank's shard of a tensor as a matrix, a view; a vector becomes a column."""
     local = local_part(tensor)
     assert local.ndim in (1, 2), tuple(local.shape)
     return local if local.ndim == 2 else local[:, None]
 
 
 def origin(parameter: Tensor) -> tuple[int, int]:
-    """Row and column at which this rank's part of a parameter begins in the whole."""
+    """Row and column of the first element of this rank's shard in the unsharded parameter."""
     if not isinstance(parameter, DTensor):
         return 0, 0
     _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return offset[0], offset[1] if len(offset) == 2 else 0
 
 
-def zeros_beside(parameter: Tensor, dtype: torch.dtype, offload: bool, columns_in_one: int = 1) -> Tensor:
-    """Zeros, placed on ranks as a parameter is; with ``columns_in_one``, one for each so many columns of it.
+def zeros_sharded_like(parameter: Tensor, dtype: torch.dtype, offload: bool, block: int = 1) -> Tensor:
+    """Zeros with the sharding of a parameter, one for each ``block`` of its columns.
 
     Raises:
         UserError: no host memory is left.
     """
 
     def narrowed(shape: torch.Size) -> torch.Size:
-        return torch.Size((*shape[:-1], shape[-1] // columns_in_one))
+        return torch.Size((*shape[:-1], shape[-1] // block))
 
     local_shape, device = narrowed(local_part(parameter).shape), parameter.device
     if offload:
@@ -278,7 +281,7 @@ def zeros_beside(parameter: Tensor, dtype: torch.dtype, offload: bool, columns_i
         local = torch.zeros(local_shape, dtype=dtype, device=device)
     if not isinstance(parameter, DTensor):
         return local
-    # Not by `DTensor.from_local`, which moves host memory to the mesh's device. FSDP2 makes its parameters so, too.
+    # `DTensor.from_local` would move host memory to the mesh's device. FSDP2 uses this constructor as well.
     shape = narrowed(parameter.shape)
     meta = TensorMeta(shape, torch.empty(shape, device="meta").stride(), dtype)
     return DTensor(local, DTensorSpec(parameter.device_mesh, parameter.placements, meta), requires_grad=False)

@@ -1,1 +1,1 @@
-"""Ranks, meshes and all that is done to a model from outside: FSDP2, tensor parallelism, activation checkpointing."""
+"""Ranks, meshes, and what is applied to a model: FSDP2, tensor parallelism, activation checkpointing."""

@@ -1,35 +1,43 @@
-"""Blocks' saved inputs in host memory, from the forward pass to the backward, copied while the device computes.
+"""Keep the blocks' saved inputs in host memory between forward and backward pass; copies overlap with compute.
 
-With full activation checkpointing a block keeps one thing for its backward pass: its input, [B, T, E] in the compute
-dtype. Over all blocks that is 21.5 GB for 16,384 tokens of a 70B model. Here each input goes to pinned host memory
-while its own block runs forward, and comes back while the block above it runs backward::
+With full activation checkpointing a block saves only its input for the backward pass: [B, T, E] in the compute
+dtype. Over all blocks that is 21.5 GB for 16,384 tokens of a 70B model. Here each input is copied to pinned host memory
+while its own block runs forward, and copied back while the block above it runs backward::
 
     compute   | block 0 | block 1 | block 2 | loss | block 2 back | block 1 back | block 0 back |
     copies    |  0 out  |  1 out  |                |     1 in     |     0 in     |
     on device |  in 0   |  in 1   |  in 2   | in 2 |    in 2, 1   |    in 1, 0   |    in 0      |
 
-The last block's input stays: it is wanted first. So two saved inputs at most are on the device at once, whatever the
-number of blocks: the one in use and the one that is coming (in the forward pass the one in use, which is there anyway).
+The last block's input stays on the device, because it is needed first. So at most two saved inputs are on the device,
+whatever the number of blocks: the one in use and the one being copied back. In the forward pass it is the current
+input, which is there anyway.
 
-The price, for a rank and a pass over B rows of T tokens: ``(n_layers - 1) * B * T * dim * bytes(compute dtype)`` of
-pinned host memory (in ``n_layers - 1`` buffers, each of which PyTorch rounds up to a power of two), and as many bytes
-over PCIe once each way. 70B at 16,384 tokens: 79 * 268 MB = 21.2 GB a rank, 170 GB on a machine of eight. At 25 GB/s
-(PCIe 4 x16; PCIe 5: 50) that is 0.85 s (0.42 s) each way, 11 ms (5 ms) a block, against 180 ms that the block's forward
-pass takes on an A100 at half its peak: hidden, even where two GPUs share a switch. Both times grow alike with the
-tokens; copies are a larger part of a narrower model's time, for its work grows with the square of the width.
+The cost, for a rank and a pass over B rows of T tokens:
 
-The buffers are used again by every pass and only ever replaced by larger ones: the worst-case step before step 1 makes
-them as large as they will be. On CPU, where device and host are one memory, the copies are plain and gain nothing;
-it is how tests see that nothing changes by a bit.
+- pinned host memory: ``(n_layers - 1) * B * T * dim * bytes(compute dtype)``, in ``n_layers - 1`` buffers, each of
+  which PyTorch rounds up to a power of two
+- as many bytes over PCIe, once each way
 
-How the streams are kept from racing: all copies run on one side stream, in order. Each waits for what the compute
-stream had been given by then: the input has been computed, and whoever had the memory that it comes back into is done.
-At most one copy is under way, and the tensor on its device side is held until the compute stream has been made to wait
-for the copy, so that its memory passes on only after that. Hence no ``record_stream``, which would free memory at a
-time that nobody can foresee. A host buffer goes from one copy to the next on that one stream.
+For 70B at 16,384 tokens that is 79 * 268 MB = 21.2 GB a rank, 170 GB on a machine of eight, and::
+
+    PCIe 4 x16 (25 GB/s)                    0.85 s each way, 11 ms a block
+    PCIe 5 x16 (50 GB/s)                    0.42 s each way,  5 ms a block
+    forward pass, A100 at half its peak                     180 ms a block
+
+So compute hides the copies, even where two GPUs share a switch. Both times are proportional to the tokens. A narrower
+model hides them less well, because a block's compute grows with the square of the width.
+
+Every pass reuses the buffers; they are replaced only by larger ones. The worst-case step before step 1 allocates their
+final size. On CPU the copies are synchronous and gain nothing; tests use them to show that results are bit-identical.
+
+How races between the streams are avoided: all copies run in order on one side stream. Each copy first waits for the
+work that the compute stream has been given so far. By then the input has been computed, and earlier work on the memory
+that receives a returning input is done. At most one copy is in flight. Its device tensor is kept alive until the
+compute stream waits for the copy, so its memory is not reused earlier. This replaces ``record_stream``, which would
+free memory at an unpredictable time. A host buffer is reused by later copies on the same stream.
 
 PyTorch's own ``save_on_cpu`` and ``offload_wrapper`` (2.13) copy on the compute stream, which waits, and pin new memory
-for each tensor. Hooks on saved tensors and a side stream are also how torchtune does it.
+for each tensor. torchtune also uses saved-tensor hooks and a side stream.
 """
 
 from __future__ import annotations
@@ -46,11 +54,11 @@ from train.errors import RunStopped
 
 
 class SavedInput:
-    """One block's input between its forward and its backward pass: on the device, in a host buffer, or on its way.
+    """One block's input between its forward and its backward pass: on the device, in a host buffer, or being copied.
 
     Attributes:
-        below: what was saved for the block before this one in the same pass; None for the first.
-        on_device: None while there is only the host's copy.
+        below: the saved input of the previous block in the same pass; None for the first block.
+        on_device: None while only the host has a copy.
         buffer: the host's copy, as bytes; None once it is no longer needed.
     """
 
@@ -61,27 +69,27 @@ class SavedInput:
         self.buffer: Tensor | None = None
 
     def host_view(self) -> Tensor:
-        assert self.buffer is not None, "an input comes back once: no second backward pass over the same graph"
+        assert self.buffer is not None, "an input is copied back once: no second backward pass over the same graph"
         n_bytes = self.shape.numel() * self.dtype.itemsize
         return self.buffer[:n_bytes].view(self.dtype).view(self.shape)
 
 
 class ActivationOffload:
-    """The saved inputs of one model's blocks, the host buffers they go to and the stream that takes them there."""
+    """The saved inputs of one model's blocks, with their host buffers and the stream for the copies."""
 
     def __init__(self, device: torch.device) -> None:
         self.pinned = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.free: list[Tensor] = []  # host buffers that nobody is using
-        self._last: SavedInput | None = None  # what the block before this one saved
-        self._under_way: tuple[Tensor, torch.cuda.Event] | None = None
+        self.free: list[Tensor] = []  # unused host buffers
+        self._last: SavedInput | None = None  # of the previous block
+        self._in_flight: tuple[Tensor, torch.cuda.Event] | None = None
 
     def run(self, forward: Callable[..., Tensor], is_first: bool, is_last: bool, x: Tensor, *args: Any) -> Tensor:
         """Run a block's checkpointed ``forward(x, *args)``."""
         if is_first:
             self._last = None
-        # A saved tensor reaches the hooks as an alias of the original. All that is not x is left where it is: compiled
-        # blocks save their weights and the rotary tables in this way too.
+        # A saved tensor reaches the hooks as an alias of the original. Only x is offloaded: compiled blocks also save
+        # their weights and the rotary tables through these hooks.
         identity = x.untyped_storage()._cdata, x.shape
 
         def pack(tensor: Tensor) -> SavedInput | Tensor:
@@ -94,12 +102,12 @@ class ActivationOffload:
     def _save(self, x: Tensor, keep: bool) -> SavedInput:
         saved = self._last = SavedInput(x, below=self._last)
         if keep:
-            self._settle()
+            self._wait_for_copy()
             saved.on_device = x
         else:
             assert x.is_contiguous(), "kernels could round otherwise on other strides"
             saved.buffer = self._take_buffer(x.nbytes)
-            self._copy(saved.host_view(), x, hold=x)
+            self._copy(saved.host_view(), x, device_side=x)
         return saved
 
     def _restore(self, saved: SavedInput | Tensor) -> Tensor:
@@ -107,7 +115,7 @@ class ActivationOffload:
             return saved
         if saved.on_device is None:
             self._fetch(saved)
-        self._settle()
+        self._wait_for_copy()
         x, saved.on_device = saved.on_device, None
         assert x is not None
         if saved.below is not None and saved.below.on_device is None:
@@ -115,37 +123,37 @@ class ActivationOffload:
         return x
 
     def _fetch(self, saved: SavedInput) -> None:
-        """Start bringing an input back; its buffer may be given to the next copy, which comes after on the stream."""
+        """Start copying an input back. Its buffer is free at once: a later copy follows on the same stream."""
         saved.on_device = torch.empty(saved.shape, dtype=saved.dtype, device=saved.device)
-        self._copy(saved.on_device, saved.host_view(), hold=saved.on_device)
+        self._copy(saved.on_device, saved.host_view(), device_side=saved.on_device)
         assert saved.buffer is not None
         self.free.append(saved.buffer)
         saved.buffer = None
 
-    def _copy(self, to: Tensor, source: Tensor, hold: Tensor) -> None:
-        """Copy on the side stream, behind what the compute stream has been given so far; ``hold`` is on the device."""
-        self._settle()
+    def _copy(self, to: Tensor, source: Tensor, device_side: Tensor) -> None:
+        """Copy on the side stream, after the compute stream's work so far; ``device_side`` is ``to`` or ``source``."""
+        self._wait_for_copy()
         if self.stream is None:
             to.copy_(source)
             return
-        self.stream.wait_stream(torch.cuda.current_stream(hold.device))
+        self.stream.wait_stream(torch.cuda.current_stream(device_side.device))
         with torch.cuda.stream(self.stream):
             to.copy_(source, non_blocking=True)
-        self._under_way = hold, self.stream.record_event()
+        self._in_flight = device_side, self.stream.record_event()
 
-    def _settle(self) -> None:
-        """Make the compute stream (not the process) wait for the copy that is under way, and let its tensor go."""
-        if self._under_way is not None:
-            tensor, done = self._under_way
+    def _wait_for_copy(self) -> None:
+        """Make the compute stream (not the process) wait for the copy in flight, and release its device tensor."""
+        if self._in_flight is not None:
+            tensor, done = self._in_flight
             torch.cuda.current_stream(tensor.device).wait_event(done)
-            self._under_way = None
+            self._in_flight = None
 
     def _take_buffer(self, n_bytes: int) -> Tensor:
         for i, buffer in enumerate(self.free):
             if buffer.numel() >= n_bytes:
                 return self.free.pop(i)
         if self.free:
-            self.free.pop()  # a larger one takes its place
+            self.free.pop()  # replaced by a larger one
         try:
             return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self.pinned)
         except RuntimeError as error:
@@ -156,10 +164,10 @@ class ActivationOffload:
 
 
 def offload_inputs(blocks: nn.ModuleList, device: torch.device) -> ActivationOffload:
-    """Send what checkpointed blocks save, their first argument, to host memory until their backward pass.
+    """Keep the saved inputs (first arguments) of checkpointed blocks in host memory until their backward pass.
 
-    The blocks run one after another, each on the result of the one before. A backward pass over a graph of theirs runs
-    once; several passes may be alive at a time.
+    The blocks run in order, each on the previous one's result. Each graph gets one backward pass; graphs of several
+    forward passes may exist at the same time.
     """
     offload = ActivationOffload(device)
     for i, block in enumerate(blocks):

@@ -1,7 +1,7 @@
-"""Processes: starting the group under torchrun or alone, who may speak, and how one rank's failure ends all.
+"""The process group, with or without torchrun; which rank prints; how one rank's failure ends all ranks.
 
 A single process gets a process group of one rank, so that FSDP2 is the only code path. Collectives run over gloo on
-CPU and NCCL on CUDA; on CUDA a gloo group stands beside it for checkpoints and objects.
+CPU and NCCL on CUDA; on CUDA there is a gloo group as well, for checkpoints and objects.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from data.errors import UserError
 from train.errors import Interrupted, RunStopped
 from train.parallel.mesh import MeshShape
 
-# A rank that fails with what rank 0 will say anyway, or only because another rank is gone, waits this long before it
-# speaks; torchrun ends it first, and the cause is printed once. If nobody else speaks, it does.
+# Before a rank prints an error that rank 0 prints too, or that another rank's exit has caused, it waits this long.
+# torchrun normally kills it first, so the cause is printed once. If no other rank prints, this one does.
 GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all processes, and the devices they train on.
+    """This process's ranks, its device, and the mesh of all processes.
 
     Attributes:
-        size: all ranks.
-        mesh, shape: how they are laid out (`train/parallel/mesh.py`).
-        data_group: ranks that together work on all samples, each on its own; None: all ranks do.
+        size: number of all ranks.
+        mesh, shape: how the ranks are laid out (`train/parallel/mesh.py`).
+        data_group: this rank's data-parallel group, whose ranks work on different samples; None: all ranks.
     """
 
     rank: int
@@ -48,12 +48,12 @@ class World:
 
     @property
     def data_rank(self) -> int:
-        """Which of the ``shape.n_data`` shares of the samples this rank works on."""
+        """The data-parallel rank, below ``shape.n_data``: which part of the samples this rank works on."""
         return self.rank // self.shape.tensor
 
     @property
     def tensor_rank(self) -> int:
-        """This rank's place among those that work on the same samples."""
+        """The tensor-parallel rank, among the ranks that work on the same samples."""
         return self.rank % self.shape.tensor
 
     @property
@@ -62,7 +62,7 @@ class World:
 
 
 def env_rank() -> int:
-    """This process's rank as torchrun says it, known before there is a process group; 0 without torchrun."""
+    """This process's rank from torchrun's environment, known before there is a process group; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
@@ -71,37 +71,37 @@ def env_world_size() -> int:
 
 
 def launcher() -> list[str]:
-    """What stands before the script's name on the command line that started this process, as far as it can be known."""
+    """The start of the command line, before the script's name, as far as the environment tells."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ["python"]
     per_node, machines = os.environ["LOCAL_WORLD_SIZE"], os.environ["GROUP_WORLD_SIZE"]
-    # Several machines need a meeting point too, which torchrun does not pass on.
+    # Several machines also need a rendezvous endpoint, which torchrun does not pass on.
     several = ["--nnodes", machines, "..."] if machines != "1" else []
     return ["torchrun", "--nproc_per_node", per_node, *several]
 
 
 def resolve_device(wanted: str) -> str:
-    """What ``--device`` means on this machine, "cpu" or "cuda": "auto" is CUDA when there is any."""
+    """What ``--device`` means on this machine, "cpu" or "cuda": "auto" is CUDA if available."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def resolve_precision(wanted: str, device: str) -> str:
-    """What ``--precision`` means on this machine, "bf16" or "fp32": "auto" is bf16 where the hardware multiplies it.
+    """What ``--precision`` means on this machine, "bf16" or "fp32": "auto" is bf16 where the hardware supports it.
 
-    That is CUDA, and CPUs with AMX or AVX512-BF16, where products run about five times faster than in fp32. Other CPUs
-    emulate bf16, several times slower than fp32.
+    These are CUDA, and CPUs with AMX or AVX512-BF16, on which bf16 products are about five times faster than fp32 ones.
+    Other CPUs emulate bf16, several times slower than fp32.
     """
     if wanted != "auto":
         return wanted
-    has = torch.cpu.get_capabilities() if device == "cpu" else {}
-    return "bf16" if device == "cuda" or has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
+    cpu = torch.cpu.get_capabilities() if device == "cpu" else {}
+    return "bf16" if device == "cuda" or cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
 def pick_device(wanted: str) -> torch.device:
-    """This rank's own device; ``wanted`` is "auto", "cpu" or "cuda".
+    """This rank's device; ``wanted`` is "auto", "cpu" or "cuda".
 
     Raises:
-        UserError: CUDA was asked for and is not there, or has fewer GPUs than this node has ranks.
+        UserError: CUDA was asked for and is not available, or this machine has fewer GPUs than ranks.
     """
     if resolve_device(wanted) == "cpu":
         return torch.device("cpu")
@@ -117,22 +117,19 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def start(device: torch.device, shape: MeshShape | None = None, timeout: timedelta = timedelta(minutes=30)) -> World:
-    """Join torchrun's process group, or form one of a single rank; returns this process's place in it.
-
-    ``shape`` None shards over all ranks.
-    """
+    """Join torchrun's process group, or make one of a single rank. ``shape`` None: sharded over all ranks."""
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "TORCHELASTIC_RUN_ID" in os.environ or "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
-    else:  # no port to choose, so none to collide
+    else:  # a hash store needs no port, so no port can collide
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     return place(device, shape or MeshShape(shard=dist.get_world_size()))
 
 
 def place(device: torch.device, shape: MeshShape) -> World:
-    """This process's place among those of the process group, laid out in ``shape``; a collective call."""
+    """Lay out the ranks of the process group in ``shape``; returns this process's view. Collective."""
     size, local_rank = dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0))
     assert shape.n_ranks == size, (shape, size)
     mesh, data_group = shape.build(device.type), None
@@ -143,60 +140,60 @@ def place(device: torch.device, shape: MeshShape) -> World:
 
 
 def set_up_logging() -> None:
-    """Rank 0 logs to standard output, plainly; the other ranks say nothing."""
+    """Let rank 0 log plain messages to standard output, and the other ranks nothing."""
     level = logging.INFO if env_rank() == 0 else logging.CRITICAL + 1
     logging.basicConfig(level=level, format="%(message)s", handlers=[_Printer()], force=True)
 
 
 class _Printer(logging.Handler):
-    """Prints to whatever standard output is now: a progress bar replaces it to keep lines above itself."""
+    """Prints to the current ``sys.stdout``: a progress bar replaces it to keep lines above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), flush=True)
 
 
 def run_guarded(main: Callable[[], None]) -> None:
-    """Run ``main`` and turn what it raises into a message and an exit status; only a single rank's success returns.
+    """Run ``main`` and turn what it raises into a message and an exit status. Returns only after success on one rank.
 
-    UserError: the message alone, once, status 2 (RunStopped: 3). Interrupted: 128 + signal. Anything else: the
-    traceback of the rank it happened on, status 1. The process leaves without waiting for other ranks, which may hang
-    in a collective; torchrun ends them.
+    UserError: the message alone, once, status 2 (RunStopped: 3). Interrupted: status 128 + signal. Anything else: the
+    failing rank's traceback, status 1. The process exits without waiting for other ranks, which may hang in a
+    collective; torchrun ends them.
     """
     status = 0
     try:
         main()
     except Interrupted as stop:
-        if env_rank() == 0:  # raised on every rank, by agreement
+        if env_rank() == 0:  # raised on every rank
             print(stop, file=sys.stderr, flush=True)
         status = 128 + stop.signum
     except UserError as error:
-        _say(f"error: {error}", wait=env_rank() != 0)
+        _print_error(f"error: {error}", wait=env_rank() != 0)
         status = 3 if isinstance(error, RunStopped) else 2
     except Exception as error:
-        # gloo and NCCL complain on every rank whose peer has gone; the peer's own words matter more.
-        second_hand = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
-        _say(traceback.format_exc(), wait=second_hand and env_world_size() > 1)
+        # When a rank exits, gloo and NCCL raise on its peers; the first rank's own error matters more.
+        from_peer = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+        _print_error(traceback.format_exc(), wait=from_peer and env_world_size() > 1)
         status = 1
     several = dist.is_initialized() and dist.get_world_size() > 1
     if status == 0 and dist.is_initialized():
         dist.destroy_process_group()
     if status or several:
-        # Not by sys.exit even after success: with gloo, one run in ten aborts in the interpreter's own teardown
-        # ("terminate called without an active exception", torch 2.13), and torchrun would call the run failed.
+        # os._exit even after success. With gloo, one run in ten aborts during interpreter shutdown ("terminate called
+        # without an active exception", torch 2.13). torchrun would report such a run as failed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def _say(message: str, wait: bool) -> None:
+def _print_error(message: str, wait: bool) -> None:
     if wait:
         time.sleep(GRACE_SECONDS)
-    who = f"[rank {env_rank()}] " if env_rank() else ""
-    print(who + message, file=sys.stderr, flush=True)
+    prefix = f"[rank {env_rank()}] " if env_rank() else ""
+    print(prefix + message, file=sys.stderr, flush=True)
 
 
 def all_sum(values: list[float], device: torch.device) -> list[float]:
-    """Sum each of a few numbers over all ranks, in double precision and one collective."""
+    """Sum each of a few numbers over all ranks, in fp64 and with one all-reduce."""
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total.tolist()

@@ -1,18 +1,18 @@
-"""How the ranks are laid out: who holds the same weights, who shares one copy of them, who splits each matrix.
+"""How the ranks are laid out: which hold replicas of the weights, which shard one copy, which split each matrix.
 
 ::
 
-    replicate x shard x tensor, the last one varying fastest; here 8 ranks on 2 machines
+    replicate x shard x tensor, the last dimension varying fastest; here 8 ranks on 2 machines
 
     rank                       machine 0: 0 1 2 3   machine 1: 4 5 6 7
     full sharding     shard               0 1 2 3              4 5 6 7    one copy of the weights over all ranks
     hybrid sharding   replicate           0 0 0 0              1 1 1 1    one copy on each machine
                       shard               0 1 2 3              0 1 2 3
-    full, tp 2        shard               0 0 1 1              2 2 3 3    one copy over all ranks, each matrix cut twice
-                      tensor              0 1 0 1              0 1 0 1
+    full, tp 2        shard               0 0 1 1              2 2 3 3    one copy over all ranks, each matrix split in
+                      tensor              0 1 0 1              0 1 0 1    two, and both parts sharded
 
-The ranks of one tensor group work on the same samples; every other rank on its own. What the mesh does to the model is
-in `train/parallel/parallelize.py`.
+The ranks of one tensor group work on the same samples, different groups on different ones. How a model is distributed
+over the mesh is in `train/parallel/parallelize.py`.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class MeshShape:
 
     def describe(self) -> str:
         """E.g. ``replicate 2 x shard 8``."""
-        return " x ".join(f"{name} {n}" for name, n in self._named().items())
+        return " x ".join(f"{name} {n}" for name, n in self._dimensions().items())
 
     def build(self, device_type: str) -> DeviceMesh:
-        """The device mesh: dimensions of a single rank are left out, but for "shard", which is always there."""
-        named = self._named()
-        return init_device_mesh(device_type, tuple(named.values()), mesh_dim_names=tuple(named))
+        """The device mesh, without dimensions of size 1, except "shard", which is always included."""
+        dimensions = self._dimensions()
+        return init_device_mesh(device_type, tuple(dimensions.values()), mesh_dim_names=tuple(dimensions))
 
-    def _named(self) -> dict[str, int]:
+    def _dimensions(self) -> dict[str, int]:
         sizes = {"replicate": self.replicate, "shard": self.shard, "tensor": self.tensor}
         return {name: n for name, n in sizes.items() if n > 1 or name == "shard"}
 
 
 def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """The part of a mesh over which FSDP2 shards and replicates: all but "tensor"."""
+    """The dimensions over which FSDP2 shards and replicates: all but "tensor"."""
     names = mesh.mesh_dim_names or ()
     return mesh[tuple(name for name in names if name != "tensor")] if "tensor" in names else mesh
 
@@ -74,29 +74,29 @@ def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
 def lay_out(
     n_ranks: int, *, tp: int = 1, sharding: Sharding = "full", nodes: int | None = None, per_node: int | None = None
 ) -> MeshShape:
-    """Lay out ``n_ranks`` ranks as the options ask.
+    """The mesh shape for ``n_ranks`` ranks and these options.
 
     Args:
-        tp, sharding, nodes: the options of ``train.py``; ``nodes`` None takes the machines as they are.
-        per_node: ranks on this machine; None: all of them.
+        tp, sharding, nodes: the options of ``train.py``; ``nodes`` None means the actual number of machines.
+        per_node: ranks on this machine; None: all ranks.
 
     Raises:
-        UserError: the numbers do not divide, or hybrid sharding on a single machine.
+        UserError: the numbers are not divisible, or hybrid sharding is asked for on one machine.
     """
     per_node = per_node or n_ranks
     if nodes is None:
         nodes = n_ranks // per_node
     elif n_ranks % nodes:
-        raise UserError(f"--nodes {nodes}: {n_ranks} ranks do not divide into {nodes} machines of equally many.")
+        raise UserError(f"--nodes {nodes}: {n_ranks} ranks do not divide evenly into {nodes} groups.")
     if sharding == "hybrid" and nodes == 1:
         raise UserError(
-            f"--sharding hybrid replicates the model across machines, and all {n_ranks} rank(s) are on one. Leave it "
-            "out, start torchrun on several machines, or cut the ranks into groups with --nodes."
+            f"--sharding hybrid replicates the model across machines, but all {n_ranks} rank(s) are on one. Omit the "
+            "option, start torchrun on several machines, or divide the ranks into groups with --nodes."
         )
     for where, n in (("a machine has", per_node), (f"--nodes {nodes} leaves", n_ranks // nodes)):
         if n % tp:
             raise UserError(
-                f"--tp {tp}: the ranks that split a matrix stand on one machine, and {where} {n} rank(s), which "
+                f"--tp {tp}: the ranks that split a matrix must be on one machine, and {where} {n} rank(s), which "
                 f"{tp} does not divide. Start torchrun with --nproc_per_node {tp}, or a multiple of it."
             )
     replicate = nodes if sharding == "hybrid" else 1
@@ -104,10 +104,10 @@ def lay_out(
 
 
 def lay_out_world(*, tp: int = 1, sharding: Sharding = "full", nodes: int | None = None) -> MeshShape:
-    """`lay_out` for the ranks that torchrun started, before there is a process group; a single one without torchrun.
+    """`lay_out` for the ranks that torchrun started (one without torchrun); needs no process group.
 
     Raises:
-        UserError: see `lay_out`; or machines have unequal numbers of ranks.
+        UserError: see `lay_out`; or the machines have different numbers of ranks.
     """
     n_ranks = int(os.environ.get("WORLD_SIZE", 1))
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", n_ranks))
@@ -115,6 +115,6 @@ def lay_out_world(*, tp: int = 1, sharding: Sharding = "full", nodes: int | None
     if per_node * machines != n_ranks:
         raise UserError(
             f"{n_ranks} ranks on {machines} machines, and {per_node} of them on this one: start torchrun with the same "
-            "--nproc_per_node everywhere."
+            "--nproc_per_node on every machine."
         )
     return lay_out(n_ranks, tp=tp, sharding=sharding, nodes=nodes, per_node=per_node)

@@ -2,20 +2,19 @@
 
 `model/tensor_plans.py` says of each architecture which matrix is split how; here PyTorch does it. Of a Llama::
 
-    wq wk wv, w1 w3   by output (whole heads, whole hidden units): no communication
-    wo, w2            by input: the ranks' partial results are summed, twice a block; and so are, on the way back, the
-                      partial gradients of attention's and the feed-forward network's inputs
-    embedding         by token id: a rank looks up its own ids, has zeros for the others, and the results are summed
+    wq wk wv, w1 w3   by output (complete heads and hidden units): no communication
+    wo, w2            by input: partial results are all-reduced, twice a block; in the backward pass also the partial
+                      gradients of the inputs of attention and feed-forward network
+    embedding         by token id: a rank looks up its own ids, uses zeros for the others; the results are all-reduced
     head              by token id: each rank's logits are gathered, at label positions only
-    norms             replicated on every rank; so is an embedding that is the head as well (small models tie them)
+    norms             replicated over `tensor`; so is an embedding that is tied to the head (in small models)
 
-So a token costs four small all-reduces a block in a training step, and two in a decoding step, where FSDP alone would
-gather every weight for it. All ranks of the dimension run the same forward passes on the same tokens, hold the same
-residual stream and get the same logits: neither the trainer nor the decoder knows of it. The gradients of replicated
-parameters come out the same on all ranks and need no communication.
+So a token costs four small all-reduces a block in a training step, and two in a decoding step. FSDP alone would gather
+every weight for it. All ranks of the dimension run the same forward passes on the same tokens, hold the same residual
+stream and get the same logits, so trainer and decoder need no change. Gradients of replicated parameters are the same
+on all these ranks and need no communication.
 
-Why the residual stream is not cut along the sequence as well, and the loss not computed on the parts of the vocabulary:
-`docs/multi_node.md`.
+`docs/multi_node.md` says why there is no sequence parallelism and no loss on parts of the vocabulary.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from checkpoints_tools.registry import ModelConfig, architecture_of
+from checkpoints_tools.registry import ModelConfig, architecture_of, blocks_of, config_of
 from data.errors import UserError
 from model.tensor_plans import Split, TensorPlan
 
@@ -77,21 +76,22 @@ def check_divides(config: ModelConfig, n_ranks: int) -> None:
 
 
 def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Split a model's matrices over ``mesh``, in place; on the meta device, before weights are loaded.
+    """Split a model's matrices over ``mesh``, in place. The model is on the meta device, without weights.
 
     Raises:
         UserError: see `check_divides`.
     """
-    plan = architecture_of(model.config).tensor_plan
-    check_divides(model.config, mesh.size())
+    config = config_of(model)
+    plan = architecture_of(config).tensor_plan
+    check_divides(config, mesh.size())
     assert plan is not None, "a tensor dimension of one rank for a model that cannot be split"
-    # What PyTorch would warn of, and what is not so here: the logits are a view, which nobody changes in place; and a
-    # matrix split twice along one dimension (over "tensor", then by FSDP2) is gathered in two steps, for an export.
+    # Two of PyTorch's warnings do not matter here. The logits are a view, but are not changed in place. And for an
+    # export, a matrix that "tensor" and FSDP2 split along the same dimension is gathered in two steps.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    for block in model.layers:
+    for block in blocks_of(model):
         _apply(block, mesh, block_styles(plan))
-    if not model.config.tie_embeddings:
+    if not config.tie_embeddings:
         _apply(model, mesh, {name: STYLES[split] for name, split in plan.vocabulary.items()})
 
 

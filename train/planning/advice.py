@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -86,7 +87,7 @@ def choose_optimizer(job: Job, memory: int) -> tuple[str, str]:
         The name and one line that says why.
     """
     formats = BEST_FIRST if job.settings.compute == torch.bfloat16 else ("adamw",)
-    rejected = []
+    rejected: list[str] = []
     for name in formats:
         peak = job.with_optim(name).memory.peak
         if peak <= usable(memory):
@@ -122,7 +123,7 @@ def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alte
     rows = [job.row_length]
     while architecture_of(job.config).row_bounds_input and rows[-1] // 2 >= SHORTEST_ROW:
         rows.append(rows[-1] // 2)
-    steps = {  # option: its values, from what the run has to what saves most
+    steps: dict[str, list[Any]] = {  # option: its values, from what the run has to what saves most
         "row_length": rows,
         "offload_states": [True] if settings.offload_states else [False, True],
         "optim": list(optims),

@@ -28,7 +28,7 @@ from typing import get_args
 
 import torch
 
-from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, costs_of
+from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, blocks_of, costs_of
 from model.costs import FP32
 from train.optim.optimizer import OptimFormat
 from train.optim.sharded_adamw import StateFormat, state_bytes
@@ -85,7 +85,8 @@ def count_parameters(spec: ModelSpec, config: ModelConfig) -> ParameterCounts:
     with torch.device("meta"):
         model = spec.build(replace(config, n_layers=1))
     plan = architecture_of(config).tensor_plan
-    in_block = [p.shape for p in model.layers.parameters()]
+    block = blocks_of(model)[0]
+    in_block = [p.shape for p in block.parameters()]
     in_root = [p.shape for name, p in model.named_parameters() if not name.startswith("layers.")]
     states = {
         name: (sum(state_bytes(s, name) for s in in_block), sum(state_bytes(s, name) for s in in_root))
@@ -93,7 +94,7 @@ def count_parameters(spec: ModelSpec, config: ModelConfig) -> ParameterCounts:
     }
     return ParameterCounts(
         block=sum(shape.numel() for shape in in_block),
-        block_tp=sum(model.layers[0].get_submodule(name).weight.numel() for name in plan.block) if plan else 0,
+        block_tp=sum(block.get_parameter(f"{name}.weight").numel() for name in plan.block) if plan else 0,
         n_blocks=config.n_layers,
         root=sum(shape.numel() for shape in in_root),
         head=costs_of(config).output_matrix,

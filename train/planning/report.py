@@ -149,8 +149,8 @@ def _verdict(plan: TrainPlan) -> str:
     ]
     found = alternatives(job, memory, optim_is_free=plan.why_optim is not None)
     if not found:
-        least = fewest_gpus(cheapest(job), memory)
-        lines.append(f"No settings fit on {n}: with all that saves memory it takes {least or 'more than 1,024'} GPUs.")
+        fewest = fewest_gpus(cheapest(job), memory)
+        lines.append(f"No settings fit on {n}: with all that saves memory it takes {fewest or 'more than 1,024'} GPUs.")
         return "\n".join(lines)
     lines.append("What would fit, the cheapest first:")
     for choice in found:

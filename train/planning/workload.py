@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from checkpoints_tools.registry import ModelConfig, architecture_of, costs_of
+from data.batch import Row
 from data.example import Example
-from data.loader import Row, StepLoader
+from data.loader import StepLoader
 from data.tasks import Task, TokenField
 from model.costs import Costs
 

@@ -20,7 +20,7 @@ GROUPS = TASKS["20ng_20"].fields[0].labels
 
 
 def make_posts(n=200, skew=True):
-    """Posts of which nine in ten are of one group, so that a draw that does not balance shows."""
+    """Posts of which nine in ten are of one group, so that an unbalanced draw is visible."""
     generator = random.Random(1)
     groups = [GROUPS[0] if skew and i % 10 else generator.choice(GROUPS) for i in range(n)]
     return [
@@ -125,7 +125,7 @@ def test_a_prompt_of_another_task_is_refused():
         PromptSpec("20ng_7", "plain").build(TASKS["20ng_20"])
 
 
-def test_a_task_file_changed_since_is_noticed(tmp_path):
+def test_a_task_file_changed_later_is_noticed(tmp_path):
     toml = 'name = "mail"\ninstruction = "Sort it."\n[files]\ntrain = "train.csv"\n'
     toml += '[[fields]]\nname = "queue"\ntype = "class"\nlabels = ["b", "a"]\n'
     (tmp_path / "train.csv").write_text("text,queue\nx,a\n")

@@ -1,4 +1,4 @@
-"""Prompts: the listings' wording, the models' own chat templates, and sections that join to the whole text."""
+"""Prompts: the listings' wording, the models' chat templates, and sections that join to the complete text."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_listing_11_has_its_opening_as_system_text():
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("name", TASKS)
-def test_slips_of_the_listings_are_gone_and_quotation_marks_pair_up(name, template):
+def test_mistakes_of_the_listings_are_corrected_and_quotation_marks_pair_up(name, template):
     task = TASKS[name]
     text = whole(task, template, [example_of(task)])
     for slip in ("Bellow", "classifity", "each of the word ", "’", "{News}", "{{", "a two json"):
@@ -146,7 +146,7 @@ def test_slips_of_the_listings_are_gone_and_quotation_marks_pair_up(name, templa
         assert all(f"'{label}'" in text for label in field.labels)
 
 
-def test_a_users_instruction_stands_after_the_opening():
+def test_a_users_instruction_follows_the_opening():
     task = Task(
         "tickets",
         "custom",
@@ -182,7 +182,7 @@ def render_ids(text: str, tokenizer) -> list[int]:
 
 
 def user_and_system(task, document):
-    """What the chat's two texts are, taken from the template that puts nothing around them."""
+    """The chat's two texts, taken from the template that adds nothing to them."""
     text = whole(task, "plain", document=document, answer=False).removeprefix("⟨bos⟩")
     if not task.opening_is_system:
         return text, ""
@@ -234,7 +234,7 @@ def test_llama2_ids_equal_the_reference(name, llama2, shared_dir):
     expected = [1, *reference.encode(f"[INST] {system}{user} [/INST]")]
     ids = our_ids(TASKS[name], "llama2", llama2, "wake me up at nine am")
     assert ids == expected and ids[:4] == [1, 518, 25580, 29962]
-    # The answer: what the reference has after the prompt, and the end of turn.
+    # The answer: the reference's tokens after the prompt, and the end of turn.
     task = TASKS[name]
     answer = task.write(example_of(task).labels)
     prompt = build_prompt(task, "llama2")
@@ -289,7 +289,7 @@ def test_an_unknown_template_gets_the_nearest_name():
         build_prompt(TASKS["20ng_7"], "lama3")
 
 
-def test_bos_is_left_out_where_the_tokenizer_has_none_but_eos_is_not():
+def test_bos_is_omitted_if_the_tokenizer_has_none_but_eos_is_not():
     class Bare:
         bos_id = eos_id = None
         special: dict[str, int] = {}
@@ -324,7 +324,7 @@ def test_the_template_follows_from_the_tokenizer(source, special, name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_labels_left_out_of_the_instruction(name: str) -> None:
-    """Nothing but the lists goes: the answer's form, the delimiters and the cue stay."""
+    """Only the lists are removed: the answer's format, the delimiters and the cue stay."""
     task = get_task(name)
     whole, short = (build_prompt(task, "plain", list_labels=listed) for listed in (True, False))
     texts = ["".join(piece.text for piece in p.prefix if isinstance(piece, Text)) for p in (whole, short)]

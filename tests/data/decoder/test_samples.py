@@ -1,4 +1,4 @@
-"""Prepared samples: section by section, only documents truncated, cached by content, once for several processes."""
+"""Prepared samples: tokenized by sections, only documents truncated, cached by content, once for all processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROMPT = Prompt(
 
 
 class ByteTokenizer:
-    """One token a byte, two special ones; counts what it is asked to encode."""
+    """One token per byte, two special ones; counts what it is asked to encode."""
 
     vocab_size, bos_id, eos_id = 258, 256, 257
     special = {"<s>": 256, "</s>": 257}
@@ -105,7 +105,7 @@ def test_only_the_end_of_the_document_is_cut():
         assert total <= len(samples.prefix) + whole.lengths[2]
 
 
-def test_scoring_keeps_room_for_the_answer_and_needs_no_labels():
+def test_scoring_reserves_tokens_for_the_answer_and_needs_no_labels():
     examples = [Example("a", "x" * 500, {}), Example("b", "short", {})]
     samples = run(examples, max_length=110, with_labels=False, max_new_tokens=40)
     assert len(samples.prefix) + len(samples.body(0)) + 40 == 110
@@ -116,16 +116,16 @@ def test_scoring_keeps_room_for_the_answer_and_needs_no_labels():
 
 def test_an_examples_truncation_depends_on_no_other_example():
     documents = [Example("a", "x" * 60, {}), Example("b", "y" * 60, {}), Example("c", "z" * 500, {})]
-    rooms = [10, 70, 4000]  # the second must share its 97 tokens, the third could not have its answer in any row
-    together = run(documents, max_length=120, with_labels=False, max_new_tokens=rooms)
-    for i, (document, room) in enumerate(zip(documents, rooms, strict=True)):
-        if room < 97:
-            alone = run([document], max_length=120, with_labels=False, max_new_tokens=room)
+    budgets = [10, 70, 4000]  # the second must share its 97 tokens, the third does not fit any row
+    together = run(documents, max_length=120, with_labels=False, max_new_tokens=budgets)
+    for i, (document, budget) in enumerate(zip(documents, budgets, strict=True)):
+        if budget < 97:
+            alone = run([document], max_length=120, with_labels=False, max_new_tokens=budget)
             assert alone.body(0).tolist() == together.body(i).tolist()
     kept = together.lengths - len(b"\nLabel:")
-    assert kept.tolist() == [60, 48, 48], "a document keeps half of what it shares with its answer"
+    assert kept.tolist() == [60, 48, 48], "a document keeps half of the budget that it shares with its answer"
     with pytest.raises(UserError, match=r"\(max_new_tokens\) 4,000"):
-        run(documents[2:], max_length=120, with_labels=False, max_new_tokens=rooms[2:])
+        run(documents[2:], max_length=120, with_labels=False, max_new_tokens=budgets[2:])
 
 
 def test_no_examples_at_all():
@@ -156,7 +156,7 @@ def test_row_shorter_than_prompt_and_label_names_the_figures():
     with pytest.raises(UserError) as error:
         run(examples, max_length=needed - 1)
     message = str(error.value)
-    assert f"A row of {needed - 1} tokens" in message and "takes 16;" in message
+    assert f"A row of {needed - 1} tokens" in message and "has 16;" in message
     assert "after it 7;" in message and f"longest label {n_label};" in message
     assert f"--row_length {needed} or more." in message and "--shots" not in message
     assert run(examples, max_length=needed).lengths.max() + 16 == needed  # what the message proposes works
@@ -214,7 +214,7 @@ def test_anything_that_matters_changes_the_key(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "another's"])
-def test_damaged_cache_file_is_rebuilt_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str):
+def test_damaged_cache_file_is_rebuilt_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str):
     examples = make_examples([5, 50, 500])
     good = run(examples, cache_dir=tmp_path)
     (file,) = tmp_path.glob("*.npz")
@@ -229,18 +229,18 @@ def test_damaged_cache_file_is_rebuilt_with_a_note(tmp_path: Path, caplog: pytes
     assert "is damaged" in caplog.text and file.name in caplog.text
     caplog.clear()
     assert_same(good, run(examples, cache_dir=tmp_path))
-    assert not caplog.text, "it was written anew"
+    assert not caplog.text, "it was written again"
 
 
-def test_cache_that_cannot_be_written_is_only_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_cache_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "file").write_text("not a folder")
     examples = make_examples([5, 50])
     assert_same(run(examples), run(examples, cache_dir=tmp_path / "file"))
-    assert "No lock at" in caplog.text and "could not be kept" in caplog.text
+    assert "No lock at" in caplog.text and "could not be written" in caplog.text
 
 
 class SlowTokenizer(ByteTokenizer):
-    """Leaves a mark for each time documents are tokenized, and takes its time."""
+    """Slow, and writes a file each time documents are tokenized."""
 
     def __init__(self, marks: Path) -> None:
         super().__init__()
@@ -277,7 +277,7 @@ def test_one_process_tokenizes_and_the_others_read(tmp_path: Path):
     assert len(list((tmp_path / "marks").iterdir())) == 1
 
 
-def test_a_process_that_dies_while_it_tokenizes_holds_up_nobody(tmp_path: Path):
+def test_a_process_that_dies_while_it_tokenizes_does_not_block_the_others(tmp_path: Path):
     (first, second), results = _start(2, tmp_path)
     first.start()
     while not (tmp_path / "marks" / str(first.pid)).exists():

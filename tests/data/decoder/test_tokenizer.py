@@ -1,4 +1,4 @@
-"""The three tokenizers give the reference's ids on real text, give every text back, and never read a special token."""
+"""The three tokenizers equal their references on real text, restore every text, and never encode special tokens."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_half_a_surrogate_pair_is_replaced(tiny_tokenizer):
 
 
 def test_a_run_of_a_million_spaces_does_not_overflow(tiny_tokenizer):
-    """tiktoken's split panics on it when it comes in one piece."""
+    """tiktoken's split panics on it without chunks."""
     text = "a" + " " * 1_500_000 + "b"
     assert tiny_tokenizer.decode(tiny_tokenizer.encode(text)) == text
 
@@ -242,7 +242,7 @@ def test_llama2_equals_sentencepiece(llama2, shared_dir, posts, utterances):
     reference = sentencepiece.SentencePieceProcessor(
         model_file=str(shared_dir / "tokenizers" / "llama2" / "tokenizer.model")
     )
-    # The reference puts a space in front; in front of a line break that space is a token of its own.
+    # The reference adds a space in front; before a line break this space is a separate token.
     head = reference.encode("\n")
     assert len(head) == 2
     for text in [*ODD, SPECIAL_LOOKING, *posts, *utterances]:
@@ -256,7 +256,7 @@ def test_sentencepiece_cannot_tell_its_space_mark_from_a_space(llama2):
 
 
 def test_llama2_as_tokenizer_json_gives_the_same_ids(llama2, shared_dir, posts, tmp_path):
-    """The layout of transformers' own conversion (both of those in use), with merges in the order of the scores."""
+    """The two formats of transformers' conversion, with merges in the order of the scores."""
     transformers = pytest.importorskip("transformers")
     convert = pytest.importorskip("transformers.convert_slow_tokenizer")
     pieces = llama2._model
@@ -282,7 +282,7 @@ def test_llama2_as_tokenizer_json_gives_the_same_ids(llama2, shared_dir, posts, 
         for text in texts:
             assert converted.encode(text) == llama2.encode(text)
         assert_round_trip(converted, texts)
-    # Beside the model it was converted from, the model is read.
+    # If the model it was converted from is there too, the model is read.
     shutil.copy(shared_dir / "tokenizers" / "llama2" / "tokenizer.model", tmp_path)
     assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
 

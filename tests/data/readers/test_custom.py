@@ -74,7 +74,7 @@ def test_through_the_task(folder: Path) -> None:
 
 def test_a_name_that_is_taken(folder: Path) -> None:
     (folder / "task.toml").write_text(HEAD.replace("tickets", "20ng_7") + FILES + QUEUE)
-    with pytest.raises(UserError, match="task.toml: name '20ng_7' is that of a task that is built in"):
+    with pytest.raises(UserError, match="task.toml: name '20ng_7' is the name of a built-in task"):
         get_task(folder / "task.toml")
 
 
@@ -120,9 +120,9 @@ def test_numbers_as_labels(folder: Path) -> None:
     [
         ("name = tickets", "not TOML: .*line 1"),
         (FILES + QUEUE, "no 'name'"),
-        ('name = "a/b"\n' + FILES + QUEUE, "name 'a/b' must be of letters"),
+        ('name = "a/b"\n' + FILES + QUEUE, "name 'a/b': use only letters"),
         ('nmae = "x"\n' + HEAD + FILES + QUEUE, "unknown key 'nmae'. Did you mean 'name'"),
-        ("text_column = 3\n" + HEAD + FILES + QUEUE, "text_column must be a string"),
+        ("text_column = 3\n" + HEAD + FILES + QUEUE, "text_column must be a non-empty string"),
         (HEAD + QUEUE, r"a \[files\] table is needed"),
         (HEAD + FILES + 'valid = "test.jsonl"\n' + QUEUE, r"\[files\]: unknown key 'valid'"),
         (HEAD + FILES.replace("train.csv", "train.xlsx") + QUEUE, "'train.xlsx' must end in one of .csv"),
@@ -130,19 +130,19 @@ def test_numbers_as_labels(folder: Path) -> None:
         (HEAD + FILES, r"at least one \[\[fields\]\]"),
         (HEAD + FILES + QUEUE + QUEUE, "two fields are named 'queue'"),
         (HEAD + FILES + QUEUE + 'colunm = "x"\n', r"\[\[fields\]\] number 1: unknown key 'colunm'.*'column'"),
-        (HEAD + FILES + QUEUE.replace('"class"', '"clas"'), "type 'clas' is not one. Did you mean 'class'"),
-        (HEAD + FILES + QUEUE + 'other = "x"\n', "'other' belongs to fields of type \"token\""),
+        (HEAD + FILES + QUEUE.replace('"class"', '"clas"'), "unknown type 'clas'. Did you mean 'class'"),
+        (HEAD + FILES + QUEUE + 'other = "x"\n', "'other' is for fields of type \"token\""),
         (HEAD + FILES + QUEUE + 'labels_from = "train"\n', "either labels .* or labels_from"),
         (HEAD + FILES + '[[fields]]\nname = "q"\ntype = "class"\n', "either labels .* or labels_from"),
         (
             HEAD + FILES + QUEUE.replace('labels = ["billing", "sales"]', 'labels_from = "dev"'),
-            "'dev' is none of the files",
+            "'dev' is not a split in",
         ),
         (HEAD + FILES + QUEUE.replace('"sales"', "3"), "must be a list of strings"),
-        (HEAD + FILES + QUEUE.replace('"sales"', '"sales "'), "label 'sales ' is empty, or has spaces"),
+        (HEAD + FILES + QUEUE.replace('"sales"', '"sales "'), "label 'sales ' is empty, has spaces"),
         (HEAD + FILES + QUEUE.replace('"sales"', '"billing"'), "label 'billing' is listed more than once"),
-        (HEAD + FILES + QUEUE.replace(', "sales"', ""), "1 labels; there is nothing to choose"),
-        (HEAD + FILES + PARTS.replace('"date"', '"Other"'), "'Other' stands for no label"),
+        (HEAD + FILES + QUEUE.replace(', "sales"', ""), "needs at least 2 labels, found 1"),
+        (HEAD + FILES + PARTS.replace('"date"', '"Other"'), "'Other' is the label of words without one"),
     ],
 )
 def test_a_wrong_task_file(folder: Path, toml: str, message: str) -> None:
@@ -165,21 +165,21 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
     ("split", "content", "message"),
     [
         ("train", b"text,queue,tags\na,billing,O\ncaf\xe9,sales,O\n", r"train.csv, line 3: not UTF-8 \(byte 0xe9\)"),
-        ("train", b"text,queue,tags\na,billing,O\na,billing\n", "train.csv, line 3: 2 cells where .* 3 columns"),
+        ("train", b"text,queue,tags\na,billing,O\na,billing\n", "train.csv, line 3: 2 cells, but .* 3 columns"),
         ("train", b'text,queue,tags\n"a"b,billing,O\n', "train.csv, line 2: not CSV"),
         ("train", b'text,queue,tags\n"a,billing,O\n', "train.csv, line 2: not CSV"),
         ("train", b"text,queu,tags\na,billing,O\n", "train.csv, line 2: no column 'queue'. Did you mean 'queu'"),
-        ("train", b"text,text,tags\na,billing,O\n", "line 1: column 'text' stands twice"),
-        ("train", b"text,queue,tags\na,bill,O\n", "line 2: 'queue' is 'bill', outside .* Did you mean 'billing'"),
+        ("train", b"text,text,tags\na,billing,O\n", "line 1: column 'text' is in the header twice"),
+        ("train", b"text,queue,tags\na,bill,O\n", "line 2: 'queue' is 'bill', which is not .* Did you mean 'billing'"),
         ("train", b"text,queue,tags\na,,O\n", "line 2: 'queue' must be a label"),
         ("train", b'text,queue,tags\n"a\nb",sales,O\n', "line 3: 'tags' has 1 labels for 2 words"),
-        ("train", b"text,queue,tags\na,sales,B-dat\n", "line 2: 'tags' is 'dat', outside .* Did you mean 'date'"),
+        ("train", b"text,queue,tags\na,sales,B-dat\n", "line 2: 'tags' is 'dat', which is not .* Did you mean 'date'"),
         ("train", b"text,queue,tags\na,sales,[x\n", "line 2, column 'tags': not JSON"),
         ("train", b"", "no examples in it"),
         ("train", b"text,queue,tags\n", "no examples in it"),
         ("test", b'\n{"text": "a"', "test.jsonl, line 2: not JSON"),
-        pytest.param("test", b"[" * 200_000, "test.jsonl, line 1: not JSON .*nested too deeply", id="deep"),
-        pytest.param("test", b"9" * 5000, "test.jsonl, line 1: not JSON that can be read", id="long number"),
+        pytest.param("test", b"[" * 200_000, "test.jsonl, line 1: JSON .*nested too deeply", id="deep"),
+        pytest.param("test", b"9" * 5000, "test.jsonl, line 1: JSON that cannot be read", id="long number"),
         pytest.param("train", b"text,queue,tags\na,sales," + b"[" * 200_000, "line 2, column .*deeply", id="deep cell"),
         ("test", b"3\n", "test.jsonl, line 1: a JSON object is needed, found int"),
         ("test", b'{"text": 3, "queue": "sales", "tags": []}\n', "line 1: 'text' must be a string, found 3"),
@@ -222,5 +222,5 @@ def test_an_id_used_twice(folder: Path) -> None:
 
 
 def test_a_split_without_a_file(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no dev file; \[files\] has train, test. .*--holdout"):
+    with pytest.raises(UserError, match=r"no dev file; \[files\] has only train, test. .*--holdout"):
         read_custom(read_custom_spec(folder / "task.toml"), "dev")

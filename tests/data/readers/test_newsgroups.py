@@ -69,7 +69,7 @@ def test_tarball_and_every_kind_of_folder_give_the_same(tmp_path: Path) -> None:
         assert read_newsgroups(path, "train") == expected
 
 
-def test_system_files_are_no_posts(tmp_path: Path) -> None:
+def test_system_files_are_not_posts(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "f", POSTS | {"20news-bydate-train/rec.autos/.DS_Store": b"x"})
     (folder / "20news-bydate-train" / ".DS_Store").write_bytes(b"x")
     tarball = write_tarball(tmp_path / "t.tgz", POSTS | {"20news-bydate-train/rec.autos/._9": b"x"})
@@ -83,18 +83,18 @@ def test_every_byte_decodes(tmp_path: Path) -> None:
     assert counts["not_ascii"] == 1
 
 
-def test_a_post_in_utf8_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_post_in_utf8_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path, {"20news-bydate-test/sci.med/1": "Caf\u00e9".encode()})
     with caplog.at_level(logging.INFO, "data"):
         load_newsgroups(tmp_path, "test")
     assert "1 posts look like UTF-8" in caplog.text
 
 
-def test_an_incomplete_release_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_incomplete_release_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "data"):
         load_newsgroups(write_folder(tmp_path, POSTS), "train")
     assert "4 posts in 3 of 20 groups; 1 empty, 1 with bytes outside ASCII" in caplog.text
-    assert "4 posts where the full release has 11314" in caplog.text
+    assert "4 posts, but the full release has 11314" in caplog.text
 
 
 def test_the_sample_is_not_called_incomplete(caplog: pytest.LogCaptureFixture) -> None:
@@ -106,7 +106,7 @@ def test_the_sample_is_not_called_incomplete(caplog: pytest.LogCaptureFixture) -
 
 def test_an_unknown_group_names_the_nearest(tmp_path: Path) -> None:
     write_folder(tmp_path, {"20news-bydate-train/rec.auto/7": b"x"})
-    with pytest.raises(UserError, match=r"rec.auto/7 .*none of the twenty groups.*Did you mean 'rec.autos'"):
+    with pytest.raises(UserError, match=r"rec.auto/7 .*not one of the twenty groups.*Did you mean 'rec.autos'"):
         read_newsgroups(tmp_path, "train")
 
 
@@ -194,7 +194,7 @@ def test_a_tarball_with_a_wrong_byte(tmp_path: Path) -> None:
 
 def test_no_tarball_at_all(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_text("<html>not found</html>")
-    with pytest.raises(UserError, match="no tarball"):
+    with pytest.raises(UserError, match="not a tarball"):
         read_newsgroups(tmp_path / "x.tar.gz", "train")
 
 

@@ -1,7 +1,7 @@
-"""A tensor-parallel model, as a script under torchrun: ``tensor_parallel_run.py OUT CHECKPOINT`` writes OUT/rank<r>.pt.
+"""Script for torchrun: score with a tensor-parallel model. ``tensor_parallel_run.py OUT CHECKPOINT`` writes OUT/rank<r>.pt.
 
-For each number of slices: what the split model answers when read from disk, and whether the slices of models read from
-a training checkpoint, and copied out of one sharded with FSDP2, are those read from the Hugging Face folder.
+For each number of slices: the answers of the model read from disk; and whether the slices read from a training
+checkpoint, and those copied from an FSDP2 model, equal the slices read from the Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def seen_heads(heads: set[int]) -> Callable[..., None]:
     """`SlotCache.write` that notes how many heads it is given."""
     write = SlotCache.write
 
-    def noted(cache: SlotCache, layer: int, slot: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
+    def noted(cache: SlotCache, layer: int, slot: Tensor, offset: Tensor, k: Tensor, v: Tensor) -> None:
         heads.add(k.shape[1])
-        write(cache, layer, slot, place, k, v)
+        write(cache, layer, slot, offset, k, v)
 
     return noted
 

@@ -1,4 +1,4 @@
-"""The decoder against recomputing everything at every step, against one request at a time, and against transformers."""
+"""Decoding equals recomputing everything at every step, one request at a time, and transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bodies() -> list[list[int]]:
 
 
 def uncached(model: Llama, prompt: list[int], limit: int, stop: set[int]) -> tuple[list[int], bool]:
-    """Greedy decoding in its plainest form: the whole sequence through the model for every token."""
+    """The simplest greedy decoding: the complete sequence through the model for every token."""
     out: list[int] = []
     with torch.no_grad():
         while True:
@@ -49,7 +49,7 @@ def uncached(model: Llama, prompt: list[int], limit: int, stop: set[int]) -> tup
 
 @pytest.fixture(scope="module")
 def stop(net: Llama, bodies: list[list[int]]) -> set[int]:
-    """Token ids that really come up, so that requests stop at different steps."""
+    """Token ids that are really emitted, so that requests stop at different steps."""
     emitted = [uncached(net, PREFIX + body, 12, set())[0] for body in bodies]
     return {emitted[0][3], emitted[1][6], emitted[2][1]}
 

@@ -1,4 +1,4 @@
-"""Reading answers: every written answer comes back, nothing raises, and leniency ends where the docstring says."""
+"""Parsing answers: every written answer is parsed, other forms are refused as documented, and nothing raises."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_label_of_every_field_is_read(task):
     assert n_read == sum(len(field.labels) + isinstance(field, TokenField) for field in task.fields)
 
 
-def test_every_label_of_ones_own_single_class_task():
+def test_every_label_of_a_users_single_class_task():
     task = Task("single", "custom", OWN.fields[:1])
     for label in task.fields[0].labels:
         for text in (label, f" {label}\n", f"```\n{label}\n```", f"'{label}'", f'"{label}"', f"`{label}`"):
@@ -81,11 +81,11 @@ def test_a_bare_label_may_have_this_around_it(text):
     ]
     + ['["rec"]', '{"task1": "rec"}', "the label is rec", "rec</s>", "r ec", "none"],
 )
-def test_anything_else_is_no_label(text):
+def test_anything_else_is_not_a_label(text):
     assert parse_answer(TASKS["20ng_7"], text, 0) == Parsed({"root": None}, ("root",))
 
 
-def test_joint_fields_stand_for_themselves():
+def test_joint_fields_are_parsed_separately():
     task = TASKS["20ng_joint"]
     cases = {
         '{"task1": "rec", "task2": "rec.auto"}': {"root": "rec", "group": None},

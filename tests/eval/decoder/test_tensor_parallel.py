@@ -1,4 +1,4 @@
-"""A model split over ranks says what it says whole, wherever its slices came from."""
+"""A tensor-parallel model gives the answers of the unsharded one, from any source of its slices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from train.parallel.tensor_parallel import check_divides
 N_RANKS = 4
 
 
-def test_a_model_split_over_ranks_says_what_it_says_whole(divisible_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_tensor_parallel_model_answers_as_the_unsharded_one(divisible_checkpoint: Path, tmp_path: Path) -> None:
     """2 replicas x 2 slices, and 1 x 4; read from an HF folder and from a training checkpoint, and copied."""
     start = command(Path(tensor_parallel_run.__file__), tmp_path, divisible_checkpoint, ranks=N_RANKS)
     done = subprocess.run(start, env=environment(), capture_output=True, text=True, timeout=200)

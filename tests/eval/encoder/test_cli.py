@@ -107,7 +107,7 @@ def test_outputs_with_other_labels_are_not_scored_as_if_they_were_the_tasks(slot
     config = json.loads((slots[0] / "config.json").read_text())
     tags = config["heads"]["fields"][0]["labels"]
     for changed, message in (
-        ([tags[0], *tags[:0:-1]], "another order"),
+        ([tags[0], *tags[:0:-1]], "order differs"),
         (["O", "B-mood", *tags[2:]], f"only one of the two has B-mood, {tags[1]}"),
     ):
         config["heads"]["fields"][0]["labels"] = changed
@@ -115,7 +115,7 @@ def test_outputs_with_other_labels_are_not_scored_as_if_they_were_the_tasks(slot
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match=f"labels of slots are not those of task massive_slots: .*{message}"):
             plan(folder, task="massive_slots")
-        with pytest.raises(UserError, match=r"no --task given, and no task .* slots \(111 tags\)"):
+        with pytest.raises(UserError, match=r"no --task given, and no built-in task .* slots \(111 tags\)"):
             plan(folder)
 
 

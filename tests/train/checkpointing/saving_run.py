@@ -89,7 +89,7 @@ def one_fails(world: World, output: Path) -> list[str]:
     raise AssertionError("nothing failed")
 
 
-def no_room_on_rank_0(world: World, output: Path) -> list[str]:
+def too_little_space_on_rank_0(world: World, output: Path) -> list[str]:
     trainer = make_trainer(output, world, async_save="on", steps=4, save_every=2)
     real, disk_space.free_bytes = disk_space.free_bytes, lambda folder: 1000
     try:
@@ -98,7 +98,7 @@ def no_room_on_rank_0(world: World, output: Path) -> list[str]:
         return everyone(str(error))
     finally:
         disk_space.free_bytes = real
-    raise AssertionError("there was room")
+    raise AssertionError("there was enough space")
 
 
 def not_shared(world: World, output: Path) -> list[str]:
@@ -148,7 +148,7 @@ def main() -> None:
         "sharded": who_writes(MeshShape(shard=2), world, out / "sharded"),
         "replicated": who_writes(MeshShape(replicate=2), world, out / "replicated"),
         "one_fails": one_fails(world, out / "one_fails"),
-        "no_room": no_room_on_rank_0(world, out / "no_room"),
+        "too_little_space": too_little_space_on_rank_0(world, out / "too_little_space"),
         "not_shared": not_shared(world, out / "not_shared"),
         "export": export_memory(world, out / "export"),
     }

@@ -1,4 +1,4 @@
-"""Room on the disk and in host memory: computed right, looked for before training, and missed with a clear message."""
+"""Disk space and host memory: computed right, checked before training, and missed with a clear message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data.errors import UserError
 from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer
 from train import options
 from train.checkpointing import checkpoint, disk_space
-from train.checkpointing.disk_space import StoredBytes, at_most_new, choose_background, format_bytes, run_bytes
+from train.checkpointing.disk_space import StoredBytes, choose_background, format_bytes, max_new_folders, run_bytes
 from train.config import TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.resolve import load_config
@@ -46,7 +46,7 @@ def config(output: Path, **values) -> TrainConfig:
     [(0, 0, 2, 0), (0, 1, 2, 1), (0, 2, 2, 2), (0, 9, 2, 3), (2, 9, 2, 1), (1, 9, 2, 2), (1, 1, 2, 1), (3, 5, 2, 1)],
 )
 def test_the_worst_moment(existing: int, coming: int, keep: int, most: int) -> None:
-    assert at_most_new(existing, coming, keep) == most
+    assert max_new_folders(existing, coming, keep) == most
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,10 @@ def test_a_run_is_opened_before_the_optimizer_is_chosen(train_args: list[str]) -
     open_run(dataclasses.replace(args, optim=dataclasses.replace(args.optim, optim="auto")))  # as on a GPU
 
 
-def test_no_room_for_the_export_is_said_after_the_last_save(world, tmp_path: Path, monkeypatch) -> None:
+def test_too_little_space_for_the_export_is_said_after_the_last_save(world, tmp_path: Path, monkeypatch) -> None:
     trainer = make_trainer(tmp_path, world, steps=1, export=True)
     trainer.saver.sizes = dataclasses.replace(trainer.saver.sizes, export=10**15)
-    with pytest.raises(UserError, match=r"no room for the export export/: it needs 1000.0 TB.*step_000001"):
+    with pytest.raises(UserError, match=r"disk space for the export export/: it needs 1000.0 TB.*step_000001"):
         trainer.run()
     assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000001"
     assert not (tmp_path / "export").exists()

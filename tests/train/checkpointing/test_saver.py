@@ -127,7 +127,7 @@ def test_no_host_memory_for_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't allocate memory")
 
     monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(SaveFailed, match="can't allocate memory\nGo on .* --async_save off"):
+    with pytest.raises(SaveFailed, match="can't allocate memory\nContinue .* --async_save off"):
         HostCopy(pinned=False).take(value)
 
 
@@ -153,7 +153,7 @@ def test_a_second_save_waits_for_the_first_and_says_so(world, tmp_path: Path, sl
     with caplog.at_level("INFO"):
         trainer._save()
     assert slow.released.is_set() and checkpoint.step_folder(trainer.checkpoints, 0).exists()
-    assert "waiting for the checkpoint of step 0, which is still being written" in caplog.text
+    assert "waiting until the checkpoint of step 0 is written" in caplog.text
     trainer.saver.finish()
     assert len(checkpoint.steps_in(trainer.checkpoints)) == 2
 
@@ -293,12 +293,12 @@ def test_a_disk_that_fills_up(world, small_disk: Path, monkeypatch: pytest.Monke
     run = small_disk / "run"
     # Checkpoints of 11 MB: large tensors, whose failed writes torch reports as a mistake in its own counting.
     options = dict(steps=9, save_every=2, keep=9, async_save="on", model_config=SMALL)
-    with pytest.raises(UserError, match="no room for what this run writes: it needs 55.8 MB, and 29.4 MB are free"):
+    with pytest.raises(UserError, match="not enough disk space for what this run writes: .* 55.8 MB, and 29.4 MB are"):
         make_trainer(run, world, **options)
     with monkeypatch.context() as patch:
         patch.setattr(disk_space, "free_bytes", lambda folder: 10**12)  # as if somebody else fills the disk later
         trainer = make_trainer(run, world, **options)
-    with pytest.raises(SaveFailed, match="no room for the checkpoint of step 6: it needs .* MB, and .* MB are free"):
+    with pytest.raises(SaveFailed, match="disk space for the checkpoint of step 6: it needs .* MB, and .* MB are free"):
         trainer.run()
     kept = ["step_000002", "step_000004"]
     assert sorted(p.name for p in trainer.checkpoints.iterdir()) == kept

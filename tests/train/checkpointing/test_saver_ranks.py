@@ -42,14 +42,15 @@ def test_one_ranks_failure_is_said_by_both(saved: dict) -> None:
     assert "step_000002" in message and names == ["step_000002"]
 
 
-def test_no_room_is_said_by_both(saved: dict) -> None:
-    first, second = saved["no_room"]
-    assert first == second and "no room for the checkpoint of step 2" in first and "1.0 kB are free" in first
+def test_too_little_space_is_reported_by_both(saved: dict) -> None:
+    first, second = saved["too_little_space"]
+    assert first == second and "not enough disk space for the checkpoint of step 2" in first
+    assert "1.0 kB are free" in first
 
 
 def test_a_run_folder_that_is_not_shared_is_refused(saved: dict) -> None:
     for message in saved["not_shared"]:
-        assert message.startswith("UserError") and "rank(s) 1 do not see there" in message
+        assert message.startswith("UserError") and "rank(s) 1 do not see a file that rank 0 has written" in message
 
 
 def test_an_export_holds_one_file_and_one_tensor(saved: dict) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from checkpoints_tools.registry import MODELS
 from model.llama import Llama
-from train.optim.blockwise import block_size, borders, dequantize, nearest_codes, quantize, table
+from train.optim.blockwise import block_size, boundaries, dequantize, nearest_codes, quantize, table
 from train.optim.sharded_adamw import adamw_update, read_states, write_states
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def test_equals_torchao(signed: bool) -> None:
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_codes_are_the_nearest_of_all_values(signed: bool) -> None:
-    middle = borders(signed, CPU)[:-1]
+    middle = boundaries(signed, CPU)[:-1]
     x = torch.cat([decades(40, 50, signed).view(-1), middle, table(signed, CPU), torch.zeros(2)])
     x[-1] *= -1
     x = x.clamp(-1, 1)
@@ -54,7 +54,7 @@ def test_codes_are_the_nearest_of_all_values(signed: bool) -> None:
     values = table(signed, CPU).double()
     distance = (x.double()[:, None] - values).abs()
     mine = distance.gather(1, want[:, None])[:, 0]
-    assert (mine <= distance.min(dim=1).values + 6e-8).all(), "but for the rounding of the borders"
+    assert (mine <= distance.min(dim=1).values + 6e-8).all(), "except for the rounding of the boundaries"
 
 
 @pytest.mark.parametrize(

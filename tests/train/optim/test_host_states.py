@@ -12,7 +12,7 @@ import torch
 
 from data.errors import UserError
 from train.optim import host_states, sharded_adamw
-from train.optim.host_states import ALIGNMENT, visiting
+from train.optim.host_states import ALIGNMENT, copied_to_device
 
 
 class Stream:
@@ -82,7 +82,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[Stream]:
 def test_right_in_any_order_of_the_streams(seed: int, n: int, streams: list[Stream]) -> None:
     random.seed(seed)
     host = [{"a": torch.full((3, 5), float(i)), "b": torch.full((3,), i, dtype=torch.uint8)} for i in range(n)]
-    here_now = visiting(host, SimpleNamespace(type="cuda"), 3 * 5 * 4 + 3 + 2 * ALIGNMENT)
+    here_now = copied_to_device(host, SimpleNamespace(type="cuda"), 3 * 5 * 4 + 3 + 2 * ALIGNMENT)
     for i, here in enumerate(here_now):
         assert {k: (v.shape, v.dtype) for k, v in here.items()} == {k: (v.shape, v.dtype) for k, v in host[i].items()}
 
@@ -106,7 +106,7 @@ def test_no_host_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     parameter = torch.nn.Parameter(torch.zeros(4, 4))
     monkeypatch.setattr(sharded_adamw.torch, "zeros", full)
     with pytest.raises(UserError, match="offload_states = on: no more host memory"):
-        sharded_adamw.zeros_beside(parameter, torch.float32, offload=True)
+        sharded_adamw.zeros_sharded_like(parameter, torch.float32, offload=True)
 
 
 @pytest.mark.gpu

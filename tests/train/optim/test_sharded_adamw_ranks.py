@@ -70,7 +70,7 @@ def test_shards_round_in_their_own_ways_and_replicas_alike(four_ranks: Path) -> 
 
 
 def test_rows_cut_in_the_middle_of_a_block_are_refused(four_ranks: Path) -> None:
-    assert "rows of 192 into parts of 96, which are no whole blocks of 64" in str(
+    assert "rows of 192 into parts of 96, which is not a multiple of the block size 64" in str(
         np.load(four_ranks / "tp.npz")["refusal"]
     )
 

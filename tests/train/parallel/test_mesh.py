@@ -41,9 +41,9 @@ def test_shapes_of_eight_ranks(asked: dict, shape: tuple[int, int, int]) -> None
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"nodes": 3}, "--nodes 3: 8 ranks do not divide into 3 machines"),
+        ({"nodes": 3}, "--nodes 3: 8 ranks do not divide evenly into 3 groups"),
         ({"nodes": 16}, "--nodes 16: 8 ranks do not divide"),
-        ({"sharding": "hybrid"}, "--sharding hybrid replicates the model across machines, and all 8"),
+        ({"sharding": "hybrid"}, "--sharding hybrid replicates the model across machines, but all 8"),
         ({"tp": 3}, "--tp 3: .* a machine has 8 rank.* 3 does not divide"),
         ({"tp": 8, "per_node": 4}, "--tp 8: .* a machine has 4 rank"),
         ({"tp": 4, "nodes": 4}, "--tp 4: .* --nodes 4 leaves 2 rank"),
@@ -110,4 +110,4 @@ def test_the_network_traffic_in_the_documentation() -> None:
         seconds = [f"{x / speed:.1f} s" for n in (2, 8) for x in (full[n], hybrid[n])]
         assert f"| {network} Gb/s | {' | '.join(seconds)} |" in text
     one_sum = 16_384 * net.dim * 2 / 1e9
-    assert f"{1000 * one_sum:.0f} MB a block" in text and f"{5 * net.n_layers * one_sum:.0f} GB in all" in text
+    assert f"| 5 x {1000 * one_sum:.0f} MB |" in text and f"| {5 * net.n_layers * one_sum:.0f} GB |" in text

@@ -108,7 +108,7 @@ def assert_goes_on(folder: Path, world, tmp_path: Path) -> None:
 
 def test_a_run_goes_on_from_mesh_to_mesh(four_ranks: Path, world, tmp_path: Path, caplog) -> None:
     assert_goes_on(four_ranks, world, tmp_path)
-    assert "laid out as shard 2 x tensor 2, this run has shard 1: sums round differently" in caplog.text
+    assert "on a mesh of shard 2 x tensor 2, this run has shard 1. Sums round differently" in caplog.text
 
 
 @pytest.mark.slow
