@@ -12,5 +12,6 @@ status=0
 "$VENV/bin/python" -m ruff check . || status=1
 "$VENV/bin/python" -m ruff format --check . || status=1
 "$VENV/bin/lint-imports" --no-cache || status=1
+"$VENV/bin/python" -m mypy || status=1
 "$VENV/bin/python" -m pytest -n "${WORKERS:-2}" "$@" || status=$?
 exit "$status"

@@ -110,7 +110,7 @@ def _assemble(task: Task, examples: Sequence[Example], shares: list[Share], coun
 def _share_figures(result: ScoreResult | None, ranks: ScoringRanks) -> ScoreResult:
     """Send the figures to every rank, because the trainer chooses the best checkpoint on all ranks; not the answers."""
     if ranks.world_size > 1:
-        figures = [(result.metrics, result.counts, result.cost) if result else None]
+        figures: list[Any] = [(result.metrics, result.counts, result.cost) if result else None]
         dist.broadcast_object_list(figures, group=ranks.group, group_src=0)
         result = result or ScoreResult([], *figures[0])
     assert result is not None

@@ -19,6 +19,7 @@ import logging
 import math
 import os
 from functools import partial
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -82,7 +83,8 @@ class HeldOutScoring:
         is_spread = world.shape.tensor > 1 or (world.size > 1 and reshards_after_forward(model))
         if not is_spread or setup.spec.kind == "encoder":
             return
-        tp = tp_for(setup.model_config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
+        config = cast(LlamaConfig, setup.model_config)
+        tp = tp_for(config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
         if tp > 1:
             self.copy_world = place(world.device, MeshShape(shard=world.size // tp, tensor=tp))
             log.info("held-out scoring: by a temporary copy of the model, split over %d ranks", tp)
@@ -90,8 +92,8 @@ class HeldOutScoring:
             log.info(
                 "held-out scoring: gathers the model for every token; %d key/value heads and %d hidden units do not "
                 "divide over the ranks of a machine",
-                setup.model_config.n_kv_heads,
-                setup.model_config.ffn_dim,
+                config.n_kv_heads,
+                config.ffn_dim,
             )
 
     @property

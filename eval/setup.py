@@ -17,6 +17,7 @@ import random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -117,19 +118,21 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
     elif not assumed:
         check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
     if spec.kind == "encoder":
-        if options.plan and options.task and (assumed or not config.heads):
+        encoder = cast(EncoderConfig, config)
+        if options.plan and options.task and (assumed or not encoder.heads):
             assumed.append(f"the heads are those that fine-tuning on {options.task} gives it")
             task = get_task(options.task)
-            config = spec.architecture.with_task(config, task, config.head, weights.path)
+            config = spec.architecture.with_task(config, task, encoder.head, weights.path)
         else:
-            task = encoder_task(options.task, config, head_labels(weights, config), weights.path)
-        prompt, fine_tuned, max_length = None, True, _document_length(options, weights, config)
+            task = encoder_task(options.task, encoder, head_labels(weights, encoder), weights.path)
+        prompt, fine_tuned, max_length = None, True, _document_length(options, weights, encoder)
     else:
         check_divides(config, options.tp)
         stored = stored_prompt(weights.path, options)
-        task, prompt = (
-            (stored_task(options, stored), stored) if stored else new_prompt(options, spec, tokenizer, missing)
-        )
+        if stored is not None:
+            task, prompt = stored_task(options, stored), stored
+        else:
+            task, prompt = new_prompt(options, spec, cast(Tokenizer | None, tokenizer), missing)
         fine_tuned = stored is not None
         trained_length = prompt.row_length if prompt is not None else None
         max_length = options.row_length or trained_length or RECIPES[spec.recipe]["row_length"]

@@ -77,9 +77,10 @@ def trained_with(weights: Weights) -> dict[str, str] | None:
         options, reason = state.config, state.optim_reason
     elif (weights.path / TRAINING_FILE).is_file():
         found = read_json(weights.path / TRAINING_FILE)
-        options, reason = found.get("options"), found.get("optim_reason", "")
-        if not isinstance(options, dict):
+        reason = found.get("optim_reason", "")
+        if not isinstance(found.get("options"), dict):
             return None  # another program's file of this name
+        options = found["options"]
     else:
         return None
     return {"optim": options.get("optim", ""), "optim_reason": reason}

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ from data.decoder.tokenizer import Tokenizer
 from data.encoder.samples import LONGEST_DOCUMENT
 from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.encoder.samples import prepare as prepare_encoder
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.errors import UserError
 from data.example import Example
 from data.loader import StepLoader
@@ -115,12 +116,11 @@ def open_run(config: TrainConfig) -> Setup:
     samples, prompt_spec = prepare_samples(config, spec, model_config, task, tokenizer, examples, shots)
     prompt = prompt_spec.build(task) if prompt_spec is not None else None
     if prompt is not None:
-        _warn_of_length(samples, model_config, config)
+        _warn_of_length(cast(SampleSet, samples), model_config, config)
     log.info("training data: %s", samples.describe())
 
     loader = build_loader(config, samples, rank=env_rank() // shape.tensor, world_size=shape.n_data)
-    steps, epochs = config.train.steps, config.train.epochs
-    total_steps = steps if steps is not None else loader.n_steps_for(epochs)
+    total_steps = count_steps(config, loader)
     if config.optim.warmup_steps >= total_steps:
         raise UserError(f"warmup_steps = {config.optim.warmup_steps} leaves nothing of the {total_steps} steps.")
     identity = {
@@ -184,10 +184,12 @@ def prepare_samples(
     """Tokenize the examples to train on; a decoder's come with their prompt."""
     max_length, cache_dir = longest_input(config, model_config), config.data.cache_dir or CACHE_DIR
     if spec.kind == "encoder":
+        assert isinstance(tokenizer, EncoderTokenizer)
         return prepare_encoder(examples, task, tokenizer, max_length, cache_dir=cache_dir), None
-    prompt_spec = _prompt_spec(config, spec, task, tokenizer, shots)
+    decoders = cast(Tokenizer, tokenizer)
+    prompt_spec = _prompt_spec(config, spec, task, decoders, shots)
     prompt = prompt_spec.build(task)
-    return prepare(examples, task, prompt, tokenizer, max_length, cache_dir=cache_dir), prompt_spec
+    return prepare(examples, task, prompt, decoders, max_length, cache_dir=cache_dir), prompt_spec
 
 
 def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size: int) -> StepLoader:
@@ -206,6 +208,14 @@ def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size
     )
 
 
+def count_steps(config: TrainConfig, loader: StepLoader) -> int:
+    """Optimizer steps of a run, given as such or as epochs."""
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.epochs is not None, "find_problems demands one of the two"
+    return loader.n_steps_for(config.train.epochs)
+
+
 def longest_input(config: TrainConfig, model_config: ModelConfig) -> int:
     """Tokens that an input may have: a decoder's prompt and answer, an encoder's document with its special tokens."""
     batch = config.batch
@@ -217,7 +227,7 @@ def longest_input(config: TrainConfig, model_config: ModelConfig) -> int:
 def _prompt_spec(
     config: TrainConfig, spec: ModelSpec, task: Task, tokenizer: Tokenizer, shots: list[Example]
 ) -> PromptSpec:
-    template = config.data.template
+    template: str = config.data.template
     if template == "auto":
         template = template_for(tokenizer, spec.chat_template)
     return PromptSpec(
@@ -273,6 +283,7 @@ def _open_model(config: TrainConfig, task: Task) -> tuple[ModelSpec, ModelConfig
     assert folder is not None, "find_problems lets no configuration without a checkpoint through"
     architecture = spec.architecture
     if config.model.init == "random":
+        assert spec.config is not None, "find_problems lets only presets start from random weights"
         tokenizer = architecture.load_tokenizer(folder)
         found = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
     else:

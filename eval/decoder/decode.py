@@ -12,7 +12,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -218,7 +218,7 @@ class _Answers:
         return keep
 
 
-def _send(passes: Iterator[Forward], logits: Tensor) -> Forward | None:
+def _send(passes: Passes, logits: Tensor) -> Forward | None:
     try:
         return passes.send(logits)
     except StopIteration:

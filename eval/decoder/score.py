@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch.distributed as dist
 from torch import nn
@@ -58,6 +59,7 @@ def score(
     Raises:
         UserError: the prompt leaves no space for any document in ``max_length``.
     """
+    assert job.prompt is not None, "a decoder is prompted"
     requests = prepare_requests(job)
     samples, limits = requests.samples, requests.limits
     n_shortened = sum(limit < budget for limit, budget in zip(limits, requests.budgets, strict=True))
@@ -70,7 +72,7 @@ def score(
         samples.prefix.tolist(),
         bodies,
         [limits[i] for i in own],
-        stop_tokens(job.prompt, job.tokenizer),
+        stop_tokens(job.prompt, cast(Tokenizer, job.tokenizer)),
         device=ranks.device,
         max_batch_tokens=job.max_batch_tokens,
         group=(ranks.group or dist.group.WORLD) if ranks.sharded and ranks.world_size > 1 else None,
@@ -91,15 +93,16 @@ def prepare_requests(job: ScoringJob) -> Requests:
         UserError: the prompt leaves no space for any document in ``max_length``.
     """
     assert job.prompt is not None, "a decoder is prompted"
+    tokenizer = cast(Tokenizer, job.tokenizer)
     if job.max_new_tokens is None:
-        budgets = answer_budgets(job.task, job.tokenizer, job.examples)
+        budgets = answer_budgets(job.task, tokenizer, job.examples)
     else:
         budgets = [job.max_new_tokens] * len(job.examples)
     samples = prepare(
         job.examples,
         job.task,
         job.prompt,
-        job.tokenizer,
+        tokenizer,
         job.max_length,
         with_labels=False,
         max_new_tokens=budgets,
@@ -168,7 +171,7 @@ def stop_tokens(prompt: Prompt, tokenizer: Tokenizer) -> set[int]:
 def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Prediction:
     task, example = job.task, job.examples[i]
     n_words = next((len(example.labels[f.name]) for f in task.fields if isinstance(f, TokenField)), 0)
-    raw = job.tokenizer.decode(answer.tokens)
+    raw = cast(Tokenizer, job.tokenizer).decode(answer.tokens)
     parsed = parse_answer(task, raw, n_words)
     return Prediction(
         id=example.id,

@@ -22,6 +22,7 @@ and a block has seven products. With one token per step, this is several times t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -58,7 +59,9 @@ def copy_for_scoring(
     assert source.keys() == targets.keys(), source.keys() ^ targets.keys()
     for name, target in targets.items():
         local, where = local_slice(target)
-        local.copy_(source[name].detach().to(dtype).full_tensor()[where])
+        sharded = source[name].detach().to(dtype)
+        assert isinstance(sharded, DTensor), name
+        local.copy_(sharded.full_tensor()[where])
     return to_plain_tensors(copy, build, mesh).eval()
 
 
@@ -81,9 +84,9 @@ def to_plain_tensors(model: nn.Module, build: Callable[[], nn.Module], mesh: Dev
         elif isinstance(module, nn.Embedding):
             plain.set_submodule(name, _EmbeddingSlice(weight, group))
         elif weight.placements == (Shard(1),):  # row-wise parallel
-            plain.set_submodule(name, _LinearSlice(weight, lambda x: _all_reduce(x, group)))
+            plain.set_submodule(name, _LinearSlice(weight, partial(_all_reduce, group=group)))
         elif name == "head":
-            plain.set_submodule(name, _LinearSlice(weight, lambda x, n=weight.shape[0]: _all_gather(x, n, group)))
+            plain.set_submodule(name, _LinearSlice(weight, partial(_all_gather, n_total=weight.shape[0], group=group)))
         else:  # column-wise parallel; the next layer uses the local outputs
             plain.set_submodule(name, _LinearSlice(weight, lambda x: x))
     assert not any(p.is_meta or isinstance(p, DTensor) for p in plain.parameters())
@@ -95,7 +98,8 @@ class _LinearSlice(nn.Module):
 
     def __init__(self, weight: DTensor, finish: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.detach().to_local(), requires_grad=False)
+        local, _ = local_slice(weight.detach())
+        self.weight = nn.Parameter(local, requires_grad=False)
         self.finish = finish
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 
 from data.encoder.rows import build_batch, dummy_batch
 from data.encoder.samples import SampleSet, prepare, tag_set
+from data.encoder.tokenizer import Tokenizer
 from data.example import Example
 from data.packing import balance_counts, pack, padded_length
 from data.tasks import ClassField, Task, TokenField
 from eval.gather import ScoreResult, Share, gather_scores
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
+from eval.metrics import Labels
 from eval.results import Prediction
 
 N_TOP = 5  # likeliest labels whose probabilities are kept
@@ -73,7 +75,7 @@ def score(
 
 def prepare_samples(job: ScoringJob) -> SampleSet:
     """Tokenize the job's examples."""
-    assert job.prompt is None, "an encoder is not prompted"
+    assert job.prompt is None and isinstance(job.tokenizer, Tokenizer), "an encoder is not prompted"
     return prepare(
         job.examples, job.task, job.tokenizer, job.max_length, with_labels=False, cache_dir=job.cache_dir
     )  # fmt: skip
@@ -117,13 +119,13 @@ def _read(
     Args:
         logits: per class field [documents, labels], per token field [words within reach, tags].
     """
-    labels: list[dict[str, str | tuple[str, ...]]] = [{} for _ in indices]
+    labels: list[Labels] = [{} for _ in indices]
     top: list[dict[str, list[list[str | float]]]] = [{} for _ in indices]
     n_missing = [0] * len(indices)
     for field in task.fields:
         if isinstance(field, ClassField):
             for k, likeliest in enumerate(_likeliest(field, logits[field.name])):
-                labels[k][field.name] = likeliest[0][0]
+                labels[k][field.name] = str(likeliest[0][0])
                 top[k][field.name] = likeliest
         else:
             reached = [samples.first(i) >= 0 for i in indices]  # per document, [words] bool

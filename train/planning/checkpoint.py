@@ -28,12 +28,12 @@ def find_config(spec: ModelSpec, folder: Path | None) -> tuple[ModelConfig, str 
         UserError: a checkpoint that is damaged or of another architecture; or there is none, and the preset has no
             config.
     """
-    found = None
+    found: ModelConfig | None = None
     if folder is not None and (folder / "config.json").is_file():
         found = read_config(folder)
     elif folder is not None and is_meta_folder(folder) and any(folder.glob("consolidated.*.pth")):
         found = open_meta(folder).config
-    if found is not None:
+    if found is not None and folder is not None:
         check_family(found, spec, folder)
         return found, None
     where = f"{folder} holds no config.json and no checkpoint of Meta's"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from checkpoints_tools.load import check_fits_preset
 from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, get_model_spec
 from data.errors import UserError
+from data.example import Example
 from data.loader import Samples, StepLoader
 from data.source import load_examples
 from data.tasks import Task, get_task
@@ -31,9 +33,9 @@ from train.planning.advice import Job, check_enough, choose_optimizer
 from train.planning.checkpoint import find_config, find_tokenizer
 from train.planning.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
 from train.planning.memory import Pass, Settings, count_parameters
-from train.planning.workload import AssumedSamples, RankPass, Workload, assume_samples, count_workload, pass_flops
+from train.planning.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
 from train.resolve import choose_optim
-from train.setup import Setup, build_loader, config_for_task, divide, longest_input, prepare_samples
+from train.setup import Setup, build_loader, config_for_task, count_steps, divide, longest_input, prepare_samples
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     model_config, tokenizer = _open_model(config, spec, task, assumed)
     samples = _samples(config, spec, model_config, task, tokenizer, assumed)
     loader = build_loader(config, samples, rank=0, world_size=mesh.n_data)
-    total = config.train.steps if config.train.steps is not None else loader.n_steps_for(config.train.epochs)
+    total = count_steps(config, loader)
     work = count_workload(loader, model_config, total)
     job = make_job(config, spec, model_config, mesh, n_gpus // nodes, loader)
     why = None
@@ -139,7 +141,7 @@ def _open_model(
         found, assumption = find_config(spec, folder)
         if assumption is not None:
             assumed.append(assumption)
-        elif tokenizer is not None:
+        elif tokenizer is not None and folder is not None:
             check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
     return config_for_task(found, spec, task, config), tokenizer
 
@@ -151,9 +153,11 @@ def _samples(
     task: Task,
     tokenizer: Tokenizer | None,
     assumed: list[str],
-) -> Samples | AssumedSamples:
+) -> Samples:
     """The task's own samples; without data or tokenizer, assumed ones."""
-    missing, examples, shots = [], None, []
+    examples: list[Example] | None = None
+    missing: list[str] = []
+    shots: list[Example] = []
     if tokenizer is None:
         missing.append(f"no tokenizer in {config.model.checkpoint}")
     try:
@@ -169,7 +173,7 @@ def _samples(
     longest = longest_input(config, model_config)
     samples, said = assume_samples(task, model_config, config.data.shots, longest, examples)
     assumed.append(f"samples ({' and '.join(missing)}): {said}")
-    return samples
+    return cast(Samples, samples)  # they have lengths and nothing else, which is all that a plan asks for
 
 
 def settle_optimizer(config: TrainConfig, setup: Setup, world: World) -> TrainConfig:
