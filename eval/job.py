@@ -99,12 +99,12 @@ class BatchSize:
     Attributes:
         n_requests: requests or documents.
         n_tokens: of all bodies together; of an encoder's row with its padding.
-        n_places: tokens for which each request has a place in the cache: longest body and longest answer; 0 for an
+        slot_length: tokens for which each request has a place in the cache: longest body and longest answer; 0 for an
             encoder.
         n_new_tokens: longest answer.
     """
 
     n_requests: int
     n_tokens: int
-    n_places: int = 0
+    slot_length: int = 0
     n_new_tokens: int = 0

@@ -111,7 +111,7 @@ def decoder_memory(
         candidates = [
             {
                 **of_prefix,
-                "keys and values of a batch": a_token * batch.n_requests * batch.n_places,
+                "keys and values of a batch": a_token * batch.n_requests * batch.slot_length,
                 "one pass": bytes_of_pass(config, c, tp, prefix, batch),
                 "logits": logits * (n_before if name == "bodies" else batch.n_requests),
             }
@@ -139,10 +139,10 @@ def decoder_weights(config: LlamaConfig, dtype: torch.dtype, tp: int) -> int:
 
 
 def _bodies(config: LlamaConfig, c: int, tp: int, prefix: int, batch: BatchSize) -> int:
-    return _prefill(config, c, tp, batch.n_tokens, batch.n_requests * batch.n_places, prefix)
+    return _prefill(config, c, tp, batch.n_tokens, batch.n_requests * batch.slot_length, prefix)
 
 
-def _prefill(config: LlamaConfig, c: int, tp: int, T: int, places: int, cached: int | None = None) -> int:
+def _prefill(config: LlamaConfig, c: int, tp: int, T: int, filled: int, cached: int | None = None) -> int:
     """Bytes of a pass over T tokens, at the fullest point of the last block.
 
     A block's input (E) stays until the block is done, and so does what a layer was called with:
@@ -156,7 +156,7 @@ def _prefill(config: LlamaConfig, c: int, tp: int, T: int, places: int, cached: 
         its result    the same with w2's result, but of the others the product alone
 
     Args:
-        places: of the cache that the pass fills, in tokens.
+        filled: tokens of the cache that the pass fills.
         cached: tokens of the prefix, when the pass is over bodies. None: it is over the prefix itself; then the cache
             is k and v themselves, and attention (flash attention's) wants them repeated for all query heads.
     """
@@ -171,7 +171,7 @@ def _prefill(config: LlamaConfig, c: int, tp: int, T: int, places: int, cached: 
     rotated = (2 * FP32 + (FP32 if c < FP32 else 0)) * A * T
     return _tables(config, T) + max(
         2 * (c + FP32) * E * T,  # norm
-        c * (2 * E + A) * T + rotated + 2 * c * KV * (T - places),  # rotation
+        c * (2 * E + A) * T + rotated + 2 * c * KV * (T - filled),  # rotation
         inputs + (c * A + FP32 * H) * T + copied,  # attention
         inputs + c * (A + E) * T,  # output
         3 * c * (E + F) * T,  # feed-forward
@@ -186,7 +186,7 @@ def _tables(config: LlamaConfig, tokens: int) -> int:
 
 def _one_token(config: LlamaConfig, c: int, tp: int, P: int, batch: BatchSize) -> int:
     """Bytes of a pass over one token a request, at the fullest point of its attention, which is in fp32."""
-    R, S = batch.n_requests, batch.n_places
+    R, S = batch.n_requests, batch.slot_length
     H, KV = config.n_heads // tp, config.n_kv_heads * config.head_dim // tp
     cast = FP32 if c < FP32 else 0
     inputs = 2 * c * config.dim + c * (H * config.head_dim + 2 * KV)

@@ -28,7 +28,7 @@ def test_what_a_copy_needs(tiny_checkpoint, tmp_path):
     lengths = request_lengths(job)
     a_token = 2 * 2 * model.n_layers * model.n_kv_heads * model.head_dim // 3
     largest = max(
-        b.n_requests * b.n_places for rank in batch_sizes("decoder", lengths, 2, 3 * BATCH_TOKENS) for b in rank
+        b.n_requests * b.slot_length for rank in batch_sizes("decoder", lengths, 2, 3 * BATCH_TOKENS) for b in rank
     )
     weights, caches = decoder_weights(model, torch.bfloat16, 3), a_token * (lengths.prefix + largest)
     peak = scoring._copy_peak()

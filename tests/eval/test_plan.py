@@ -59,7 +59,7 @@ def assert_planned(plan: ScoringPlan, calls: list[dict]) -> None:
     slots = [call["cache"].slots for call in calls if isinstance(call["cache"], BodyPass)]
     assert prefix == [plan.load.lengths.prefix]
     assert bodies == [batch.n_tokens for batch in batches] and len(bodies) > 1
-    assert [s.n_places for s in slots] == [batch.n_places for batch in batches]
+    assert [s.slot_length for s in slots] == [batch.slot_length for batch in batches]
     longest = sum(batch.n_new_tokens for batch in batches)
     assert 0 < len(calls) - 1 - len(bodies) <= longest, "answers may end earlier"
 

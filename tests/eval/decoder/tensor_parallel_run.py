@@ -1,4 +1,4 @@
-"""Script for torchrun: score with a tensor-parallel model. ``tensor_parallel_run.py OUT CHECKPOINT`` writes OUT/rank<r>.pt.
+"""Script for torchrun: score with a tensor-parallel model; ``tensor_parallel_run.py OUT CHECKPOINT`` writes rank<r>.pt.
 
 For each number of slices: the answers of the model read from disk; and whether the slices read from a training
 checkpoint, and those copied from an FSDP2 model, equal the slices read from the Hugging Face folder.
