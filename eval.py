@@ -1,4 +1,4 @@
-"""Score a model on a task, by what it emits or by its heads: `python eval.py --help`, or under torchrun on many ranks.
+"""Score a model on a task, alone or under torchrun. ``--help`` lists the options; ``eval/config.py`` defines them.
 
 python eval.py --model smollm2_135m --checkpoint checkpoints/smollm2_135m --task massive_joint --data sample
 python eval.py --model smollm2_135m --checkpoint runs/demo/export --data sample
@@ -17,7 +17,7 @@ from eval.config import DESCRIPTION, EvalConfig
 from train.options import show_help
 
 if __name__ == "__main__":
-    show_help(EvalConfig, sys.argv[1:], DESCRIPTION)  # before the seconds that the imports below take
+    show_help(EvalConfig, sys.argv[1:], DESCRIPTION)  # before the slow imports below
 
 # isort: split
 import logging
@@ -83,7 +83,7 @@ def run(options: EvalConfig) -> None:
                  "as stored with the checkpoint" if setup.fine_tuned else "built from the options")  # fmt: skip
     else:
         log.info("documents are cut to %d tokens, packed into rows of %d", job.max_length, job.max_batch_tokens)
-    # The ranks of one tensor-parallel group decode the same examples; replicas share them.
+    # Ranks of one tensor-parallel group decode the same examples; replicas decode different ones.
     n_replicas = world.shape.n_data
     if options.tp > 1:
         log.info("%d replica(s) of the model, each split over %d ranks", n_replicas, options.tp)
@@ -98,7 +98,7 @@ def run(options: EvalConfig) -> None:
 
 
 def describe(setup: ScoringSetup, result: ScoreResult, precision: str, n_ranks: int, device: torch.device) -> Results:
-    """Everything that belongs into ``results.json``."""
+    """Collect the contents of ``results.json``."""
     options = setup.options
     data = Path(options.data).name if options.data else setup.task.dataset
     return Results(

@@ -12,7 +12,7 @@ from train.config import DESCRIPTION, TrainConfig
 from train.options import show_help
 
 if __name__ == "__main__":
-    show_help(TrainConfig, sys.argv[1:], DESCRIPTION)  # before the seconds that the imports below take
+    show_help(TrainConfig, sys.argv[1:], DESCRIPTION)  # before the slow imports below
 
 # isort: split
 import logging
@@ -36,7 +36,7 @@ def main() -> None:
         if not plan.fits:
             sys.exit(1)
         return
-    setup = open_run(config)  # everything that can be checked is checked before the process group starts
+    setup = open_run(config)  # checks everything it can before the process group starts
     world = start(setup.device, setup.mesh_shape)
     require_same(config, setup)
     scorer = None

@@ -1,6 +1,6 @@
 """The options of ``eval.py`` with their defaults; `eval.resolve.load_config` reads and checks them.
 
-Here PyTorch is not imported, so that the help is there at once.
+This file does not import PyTorch, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import tyro
 from data.decoder.fewshot import SHOT_TOKENS
 from train.config import PROMPT_OPTIONS
 
-DESCRIPTION = """Score a model on a task by what it emits, fine-tuned or not. Run alone or under torchrun.
+DESCRIPTION = """Score a model on a task, fine-tuned or not. Run alone or under torchrun.
 
-A decoder is scored by the text that it writes, an encoder by its heads; the options about prompts are for decoders.
+A decoder is scored by the text that it generates, an encoder by its heads. Options about prompts are for decoders.
 
-With --combine or --compare, join or compare runs that were scored before; nothing is loaded then."""
+--combine and --compare read runs that were scored before; no model is loaded."""
 
-# Beside the prompt, what means nothing to an encoder, which fits on one GPU; and what means nothing to a decoder.
+# Options for one kind of model only. An encoder has no prompt and fits on one GPU.
 DECODER_ONLY = (*PROMPT_OPTIONS, "joint_order", "new_prompt", "row_length", "tp")
 ENCODER_ONLY = ("max_length",)
 
@@ -28,73 +28,73 @@ ENCODER_ONLY = ("max_length",)
 @dataclass(frozen=True)
 class EvalConfig:
     config: Path | None = None
-    """TOML file with options; the command line wins over it."""
+    """TOML file with options; the command line overrides it."""
     model: str = ""
-    """Which model: a preset's name (see checkpoints_tools/registry.py)."""
+    """Name of a model preset (see checkpoints_tools/registry.py)."""
     checkpoint: Path | None = None
-    """Hugging Face folder, export of a run, or a run's checkpoints/step_N folder; default: checkpoints/<model>."""
+    """Checkpoint folder, export of a run, or a run's checkpoints/step_N folder; default: checkpoints/<model>."""
     task: str = ""
-    """Which task (a name or a TOML file); default: the one the checkpoint was fine-tuned on."""
+    """Task name or TOML file; default: the task that the checkpoint was fine-tuned on."""
     list_labels: tyro.conf.DisallowNone[bool | None] = None
-    """List the labels in the instruction; default: as in fine-tuning, or yes."""
+    """List the labels in the instruction; default: as in fine-tuning, else on."""
     shots: int | None = None
-    """Few-shot examples in the prompt; default: as in fine-tuning, or 0."""
+    """Few-shot examples in the prompt; default: as in fine-tuning, else 0."""
     data: str | None = None
-    """Where the data set lies: a path, or 'sample' for the embedded one; default: where data.download puts it."""
+    """Path of the data set, or 'sample' for the embedded one; default: the folder that data.download fills."""
     split: Literal["train", "dev", "test"] = "test"
-    """Which examples are scored."""
+    """Split to score."""
     limit: int | None = None
-    """Score only this many examples, drawn by seed."""
+    """Score only this many examples (chosen by seed)."""
     joint_order: Literal["listing", "section"] | None = None
-    """Order of a joint task's answers; default: as in fine-tuning, or the paper's listings."""
+    """Order of a joint task's answers; default: as in fine-tuning, else as in the paper's listings."""
     template: str = "auto"
-    """Chat template of a prompt that is not stored (see data/decoder/prompts.py); auto: the checkpoint's own."""
+    """Chat template, if the checkpoint stores no prompt (see data/decoder/prompts.py); auto: the checkpoint's own."""
     shot_tokens: int = SHOT_TOKENS
     """Each few-shot document is cut to this many tokens."""
     seed: int = 0
-    """Seed of the choice of few-shot examples and of --limit."""
+    """Seed for choosing few-shot examples and the examples of --limit."""
     new_prompt: bool = False
-    """Build the prompt from these options although the checkpoint brings the one it was fine-tuned with."""
+    """Build the prompt from these options instead of using the one that the checkpoint was fine-tuned with."""
     row_length: int | None = None
-    """Longest input in tokens, prompt and answer together; default: as in fine-tuning, or the recipe's for its size."""
+    """Maximum input length in tokens, prompt and answer together; default: as in fine-tuning, else the recipe's."""
     max_length: int | None = None
-    """Longest document of an encoder in tokens, special tokens included; default: as in fine-tuning, as the
-    checkpoint tells, or else 512, or as many as the model has positions for."""
+    """Maximum document length of an encoder in tokens, special tokens included; default: as stored with the checkpoint,
+    else 512 or the model's number of positions, if smaller."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens; default: per example, what its longest valid answer needs."""
+    """Maximum answer length in tokens; default: enough for each example's longest valid answer."""
     batch_tokens: int = 4096
-    """Most tokens in one decoding batch; 1 decodes one example at a time, so that seconds are a call's latency. For an
-    encoder the most tokens in a packed row."""
+    """Maximum tokens in a decoding batch, or in an encoder's packed row. 1 decodes one example at a time, so that the
+    seconds are the latency of one call."""
     tp: int = 1
-    """Ranks that split each matrix among them, for a model that one GPU cannot hold (70B: 8); ranks beyond these hold
-    replicas, which share the examples."""
+    """Tensor parallelism: number of ranks that split each matrix, for a model too large for one GPU (70B: 8). Further
+    ranks hold replicas, which score different examples."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of weights and compute; auto: as in training, bf16 where the hardware multiplies it."""
+    """Number format of weights and compute; auto: bf16 with hardware support for it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when there is any."""
+    """auto: CUDA if available, else the CPU."""
     allow_mismatch: bool = False
-    """Take the checkpoint's own config.json even where it differs from the preset."""
+    """Use the checkpoint's config.json even if it differs from the preset."""
     output: Path | None = None
-    """Where results.json and predictions.jsonl go; default: runs/eval/<checkpoint>-<task>-<shots>shot."""
+    """Folder for results.json and predictions.jsonl; default: runs/eval/<checkpoint>-<task>-<shots>shot."""
     name: str | None = None
-    """What tables call this run; default: checkpoint and shots."""
+    """Name of this run in tables; default: checkpoint and shots."""
     cache_dir: Path | None = None
-    """Where tokenized data is cached by content; default: .cache/prepared beside the code."""
+    """Folder for cached tokenized data; default: .cache/prepared next to the code."""
     combine: tuple[Path, Path] | None = None
-    """Join two single-task runs (output folders) by example id into joint figures: the paper's dual set-up."""
+    """Join two single-task runs (output folders) by example id into joint metrics: the paper's dual set-up."""
     compare: tuple[Path, ...] = ()
     """Print several runs (output folders) in one table."""
     plan: bool = False
-    """Say what scoring would need and cost, and whether it fits; then end, with status 1 if it does not. Needs
-    no GPU and no weights."""
+    """Print the memory and time that scoring would need, then exit, with status 1 if it does not fit. Needs no GPU and
+    no weights."""
     gpu: Literal["a100-80g", "h100-80g", "h200"] = "a100-80g"
-    """GPU that --plan is for."""
+    """GPU type for --plan."""
     gpus: int | None = None
-    """GPUs in all that --plan is for; default: as many as torchrun started ranks, else 8."""
+    """Number of GPUs for --plan; default: the number of ranks that torchrun started, else 8."""
     winner: Path | None = None
-    """With --compare: exit with status 1 unless this run beats all others in every main figure."""
+    """With --compare: exit with status 1 unless this run beats all others in every main metric."""
     winner_figure: str | None = None
-    """With --winner: the one figure that decides, by its name in the table; where the run is behind is said all the
-    same."""
+    """With --winner: the only metric that decides, by its name in the table. Other metrics in which the run is behind
+    are still printed."""
     markdown: Path | None = None
-    """With --compare: write the table to this Markdown file too."""
+    """With --compare: also write the table to this Markdown file."""

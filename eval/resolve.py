@@ -1,4 +1,4 @@
-"""From a command line of ``eval.py`` to checked options; every check that needs neither data nor weights."""
+"""Read and check the options of ``eval.py``, as far as possible without data or weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def load_config(argv: Sequence[str]) -> EvalConfig:
     """Resolve the options from the command line and the TOML file below it.
 
     Raises:
-        UserError: one message with every problem found: unknown options and keys, values of the wrong type or out
-            of range, unknown models and tasks, contradictions.
+        UserError: one message with every problem found: unknown names, wrong types, values out of range,
+            contradictions.
     """
     problems: list[str] = []
     from_toml, from_argv = options.read_layers(EvalConfig, argv, problems)
@@ -30,27 +30,27 @@ def load_config(argv: Sequence[str]) -> EvalConfig:
 
 
 def find_problems(config: EvalConfig) -> list[str]:
-    """Everything wrong with the options that shows without opening data or weights."""
+    """Find all problems in the options that show without opening data or weights."""
     modes = [flag for flag, given in (("--combine", config.combine), ("--compare", config.compare)) if given]
     if config.compare and not config.combine:
         return _only(config, modes[0], {"compare", "winner", "winner_figure", "markdown"})
     if config.combine:
         return _only(config, modes[0], {"combine", "output", "name"})
     problems = [
-        f"--{name} is for --compare."
+        f"--{name} needs --compare."
         for name in ("winner", "winner_figure", "markdown")
         if getattr(config, name) is not None
     ]
     if not config.model:
         problems.append(f"no --model given. Known: {', '.join(MODELS)}.")
     else:
-        problems += _complaint(lambda: get_model_spec(config.model))
+        problems += _errors_of(lambda: get_model_spec(config.model))
         if config.model in MODELS:
             problems += problems_of_kind(config, MODELS[config.model], DECODER_ONLY, ENCODER_ONLY)
     if config.checkpoint is None:
         problems.append("no --checkpoint given: the folder with the weights to score.")
     if config.task:
-        problems += _complaint(lambda: get_task(config.task, config.joint_order or "listing"))
+        problems += _errors_of(lambda: get_task(config.task, config.joint_order or "listing"))
     least = {"shots": 0, "limit": 1, "shot_tokens": 1, "seed": 0, "row_length": 16, "max_new_tokens": 1}
     for name, bound in {**least, "batch_tokens": 1, "max_length": 3, "tp": 1}.items():
         value = getattr(config, name)
@@ -59,7 +59,7 @@ def find_problems(config: EvalConfig) -> list[str]:
     return problems
 
 
-def _complaint(check: Callable[[], object]) -> list[str]:
+def _errors_of(check: Callable[[], object]) -> list[str]:
     try:
         check()
     except UserError as error:
@@ -68,7 +68,7 @@ def _complaint(check: Callable[[], object]) -> list[str]:
 
 
 def _only(config: EvalConfig, mode: str, allowed: set[str]) -> list[str]:
-    """--combine and --compare read finished runs: any option about scoring beside them is a misunderstanding."""
+    """Refuse options about scoring: --combine and --compare read finished runs."""
     default = EvalConfig()
     others = [n for n in vars(default) if n not in allowed | {"config"} and getattr(config, n) != getattr(default, n)]
     return [f"{mode} reads finished runs; it takes no --{name}." for name in others]

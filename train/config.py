@@ -1,7 +1,7 @@
 """The options of ``train.py`` with their defaults, and the recipes of the model sizes.
 
-`train.resolve.load_config` lays recipe, TOML file and command line over the defaults. Here PyTorch is not imported, so
-that the help is there at once.
+`train.resolve.load_config` applies recipe, TOML file and command line on top of the defaults. This file does not import
+PyTorch, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import tyro
 @dataclass(frozen=True)
 class ModelOptions:
     model: str = ""
-    """Which model: a preset's name (see checkpoints_tools/registry.py)."""
+    """Name of a model preset (see checkpoints_tools/registry.py)."""
     checkpoint: Path | None = None
-    """Hugging Face folder to start from (weights, config.json, tokenizer); default: checkpoints/<model>."""
+    """Checkpoint folder to start from, in Hugging Face's or Meta's format; default: checkpoints/<model>."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """random: start from random weights (debug models only; the checkpoint folder gives the tokenizer)."""
+    """random: start from random weights (debug models only). The tokenizer comes from the checkpoint folder."""
     head: Literal["linear", "dense"] = "linear"
-    """What an encoder's class heads are: one linear layer, as in the paper (section 5.4), or what transformers puts on
-    top (dense layer, tanh, projection), which its RobertaForSequenceClassification can load."""
+    """An encoder's class heads. linear: one linear layer, as in the paper (section 5.4). dense: dense layer, tanh and
+    projection, which RobertaForSequenceClassification of transformers can load."""
     allow_mismatch: bool = False
-    """Take the checkpoint's own config.json even where it differs from the preset."""
+    """Use the checkpoint's config.json even if it differs from the preset."""
 
 
 @dataclass(frozen=True)
 class DataOptions:
     task: str = ""
-    """Which task: a name (20ng_20, 20ng_7, 20ng_joint, massive_intent, massive_slots, massive_joint) or a TOML file."""
+    """Task name (20ng_20, 20ng_7, 20ng_joint, massive_intent, massive_slots, massive_joint), or a TOML file."""
     data: str | None = None
-    """Where the data set lies: a path, or 'sample' for the embedded one; default: where data.download puts it."""
+    """Path of the data set, or 'sample' for the embedded one; default: the folder that data.download fills."""
     template: Literal["auto", "llama2", "llama3", "chatml", "smollm2", "plain"] = "auto"
-    """Chat template; auto: the checkpoint's own as far as its tokenizer tells, else the preset's."""
+    """Chat template; auto: detected from the checkpoint's tokenizer, else the preset's."""
     joint_order: Literal["listing", "section"] = "listing"
-    """Order of a joint task's answers: the paper's listings or its section 5.6."""
+    """Order of a joint task's answers: as in the paper's listings, or as in its section 5.6."""
     list_labels: bool = True
-    """List the labels in the instruction, as the paper does; off leaves them to fine-tuning, for a shorter prompt."""
+    """List the labels in the instruction, as the paper does. off: shorter prompt; fine-tuning learns the labels."""
     shots: int = 0
     """Few-shot examples in the prompt (the paper uses 0 and 5)."""
     shot_tokens: int = 256
@@ -47,7 +47,7 @@ class DataOptions:
     limit: int | None = None
     """Use only this many training examples (chosen by seed)."""
     cache_dir: Path | None = None
-    """Where tokenized data is cached by content; default: .cache/prepared beside the code."""
+    """Folder for cached tokenized data; default: .cache/prepared next to the code."""
 
 
 @dataclass(frozen=True)
@@ -55,35 +55,35 @@ class BatchOptions:
     batch_size: int = 8
     """Samples (or rows, see batch_unit) per optimizer step, over all ranks."""
     batch_unit: Literal["samples", "rows"] = "samples"
-    """What batch_size counts. The paper's 'batch size of 8' does not say."""
+    """What batch_size counts. The paper does not say for its batch size of 8."""
     row_length: int = 2048
-    """Longest input in tokens, prompt and answer together; also the capacity of a packed row."""
+    """Maximum input length in tokens, prompt and answer together; also the capacity of a packed row."""
     max_length: int | None = None
-    """Longest document of an encoder in tokens, special tokens included; default: 512, or as many as the model has
-    positions for, or row_length if that is less."""
+    """Maximum document length of an encoder in tokens, special tokens included; default: the smallest of 512,
+    row_length and the model's number of positions."""
     packing: bool = True
-    """Lay several samples end to end in one row; off: one padded sample a row."""
+    """Pack several samples end to end into one row; off: one padded sample per row."""
     share_prefix: bool = True
-    """Compute the prompt's common prefix once a row instead of once a sample."""
+    """Compute the prompt's common prefix once per row instead of once per sample."""
     micro_rows: int | None = None
-    """Rows in one forward pass of a rank, more passes accumulate gradients; default: 1 packed row, or as many
-    unpacked ones as row_length holds."""
+    """Rows in one forward pass of a rank; gradients accumulate over passes. Default: 1 packed row, or as many unpacked
+    rows as fit in row_length tokens."""
 
 
 @dataclass(frozen=True)
 class OptimOptions:
     optim: Literal["auto", "adamw", "adamw_sr", "adamw_sr_bf16", "adamw_sr_8bit"] = "auto"
-    """What AdamW stores numbers in. adamw: everything in fp32, 16 bytes a parameter. adamw_sr, adamw_sr_bf16,
-    adamw_sr_8bit: weights and gradients in bf16, with stochastic rounding; states in fp32, bf16 or eight bits: 12, 8 or
-    6 bytes a parameter in all. auto: the first of these that fits the GPUs, by --plan's arithmetic; on a CPU adamw."""
+    """Number formats of AdamW. adamw: all in fp32, 16 bytes per parameter. adamw_sr, adamw_sr_bf16, adamw_sr_8bit: bf16
+    weights and gradients with stochastic rounding, and fp32, bf16 or 8-bit states: 12, 8 or 6 bytes per parameter.
+    auto: the first that fits the GPUs according to --plan; adamw on a CPU."""
     offload_states: bool = False
-    """Keep the optimizer's states in host memory: they visit the GPU in each step (on a CPU, nothing is gained)."""
+    """Keep optimizer states in host memory and copy them to the GPU for each update (no benefit on a CPU)."""
     lr: float = 1e-6
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate goes from its peak to zero."""
+    """How the learning rate decays from its peak to zero; constant: it does not."""
     warmup_steps: int = 0
-    """Steps of linear rise to the peak."""
+    """Steps of linear warm-up."""
     beta1: float = 0.9
     """AdamW's first-moment decay."""
     beta2: float = 0.95
@@ -91,9 +91,9 @@ class OptimOptions:
     eps: float = 1e-8
     """AdamW's epsilon."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of the matrices (never of the norms)."""
+    """Decoupled weight decay of matrices; norms are not decayed."""
     clip: float = 1.0
-    """Largest gradient norm; 0 turns clipping off."""
+    """Maximum gradient norm; 0 turns clipping off."""
 
 
 @dataclass(frozen=True)
@@ -103,30 +103,29 @@ class TrainOptions:
     epochs: float | None = None
     """Passes over the training data (instead of steps)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16: compute in bf16 over the weights that optim stores, fp32 or bf16. fp32: everything in fp32. auto: bf16 on
-    CUDA, on CPUs that multiply it in hardware (AVX512-BF16, AMX), and wherever optim stores bf16 weights; fp32 on other
-    CPUs, which emulate it several times slower."""
+    """bf16: compute in bf16; optim says how weights are stored. fp32: everything in fp32. auto: bf16 on CUDA, on CPUs
+    with bf16 hardware (AVX512-BF16, AMX) and with bf16 weights; else fp32, as emulated bf16 is several times slower."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """Recompute in the backward pass: nothing, all but matrix products and attention, or whole blocks."""
+    """What to recompute in the backward pass: nothing; all except matrix products and attention; or entire blocks."""
     activation_offload: bool = False
-    """Keep the blocks' saved inputs in host memory between forward and backward (needs full checkpointing)."""
+    """Move the blocks' saved inputs to host memory between forward and backward (needs full checkpointing)."""
     compile: bool = False
     """torch.compile every block (CUDA only)."""
     seed: int = 0
     """Seed of the data order, the choice of few-shot and held-out examples, dropout, and random weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when there is any, else the CPU."""
+    """auto: CUDA if available, else the CPU."""
 
 
 @dataclass(frozen=True)
 class ParallelOptions:
     tp: int = 1
-    """Ranks that split each matrix among them and work on the same samples (tensor parallelism, inside a machine);
-    FSDP2 shards over the others."""
+    """Tensor parallelism: number of ranks, on one machine, that split each matrix and work on the same samples. FSDP2
+    shards over the remaining ranks."""
     sharding: Literal["full", "hybrid"] = "full"
-    """full: one copy of the model over all ranks. hybrid: one on each machine, gradients summed across machines."""
+    """full: shard the model over all ranks. hybrid: shard it on each machine, and sum gradients across machines."""
     nodes: int | None = None
-    """Machines for hybrid sharding; default: as torchrun says. Another number cuts the ranks into that many groups."""
+    """Machines for hybrid sharding; default: torchrun's. Another number divides the ranks into that many groups."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +137,10 @@ class CheckpointOptions:
     save_every: int = 500
     """Steps between checkpoints; 0: only at the end."""
     keep: int = 2
-    """Keep this many newest checkpoints."""
+    """Number of checkpoints to keep, the newest ones."""
     async_save: Literal["auto", "on", "off"] = "auto"
-    """Write checkpoints while training goes on, from a copy of weights and states in host memory. auto: on with CUDA
-    where the copy takes at most half of the free host memory, else off."""
+    """Write checkpoints in the background, from a copy of weights and states in host memory. auto: on with CUDA if the
+    copy takes at most half of the free host memory, else off."""
     export: bool = True
     """Write a Hugging Face folder at the end of the run."""
     export_dtype: Literal["bf16", "fp32"] = "bf16"
@@ -153,16 +152,16 @@ class EvalOptions:
     holdout: float = 0.0
     """Fraction of the training examples held out for periodic scoring (they are not trained on)."""
     eval_every: int = 0
-    """Steps between scorings of the held-out examples, by greedy decoding (an encoder: by its heads); the best model is
-    kept in best/."""
+    """Score the held-out examples every so many steps, by greedy decoding or an encoder's heads; 0: never. The best
+    model is kept in best/."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens in held-out scoring; default: per example, what its longest valid answer needs."""
+    """Maximum answer length in tokens in held-out scoring; default: enough for each example's longest valid answer."""
 
 
 @dataclass(frozen=True)
 class LogOptions:
     log_every: int = 10
-    """Steps between printed lines when there is no terminal (log.jsonl gets every step)."""
+    """Steps between printed lines if the output is not a terminal (log.jsonl gets every step)."""
     tensorboard: bool = False
     """Write TensorBoard event files to the run folder as well."""
 
@@ -170,18 +169,18 @@ class LogOptions:
 @dataclass(frozen=True)
 class PlanOptions:
     plan: bool = False
-    """Say what the run would need and cost, and whether it fits; then end, with status 1 if it does not. Needs
-    no GPU and no weights."""
+    """Print the memory and time that the run would need, then exit, with status 1 if it does not fit. Needs no GPU and
+    no weights."""
     gpu: Literal["a100-80g", "h100-80g", "h200"] = "a100-80g"
-    """GPU that --plan is for."""
+    """GPU type for --plan."""
     gpus: int | None = None
-    """GPUs in all that --plan is for; default: as many as torchrun started ranks, else 8."""
+    """Number of GPUs for --plan; default: the number of ranks that torchrun started, else 8."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     config: Path | None = None
-    """TOML file with options (as the saved config.toml); the command line wins over it."""
+    """TOML file with options, such as a saved config.toml; the command line overrides it."""
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
@@ -193,7 +192,7 @@ class TrainConfig:
     log: LogOptions = field(default_factory=LogOptions)
     plan: PlanOptions = field(default_factory=PlanOptions)
     optim_reason: tyro.conf.Suppress[str] = ""
-    """No option: why ``--optim auto`` chose what ``optim`` says; empty where the optimizer was named."""
+    """Not an option: why ``--optim auto`` chose ``optim``; empty if the user named an optimizer."""
 
 
 # By ModelSpec.recipe. "large" and "small" are the paper's (sections 5.4 and 5.7); the others are ours.
@@ -206,24 +205,24 @@ RECIPES: dict[str, dict[str, Any]] = {
     ),
     "smollm2": dict(epochs=1.0, batch_size=32, lr=1e-4, row_length=2048),
     "debug": dict(steps=100, batch_size=8, lr=1e-3, row_length=2048),
-    # The paper's for RoBERTa, with the number of epochs by data set below; beta2, the packed row and fp32 are ours.
+    # The paper's for RoBERTa; epochs by data set are below. beta2, the packed row and fp32 are ours.
     "encoder": dict(batch_size=32, lr=1e-5, beta2=0.999, row_length=4096, export_dtype="fp32"),
     "encoder_debug": dict(steps=100, batch_size=8, lr=1e-3, beta2=0.999, row_length=512, export_dtype="fp32"),
 }
 ENCODER_EPOCHS = {"20ng": 10.0, "massive": 20.0}
 OTHER_EPOCHS = 10.0  # a user's own task
 
-# What means nothing to an encoder, in either program: it has no prompt and writes no text.
+# Options of both programs for decoders only: an encoder has no prompt and writes no text.
 PROMPT_OPTIONS = ("template", "list_labels", "shots", "shot_tokens", "max_new_tokens")
 DECODER_ONLY = (*PROMPT_OPTIONS, "share_prefix")
 ENCODER_ONLY = ("head", "max_length")
 
-# May change between a run and its resumption; everything else would change the numbers.
+# Options that may change when a run is resumed; any other would change its results.
 FREE_ON_RESUME = frozenset(
     "config output resume save_every keep async_save export export_dtype eval_every max_new_tokens log_every"
     " tensorboard cache_dir device activation_checkpointing activation_offload tp sharding nodes"
     " offload_states plan gpu gpus"
-    # Where the files lie; that they hold the same is checked by hashes (`train/setup.py`).
+    # Paths; hashes check that the contents are the same (`train/setup.py`).
     " checkpoint data".split()
 )
 

@@ -1,10 +1,9 @@
-"""The training loss: cross-entropy at label positions, summed, over the number of those positions in the whole step.
+"""The training loss: summed cross-entropy at label positions, divided by the number of these positions in the step.
 
-A mean of means would weigh a row with few label tokens as much as one with many. So every pass on every rank adds up
-its own label positions and divides by the same global count; the passes' losses, and their gradients, simply add up to
-the step's, whatever the packing, the number of ranks or the number of accumulation passes. For a decoder everything
-it writes is one field; an encoder's fields have a head, a count and a loss each, and their losses are added with equal
-weights (the paper's §5.4).
+A mean of means would weigh a row with few label tokens as much as one with many. So every pass on every rank sums over
+its own label positions and divides by the same global count. The losses and gradients of all passes add up to those of
+the step, for any packing, number of ranks and number of accumulation passes. A decoder's answer is one field. An
+encoder's fields have a head, a count and a loss each, and the losses are added with equal weights (the paper's §5.4).
 
 Shapes: N label positions of a pass, V vocabulary.
 """
@@ -19,12 +18,12 @@ from data.batch import Batch
 
 
 def label_loss(logits: Tensor, targets: Tensor, n_label_tokens: int) -> Tensor:
-    """Cross-entropy in fp32, summed over these label positions and divided by the whole step's count.
+    """Cross-entropy in fp32, summed over these label positions and divided by the step's count.
 
     Args:
         logits: [N, V], in any dtype; N may be 0.
         targets: [N] token ids.
-        n_label_tokens: label positions of the whole step, over all ranks and passes.
+        n_label_tokens: label positions of the step, over all ranks and passes.
 
     Returns:
         A scalar; summed over all ranks and passes it is the mean over the step's label positions.
@@ -35,19 +34,19 @@ def label_loss(logits: Tensor, targets: Tensor, n_label_tokens: int) -> Tensor:
 def field_losses(model: nn.Module, batch: Batch, n_label_tokens: dict[str, int]) -> Tensor:
     """Run one packed batch through the model and return its part of the step's loss, field by field.
 
-    A dummy batch, which only keeps a rank in step with the others, runs forward and backward like any other (the
-    collectives inside are why); having no target, it contributes exactly zero.
+    A dummy batch runs forward and backward like any other, because all ranks must take part in the collectives. It has
+    no targets and contributes exactly zero.
 
     Args:
-        n_label_tokens: the whole step's count by field.
+        n_label_tokens: the step's count by field.
 
     Returns:
-        [fields], in the order of ``n_label_tokens``; a decoder's answer is its one field. Their sum is what is trained
-        on.
+        [fields], in the order of ``n_label_tokens``; a decoder's answer is its one field. Their sum is the training
+        loss.
     """
     outputs = batch.forward(model)
     assert outputs.keys() == n_label_tokens.keys(), (outputs.keys(), n_label_tokens.keys())
-    # A step of utterances without a word has nothing to predict in a token field: a sum of zero over 1.
+    # If no utterance of a step has a word, a token field has no label positions: its loss is 0 / 1.
     return torch.stack([label_loss(*outputs[name], max(n, 1)) for name, n in n_label_tokens.items()])
 
 

@@ -1,4 +1,4 @@
-"""What a run reports: speed, utilization, progress on the terminal, and the same as JSON lines in the run folder."""
+"""What a run reports on the terminal and as JSON lines in its folder: losses, speed, utilization, progress."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from data.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets (SXM parts), by what the device's name contains.
+# Dense bf16 peaks in FLOP/s from NVIDIA's data sheets (SXM), by a part of the device's name.
 PEAK_BF16_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 SPEED_WINDOW = 20  # steps over which speeds are averaged
 
 
 def device_peak(name: str) -> float | None:
-    """The bf16 peak of a device in FLOP/s; None where it is not known."""
+    """The bf16 peak of a device in FLOP/s; None if unknown."""
     return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
 
 
 def memory_gib(device: torch.device) -> float:
-    """Peak memory so far: of the GPU's allocator, or of the process on CPU."""
+    """Peak memory so far, in GiB: of the GPU's allocator, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource
@@ -55,7 +55,7 @@ class Speed:
 
 
 class Plateau:
-    """Says once that the training loss has stopped falling ("trained until convergence", section 5.4 of the paper).
+    """Detects that the training loss has stopped falling ("trained until convergence", section 5.4 of the paper).
 
     The rule: the mean loss of the last ``window`` steps is not at least 1% below that of the ``window`` before them.
     """
@@ -63,21 +63,21 @@ class Plateau:
     def __init__(self, total_steps: int) -> None:
         self.window = max(50, total_steps // 10)
         self._losses: deque[float] = deque(maxlen=2 * self.window)
-        self._said = False
+        self._found = False
 
     def add(self, loss: float) -> bool:
-        """Take a step's loss; True the first time that the loss has stopped falling."""
+        """Add a step's loss; True once, when the loss has stopped falling."""
         self._losses.append(loss)
-        if self._said or len(self._losses) < 2 * self.window:
+        if self._found or len(self._losses) < 2 * self.window:
             return False
         losses = list(self._losses)
         before, now = sum(losses[: self.window]), sum(losses[self.window :])
-        self._said = now > 0.99 * before
-        return self._said
+        self._found = now > 0.99 * before
+        return self._found
 
 
 def check_tensorboard() -> None:
-    """Raise UserError where ``--tensorboard`` cannot work."""
+    """Raise UserError if the package for ``--tensorboard`` is missing."""
     try:
         import tensorboard  # noqa: F401
     except ImportError:
@@ -85,7 +85,7 @@ def check_tensorboard() -> None:
 
 
 class BarAndLine(Progress):
-    """A progress bar, and below it a line of text, which may be longer than the terminal is wide."""
+    """A progress bar with a line of text below it, which may be wider than the terminal."""
 
     line = ""
 
@@ -95,10 +95,10 @@ class BarAndLine(Progress):
 
 
 class RunLog:
-    """Rank 0's reporter; on other ranks every method does nothing.
+    """The reporter of rank 0; on other ranks its methods do nothing.
 
-    ``log.jsonl`` gets a line a step and a line an event. A resumed run appends; where a step occurs twice, the later
-    line holds.
+    ``log.jsonl`` gets one line per step and per event. A resumed run appends. If a step occurs twice, the later line is
+    valid.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class RunLog:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """One step in one line."""
+    """Format one step as one line."""
     parts = [
         f"loss {record['loss']:.4f}",
         f"lr {record['lr']:.2e}",
@@ -186,6 +186,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Format seconds as ``h:mm:ss``, or as ``m:ss`` below one hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,12 +1,12 @@
-"""Options of both programs: defaults < recipe < TOML file < command line, with every mistake reported together.
+"""Options of both programs: defaults < recipe < TOML file < command line. All errors are reported together.
 
 An options class is a dataclass whose fields are options or *sections* (dataclasses of options). Names are unique over
 all sections, so that ``--lr`` needs no prefix, and a TOML file may write ``lr`` at its top level or under its
 section's name, as the saved ``config.toml`` does.
 
-tyro is the only parser. A key of a TOML file is turned into the words that the command line has for it, so that a layer
-is a list of such words, and to lay one layer over another is to put its words behind. tyro stops at its first
-complaint; where it refuses a layer, each option of it is given to tyro alone, and what it refuses is reported.
+tyro is the only parser. Keys of a TOML file are translated into command-line words. So a layer is a list of words, and
+appending its words to those of another layer overrides that layer. tyro stops at its first error. If it refuses a
+layer, each option of the layer is parsed alone, and every refused one is reported.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SWITCH = {"on": True, "true": True, "off": False, "false": False}
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its name (also the flag and the TOML key), the section it stands in, its type and default."""
+    """One option: its name (also the flag and the TOML key), section, type and default."""
 
     name: str
     section: str | None
@@ -48,14 +48,14 @@ class Option:
 
     @property
     def is_switch(self) -> bool:
-        """It is true or false (or, in some, None for "not given")."""
+        """Whether it is a boolean (or a boolean that may be None, for "not given")."""
         return self.type in (bool, bool | None)
 
 
 def options_of(cls: type) -> dict[str, Option]:
     """All options of an options class by name, in the order they are declared.
 
-    A field marked as `tyro.conf.Suppress` is not an option: it holds what the program finds out.
+    A field marked as `tyro.conf.Suppress` is not an option: the program sets it.
     """
     return _options_of(cls)
 
@@ -92,9 +92,9 @@ def sections_of(cls: type) -> list[str]:
 
 
 def parse(cls: type[T], layer: Sequence[Words], default: T | None = None, description: str = "") -> T:
-    """Have tyro parse a layer over ``default``, the plain defaults unless given.
+    """Parse a layer with tyro on top of ``default`` (None: the defaults of the class).
 
-    Prints the help, or tyro's complaint, and exits where it comes to that.
+    Exits after printing the help or tyro's error message, if there is one.
     """
     return tyro.cli(
         cls,
@@ -107,16 +107,16 @@ def parse(cls: type[T], layer: Sequence[Words], default: T | None = None, descri
 
 
 def _as_flag(words: Words, options: Mapping[str, Option]) -> Words:
-    """``--packing off`` as tyro has it, ``--no_packing``; all other words as they are."""
-    name, values = _taken_apart(words)
+    """Translate ``--packing off`` to tyro's form, ``--no_packing``; other words stay unchanged."""
+    name, values = _split_words(words)
     option = options.get(name)
     if option is None or not option.is_switch or len(values) != 1 or values[0].lower() not in SWITCH:
         return words
     return [f"--{name}" if SWITCH[values[0].lower()] else f"--no_{name}"]
 
 
-def _taken_apart(words: Words) -> tuple[str, Words]:
-    """An option's name and its values."""
+def _split_words(words: Words) -> tuple[str, Words]:
+    """Split the words of an option into its name and its values."""
     flag, equals, value = words[0].partition("=")
     return flag.removeprefix("--").replace("-", "_"), [value] * bool(equals) + words[1:]
 
@@ -128,9 +128,9 @@ def show_help(cls: type, argv: Sequence[str], description: str) -> None:
 
 
 def read_layers(cls: type, argv: Sequence[str], problems: list[str]) -> list[list[Words]]:
-    """What a user gives: the TOML file that ``--config`` names, and above it the command line.
+    """Read the layers that a user gives: the TOML file of ``--config``, then the command line.
 
-    What is wrong with either is left out, and added to ``problems``.
+    Invalid parts of either are omitted and described in ``problems``.
     """
     from_argv = _read_argv(cls, argv, problems)
     path = flatten(parse(cls, from_argv))["config"]
@@ -148,14 +148,14 @@ def _read_argv(cls: type, argv: Sequence[str], problems: list[str]) -> list[Word
         return layer
     kept = []
     for words in layer:
-        # The longest part that is right: behind the one value of an option there may be stray words.
+        # The longest valid part: stray words may follow an option's value.
         n = next((n for n in range(len(words), 0, -1) if _accepts(cls, [words[:n]])), 0)
         if n == len(words) or n > 1:
             kept.append(words[:n])
             strays = words[n:]
         else:
             strays = [] if words[0].startswith("--") else words
-            problems += [] if strays else [_complaint(cls, words)]
+            problems += [] if strays else [_error_in(cls, words)]
         problems += [f"'{stray}' is not an option; options start with --." for stray in strays]
     return kept
 
@@ -165,16 +165,16 @@ def _accepts(cls: type, layer: Sequence[Words]) -> bool:
         with contextlib.redirect_stderr(io.StringIO()):
             parse(cls, layer)
     except SystemExit as end:
-        if not end.code:  # not a refusal: the help was asked for
+        if not end.code:  # no error: --help was given
             raise
         return False
     return True
 
 
-def _complaint(cls: type, words: Words) -> str:
-    """What is wrong with the words of one option, which tyro refuses."""
+def _error_in(cls: type, words: Words) -> str:
+    """The error message for an option whose words tyro refuses."""
     options = options_of(cls)
-    name, values = _taken_apart(words)
+    name, values = _split_words(words)
     negated = options.get(name.removeprefix("no_"))
     if name not in options and negated is not None and negated.is_switch:
         return f"--{name} takes no value (found '{' '.join(values)}')."
@@ -208,27 +208,29 @@ def _read_toml(cls: type, path: Path, problems: list[str]) -> list[Words]:
         problems.append(f"--config {path}: not valid TOML ({error}).")
         return []
     found = _known_keys(cls, document, path, problems)
-    layer = {name: _as_words(name, value) for name, value in found.items()}
+    layer = {name: _to_words(name, value) for name, value in found.items()}
     if not _accepts(cls, list(layer.values())):
         layer = {name: words for name, words in layer.items() if _accepts(cls, [words])}
     read = flatten(parse(cls, list(layer.values())))
-    right = {name: words for name, words in layer.items() if _has_type_of(found[name], read[name])}
+    valid = {name: words for name, words in layer.items() if _has_type_of(found[name], read[name])}
     problems += [
         f"{path}: {name} = {tomlkit.item(value).as_string()}: expected {_describe(options_of(cls)[name].type)}."
         for name, value in found.items()
-        if name not in right
+        if name not in valid
     ]
-    return list(right.values())
+    return list(valid.values())
 
 
 def _known_keys(cls: type, document: Mapping[str, Any], path: Path, problems: list[str]) -> dict[str, Any]:
-    """The values of a TOML document by option, whether they stand under their section or not."""
+    """The values of a TOML document by option, given at the top level or under the option's section."""
     options, sections = options_of(cls), sections_of(cls)
     found: dict[str, Any] = {}
     for key, value in document.items():
         section = key if isinstance(value, dict) else None
         if section is not None and section not in sections:
-            hint = nearest(section, sections) if sections else " There are none: write its keys at the top."
+            hint = (
+                nearest(section, sections) if sections else " There are no sections: write its keys at the top level."
+            )
             problems.append(f"{path}: unknown section [{section}].{hint}")
             continue
         inner = value if isinstance(value, dict) else {key: value}
@@ -239,12 +241,12 @@ def _known_keys(cls: type, document: Mapping[str, Any], path: Path, problems: li
     return found
 
 
-def _as_words(name: str, value: Any) -> Words:
+def _to_words(name: str, value: Any) -> Words:
     return [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
 
 
 def _has_type_of(value: Any, read: Any) -> bool:
-    """Whether a TOML value is written as the type that tyro made of it: ``lr = "1e-4"`` is text and no number."""
+    """Whether a TOML value has the type that tyro parsed from it: ``lr = "1e-4"`` is text, not a number."""
     if isinstance(read, bool):
         return value is read or value == ("on" if read else "off")
     if isinstance(read, tuple):
@@ -253,7 +255,7 @@ def _has_type_of(value: Any, read: Any) -> bool:
 
 
 def from_older(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Option values as ``run.json`` has them, with true and false where older code wrote "on" and "off"."""
+    """Option values of a ``run.json``, with true and false where older code wrote "on" and "off"."""
     options = options_of(cls)
     return {
         name: SWITCH[value] if value in ("on", "off") and name in options and options[name].is_switch else value
@@ -265,7 +267,7 @@ def from_older(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(cls: type[T], layers: Sequence[Mapping[str, Any]]) -> T:
-    """Make the options object from layers of values by name; later layers win."""
+    """Build the options object from layers of values by name; later layers override earlier ones."""
     hints = typing.get_type_hints(cls)
     top: dict[str, Any] = {section: {} for section in sections_of(cls)}
     for name, value in {name: value for layer in layers for name, value in layer.items()}.items():
@@ -283,10 +285,10 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def to_toml(config: Any, comments: Mapping[str, str] | None = None) -> str:
-    """Write an options object as TOML, section by section; options that are None are left out.
+    """Write an options object as TOML, section by section; options that are None are omitted.
 
     Args:
-        comments: by option, what stands behind its value as a comment.
+        comments: by option, a comment to write after its value.
     """
     document = tomlkit.document()
     tables = {section: tomlkit.table() for section in sections_of(type(config))}
@@ -304,10 +306,10 @@ def to_toml(config: Any, comments: Mapping[str, str] | None = None) -> str:
 
 
 def report(problems: Sequence[str]) -> None:
-    """Raise all collected problems as one error, if there are any.
+    """Raise all collected problems as one error, if any.
 
     Raises:
-        UserError: lists every problem, one a line.
+        UserError: lists every problem, one per line.
     """
     if len(problems) == 1:
         raise UserError(problems[0])

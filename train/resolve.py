@@ -1,8 +1,8 @@
-"""From a command line of ``train.py`` to a checked configuration: layers, recipes, and what "auto" means here.
+"""Read and check the options of ``train.py``: layers, recipes, and what "auto" means on this machine.
 
-Values are decided in layers: the defaults < the recipe of the model's size < ``--config file.toml`` < the command line
-(`train/options.py`). All problems that show without data, weights or a process group are found before anything starts
-and reported together.
+Values come from layers: the defaults < the recipe of the model's size < ``--config file.toml`` < the command line
+(`train/options.py`). Problems that show without data, weights or a process group are all reported together, before
+anything starts.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
     """Resolve the configuration from the command line and the layers below it.
 
     Raises:
-        UserError: one message with every problem found: unknown options and keys, values of the wrong type or out
-            of range, unknown models and tasks, contradictions.
+        UserError: one message with every problem found: unknown names, wrong types, values out of range,
+            contradictions.
     """
     problems: list[str] = []
     layers = options.read_layers(TrainConfig, argv, problems)
@@ -40,7 +40,7 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
 
 
 def _steps_or_epochs(layer: list[options.Words], problems: list[str]) -> list[options.Words]:
-    """A layer in which the one that it gives, ``steps`` or ``epochs``, takes the place of the other in lower layers."""
+    """Let ``steps`` or ``epochs`` in a layer replace the other of the two in lower layers."""
     given = options.parse(TrainConfig, layer).train
     if given.steps is not None and given.epochs is not None:
         problems.append(f"steps = {given.steps} and epochs = {given.epochs}: give one of the two.")
@@ -52,7 +52,7 @@ def _steps_or_epochs(layer: list[options.Words], problems: list[str]) -> list[op
 
 
 def recipe_for(model: str, task: str) -> dict[str, Any]:
-    """The option values of a model's recipe; none for a model that is not known."""
+    """The option values of a model's recipe; empty for an unknown model."""
     if model not in MODELS:
         return {}
     spec = MODELS[model]
@@ -63,12 +63,12 @@ def recipe_for(model: str, task: str) -> dict[str, Any]:
 
 
 def resolve_auto(config: TrainConfig) -> TrainConfig:
-    """Replace "auto" by what it means on this machine, so that the saved configuration says what ran."""
+    """Replace "auto" by what it means on this machine, so that the saved configuration records what ran."""
     train = config.train
-    device = "cuda" if config.plan.plan else resolve_device(train.device)  # a plan is one for GPUs
-    # On GPUs "auto" stays until the plan has counted what there is to fit (`train.planning.plan.settle_optimizer`).
+    device = "cuda" if config.plan.plan else resolve_device(train.device)  # plans are made for GPUs
+    # On GPUs "auto" stays until the work has been counted (`train.planning.plan.settle_optimizer`).
     if config.optim.optim == "auto" and device == "cpu":
-        config = choose_optim(config, "adamw", "on a CPU that is adamw, everything in fp32")
+        config = choose_optim(config, "adamw", "the default on CPUs, everything in fp32")
     name = config.optim.optim
     stores_bf16 = name != "auto" and OPTIMIZERS[name].weights == torch.bfloat16
     precision = "bf16" if stores_bf16 else resolve_precision(train.precision, device)
@@ -77,14 +77,14 @@ def resolve_auto(config: TrainConfig) -> TrainConfig:
 
 
 def choose_optim(config: TrainConfig, name: str, why: str) -> TrainConfig:
-    """The configuration with the optimizer that ``--optim auto`` stands for, and with the reason."""
+    """Replace ``--optim auto`` by the chosen optimizer, and record the reason."""
     reason = f"chosen by --optim auto: {why}; --optim {name} pins it"
     chosen: dict[str, Any] = {"optim": name}
     return replace(config, optim=replace(config.optim, **chosen), optim_reason=reason)
 
 
 def find_problems(config: TrainConfig) -> list[str]:
-    """Everything wrong with a configuration that can be seen without opening data or weights."""
+    """Find all problems in a configuration that show without opening data or weights."""
     problems: list[str] = []
 
     def must(ok: bool, name: str, want: str) -> None:
@@ -116,7 +116,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(batch.max_length is None or batch.max_length <= batch.row_length, "max_length", "at most row_length")
     must(batch.micro_rows is None or batch.micro_rows >= 1, "micro_rows", "at least 1")
     if train.precision == "fp32" and optim.optim != "auto" and OPTIMIZERS[optim.optim].weights == torch.bfloat16:
-        problems.append(f"optim = {optim.optim} stores the weights in bf16: precision = fp32 does not go with it.")
+        problems.append(f"optim = {optim.optim} stores the weights in bf16, which contradicts precision = fp32.")
     must(0 < optim.lr < 1, "lr", "between 0 and 1")
     must(optim.warmup_steps >= 0, "warmup_steps", "0 or more")
     must(0 <= optim.beta1 < 1, "beta1", "in [0, 1)")
@@ -138,11 +138,11 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(config.log.log_every >= 1, "log_every", "at least 1")
     if train.activation_offload and train.activation_checkpointing != "full":
         problems.append(
-            "activation_offload moves the one input that a block saves under full checkpointing: give "
+            "activation_offload needs full activation checkpointing: give "
             f"--activation_checkpointing full (it is {train.activation_checkpointing})."
         )
     if train.steps is not None and optim.warmup_steps >= train.steps:
-        problems.append(f"warmup_steps = {optim.warmup_steps} leaves nothing of steps = {train.steps}.")
+        problems.append(f"warmup_steps = {optim.warmup_steps} must be less than steps = {train.steps}.")
     if known_model and train.steps is None and train.epochs is None:
         problems.append("neither steps nor epochs is set, and the model's recipe has none: give one.")
     if config.eval.eval_every and not config.eval.holdout:
@@ -150,7 +150,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     if config.eval.holdout and not config.eval.eval_every:
         problems.append(f"holdout = {config.eval.holdout} is never scored: give --eval_every.")
     if known_model and get_model_spec(config.model.model).kind == "encoder" and config.parallel.tp > 1:
-        problems.append(f"tp = {config.parallel.tp}: an encoder's matrices are not split. Leave it out.")
+        problems.append(f"tp = {config.parallel.tp}: an encoder's matrices are not split. Omit it.")
     if known_model:
         problems += _checkpoint_problems(config)
         problems += problems_of_kind(config, get_model_spec(config.model.model), DECODER_ONLY, ENCODER_ONLY)
@@ -160,14 +160,17 @@ def find_problems(config: TrainConfig) -> list[str]:
 def problems_of_kind(
     config: Any, spec: ModelSpec, decoder_only: Sequence[str], encoder_only: Sequence[str]
 ) -> list[str]:
-    """Options of either program that are for the other kind of model; one that has its default changes nothing."""
+    """Options of either program that are for the other kind of model and not at their defaults."""
     given, default = options.flatten(config), options.flatten(type(config)())
     if spec.kind == "encoder":
-        names, why = decoder_only, f"is for decoders; {spec.name} is an encoder: no prompt, no text, heads only."
+        names, why = (
+            decoder_only,
+            f"is for decoders; {spec.name} is an encoder, which has no prompt and writes no text.",
+        )
     else:
         names, why = (
             encoder_only,
-            f"is for encoders; {spec.name} is a decoder: no heads; its longest input is row_length.",
+            f"is for encoders; {spec.name} is a decoder, which has no heads; row_length bounds its input.",
         )
     return [f"{name} = {given[name]} {why} Omit it." for name in names if given[name] != default[name]]
 
@@ -177,5 +180,5 @@ def _checkpoint_problems(config: TrainConfig) -> list[str]:
     if config.model.init == "random" and not spec.recipe.endswith("debug"):
         return [f"init = random is for debug models; {spec.name} starts from its pretrained weights."]
     if config.model.checkpoint is None:
-        return [f"model = {spec.name} is whatever its folder holds: give --checkpoint, a Hugging Face folder."]
+        return [f"model = {spec.name} is whatever its folder holds: give --checkpoint, its folder."]
     return []

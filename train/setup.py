@@ -1,7 +1,7 @@
-"""Everything a run needs, opened and checked before the process group starts.
+"""Open and check everything that a run needs, before the process group starts.
 
-What is wrong with the checkpoint, the data, the run folder and the device is independent of one another, so all of it
-is found and reported together. The result is the same on every rank.
+Problems of the checkpoint, the data, the run folder and the device are independent, so all are reported together. The
+result is the same on every rank.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from train.parallel.tensor_parallel import check_divides
 
 log = logging.getLogger(__name__)
 
-# What each machine may have elsewhere; that it is the same is told by hashes, and by rank 0's files being seen by all.
+# Paths, which may differ between machines. Hashes check the contents; every rank must see the files of rank 0.
 MACHINE_OPTIONS = ("config", "checkpoint", "data", "cache_dir", "output")
 
 CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache" / "prepared"
@@ -55,12 +55,12 @@ CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache" / "prepared"
 
 @dataclass(frozen=True)
 class Setup:
-    """What `open_run` found.
+    """The result of `open_run`.
 
     Attributes:
         prompt_spec, prompt: None for an encoder.
         held_out: examples for periodic scoring; they and the few-shot examples are not in ``samples``.
-        identity: hashes by which a checkpoint is known to fit (`train/checkpointing/checkpoint.py`).
+        identity: config and hashes that a checkpoint to resume from must match (`train/checkpointing/checkpoint.py`).
         resume_from: the checkpoint folder to continue from, or None.
     """
 
@@ -81,7 +81,7 @@ class Setup:
 
     @property
     def labels(self) -> dict[str, list[str]]:
-        """The label sets by field, stored with checkpoints and exports."""
+        """The label sets by field, as stored with checkpoints and exports."""
         return {field.name: list(field.labels) for field in self.task.fields}
 
 
@@ -122,7 +122,9 @@ def open_run(config: TrainConfig) -> Setup:
     loader = build_loader(config, samples, rank=env_rank() // shape.tensor, world_size=shape.n_data)
     total_steps = count_steps(config, loader)
     if config.optim.warmup_steps >= total_steps:
-        raise UserError(f"warmup_steps = {config.optim.warmup_steps} leaves nothing of the {total_steps} steps.")
+        raise UserError(
+            f"warmup_steps = {config.optim.warmup_steps} must be less than the {total_steps} steps of the run."
+        )
     identity = {
         "model_config": dataclasses.asdict(model_config),
         "tokenizer": tokenizer.fingerprint,
@@ -148,12 +150,12 @@ def open_run(config: TrainConfig) -> Setup:
 
 
 def require_same(config: TrainConfig, setup: Setup) -> None:
-    """All ranks must do the same run: options, model, data and checkpoint to continue from. Collective.
+    """Check that all ranks have the same options, model, data and checkpoint to resume from. Collective.
 
-    Each machine has been given a command of its own, and files of its own to open.
+    Every machine is started by a separate command and opens separate files.
 
     Raises:
-        UserError: names the ranks that differ from rank 0, and in what.
+        UserError: names the ranks that differ from rank 0, and the values.
     """
     mine = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
     mine |= setup.identity | {"checkpoint to resume from": setup.resume_from and setup.resume_from.name}
@@ -167,7 +169,7 @@ def require_same(config: TrainConfig, setup: Setup) -> None:
             problems.append(f"{name}: rank 0 has {value}, rank(s) {ranks} have {found}")
     if problems:
         raise UserError(
-            "the ranks were not given the same run. Start the same command, with the same files, on every machine.\n"
+            "the ranks were started differently. Start the same command, with the same files, on every machine.\n"
             + "\n".join(f"  {problem}" for problem in problems)
         )
 
@@ -181,19 +183,19 @@ def prepare_samples(
     examples: list[Example],
     shots: list[Example],
 ) -> tuple[SampleSet | EncoderSampleSet, PromptSpec | None]:
-    """Tokenize the examples to train on; a decoder's come with their prompt."""
+    """Tokenize the examples to train on; for a decoder, also return the prompt."""
     max_length, cache_dir = longest_input(config, model_config), config.data.cache_dir or CACHE_DIR
     if spec.kind == "encoder":
         assert isinstance(tokenizer, EncoderTokenizer)
         return prepare_encoder(examples, task, tokenizer, max_length, cache_dir=cache_dir), None
-    decoders = cast(Tokenizer, tokenizer)
-    prompt_spec = _prompt_spec(config, spec, task, decoders, shots)
+    decoder_tokenizer = cast(Tokenizer, tokenizer)
+    prompt_spec = _prompt_spec(config, spec, task, decoder_tokenizer, shots)
     prompt = prompt_spec.build(task)
-    return prepare(examples, task, prompt, decoders, max_length, cache_dir=cache_dir), prompt_spec
+    return prepare(examples, task, prompt, decoder_tokenizer, max_length, cache_dir=cache_dir), prompt_spec
 
 
 def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size: int) -> StepLoader:
-    """The steps of a run over ``world_size`` ranks that work on different samples."""
+    """The loader of a run over ``world_size`` ranks that work on different samples."""
     return StepLoader(
         samples,
         batch_size=config.batch.batch_size,
@@ -209,15 +211,15 @@ def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size
 
 
 def count_steps(config: TrainConfig, loader: StepLoader) -> int:
-    """Optimizer steps of a run, given as such or as epochs."""
+    """Optimizer steps of a run, from ``steps`` or ``epochs``."""
     if config.train.steps is not None:
         return config.train.steps
-    assert config.train.epochs is not None, "find_problems demands one of the two"
+    assert config.train.epochs is not None, "find_problems requires one of the two"
     return loader.n_steps_for(config.train.epochs)
 
 
 def longest_input(config: TrainConfig, model_config: ModelConfig) -> int:
-    """Tokens that an input may have: a decoder's prompt and answer, an encoder's document with its special tokens."""
+    """Maximum tokens of an input: a decoder's prompt and answer, an encoder's document with special tokens."""
     batch = config.batch
     if architecture_of(model_config).row_bounds_input:
         return batch.row_length
@@ -247,8 +249,9 @@ def divide(
 ) -> tuple[list[Example], list[Example], list[Example]]:
     """Divide the training split into few-shot examples, held-out examples and those to train on, by seed.
 
-    The few-shot examples come first, out of the whole split as `eval.setup` draws them for a checkpoint that was never
-    fine-tuned: holding out must not change the prompt, or "before" and "after" would differ in more than the weights.
+    The few-shot examples are drawn first, from the entire split, as `eval.setup` draws them for a checkpoint that was
+    never fine-tuned. Holding out must not change the prompt. Otherwise scores before and after fine-tuning would differ
+    in more than the weights.
     """
     seed = config.train.seed
     shots = choose_shots(examples, task, config.data.shots, seed) if config.data.shots else []
@@ -263,7 +266,7 @@ def divide(
 
 
 def hash_samples(samples: SampleSet | EncoderSampleSet) -> str:
-    """What a checkpoint knows its training data by."""
+    """The hash by which a checkpoint identifies its training data."""
     digest = hashlib.sha256(json.dumps(samples.ids).encode())
     for array in samples.contents():
         digest.update(array.tobytes())
@@ -280,10 +283,10 @@ def _open_device(config: TrainConfig) -> torch.device:
 def _open_model(config: TrainConfig, task: Task) -> tuple[ModelSpec, ModelConfig, AnyTokenizer]:
     spec = get_model_spec(config.model.model)
     folder = config.model.checkpoint
-    assert folder is not None, "find_problems lets no configuration without a checkpoint through"
+    assert folder is not None, "find_problems refuses a configuration without a checkpoint"
     architecture = spec.architecture
     if config.model.init == "random":
-        assert spec.config is not None, "find_problems lets only presets start from random weights"
+        assert spec.config is not None, "find_problems allows random weights for presets only"
         tokenizer = architecture.load_tokenizer(folder)
         found = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
     else:
@@ -295,11 +298,11 @@ def _open_model(config: TrainConfig, task: Task) -> tuple[ModelSpec, ModelConfig
 
 
 def config_for_task(found: ModelConfig, spec: ModelSpec, task: Task, config: TrainConfig) -> ModelConfig:
-    """The checkpoint's config as the run trains it: an encoder's with the task's heads.
+    """The checkpoint's config as the run trains it; an encoder gets the task's heads.
 
     Raises:
-        UserError: a model that does not divide over ``--tp``, documents longer than the position table, or heads that
-            are not the task's.
+        UserError: the model does not divide over ``--tp``, ``max_length`` exceeds the position table, or the
+            checkpoint's heads do not fit the task.
     """
     folder, longest = config.model.checkpoint, config.batch.max_length
     check_divides(found, config.parallel.tp)
@@ -311,7 +314,7 @@ def config_for_task(found: ModelConfig, spec: ModelSpec, task: Task, config: Tra
 
 
 def _check_output(config: TrainConfig) -> None:
-    """A run folder is new, or holds the run to be resumed; nothing is ever overwritten."""
+    """Check that the run folder is new or holds the run to resume; nothing is ever overwritten."""
     output = config.checkpoint.output
     if output.exists() and not output.is_dir():
         raise UserError(f"output = {output}: that is a file. Name a folder.")
@@ -335,9 +338,11 @@ def _find_checkpoint(config: TrainConfig, identity: dict[str, Any]) -> Path:
     checkpoints = config.checkpoint.output / "checkpoints"
     folder = checkpoint.newest_complete(checkpoints)
     if folder is None:
-        raise UserError(f"--resume: none of the checkpoints in {checkpoints} is complete. Start anew elsewhere.")
+        raise UserError(
+            f"--resume: none of the checkpoints in {checkpoints} is complete. Start a new run in another --output."
+        )
     state, values = checkpoint.read_state(folder), options.flatten(config)
-    if values["optim"] == "auto":  # what it meant when the run began, whatever fits by now
+    if values["optim"] == "auto":  # keep what was chosen when the run started, even if another would fit now
         values["optim"] = state.config["optim"]
     checkpoint.check_fits(state, values, identity, folder)
     return folder

@@ -1,4 +1,4 @@
-"""The training loop: forward, backward, clip, step; log, score, save; and how a run ends early."""
+"""The training loop: forward, backward, clip, step; log, score, save; and early ends of a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 def rank_seed(seed: int, rank: int, step: int) -> int:
-    """A seed for one rank's random numbers from a step on, unlike those of any other rank, run or step."""
+    """The random seed of one rank from ``step`` on; it differs between ranks, run seeds and steps."""
     return int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0])
 
 
@@ -53,11 +53,11 @@ NAMED_SAMPLES = 20  # ids in the message when a run stops; log.jsonl has all of 
 
 @dataclass(frozen=True)
 class HeldOutScore:
-    """What scoring the held-out examples found.
+    """The result of scoring the held-out examples.
 
     Attributes:
-        figures: for the log, by name.
-        score: the one number by which the best model is chosen; higher is better.
+        figures: metrics for the log, by name.
+        score: the number that selects the best model; higher is better.
     """
 
     figures: dict[str, float]
@@ -65,17 +65,17 @@ class HeldOutScore:
 
 
 class HeldOutScorer(Protocol):
-    """Scores the held-out examples of a run, as often as it is asked to."""
+    """Scores the held-out examples of a run."""
 
     def score(self, model: nn.Module) -> HeldOutScore:
         """Score ``model``, whose parameters are sharded before and after. All ranks call this together."""
 
 
 class Trainer:
-    """One run, on one rank of it. Steps count from 0 in code and from 1 in everything printed and saved.
+    """One rank of a run. Steps count from 0 in code and from 1 in everything printed and saved.
 
     Args:
-        scorer: scores the model on held-out examples every ``eval_every`` steps; only needed when that is set.
+        scorer: scores the model on held-out examples every ``eval_every`` steps; required if that is set.
     """
 
     def __init__(self, config: TrainConfig, setup: Setup, world: World, scorer: HeldOutScorer | None = None) -> None:
@@ -145,8 +145,8 @@ class Trainer:
             self._try_worst_step()
         if resume is not None:
             checkpoint.load_optimizer(resume, self.model, self.optimizer)
-        # Dropout: each rank draws its own, ranks that work on the same samples the same. Resumed on as many ranks, it
-        # goes on where the checkpoint's left off.
+        # Dropout: ranks that work on the same samples draw the same numbers, other ranks draw different ones. A run
+        # resumed on as many ranks continues with the checkpoint's generator states.
         torch.manual_seed(rank_seed(config.train.seed, self.world.data_rank, self.step))
         if resume is not None:
             checkpoint.load_rng(resume, state, self.world.shape.describe())
@@ -202,8 +202,8 @@ class Trainer:
             self.log.step(record | self._speed_record(speed))
             if plateau.add(record["loss"]):
                 log.info(
-                    "note: the training loss has stopped falling: the mean of the last %d steps is less than 1%% below "
-                    "that of the %d before.",
+                    "note: the training loss has stopped falling: the mean over the last %d steps is less than 1%% "
+                    "below the mean over the %d steps before.",
                     plateau.window,
                     plateau.window,
                 )
@@ -220,7 +220,7 @@ class Trainer:
         """Take one optimizer step.
 
         Returns:
-            What to log of it; the floating-point operations it needed; whether any rank got a signal to stop.
+            The log record of the step; its floating-point operations; whether any rank received a signal to stop.
         """
         optim = self.config.optim
         lr = learning_rate(self.step, self.setup.total_steps, optim.lr, optim.schedule, optim.warmup_steps)
@@ -230,12 +230,12 @@ class Trainer:
             parts.sum().backward()
             losses += parts.detach()
         norm = clip_gradients(self.model, optim.clip).item()
-        counts = float(self.world.tensor_rank == 0)  # ranks that split matrices among them all know the same losses
-        mine = [*(x * counts for x in losses.tolist()), self.signum is not None, self.saver.failed]
-        *of_fields, n_signals, n_failed = all_sum(mine, self.world.device)
+        counted = float(self.world.tensor_rank == 0)  # ranks of a tensor-parallel group have the same losses
+        local = [*(x * counted for x in losses.tolist()), self.signum is not None, self.saver.failed]
+        *by_field, n_signals, n_failed = all_sum(local, self.world.device)
         if n_failed:
             self.saver.finish()
-        total_loss = sum(of_fields)
+        total_loss = sum(by_field)
         if not (math.isfinite(total_loss) and math.isfinite(norm)):
             self._stop(batch, total_loss, norm)
         for group in self.optimizer.param_groups:
@@ -243,7 +243,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        named = zip(batch.n_label_tokens, of_fields, strict=True)
+        named = zip(batch.n_label_tokens, by_field, strict=True)
         record = {
             "step": self.step,
             "epoch": round(batch.epoch, 4),
@@ -290,7 +290,7 @@ class Trainer:
         )
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        # torchrun passes on the signal that the terminal has sent already: later ones change nothing.
+        # Under torchrun a signal from the terminal arrives twice: only the first one counts.
         if self.signum is None and self.world.is_main:
             print(f"\n{signal.Signals(signum).name}: finishing this step, then saving.", flush=True)
             if launcher()[0] == "torchrun":
@@ -327,7 +327,7 @@ class Trainer:
         self.saved_step = self.step
 
     def _score(self) -> None:
-        """Score the held-out examples by what the model says; export it to ``best/`` when it is the best so far."""
+        """Score the held-out examples; export the model to ``best/`` if it is the best so far."""
         assert self.scorer is not None
         found = self.scorer.score(self.model)
         figures, score = found.figures, found.score
@@ -340,7 +340,7 @@ class Trainer:
             self._export("best", {"step": self.step, "score": score, **figures})
 
     def _export(self, name: str, about: dict[str, Any] | None = None) -> None:
-        """Write the model as a Hugging Face folder ``<output>/<name>``, in place of one that an earlier step wrote."""
+        """Write the model as a Hugging Face folder ``<output>/<name>``, replacing that of an earlier step."""
         config, setup, folder = self.config, self.setup, self.output / name
         new = self.output / f".{name}.new"
         self.saver.before_export(folder)

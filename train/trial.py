@@ -1,13 +1,14 @@
-"""One worst-case step before step 1: a run that will run out of memory does so at once, and says what needs less.
+"""One worst-case step before step 1: a run that does not fit fails at once and names the settings that need less.
 
-One step in sixty of 20 Newsgroups holds a post of full length, so a run that fits on average would die in its first
-hour, and dozens of GPUs with it. The trial is that step and none easier (`StepLoader.worst_case`): the longest rows
-there can be with the most labels they can hold, on every rank, a second pass over them where steps accumulate, with
-the optimizer's states in place. It is made of what the run is made of, and leaves nothing behind: no weight changes,
-the states are still zero, the gradients are gone. It comes before a checkpoint's optimizer states and before the
-random-number generators are set, so a resumed run tries it too and neither can tell.
+One step in sixty of 20 Newsgroups holds a post of full length, so a run that fits on average would fail in its first
+hour. The trial is the worst step possible (`StepLoader.worst_case`). Every rank computes the longest rows with the most
+labels that they can hold, with a second pass if steps accumulate, and with the optimizer's states in memory.
 
-What a rank runs out of is said by that rank alone, and ends all (`train/parallel/distributed.py`).
+The trial changes nothing: weights stay the same, states stay zero, gradients are freed. It comes before a checkpoint's
+optimizer states are loaded and before the random-number generators are seeded. So a resumed run tries it too, with the
+same result as without it.
+
+Only the rank that runs out of memory reports it, and all ranks end (`train/parallel/distributed.py`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from train.optim.optimizer import OPTIMIZERS, allocate_states, clip_gradients
 
 log = logging.getLogger(__name__)
 
-# Device types on which it is worth a step's time. Not on CPUs: models there are small, and a process that asks for too
-# much is killed by the system rather than told, a minute sooner or later.
+# Device types with a trial step. Not CPUs: models there are small, and the system kills a process that needs too much
+# memory without raising an error.
 TRIED_ON = frozenset({"cuda"})
 GIB = 2**30
 
@@ -40,10 +41,10 @@ GIB = 2**30
 def try_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: StepBatch, clip: float, device: torch.device
 ) -> None:
-    """Take ``batch``'s step but for its update, and say what it needed.
+    """Run ``batch``'s step without its update, and log the peak memory.
 
-    The update is tried first, by itself, with gradients of zero: it makes the optimizer's states, so that the passes
-    meet them, and takes what memory an update takes.
+    An update with zero gradients comes first. It needs as much memory as any update, and allocates the optimizer's
+    states, so that they are in memory during the passes.
     """
     start = time.perf_counter()
     if device.type == "cuda":
@@ -55,13 +56,14 @@ def try_step(
     optimizer.zero_grad()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        peak, there_is = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
         torch.cuda.reset_peak_memory_stats(device)
         seconds = time.perf_counter() - start
-        log.info("%s needs %.1f of %.1f GiB (tried in %.1f s)", describe(batch), peak / GIB, there_is / GIB, seconds)
+        log.info("%s needs %.1f of %.1f GiB (tried in %.1f s)", describe(batch), peak / GIB, total / GIB, seconds)
 
 
 def describe(batch: StepBatch) -> str:
+    """Name the trial step, with its passes and rows."""
     rows, length = batch.batches[0].tokens.shape
     passes = f"{len(batch.batches)} pass{'es' if len(batch.batches) > 1 else ''}"
     return f"the worst step there can be ({passes} of {rows} x {length:,} tokens on each rank)"
@@ -69,15 +71,15 @@ def describe(batch: StepBatch) -> str:
 
 @contextmanager
 def explain_out_of_memory(what: str, config: TrainConfig, spec: ModelSpec) -> Iterator[None]:
-    """Turn PyTorch's "out of memory" into one message that says in what, and which settings need less.
+    """Replace PyTorch's out-of-memory error by a message that says what ran and which settings need less.
 
     Raises:
-        RunStopped: the GPU's memory does not suffice.
+        RunStopped: out of GPU memory.
     """
     try:
         yield
     except RuntimeError as error:
-        # Libraries that allocate for themselves say it in their own ways.
+        # Libraries with their own allocators raise other errors.
         if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
             raise
         advice = "\n".join(f"  {line}" for line in cheaper_settings(options.flatten(config), spec))
@@ -85,28 +87,28 @@ def explain_out_of_memory(what: str, config: TrainConfig, spec: ModelSpec) -> It
 
 
 def cheaper_settings(values: Mapping[str, Any], spec: ModelSpec) -> list[str]:
-    """What is left to change to need less memory, each with its price, the cheapest first; ``values`` are options."""
-    row_cuts = spec.architecture.row_bounds_input
+    """Settings left to change that need less memory, each with its cost, cheapest first; ``values`` are options."""
+    row_bounds_input = spec.architecture.row_bounds_input
     full = values["activation_checkpointing"] == "full"
     found = []
     if (values["micro_rows"] or 1) > 1:
         found.append("--micro_rows 1: more and smaller passes")
     if not full:
-        found.append("--activation_checkpointing full: blocks keep only their input; a third more to compute")
-    if not row_cuts:
-        found.append(f"--row_length below {values['row_length']}: more and smaller passes; max_length is the least")
+        found.append("--activation_checkpointing full: blocks save only their input; a third more computation")
+    if not row_bounds_input:
+        found.append(f"--row_length below {values['row_length']}: more and smaller passes; at least max_length")
     if not values["activation_offload"]:
         with_full = "" if full else "--activation_checkpointing full "
-        found.append(f"{with_full}--activation_offload on: what they keep goes to host memory; little time")
+        found.append(f"{with_full}--activation_offload on: saved inputs move to host memory; little time")
     if values["precision"] == "fp32":
-        found.append("--precision bf16: activations take half; sums round more coarsely")
+        found.append("--precision bf16: activations take half the memory; sums are rounded more")
     else:
         names = list(OPTIMIZERS)
         smaller = names[names.index(values["optim"]) + 1 :]
         if smaller:
-            found.append(f"--optim {' or '.join(smaller)}: weights and states take less; updates round more coarsely")
+            found.append(f"--optim {' or '.join(smaller)}: weights and states take less; updates are rounded more")
     if not values["offload_states"]:
-        found.append("--offload_states on: optimizer states in host memory; every step waits for them")
-    if row_cuts:
+        found.append("--offload_states on: optimizer states in host memory; every step waits for copies")
+    if row_bounds_input:
         found.append(f"--row_length below {values['row_length']}: longer documents are cut")
     return [*found, "more GPUs: each holds less of the model"]

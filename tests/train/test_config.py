@@ -182,7 +182,7 @@ def test_files_of_older_code_are_read(tmp_path: Path) -> None:
 def test_the_file_says_why_an_optimizer_was_chosen() -> None:
     auto, named = load_config(BASE), load_config([*BASE, "--optim", "adamw"])
     assert auto.optim_reason == (
-        "chosen by --optim auto: on a CPU that is adamw, everything in fp32; --optim adamw pins it"
+        "chosen by --optim auto: the default on CPUs, everything in fp32; --optim adamw pins it"
     )
     assert f'optim = "adamw" # {auto.optim_reason}\n' in options.to_toml(auto, {"optim": auto.optim_reason})
     assert named.optim_reason == "" and 'optim = "adamw"\n' in options.to_toml(named, {"optim": named.optim_reason})

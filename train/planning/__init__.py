@@ -1,1 +1,1 @@
-"""Will it fit, and how long will it take: arithmetic before anything is loaded."""
+"""Does a run fit, and how long does it take? Arithmetic, before anything is loaded."""

@@ -1,7 +1,6 @@
-"""Which settings make a run fit: the optimizer that ``--optim auto`` stands for, and what to change where nothing fits.
+"""Which settings make a run fit: what ``--optim auto`` chooses, and what to change if the run does not fit.
 
-A setting can be changed in five ways, each with a price. `alternatives` tries all combinations and keeps those of which
-no part can be left out.
+Five settings can be changed, each at a cost. `alternatives` tries all combinations and keeps the minimal ones.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from train.parallel.parallelize import RESHARD_FROM
 from train.planning.hardware import GIB, usable
 from train.planning.memory import Memory, ParameterCounts, Pass, Settings, training_memory
 
-BEST_FIRST = tuple(OPTIMIZERS)  # listed from the best for learning, everything in fp32, to the coarsest
-SHORTEST_ROW = 1024  # rows are not advised to become shorter
+BEST_FIRST = tuple(OPTIMIZERS)  # from the most accurate, everything in fp32, to the coarsest
+SHORTEST_ROW = 1024  # shorter rows are never advised
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run, as far as memory is concerned.
+    """What the memory of a run depends on.
 
     Attributes:
-        optim: key into `OPTIMIZERS`; what ``settings`` say of it.
+        optim: key into `OPTIMIZERS`, for ``settings.optim``.
         work: the worst pass, of ``n_rows`` rows of at most ``row_length`` tokens.
     """
 
@@ -52,12 +51,12 @@ class Job:
 
     @property
     def keeps_unsharded(self) -> bool:
-        """Blocks stay gathered from their forward to their backward pass."""
+        """Whether blocks stay unsharded from their forward to their backward pass."""
         return self.sizes.total < RESHARD_FROM
 
     @property
     def state_bytes(self) -> float:
-        """The optimizer's states of one rank, wherever they are."""
+        """Bytes of one rank's optimizer states, on the GPU or in host memory."""
         return self.sizes.states_on(self.mesh, self.settings.optim.states)
 
     def with_optim(self, name: str) -> Job:
@@ -73,18 +72,18 @@ class Job:
         return replace(self, mesh=mesh, ranks_per_node=min(n_gpus, 8))
 
     def fits(self, memory: int) -> bool:
-        """Whether it fits GPUs of this much memory, with what they need for themselves."""
+        """Whether it fits GPUs of ``memory`` bytes, of which a part is not usable."""
         return self.memory.peak <= usable(memory)
 
 
 def choose_optimizer(job: Job, memory: int) -> tuple[str, str]:
-    """What ``--optim auto`` means on GPUs: the best format for learning that fits.
+    """Resolve ``--optim auto`` on GPUs: the most accurate format that fits.
 
     Args:
         memory: bytes of a GPU, the same on every rank.
 
     Returns:
-        The name and one line that says why.
+        The name, and the reason in one line.
     """
     formats = BEST_FIRST if job.settings.compute == torch.bfloat16 else ("adamw",)
     rejected: list[str] = []
@@ -99,21 +98,21 @@ def choose_optimizer(job: Job, memory: int) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Settings that fit; ``changes`` are the options that differ, as on the command line."""
+    """Settings that fit; ``changes`` are the options that differ, by name, as written on the command line."""
 
     job: Job
     changes: dict[str, str]
 
 
 def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alternative]:
-    """All smallest sets of changes with which the run fits, the least harmful first.
+    """All minimal sets of changes with which the run fits, the least harmful first.
 
-    Most expensive are shorter rows, which cut documents; then states in host memory, which take hundreds of GB there
-    and a good part of a step's time; then coarser optimizer formats, recomputation, and offloaded activations, which
-    cost next to nothing but host memory.
+    From the most to the least harmful: shorter rows, which cut documents; states in host memory, which take hundreds of
+    GB and a large part of a step's time; coarser optimizer formats; recomputation; offloaded activations, which cost
+    host memory and hardly any time.
 
     Args:
-        optim_is_free: no ``--optim`` was given, so that another one is no change of the command.
+        optim_is_free: ``--optim`` was not given, so another optimizer does not count as a change.
     """
     settings = job.settings
     if settings.compute == torch.bfloat16:
@@ -123,7 +122,7 @@ def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alte
     rows = [job.row_length]
     while architecture_of(job.config).row_bounds_input and rows[-1] // 2 >= SHORTEST_ROW:
         rows.append(rows[-1] // 2)
-    steps: dict[str, list[Any]] = {  # option: its values, from what the run has to what saves most
+    steps: dict[str, list[Any]] = {  # values of each option, from the run's own to the one that saves most
         "row_length": rows,
         "offload_states": [True] if settings.offload_states else [False, True],
         "optim": list(optims),
@@ -154,7 +153,7 @@ def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alte
             if chosen["optim"] != job.optim:
                 named["optim"] = str(chosen["optim"])
             found.append((levels, Alternative(changed, named)))
-    # A set found later may be part of one found earlier; the small ones stay.
+    # A set found later may be a subset of one found earlier: keep the minimal ones.
     smallest = [
         alternative
         for levels, alternative in found
@@ -164,7 +163,7 @@ def alternatives(job: Job, memory: int, optim_is_free: bool = True) -> list[Alte
 
 
 def cheapest(job: Job) -> Job:
-    """The run with everything that saves memory, at unchanged row length."""
+    """The run with all settings that save memory, at unchanged row length."""
     name = BEST_FIRST[-1] if job.settings.compute == torch.bfloat16 else job.optim
     job = job.with_optim(name)
     settings = replace(job.settings, activation_checkpointing="full", activation_offload=True, offload_states=True)
@@ -172,7 +171,7 @@ def cheapest(job: Job) -> Job:
 
 
 def fewest_gpus(job: Job, memory: int) -> int | None:
-    """The fewest GPUs on which the run fits as it is, in the numbers that machines come in; None: not on 1,024."""
+    """The smallest number of GPUs on which the run fits: 1, 2, 4 or a multiple of 8; None: more than 1,024."""
     numbers = [1, 2, 4, *range(8, 1025, 8)]
     return next((n for n in numbers if n >= job.mesh.tensor and job.on(n).fits(memory)), None)
 
@@ -180,10 +179,10 @@ def fewest_gpus(job: Job, memory: int) -> int | None:
 def check_enough(job: Job, memory: int, optim_was_auto: bool) -> None:
     """Refuse a run that cannot fit, before anything loads.
 
-    What is only likely not to fit is left to the trial step before step 1.
+    Only weights, gradients and states are compared with the GPU's memory. For the rest the trial step decides.
 
     Raises:
-        UserError: says how many GPUs it takes, and what would fit on these.
+        UserError: names the number of GPUs that the run needs, and settings that would fit on these.
     """
     need = job.memory
     if need.fixed <= memory:
@@ -201,5 +200,5 @@ def check_enough(job: Job, memory: int, optim_was_auto: bool) -> None:
         lines.append(f"On these it would fit with {flags} ({better[0].job.memory.peak / GIB:.1f} GiB).")
     else:
         least = fewest_gpus(cheapest(job), memory)
-        lines.append(f"With everything that saves memory it takes {least or 'more than 1,024'}.")
-    raise UserError("\n".join([*lines, "The whole account: the same command with --plan."]))
+        lines.append(f"With everything that saves memory it takes {least or 'more than 1,024'} GPUs.")
+    raise UserError("\n".join([*lines, "For details, run the same command with --plan."]))

@@ -1,4 +1,4 @@
-"""What a plan reads of a checkpoint folder: what a run would read, but weights and tokenizer need not be there."""
+"""What a plan reads from a checkpoint folder: the same as a run, but weights and tokenizer may be missing."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 
 
 def find_config(spec: ModelSpec, folder: Path | None) -> tuple[ModelConfig, str | None]:
-    """The config that `checkpoints_tools.load.open_checkpoint` reads in ``folder``, or the preset's without one.
+    """The config that `checkpoints_tools.load.open_checkpoint` reads in ``folder``, else the preset's.
 
-    A Hugging Face folder needs no weights for it. A folder of Meta's does: what ``params.json`` leaves out is in them.
+    A Hugging Face folder needs no weights for this. A folder in Meta's format does: they hold what
+    ``params.json`` omits.
 
     Returns:
-        The config, and where it is the preset's a sentence that says so, else None.
+        The config; and a sentence that says that it is the preset's, or None.
 
     Raises:
-        UserError: a checkpoint that is damaged or of another architecture; or there is none, and the preset has no
-            config.
+        UserError: the checkpoint is damaged or of another architecture; or it is missing and the preset has no config.
     """
     found: ModelConfig | None = None
     if folder is not None and (folder / "config.json").is_file():
@@ -36,14 +36,14 @@ def find_config(spec: ModelSpec, folder: Path | None) -> tuple[ModelConfig, str 
     if found is not None and folder is not None:
         check_family(found, spec, folder)
         return found, None
-    where = f"{folder} holds no config.json and no checkpoint of Meta's"
+    where = f"{folder} holds neither a config.json nor a checkpoint in Meta's format"
     if spec.config is None:
         raise UserError(f"model = {spec.name} is whatever its folder holds, and {where}.")
     return spec.config, f"the model's numbers are the preset's: {where}"
 
 
 def find_tokenizer(spec: ModelSpec, folder: Path | None) -> Tokenizer | None:
-    """The tokenizer in ``folder``, a checkpoint's or nothing but a tokenizer's; None where there is none."""
+    """The tokenizer in ``folder``, with or without a checkpoint; None if there is none."""
     if folder is None or not folder.is_dir():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a plan assumes of GPUs and of what connects them. Nothing here was measured by us; all has a source."""
+"""What a plan assumes about GPUs and their connections. We measured none of it; every number has a source."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Gpu:
     """One kind of GPU in a machine of eight.
 
     Attributes:
-        memory: bytes that PyTorch reports of such a card, a little less than its name says.
+        memory: bytes that PyTorch reports, slightly less than the card's nominal size.
         flops: dense bf16 peak per second, from the data sheet.
-        utilization: part of the peak that a whole step's operations, recomputation included, are assumed to reach.
-        bandwidth: of its own memory, bytes per second, from the data sheet.
-        link: bytes per second that collectives inside a machine are assumed to move per GPU: three quarters of what
-            NVLink carries in one direction (300 and 450 GB/s).
-        network: the same for a whole machine's traffic with others: 80% of eight adapters of 200 or 400 Gb/s.
-        host_link: bytes per second between GPU and host memory, in one direction: 80% of PCIe 4 or 5 x16.
+        utilization: assumed fraction of the peak over an entire step, recomputation included.
+        bandwidth: of GPU memory in bytes per second, from the data sheet.
+        link: assumed bytes per second per GPU of collectives inside a machine: three quarters of NVLink's bandwidth in
+            one direction (300 and 450 GB/s).
+        network: assumed bytes per second between machines, per machine: 80% of eight adapters of 200 or 400 Gb/s.
+        host_link: assumed bytes per second between GPU and host memory in one direction: 80% of PCIe 4 or 5 x16.
     """
 
     name: str
@@ -34,24 +34,24 @@ class Gpu:
     host_link: float
 
 
-# Utilization: torchtitan (PyTorch's own FSDP2 trainer) publishes 52% to 58% of the peak for Llama 3 8B and 70B on
-# A100s, recomputation not counted, and 33% without torch.compile for 8B on H100s, whose memory keeps up less well with
-# their peak. Our rows are shorter and our blocks are not compiled by default, hence less on A100s.
+# Utilization: torchtitan (PyTorch's FSDP2 trainer) publishes 52% to 58% of the peak for Llama 3 8B and 70B on A100s,
+# recomputation not counted. It publishes 33% without torch.compile for 8B on H100s, whose memory bandwidth is lower
+# relative to their peak. Our rows are shorter and our blocks are not compiled by default, hence less on A100s.
 GPUS: dict[str, Gpu] = {
     "a100-80g": Gpu("A100 80 GB", round(79.1 * GIB), PEAK_BF16_FLOPS["A100"], 0.45, 2.0e12, 225e9, 160e9, 25e9),
     "h100-80g": Gpu("H100 80 GB", round(79.1 * GIB), PEAK_BF16_FLOPS["H100"], 0.33, 3.35e12, 340e9, 320e9, 50e9),
     "h200": Gpu("H200 141 GB", round(139.7 * GIB), PEAK_BF16_FLOPS["H200"], 0.35, 4.8e12, 340e9, 320e9, 50e9),
 }
 
-# Seconds that a block takes in a pass at the very least: some hundred kernels are launched one after another.
-LEAST_BLOCK = 1e-3
+# Minimum seconds of a block in a pass: about a hundred kernels are launched one after another.
+MIN_BLOCK_SECONDS = 1e-3
 
-# What a run cannot use: CUDA's context, NCCL's buffers and cuBLAS' workspaces are outside of PyTorch's allocator, and
-# of what the allocator holds a part lies in gaps too small for the next tensor (few, with expandable segments).
+# Memory that tensors cannot use. CUDA's context, NCCL's buffers and cuBLAS' workspaces are outside PyTorch's allocator.
+# A part of the allocator's memory is in gaps too small for the next tensor (few, with expandable segments).
 OUTSIDE_ALLOCATOR = 2.0 * GIB
 FRAGMENTATION = 0.03
 
 
 def usable(memory: int) -> int:
-    """Bytes of a GPU's memory that tensors can take."""
+    """Bytes of a GPU's memory that tensors can use."""
     return int((memory - OUTSIDE_ALLOCATOR) * (1 - FRAGMENTATION))

@@ -1,21 +1,21 @@
-"""How many bytes a training run needs on each GPU and on each machine: arithmetic alone, nothing is allocated.
+"""How many bytes a training run needs on each GPU and on each machine: arithmetic, nothing is allocated.
 
-`docs/memory.md` derives every line here by hand for llama3_70b; `benchmarks/memory_trace.py` compares them with
-PyTorch's own account of a step. What is modelled is a GPU: FlexAttention, which never writes out the scores, and FSDP2
-as `train/parallel/parallelize.py` sets it up. A step needs what stays from step to step,
+`docs/memory.md` derives every line here by hand for llama3_70b. `benchmarks/memory_trace.py` compares the results with
+PyTorch's own account of a step. Assumed are a GPU, FlexAttention, which never writes out the scores, and FSDP2 as
+`train/parallel/parallelize.py` sets it up. A step needs what stays from step to step,
 
     weights + gradients + optimizer states        shards, 1 / shard of the model (blocks' matrices 1 / tensor of that)
 
-and at its fullest moment what comes and goes. These can be the fullest:
+plus temporary memory at its fullest moment. These moments can be the fullest:
 
-    gather       the embedding and head are gathered: once as they arrive, once laid out
+    gather       embedding and head are gathered: once as received, once in their final layout
     loss         all blocks' saved activations, and the logits
-    backward     saved activations, a block computed anew with the gradients of its widest place, gathered weights, one
-                 block's gradients on their way to their shards, the head's gradient, which waits for the embedding's
-    root reduce  no activations any more, but embedding's and head's whole gradients, and a copy of them to be reduced
+    backward     saved activations; a recomputed block with the gradients of its widest place; gathered weights; one
+                 block's gradients being reduced; the head's gradient, which waits for the embedding's
+    root reduce  no activations; unsharded gradients of embedding and head, and a copy of them being reduced
 
-A step of several passes meets these with the first pass's gradients there already. In a step of one pass they grow as
-saved activations go, so that the backward pass can be fullest where it begins or where it ends.
+In a step of several passes, the first pass's gradients are in memory during the later ones. In a step of one pass,
+gradients grow while saved activations are freed. So the backward pass can be fullest at its beginning or at its end.
 
 Shapes: E model width, A = H * D and KV = K * D widths of queries and of keys or values, F feed-forward width, V
 vocabulary, T tokens of a pass (rows times their length), N label positions, L layers.
@@ -37,10 +37,10 @@ from train.parallel.parallelize import RESHARD_FROM, ActivationCheckpointing
 
 Bytes = dict[str, int]
 
-# Saved inputs on the GPU at once when they are offloaded: one in use, one coming
+# Saved inputs on the GPU at once when they are offloaded: one in use, one being copied back
 # (`train/parallel/activation_offload.py`).
 OFFLOAD_IN_FLIGHT = 2
-# Host memory of one rank besides what is counted: Python, PyTorch, CUDA's and NCCL's own.
+# Host memory of one rank that is not counted otherwise: Python, PyTorch, CUDA and NCCL.
 HOST_BASE = 4 * 2**30
 
 
@@ -49,10 +49,10 @@ class ParameterCounts:
     """Parameters of a model, in elements.
 
     Attributes:
-        block: one block; ``block_tp`` of them in the matrices that tensor parallelism splits.
-        root: all that is in no block: embedding, last norm, head (of an encoder: heads).
+        block: one block; ``block_tp`` of them are in the matrices that tensor parallelism splits.
+        root: everything outside the blocks: embedding, last norm, head (of an encoder: heads).
         head: the output matrix of a decoder, whose gradient waits for the embedding's; 0 for an encoder.
-        states: bytes of AdamW's states by format: of one block, and of all that is in none.
+        states: bytes of AdamW's states by format: of one block, and of the root.
     """
 
     block: int
@@ -81,7 +81,7 @@ class ParameterCounts:
 
 
 def count_parameters(spec: ModelSpec, config: ModelConfig) -> ParameterCounts:
-    """Count a model's parameters on the meta device, where it takes no memory."""
+    """Count a model's parameters on the meta device, which needs no memory."""
     with torch.device("meta"):
         model = spec.build(replace(config, n_layers=1))
     plan = architecture_of(config).tensor_plan
@@ -104,10 +104,10 @@ def count_parameters(spec: ModelSpec, config: ModelConfig) -> ParameterCounts:
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be changed to make a run fit, beside the length of rows.
+    """What can be changed to make a run fit, except the length of rows.
 
     Attributes:
-        optim: formats of weights, gradients (as the weights) and states.
+        optim: formats of weights and states; gradients have the weights' format.
         compute: format of activations and gathered weights.
     """
 
@@ -125,7 +125,7 @@ class Pass:
     Attributes:
         tokens: T, rows times their length, padding included.
         outputs: N, positions at which logits are computed.
-        accumulates: a step may take several, so that this one meets the gradients of one before.
+        accumulates: a step may have several passes, so the gradients of earlier ones are in memory.
     """
 
     tokens: int
@@ -135,12 +135,12 @@ class Pass:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank on its GPU, and of one machine's ranks together in its memory.
+    """Bytes of one rank on its GPU, and of all ranks of one machine in host memory.
 
     Attributes:
-        weights, gradients, states: what stays from step to step, or until it ends.
-        moments: what comes and goes, by moment and kind; gradients as far as they are there.
-        host: of one machine, by kind.
+        weights, gradients, states: what stays from step to step; gradients until the end of the step.
+        moments: temporary memory by moment and kind, including the gradients that exist at that moment.
+        host: host memory of one machine, by kind.
     """
 
     weights: int
@@ -172,10 +172,10 @@ def training_memory(
     ranks_per_node: int,
     background_save: bool = True,
 ) -> Memory:
-    """What a step of ``work`` on every rank needs.
+    """The memory of a step with ``work`` on every rank.
 
     Args:
-        background_save: checkpoints are written while training goes on, from a copy in host memory.
+        background_save: checkpoints are written in the background, from a copy in host memory.
     """
     c, w = settings.compute.itemsize, settings.optim.weights.itemsize
     own = sizes.sharded(mesh)
@@ -183,7 +183,7 @@ def training_memory(
     saved = _saved_inputs(config, settings, mesh, work)
     host = {"processes": ranks_per_node * HOST_BASE}
     if settings.activation_offload:
-        buffer = 1 << (c * config.dim * work.tokens - 1).bit_length()  # pinned memory comes in powers of two
+        buffer = 1 << (c * config.dim * work.tokens - 1).bit_length()  # pinned blocks have sizes that are powers of two
         host["offloaded activations"] = ranks_per_node * (config.n_layers - 1) * buffer
     if settings.offload_states:
         host["optimizer states"] = ranks_per_node * states
@@ -199,7 +199,7 @@ def training_memory(
 
 
 def _saved_inputs(config: ModelConfig, settings: Settings, mesh: MeshShape, work: Pass) -> tuple[int, int]:
-    """Bytes that a block leaves for its backward pass, and of how many blocks they are on the GPU at once."""
+    """Bytes that a block saves for its backward pass, and how many blocks have them on the GPU at once."""
     tokens = costs_of(config).block_activations(settings.compute, mesh.tensor)
     if settings.activation_checkpointing == "full":
         n = min(config.n_layers, OFFLOAD_IN_FLIGHT) if settings.activation_offload else config.n_layers
@@ -220,65 +220,66 @@ def _moments(
     tokens = costs.block_activations(settings.compute, mesh.tensor)
     root, block, head = c * sizes.root, c * sizes.block_on(mesh), c * sizes.head
     all_blocks, (per_block, n_blocks) = block * sizes.n_blocks, saved
-    shared = mesh.shard > 1  # over one rank, gathering is a copy, and nothing is on its way
-    # Models that stay gathered (`train/parallel/parallelize.py`) have all blocks, others the one in use and the next,
-    # arriving.
-    keeps = sizes.total < RESHARD_FROM
-    gathered = root + (all_blocks if keeps else block)
-    arriving = block if shared and not keeps else 0
-    # Gradients are reduced in the weights' format: a block's are on their way while the next block is computed.
+    sharded = mesh.shard > 1  # on one rank, gathering is a copy, and nothing is in transit
+    # Models that are not resharded after forward (`train/parallel/parallelize.py`) have all blocks gathered, others the
+    # block in use and the next one, which is arriving.
+    keeps_unsharded = sizes.total < RESHARD_FROM
+    gathered = root + (all_blocks if keeps_unsharded else block)
+    arriving = block if sharded and not keeps_unsharded else 0
+    # Gradients are reduced in the weights' format, a block's while the next block is computed.
     w = settings.optim.weights.itemsize
     reduced = w * sizes.block_on(mesh)
-    last = head if sizes.root >= 2 * sizes.head else 0  # an untied head's gradient is let go of last
+    last = head if sizes.root >= 2 * sizes.head else 0  # an untied head's gradient is freed last
     root_reduce = max((c + w) * sizes.root, (w + w / mesh.shard) * sizes.root + last)
 
     logits = 3 * FP32 * work.outputs * costs.logits_width  # log-probabilities, their gradient, the logits' gradient
-    # Token ids, positions, document ids and targets, and what is computed from them.
+    # Token ids, positions, document ids and targets, and tables computed from them.
     tables = T * (3 * 8 + 4 + costs.table_bytes)
 
-    # A checkpointed block computes anew what it would have saved; its input stays until it is done.
+    # A checkpointed block recomputes what it would have saved; its input stays until it has finished.
     current = (tokens.saved + tokens.widest + tokens.input) * T + c * config.dim * config.ffn_dim // mesh.tensor
     if settings.activation_checkpointing == "selective":
-        current += 2 * tokens.input * T  # results of wo and w2, which take nothing's place
-    done = block + 2 * tokens.input * T  # at its end: the gradients of all its weights, few of its activations
-    # The last block meets everybody's saved activations; the one before it those of one block fewer, and gradients on
-    # their way.
+        current += 2 * tokens.input * T  # results of wo and w2, which replace nothing
+    done = block + 2 * tokens.input * T  # at its end: gradients of all its weights, few activations
+    # During the last block all blocks' saved activations are there. During the block before it, one block's fewer are
+    # there, and the last block's gradients are being reduced.
     kept = per_block if settings.activation_checkpointing == "full" else 0
-    waiting, moving = (n_blocks - 1) * per_block + kept, 0
+    waiting, reducing = (n_blocks - 1) * per_block + kept, 0
     if sizes.n_blocks > 1 and reduced > per_block:
-        moving = reduced
-        gathered -= block if keeps else 0
+        reducing = reduced
+        gathered -= block if keeps_unsharded else 0
         waiting -= 0 if settings.activation_offload else per_block
-    whole = round(sizes.sharded(mesh) * w)
+    all_gradients = round(sizes.sharded(mesh) * w)
     of_block = round(sizes.block_on(mesh) * w / mesh.shard)
     of_blocks, accumulates = of_block * sizes.n_blocks, work.accumulates
     moments = {
         "gather": {
-            "gradients": whole if accumulates else 0,
-            "gathered weights": (2 if shared else 1) * root + (block if shared else 0),
+            "gradients": all_gradients if accumulates else 0,
+            "gathered weights": (2 if sharded else 1) * root + (block if sharded else 0),
             "saved activations": c * config.dim * T + tables,
         },
         "loss": {
-            "gradients": whole if accumulates else 0,
-            "gathered weights": root + (all_blocks if keeps else 0),
+            "gradients": all_gradients if accumulates else 0,
+            "gathered weights": root + (all_blocks if keeps_unsharded else 0),
             "saved activations": n_blocks * per_block + tables,
             "logits": logits + work.outputs * (FP32 + 2 * c) * config.dim,
         },
         "backward": {
-            "gradients": whole if accumulates else of_block if moving else 0,
+            "gradients": all_gradients if accumulates else of_block if reducing else 0,
             "gathered weights": gathered + arriving,
-            "gradients being reduced": moving,
+            "gradients being reduced": reducing,
             "head's gradient": head,
             "saved activations": waiting + tables,
             "one block's activations and gradients": max(current, done),
         },
         "root reduce": {
-            "gradients": whole if accumulates else of_blocks,
-            "whole gradients of embedding and head": round(root_reduce),
+            "gradients": all_gradients if accumulates else of_blocks,
+            "unsharded gradients of embedding and head": round(root_reduce),
         },
     }
     if not accumulates and sizes.n_blocks > 1:
-        # The first block has nothing arriving beside it; the second, if that weighs more than one block's gradients.
+        # No block arrives during the first block. So the second block is fuller if an arriving block and a saved input
+        # take more than one block's gradients.
         second = sizes.n_blocks > 2 and arriving + per_block > of_block
         moments["end of backward"] = {
             "gradients": of_blocks - of_block * (2 if second else 1),

@@ -1,8 +1,8 @@
-"""``train.py --plan``: what a run would need and cost, before anything is downloaded, loaded or started.
+"""``train.py --plan``: the memory and time of a run, before anything is downloaded, loaded or started.
 
-No GPU and no weights are needed. What is at hand is read as the run would read it: a checkpoint's config and tokenizer,
-the task's data. What is not is assumed, and the plan says what it assumes. Bytes are `train.planning.memory`'s, choices
-`train.planning.advice`'s; here the two meet the options, and the time is estimated.
+No GPU and no weights are needed. The checkpoint's config and tokenizer and the task's data are read as the run reads
+them. What is missing is assumed, and the plan lists what it assumes. `train.planning.memory` counts bytes and
+`train.planning.advice` chooses settings. This file connects both to the options and estimates the time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from train.parallel.distributed import World, env_world_size
 from train.parallel.mesh import MeshShape, lay_out
 from train.planning.advice import Job, check_enough, choose_optimizer
 from train.planning.checkpoint import find_config, find_tokenizer
-from train.planning.hardware import GIB, GPUS, LEAST_BLOCK, Gpu, usable
+from train.planning.hardware import GIB, GPUS, MIN_BLOCK_SECONDS, Gpu, usable
 from train.planning.memory import Pass, Settings, count_parameters
 from train.planning.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
 from train.resolve import choose_optim
@@ -40,17 +40,17 @@ from train.setup import Setup, build_loader, config_for_task, count_steps, divid
 log = logging.getLogger(__name__)
 
 COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
-DEFAULT_GPUS = 8  # what a plan is for where torchrun does not say
+DEFAULT_GPUS = 8  # for a plan outside torchrun
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What ``--plan`` says.
+    """The result of ``--plan``.
 
     Attributes:
-        why_optim: why ``--optim auto`` means what it means; None where the optimizer was named.
+        why_optim: why ``--optim auto`` chose its optimizer; None if the user named one.
         lengths: tokens of every training sample, prefix included.
-        assumed: what had to be assumed, a sentence each.
+        assumed: one sentence per assumption.
     """
 
     config: TrainConfig
@@ -72,7 +72,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     """Resolve the options and count the work; no weights, no process group.
 
     Raises:
-        UserError: what a run would refuse, but for files that are not there; a mesh that does not divide.
+        UserError: what a run would refuse, except missing files; a mesh that does not divide.
     """
     gpu = GPUS[config.plan.gpu]
     n_gpus = config.plan.gpus or (env_world_size() if env_world_size() > 1 else DEFAULT_GPUS)
@@ -102,7 +102,7 @@ def make_job(
     ranks_per_node: int,
     loader: StepLoader,
 ) -> Job:
-    """What `train.planning.advice` has to know of a run; ``--optim auto`` stands for "adamw" in it."""
+    """Describe a run for `train.planning.advice`; ``--optim auto`` is taken as "adamw"."""
     values = options.flatten(config)
     optim = "adamw" if values["optim"] == "auto" else values["optim"]
     settings = Settings(
@@ -131,11 +131,11 @@ def make_job(
 def _open_model(
     config: TrainConfig, spec: ModelSpec, task: Task, assumed: list[str]
 ) -> tuple[ModelConfig, Tokenizer | None]:
-    """Config and tokenizer of the model that the run would train, as far as they are there."""
+    """Config of the model that the run would train, and its tokenizer if there is one."""
     folder = config.model.checkpoint
     tokenizer = find_tokenizer(spec, folder)
     if config.model.init == "random":
-        assert spec.config is not None, "find_problems lets only presets start from random weights"
+        assert spec.config is not None, "find_problems allows random weights for presets only"
         found = spec.config if tokenizer is None else replace(spec.config, vocab_size=tokenizer.vocab_size)
     else:
         found, assumption = find_config(spec, folder)
@@ -154,7 +154,7 @@ def _samples(
     tokenizer: Tokenizer | None,
     assumed: list[str],
 ) -> Samples:
-    """The task's own samples; without data or tokenizer, assumed ones."""
+    """The task's own samples; assumed ones if data or tokenizer are missing."""
     examples: list[Example] | None = None
     missing: list[str] = []
     shots: list[Example] = []
@@ -163,7 +163,7 @@ def _samples(
     try:
         examples = load_examples(task, "train", config.data.data)
     except UserError:
-        if config.data.data is not None:  # named, and not there or not readable: a mistake to be told
+        if config.data.data is not None:  # named by the user, but missing or unreadable
             raise
         missing.append(f"no data of {task.dataset}")
     if examples is not None:
@@ -171,24 +171,24 @@ def _samples(
     if tokenizer is not None and examples is not None:
         return prepare_samples(config, spec, model_config, task, tokenizer, examples, shots)[0]
     longest = longest_input(config, model_config)
-    samples, said = assume_samples(task, model_config, config.data.shots, longest, examples)
-    assumed.append(f"samples ({' and '.join(missing)}): {said}")
-    return cast(Samples, samples)  # they have lengths and nothing else, which is all that a plan asks for
+    samples, description = assume_samples(task, model_config, config.data.shots, longest, examples)
+    assumed.append(f"samples ({' and '.join(missing)}): {description}")
+    return cast(Samples, samples)  # they have lengths only, which is all that a plan needs
 
 
 def settle_optimizer(config: TrainConfig, setup: Setup, world: World) -> TrainConfig:
-    """Decide what ``--optim auto`` means in a run that is about to load, and refuse one that cannot fit.
+    """Resolve ``--optim auto`` before anything loads, and refuse a run that cannot fit.
 
-    Every rank decides alike: from the smallest GPU's memory. A resumed run keeps what it began with.
+    All ranks decide from the smallest GPU's memory, so they decide alike. A resumed run keeps its optimizer.
 
     Raises:
-        UserError: too few GPUs; says how many it takes.
+        UserError: too few GPUs; names the number that the run needs.
     """
     was_auto = config.optim.optim == "auto"
     if setup.resume_from is not None:
-        began = read_state(setup.resume_from)
-        optim = replace(config.optim, optim=began.config["optim"])
-        config = replace(config, optim=optim, optim_reason=began.optim_reason or config.optim_reason)
+        saved = read_state(setup.resume_from)
+        optim = replace(config.optim, optim=saved.config["optim"])
+        config = replace(config, optim=optim, optim_reason=saved.optim_reason or config.optim_reason)
     if world.device.type != "cuda":
         assert config.optim.optim != "auto", "resolve_auto decides on a CPU"
         return config
@@ -204,8 +204,8 @@ def settle_optimizer(config: TrainConfig, setup: Setup, world: World) -> TrainCo
     check_enough(job, memory, was_auto)
     if not job.fits(memory):
         log.warning(
-            "warning: by the plan's arithmetic the worst step needs %.1f GiB of each GPU, and %.1f can be used; the "
-            "trial step before the first will tell. The whole account: the same command with --plan.",
+            "warning: the run may not fit: the plan counts %.1f GiB for the worst step, of %.1f usable on each GPU. "
+            "The trial step before step 1 will show it. For details, run the same command with --plan.",
             job.memory.peak / GIB,
             usable(memory) / GIB,
         )
@@ -213,7 +213,7 @@ def settle_optimizer(config: TrainConfig, setup: Setup, world: World) -> TrainCo
 
 
 def _smallest_gpu(world: World) -> int:
-    """Bytes of the smallest GPU among the ranks'."""
+    """Memory in bytes of the smallest GPU of all ranks."""
     memory = torch.tensor(torch.cuda.get_device_properties(world.device).total_memory, device=world.device)
     dist.all_reduce(memory, op=dist.ReduceOp.MIN)
     return int(memory.item())
@@ -223,11 +223,11 @@ def _smallest_gpu(world: World) -> int:
 
 
 def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float, float]:
-    """Seconds that one pass computes, and that its collectives and copies take; they overlap, so the larger counts."""
+    """Seconds of one pass: computing, and collectives with copies. They overlap, so the larger counts."""
     settings, mesh, sizes, config = job.settings, job.mesh, job.sizes, job.config
     recompute = settings.activation_checkpointing == "full"
     computing = pass_flops(config, work, recompute) / mesh.tensor / (gpu.flops * gpu.utilization)
-    computing = max(computing, config.n_layers * LEAST_BLOCK)
+    computing = max(computing, config.n_layers * MIN_BLOCK_SECONDS)
     own = sizes.block_on(mesh) * sizes.n_blocks + sizes.root
     gathers = 1 if job.keeps_unsharded else 2
     reduced = settings.optim.weights.itemsize  # gradients are reduced in the weights' format
@@ -238,7 +238,7 @@ def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float,
         moving += 2 * reduced * own / mesh.shard / (gpu.network / job.ranks_per_node)
     width = config.dim * settings.compute.itemsize * work.tokens
     if mesh.tensor > 1:
-        computing += config.n_layers * (6 if recompute else 4) * 2 * width / gpu.link  # all-reduces wait for their sums
+        computing += config.n_layers * (6 if recompute else 4) * 2 * width / gpu.link  # all-reduces do not overlap
     if settings.activation_offload:
         moving = max(moving, 2 * config.n_layers * width / gpu.host_link)
     return computing, moving
@@ -247,7 +247,7 @@ def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float,
 def step_seconds(job: Job, gpu: Gpu, passes: list[RankPass], nodes: int) -> float:
     """Seconds of a step: its passes one after another, each as long as its slowest rank; then the optimizer."""
     seconds = sum(max(pass_seconds(job, gpu, work, nodes)) for work in passes)
-    seconds += 2 * job.memory.fixed / gpu.bandwidth  # everything is read once and, but for gradients, written
+    seconds += 2 * job.memory.fixed / gpu.bandwidth  # everything is read once and, except gradients, written
     if job.settings.offload_states:
         seconds += 2 * job.state_bytes / gpu.host_link  # to the GPU and back
     return seconds
@@ -261,9 +261,9 @@ def cut(work: RankPass, row_length: int) -> RankPass:
 
 
 def run_seconds(plan: TrainPlan, job: Job | None = None) -> float:
-    """Seconds of the whole run, without loading, scoring and saving."""
+    """Seconds of the run, without loading, scoring and saving."""
     job = job or plan.job
-    most = job.row_length  # shorter rows than those counted cut what is longer
-    shorter = [[cut(work, most) for work in passes] for passes in plan.work.steps]
-    steps = [step_seconds(job, plan.gpu, passes, plan.nodes) for passes in shorter]
-    return plan.work.total_steps * sum(steps) / len(steps)
+    # An alternative may have shorter rows than those counted.
+    steps = [[cut(work, job.row_length) for work in passes] for passes in plan.work.steps]
+    seconds = [step_seconds(job, plan.gpu, passes, plan.nodes) for passes in steps]
+    return plan.work.total_steps * sum(seconds) / len(seconds)

@@ -15,12 +15,12 @@ from train.planning.hardware import FRAGMENTATION, GIB, OUTSIDE_ALLOCATOR, usabl
 from train.planning.memory import Bytes
 from train.planning.plan import TrainPlan, pass_seconds, run_seconds, step_seconds
 
-TIGHT = 0.95  # of what can be used: arithmetic that was never held against a GPU may be off by as much
+TIGHT = 0.95  # of usable memory: arithmetic that was never compared with a GPU may be wrong by as much
 STATES = {"fp32": "fp32", "bf16": "bf16", "8bit": "8-bit"}
 
 
 def formats(optim: str) -> str:
-    """In words what an optimizer stores."""
+    """Describe what an optimizer stores."""
     found = OPTIMIZERS[optim]
     if found.weights == torch.float32:
         return "fp32 weights, gradients and states"
@@ -29,7 +29,7 @@ def formats(optim: str) -> str:
 
 
 def describe(plan: TrainPlan) -> str:
-    """The whole plan as text."""
+    """The plan as text."""
     parts = [_head(plan), _memory(plan), _host(plan.job), _work(plan), _time(plan), _verdict(plan)]
     return "\n\n".join(parts)
 
@@ -74,9 +74,9 @@ def _memory(plan: TrainPlan) -> str:
     )
     return (
         f"{lines}\n  of {free / GIB:.1f} usable: {plan.gpu.memory / GIB:.1f}, less "
-        f"{OUTSIDE_ALLOCATOR / GIB:.0f} that CUDA and NCCL take and {FRAGMENTATION:.0%} lost in gaps\n"
+        f"{OUTSIDE_ALLOCATOR / GIB:.0f} for CUDA and NCCL and {FRAGMENTATION:.0%} lost in gaps\n"
         f"  other moments: {others}; all gradients {memory.gradients / GIB:.1f}, "
-        f"logits {memory.moments['loss']['logits'] / GIB:.1f}; attention writes out no scores"
+        f"logits {memory.moments['loss']['logits'] / GIB:.1f}; attention scores are not stored"
     )
 
 
@@ -106,10 +106,10 @@ def _work(plan: TrainPlan) -> str:
             f"  {work.total_steps:,} steps of {values['batch_size']} {values['batch_unit']}, {work.epochs:.2f} epochs",
             f"  a step, on average: {work.samples:,.1f} samples, {work.real_tokens:,.0f} tokens, "
             f"{work.computed_tokens:,.0f} with padding, {work.flops:.2e} FLOPs",
-            f"  the whole run: {work.flops * work.total_steps:.2e} FLOPs (recomputation not counted)",
+            f"  the run: {work.flops * work.total_steps:.2e} FLOPs (recomputation not counted)",
             f"  the longest sample: {longest}",
             f"  the worst step: {2 if plan.job.work.accumulates else 1} pass(es) of {work.worst_rows} row(s), "
-            f"{work.worst.tokens:,} tokens, {work.worst.outputs:,} label positions on every rank; all has to fit it",
+            f"{work.worst.tokens:,} tokens, {work.worst.outputs:,} label positions on every rank; it has to fit",
         ]
     )
 
@@ -125,7 +125,7 @@ def _time(plan: TrainPlan) -> str:
             "included (train/planning/hardware.py says why); never measured on a GPU",
             f"  {duration(seconds)} (hours:minutes:seconds) for the run, {seconds / work.total_steps:.2f} s a step; "
             "without loading, scoring, saving",
-            f"  the worst step: {worst:.1f} s (computing {computing:.1f}, communication and copies beside it "
+            f"  the worst step: {worst:.1f} s (computing {computing:.1f}, communication and copies at the same time "
             f"{moving:.1f})",
         ]
     )
@@ -136,12 +136,12 @@ def _verdict(plan: TrainPlan) -> str:
     peak, free = job.memory.peak, usable(memory)
     n = job.mesh.n_ranks
     if plan.fits:
-        said = f"It fits: {peak / GIB:.1f} of {free / GIB:.1f} GiB."
+        text = f"It fits: {peak / GIB:.1f} of {free / GIB:.1f} GiB."
         full = job.settings.activation_checkpointing == "full" and not job.settings.activation_offload
         offloaded = replace(job, settings=replace(job.settings, activation_offload=True))
         if full and peak > TIGHT * free and (least := offloaded.memory.peak) < peak:
-            said += f" That is tight; with --activation_offload on it would be {least / GIB:.1f}."
-        return said
+            text += f" That is tight; with --activation_offload on it would be {least / GIB:.1f}."
+        return text
     enough = fewest_gpus(job, memory)
     lines = [
         f"It does NOT fit: {peak / GIB:.1f} of {free / GIB:.1f} GiB. With these settings it takes "
@@ -150,7 +150,9 @@ def _verdict(plan: TrainPlan) -> str:
     found = alternatives(job, memory, optim_is_free=plan.why_optim is not None)
     if not found:
         fewest = fewest_gpus(cheapest(job), memory)
-        lines.append(f"No settings fit on {n}: with all that saves memory it takes {fewest or 'more than 1,024'} GPUs.")
+        lines.append(
+            f"No settings fit on {n}: with everything that saves memory it takes {fewest or 'more than 1,024'} GPUs."
+        )
         return "\n".join(lines)
     lines.append("What would fit, the cheapest first:")
     for choice in found:
@@ -166,7 +168,7 @@ def prices(plan: TrainPlan, choice: Alternative) -> list[str]:
     host = job.memory.host
     found = []
     if "optim" in changes:
-        found.append(f"{formats(job.optim)}: coarser than adamw's fp32; no time")
+        found.append(f"{formats(job.optim)}: coarser than adamw's fp32; costs no time")
     if "activation_checkpointing" in changes:
         found.append("every block computed twice: a third more computation")
     if "activation_offload" in changes:
@@ -174,18 +176,18 @@ def prices(plan: TrainPlan, choice: Alternative) -> list[str]:
         seconds = 2 * moving / job.ranks_per_node / plan.gpu.host_link
         computing = pass_seconds(job, plan.gpu, plan.work.worst, plan.nodes)[0]
         found.append(
-            f"{moving / 1e9:.0f} GB of host memory a machine; copies of {seconds:.1f} s beside {computing:.0f} s of "
-            "computing in the worst step, hidden by it"
+            f"{moving / 1e9:.0f} GB of host memory a machine; {seconds:.1f} s of copies during {computing:.0f} s of "
+            "computing in the worst step"
         )
     if "offload_states" in changes:
         seconds = 2 * job.state_bytes / plan.gpu.host_link
         found.append(
-            f"{host['optimizer states'] / 1e9:.0f} GB of host memory a machine, and {seconds:.1f} s a step for the way "
-            "to the GPU and back"
+            f"{host['optimizer states'] / 1e9:.0f} GB of host memory a machine, and {seconds:.1f} s a step for "
+            "copies to the GPU and back"
         )
     if "row_length" in changes:
         n_cut, n = int((plan.lengths > job.row_length).sum()), len(plan.lengths)
-        found.append(f"{n_cut:,} of {n:,} documents lose their ends to fit {job.row_length:,} tokens with their prompt")
+        found.append(f"{n_cut:,} of {n:,} documents are cut to fit {job.row_length:,} tokens with their prompt")
     total = sum(host.values()) / 1e9
     found.append(f"in all {total:,.0f} GB of host memory a machine; {duration(run_seconds(plan, job))} for the run")
     return found

@@ -1,7 +1,7 @@
-"""What the steps of a run hold: counted on the task's own samples where they are at hand, else on assumed ones.
+"""The work in the steps of a run, counted on the task's own samples if available, else on assumed ones.
 
-Samples need data and a tokenizer. A plan is made before weights, and often before data, are downloaded; then samples
-are made up from counts that are published here, and the plan says so.
+The task's own samples need data and a tokenizer. If one of them is not downloaded yet, samples are generated from the
+counts below, and the plan says so.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from data.loader import StepLoader
 from data.tasks import Task, TokenField
 from model.costs import Costs
 
-COUNTED_STEPS = 400  # a longer run is counted at this many of its steps, evenly spread
+COUNTED_STEPS = 400  # of a longer run only this many steps, evenly spaced, are counted
 
-# Training splits as the Llama 3 tokenizer counts them: documents, their mean, median and longest in tokens. 20
-# Newsgroups by date; MASSIVE 1.1 has 11,514 utterances, counted on the 7,268 of the MASSIVE-format SLURP data.
+# Training splits, counted with the Llama 3 tokenizer: number of documents; mean, median and longest in tokens.
+# 20 Newsgroups is the version by date. MASSIVE 1.1 has 11,514 utterances; their lengths are those of the 7,268 in the
+# MASSIVE-format SLURP data.
 DATA_SETS = {"20ng": (11_314, 550.5, 315.0, 45_931), "massive": (11_514, 7.1, 7.0, 26)}
-# Prompts, likewise (`benchmarks/results/tokens_per_example.md`): prefix without and with five examples, and of labels
-# the mean and the longest.
+# Prompts, counted likewise (`benchmarks/results/tokens_per_example.md`): prefix with zero and five shots, mean and
+# longest label.
 PROMPTS = {
     "20ng_20": (170, 1416, 5, 8),
     "20ng_7": (69, 1240, 2, 2),
@@ -41,20 +42,20 @@ CHARACTERS_IN_TOKEN = 4
 
 
 class AssumedSamples:
-    """Samples that have lengths and nothing else: what `StepLoader` needs to plan steps.
+    """Samples that have lengths only, which is what `StepLoader` needs to plan steps.
 
     Document lengths are log-normal, which fits posts well (of 20 Newsgroups, 99% are shorter than 3,951 tokens; the
     log-normal with the same mean and median says 3,700).
 
     Args:
-        documents: how many, their mean, median and longest in tokens.
+        documents: their number, and their mean, median and longest in tokens.
         prefix, added: tokens before each document, and between it and its answer.
         label: tokens of an answer on average, and of the longest 1% of answers.
-        most: tokens that a sample may have, prefix included.
+        max_tokens: of a sample, prefix included.
     """
 
     def __init__(
-        self, documents: tuple[int, float, float, int], prefix: int, added: int, label: tuple[int, int], most: int
+        self, documents: tuple[int, float, float, int], prefix: int, added: int, label: tuple[int, int], max_tokens: int
     ) -> None:
         n, mean, median, longest = documents
         spread = math.sqrt(2 * math.log(max(mean / median, 1.001)))
@@ -65,7 +66,7 @@ class AssumedSamples:
         self.prefix = np.zeros(prefix, dtype=np.int32)
         self.label_lengths = np.full(n, label[0], dtype=np.int64)
         self.label_lengths[-max(1, n // 100) :] = label[1]
-        self.costs = np.minimum(tokens + added + self.label_lengths, most - prefix)
+        self.costs = np.minimum(tokens + added + self.label_lengths, max_tokens - prefix)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,21 +79,21 @@ def assume_samples(
     longest: int,
     examples: Sequence[Example] | None,
 ) -> tuple[AssumedSamples, str]:
-    """Samples of a task made up from published counts, and a sentence that says so.
+    """Generate samples of a task from the counts above, and a sentence that describes them.
 
     Args:
-        longest: tokens of the longest input there may be.
-        examples: the training data where they are at hand and only the tokenizer is not.
+        longest: maximum tokens of an input.
+        examples: the training data, if only the tokenizer is missing.
     """
-    n, mean, median, most = DATA_SETS.get(task.dataset, (1000, 300.0, 200.0, longest))
+    n, mean, median, longest_document = DATA_SETS.get(task.dataset, (1000, 300.0, 200.0, longest))
     source = "as counted with the Llama 3 tokenizer" if task.name in PROMPTS else "a guess"
     if task.name not in PROMPTS and examples:
         lengths = [len(example.text) / CHARACTERS_IN_TOKEN for example in examples]
-        n, most = len(lengths), math.ceil(max(lengths))
+        n, longest_document = len(lengths), math.ceil(max(lengths))
         mean, median = max(statistics.mean(lengths), 1.0), max(statistics.median(lengths), 1.0)
         source = f"at {CHARACTERS_IN_TOKEN} characters a token, and a guess at the prompt"
-    documents = n, mean, median, most
-    said = f"{n:,} documents of {mean:,.0f} tokens on average (median {median:,.0f}, longest {most:,})"
+    documents = n, mean, median, longest_document
+    text = f"{n:,} documents of {mean:,.0f} tokens on average (median {median:,.0f}, longest {longest_document:,})"
     if architecture_of(config).kind == "encoder":  # no prompt, no answer
         words = any(isinstance(field, TokenField) for field in task.fields)
         outputs = len(task.fields) + (WORDS_IN_UTTERANCE if words else 0)
@@ -102,8 +103,8 @@ def assume_samples(
         prefix += (with_five - prefix) * shots // 5
         prefix = min(prefix, longest // 2)
         samples = AssumedSamples(documents, prefix, SUFFIX, (label, longest_label), longest)
-        said += f", a prompt of {prefix:,} before them, answers of {label} ({longest_label} at most)"
-    return samples, f"{said}; {source}"
+        text += f", a prompt of {prefix:,} before them, answers of {label} ({longest_label} at most)"
+    return samples, f"{text}; {source}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class RankPass:
     Attributes:
         tokens: padding included.
         outputs: positions with a label.
-        pairs: (query, key) pairs that attention looks at.
+        pairs: (query, key) pairs that attention computes.
     """
 
     tokens: int
@@ -123,16 +124,16 @@ class RankPass:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run's steps hold.
+    """The work in a run's steps.
 
     Attributes:
         total_steps, epochs: of the run.
-        steps: of some steps, pass by pass the slowest rank's part.
-        samples, real_tokens, computed_tokens, flops: of a step over all ranks, on average; operations as in
+        steps: for each counted step, the work of the slowest rank in each pass.
+        samples, real_tokens, computed_tokens, flops: average of a step over all ranks; operations as in
             `model.costs.Costs.step_flops`, without recomputation.
-        worst: the pass that bounds what a step needs, and as what the loader builds it.
+        worst, worst_rows: the largest pass that the loader can build, and its number of rows.
         longest_id, longest_tokens: the longest sample, prefix included.
-        truncated: documents that were cut to fit; None where samples are assumed.
+        truncated: documents that were cut to fit; None if samples are assumed.
     """
 
     total_steps: int
@@ -150,7 +151,7 @@ class Workload:
 
 
 def count_workload(loader: StepLoader, config: ModelConfig, total_steps: int) -> Workload:
-    """Count what the steps of ``loader`` hold, at up to `COUNTED_STEPS` of them."""
+    """Count the work in the steps of ``loader``, in up to `COUNTED_STEPS` of them."""
     samples, counted, costs = loader.samples, min(total_steps, COUNTED_STEPS), costs_of(config)
     n_samples, real, computed, flops = 0, 0, 0, 0.0
     steps: list[list[RankPass]] = []
@@ -167,7 +168,7 @@ def count_workload(loader: StepLoader, config: ModelConfig, total_steps: int) ->
         steps.append(passes)
     rows, length = loader.worst_rows()
     longest = int(np.argmax(samples.costs))
-    # As expensive as one sample that fills the row makes it; rows of many short ones are cheaper to attend over.
+    # One sample fills the row, which makes attention most expensive; rows of many short samples cost less.
     pairs = costs.attended_pairs(0, [np.array([length])] * len(rows))
     truncated = getattr(samples, "truncated", None)
     return Workload(
@@ -187,13 +188,13 @@ def count_workload(loader: StepLoader, config: ModelConfig, total_steps: int) ->
 
 
 def _rank_pass(loader: StepLoader, costs: Costs, rows: Sequence[Row]) -> RankPass:
-    """The pass of a micro-batch of these rows."""
+    """The pass of a micro-batch with these rows."""
     pairs = costs.attended_pairs(loader.row_prefix, map(loader.row_lengths, rows))
     return RankPass(loader.computed_tokens(rows), loader.count_outputs(rows), pairs)
 
 
 def pass_flops(config: ModelConfig, work: RankPass, recompute: bool = False) -> float:
-    """Operations of forward and backward; ``recompute`` adds the blocks' forward pass once more."""
+    """FLOPs of forward and backward; ``recompute`` adds the blocks' forward pass a second time."""
     costs = costs_of(config)
     flops = costs.step_flops(work.tokens, costs.divide_outputs(work.outputs), work.pairs)
     blocks = costs.step_flops(work.tokens, costs.divide_outputs(0), work.pairs)

@@ -40,7 +40,7 @@ def test_figures_of_the_llama_presets_by_hand(name, tokens, optim):
     small = tokens * 600  # ids, positions, rotary tables
     assert abs(memory.moments["loss"]["saved activations"] - want["saved"]) < small
     assert memory.moments["loss"]["logits"] == want["logits"]
-    root_reduce = memory.moments["root reduce"]["whole gradients of embedding and head"]
+    root_reduce = memory.moments["root reduce"]["unsharded gradients of embedding and head"]
     assert root_reduce == pytest.approx(want["root reduce"], abs=1)
     fixed = want["weights"] + want["gradients"] + want["states"]
     one = want["saved"] / PUBLISHED[name][1]
