@@ -34,8 +34,8 @@ def test_score_in_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_split_overhead(tmp_path: Path) -> None:
-    run(["benchmarks.split_overhead"], "--rounds", 1, "--output", tmp_path / "out.md")
+def test_tensor_parallel_overhead(tmp_path: Path) -> None:
+    run(["benchmarks.tensor_parallel_overhead"], "--rounds", 1, "--output", tmp_path / "out.md")
     ratios = {
         name: float(ratio)
         for name, ratio in re.findall(r"^\| (\w+) \|.*\| ([\d.]+) \|$", (tmp_path / "out.md").read_text(), re.M)

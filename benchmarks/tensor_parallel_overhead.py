@@ -1,6 +1,6 @@
 """Measure the host's work for a decoded token in one block, which does not depend on the device.
 
-    python -m benchmarks.split_overhead
+    python -m benchmarks.tensor_parallel_overhead
 
     unsplit    one process, plain tensors
     split      slices as plain tensors, with plain collectives (`eval/decoder/tensor_parallel.py`, in scoring)
@@ -41,12 +41,12 @@ class Args:
     rounds: int = 5
     """Measurements of each way, after a warm-up; the ways alternate."""
     output: Path | None = None
-    """Result file; default benchmarks/results/split_overhead.md."""
+    """Result file; default benchmarks/results/tensor_parallel_overhead.md."""
 
 
 def main() -> None:
     argv = sys.argv[1:]
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.split_overhead", use_underscores=True)
+    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.tensor_parallel_overhead", use_underscores=True)
     torch.set_num_threads(1)
     load = load_average()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=N_RANKS)
@@ -78,7 +78,7 @@ def main() -> None:
         f"Over the 80 blocks of a 70B model DTensors would cost this host {80 * more:.0f} ms more for each token. "
         "Reading an eighth of its weights in bf16 takes a GPU of 2 TB/s about 9 ms."
     )
-    write_result("split_overhead", "What DTensors cost a decoded token", body, argv, args.output, load)
+    write_result("tensor_parallel_overhead", "What DTensors cost a decoded token", body, argv, args.output, load)
 
 
 if __name__ == "__main__":
