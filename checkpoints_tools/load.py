@@ -205,7 +205,7 @@ def _fresh_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
 def fill(local: Tensor, stored: Slices, where: tuple[slice, ...]) -> None:
     """Copy a slice of a stored tensor into a parameter's local part and cast it, some rows at a time.
 
-    Rows that are joined from several files or reordered need a copy of their own, and a GPU needs space to cast them:
+    Rows that are joined from several files or reordered are copied first, and a GPU needs space to cast rows:
     `COPY_BYTES` bounds both.
     """
     assert not local.is_meta, "materialize the model (to_empty) before loading"
