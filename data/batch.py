@@ -32,13 +32,17 @@ class Batch(Protocol):
         """Run the model on the batch; return ``[N, V]`` logits and ``[N]`` targets by field."""
         ...
 
+    def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The same batch with ``change`` applied to every tensor."""
+        ...
+
     def to(self, device: torch.device | str) -> Self:
         """Copy the batch to ``device``; from pinned memory without blocking."""
-        ...
+        return self.map_tensors(lambda t: t.to(device, non_blocking=t.is_pinned()))
 
     def pin_memory(self) -> Self:
         """Copy the batch to pinned memory."""
-        ...
+        return self.map_tensors(lambda t: t.pin_memory())
 
 
 class Samples(Protocol):
