@@ -1,4 +1,4 @@
-"""Export a trained model, sharded or not, as a Hugging Face folder for transformers (and for vLLM, if it is a Llama).
+"""Export a trained model, sharded or not, as a Hugging Face folder that transformers reads.
 
 Tensors are written one at a time: each is gathered from all ranks, kept by rank 0 and dropped by the others. So beside
 the model a rank holds at most one tensor, and rank 0 one file (`tests/train/checkpointing/test_saver_ranks.py`).
@@ -8,15 +8,7 @@ the model a rank holds at most one tensor, and rank 0 one file (`tests/train/che
 - Only rank 0 writes. 141 GB at 1 GB/s take two and a half minutes, once in a run of days. Files written by several
   ranks would mostly share one machine's disk.
 
-The exported class of an encoder depends on its heads (`checkpoints_tools.encoder_config.hf_architecture`):
-
-| heads                     | class in transformers        | loads                                                     |
-|---------------------------|------------------------------|-----------------------------------------------------------|
-| one class field, "dense"  | ...ForSequenceClassification | everything: the same logits                               |
-| one token field           | ...ForTokenClassification    | everything: the same logits                               |
-| one class field, "linear" | RobertaModel, BertModel      | the encoder; ``heads.<field>.*`` are reported and skipped |
-| several fields            | RobertaModel, BertModel      | the same                                                  |
-
+What an encoder's export is in transformers depends on its heads; `docs/checkpoints.md` has the table.
 transformers has no class with a linear layer directly on a document's first token. To apply ours outside this code,
 compute ``last_hidden_state[:, 0] @ weight.T + bias``.
 """

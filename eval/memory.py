@@ -255,10 +255,8 @@ def what_would_fit(load: ScoringLoad, tp: int, limit: int) -> str:
                 options += [f"--batch_tokens {batch_tokens}"] if batch_tokens < load.max_batch_tokens else []
                 ranks = f", under torchrun --nproc_per_node {n}" if n > tp else ""
                 return f"What would fit: {' '.join(options)} ({peak / GIB:.1f} GiB){ranks}."
-    return (
-        f"It would not fit on {max_tp} GPUs either, the most that can split it. Use larger GPUs, or a smaller "
-        "--batch_tokens."
-    )
+    split = f"It would not fit on {max_tp} GPUs either, the most that can split it. " if max_tp > 1 else ""
+    return f"{split}Use larger GPUs, or a smaller --batch_tokens."
 
 
 def check_fits(load: ScoringLoad, tp: int, n_replicas: int, limit: int) -> None:

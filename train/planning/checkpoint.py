@@ -36,7 +36,9 @@ def find_config(spec: ModelSpec, folder: Path | None) -> tuple[ModelConfig, str 
     if found is not None and folder is not None:
         check_family(found, spec, folder)
         return found, None
-    where = f"{folder} contains neither a config.json nor a checkpoint in Meta's format"
+    where = "no checkpoint was given"
+    if folder is not None:
+        where = f"{folder} contains neither a config.json nor a checkpoint in Meta's format"
     if spec.config is None:
         raise UserError(f"model = {spec.name} takes its config from --checkpoint, but {where}.")
     return spec.config, f"the model's config is the preset's, because {where}"
