@@ -1,9 +1,9 @@
-"""The bytes that `eval/memory.py` says scoring takes, against a trace of the code that scores, over fake tensors.
+"""Compare the bytes of `eval/memory.py` with a trace of the scoring code over fake tensors.
 
-The model is made in fake memory as `eval.setup.build_model` lays it out on rank 0 of fake ranks, and
-`eval.decoder.decode.greedy_decode` decodes made-up requests with it. After every operation the storages that are still
-referred to are added up. What is replaced is the attention of the prefill passes, by a function that allocates what
-FlexAttention and flash attention do on CUDA: the result and a log-sum-exp a head and token.
+The model has fake parameters, laid out as by `eval.setup.build_model` on rank 0 of fake ranks.
+`eval.decoder.decode.greedy_decode` decodes synthetic requests with it. After every operation the live storages are
+added up. Only the attention of the prefill passes is replaced. The replacement allocates what FlexAttention and flash
+attention allocate on CUDA: the output and a log-sum-exp per head and token.
 
     python -m benchmarks.scoring_trace
 """
@@ -47,16 +47,16 @@ from train.parallel.tensor_parallel import apply_tensor_parallel
 from train.planning.hardware import GIB
 
 STOP = 0  # a token that ends an answer
-N_TOKENS = 2  # emitted of each answer, but of one of each batch only one
-FIGURES = 6  # of each trace
+N_TOKENS = 2  # tokens emitted per answer; one answer of each batch ends after one
+FIGURES = 6  # figures per trace
 
 
 class LiveBytes(TorchDispatchMode):
-    """Adds up the storages of tensors that are referred to, after every operation.
+    """Adds up the storages of all live tensors after every operation.
 
     Attributes:
-        now: bytes at this moment.
-        peak: the most since `restart`.
+        now: current bytes.
+        peak: maximum since `restart`.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -67,7 +67,7 @@ class LiveBytes(TorchDispatchMode):
             self._add(tensor)
 
     def restart(self) -> int:
-        """Begin a new stretch; returns the peak of the one that ends."""
+        """Reset the peak to the current bytes; returns the old peak."""
         peak, self.peak = self.peak, self.now
         return peak
 
@@ -91,15 +91,15 @@ class LiveBytes(TorchDispatchMode):
 
 
 def attention_like_cuda(q: Tensor, k: Tensor, v: Tensor, mask: object) -> Tensor:
-    """What `model.attention.attention` allocates on CUDA: SDPA, which wants repeated keys, without a mask."""
+    """Allocates what `model.attention.attention` does on CUDA. Without a mask that is SDPA, with repeated keys."""
     if mask is None and q.shape[2] != k.shape[2]:
         k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
-    log_sum_exp = q.new_empty(q.shape[:3], dtype=torch.float32)  # noqa: F841  # there while the kernel runs
+    log_sum_exp = q.new_empty(q.shape[:3], dtype=torch.float32)  # noqa: F841  # live while the kernel runs
     return torch.empty_like(q)
 
 
 def fake_model(config: LlamaConfig, dtype: torch.dtype, tp: int, mode: FakeTensorMode) -> nn.Module:
-    """The model as `eval.setup.build_model` makes it, its parameters fake."""
+    """The model as `eval.setup.build_model` builds it, with fake parameters."""
 
     def build() -> Llama:
         return Llama(config)
@@ -122,8 +122,8 @@ def trace_decoder(
     """Decode on rank 0 of ``tp``, `N_TOKENS` tokens of each answer.
 
     Returns:
-        Bytes: ``weights``; the most there were of ``keys and values of the prefix`` and ``of a batch``; and the peaks
-        of passes over the ``prefix``, over ``bodies`` and over ``one token`` a request.
+        Bytes: ``weights``; the maxima of ``keys and values of the prefix`` and ``keys and values of a batch``; the
+        peaks of passes over the ``prefix``, over ``bodies`` and over ``one token`` per request.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
@@ -181,7 +181,7 @@ def trace_encoder(config: EncoderConfig, dtype: torch.dtype, documents: Sequence
         model = Encoder(config).to(dtype).eval()
     with ExitStack() as stack:
         stack.enter_context(mock.patch("model.encoder.build_bidirectional_mask", lambda doc_ids: mask))
-        # An encoder looks at how long its documents are; fake positions cannot say.
+        # An encoder reads the documents' lengths from the positions; fake tensors have no values.
         stack.enter_context(mock.patch.object(FakeTensor, "__int__", lambda self: 0, create=True))
         stack.enter_context(mode)
         model.to_empty(device="cpu")
@@ -196,8 +196,8 @@ def trace_encoder(config: EncoderConfig, dtype: torch.dtype, documents: Sequence
 
 
 def requests(task: str, max_batch_tokens: int) -> RequestLengths:
-    """Requests of a task, as long as the Llama 3 tokenizer makes them (`benchmarks/results/tokens_per_example.md`) and
-    about as many as fill two batches."""
+    """Requests of a task, enough for about two batches, with lengths as counted with the Llama 3 tokenizer
+    (`benchmarks/results/tokens_per_example.md`)."""
     if task == "massive_joint":
         n = max_batch_tokens // 100
         return RequestLengths(681, [8 + i % 32 for i in range(n)], [103] * n)
@@ -207,12 +207,12 @@ def requests(task: str, max_batch_tokens: int) -> RequestLengths:
 
 
 def figures(memory: MemoryByMoment) -> dict[str, int]:
-    """What `eval/memory.py` says of what `trace_decoder` returns."""
+    """The plan's values of the figures that `trace_decoder` returns."""
     totals = {moment: memory.weights + sum(parts.values()) for moment, parts in memory.moments.items()}
-    of_caches = memory.moments["one token"]
+    one_token = memory.moments["one token"]
     return {
         "weights": memory.weights,
-        **{name: n for name, n in of_caches.items() if name.startswith("keys and values")},
+        **{name: n for name, n in one_token.items() if name.startswith("keys and values")},
         "prefix": totals["prefix"],
         "bodies": totals["bodies"],
         "one token": max(totals["one token"], totals["logits"]),
@@ -222,15 +222,15 @@ def figures(memory: MemoryByMoment) -> dict[str, int]:
 def planned(
     config: LlamaConfig, dtype: torch.dtype, tp: int, lengths: RequestLengths, max_batch_tokens: int
 ) -> MemoryByMoment:
-    """What `eval/memory.py` says of the same."""
+    """The memory of the same decoding by `eval/memory.py`."""
     return decoder_memory(config, dtype, tp, lengths.prefix, batch_sizes(lengths, 1, max_batch_tokens))
 
 
-CASES = (("llama3_8b", 1), ("llama3_70b", 8), ("llama3_70b", 2))  # model and --tp
+CASES = (("llama3_8b", 1), ("llama3_70b", 8), ("llama3_70b", 2))  # model, --tp
 
 
 def compare(name: str, tp: int, task: str, max_batch_tokens: int, layers: int | None) -> list[list[object]]:
-    """Rows of the result's table for one trace."""
+    """Table rows for one trace."""
     config, dtype = MODELS[name].config, torch.bfloat16
     assert isinstance(config, LlamaConfig)
     if layers is not None:
@@ -250,7 +250,7 @@ def main(batch_tokens: tuple[int, ...] = (4000, 16_384), layers: int | None = No
 
     Args:
         batch_tokens: ``--batch_tokens`` of the runs.
-        layers: cut the models to so many; None: whole.
+        layers: number of layers of each model; None: all.
         output: result file.
     """
     load, rows = load_average(), []
@@ -260,13 +260,13 @@ def main(batch_tokens: tuple[int, ...] = (4000, 16_384), layers: int | None = No
                 rows += compare(name, tp, task, n, layers)
                 print(*rows[-FIGURES:], sep="\n", file=sys.stderr, flush=True)
     body = (
-        "Rank 0 of `--tp` ranks, bf16, requests as long as the tasks' own; GiB. *plan* is `eval/memory.py`, *trace* "
-        "the live storages of fake tensors while `greedy_decode` decodes (seconds: of the trace). The prefill's "
-        "attention is traced as what FlexAttention and flash attention allocate on CUDA; all else is the code that "
-        "scores.\n\n"
+        "Rank 0 of `--tp` ranks, bf16, requests with the tasks' lengths; GiB. *plan* is `eval/memory.py`, *trace* "
+        "the live storages of fake tensors while `greedy_decode` decodes (in brackets: seconds of the trace). The "
+        "prefill's attention is replaced by what FlexAttention and flash attention allocate on CUDA; everything else "
+        "is the scoring code itself.\n\n"
         + table(["", "", "plan", "trace", "off by"], rows)
-        + "\n\nNeither is a measurement on a GPU: CUDA's context, NCCL's buffers and the allocator's gaps come on top "
-        "(`train/planning/hardware.py`)."
+        + "\n\nNeither was measured on a GPU. CUDA's context, NCCL's buffers and the allocator's gaps need memory in "
+        "addition (`train/planning/hardware.py`)."
     )
     write_result("scoring_trace", "The bytes of scoring against a traced run", body, sys.argv[1:], output, load)
 

@@ -1,11 +1,15 @@
-"""Turn a checkpoint of any known format into a folder that ``train.py --checkpoint`` takes.
+"""Convert a checkpoint of any known format into a folder that ``train.py --checkpoint`` reads.
 
     python -m checkpoints_tools.convert SRC DST [--dtype keep|fp32|bf16|fp16] [--tokenizer PATH] [--shard_gb 5]
 
-SRC is recognized by content, never by name: a Hugging Face folder (config.json and safetensors), a folder of Meta's
-(params.json and consolidated.NN.pth), a GGUF file, or a folder that contains exactly one GGUF file (such as an
-installed Python package). DST is a Hugging Face folder again: config.json, sharded safetensors, tokenizer files,
-generation_config.json. Nothing is overwritten, and DST appears only when it is complete.
+SRC is recognized by its content, never by its name. It is one of:
+
+- a Hugging Face folder (config.json and safetensors),
+- a folder in Meta's format (params.json and consolidated.NN.pth),
+- a GGUF file, or a folder with exactly one GGUF file in it (such as an installed Python package).
+
+DST becomes a Hugging Face folder: config.json, sharded safetensors, tokenizer files, generation_config.json. Nothing is
+overwritten, and DST appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -35,29 +39,29 @@ from data.errors import UserError
 
 @dataclass
 class ConvertArgs:
-    """Convert a checkpoint (Hugging Face folder, Meta folder, GGUF) into a folder train.py takes."""
+    """Convert a checkpoint (Hugging Face folder, Meta folder, GGUF) into a folder for train.py."""
 
     src: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint to read; recognized by content."""
+    """Checkpoint to read; its format is recognized by content."""
     dst: Annotated[Path, tyro.conf.Positional]
-    """Folder to write; must not exist or be empty."""
+    """Folder to write; must be empty or not exist."""
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
-    """What to store weights as. A quantized GGUF is unpacked to fp32 by 'keep', which alone holds it exactly."""
+    """Dtype to store. 'keep' unpacks a quantized GGUF to fp32, the only dtype that stores its values exactly."""
     tokenizer: Path | None = None
-    """Take the tokenizer from this file or folder instead of from SRC."""
+    """File or folder to take the tokenizer from, instead of SRC."""
     shard_gb: float = 5.0
     """Largest size of one safetensors file, in units of 10^9 bytes."""
 
 
 def open_source(path: Path, own_tokenizer: bool = True) -> Source:
-    """Recognize a checkpoint by what it contains and open it; only metadata is read.
+    """Recognize a checkpoint by its content and open it; only metadata is read.
 
     Args:
         path: file or folder.
-        own_tokenizer: whether the checkpoint's own tokenizer will be wanted.
+        own_tokenizer: whether the checkpoint's own tokenizer will be written.
 
     Raises:
-        UserError: nothing there, or nothing we recognize.
+        UserError: ``path`` does not exist, or has no known format.
     """
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
@@ -65,8 +69,8 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
         if is_gguf(path):
             return open_gguf(path, own_tokenizer)
         if path.name == "config.json" or path.suffix in (".safetensors", ".pth"):
-            raise UserError(f"{path} is one file of a checkpoint; name the folder it lies in: {path.parent}")
-        raise UserError(f"{path} is not a GGUF file; Hugging Face and Meta checkpoints are named by their folder")
+            raise UserError(f"{path} is one file of a checkpoint; name its folder: {path.parent}")
+        raise UserError(f"{path} is not a GGUF file; for a Hugging Face or Meta checkpoint name the folder")
     if is_meta_folder(path):
         return open_meta(path)
     if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
@@ -77,7 +81,7 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
     if found:
         raise UserError(f"{path} contains {len(found)} GGUF files; name one: {', '.join(map(str, found[:10]))}")
     raise UserError(
-        f"{path} is none of: a Hugging Face folder (config.json, *.safetensors), a folder of Meta's "
+        f"{path} is none of: a Hugging Face folder (config.json, *.safetensors), a folder in Meta's format "
         "(params.json, consolidated.NN.pth), a folder with one GGUF file in it"
     )
 
@@ -85,16 +89,16 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
 def convert(
     src: Path, dst: Path, dtype: str = "keep", tokenizer: Path | None = None, shard_bytes: int = 5_000_000_000
 ) -> Source:
-    """Convert ``src`` into the folder ``dst``; one shard and one tensor are in memory at most. Returns what was read.
+    """Convert ``src`` into the folder ``dst`` and return the opened ``src``. Holds at most one shard and one tensor.
 
     Raises:
-        UserError: see `open_source`; tensors that do not fit the config; ``dst`` not empty.
+        UserError: see `open_source`; or tensors do not fit the config; or ``dst`` is not empty.
     """
     refuse_non_empty(dst)
     source = open_source(src, own_tokenizer=tokenizer is None)
     architecture = architecture_of(source.config)
     if architecture.write_config is None:
-        raise UserError(f"{src} is an encoder's folder; train.py --checkpoint takes it as it is")
+        raise UserError(f"{src} is an encoder's folder; train.py --checkpoint reads it without conversion")
     check_source(source)
     check_tied(source)
     to = source.dtype if dtype == "keep" else DTYPES[dtype]

@@ -1,14 +1,14 @@
 """``config.json`` of a RoBERTa or BERT folder ⇄ our `EncoderConfig`, heads included.
 
-What transformers says of heads is one list of labels and the name of a class; it has no word for a model with several
-fields, nor for a plain linear layer over RoBERTa's first token. So an export of ours says it once more, complete, under
-a key that transformers leaves alone::
+transformers describes heads by one list of labels and the name of a class. It cannot describe a model with several
+fields, or a plain linear layer on RoBERTa's first token. So our exports describe all heads under a separate key, which
+transformers ignores::
 
     "heads": {"head": "linear", "max_length": 512,
               "fields": [{"name": "intent", "kind": "class", "labels": ["alarm_set", ...]}, ...]}
 
-``max_length`` is how many tokens of a document, special tokens included, the heads were trained to see. A folder from
-elsewhere has no such key; the head that its architecture names is then called `UNNAMED`.
+``max_length`` is the longest document in tokens, special tokens included, that the heads were trained on. Folders that
+others wrote have no ``heads`` key; the head that their architecture names is then called `UNNAMED`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from data.tasks import ClassField, Task
 from model.encoder import EncoderConfig, Head
 
 FAMILIES = ("roberta", "bert")
-# Name of a head in a checkpoint that does not tell which field it predicts.
+# Name of a head in a checkpoint that does not say which field it predicts.
 UNNAMED = "classifier"
-# Class in ``architectures``, less the family's prefix -> kind of its head; None: no head of ours (its own is ignored).
+# Class in ``architectures`` without the family's prefix -> kind of its head; None: a head that we ignore, or none.
 CLASSES = {
     "Model": None,
     "ForMaskedLM": None,
@@ -39,20 +39,20 @@ CLASSES = {
     "ForTokenClassification": "token",
 }
 CLASS_PREFIX = {"roberta": "Roberta", "bert": "Bert"}
-# What transformers' own classes take where config.json is silent, and the one value that this code runs.
+# Key of config.json -> the only value that this code runs, which is also transformers' default; and why.
 FIXED = {
-    "hidden_act": ("gelu", "the feed-forward network here uses 'gelu' (the exact one)"),
-    "position_embedding_type": ("absolute", "positions here are learned and absolute"),
-    "is_decoder": (False, "an encoder sees the whole document"),
-    "add_cross_attention": (False, "an encoder alone has nothing to cross-attend to"),
+    "hidden_act": ("gelu", "this code's feed-forward network uses 'gelu' (the exact one)"),
+    "position_embedding_type": ("absolute", "this code's positions are learned and absolute"),
+    "is_decoder": (False, "an encoder's attention is not causal"),
+    "add_cross_attention": (False, "an encoder has no cross-attention"),
 }
 
 
 def parse_encoder_config(raw: dict[str, Any], where: str = "config.json") -> EncoderConfig:
-    """Turn the contents of a ``config.json`` into an `EncoderConfig`; its heads are those that the checkpoint has.
+    """Turn the contents of a ``config.json`` into an `EncoderConfig` with the checkpoint's heads.
 
     Raises:
-        UserError: another architecture, or numbers that contradict each other: all of them in one message.
+        UserError: another architecture, or contradictory numbers, all in one message.
     """
     problems = _architecture_problems(raw)
     if problems:
@@ -62,11 +62,11 @@ def parse_encoder_config(raw: dict[str, Any], where: str = "config.json") -> Enc
     def number(key: str, default: int | None = None, least: int = 1) -> int:
         value = default if raw.get(key) is None else raw[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            problems.append(f"{key} is {value!r}; it must be a whole number of at least {least}")
+            problems.append(f"{key} is {value!r}; it must be an integer of at least {least}")
             return least
         return value
 
-    def share(key: str, default: float) -> float:
+    def fraction(key: str, default: float) -> float:
         value = default if raw.get(key) is None else raw[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             problems.append(f"{key} is {value!r}; it must be a number from 0 to below 1")
@@ -76,26 +76,27 @@ def parse_encoder_config(raw: dict[str, Any], where: str = "config.json") -> Enc
     dim, n_heads = number("hidden_size"), number("num_attention_heads")
     if dim % n_heads:
         problems.append(f"hidden_size {dim} is not a multiple of num_attention_heads {n_heads}")
-    # fairseq numbered positions behind the padding token's id, and RoBERTa's checkpoints still do.
+    # In fairseq, and so in RoBERTa's checkpoints, the first position is the padding token's id + 1.
     offset = number("pad_token_id", default=1, least=0) + 1 if family == "roberta" else 0
     table = number("max_position_embeddings", default=512)
     if table <= offset:
         problems.append(
-            f"max_position_embeddings is {table}, of which {offset} stand before the first token (pad_token_id + 1): "
-            "no document fits"
+            f"max_position_embeddings is {table}, of which {offset} are unused (pad_token_id + 1): no document fits"
         )
-    dropout = share("hidden_dropout_prob", 0.1)
-    of_heads = raw.get("classifier_dropout")
-    if of_heads is not None and of_heads != dropout:
-        problems.append(f"classifier_dropout is {of_heads!r}; heads here drop out as the layers do ({dropout})")
+    dropout = fraction("hidden_dropout_prob", 0.1)
+    head_dropout = raw.get("classifier_dropout")
+    if head_dropout is not None and head_dropout != dropout:
+        problems.append(
+            f"classifier_dropout is {head_dropout!r}; this code's heads use hidden_dropout_prob ({dropout})"
+        )
     head, heads = _read_heads(raw, problems)
     longest = read_max_length(raw) if heads else None
     if longest is not None and not (type(longest) is int and 3 <= longest <= table - offset):
         problems.append(
-            f"heads is damaged: max_length is {longest!r}; it must be a whole number from 3 to {table - offset}, "
-            "the model's positions"
+            f"heads is damaged: max_length is {longest!r}; it must be an integer from 3 to {table - offset}, "
+            "the number of the model's positions"
         )
-    norm_eps = share("layer_norm_eps", 1e-12)
+    norm_eps = fraction("layer_norm_eps", 1e-12)
     if norm_eps == 0:
         problems.append("layer_norm_eps is 0; it must be a small positive number such as 1e-5")
     values = dict(
@@ -110,7 +111,7 @@ def parse_encoder_config(raw: dict[str, Any], where: str = "config.json") -> Enc
         n_token_types=number("type_vocab_size", default=2),
         norm_eps=norm_eps,
         dropout=dropout,
-        attention_dropout=share("attention_probs_dropout_prob", 0.1),
+        attention_dropout=fraction("attention_probs_dropout_prob", 0.1),
         head=head,
         heads=heads,
     )
@@ -138,7 +139,7 @@ def _architecture_problems(raw: dict[str, Any]) -> list[str]:
 
 
 def _read_heads(raw: dict[str, Any], problems: list[str]) -> tuple[str, tuple[Head, ...]]:
-    """What class heads are made of, and the heads that the checkpoint has."""
+    """Type of the class heads ("linear" or "dense"), and the checkpoint's heads."""
     if "heads" in raw:
         try:
             fields = [(f["name"], f["kind"], list(f["labels"])) for f in raw["heads"]["fields"]]
@@ -147,21 +148,21 @@ def _read_heads(raw: dict[str, Any], problems: list[str]) -> tuple[str, tuple[He
             problems.append(f"heads is damaged ({error!r}); it must be as the export wrote it")
             return "linear", ()
         if head not in ("linear", "dense") or any(kind not in ("class", "token") for _, kind, _ in fields):
-            problems.append("heads is damaged: head is 'linear' or 'dense', a field's kind 'class' or 'token'")
+            problems.append("heads is damaged: head must be 'linear' or 'dense', a field's kind 'class' or 'token'")
         return head, tuple(Head(name, kind, len(labels)) for name, kind, labels in fields)
     names = raw.get("architectures") or ["Model"]
     kind = CLASSES[names[0].removeprefix(CLASS_PREFIX[raw["model_type"]])]
     if kind is None:
         return "linear", ()
     if raw.get("problem_type") not in (None, "single_label_classification"):
-        problems.append(f"problem_type is {raw['problem_type']!r}; a field here has exactly one label")
+        problems.append(f"problem_type is {raw['problem_type']!r}; in this code a field has exactly one label")
     labels = raw.get("id2label")
     n_labels = len(labels) if isinstance(labels, dict) and labels else raw.get("num_labels", 2)
     return "dense" if kind == "class" else "linear", (Head(UNNAMED, cast(Literal["class", "token"], kind), n_labels),)
 
 
 def read_head_labels(raw: dict[str, Any]) -> dict[str, list[str]]:
-    """Field -> its head's labels in order, as the contents of a ``config.json`` tell; {} for a bare encoder."""
+    """Field -> its head's labels in order, from the contents of a ``config.json``; {} for an encoder without heads."""
     if "heads" in raw:
         return {field["name"]: list(field["labels"]) for field in raw["heads"]["fields"]}
     names = raw.get("architectures") or [""]
@@ -171,15 +172,15 @@ def read_head_labels(raw: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def read_max_length(raw: dict[str, Any]) -> int | None:
-    """The longest document that the heads were trained on, as the contents of a ``config.json`` tell; None: untold."""
+    """Longest document in tokens that the heads were trained on, from a ``config.json``; None: it does not say."""
     return raw["heads"].get("max_length") if "heads" in raw else None
 
 
 def hf_architecture(config: EncoderConfig) -> str:
-    """The class in transformers that computes what the model computes; the bare encoder where there is none.
+    """The transformers class that computes the same as the model; the encoder without heads if there is none.
 
-    There is one for a single token field, and for a single class field with the "dense" head; none for several fields
-    and none for the "linear" head on a document's first token.
+    There is one for a single token field and for a single class field with the "dense" head. There is none for several
+    fields or for the "linear" head on a document's first token.
     """
     suffix = "Model"
     if len(config.heads) == 1:
@@ -200,9 +201,9 @@ def to_hf_encoder_config(
     """Contents of a ``config.json`` for these weights, readable by transformers 4 and 5.
 
     Args:
-        labels: field -> its head's labels in order; every head has them.
-        token_ids: ``bos_token_id``, ``eos_token_id``, ``pad_token_id``. RoBERTa's padding id is not taken from here:
-            transformers derives the positions from it.
+        labels: field -> its head's labels in order, for every head.
+        token_ids: ``bos_token_id``, ``eos_token_id``, ``pad_token_id``. RoBERTa's padding id comes from ``config``
+            instead, because transformers derives the positions from it.
         max_length: longest document in tokens, special tokens included, that the heads were trained on.
     """
     for head in config.heads:
@@ -231,9 +232,9 @@ def to_hf_encoder_config(
         **ids,
     }
     if len(config.heads) == 1:
-        of_field = labels[config.heads[0].name]
-        found["id2label"] = {str(i): label for i, label in enumerate(of_field)}
-        found["label2id"] = {label: i for i, label in enumerate(of_field)}
+        head_labels = labels[config.heads[0].name]
+        found["id2label"] = {str(i): label for i, label in enumerate(head_labels)}
+        found["label2id"] = {label: i for i, label in enumerate(head_labels)}
     if config.heads:
         fields = [{"name": h.name, "kind": h.kind, "labels": list(labels[h.name])} for h in config.heads]
         found["heads"] = {"head": config.head, "max_length": max_length, "fields": fields}
@@ -243,7 +244,7 @@ def to_hf_encoder_config(
 def write_encoder_export(
     folder: Path, config: EncoderConfig, dtype: torch.dtype, tokenizer: Tokenizer, trained_on: TrainedOn
 ) -> None:
-    """Write what an export holds beside its weights; ``labels`` are needed where the model has heads."""
+    """Write an export's config and tokenizer; ``trained_on.labels`` are needed if the model has heads."""
     assert not config.heads or trained_on.labels is not None, "an encoder's heads need their labels"
     ids = {"pad_token_id": tokenizer.pad_id}
     if config.family == "roberta":
@@ -254,7 +255,7 @@ def write_encoder_export(
 
 
 def heads_for(task: Task) -> tuple[Head, ...]:
-    """One head a field, in the task's order."""
+    """One head per field, in the task's order."""
     return tuple(
         Head(field.name, "class" if isinstance(field, ClassField) else "token", len(outputs))
         for field, outputs in zip(task.fields, output_labels(task).values(), strict=True)
@@ -262,13 +263,13 @@ def heads_for(task: Task) -> tuple[Head, ...]:
 
 
 def check_roberta_tokenizer(config: EncoderConfig, tokenizer: Tokenizer, folder: Path | str) -> None:
-    """Check that positions are counted from the tokenizer's own padding id, as RoBERTa does.
+    """Check that the config counts positions from the tokenizer's padding id, as RoBERTa does.
 
     Raises:
-        UserError: they are not.
+        UserError: the two padding ids differ.
     """
     if tokenizer.pad_id + 1 != config.position_offset:
         raise UserError(
-            f"{folder}: the tokenizer's padding token has id {tokenizer.pad_id}, but pad_token_id in config.json, from "
-            f"which RoBERTa counts positions, is {config.position_offset - 1}: files of two different checkpoints?"
+            f"{folder}: the tokenizer's padding token has id {tokenizer.pad_id}, but pad_token_id in config.json is "
+            f"{config.position_offset - 1}. RoBERTa counts positions from it. Are these files of two checkpoints?"
         )

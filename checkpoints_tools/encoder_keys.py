@@ -1,9 +1,9 @@
-"""Tensor names of RoBERTa and BERT checkpoints, as tables that can be read whole, and which tensor is for what.
+"""Tensor names of RoBERTa and BERT checkpoints as one table, and the matching of a checkpoint's heads with a model's.
 
-The encoder's tensors are called the same in both families, behind ``roberta.`` or ``bert.`` where a head stands beside
-the encoder, and behind nothing where the encoder was saved alone. One table (`ENCODER_HF`, used as in `key_maps`)
-serves both directions. Heads have two layouts: transformers' own for one unnamed head, and ours, where every tensor
-begins with ``heads.<field>.``.
+The encoder's tensors have the same names in both families. They begin with ``roberta.`` or ``bert.`` if the checkpoint
+has a head, and have no prefix if the encoder was saved alone. One table (`ENCODER_HF`, used as in `key_maps`) serves
+both directions. Heads have two layouts: transformers' own for one unnamed head, and ours, where every name begins with
+``heads.<field>.``.
 """
 
 from __future__ import annotations
@@ -40,60 +40,61 @@ ENCODER_HF = {
     "pooler.weight": "pooler.dense.weight",
     "pooler.bias": "pooler.dense.bias",
 }
-# transformers' single head: ours, less "heads.<field>." -> theirs.
+# transformers' single head: our name without "heads.<field>." -> theirs.
 DENSE_HEAD = {"dense": "classifier.dense", "out": "classifier.out_proj"}
 LINEAR_HEAD = {"out": "classifier"}
 
-# In checkpoints, but in no model of ours: what predicted hidden words and next sentences, and counters.
+# Stored in checkpoints but used by no model of ours: pretraining heads (masked words, next sentence) and counters.
 IGNORED = re.compile(r"lm_head\..+|cls\.(predictions|seq_relationship)\..+|embeddings\.(position_ids|token_type_ids)")
 PREFIXES = ("roberta.", "bert.")
 
 
 def match_heads(stored: EncoderConfig, wanted: EncoderConfig, where: str) -> dict[str, str]:
-    """Which head of a checkpoint becomes which of a model's: {the checkpoint's key: the model's key}.
+    """Match a checkpoint's heads with a model's: {the checkpoint's key: the model's key}.
 
-    Heads go together by field; one head that does not tell its field (`UNNAMED`) goes with a model's only head of
-    the same kind. The others have no partner: the checkpoint's are not read, the model's start fresh.
+    Heads match by field name. A checkpoint's `UNNAMED` head matches the model's only head if both are of one kind.
+    Heads without a match: the checkpoint's are not read, the model's are initialized.
 
     Raises:
-        UserError: partners of different sizes or different make.
+        UserError: matched heads differ in kind, number of labels or type ("linear" or "dense").
     """
-    partners = [(head, other) for head in stored.heads for other in wanted.heads if head.name == other.name]
-    if not partners and len(wanted.heads) == 1 and [h.name for h in stored.heads] == [UNNAMED]:
+    pairs = [(head, other) for head in stored.heads for other in wanted.heads if head.name == other.name]
+    if not pairs and len(wanted.heads) == 1 and [h.name for h in stored.heads] == [UNNAMED]:
         if stored.heads[0].kind == wanted.heads[0].kind:
-            partners = [(stored.heads[0], wanted.heads[0])]
+            pairs = [(stored.heads[0], wanted.heads[0])]
     problems = []
-    for head, other in partners:
-        whose = f"field '{other.name}'"
+    for head, other in pairs:
+        field = f"field '{other.name}'"
         if head.kind != other.kind:
             problems.append(
-                f"{whose}: the head gives a label to each {_UNIT[head.kind]}, not to each {_UNIT[other.kind]}"
+                f"{field}: the head gives a label to each {_UNIT[head.kind]}, not to each {_UNIT[other.kind]}"
             )
         elif head.n_labels != other.n_labels:
             than = "More" if other.n_labels > head.n_labels else "Fewer"
             problems.append(
-                f"{whose}: {than} labels than the head was trained for: {other.n_labels}, the head has {head.n_labels}"
+                f"{field}: {than} labels than the head was trained for: {other.n_labels}, the head has {head.n_labels}"
             )
         elif head.kind == "class" and stored.head != wanted.head:
-            problems.append(f"{whose}: the head is '{stored.head}', not '{wanted.head}': give --head {stored.head}")
+            problems.append(f"{field}: the head is '{stored.head}', not '{wanted.head}': give --head {stored.head}")
     if problems:
         listed = "\n".join(f"  - {p}" for p in problems)
         raise UserError(
-            f"the heads in {where} do not fit the task:\n{listed}\nChoose the task it was trained for, or start from "
-            "the checkpoint that it was itself trained from, which has no head yet."
+            f"the heads in {where} do not fit the task:\n{listed}\nChoose the task that they were trained for, or "
+            "start from the checkpoint before fine-tuning, which has no heads."
         )
-    return {head.key: other.key for head, other in partners}
+    return {head.key: other.key for head, other in pairs}
 
 
 _UNIT = {"class": "document", "token": "word"}
 
 
 def match_encoder(tensors: Iterable[str], stored: EncoderConfig, wanted: EncoderConfig, where: str) -> Matched:
-    """Say what each tensor of a checkpoint is to a model with the heads of ``wanted``.
+    """Match a checkpoint's tensors with the parameters of a model that has the heads of ``wanted``.
 
     Args:
         tensors: the checkpoint's names.
-        stored: what its config.json says.
+        stored: config of the checkpoint.
+        wanted: config of the model.
         where: the folder, for messages.
 
     Raises:
@@ -117,7 +118,7 @@ def match_encoder(tensors: Iterable[str], stored: EncoderConfig, wanted: Encoder
                 found.unknown.append(name)
             continue
         bare = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
-        # TensorFlow's names, still in the checkpoints of 2018.
+        # TensorFlow's names, in checkpoints of 2018.
         bare = re.sub(r"(LayerNorm)\.(gamma|beta)$", lambda m: f"{m[1]}.{_TENSORFLOW[m[2]]}", bare)
         ours = translate(bare, inverse)
         if IGNORED.fullmatch(bare) or (ours in ("pooler.weight", "pooler.bias") and not uses_pooler):
@@ -127,7 +128,7 @@ def match_encoder(tensors: Iterable[str], stored: EncoderConfig, wanted: Encoder
         else:
             found.names[ours] = name
     if "pooler.weight" not in found.names and {h for h in wanted.heads if h.kind == "class"} <= set(fresh):
-        found.fresh += ("pooler.",)  # saved without it; no head has learned to read it yet
+        found.fresh += ("pooler.",)  # saved without it; all class heads are new, so none was trained on it
     return found
 
 
@@ -135,7 +136,7 @@ _TENSORFLOW = {"gamma": "weight", "beta": "bias"}
 
 
 def _head_tensor(name: str, single: str | None) -> tuple[str, str] | None:
-    """(the head's key, what follows it in our names) of a head's tensor; None for all others."""
+    """Split the name of a head's tensor into the head's key and our name's rest; None for other tensors."""
     named = re.fullmatch(r"heads\.([^.]+)\.(.+)", name)
     if named:
         return named[1], named[2]
@@ -148,7 +149,7 @@ def _head_tensor(name: str, single: str | None) -> tuple[str, str] | None:
 
 
 def encoder_to_theirs(name: str, config: EncoderConfig) -> str:
-    """Our parameter name -> the name in an export of a model of this config."""
+    """Our parameter name -> the tensor's name in an export."""
     plain = hf_architecture(config).endswith("Model")
     if name.startswith("heads."):
         if plain:

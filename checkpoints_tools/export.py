@@ -1,22 +1,24 @@
-"""From a trained model, sharded or not, to a Hugging Face folder that transformers (and vLLM, a Llama) loads as it is.
+"""Export a trained model, sharded or not, as a Hugging Face folder for transformers (and for vLLM, if it is a Llama).
 
-Tensors leave one at a time: each is gathered from all ranks, taken by rank 0 and dropped, so that beside the model no
-rank holds more than one tensor, and rank 0 one file's worth (`tests/train/checkpointing/test_saver_ranks.py` measures
-it). All ranks receive each tensor and not rank 0 alone, which has to take in the same bytes either way; the largest of
-70B is 2.1 GB in bf16. Rank 0 alone writes: 141 GB at 1 GB/s are two and a half minutes, once in a run of days, and
-ranks that wrote files of their own would share one machine's disk in most cases anyway.
+Tensors are written one at a time: each is gathered from all ranks, kept by rank 0 and dropped by the others. So beside
+the model a rank holds at most one tensor, and rank 0 one file (`tests/train/checkpointing/test_saver_ranks.py`).
 
-What an encoder becomes depends on its heads (`checkpoints_tools.encoder_config.hf_architecture`):
+- Every rank receives each tensor, not rank 0 alone: rank 0 receives the same bytes either way. The largest tensor of
+  70B is 2.1 GB in bf16.
+- Only rank 0 writes. 141 GB at 1 GB/s take two and a half minutes, once in a run of days. Files written by several
+  ranks would mostly share one machine's disk.
 
-| heads                     | class in transformers        | which loads                                           |
-|---------------------------|------------------------------|-------------------------------------------------------|
-| one class field, "dense"  | ...ForSequenceClassification | all of it: the same logits                            |
-| one token field           | ...ForTokenClassification    | all of it: the same logits                            |
-| one class field, "linear" | RobertaModel, BertModel      | the encoder; ``heads.<field>.*`` it reports and skips |
-| several fields            | RobertaModel, BertModel      | the same                                              |
+The exported class of an encoder depends on its heads (`checkpoints_tools.encoder_config.hf_architecture`):
 
-transformers has no class with a linear layer straight on a document's first token; whoever wants to apply ours outside
-this code takes ``last_hidden_state[:, 0] @ weight.T + bias``.
+| heads                     | class in transformers        | loads                                                     |
+|---------------------------|------------------------------|-----------------------------------------------------------|
+| one class field, "dense"  | ...ForSequenceClassification | everything: the same logits                               |
+| one token field           | ...ForTokenClassification    | everything: the same logits                               |
+| one class field, "linear" | RobertaModel, BertModel      | the encoder; ``heads.<field>.*`` are reported and skipped |
+| several fields            | RobertaModel, BertModel      | the same                                                  |
+
+transformers has no class with a linear layer directly on a document's first token. To apply ours outside this code,
+compute ``last_hidden_state[:, 0] @ weight.T + bias``.
 """
 
 from __future__ import annotations
@@ -48,49 +50,49 @@ def export_hf(
     labels: dict[str, list[str]] | None = None,
     max_length: int | None = None,
 ) -> None:
-    """Write config, weights, tokenizer and prompt; every rank of the process group, if there is one, calls this.
+    """Write config, weights, tokenizer and prompt. A collective: every rank of the process group calls it.
 
     Args:
         model: the model, or its (our parameter name, tensor) pairs in the same order on every rank. Tensors may be
             DTensors of any placement.
-        config: shape of the model.
-        tokenizer: its files are written as they were read, chat template included.
-        folder: must not exist or be empty; appears when complete.
-        dtype: what to store; None keeps each tensor's own.
-        prompt_spec: what the model was trained on, stored as ``prompt.json``; its template's end of turn joins the
-            tokens that ``generation_config.json`` lists as ending an answer.
+        config: config of the model.
+        tokenizer: its files are written unchanged, with the chat template.
+        folder: must be empty or not exist; appears only when complete.
+        dtype: dtype to store; None keeps each tensor's dtype.
+        prompt_spec: the prompt of the training, stored as ``prompt.json``. Its template's end-of-turn token is added to
+            ``eos_token_id`` in ``generation_config.json``.
         shard_bytes: largest size of one file.
-        labels: field → what each of its head's outputs stands for, in order (of a token field the tags). Encoders with
-            heads need them; a decoder, whose prompt says them, does not store them.
-        max_length: the longest document in tokens, special tokens included. Encoders store it for whoever scores them,
-            in ``config.json`` for `eval.setup` and as the tokenizer's ``model_max_length``, to which transformers cuts;
-            decoders do not.
+        labels: field → the labels of its head's outputs, in order (tags for a token field). Required for encoders with
+            heads. Decoders do not store them: their prompt lists them.
+        max_length: longest document of the training in tokens, special tokens included. Encoders store it in
+            ``config.json`` for `eval.setup`, and as the tokenizer's ``model_max_length``, to which transformers
+            truncates. Decoders do not store it.
 
     Raises:
         UserError: ``folder`` is not empty.
     """
     folder = Path(folder)
     architecture = architecture_of(config)
-    refuse_non_empty(folder)  # on every rank: one that fails alone would leave the others waiting
+    refuse_non_empty(folder)  # on every rank: if one failed alone, the others would wait for it
     if dist.is_initialized():
         dist.barrier()
     state = _parameters(model) if isinstance(model, nn.Module) else model
     if dist.is_initialized() and dist.get_rank() != 0:
         for _, tensor in state:
-            _whole(tensor, dtype)
+            _gather(tensor, dtype)
     else:
         with staged_folder(folder) as staging:
             writer, stored = ShardWriter(staging, shard_bytes), None
             for name, tensor in state:
-                whole = _whole(tensor, dtype)
-                stored = stored or whole.dtype
-                writer.add(architecture.to_theirs(clean_name(name), config), whole)
+                gathered = _gather(tensor, dtype)
+                stored = stored or gathered.dtype
+                writer.add(architecture.to_theirs(clean_name(name), config), gathered)
             assert stored is not None, "a model without parameters"
             writer.close()
             architecture.write_export(staging, config, stored, tokenizer, TrainedOn(prompt_spec, labels, max_length))
             names = {path.name for path in staging.iterdir()}
             if "tokenizer.model" in names and not names & {"tokenizer.json", "tokenizer_config.json"}:
-                write_tokenizer_json(staging, config.max_position)  # transformers does not read Meta's
+                write_tokenizer_json(staging, config.max_position)  # transformers cannot read Meta's tokenizer.model
             if prompt_spec is not None:
                 prompt_spec.save(staging)
     if dist.is_initialized():
@@ -100,12 +102,12 @@ def export_hf(
 def _parameters(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # else what a forward pass left gathered, in the compute dtype, would be saved
+            module.reshard()  # else parameters left unsharded by a forward pass would be saved in the compute dtype
     return model.named_parameters()
 
 
-def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The whole of a tensor that may be sharded; cast first, so that less travels. A collective for DTensors."""
+def _gather(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The unsharded tensor, cast before it is gathered to send fewer bytes. A collective for DTensors."""
     tensor = tensor.detach()
     if dtype is not None:
         tensor = tensor.to(dtype)

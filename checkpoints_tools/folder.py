@@ -1,9 +1,9 @@
-"""A Hugging Face checkpoint folder: whether it is whole, what tensors it has, and how one of them is read.
+"""A Hugging Face checkpoint folder: is it complete, which tensors does it hold, and how is one of them read?
 
-`check_folder` says the first two in the folder's own names; `open_hf` gives the folder as a `Source`, in ours.
-Weights are safetensors, or where there are none PyTorch's older ``pytorch_model.bin``. Both are mapped into memory, so
-that who reads a slice of a tensor reads that slice only; ``.bin`` files from before PyTorch 1.6 are no archives and
-cannot be mapped: those are read whole.
+`check_folder` checks the files and lists the tensors under their stored names. `open_hf` opens the folder as a `Source`
+with our names. Weights are safetensors or, if there are none, PyTorch's older ``pytorch_model.bin``. Both are
+memory-mapped, so that reading a slice of a tensor reads only that slice. ``.bin`` files from before PyTorch 1.6 are not
+zip archives and cannot be mapped: they are read completely.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from checkpoints_tools.source import (
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from data.errors import UserError
 
-# Of each format: how its files end, what a single file is called, and the list of several.
+# Of each format: suffix of its files, name of a single file, name of the index of several files.
 SAFETENSORS = ("safetensors", "model.safetensors", "model.safetensors.index.json")
 BIN = ("bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
-# Counters that old versions of transformers stored as if they were weights; nobody reads them.
+# Counters that old versions of transformers stored like weights; they are never read.
 COUNTERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A checked Hugging Face folder: their tensor name → what is stored, and in which file."""
+    """A checked Hugging Face folder: stored tensor name → shape and dtype, and → file."""
 
     path: Path
     tensors: dict[str, TensorInfo]
@@ -56,18 +56,18 @@ class Folder:
 
 
 def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
-    """Check that a Hugging Face folder is there and whole; reads names and sizes, no weights.
+    """Check that a Hugging Face folder exists and is complete; reads names and sizes, no weights.
 
     Args:
         folder: holds config.json and safetensors (or pytorch_model.bin).
-        spec: whose weights are wanted; only makes the message say where to get them.
+        spec: the model to load; used only to say in messages where to get its weights.
 
     Returns:
-        what the folder holds.
+        the folder's tensors.
 
     Raises:
-        UserError: no such folder, no config.json, shards missing, empty or truncated, pointers instead of files.
-            All damaged files are named at once, with how to get them.
+        UserError: no such folder; no config.json; files missing, empty, truncated or git-lfs pointers. The message
+            names all damaged files and says how to get them.
     """
     folder = Path(folder)
     how = how_to_get(folder, spec)
@@ -81,8 +81,8 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
         meta = next((p for p in folder.iterdir() if p.is_dir() and is_meta_folder(p)), None)
         if meta is not None:
-            raise UserError(f"{folder} is no checkpoint folder; {meta} in it is one, in Meta's format: name that.")
-        raise UserError(f"{folder} has no config.json, so it is no checkpoint folder; it holds {there}.\n{how}")
+            raise UserError(f"{folder} is not a checkpoint folder; {meta} in it is one, in Meta's format: name that.")
+        raise UserError(f"{folder} has no config.json, so it is not a checkpoint folder; it holds {there}.\n{how}")
     paths, index = _weight_files(folder, how)
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, Path] = {}
@@ -96,18 +96,20 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
         tensors |= header
         files |= dict.fromkeys(header, path)
     if problems:
-        raise UserError(f"{folder} is not a whole checkpoint:\n" + "\n".join(f"  - {p}" for p in problems) + f"\n{how}")
+        listing = "\n".join(f"  - {p}" for p in problems)
+        raise UserError(f"{folder} is not a complete checkpoint:\n{listing}\n{how}")
     if (folder / index).is_file():
         listed = read_json(folder / index)["weight_map"]
         raise_problems(
-            str(folder), [f"{index} lists {name}, {listed[name]} lacks it" for name in listed if name not in files]
+            str(folder),
+            [f"{index} lists {name}, but {listed[name]} lacks it" for name in listed if name not in files],
         )
     check_dtypes(folder, {name: info for name, info in tensors.items() if not name.endswith(COUNTERS)})
     return Folder(folder, tensors, files)
 
 
 def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:
-    """How to download the weights of a model, in two lines; Llama's own are gated behind a licence."""
+    """How to download the weights of a model, in at most two lines; Llama's are gated by a licence."""
     download = (spec.architecture if spec is not None else ARCHITECTURES["llama"]).download
     repo = spec.hf_repo if spec is not None and spec.hf_repo else download.repo
     gate = (
@@ -126,11 +128,11 @@ def _refuse_gguf(folder: Path) -> None:
 
 
 def _weight_files(folder: Path, how: str) -> tuple[list[Path], str]:
-    """The files that make up the checkpoint and the name of their list; UserError naming those that are missing."""
+    """The weight files of the checkpoint and the name of their index; UserError naming those that are missing."""
     partial = sorted(folder.glob(".cache/huggingface/download/*.incomplete"))
-    note = f" ({len(partial)} unfinished downloads lie in {partial[0].parent})" if partial else ""
+    note = f" ({len(partial)} unfinished downloads in {partial[0].parent})" if partial else ""
     is_bin = not any(folder.glob("*.safetensors")) and not (folder / SAFETENSORS[2]).is_file()
-    is_bin = is_bin and any(folder.glob("pytorch_model*.bin*"))  # what else ends so is of the trainer that wrote it
+    is_bin = is_bin and any(folder.glob("pytorch_model*.bin*"))  # other .bin files are trainers' states
     ending, single, index = BIN if is_bin else SAFETENSORS
     there = sorted(path.name for path in folder.glob("pytorch_model*.bin" if is_bin else "*.safetensors"))
     numbered = [m for name in there if (m := re.fullmatch(rf"(.+)-(\d+)-of-(\d+)\.{ending}", name))]
@@ -140,7 +142,7 @@ def _weight_files(folder: Path, how: str) -> tuple[list[Path], str]:
             raise UserError(f"{folder / index} lists no files: it is damaged.\n{how}")
     elif single in there:
         wanted = [single]
-    elif numbered:  # without the index we can still tell whether all are there
+    elif numbered:  # there is no index, but the file names say how many there must be
         stem, width, total = numbered[0][1], len(numbered[0][2]), numbered[0][3]
         wanted = [f"{stem}-{k:0{width}d}-of-{total}.{ending}" for k in range(1, int(total) + 1)]
     elif len(there) == 1:
@@ -154,19 +156,19 @@ def _weight_files(folder: Path, how: str) -> tuple[list[Path], str]:
     if missing:
         names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise UserError(
-            f"{folder} is half downloaded: {len(missing)} of its {len(wanted)} weight files are missing: {names}{note}."
+            f"{folder} is incomplete: {len(missing)} of its {len(wanted)} weight files are missing: {names}{note}."
             f"\n{how}"
         )
     return [folder / name for name in wanted], index
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, shapes and dtypes in a safetensors file, checked against the file's size.
+    """Names, shapes and dtypes in a safetensors file; compares the offsets with the file's size.
 
-    The format: 8 bytes little-endian N, N bytes of JSON, then the data the JSON's offsets point into.
+    The format: N in 8 bytes (little-endian), N bytes of JSON, then the data, to which offsets in the JSON point.
 
     Raises:
-        UserError: empty, a git-lfs pointer, truncated, or not safetensors at all.
+        UserError: the file is empty, a git-lfs pointer, truncated, or not safetensors.
     """
     size = path.stat().st_size
     if size == 0:
@@ -179,7 +181,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if length < 2 or length > 100_000_000:
             raise UserError(f"{path} is not a safetensors file (it begins with {start!r})")
         if 8 + length > size:
-            raise UserError(f"{path} is truncated: its header alone takes {8 + length:,} bytes, the file has {size:,}")
+            raise UserError(f"{path} is truncated: its header alone has {8 + length:,} bytes, the file {size:,}")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
@@ -189,19 +191,19 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise UserError(f"{path} has a damaged safetensors header ({error!r})") from None
     if end != size:
         what = "truncated" if end > size else "damaged"
-        raise UserError(f"{path} is {what}: {size:,} bytes where its header says {end:,}")
+        raise UserError(f"{path} is {what}: it has {size:,} bytes, its header says {end:,}")
     return found
 
 
 def open_hf(folder: Path | str, spec: ModelSpec | None = None, wanted: ModelConfig | None = None) -> Source:
-    """A Hugging Face folder as a `Source`.
+    """Open a Hugging Face folder as a `Source`.
 
     Args:
-        spec: whose weights are wanted; only makes messages say where to get them.
-        wanted: the model that is to be filled: a folder's heads are matched with its. None: what the folder says.
+        spec: the model to load; used only to say in messages where to get its weights.
+        wanted: config of the model to fill, with whose heads the folder's are matched. None: the folder's config.
 
     Raises:
-        UserError: see `check_folder` and `read_config`; heads that do not fit those wanted.
+        UserError: see `check_folder` and `read_config`; or the folder's heads do not fit those of ``wanted``.
     """
     checkpoint = check_folder(folder, spec)
     config = read_config(folder)
@@ -214,7 +216,7 @@ def open_hf(folder: Path | str, spec: ModelSpec | None = None, wanted: ModelConf
 def _as_source(checkpoint: Folder, config: ModelConfig, matched: Matched) -> Source:
     theirs = matched.names | {name: name for name in matched.unknown}
     ours = {name: own for own, name in theirs.items()}
-    tensors = {ours[name]: info for name, info in checkpoint.tensors.items() if name in ours}  # as the files hold them
+    tensors = {ours[name]: info for name, info in checkpoint.tensors.items() if name in ours}  # in the files' order
     opened: dict[Path, Callable[[str], Slices]] = {}
 
     def read(name: str) -> Slices:
@@ -233,10 +235,10 @@ def _as_source(checkpoint: Folder, config: ModelConfig, matched: Matched) -> Sou
 
 
 def open_tensors(path: Path) -> Callable[[str], Slices]:
-    """Open a weight file: a function from a tensor's name to what gives the tensor, or a slice of it, when indexed.
+    """Open a weight file; return a function: tensor name → object that returns the tensor, or a slice, when indexed.
 
-    What indexing gives is a view of the mapped file: nothing is read, nor held, until it is copied from. (A slice of
-    columns takes a few bytes of each row: it holds no more either, but nearly every page of the tensor is read.)
+    Indexing returns a view of the mapped file; nothing is read before the view is copied. (A slice of columns has a few
+    bytes of each row. Copying it holds only these in memory but reads nearly every page of the tensor.)
     """
     if path.suffix == ".safetensors":
         return safe_open(path, framework="pt").get_slice
@@ -244,10 +246,10 @@ def open_tensors(path: Path) -> Callable[[str], Slices]:
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file, without running any code that it may hold.
+    """The tensors of a PyTorch file, loaded without running code from it.
 
     Raises:
-        UserError: empty, a git-lfs pointer, truncated, or something else than a dict of tensors.
+        UserError: the file is empty, a git-lfs pointer, truncated, or not a dict of tensors.
     """
     size = path.stat().st_size
     if size == 0:
@@ -260,12 +262,12 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path} cannot be read as a file of weights: truncated, damaged, or holding more than tensors ({reason})"
+            f"{path} cannot be read as weights: it is truncated, damaged, or holds more than tensors ({reason})"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError) as error:
         raise UserError(f"{path} is truncated or damaged ({error!r})") from None
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise UserError(f"{path} holds no dict of tensors by name, so it is no model's weights")
+        raise UserError(f"{path} holds no dict of tensors by name, so it is not a weight file")
     return found
 
 

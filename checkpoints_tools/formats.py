@@ -1,4 +1,4 @@
-"""What tells the formats of checkpoints apart: contents, never names."""
+"""Recognize the formats of checkpoints by content, never by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ GGUF_MAGIC = b"GGUF"
 
 
 def is_meta_folder(folder: Path) -> bool:
-    """Whether a folder is one of Meta's, whole or not; a Hugging Face folder with Meta's files beside is none."""
+    """Whether a folder is in Meta's format, complete or not; False if it holds Hugging Face's files as well."""
     if (folder / "config.json").is_file() or any(folder.glob("*.safetensors")):
         return False
     return (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth"))

@@ -1,9 +1,12 @@
-"""Reading a Llama from a GGUF file (llama.cpp's format): weights dequantized one at a time, config from metadata.
+"""Read a Llama from a GGUF file (llama.cpp's format): weights dequantized one at a time, config from metadata.
 
-Two things differ from a Hugging Face folder beside the names. Query and key rows are stored in interleaved order
-(llama.cpp's own converter permutes them), so they are put back. And the scaling of Llama 3.1's rotary frequencies is
-stored as a tensor of divisors, ``rope_freqs.weight``, not as the four numbers it was computed from; these are
-recognized by recomputing the divisors. The tokenizer is `gguf_tokenizer.py`'s part.
+Besides the names, two things differ from a Hugging Face folder:
+
+- Query and key rows are interleaved (llama.cpp's converter permutes them); `interleaved_to_half` undoes this.
+- Llama 3.1's scaling of rotary frequencies is stored as a tensor of divisors, ``rope_freqs.weight``, not as its four
+  numbers. The numbers are recognized by computing the divisors from them.
+
+The tokenizer is in `gguf_tokenizer.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from checkpoints_tools.source import Source, TensorInfo, interleaved_to_half, ra
 from data.errors import UserError
 from model.llama import LlamaConfig, RopeScaling, rope_frequencies
 
-# LlamaConfig's fields <- GGUF metadata. Those with a default are optional in the files.
+# LlamaConfig's fields <- GGUF metadata that every file must have.
 METADATA = {
     "dim": "llama.embedding_length",
     "n_layers": "llama.block_count",
@@ -39,15 +42,15 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
 
     Args:
         path: the file.
-        with_tokenizer: whether ``write_tokenizer`` writes the file's own tokenizer; without, it writes nothing.
+        with_tokenizer: whether ``write_tokenizer`` writes the file's tokenizer; False: it writes nothing.
 
     Raises:
-        UserError: truncated, split over several files, not a Llama, or with tensors we do not know.
+        UserError: the file is truncated, one of several parts, not a Llama, or has unknown tensors.
     """
     try:
         reader = GGUFReader(path)
     except (ValueError, IndexError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} is not a whole GGUF file ({error}); download it again") from None
+        raise UserError(f"{path} is not a complete GGUF file ({error}); download it again") from None
     metadata = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     if metadata.get("general.architecture") != "llama":
         raise UserError(f"{path} holds a {metadata.get('general.architecture')!r} model, not a 'llama'")
@@ -83,7 +86,7 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
         if with_tokenizer:
             write_gguf_tokenizer(metadata, folder, str(path))
 
-    # A file made from fp16 or bf16 weights keeps their dtype; anything quantized only fp32 holds exactly.
+    # Weights stored in fp16 or bf16 keep their dtype; only fp32 stores dequantized ones exactly.
     types = {info.dtype for name, info in tensors.items() if not name.endswith("norm.weight")}
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16}.get(types.pop() if len(types) == 1 else "", torch.float32)
     return Source("GGUF file", path, config, tensors, dtype, read, write_tokenizer, _token_ids(metadata))
@@ -94,26 +97,26 @@ def _read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor
     if "embed.weight" not in tensors:
         missing.append("the tensor token_embd.weight")
     if missing:
-        raise UserError(f"{path} lacks what every Llama's GGUF file states: {', '.join(missing)}")
+        raise UserError(f"{path} lacks what a Llama's GGUF file must have: {', '.join(missing)}")
     kind = metadata.get("llama.rope.scaling.type", "none")
     if metadata.get("llama.expert_count", 0) > 0:
         raise UserError(f"{path} is a mixture of experts; this code runs dense Llamas only")
     if kind != "none":
         raise UserError(f"{path} asks for rope scaling of type {kind!r}; known: none, Llama 3.1's")
     values = {ours: metadata[key] for ours, key in METADATA.items()}
-    # GGUF keeps floats in 32 bits, where 1e-5 is 9.999999747e-06; the shortest decimal is what was meant.
+    # GGUF stores fp32, in which 1e-5 is 9.999999747e-06; the shortest decimal is the original number.
     values["norm_eps"] = float(str(np.float32(values["norm_eps"])))
     n_heads = values["n_heads"]
     values["n_kv_heads"] = metadata.get("llama.attention.head_count_kv", n_heads)
     for key in ("n_heads", "n_kv_heads"):
         if not isinstance(values[key], int) or values[key] < 1:
-            raise UserError(f"{path} has {key} = {values[key]!r}; it must be one positive whole number")
+            raise UserError(f"{path} has {key} = {values[key]!r}; it must be one positive integer")
     head_dim = metadata.get("llama.attention.key_length", values["dim"] // n_heads)
     rotary = metadata.get("llama.rope.dimension_count", head_dim)
     if values["dim"] % n_heads or n_heads % values["n_kv_heads"] or rotary != head_dim:
         raise UserError(
             f"{path} contradicts itself: width {values['dim']}, {n_heads} heads, {values['n_kv_heads']} key/value "
-            f"heads of width {head_dim}, of which {rotary} rotary"
+            f"heads, head width {head_dim}, of which {rotary} rotary"
         )
     return LlamaConfig(
         **values,
@@ -125,11 +128,11 @@ def _read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor
 
 
 def _recognize_scaling(path: Path, config: LlamaConfig, divisors: torch.Tensor) -> RopeScaling | None:
-    """The scaling whose frequencies are the unscaled ones divided by ``divisors`` [D/2]; None when all are 1."""
+    """The scaling that divides the rotary frequencies by ``divisors`` [D/2]; None if all are 1."""
     factor = float(divisors.max())
     if factor == 1.0:
         return None
-    scaling = RopeScaling(round(factor, 4), 1.0, 4.0, 8192)  # Llama 3.1 to 3.3, which differ in the factor only
+    scaling = RopeScaling(round(factor, 4), 1.0, 4.0, 8192)  # Llama 3.1 to 3.3 differ only in the factor
     scaled = dataclasses.replace(config, rope_scaling=scaling)
     plain = dataclasses.replace(config, rope_scaling=None)
     wanted = rope_frequencies(plain) / rope_frequencies(scaled)

@@ -1,7 +1,6 @@
-"""``config.json`` of a Hugging Face folder ⇄ our configs: what is the same for all architectures.
+"""Read the ``config.json`` of a Hugging Face folder: the part that all architectures share.
 
-Which architecture a folder holds, and so who reads its numbers, is said by ``model_type``
-(`checkpoints_tools.registry`).
+``model_type`` names the architecture, whose entry in `checkpoints_tools.registry` has the parser for the rest.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ def read_config(folder: Path | str) -> ModelConfig:
     """Read and validate ``config.json`` of a folder.
 
     Raises:
-        UserError: no such file, an architecture that is not in `ARCHITECTURES`, or numbers that contradict each other
-            (all in one message).
+        UserError: no such file, an architecture that is not in `ARCHITECTURES`, or contradictory numbers (all in one
+            message).
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise UserError(f"no config.json in {folder}: not a checkpoint folder, or only half downloaded")
+        raise UserError(f"no config.json in {folder}: not a checkpoint folder, or an incomplete download")
     raw = read_json(path)
     found = raw.get("model_type")
     if found not in ARCHITECTURES:
@@ -46,15 +45,15 @@ def read_config(folder: Path | str) -> ModelConfig:
 
 
 def read_dtype(folder: Path | str) -> torch.dtype | None:
-    """The dtype that ``config.json`` says the weights were saved in; None when it does not say."""
+    """The weights' dtype according to ``config.json``; None if it does not say."""
     raw = read_json(Path(folder) / "config.json")
     return DTYPES.get(str(raw.get("torch_dtype") or raw.get("dtype") or "").removeprefix("torch."))
 
 
 def read_token_ids(folder: Path | str) -> dict[str, int | list[int]]:
-    """``bos_token_id``, ``eos_token_id`` (one or several) and ``pad_token_id`` as far as the folder states them.
+    """Those of ``bos_token_id``, ``eos_token_id`` (one or several) and ``pad_token_id`` that the folder states.
 
-    ``generation_config.json`` wins over ``config.json``: Llama 3 Instruct lists its end-of-turn token only there.
+    ``generation_config.json`` overrides ``config.json``: Llama 3 Instruct lists its end-of-turn token only there.
     """
     found: dict[str, int | list[int]] = {}
     for name in ("config.json", "generation_config.json"):
@@ -68,9 +67,9 @@ def read_token_ids(folder: Path | str) -> dict[str, int | list[int]]:
 
 
 def differences(found: ModelConfig, expected: ModelConfig, ignore: tuple[str, ...] = ()) -> list[str]:
-    """Where two configs differ, one line a field: ``"n_kv_heads: 8 (expected 32)"``.
+    """Where two configs differ, one line per field: ``"n_kv_heads: 8 (expected 32)"``.
 
-    Of two architectures only that is said: their numbers mean different things.
+    If the architectures differ, that is the only line: their numbers have different meanings.
     """
     if found.family != expected.family:
         return [f"architecture: {found.family} (expected {expected.family})"]

@@ -1,9 +1,9 @@
-"""Show what a checkpoint holds: format, config, tensors, sizes. Reads metadata only, however large the checkpoint.
+"""Show a checkpoint's format, config, tensors and sizes. Reads only metadata, so it is fast for any size.
 
     python -m checkpoints_tools.inspect PATH [--all]
 
-PATH is anything `checkpoints_tools.convert` takes, or a training checkpoint of ours (``RUN/checkpoints/step_000123``).
-Without ``--all`` the layers that equal layer 0 are counted, not listed.
+PATH is anything that `checkpoints_tools.convert` reads, or our own training checkpoint
+(``RUN/checkpoints/step_000123``). Without ``--all`` the layers whose tensors equal layer 0's are counted, not listed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_run_checkpoint(folder: Path) -> dict[str, TensorInfo]:
     try:
         entries = FileSystemReader(folder).read_metadata().state_dict_metadata
     except Exception as error:  # a pickle: anything can be wrong with it
-        raise UserError(f"{folder / '.metadata'} cannot be read ({error!r}): not a whole training checkpoint") from None
+        raise UserError(f"{folder / '.metadata'} cannot be read ({error!r}): incomplete training checkpoint") from None
     return {
         name: TensorInfo(tuple(entry.size), str(entry.properties.dtype).removeprefix("torch."))
         for name, entry in entries.items()
@@ -51,8 +51,8 @@ def read_run_checkpoint(folder: Path) -> dict[str, TensorInfo]:
 
 
 def tensor_table(tensors: dict[str, TensorInfo], every_layer: bool) -> Table:
-    """Shape, dtype and size of each tensor; a layer above 0 only when asked for, or where it differs from layer 0."""
-    table = Table("tensor", "layers", "shape", "dtype", "numbers")
+    """Shape, dtype and size of each tensor. Tensors like layer 0's are listed only with ``every_layer``."""
+    table = Table("tensor", "layers", "shape", "dtype", "elements")
     repeats: dict[str, int] = {}
     for name, info in tensors.items():
         first = re.sub(r"\blayers\.\d+\.", "layers.0.", name)
@@ -68,7 +68,7 @@ def tensor_table(tensors: dict[str, TensorInfo], every_layer: bool) -> Table:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """A sorting key that puts layer 2 before layer 10."""
+    """A sort key that puts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
@@ -76,7 +76,7 @@ def inspect(path: Path, every_layer: bool = False, console: Console | None = Non
     """Print a checkpoint's description.
 
     Raises:
-        UserError: nothing there that we recognize.
+        UserError: ``path`` does not exist, or has no known format.
     """
     console = console or Console()
     if (path / ".metadata").is_file():
@@ -86,7 +86,7 @@ def inspect(path: Path, every_layer: bool = False, console: Console | None = Non
         return
     source = open_source(path)
     console.print(f"[bold]{source.format}[/bold] {source.path}", highlight=False)
-    config = Table("config", "value", title="in our names")
+    config = Table("config", "value", title="under our names")
     for field in dataclasses.fields(source.config):
         config.add_row(field.name, str(getattr(source.config, field.name)))
     for name, value in source.token_ids.items():

@@ -1,8 +1,8 @@
-"""Tensor names of a Llama checkpoint in every format we read, as tables that can be read whole.
+"""Tensor names of a Llama checkpoint in every format that we read, one table per format.
 
 Each table maps our parameter name to the format's name; ``{i}`` is the layer number. One table serves both
-directions (`to_theirs`, `rename_all`). A name in no table is an error, never silently dropped; the few tensors that
-a format stores although they can be computed are listed in ``IGNORED``.
+directions (`to_theirs`, `rename_all`). A name that is in no table is an error. The exceptions are in ``IGNORED``:
+stored tensors that can be computed from the config.
 """
 
 from __future__ import annotations
@@ -76,24 +76,24 @@ def template(name: str) -> str:
 
 
 def translate(name: str, table: dict[str, str]) -> str | None:
-    """A name by a table of templates; None where the table lacks it."""
+    """Translate a name by a table of templates; None if the table lacks it."""
     found = table.get(template(name))
     number = _NUMBER.search(name)
     return found if found is None or number is None else found.replace("{i}", number.group())
 
 
 def to_theirs(name: str, table: dict[str, str]) -> str:
-    """Our parameter name → the format's. A name of ours that the table lacks is a bug in the table."""
+    """Our parameter name → the format's. The table must have every parameter of the model."""
     found = translate(name, table)
     assert found is not None, f"parameter {name!r} has no entry in the key map"
     return found
 
 
 def rename_all(names: Iterable[str], table: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Rename all tensors of a checkpoint at once.
+    """Rename all tensors of a checkpoint.
 
     Returns:
-        {our name: the format's name}, and the names that are in no table.
+        {our name: the format's name}, and the names that are not in the table.
     """
     inverse = {theirs: ours for ours, theirs in table.items()}
     found: dict[str, str] = {}
@@ -111,13 +111,13 @@ def rename_all(names: Iterable[str], table: dict[str, str]) -> tuple[dict[str, s
 
 @dataclass
 class Matched:
-    """What the tensors of a Hugging Face checkpoint are to a model.
+    """A model's parameters and the tensors of a Hugging Face checkpoint, matched.
 
     Attributes:
         names: our parameter name → the checkpoint's tensor.
-        unknown: tensors that nobody knows.
-        ignored: tensors that the model has no use for, as it should be.
-        fresh: how the names of those parameters begin that the checkpoint rightly lacks: new heads.
+        unknown: tensors that match nothing, which is an error.
+        ignored: known tensors that the model does not use.
+        fresh: name prefixes of the parameters that the checkpoint may lack because they are new: heads.
     """
 
     names: dict[str, str] = field(default_factory=dict)
@@ -127,10 +127,10 @@ class Matched:
 
 
 def match_llama(tensors: Iterable[str], stored: LlamaConfig, wanted: LlamaConfig, where: str) -> Matched:
-    """Say what each tensor of a Llama's folder is; the same to every model of the architecture."""
+    """Match a Llama folder's tensors with our parameters; this does not depend on the configs."""
     return Matched(*rename_all(tensors, LLAMA_HF))
 
 
 def llama_to_theirs(name: str, config: LlamaConfig) -> str:
-    """Our parameter name → the name in an export."""
+    """Our parameter name → the tensor's name in an export."""
     return to_theirs(name, LLAMA_HF)

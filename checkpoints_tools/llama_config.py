@@ -1,8 +1,8 @@
 """``config.json`` of a Llama folder ⇄ our `LlamaConfig`, and ``generation_config.json``.
 
-Reading collects every contradiction and reports them together. Writing produces the keys that transformers 4 and 5
-and vLLM all read (``rope_theta`` and ``rope_scaling`` at the top level, ``torch_dtype``); reading takes these and
-what transformers 5 writes itself (``rope_parameters``, ``dtype``).
+Reading reports all contradictions together. Writing produces the keys that transformers 4 and 5 and vLLM all read
+(``rope_theta`` and ``rope_scaling`` at the top level, ``torch_dtype``). Reading accepts these and what transformers 5
+writes (``rope_parameters``, ``dtype``).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def parse_llama_config(raw: dict[str, Any], where: str = "config.json") -> Llama
     """Turn the contents of a ``config.json`` into a `LlamaConfig`; see `read_config`.
 
     Raises:
-        UserError: something that a Llama does not have, or numbers that contradict each other (all in one message).
+        UserError: something that a Llama does not have, or contradictory numbers (all in one message).
     """
     problems = _architecture_problems(raw)
-    if problems:  # the numbers of another architecture mean nothing to us
+    if problems:  # do not check the numbers of another architecture
         raise UserError(f"{where} is not a model we can run:\n" + "\n".join(f"  - {p}" for p in problems))
 
     def number(key: str, default: int | None = None) -> int:
@@ -36,7 +36,7 @@ def parse_llama_config(raw: dict[str, Any], where: str = "config.json") -> Llama
         if value is None and key in raw:
             value = default
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            problems.append(f"{key} is {value!r}; it must be a positive whole number")
+            problems.append(f"{key} is {value!r}; it must be a positive integer")
             return 1
         return value
 
@@ -49,7 +49,7 @@ def parse_llama_config(raw: dict[str, Any], where: str = "config.json") -> Llama
         problems.append(f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}")
     head_dim = number("head_dim", default=max(dim // n_heads, 1))
     if head_dim % 2:
-        problems.append(f"head_dim {head_dim} is odd; rotary embeddings turn pairs of dimensions")
+        problems.append(f"head_dim {head_dim} is odd; rotary embeddings rotate pairs of dimensions")
     norm_eps = raw.get("rms_norm_eps", 1e-6)
     if not isinstance(norm_eps, int | float) or not 0 < norm_eps < 1:
         problems.append(f"rms_norm_eps is {norm_eps!r}; it must be a small positive number such as 1e-5")
@@ -77,7 +77,7 @@ def _architecture_problems(raw: dict[str, Any]) -> list[str]:
     problems = []
     names = raw.get("architectures") or []
     if any(name != "LlamaForCausalLM" for name in names):
-        return [f"architectures {names}; of 'llama' this code runs LlamaForCausalLM"]
+        return [f"architectures {names}; for model_type 'llama' this code runs LlamaForCausalLM only"]
     if raw.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act is {raw['hidden_act']!r}; Llama's feed-forward uses 'silu'")
     for key in ("attention_bias", "mlp_bias"):
@@ -90,12 +90,12 @@ def _architecture_problems(raw: dict[str, Any]) -> list[str]:
 
 
 def _read_rope(raw: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling | None]:
-    """θ and scaling, from transformers 4's keys or transformers 5's; contradictions go to ``problems``."""
+    """θ and scaling, from transformers 4's keys or transformers 5's; contradictions are added to ``problems``."""
     new = raw.get("rope_parameters") or {}
     old = raw.get("rope_scaling") or {}
     thetas = {float(x) for x in (raw.get("rope_theta"), new.get("rope_theta"), old.get("rope_theta")) if x is not None}
     if len(thetas) > 1:
-        problems.append(f"two values of rope_theta: {sorted(thetas)}")
+        problems.append(f"rope_theta has two values: {sorted(thetas)}")
     theta = max(thetas, default=10_000.0)
     if theta <= 1:
         problems.append(f"rope_theta is {theta}; it must be above 1 (10000 in Llama 2, 500000 in Llama 3)")
@@ -129,7 +129,7 @@ def _read_rope(raw: dict[str, Any], problems: list[str]) -> tuple[float, RopeSca
 def to_hf_llama_config(
     config: LlamaConfig, dtype: torch.dtype, token_ids: dict[str, int | list[int]] | None = None
 ) -> dict[str, Any]:
-    """Contents of a ``config.json`` for these weights, readable by transformers 4 and 5 and by vLLM."""
+    """Contents of a ``config.json`` for this config, readable by transformers 4 and 5 and by vLLM."""
     rope = config.rope_scaling
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -170,7 +170,7 @@ def write_llama_config(
     dtype: torch.dtype,
     token_ids: dict[str, int | list[int]] | None = None,
 ) -> None:
-    """Write ``config.json`` and ``generation_config.json`` (which ids begin and end a text) into a folder."""
+    """Write ``config.json`` and ``generation_config.json`` (the ids that begin and end a text) into a folder."""
     write_json(folder / "config.json", to_hf_llama_config(config, dtype, token_ids))
     write_json(folder / "generation_config.json", {"do_sample": False, **(token_ids or {})})
 
@@ -178,13 +178,13 @@ def write_llama_config(
 def write_llama_export(
     folder: Path, config: LlamaConfig, dtype: torch.dtype, tokenizer: Tokenizer, trained_on: TrainedOn
 ) -> None:
-    """Write what an export holds beside its weights, but for ``prompt.json``."""
+    """Write an export's config and tokenizer; `export_hf` writes weights and ``prompt.json``."""
     write_llama_config(folder, config, dtype, token_ids(tokenizer, trained_on.prompt_spec))
     tokenizer.save(folder)
 
 
 def token_ids(tokenizer: Tokenizer, prompt_spec: PromptSpec | None) -> dict[str, int | list[int]]:
-    """What ``generation_config.json`` says: the token that begins a text, and all that end an answer."""
+    """Token ids for ``generation_config.json``: the one that begins a text, and all that end an answer."""
     ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     if prompt_spec is not None:
         ends += encode_pieces(TEMPLATES[prompt_spec.template].end, tokenizer)[:1]

@@ -1,11 +1,11 @@
-"""From a checkpoint folder into a model: every rank reads only its own slice of each tensor, straight from disk.
+"""Load a checkpoint folder into a model: every rank reads only its own slice of each tensor from disk.
 
-The folder is Hugging Face's or Meta's (`open_checkpoint`). `check_fits_preset` says whether it is the model it is
-called by; `load_pretrained` fills a model that may be sharded.
+The folder is Hugging Face's or Meta's (`open_checkpoint`). `check_fits_preset` checks that its config is the named
+model's; `load_pretrained` fills a model that may be sharded.
 
-What a rank holds in its own memory while it loads is its part of the model and at most a slice of one tensor. Files
-are mapped: their pages belong to the system's page cache, which all ranks of a machine share and which is given up as
-soon as memory is short.
+While a rank loads, its memory holds its part of the model and at most a slice of one tensor. Files are memory-mapped.
+Their pages are in the system's page cache, which all ranks of a machine share and which the system frees when memory is
+short.
 """
 
 from __future__ import annotations
@@ -40,38 +40,40 @@ from data.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Bytes of a parameter: small enough to stay in a processor's cache, and much less than any tensor of a large model.
-COPIED_AT_ONCE = 4_000_000
-# What wrappers put into parameter names (activation checkpointing, torch.compile).
+# Bytes of a parameter to copy at once: they fit a processor's cache and are much less than a large model's tensors.
+COPY_BYTES = 4_000_000
+# What wrappers add to parameter names (activation checkpointing, torch.compile).
 _WRAPPERS = re.compile(r"_checkpoint_wrapped_module\.|_orig_mod\.")
 
 
 def open_checkpoint(folder: Path | str, spec: ModelSpec | None = None, wanted: ModelConfig | None = None) -> Source:
-    """Open and check a folder that training and scoring take as it is: Hugging Face's, or a Llama in Meta's format.
+    """Open and check a folder for training or scoring: Hugging Face's, or a Llama in Meta's format.
 
-    Reads names, sizes and numbers, no weights.
+    Reads names, sizes and config, no weights.
 
     Args:
-        spec: whose weights are wanted; only makes the message say where to get them.
+        spec: the model to load; used only to say in messages where to get its weights.
         wanted: see `open_hf`.
 
     Raises:
-        UserError: see `open_hf` and `open_meta`; a Llama's tensors are missing, unexpected, or do not fit the numbers
-            in ``config.json`` or ``params.json``.
+        UserError: see `open_hf` and `open_meta`; or a Llama's tensors are missing, unexpected, or do not fit
+            ``config.json`` or ``params.json``.
     """
     source = open_meta(Path(folder)) if is_meta_folder(Path(folder)) else open_hf(Path(folder), spec, wanted)
-    if not architecture_of(source.config).task_decides_heads:  # else which tensors it needs depends on them
+    if not architecture_of(source.config).task_decides_heads:  # else the task's heads decide which tensors it needs
         check_source(source)
     return source
 
 
 def check_family(config: ModelConfig, spec: ModelSpec, folder: Path | str) -> None:
-    """Raise UserError where a checkpoint is of another architecture than the model; before its tokenizer is opened,
-    whose complaint would be about a format."""
+    """Raise UserError if a checkpoint has another architecture than the model.
+
+    Call this before opening the tokenizer, whose error would only mention a file format.
+    """
     if config.family != spec.family:
         raise UserError(
             f"{folder} holds a model of the '{config.family}' architecture, --model {spec.name} is of "
-            f"'{spec.family}'. --model {config.family} takes any checkpoint of that architecture."
+            f"'{spec.family}'. --model {config.family} takes any checkpoint of the '{config.family}' architecture."
         )
 
 
@@ -82,20 +84,21 @@ def check_fits_preset(
     folder: Path | str,
     allow_mismatch: bool = False,
 ) -> None:
-    """Check that a checkpoint is the model it is called by, and that its tokenizer belongs to it.
+    """Check that a checkpoint is the named model and that its tokenizer belongs to it.
+
+    Three things may differ from the preset: ``max_position``; a debug model's vocabulary, which is that of its
+    tokenizer; and the architecture's ``free_fields``, such as an encoder's heads and dropout.
 
     Args:
-        config: the checkpoint's own numbers; ``max_position`` may differ from the preset's, and for debug models, which
-            take the vocabulary of whatever tokenizer they are trained with, the vocabulary; so may what an encoder's
-            task decides: its heads and dropout.
-        tokenizer: its tokenizer; it may know fewer tokens than the model, not more.
-        spec: the preset; one without numbers is whatever the checkpoint is.
+        config: the checkpoint's config.
+        tokenizer: the checkpoint's tokenizer; it may have fewer tokens than the model, not more.
+        spec: the preset; one without a config accepts any checkpoint of its architecture.
         folder: for messages.
-        allow_mismatch: take the checkpoint's numbers even where they differ from the preset's.
+        allow_mismatch: accept a checkpoint whose config differs from the preset's.
 
     Raises:
-        UserError: another architecture, whatever is allowed; else names every number that differs, or both
-            vocabularies.
+        UserError: another architecture (also with ``allow_mismatch``); numbers that differ, all of them named; or a
+            tokenizer with more tokens than the embedding.
     """
     check_family(config, spec, folder)
     ignore: tuple[str, ...] = ("max_position",)
@@ -110,13 +113,13 @@ def check_fits_preset(
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model's embedding only "
-            f"{config.vocab_size:,}: files of two different checkpoints?"
+            f"{config.vocab_size:,}. Are these files of two checkpoints?"
         )
     spec.architecture.check_tokenizer(config, tokenizer, folder)
 
 
 def clean_name(name: str) -> str:
-    """A parameter's name without what activation checkpointing and compilation add to it."""
+    """A parameter's name without the prefixes of activation checkpointing and torch.compile."""
     return _WRAPPERS.sub("", name)
 
 
@@ -128,26 +131,26 @@ def load_pretrained(
     check_config: bool = True,
     seed: int = 0,
 ) -> None:
-    """Fill a model's parameters from a checkpoint folder, cast to the parameters' own dtype.
+    """Fill a model's parameters from a checkpoint folder, cast to the parameters' dtype.
 
-    Every rank calls this, with the same folder; there is no communication. Of a sharded parameter (a DTensor, as
-    FSDP2 and tensor parallelism make them) a rank reads only its own slice, so at no time does any rank hold more
-    than its slice of one tensor beside the model.
+    Every rank calls this with the same folder; there is no communication. Of a sharded parameter (a DTensor of FSDP2 or
+    tensor parallelism) a rank reads only its own slice. So it never holds more than a slice of one tensor beside the
+    model.
 
-    An encoder's heads are read where the folder has heads for the same fields; the others start fresh, and the log
-    says so, as it says what in the folder was not read.
+    An encoder's heads are read if the folder has heads for the same fields; the others are initialized from ``seed``.
+    The log lists the initialized parameters and the tensors that were not read.
 
     Args:
-        model: ours, its parameters allocated (``to_empty``); plain or sharded.
+        model: our module with allocated parameters (``to_empty``), sharded or not.
         folder: see `open_checkpoint`.
-        spec: whose weights these are, for messages.
-        check_config: also demand that the folder describes the same model: shapes alone would not notice another
-            rope_theta. What may differ is `Architecture.free_fields`.
-        seed: of fresh heads, which are the same on any number of ranks.
+        spec: the model to load, for messages.
+        check_config: also compare the configs: the shapes alone do not show another rope_theta. Only
+            `Architecture.free_fields` may differ.
+        seed: for new heads, which are the same on any number of ranks.
 
     Raises:
-        UserError: a bad folder, tensors missing, unexpected or misshapen (all of them are named), heads for the same
-            fields that are of other sizes, or (on the ranks that see it) a tied head that is not the embedding.
+        UserError: a bad folder; missing, unexpected or misshapen tensors (all are named); heads for the same fields
+            with other sizes; or, on the ranks that see it, a tied head that differs from the embedding.
     """
     start = time.perf_counter()
     config, parameters = config_of(model), {clean_name(name): p for name, p in model.named_parameters()}
@@ -155,7 +158,7 @@ def load_pretrained(
     if check_config or source.config.family != config.family:
         lines = differences(source.config, config, architecture_of(config).free_fields)
         if lines:
-            raise UserError(f"{folder} describes another model than the one to load: {'; '.join(lines)}")
+            raise UserError(f"{folder} holds another model than the one to load: {'; '.join(lines)}")
     fresh = {name: p for name, p in parameters.items() if name.startswith(source.fresh)}
     shapes = {name: info.shape for name, info in source.tensors.items()}
     expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in fresh}
@@ -174,23 +177,23 @@ def load_pretrained(
             if sizes[name]:
                 fill(local, source.read(name), where)
                 progress.advance(sizes[name])
-    whole = _fresh_weights(config, seed) if fresh else {}
+    initialized = _fresh_weights(config, seed) if fresh else {}
     for name, parameter in fresh.items():
         local, where = local_slice(parameter)
-        fill(local, whole[name], where)
+        fill(local, initialized[name], where)
     if is_main:
         if source.ignored:
             listed = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", name) for name in source.ignored)
-            log.info("not read, as the model has no use for it: %s of %s", ", ".join(sorted(listed)), folder)
+            log.info("not read, because the model does not use it: %s of %s", ", ".join(sorted(listed)), folder)
         if fresh:
-            log.info("fresh weights, as %s has none: %s", folder, ", ".join(fresh))
+            log.info("fresh weights, because %s has none: %s", folder, ", ".join(fresh))
         seconds, gb = time.perf_counter() - start, sum(sizes.values()) / 1e9
         log.info("loaded %s: %.2f GB read in %.1f s (%.2f s/GB)", folder, gb, seconds, seconds / gb)
 
 
 def _fresh_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
-    """Parameter name → its start, for all that stands on top of the blocks; depends on the seed alone."""
-    with torch.device("meta"):  # nothing is drawn from the global random state
+    """Parameter name → initial weights, for heads and pooler; they depend only on the seed."""
+    with torch.device("meta"):  # so that the constructor draws nothing from the global random state
         top = architecture_of(config).build(replace(config, n_layers=0, vocab_size=1, max_position=1))
     top.to_empty(device="cpu")
     assert callable(top.init_weights)
@@ -200,16 +203,18 @@ def _fresh_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fill(local: Tensor, stored: Slices, where: tuple[slice, ...]) -> None:
-    """Copy a slice of a stored tensor into a parameter's local part, some rows at a time, cast on the way.
+    """Copy a slice of a stored tensor into a parameter's local part and cast it, some rows at a time.
 
-    Rows that have to be put together from several files, or put in order, are copied first: `COPIED_AT_ONCE` bounds
-    what that takes, and what a GPU needs to cast them.
+    Rows that are joined from several files or reordered are copied first, and a GPU needs space to cast rows:
+    `COPY_BYTES` bounds both.
     """
     assert not local.is_meta, "materialize the model (to_empty) before loading"
-    n_rows = max(1, COPIED_AT_ONCE * len(local) // max(1, local.numel() * local.element_size()))
+    n_rows = max(1, COPY_BYTES * len(local) // max(1, local.numel() * local.element_size()))
     for begin in range(0, len(local), n_rows):
         end = min(begin + n_rows, len(local))
         piece = stored[slice(where[0].start + begin, where[0].start + end), *where[1:]]
         if local.is_cuda:
-            piece = piece.to(local.device)  # travels as it is stored, and is cast there: half the way for bf16 to fp32
+            piece = piece.to(
+                local.device
+            )  # sent in the stored dtype and cast on the GPU: half the bytes for bf16 to fp32
         local[begin:end].copy_(piece)

@@ -1,19 +1,19 @@
-"""Reading a Llama from a folder in Meta's own format: ``params.json`` and ``consolidated.00.pth`` to ``NN.pth``.
+"""Read a Llama from a folder in Meta's format: ``params.json`` and ``consolidated.00.pth`` to ``NN.pth``.
 
-Meta trains and ships its larger models split over N "model-parallel" parts (fairscale's layers). Each part holds a
-slice of every matrix, and all of every norm:
+Meta trains and publishes its larger models in N "model-parallel" parts (fairscale's layers). Each part holds a slice of
+every matrix and a copy of every norm:
 
     wq wk wv w1 w3 output    split by rows      (column-parallel: each part computes some of the outputs)
-    wo w2                    split by columns   (row-parallel: each part takes some of the inputs)
-    tok_embeddings           Llama 2: by columns; Llama 3: by rows. The shapes tell.
-    norms                    whole, the same in every part
+    wo w2                    split by columns   (row-parallel: each part reads some of the inputs)
+    tok_embeddings           Llama 2: by columns; Llama 3: by rows. The shapes show which.
+    norms                    replicated in every part
 
-Query and key rows are in interleaved order and are put into ours. ``params.json`` says less than a config.json: the
-feed-forward width is computed, the vocabulary is read off the embedding (-1 in Llama 2), and the context length is
-known from the generation only.
+Query and key rows are interleaved and are reordered to our layout. ``params.json`` says less than a config.json. The
+feed-forward width is computed, the vocabulary size is that of the embedding (Llama 2 states -1), and the context length
+follows from θ and ``use_scaled_rope``.
 
-Files are mapped, not read: training and scoring take slices straight out of them (`JoinedTensor`), and who takes a
-slice reads only the parts, and of those only the rows and columns, in which it lies.
+Files are memory-mapped: training and scoring read slices from them (`JoinedTensor`). Reading a slice reads only the
+parts, rows and columns that it covers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from model.llama import LlamaConfig, RopeScaling
 
 log = logging.getLogger(__name__)
 
-# The dimension along which the parts of a tensor are joined; None: every part holds all of it.
+# The dimension along which the parts of a tensor are concatenated; None: every part has a copy of it.
 SPLIT_DIM: dict[str, int | None] = {
     "attention_norm.weight": None,
     "attention.wq.weight": 0,
@@ -60,26 +60,25 @@ SPLIT_DIM: dict[str, int | None] = {
     "norm.weight": None,
     "head.weight": 0,
 }
-# What Meta's code says Llama 3.1 scales its rotary frequencies by (``use_scaled_rope``).
+# Llama 3.1's scaling of rotary frequencies in Meta's code (``use_scaled_rope``).
 LLAMA31_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 
 
 @dataclass(frozen=True)
 class JoinedTensor:
-    """A tensor whose parts lie in several files, as one that is indexed with slices (see `Source.read`).
+    """A tensor in several files that is indexed with slices as if it were one (see `Source.read`).
 
-    What comes back is a view of a mapped file where one part has all of it in our order of rows, else a copy of the
-    slice and of nothing more.
+    Indexing returns a view of a mapped file if one part has the slice in our row order, else a copy of the slice.
 
-    Example: wq of two parts with two heads of four rows each, so rows 0 to 7 in part 0 and 8 to 15 in part 1. Our rows
-    8 to 11 are head 2 in halves, which Meta keeps as rows 8, 10, 9, 11; ``order[8:12]`` says so, and ``[8:12]`` takes
-    rows 0, 2, 1, 3 of part 1.
+    Example: wq of two parts with two heads of four rows each, so rows 0 to 7 are in part 0 and 8 to 15 in part 1. Our
+    rows 8 to 11 are head 2 in half layout, which are Meta's rows 8, 10, 9, 11. So ``order[8:12]`` is these numbers, and
+    ``[8:12]`` reads rows 0, 2, 1, 3 of part 1.
 
     Attributes:
         name: for messages.
-        parts: in order; mapped.
-        dim: along which they are joined; None: each of them is the whole.
-        order: [rows] which row of the joined parts each of our rows is; None: the same. Stays within a part.
+        parts: in order; memory-mapped.
+        dim: dimension of the concatenation; None: every part is a copy of the tensor.
+        order: [rows] for each of our rows the row of the concatenated parts, always in the same part; None: identity.
     """
 
     name: str
@@ -97,10 +96,10 @@ class JoinedTensor:
     def __getitem__(self, where: slice | tuple[slice, ...]) -> Tensor:
         where = where if isinstance(where, tuple) else (where,)
         if self.dim is None:
-            whole = self.parts[0][where]
-            if not all(torch.equal(whole, part[where]) for part in self.parts[1:]):
+            first_copy = self.parts[0][where]
+            if not all(torch.equal(first_copy, part[where]) for part in self.parts[1:]):
                 raise UserError(f"the parts disagree on {self.name}; they are not of one checkpoint")
-            return whole
+            return first_copy
         where += (slice(None),) * (self.dim + 1 - len(where))
         begin, end, step = where[self.dim].indices(self.shape[self.dim])
         assert step == 1, where
@@ -120,13 +119,12 @@ class JoinedTensor:
 
 
 def open_meta(folder: Path) -> Source:
-    """Open a folder of Meta's; the parts are mapped, not read.
+    """Open a folder in Meta's format; the parts are memory-mapped, not read.
 
-    Only to tell whether the head is the embedding (``params.json`` does not say) are these two compared, as far as
-    they are equal: at once in a model where they are not.
+    The exception is the head: ``params.json`` does not say whether it is tied, so it is compared with the embedding.
 
     Raises:
-        UserError: parts missing, truncated or unequal; files with anything but tensors in them; numbers that
+        UserError: parts are missing, truncated, or of different checkpoints; files hold more than tensors; numbers
             contradict each other.
     """
     if not (folder / "params.json").is_file():
@@ -140,7 +138,7 @@ def open_meta(folder: Path) -> Source:
             odd = sorted(part.keys() ^ parts[0].keys())
             raise UserError(f"{folder}: parts 00 and {i:02d} hold different tensors: {', '.join(odd[:5])}")
     if "embed.weight" not in names:
-        raise UserError(f"{folder} has no tok_embeddings.weight: not a whole Llama")
+        raise UserError(f"{folder} has no tok_embeddings.weight: not a complete Llama")
 
     n = len(parts)
     embed_dim = _embedding_split(folder, params, parts[0][names["embed.weight"]], n)
@@ -159,24 +157,24 @@ def open_meta(folder: Path) -> Source:
         rows = tensors["layers.0.attention.wq.weight"].shape[0]
         if rows < config.dim:
             raise UserError(
-                f"{folder}: its {n} parts of the queries have {rows} rows together, params.json says dim {config.dim}; "
-                f"that makes {config.dim * n / rows:g} parts. Is a consolidated.NN.pth missing?"
+                f"{folder}: the query matrices of its {n} parts have {rows} rows together, but params.json says dim "
+                f"{config.dim}; that makes {config.dim * n / rows:g} parts. Is a consolidated.NN.pth missing?"
             )
-    if tied:  # one of the two is enough
+    if tied:  # the embedding is enough
         tensors.pop("head.weight", None)
     orders = {
         matrix: interleaved_to_half(torch.arange(n_heads * config.head_dim)[:, None], n_heads).flatten()
         for matrix, n_heads in (("wq", config.n_heads), ("wk", config.n_kv_heads))
     }
-    cut = [
+    split_heads = [
         theirs
         for ours, theirs in names.items()
         if ours.split(".")[-2] in orders and any(part[theirs].shape[0] % config.head_dim for part in parts)
     ]
-    if cut:
+    if split_heads:
         raise UserError(
-            f"{folder}: its {n} parts do not hold whole heads of width {config.head_dim}, so their rows cannot be "
-            f"put in order: {', '.join(cut[:5])}"
+            f"{folder}: its {n} parts split heads of width {config.head_dim}, so their rows cannot be reordered: "
+            f"{', '.join(split_heads[:5])}"
         )
 
     def read(name: str) -> JoinedTensor:
@@ -204,9 +202,7 @@ def _part_files(folder: Path) -> list[Path]:
     missing = sorted(set(range(max(found) + 1)) - found.keys())
     if missing:
         names = ", ".join(f"consolidated.{i:02d}.pth" for i in missing)
-        raise UserError(
-            f"{folder} is half downloaded: {names} missing, though consolidated.{max(found):02d}.pth is there"
-        )
+        raise UserError(f"{folder} is incomplete: {names} missing, but consolidated.{max(found):02d}.pth exists")
     return [found[i] for i in sorted(found)]
 
 
@@ -225,7 +221,7 @@ def _load_parts(folder: Path) -> list[dict[str, Tensor]]:
 
 def _load_part(path: Path) -> dict[str, Tensor]:
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} ({path.stat().st_size:,} bytes) is truncated, or not a file of torch.save's")
+        raise UserError(f"{path} ({path.stat().st_size:,} bytes) is truncated, or not a file written by torch.save")
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -234,12 +230,12 @@ def _load_part(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); download it again") from None
     if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
-        raise UserError(f"{path} is not a table of tensors, as Meta's checkpoints are")
+        raise UserError(f"{path} is not a dict of tensors, as Meta's checkpoints are")
     return found
 
 
 def _embedding_split(folder: Path, params: dict[str, Any], part: Tensor, n: int) -> int | None:
-    """0 (rows, Llama 3) or 1 (columns, Llama 2): how the embedding is split over ``n`` parts; None when it is whole."""
+    """By which dimension the embedding is split over ``n`` parts: 0 (rows, Llama 3), 1 (columns, Llama 2) or None."""
     dim = params.get("dim")
     rows, columns = part.shape
     if n == 1:
@@ -249,17 +245,17 @@ def _embedding_split(folder: Path, params: dict[str, Any], part: Tensor, n: int)
     if columns * n == dim:
         return 1
     raise UserError(
-        f"{folder}: tok_embeddings.weight is [{rows}, {columns}] in each of {n} parts, which fits dim {dim} "
-        "neither split by rows nor by columns. Is a consolidated.NN.pth missing?"
+        f"{folder}: tok_embeddings.weight is [{rows}, {columns}] in each of {n} parts, which does not fit dim {dim}, "
+        "split by rows or by columns. Is a consolidated.NN.pth missing?"
     )
 
 
 def _read_params(folder: Path, params: dict[str, Any], vocab_size: int, tied: bool) -> LlamaConfig:
-    """``params.json`` as a `LlamaConfig`; see the file's docstring for what it leaves out."""
+    """``params.json`` as a `LlamaConfig`; this file's docstring lists what it does not state."""
     problems = []
     for key in ("dim", "n_layers", "n_heads"):
         if not isinstance(params.get(key), int) or params[key] < 1:
-            problems.append(f"{key} is {params.get(key)!r}; it must be a positive whole number")
+            problems.append(f"{key} is {params.get(key)!r}; it must be a positive integer")
     if problems:
         raise UserError(f"{folder}/params.json: " + "; ".join(problems))
     dim, n_heads = params["dim"], params["n_heads"]
@@ -268,14 +264,14 @@ def _read_params(folder: Path, params: dict[str, Any], vocab_size: int, tied: bo
         problems.append(f"dim {dim}, n_heads {n_heads} and n_kv_heads {n_kv_heads} do not divide")
     stated = params.get("vocab_size", -1)
     if stated not in (-1, vocab_size):
-        problems.append(f"vocab_size is {stated}, the embedding has {vocab_size} rows")
+        problems.append(f"vocab_size is {stated}, but the embedding has {vocab_size} rows")
     for key, least in {"norm_eps": 0.0, "rope_theta": 1.0, "multiple_of": 0, "ffn_dim_multiplier": 0.0}.items():
         value = params.get(key)
         if value is not None and (not isinstance(value, int | float) or not value > least):
             problems.append(f"{key} is {value!r}; it must be a number above {least:g}")
     for key in ("vision_model", "quantization_args", "lora_args", "moe"):
         if params.get(key):
-            problems.append(f"it has {key}; this code runs plain Llama 2 and 3")
+            problems.append(f"it has {key}; this code runs Llama 2 and 3 without it")
     if problems:
         raise UserError(f"{folder}/params.json: " + "; ".join(problems))
     theta = float(params.get("rope_theta") or 10_000.0)
@@ -302,7 +298,7 @@ def _read_params(folder: Path, params: dict[str, Any], vocab_size: int, tied: bo
 
 
 def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """Meta's rule: two thirds of 4·dim, times a multiplier (Llama 2 70B: 1.3), rounded up to a multiple."""
+    """Meta's rule: two thirds of 4·dim, times ``multiplier`` (Llama 2 70B: 1.3), rounded up to ``multiple_of``."""
     width = int(2 * (4 * dim) / 3)
     if multiplier is not None:
         width = int(multiplier * width)

@@ -1,8 +1,8 @@
-"""The ``tokenizer.model`` of Meta's downloads, copied, with the ``tokenizer.json`` that transformers and vLLM read.
+"""Copy the ``tokenizer.model`` of Meta's downloads and write the ``tokenizer.json`` that transformers and vLLM read.
 
-Llama 2's is a SentencePiece model, Llama 3's is tiktoken's text file of ranks. Both say which joins are *better* (a
-score, a rank) where a ``tokenizer.json`` lists the joins in order. So every way to cut a token into two tokens
-becomes one entry of that list, in order of the token's score or rank: the algorithm is then the same.
+Llama 2's is a SentencePiece model, Llama 3's is tiktoken's text file of ranks. Both give each token a score or a rank,
+which decides the order of merges; a ``tokenizer.json`` lists the merges in order. So every way to split a token into
+two tokens becomes a merge, in the order of the tokens' scores or ranks. The algorithm is then the same.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def write_meta_tokenizer(source: Path, folder: Path, max_length: int) -> None:
     """Copy ``tokenizer.model`` and write ``tokenizer.json`` and ``tokenizer_config.json`` beside it.
 
     Raises:
-        UserError: no ``tokenizer.model`` in ``source`` or the folder above it, where Llama 2's download puts it.
+        UserError: no ``tokenizer.model`` in ``source`` or in the folder above it (as in Llama 2's download).
     """
     found = [place / "tokenizer.model" for place in (source, source.parent) if (place / "tokenizer.model").is_file()]
     if not found:
-        raise UserError(f"no tokenizer.model in {source} or the folder above; name the one to use with --tokenizer")
+        raise UserError(f"no tokenizer.model in {source} or the folder above it; name one with --tokenizer")
     shutil.copyfile(found[0], folder / "tokenizer.model")
     write_tokenizer_json(folder, max_length)
 
 
 def write_tokenizer_json(folder: Path, max_length: int) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` beside the ``tokenizer.model`` of a folder."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` for the ``tokenizer.model`` in a folder."""
     model = folder / "tokenizer.model"
     ranks = read_ranks(model)
     if ranks is None:
@@ -50,7 +50,7 @@ def write_tokenizer_json(folder: Path, max_length: int) -> None:
 
 
 def read_ranks(path: Path) -> dict[bytes, int] | None:
-    """Read a tiktoken rank file, a line per token: its bytes in base64, its rank. None: the file is something else."""
+    """Read a tiktoken rank file: one line per token, its bytes in base64 and its rank. None: it is another file."""
     try:
         pairs = (line.split() for line in path.read_bytes().splitlines() if line)
         return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
@@ -59,7 +59,7 @@ def read_ranks(path: Path) -> dict[bytes, int] | None:
 
 
 def all_merges(pieces: Iterable[Piece], known: dict[Piece, int], order: Callable[[Any], Any]) -> list[tuple]:
-    """Every cut of every piece into two known pieces: pieces in the order given, one piece's by ``order``."""
+    """Every split of every piece into two known pieces, in the order of ``pieces``, then by the sort key ``order``."""
     merges = []
     for piece in pieces:
         cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
@@ -91,14 +91,14 @@ def llama3_special_tokens() -> list[str]:
 
 
 def byte_alphabet() -> list[str]:
-    """GPT-2's printable letter for each byte: itself where printable in Latin-1, else the next one from U+0100."""
+    """GPT-2's character for each byte: the same in Latin-1 if that is printable, else the next one from U+0100."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
 def sentencepiece_tokenizer(path: Path) -> Tokenizer:
-    """Llama 2's tokenizer: SentencePiece BPE with bytes as the last resort and a space put before the text."""
+    """Llama 2's tokenizer: SentencePiece BPE with byte fallback and a space added before the text."""
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
@@ -107,7 +107,7 @@ def sentencepiece_tokenizer(path: Path) -> Tokenizer:
     vocab = {piece: i for i, piece in enumerate(pieces)}
     control = [i for i in range(len(pieces)) if model.is_control(i) or model.is_unknown(i)]
     ordinary = [i for i in range(len(pieces)) if i not in control and not model.is_byte(i)]
-    # Runs of spaces share one score, the lowest; among these the longer run is joined first.
+    # Runs of spaces all have the lowest score; the longer run is merged first.
     ordinary.sort(key=lambda i: (-model.get_score(i), -len(pieces[i]), i))
     merges = all_merges((pieces[i] for i in ordinary), vocab, lambda cut: (-len(cut[0]), vocab[cut[0]]))
     tokenizer = Tokenizer(

@@ -1,4 +1,4 @@
-"""How far reading or converting a checkpoint has come: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress of loading or converting a checkpoint: a bar on a terminal, else a log line every ten seconds."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from data.progress import Bar
 
 log = logging.getLogger(__name__)
 
-EVERY = 10.0  # seconds between lines
+LOG_INTERVAL = 10.0  # seconds between lines
 
 
 class ByteProgress(Bar):
-    """Counts bytes against all there are, and says at what rate they come and how long the rest will take."""
+    """Shows how many of all bytes are done, their rate and the time left."""
 
     def __init__(self, what: str, total: int, show: bool) -> None:
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         super().__init__(what, total, show, *columns)
         self.what = what
-        self.start = self.said = time.perf_counter()
+        self.start = self.last_logged = time.perf_counter()
 
     def say(self, n: int) -> None:
         now = time.perf_counter()
-        if now - self.said < EVERY:
+        if now - self.last_logged < LOG_INTERVAL:
             return
-        self.said = now
+        self.last_logged = now
         rate = self.done / (now - self.start)
         log.info(
             "%s: %.1f of %.1f GB, %.2f GB/s, about %.0f s left",

@@ -1,12 +1,12 @@
 """The registry: every architecture, and every model by name.
 
-An architecture is one entry of `ARCHITECTURES`, which names all that the rest of the code has to know of it; a model is
-one entry of `MODELS`: an architecture with its numbers, and how it is prompted and trained. `PORTING.md` says how to
+An architecture is one entry of `ARCHITECTURES`, which names everything that the rest of the code needs of it. A model
+is one entry of `MODELS`: an architecture, its config, its chat template and its recipe. `PORTING.md` describes how to
 add either.
 
-A checkpoint's own ``config.json`` always wins over the numbers here; where the two differ, loading stops and says so
-unless asked not to. Tables 1 and 2 of the paper are misprinted (`docs/architecture.md`): these are the shapes of the
-real checkpoints.
+A checkpoint's ``config.json`` overrides the numbers here. If the two differ, loading is an error unless
+``--allow_mismatch`` is given. Tables 1 and 2 of the paper are misprinted (`docs/architecture.md`); the shapes here are
+those of the real checkpoints.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ Tokenizer = DecoderTokenizer | EncoderTokenizer
 
 @dataclass(frozen=True)
 class Download:
-    """How the weights of an architecture are fetched, for messages.
+    """How to download the weights of an architecture, for messages.
 
     Attributes:
-        repo: which to name where the model could be any of the architecture.
-        options: of ``hf download``: repositories hold the same weights more than once.
-        which: of several variants, the one to take; empty where there is one.
+        repo: the repository to name if the model could be any of the architecture.
+        options: for ``hf download``, because repositories hold the same weights more than once.
+        which: the variant to download if there are several; else empty.
     """
 
     repo: str
@@ -60,30 +60,30 @@ class Download:
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that the rest of the code needs to know of an architecture.
+    """Everything that the rest of the code needs of an architecture.
 
     Attributes:
         kind: "decoder" writes its answers, "encoder" has a head for each field.
-        build: the module class, ``build(config)``; with ``layers``, ``config`` and ``init_weights``.
+        build: the module class, ``build(config)``; its modules have ``layers``, ``config`` and ``init_weights``.
         costs: ``costs(config)``, see `model.costs.Costs`.
-        parse_config: the contents of a ``config.json``, and its path for messages → config. Raises UserError.
+        parse_config: (contents of a ``config.json``, its path for messages) → config. Raises UserError.
         write_config: writes ``config.json`` and ``generation_config.json`` from (folder, config, dtype, token ids), for
-            `checkpoints_tools.convert`; None where that has nothing to do.
-        write_export: writes all that an export holds beside its weights from (folder, config, dtype, tokenizer, what it
-            was trained on).
+            `checkpoints_tools.convert`. None: `convert` refuses the architecture.
+        write_export: writes an export's config and tokenizer from (folder, config, dtype, tokenizer, `TrainedOn`).
         match_tensors: (names of a folder's tensors, the folder's config, config of the model to fill, the folder for
-            messages) → which tensor is for what. Raises UserError where heads do not fit.
+            messages) → `Matched`. Raises UserError if heads do not fit.
         to_theirs: (our parameter name, config) → name in an export.
         load_tokenizer: folder → tokenizer. Raises UserError.
         with_task: (config, task, ``--head``, the folder for messages) → config of a model for the task. Raises
-            UserError where the folder's heads are not the task's.
-        check_tokenizer: raises UserError where (config, tokenizer, folder for messages) do not belong together, beyond
-            what is checked of all.
-        tensor_plan: how its matrices are split over ranks; None: not at all.
-        task_decides_heads: which tensors it needs depends on the task, not on its config.json alone.
-        row_bounds_input: ``--row_length`` is the longest input as well, so that shorter rows cut documents; False: that
-            is ``--max_length``.
-        free_fields: numbers of a config in which a checkpoint may differ from the model that it is loaded into.
+            UserError if the folder's heads are not the task's.
+        check_tokenizer: (config, tokenizer, folder for messages) → None, for checks that only this architecture needs.
+            Raises UserError if config and tokenizer do not belong together.
+        tensor_plan: how its matrices are split over ranks; None: tensor parallelism is refused.
+        task_decides_heads: True if the tensors that it needs depend on the task, not on its config.json alone.
+        row_bounds_input: True if ``--row_length`` limits the input too, so that shorter rows truncate documents; False
+            if ``--max_length`` does.
+        free_fields: fields of the config in which a checkpoint may differ from the model that it is loaded into.
+        download: how to download its weights.
     """
 
     kind: Literal["decoder", "encoder"]
@@ -114,7 +114,7 @@ def _with_heads(
 
 
 def _no_check(*_: object) -> None:
-    """Whatever is checked of all architectures is enough."""
+    """For architectures whose tokenizers need no further check."""
 
 
 _ENCODER = Architecture(
@@ -122,7 +122,7 @@ _ENCODER = Architecture(
     build=Encoder,
     costs=EncoderCosts,
     parse_config=parse_encoder_config,
-    write_config=None,  # encoders come as Hugging Face folders, which training takes as they are
+    write_config=None,  # encoders come as Hugging Face folders, which training reads without conversion
     write_export=write_encoder_export,
     match_tensors=match_encoder,
     to_theirs=encoder_to_theirs,
@@ -136,7 +136,7 @@ _ENCODER = Architecture(
     download=Download("google-bert/bert-base-uncased", "--include '*.json' '*.txt' '*.safetensors'"),
 )
 
-# By ``model_type`` of config.json, which is ``family`` of our configs.
+# ``model_type`` of config.json, which is ``family`` of our configs -> architecture.
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(
         kind="decoder",
@@ -168,22 +168,22 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
-    """The entry of a config's architecture."""
+    """The registry entry of a config's architecture."""
     return ARCHITECTURES[config.family]
 
 
 def config_of(model: nn.Module) -> ModelConfig:
-    """The numbers that one of our models was built from."""
+    """The config that one of our models was built from."""
     return cast(ModelConfig, model.config)
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """One of our models' layers, one after another: what is sharded, recomputed and compiled one by one."""
+    """The layers of one of our models, in order: the units of sharding, activation checkpointing and compilation."""
     return cast(nn.ModuleList, model.layers)
 
 
 def costs_of(config: ModelConfig) -> Costs:
-    """What a model of these numbers costs."""
+    """The costs of a model with this config."""
     return architecture_of(config).costs(config)
 
 
@@ -192,11 +192,12 @@ class ModelSpec:
     """A model by name.
 
     Attributes:
-        family: key into `ARCHITECTURES`, also where ``config`` is None.
-        config: the numbers; None takes whatever the checkpoint folder's ``config.json`` says.
-        chat_template: key into ``data.decoder.prompts.TEMPLATES``; empty for encoders, which are not prompted.
+        name: value of ``--model``.
+        family: key into `ARCHITECTURES`, set even if ``config`` is None.
+        config: the model's config; None: the config is read from the checkpoint folder.
+        chat_template: key into ``data.decoder.prompts.TEMPLATES``; empty for encoders, which have no prompt.
         recipe: key into ``train.config.RECIPES``: the paper's settings for a model of this size.
-        hf_repo: where the weights come from, for messages; empty for models that have none.
+        hf_repo: where the weights are published, for messages; empty for models without published weights.
     """
 
     name: str
@@ -222,7 +223,7 @@ class ModelSpec:
 
     @property
     def default_checkpoint(self) -> Path | None:
-        """Where a preset's weights are looked for unless a folder is named; None for a model that could be any."""
+        """The folder of the weights if ``--checkpoint`` is omitted; None for a model without a config."""
         return Path("checkpoints") / self.name if self.config is not None else None
 
 
@@ -288,11 +289,11 @@ MODELS: dict[str, ModelSpec] = {
             "smollm2",
             "HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
-        # Any other checkpoint of the Llama architecture, from its own config.json, with the paper's recipe for small
-        # models and the chat template that its tokenizer tells of.
+        # Any other checkpoint of the Llama architecture, with the config and chat template of its folder and the
+        # paper's recipe for small models.
         ModelSpec("llama", "llama", None, "plain", "small"),
-        # Small enough for tests on one CPU core; odd widths so that nothing divides by accident, and heads whose widths
-        # do not add up to the model's (16 is the least that FlexAttention takes).
+        # Small enough for tests on one CPU core. Its widths are odd so that nothing divides by accident, and
+        # n_heads * head_dim is not dim (16 is the smallest head width that FlexAttention supports).
         ModelSpec(
             "llama_debug",
             "llama",
@@ -310,11 +311,11 @@ MODELS: dict[str, ModelSpec] = {
             "plain",
             "debug",
         ),
-        # Encoders. The task decides which heads they get, so the configs here have none.
+        # Encoders. Their heads depend on the task, so the configs here have none.
         ModelSpec("roberta_base", "roberta", ROBERTA_BASE, "", "encoder", "FacebookAI/roberta-base"),
         ModelSpec("roberta_large", "roberta", ROBERTA_LARGE, "", "encoder", "FacebookAI/roberta-large"),
         ModelSpec("roberta_debug", "roberta", ROBERTA_DEBUG, "", "encoder_debug"),
-        # Any other checkpoint of the architecture, from its own config.json.
+        # Any other checkpoint of the architecture, with the config of its folder.
         ModelSpec("roberta", "roberta", None, "", "encoder"),
         ModelSpec("bert", "bert", None, "", "encoder"),
     ]
@@ -322,10 +323,10 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def get_model_spec(name: str) -> ModelSpec:
-    """Look a model up by name.
+    """Look up a model by name.
 
     Raises:
-        UserError: unknown name; the message gives the nearest known one.
+        UserError: unknown name; the message suggests the nearest known one.
     """
     if name not in MODELS:
         raise UserError(f"unknown model '{name}'.{nearest(name, MODELS)}")

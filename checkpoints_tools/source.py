@@ -1,4 +1,4 @@
-"""What every checkpoint format is turned into while it is read: a `Source`, in our names and our layout."""
+"""The common interface to all checkpoint formats: a `Source`, with our names and our layout."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from data.errors import UserError
 
 
 class Slices(Protocol):
-    """A stored tensor of which nothing is in memory but what it is indexed for."""
+    """A stored tensor; indexing it with slices reads only these."""
 
     def __getitem__(self, where: slice | tuple[slice, ...], /) -> torch.Tensor: ...
 
 
-# What safetensors calls the dtypes that can be fine-tuned.
+# safetensors' names of the dtypes that can be fine-tuned.
 SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """What safetensors calls a dtype, as far as we have use for it; else its name in PyTorch."""
+    """safetensors' name of a dtype that can be fine-tuned; PyTorch's name of any other."""
     names = {ours: name for name, ours in SAFETENSORS_DTYPES.items()}
     return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
 class TensorInfo(NamedTuple):
-    """Shape and dtype of a stored tensor; the dtype as safetensors calls it, or (GGUF) llama.cpp (``"Q4_1"``)."""
+    """Shape and dtype of a stored tensor; the dtype under safetensors' name, or llama.cpp's for GGUF (``"Q4_1"``)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -39,18 +39,20 @@ class TensorInfo(NamedTuple):
 
 @dataclass
 class Source:
-    """An opened checkpoint, whatever its format. Nothing but metadata is in memory until ``read``.
+    """An opened checkpoint of any format. Only metadata is in memory until ``read`` is called.
 
     Attributes:
-        format: what was recognized, for people: "Hugging Face folder", "Meta folder (8 parts)", "GGUF file".
-        tensors: our parameter name → what is stored, in the order in which reading is fastest. What is none of the
-            architecture's stands under its own name, so that `compare_tensors` calls it unexpected.
-        dtype: dtype the weights have, or are unpacked to; what ``--dtype keep`` writes.
-        read: our parameter name → what gives the tensor, on the CPU and in our (half-rotation) layout, when indexed
-            with slices: ``read(name)[:]`` all of it, ``read(name)[0:8, 4:6]`` no more than that (a GGUF file, which
-            has to be unpacked, gives all of it at once).
+        format: the recognized format, to be shown: "Hugging Face folder", "Meta folder (8 parts)", "GGUF file".
+        path: the folder or file.
+        config: the checkpoint's config.
+        tensors: our parameter name → shape and dtype, in the order in which reading is fastest. Tensors that the
+            architecture does not have keep their own names, so that `compare_tensors` reports them.
+        dtype: dtype of the weights, or of the dequantized weights; ``--dtype keep`` writes it.
+        read: our parameter name → the tensor, to be indexed with slices: ``read(name)[:]``, ``read(name)[0:8, 4:6]``.
+            Indexing returns it on the CPU in our (half-rotation) layout and reads only the slice (of a GGUF file, which
+            must be dequantized, the complete tensor).
         write_tokenizer: writes the tokenizer's files and the chat template into a folder.
-        token_ids: bos_token_id, eos_token_id, pad_token_id, as far as stated.
+        token_ids: those of bos_token_id, eos_token_id and pad_token_id that the checkpoint states.
         fresh, ignored: see `checkpoints_tools.key_maps.Matched`.
     """
 
@@ -68,14 +70,14 @@ class Source:
 
 @functools.cache
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Our parameter name → shape, for a model of this config (built on the meta device: costs nothing)."""
+    """Our parameter name → shape, for a model of this config (built on the meta device, without memory)."""
     with torch.device("meta"):
         model = architecture_of(config).build(config)
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def compare_tensors(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: bool) -> list[str]:
-    """Every missing, unexpected and misshapen tensor, one line each; a tied model may store ``head.weight`` too."""
+    """One line per missing, unexpected or misshapen tensor. A tied model may store ``head.weight`` as well."""
     problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in found]
     for name, shape in found.items():
         if name not in expected:
@@ -87,14 +89,14 @@ def compare_tensors(found: dict[str, tuple[int, ...]], expected: dict[str, tuple
 
 
 def check_dtypes(where: Path, tensors: dict[str, TensorInfo]) -> None:
-    """UserError when weights are stored in numbers that cannot be fine-tuned."""
+    """Raise UserError if weights are stored in a dtype that cannot be fine-tuned."""
     kinds = sorted({info.dtype for info in tensors.values()} - SAFETENSORS_DTYPES.keys())
     if kinds:
         raise UserError(f"{where} stores weights as {', '.join(kinds)}; full fine-tuning needs F32, BF16 or F16")
 
 
 def raise_problems(where: str, problems: list[str], limit: int = 20) -> None:
-    """Raise one UserError that lists the problems (the first ``limit``), or do nothing when there are none."""
+    """Raise one UserError that lists the first ``limit`` problems; do nothing if there are none."""
     if problems:
         more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
         lines = "\n".join(f"  - {p}" for p in problems[:limit] + more)
@@ -102,17 +104,18 @@ def raise_problems(where: str, problems: list[str], limit: int = 20) -> None:
 
 
 def check_source(source: Source) -> None:
-    """UserError naming every tensor of the source that does not fit its own config."""
+    """Raise a UserError that names the tensors of the source that do not fit its config."""
     shapes = {name: info.shape for name, info in source.tensors.items()}
     problems = compare_tensors(shapes, expected_shapes(source.config), source.config.tie_embeddings)
     raise_problems(str(source.path), problems)
 
 
 def check_tied(source: Source, rows: slice = slice(None)) -> None:
-    """UserError when a checkpoint that ties the head to the embedding stores a head that is not the embedding.
+    """Raise UserError if a checkpoint with a tied head stores a head that differs from the embedding.
 
     Args:
-        rows: which to compare. Loading compares a rank's own: together the ranks have then seen all, once.
+        source: the checkpoint.
+        rows: the rows to compare. In loading each rank compares its own, so that all ranks together compare all rows.
     """
     if not (source.config.tie_embeddings and "head.weight" in source.tensors):
         return
@@ -126,8 +129,8 @@ def check_tied(source: Source, rows: slice = slice(None)) -> None:
 def interleaved_to_half(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
     """Reorder the rows of a query or key matrix from interleaved pairs to halves.
 
-    Meta's code rotates neighbouring rows (2j, 2j+1) of a head together, ours and Hugging Face's rows (j, j+D/2).
-    GGUF files store Llama's queries and keys in Meta's order. The attention scores are the same either way.
+    Meta's code rotates neighbouring rows (2j, 2j+1) of a head as a pair; Hugging Face's and ours rotate rows
+    (j, j+D/2). GGUF files store Llama's queries and keys in Meta's order. The attention scores are equal.
 
     Args:
         weight: ``[n_heads·D, E]``.

@@ -1,4 +1,4 @@
-"""The tokenizer files of a checkpoint folder: found, copied, or built where a format holds only their parts."""
+"""The tokenizer files of a checkpoint folder: find them, copy them, or build them from a vocabulary and merges."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from checkpoints_tools.json_files import write_json
 from data.decoder.tokenizer import LLAMA3_SPLIT
 from data.errors import UserError
 
-# Any one of these is a tokenizer.
+# Each of these is a tokenizer.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-# What goes with it.
+# Files that are copied with a tokenizer.
 COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -42,7 +42,7 @@ def _llama3() -> list[pre_tokenizers.PreTokenizer]:
     return [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
 
 
-# llama.cpp's name of a rule for cutting text before merging (tokenizer.ggml.pre) -> the rule
+# llama.cpp's name (tokenizer.ggml.pre) of a rule that splits text before merging -> the rule
 PRE_TOKENIZERS = {
     "gpt-2": _gpt2,
     "smollm": _single_digits,
@@ -51,12 +51,12 @@ PRE_TOKENIZERS = {
     "llama3": _llama3,
     "llama-v3": _llama3,
 }
-# These look a piece up whole before they try to merge it, as tiktoken does.
-WHOLE_PIECES_FIRST = ("llama-bpe", "llama3", "llama-v3")
+# With these a piece that is in the vocabulary becomes one token without merging, as in tiktoken.
+IGNORE_MERGES = ("llama-bpe", "llama3", "llama-v3")
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Where a checkpoint folder's tokenizer lies: in it, or, as in Meta's download of Llama 2, in the folder above."""
+    """The folder of a checkpoint's tokenizer: the same, or the one above it (as in Meta's download of Llama 2)."""
     if is_meta_folder(folder) and not any((folder / name).is_file() for name in TOKENIZERS):
         return folder.parent if any((folder.parent / name).is_file() for name in TOKENIZERS) else folder
     return folder
@@ -66,7 +66,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy a tokenizer (one file, or all tokenizer files of a folder) into a folder.
 
     Raises:
-        UserError: no tokenizer there.
+        UserError: no tokenizer in ``source``.
     """
     if source.is_file():
         if source.name not in TOKENIZERS:
@@ -74,7 +74,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
         return
     if not any((source / name).is_file() for name in TOKENIZERS):
-        raise UserError(f"{source} has no tokenizer ({' or '.join(TOKENIZERS)}); name one that has with --tokenizer")
+        raise UserError(f"{source} has no tokenizer ({' or '.join(TOKENIZERS)}); name another folder with --tokenizer")
     for name in TOKENIZERS + COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -87,16 +87,16 @@ def byte_level_tokenizer(
     added: list[AddedToken],
     bos: str | None = None,
 ) -> Tokenizer:
-    """Put a byte-level BPE tokenizer together.
+    """Build a byte-level BPE tokenizer.
 
     Args:
         vocab: token, written in GPT-2's printable alphabet for bytes → id.
         merges: in order of priority.
         pre: key into `PRE_TOKENIZERS`.
-        added: special and other tokens that are never cut; all of them are in ``vocab``.
-        bos: a token to put before every text that is encoded with special tokens.
+        added: special and other tokens that are never split; all of them are in ``vocab``.
+        bos: token to add before every text that is encoded with special tokens.
     """
-    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre in WHOLE_PIECES_FIRST))
+    tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre in IGNORE_MERGES))
     parts = PRE_TOKENIZERS[pre]()
     tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
     tokenizer.decoder = decoders.ByteLevel()
@@ -114,12 +114,12 @@ def byte_level_tokenizer(
 def write_tokenizer_files(
     folder: Path, tokenizer: Tokenizer, named: dict[str, str], max_length: int, chat_template: str | None
 ) -> None:
-    """Write ``tokenizer.json``, ``tokenizer_config.json`` and, where there is one, ``chat_template.jinja``.
+    """Write ``tokenizer.json``, ``tokenizer_config.json`` and, if there is a template, ``chat_template.jinja``.
 
     Args:
         named: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token`` → the token's text.
         max_length: context length, for ``model_max_length``.
-        chat_template: Jinja source; written to both places, since older readers know only the first.
+        chat_template: Jinja source; written to both places, because older readers know only ``tokenizer_config.json``.
     """
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {

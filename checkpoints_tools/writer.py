@@ -1,4 +1,4 @@
-"""Writing a checkpoint folder: sharded safetensors as they stream by, and a folder that appears only when complete."""
+"""Write a checkpoint folder: tensors streamed to sharded safetensors, in a folder that appears only when complete."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """What an export says of the task that its model was trained on, as far as its architecture has use for it.
+    """The task that a model was trained on. Each architecture stores in an export what it needs of it.
 
     Attributes:
-        prompt_spec: what stands around every document; None for encoders.
-        labels: by field, what each output of its head stands for, in order (of a token field the tags).
+        prompt_spec: the prompt; None for encoders.
+        labels: by field, the labels of its head's outputs, in order (tags for a token field).
         max_length: the longest document in tokens, special tokens included.
     """
 
@@ -36,13 +36,13 @@ class TrainedOn:
 
 
 class ShardWriter:
-    """Writes tensors into ``model-0000X-of-0000Y.safetensors`` plus the index; holds at most one shard in memory.
+    """Writes tensors into ``model-0000X-of-0000Y.safetensors`` and an index; holds at most one shard in memory.
 
-    Hugging Face's naming: a single file is called ``model.safetensors`` and has no index. How many shards there
-    will be is known only at the end, so they are written under temporary names and renamed by `close`.
+    These are Hugging Face's names; a single file is called ``model.safetensors`` and has no index. The number of shards
+    is known only at the end, so `close` renames them from temporary names.
 
     Raises:
-        UserError: the disk is full; from `add` and `close`.
+        UserError: in `add` and `close`, if the disk is full.
     """
 
     def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -53,7 +53,7 @@ class ShardWriter:
         self.shards: list[list[str]] = []
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take one tensor under its final name; writes a shard out first when this one would overfill it."""
+        """Add a tensor under its final name. If it does not fit the current shard, that shard is written first."""
         size = tensor.numel() * tensor.element_size()
         if self.held and self.held_bytes + size > self.shard_bytes:
             self._flush()
@@ -69,13 +69,13 @@ class ShardWriter:
         except SafetensorError as error:
             if "I/O error" not in str(error):
                 raise
-            raise UserError(f"{path} could not be written: {error}. Make room there and do it again.") from None
-        path.chmod(0o644)  # safetensors creates files only their owner can read
+            raise UserError(f"{path} could not be written: {error}. Free disk space and try again.") from None
+        path.chmod(0o644)  # safetensors creates files that only their owner can read
         self.shards.append(list(self.held))
         self.held, self.held_bytes = {}, 0
 
     def close(self) -> list[Path]:
-        """Write what is left, give the shards their final names, write the index; returns the weight files."""
+        """Write the last shard, give the shards their final names, write the index; return the weight files."""
         if self.held:
             self._flush()
         n = len(self.shards)
@@ -90,7 +90,7 @@ class ShardWriter:
 
 
 def refuse_non_empty(folder: Path) -> None:
-    """UserError when ``folder`` holds anything (or is a file): nothing is ever overwritten."""
+    """Raise UserError if ``folder`` is a file or not empty, so that nothing is overwritten."""
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not empty; remove it or name another folder")
     if folder.exists() and not folder.is_dir():
@@ -99,9 +99,9 @@ def refuse_non_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def staged_folder(folder: Path | str) -> Iterator[Path]:
-    """A new folder beside ``folder`` to write into, renamed to it on success and removed on failure.
+    """A temporary folder to write into, beside ``folder``; renamed to ``folder`` on success and removed on failure.
 
-    So a folder under its final name is always complete, whatever interrupted the writing.
+    So ``folder`` is complete whenever it exists.
     """
     folder = Path(folder).absolute()
     refuse_non_empty(folder)
@@ -112,7 +112,7 @@ def staged_folder(folder: Path | str) -> Iterator[Path]:
     try:
         yield staging
         if folder.exists():
-            folder.rmdir()  # empty, as checked; os.rename onto it would fail on some systems
+            folder.rmdir()  # it is empty; os.rename to an existing folder fails on some systems
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

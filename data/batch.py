@@ -1,4 +1,4 @@
-"""What the loader and the trainer need of samples and batches, whether a decoder's or an encoder's: two protocols."""
+"""Two protocols: the samples and batches of decoders and encoders, as the loader and the trainer use them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
-Row = list[int]  # sample indices that stand in one row
+Row = list[int]  # sample indices of one row
 
 
 class Batch(Protocol):
@@ -18,7 +18,7 @@ class Batch(Protocol):
         tokens, positions, doc_ids: ``[B, T]``.
         sample_ids: ids of the samples, row by row.
         n_real_tokens: tokens that are not padding; 0 for a dummy.
-        dummy: work that only keeps this rank in step with the others; it carries no target.
+        dummy: True for a batch without targets that only keeps this rank in step with the others.
     """
 
     tokens: torch.Tensor
@@ -29,26 +29,30 @@ class Batch(Protocol):
     dummy: bool
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Run the batch through a model: by field, ``[N, V]`` logits and the ``[N]`` targets that they should give."""
+        """Run the model on the batch; return ``[N, V]`` logits and ``[N]`` targets by field."""
+        ...
+
+    def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The same batch with ``change`` applied to every tensor."""
         ...
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch on ``device``; from pinned memory the copy does not block."""
-        ...
+        """Copy the batch to ``device``; from pinned memory without blocking."""
+        return self.map_tensors(lambda t: t.to(device, non_blocking=t.is_pinned()))
 
     def pin_memory(self) -> Self:
-        """The batch in pinned memory."""
-        ...
+        """Copy the batch to pinned memory."""
+        return self.map_tensors(lambda t: t.pin_memory())
 
 
 class Samples(Protocol):
-    """What the loader needs of samples, a decoder's (`data.decoder.samples`) or an encoder's (`data.encoder.samples`).
+    """Tokenized samples, a decoder's (`data.decoder.samples`) or an encoder's (`data.encoder.samples`).
 
     Attributes:
         ids: the examples' ids.
-        prefix: token ids that all samples begin with, which a row may hold once.
-        costs: ``[S]`` tokens that each sample takes in a row beside the prefix.
-        label_lengths: ``[S]`` positions of each sample at which something is predicted.
+        prefix: token ids at the start of all samples, which the samples of a row can share.
+        costs: ``[S]`` tokens that each sample adds to a row, without the prefix.
+        label_lengths: ``[S]`` number of output positions of each sample.
     """
 
     ids: list[str]
@@ -59,13 +63,13 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, rows: Sequence[Row], share_prefix: bool, length: int) -> Batch:
-        """Lay rows of samples into one micro-batch, padded to ``length`` tokens."""
+        """Build one micro-batch from rows of samples, padded to ``length`` tokens."""
         ...
 
     def dummy(self) -> Batch:
-        """The least a forward pass takes, without anything to predict."""
+        """The smallest batch for a forward pass, without targets."""
         ...
 
     def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
-        """By field, positions of these samples at which something is predicted."""
+        """By field, the number of output positions of these samples."""
         ...

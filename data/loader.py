@@ -1,22 +1,23 @@
-"""Which samples make up step ``n``, on which rank, in which rows: a pure function of the seed and ``n``.
+"""The samples of step ``n`` and their ranks and rows: a pure function of the seed and ``n``.
 
-Nothing is carried from step to step, so resuming is asking for the next number, and no rank asks another::
+There is no state between steps, so a resumed run continues with the next number. There is no communication either::
 
-    order of the epoch ─► the step's samples ─► dealt to ranks ─► packed into rows ─► micro-batches
-    (seed, epoch)         (seed, n)             by length         up to row_length    as many on every rank
+    order of the epoch ─► the step's samples ─► distributed ─► packed into rows ─► micro-batches
+    (seed, epoch)         (seed, n)             by length      up to row_length    equally many per rank
 
-*samples* (``batch_unit``): the epochs' orders are laid end to end and step ``n`` takes ``[n * batch_size,
-(n + 1) * batch_size)`` of them. Every step has exactly ``batch_size`` samples and every sample comes once an epoch; a
-step may hold the end of one epoch and the beginning of the next. Packing, sharing and ranks have no say in which
-samples make up a step.
+``batch_unit="samples"``: the epochs' orders are concatenated, and step ``n`` has the samples ``[n * batch_size,
+(n + 1) * batch_size)``. So every step has exactly ``batch_size`` samples, and every sample occurs once per epoch. A
+step may contain the end of one epoch and the beginning of the next. A step's samples do not depend on packing, prefix
+sharing or ranks.
 
-*rows*: the epoch's samples are packed into as few rows as level packing needs, samples of one length drawn at random
-and the rows shuffled, and a step takes ``batch_size`` rows. The number of rows is the same in every epoch.
+``batch_unit="rows"``: the epoch's samples are packed into the fewest rows of about equal length (`balance_costs`), and
+a step has ``batch_size`` rows. The order of the rows is random, and samples of equal length are exchanged at random.
+The number of rows is the same in every epoch.
 
-Under FSDP all ranks gather parameters together, so a step takes as long as its slowest rank, pass by pass. Therefore
-samples are dealt by length, each rank's rows are ordered longest first, and a rank with fewer micro-batches than
-another takes part with dummies, which carry no target. Every rank knows all lengths, so the global counts that the
-loss divides by need no communication.
+Under FSDP all ranks gather parameters together, so every pass takes as long as its slowest rank. Therefore samples are
+distributed by length, and each rank's rows are ordered longest first. A rank with fewer micro-batches than another runs
+dummies, which have no target. Every rank knows all lengths, so it computes the loss's global counts without
+communication.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from data.packing import balance_costs, balance_counts, pack, padded_length
 
 @dataclass
 class StepPlan:
-    """Who computes what in one step: ``ranks[rank][micro_batch][row]`` are the row's sample indices."""
+    """One step's distribution: ``ranks[rank][micro_batch][row]`` is the list of the row's sample indices."""
 
     ranks: list[list[list[Row]]]
 
@@ -54,19 +55,18 @@ class StepPlan:
 
 @dataclass
 class StepBatch:
-    """This rank's share of a step, and what every rank has to know of the whole.
+    """This rank's part of a step, and counts over all ranks and micro-batches.
 
     Attributes:
-        batches: this rank's micro-batches, equally many on every rank; dummies make up the number.
-        n_label_tokens: by field, label tokens of the whole step, over all ranks and micro-batches: the denominators of
-            the fields' losses.
-        sample_ids: of the whole step.
-        row_prefix, row_lengths: of the whole step, tokens of the prefix that every row begins with; by row, the tokens
-            of each of its samples behind that.
-        epoch: how many times the data set has been gone through once this step is done.
-        n_examples: samples of the whole step.
-        n_real_tokens: tokens of the whole step that are not padding, a shared prefix counted once a row.
-        n_tokens: tokens that the whole step computes, padding and dummies included.
+        batches: this rank's micro-batches, filled up with dummies to an equal number on every rank.
+        n_label_tokens: by field, label tokens on all ranks: the denominators of the fields' losses.
+        sample_ids: ids of the samples on all ranks.
+        row_prefix: tokens of the shared prefix at the start of every row; 0 without sharing.
+        row_lengths: for every row on all ranks, the tokens of each sample, without a shared prefix.
+        epoch: number of passes over the data set after this step.
+        n_examples: number of samples on all ranks.
+        n_real_tokens: tokens on all ranks that are not padding, a shared prefix counted once per row.
+        n_tokens: tokens that all ranks compute, padding and dummies included.
     """
 
     batches: list[Batch]
@@ -84,16 +84,16 @@ class StepLoader:
     """The steps of a training run by number, from 0.
 
     Args:
-        samples: from ``prepare`` or ``prepare_encoder``, none of them longer than a row.
+        samples: from ``prepare`` of `data.decoder.samples` or `data.encoder.samples`, each at most a row long.
         batch_size: samples or rows of a step, over all ranks.
         batch_unit: ``"samples"`` or ``"rows"``.
-        row_length: the most tokens in a row, prefix included.
-        packing: False lays one sample in a row (for comparison).
-        share_prefix: the prefix once a row instead of once a sample; without packing it makes no difference.
-        micro_rows: rows of one forward pass. ``None`` is 1 with packing; without, as many padded rows as hold at most
-            ``row_length`` tokens together.
-        seed: of the order of samples.
-        rank, world_size: this process among all.
+        row_length: maximum number of tokens in a row, prefix included.
+        packing: False: one sample per row (for comparison).
+        share_prefix: True: the prefix once per row; False: once per sample. Without packing both are the same.
+        micro_rows: rows per forward pass. ``None``: 1 with packing; without packing, as many padded rows as have at
+            most ``row_length`` tokens together.
+        seed: seed of the samples' order.
+        rank, world_size: index of this process, and number of processes.
 
     Raises:
         UserError: no samples, fewer samples than ranks, or a setting out of range.
@@ -127,29 +127,29 @@ class StepLoader:
         self.world_size = world_size
 
         n_prefix = len(samples.prefix)
-        self.row_prefix = n_prefix if share_prefix else 0  # prefix tokens once a row
+        self.row_prefix = n_prefix if share_prefix else 0  # prefix tokens, once per row
         self._costs = samples.costs + (0 if share_prefix else n_prefix)  # [S] tokens each sample adds to a row
         self._capacity = row_length - self.row_prefix
         assert self._costs.max() <= self._capacity, (
             f"a sample of {self._costs.max()} tokens for rows of {self._capacity}: prepared for a longer row"
         )
-        # Only a few epochs' orders are ever wanted at once: this one, the next, and the prefetcher's.
+        # At any time only a few epochs are in use: this one, the next one, and the prefetcher's.
         self._units_of_epoch = lru_cache(maxsize=4)(self._epoch_units)
-        self._n_rows = self._fewest_level_rows() if batch_unit == "rows" and packing else len(samples)
+        self._n_rows = self._fewest_balanced_rows() if batch_unit == "rows" and packing else len(samples)
 
     @property
     def units_per_epoch(self) -> int:
-        """Samples or rows (``batch_unit``) that one pass over the data takes."""
+        """Number of samples or rows (``batch_unit``) in one pass over the data."""
         return len(self.samples) if self.batch_unit == "samples" else self._n_rows
 
     def n_steps_for(self, epochs: float) -> int:
-        """Steps that ``epochs`` passes over the data take, rounded up: no sample is left out at the end."""
+        """Number of steps in ``epochs`` passes over the data, rounded up so that no sample is omitted at the end."""
         return ceil(round(epochs * self.units_per_epoch / self.batch_size, 6))
 
-    # ------------------------------------------------------------------------------------------ which samples
+    # ------------------------------------------------------------------------------------------ the step's samples
 
     def _epoch_units(self, epoch: int) -> list[Row]:
-        """The epoch's samples (as rows of one) or packed rows, in the order in which steps take them."""
+        """The epoch's samples (as rows of one) or packed rows, in the order of the steps."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.samples))
         if self.batch_unit == "samples" or not self.packing:
@@ -157,19 +157,19 @@ class StepLoader:
         rows = balance_costs(self._costs[order], self._n_rows)
         return [order[rows[r]].tolist() for r in rng.permutation(len(rows))]
 
-    def _fewest_level_rows(self) -> int:
-        """The fewest rows over which the samples can be dealt level so that each row fits.
+    def _fewest_balanced_rows(self) -> int:
+        """The smallest number of rows for which `balance_costs` exceeds no row's capacity.
 
-        Dealing longest first depends on the samples only through their lengths, so the number holds for every epoch.
-        Level rows mix long and short samples, which first-fit rows do not: there the last rows are all short ones.
+        The number depends only on the samples' lengths, so it is the same in every epoch. Balanced rows mix long and
+        short samples. With first-fit, the last rows would have short samples only.
         """
         costs = self._costs
 
         def fits(n: int) -> bool:
             return max(costs[row].sum() for row in balance_costs(costs, n)) <= self._capacity
 
-        # No two samples of more than half a row stand together. More rows never make the longest one longer, so the
-        # number can be found by halves; one row a sample always fits.
+        # A row holds at most one sample of more than half its capacity. More rows never make the longest one longer, so
+        # the number is found by bisection; one row per sample always fits.
         least = max(ceil(int(costs.sum()) / self._capacity), int((costs * 2 > self._capacity).sum()))
         return least + bisect_left(range(least, len(costs)), True, key=fits)
 
@@ -181,26 +181,26 @@ class StepLoader:
             units += self._units_of_epoch(epoch)[at : at + self.batch_size - len(units)]
         return units
 
-    # ------------------------------------------------------------------------------------- on which rank, which row
+    # ------------------------------------------------------------------------------------- their ranks and rows
 
     def plan(self, n: int) -> StepPlan:
-        """Say which samples stand in which row of which micro-batch of which rank in step ``n``."""
+        """Distribute the samples of step ``n`` over ranks, micro-batches and rows."""
         return self._plan(self._units(n))
 
     def _plan(self, units: list[Row]) -> StepPlan:
         if self.batch_unit == "rows":
-            dealt = balance_counts([self.row_tokens(row) for row in units], self.world_size)
-            return StepPlan([self._micro_batches([units[i] for i in own]) for own in dealt])
+            by_rank = balance_counts([self.row_tokens(row) for row in units], self.world_size)
+            return StepPlan([self._micro_batches([units[i] for i in own]) for own in by_rank])
         indices = np.array([i for unit in units for i in unit])
         ranks = []
         for own in balance_costs(self._costs[indices], self.world_size):
-            mine = indices[own]
-            rows = pack(self._costs[mine], self._capacity) if self.packing else [[i] for i in range(len(mine))]
-            ranks.append(self._micro_batches([mine[row].tolist() for row in rows]))
+            on_rank = indices[own]
+            rows = pack(self._costs[on_rank], self._capacity) if self.packing else [[i] for i in range(len(on_rank))]
+            ranks.append(self._micro_batches([on_rank[row].tolist() for row in rows]))
         return StepPlan(ranks)
 
     def _micro_batches(self, rows: list[Row]) -> list[list[Row]]:
-        """Group rows, longest first, so that rows of one micro-batch, and of one pass on all ranks, are alike."""
+        """Group rows, longest first: rows of one micro-batch, and of one pass on all ranks, have similar lengths."""
         rows = sorted(rows, key=self.row_tokens, reverse=True)
         groups: list[list[Row]] = []
         for row in rows:
@@ -218,7 +218,7 @@ class StepLoader:
     # ----------------------------------------------------------------------------------------------------- counting
 
     def row_lengths(self, row: Row) -> np.ndarray:
-        """``[samples]`` tokens that each sample adds to a row: behind a shared prefix, else with one of its own."""
+        """``[samples]`` tokens that each sample adds to a row; without sharing this includes the prefix."""
         return self._costs[row]
 
     def row_tokens(self, row: Row) -> int:
@@ -226,7 +226,7 @@ class StepLoader:
         return self.row_prefix + int(self.row_lengths(row).sum())
 
     def padded(self, rows: Sequence[Row], at_least: int = 0) -> int:
-        """The length to which the rows of one micro-batch are padded; ``at_least`` is one below which none is."""
+        """The length to which the rows of one micro-batch are padded, not less than ``at_least``."""
         return max(at_least, padded_length(max(self.row_tokens(row) for row in rows), self.row_length))
 
     def computed_tokens(self, rows: Sequence[Row], at_least: int = 0) -> int:
@@ -234,11 +234,11 @@ class StepLoader:
         return len(rows) * self.padded(rows, at_least)
 
     def count_outputs(self, rows: Sequence[Row]) -> int:
-        """Positions of these rows at which something is predicted, over all fields."""
+        """Number of output positions of these rows, over all fields."""
         return int(sum(self.samples.label_lengths[row].sum() for row in rows))
 
     def count_tokens(self, plan: StepPlan, at_least: int = 0) -> tuple[int, int]:
-        """Count the tokens of a whole step: real ones, and all that are computed, with padding and dummies."""
+        """Count a step's tokens on all ranks: those that are not padding, and all that are computed with dummies."""
         micro_batches = [rows for rank in plan.ranks for rows in rank]
         n_dummies = len(plan.ranks) * plan.n_micro_batches - len(micro_batches)
         computed = sum(self.computed_tokens(rows, at_least) for rows in micro_batches)
@@ -247,40 +247,40 @@ class StepLoader:
     # --------------------------------------------------------------------------------------------------- the step
 
     def step(self, n: int) -> StepBatch:
-        """Build this rank's share of step ``n``, counted from 0."""
+        """Build this rank's part of step ``n``, counted from 0."""
         assert n >= 0
         return self._build(self.plan(n), (n + 1) * self.batch_size / self.units_per_epoch)
 
     def worst_case(self) -> StepBatch:
-        """A step that bounds what any step needs, the same on every rank.
+        """A step that needs at least the memory of any real step, the same on every rank.
 
-        Each pass is as long as one can get and has the most labels one can hold: activations grow with the tokens,
-        logits with the labels. Where a step may take several passes there are two, of which the second meets the
-        gradients of the first; where none does there is one, for the gradients are most of what a large model needs.
+        Each pass has the maximum number of tokens, which activations grow with, and of labels, which logits grow with.
+        If a step may have several passes, this one has two: the second runs while the first one's gradients are in
+        memory. Otherwise it has one, because gradients are a large part of a big model's memory.
         """
         rows, length = self.worst_rows()
         passes = [rows] * (2 if self.accumulates else 1)
         return self._build(StepPlan([passes] * self.world_size), epoch=0.0, at_least=length)
 
     def worst_rows(self) -> tuple[list[Row], int]:
-        """The rows of each of `worst_case`'s passes, and the length that they are padded to."""
+        """The rows of each of `worst_case`'s passes, and the length to which they are padded."""
         labels, costs = self.samples.label_lengths, self._costs
         if self.packing:
-            most = self._most_units if self.batch_unit == "samples" else len(self.samples)  # samples in a row
-            content = min(self._capacity, int(self._longest(most).sum()))
+            max_samples = self._most_units if self.batch_unit == "samples" else len(self.samples)  # in a row
+            content = min(self._capacity, int(self._longest(max_samples).sum()))
             length, n_rows = padded_length(self.row_prefix + content, self.row_length), self.micro_rows or 1
-        else:  # a few long samples may take fewer tokens than many short ones
-            most = 1
+        else:  # a few long samples may have fewer tokens than many short ones
+            max_samples = 1
             lengths = {self.padded([[i]]) for i in np.unique(costs, return_index=True)[1].tolist()}
             rows_of = {n: min(self._most_units, self.micro_rows or max(1, self.row_length // n)) for n in lengths}
             length = max(lengths, key=lambda n: (n * rows_of[n], n))
             n_rows = rows_of[length]
 
-        def fill(worth: np.ndarray) -> Row:  # take what is worth most while it fits
+        def fill(priority: np.ndarray) -> Row:  # add samples by decreasing priority while they fit
             row: Row = []
             free = min(self._capacity, length - self.row_prefix)
-            for i in np.repeat(np.argsort(-worth, kind="stable"), self._times_in_step).tolist():
-                if len(row) < most and costs[i] <= free:
+            for i in np.repeat(np.argsort(-priority, kind="stable"), self._times_in_step).tolist():
+                if len(row) < max_samples and costs[i] <= free:
                     row.append(i)
                     free -= costs[i]
             return row
@@ -290,32 +290,31 @@ class StepLoader:
 
     @property
     def _most_units(self) -> int:
-        """The most samples or rows (``batch_unit``) that one rank can get of a step."""
+        """The maximum number of samples or rows (``batch_unit``) on one rank in a step."""
         if self.batch_unit == "rows":
             return ceil(self.batch_size / self.world_size)
-        return max(
-            1, self.batch_size - self.world_size + 1
-        )  # `balance_costs` gives every rank one before any gets a second
+        # `balance_costs` gives every rank one sample before any gets a second.
+        return max(1, self.batch_size - self.world_size + 1)
 
     @property
     def _times_in_step(self) -> int:
-        """How often a step may hold one sample: it may hold the end of an epoch and the beginning of the next."""
+        """How often a sample may occur in a step, which may contain the end of an epoch and the start of the next."""
         return 1 + ceil(self.batch_size / self.units_per_epoch) if self.batch_unit == "samples" else 1
 
     def _longest(self, n: int) -> np.ndarray:
-        """The costs of the ``n`` longest samples that a step may hold."""
+        """The costs of the ``n`` longest samples that a step may contain."""
         return np.repeat(np.sort(self._costs)[::-1], self._times_in_step)[:n]
 
     @property
     def accumulates(self) -> bool:
-        """Whether some rank may take several passes in a step, the second with the gradients of the first beside it."""
-        if self._most_units <= self._most_rows([int(self._costs.argmax())]):  # as few as fit a pass
+        """Whether a rank may run several passes in a step, the second while the first one's gradients are in memory."""
+        if self._most_units <= self._most_rows([int(self._costs.argmax())]):  # all rows fit one pass
             return False
         if self.batch_unit == "rows" or not self.packing:
             return True
-        # `balance_costs` gives a rank less than an equal share and one sample more; what fits one row takes one pass.
-        whole = self._longest(self.batch_size).sum()
-        return bool(min(whole, whole / self.world_size + self._costs.max()) > self._capacity)
+        # `balance_costs` gives a rank less than an equal part plus one sample. If that fits one row, there is one pass.
+        total = self._longest(self.batch_size).sum()
+        return bool(min(total, total / self.world_size + self._costs.max()) > self._capacity)
 
     def _build(self, plan: StepPlan, epoch: float, at_least: int = 0) -> StepBatch:
         batches = []
@@ -338,7 +337,7 @@ class StepLoader:
         )
 
     def prefetch(self, start: int, stop: int, depth: int = 2) -> Iterator[StepBatch]:
-        """Yield steps ``start .. stop - 1``, built up to ``depth`` ahead in a thread, pinned where CUDA is there."""
+        """Yield steps ``start .. stop - 1``, built up to ``depth`` ahead in a thread; with CUDA, in pinned memory."""
         pin = torch.cuda.is_available()
 
         def build(n: int) -> StepBatch:
@@ -362,11 +361,11 @@ class StepLoader:
 
 def _check(samples: Samples, batch_size: int, batch_unit: str, micro_rows: int | None, world_size: int) -> None:
     if not len(samples):
-        raise UserError("There are no samples to train on: the data set, or what is left of it, is empty.")
+        raise UserError("There are no samples to train on: the data set, or its selected part, is empty.")
     if len(samples) < world_size:
         raise UserError(
             f"Fewer samples than ranks: {len(samples)} samples for {world_size} ranks. "
-            f"Start at most {len(samples)} processes (--nproc_per_node), or give more data."
+            f"Start at most {len(samples)} processes (--nproc_per_node), or use more data."
         )
     if batch_unit not in ("samples", "rows"):
         raise UserError(f"--batch_unit {batch_unit!r} is not one of: samples, rows.")

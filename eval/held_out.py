@@ -1,16 +1,15 @@
 """Scoring held-out examples inside a training run.
 
-How a decoder decodes there depends on what FSDP2 does with its weights (`docs/scoring_in_training.md` has the
+How a decoder decodes here depends on what FSDP2 does with its weights (`docs/scoring_in_training.md` has the
 arithmetic and the measurements):
 
-    gathered once, they stay   a small model, or a single rank: decode with them, each rank its share of the examples
-    freed after each pass      every token would gather the model anew. Instead a temporary copy is split over the
-                               GPUs of each machine, made once a scoring and freed afterwards; its replicas share the
-                               examples
+    stay gathered              a small model, or a single rank: decode with them; the ranks share the examples
+    freed after each pass      every token would gather the weights again. Instead a temporary copy is made for each
+                               scoring. It is split over the GPUs of each machine; its replicas share the examples
 
-The copy takes no more memory than the gradients, which are not there while scoring, when it is split over as many ranks
-as they are. Where it cannot be made (key/value heads that do not divide, too little free memory) decoding goes through
-FSDP, one gathering a token, and the log says so. Encoders take one pass a row and need no copy.
+There are no gradients during scoring. The copy needs at most their memory if it is split over as many ranks. If no copy
+is possible (key/value heads that do not divide, too little free memory), decoding runs through FSDP and gathers the
+weights for every token; the log says so. Encoders need one pass per row and no copy.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def tp_for(config: LlamaConfig, local_ranks: int) -> int:
-    """Tensor-parallel ranks of a copy: as many of a machine's as the heads and hidden units divide into."""
+    """Tensor-parallel ranks of a copy: the most that divide heads, hidden units and a machine's ranks."""
     return math.gcd(config.n_kv_heads, config.ffn_dim, local_ranks)
 
 
@@ -53,7 +52,7 @@ class HeldOutScoring:
 
     def __init__(self, config: TrainConfig, setup: Setup, world: World) -> None:
         self.config, self.setup, self.world = config, setup, world
-        self.copy_world: World | None = None  # the ranks as the copy has them
+        self.copy_world: World | None = None  # the copy's layout of the ranks
         self._is_set_up = False
 
     def score(self, model: nn.Module) -> HeldOutScore:
@@ -62,11 +61,11 @@ class HeldOutScoring:
         return HeldOutScore(main_figures(self.setup.task, metrics), selection_metric(self.setup.task, metrics))
 
     def answer(self, model: nn.Module) -> ScoreResult:
-        """The answers to the held-out examples, and what they come to; a collective call of all ranks."""
+        """Answers to the held-out examples, and their metrics; a collective call of all ranks."""
         if not self._is_set_up:
             self._set_up(model)
         if self.copy_world is None or not self._copy_fits():
-            keep_unsharded(model, self.world.size == 1)  # in the memory of the gradients, which are not there meanwhile
+            keep_unsharded(model, self.world.size == 1)  # in the gradients' memory, which is free now
             result = score(model, self._job(), ScoringRanks.of(self.world, sharded=True))
             keep_unsharded(model, False)
             reshard(model)
@@ -77,20 +76,20 @@ class HeldOutScoring:
         return score(copy, self._copy_job, ScoringRanks.of(self.copy_world))
 
     def _set_up(self, model: nn.Module) -> None:
-        """Lay the ranks out for a copy of the model, where one is needed; once, as it makes process groups."""
+        """Lay out the ranks for a copy of the model, if one is needed. Only once: it creates process groups."""
         self._is_set_up = True
         setup, world = self.setup, self.world
-        is_spread = world.shape.tensor > 1 or (world.size > 1 and reshards_after_forward(model))
-        if not is_spread or setup.spec.kind == "encoder":
+        needs_copy = world.shape.tensor > 1 or (world.size > 1 and reshards_after_forward(model))
+        if not needs_copy or setup.spec.kind == "encoder":
             return
         config = cast(LlamaConfig, setup.model_config)
         tp = tp_for(config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
         if tp > 1:
             self.copy_world = place(world.device, MeshShape(shard=world.size // tp, tensor=tp))
-            log.info("held-out scoring: by a temporary copy of the model, split over %d ranks", tp)
+            log.info("held-out scoring: with a temporary copy of the model, split over %d ranks", tp)
         else:
             log.info(
-                "held-out scoring: gathers the model for every token; %d key/value heads and %d hidden units do not "
+                "held-out scoring: gathers the weights for every token; %d key/value heads and %d hidden units do not "
                 "divide over the ranks of a machine",
                 config.n_kv_heads,
                 config.ffn_dim,
@@ -115,32 +114,31 @@ class HeldOutScoring:
 
     @property
     def _copy_job(self) -> ScoringJob:
-        """The same with batches n times as large: a rank of the copy has 1/n of the keys and values."""
+        """The job with n times larger batches: a rank of the copy caches 1/n of the keys and values."""
         assert self.copy_world is not None
         return self._job(BATCH_TOKENS * self.copy_world.shape.tensor)
 
     def _copy_fits(self) -> bool:
-        """Whether a copy fits on every rank beside what is there, as far as can be known; the log says if it does not.
+        """Estimate whether a copy fits into every rank's free memory; the log says if it does not.
 
-        A collective call on CUDA; elsewhere always True.
+        A collective call on CUDA; on other devices always True.
         """
         if self.world.device.type != "cuda":
             return True
-        torch.cuda.empty_cache()  # what the last step's gradients and activations took can be had again
+        torch.cuda.empty_cache()  # frees the last step's gradients and activations
         free = torch.tensor(torch.cuda.mem_get_info(self.world.device)[0], device=self.world.device)
         dist.all_reduce(free, op=dist.ReduceOp.MIN)
         needed, limit = self._copy_peak(), usable(int(free.item()))
         if limit < needed:
             log.info(
-                "held-out scoring: gathers the model for every token; %.1f GB are free, a copy needs %.1f",
+                "held-out scoring: gathers the weights for every token; %.1f GB are free, a copy needs %.1f",
                 limit / 1e9,
                 needed / 1e9,
             )
         return limit >= needed
 
     def _copy_peak(self) -> int:
-        """Bytes of a GPU that the copy needs: while it is made, one tensor at a time is there unsharded, and later the
-        keys and values."""
+        """Bytes of a GPU that the copy needs: while it is made, with one unsharded tensor; later, with the cache."""
         assert self.copy_world is not None
         setup, job, shape = self.setup, self._copy_job, self.copy_world.shape
         load = ScoringLoad(setup.spec, setup.model_config, self._dtype, request_lengths(job), job.max_batch_tokens)

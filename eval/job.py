@@ -1,7 +1,6 @@
-"""What is to be scored, and by which ranks: the arguments of every way of scoring.
+"""What is scored, and by which ranks: the arguments of `eval.score.score`.
 
-`eval.score.score` takes both; what a model is scored on and how its ranks are laid out are decided elsewhere, in
-`eval/setup.py` for ``eval.py`` and in `eval/held_out.py` inside a training run.
+`eval/setup.py` creates them for ``eval.py``, `eval/held_out.py` inside a training run.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from data.example import Example
 from data.tasks import Task
 from train.parallel.distributed import World
 
-BATCH_TOKENS = 4096  # of a decoding batch or an encoder's row, unless something else is asked for
+BATCH_TOKENS = 4096  # default for a decoding batch or an encoder's row
 
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What is to be scored, the same on every rank.
+    """What is scored; the same on every rank.
 
     Attributes:
-        tokenizer: the checkpoint's, of the model's kind.
-        max_length: longest input in tokens; documents are truncated to it. A decoder's is prompt and answer together,
+        tokenizer: the checkpoint's, for its kind of model.
+        max_length: maximum tokens of an input; documents are truncated to fit. A decoder's input is prompt and answer,
             an encoder's the document with its special tokens.
-        prompt: None for an encoder. A decoder prefills the prompt's prefix once a rank, not once an example.
-        max_new_tokens: longest answer of a decoder, the end-of-turn token not counted; None: as long as each example's
-            longest valid answer (`eval.decoder.score.answer_budgets`).
-        max_batch_tokens: most tokens of a decoding batch, answers included, or of an encoder's row; a longer example
-            is a batch by itself, and with 1 every example is.
-        cache_dir: where tokenized examples are cached; None: nowhere.
+        prompt: None for an encoder. A decoder prefills the prompt's prefix once per rank, not once per example.
+        max_new_tokens: maximum tokens of a decoder's answer, without the end-of-turn token. None: each example's
+            longest valid answer and a margin (`eval.decoder.score.answer_budgets`).
+        max_batch_tokens: maximum tokens of a decoding batch, answers included, or of an encoder's row. A longer example
+            is a batch by itself; with 1, every example is.
+        cache_dir: folder for caching tokenized examples; None: no caching.
     """
 
     task: Task
@@ -51,18 +50,18 @@ class ScoringJob:
 
     @property
     def kind(self) -> Literal["decoder", "encoder"]:
-        """Whose job it is: a decoder is prompted, an encoder is not."""
+        """The kind of model: decoders have a prompt, encoders do not."""
         return "encoder" if self.prompt is None else "decoder"
 
 
 @dataclass(frozen=True)
 class ScoringRanks:
-    """The ranks that share the examples, and this rank's place among them.
+    """The ranks that share the examples, and this rank's index.
 
     Attributes:
         rank, world_size: among those that share the examples. Ranks that hold slices of one replica count once.
         group: their process group; None: all ranks.
-        sharded: the model's forward pass is collective (FSDP2), so that all ranks must run equally many.
+        sharded: the model's forward pass is collective (FSDP2), so all ranks must run the same number of passes.
     """
 
     device: torch.device | str = "cpu"
@@ -73,18 +72,18 @@ class ScoringRanks:
 
     @classmethod
     def of(cls, world: World, sharded: bool = False) -> ScoringRanks:
-        """This rank's place in ``world``, whose data ranks share the examples."""
+        """Share the examples among the data ranks of ``world``."""
         return cls(world.device, world.data_rank, world.shape.n_data, world.data_group, sharded)
 
 
 @dataclass(frozen=True)
 class RequestLengths:
-    """How long the requests of a job are, in tokens.
+    """Lengths of a job's requests, in tokens.
 
     Attributes:
-        prefix: what all of them begin with; 0 for an encoder.
-        bodies: of each example, what follows the prefix; of an encoder the document.
-        limits: of each example, the longest answer; of an encoder 0.
+        prefix: the prefix that all requests share; 0 for an encoder.
+        bodies: for each example, the tokens after the prefix; for an encoder, the document.
+        limits: for each example, its maximum answer; 0 for an encoder.
     """
 
     prefix: int
@@ -94,14 +93,13 @@ class RequestLengths:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """What one batch holds: requests that are decoded together, or documents that share an encoder's row.
+    """Size of one batch: requests that are decoded together, or documents that share an encoder's row.
 
     Attributes:
         n_requests: requests or documents.
-        n_tokens: of all bodies together; of an encoder's row with its padding.
-        slot_length: tokens for which each request has a place in the cache: longest body and longest answer; 0 for an
-            encoder.
-        n_new_tokens: longest answer.
+        n_tokens: tokens of all bodies; for an encoder, tokens of the row with its padding.
+        slot_length: tokens of each request's slot in the cache, longest body + maximum answer; 0 for an encoder.
+        n_new_tokens: maximum answer.
     """
 
     n_requests: int

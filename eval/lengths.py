@@ -1,4 +1,4 @@
-"""How long the requests of a scoring run are: counted as the run counts them, or assumed where that cannot be done."""
+"""Lengths of a scoring run's requests: counted as in the run, or assumed if tokenizer or data are missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEST_SPLITS = {"20ng": 7532, "massive": 2974}  # examples
 
 
 def find_lengths(setup: ScoringSetup) -> tuple[RequestLengths, str | None]:
-    """The lengths of what ``setup`` scores; where they had to be assumed, with a sentence that says so.
+    """The lengths of the requests that ``setup`` scores; if they are assumed, also a sentence that says so.
 
     Raises:
         UserError: see `eval.score.request_lengths`.
@@ -22,16 +22,16 @@ def find_lengths(setup: ScoringSetup) -> tuple[RequestLengths, str | None]:
     if not setup.missing:
         return request_lengths(setup.job), None
     n_shots = len(setup.prompt.shots) if setup.prompt is not None else setup.options.shots or 0
-    samples, said = assume_samples(setup.task, setup.config, n_shots, setup.max_length, setup.examples)
+    samples, description = assume_samples(setup.task, setup.config, n_shots, setup.max_length, setup.examples)
     if setup.examples is not None:
         n = len(setup.examples)
     else:
         n = min(setup.options.limit or len(samples), TEST_SPLITS.get(setup.task.dataset, len(samples)))
-    places = np.linspace(0, len(samples) - 1, n).astype(int)  # in order of length: the longest is among them
-    prefix, lengths, budget = len(samples.prefix), samples.costs[places], 0
+    indices = np.linspace(0, len(samples) - 1, n).astype(int)  # sorted by length, so the longest is included
+    prefix, lengths, budget = len(samples.prefix), samples.costs[indices], 0
     if setup.spec.kind == "decoder":
-        lengths = lengths - samples.label_lengths[places]
+        lengths = lengths - samples.label_lengths[indices]
         budget = setup.options.max_new_tokens or int(samples.label_lengths.max()) + BUDGET_MARGIN
     limits = np.clip(setup.max_length - prefix - lengths, 0, budget)
-    sentence = f"examples ({' and '.join(setup.missing)}): {n:,}, like the training data's {said}"
+    sentence = f"examples ({' and '.join(setup.missing)}): {n:,}, with the lengths of the training data: {description}"
     return RequestLengths(prefix, lengths.tolist(), limits.tolist()), sentence

@@ -1,7 +1,7 @@
-"""``eval.py --plan``: whether scoring a model fits, and about how long it takes; no GPU, no weights.
+"""``eval.py --plan``: estimate memory and time of scoring, without a GPU or weights.
 
-What is scored is decided by the code that decides it for a run (`eval/setup.py`), and the batches are those that the
-run makes of it. The bytes are `eval/memory.py`'s. `train/planning/plan.py` does the same for training.
+`eval/setup.py` decides what is scored, for the plan as for the run, and both form the same batches. `eval/memory.py`
+computes the bytes. `train/planning/plan.py` does the same for training.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from train.planning.memory import HOST_BASE, count_parameters
 from train.planning.report import table
 
 PER_NODE = 8  # GPUs of a machine
-OVERHEAD = 0.03  # seconds that a pass takes on top of what it computes and reads: kernel launches, block by block
+OVERHEAD = 0.03  # minimum seconds of a pass: launching the kernels of all blocks
 
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """What ``--plan`` says.
+    """The result of ``--plan``.
 
     Attributes:
-        mesh: how the ranks are laid out.
-        batches: of each replica.
-        assumed: what had to be assumed, a sentence each.
+        mesh: the layout of the ranks.
+        batches: the batches of each replica.
+        assumed: the assumptions, one sentence each.
     """
 
     setup: ScoringSetup
@@ -46,7 +46,7 @@ class ScoringPlan:
 
     @property
     def limit(self) -> int:
-        """Bytes of a GPU that can be used."""
+        """Usable bytes of a GPU."""
         return usable(self.gpu.memory)
 
     @property
@@ -58,7 +58,7 @@ def make_plan(options: EvalConfig) -> ScoringPlan:
     """Resolve the options and count the work; no weights, no process group.
 
     Raises:
-        UserError: what a run would refuse, but for files that are not there; ranks that do not divide.
+        UserError: every error of a run, except missing files; or ``--tp`` does not divide the GPUs.
     """
     n_gpus = options.gpus or (env_world_size() if env_world_size() > 1 else max(PER_NODE, options.tp))
     mesh = lay_out(n_gpus, tp=options.tp, per_node=min(PER_NODE, n_gpus))
@@ -84,7 +84,7 @@ def describe(plan: ScoringPlan) -> str:
     n_parameters = count_parameters(setup.spec, setup.config).total
     n_gpus, tp = plan.mesh.n_ranks, plan.mesh.tensor
     sizes = [size for batches in plan.batches for size in batches]
-    most = max(sizes, key=lambda size: size.n_tokens + size.n_requests * size.n_new_tokens)
+    largest = max(sizes, key=lambda size: size.n_tokens + size.n_requests * size.n_new_tokens)
     rows = [*memory.parts.items(), ("in all", memory.peak)]
     lines = [
         f"Plan for scoring {setup.spec.name} on {setup.task.name}: arithmetic, nothing measured (docs/memory.md)",
@@ -96,11 +96,11 @@ def describe(plan: ScoringPlan) -> str:
         f"  of {plan.limit / GIB:.1f} usable of {gpu.memory / GIB:.1f}",
         f"Host memory of one machine: {min(n_gpus, PER_NODE) * HOST_BASE / 1e9:.0f} GB",
         "",
-        f"{len(lengths.bodies):,} examples behind a prefix of {lengths.prefix:,} tokens; a GPU's share: up to "
-        f"{max(map(len, plan.batches)):,} batches, the largest of {most.n_requests} request(s) and {most.n_tokens:,} "
-        "tokens before their answers",
+        f"{len(lengths.bodies):,} examples after a prefix of {lengths.prefix:,} tokens; a GPU's share: up to "
+        f"{max(map(len, plan.batches)):,} batches, the largest of {largest.n_requests} request(s) and "
+        f"{largest.n_tokens:,} tokens before their answers",
         f"Longest example: {lengths.prefix + max(lengths.bodies):,} tokens with its prompt",
-        f"Time, an estimate: {duration(scoring_seconds(plan, n_parameters))}, if every answer is as long as it may be; "
+        f"Time, an estimate: {duration(scoring_seconds(plan, n_parameters))}, if every answer has its maximum length; "
         "never measured on a GPU",
         "",
         _verdict(plan),
@@ -116,8 +116,10 @@ def _verdict(plan: ScoringPlan) -> str:
 
 
 def scoring_seconds(plan: ScoringPlan, n_parameters: int) -> float:
-    """Seconds of the replica with the most work: prefill computes; each later pass reads the weights once, at 60% of
-    the memory's bandwidth."""
+    """Seconds of the replica with the most work.
+
+    Prefill is limited by compute. Each later pass reads the weights once, at 60% of the memory bandwidth.
+    """
     gpu, tp = plan.gpu, plan.mesh.tensor
     one_token = max(plan.load.dtype.itemsize * n_parameters / tp / (0.6 * gpu.bandwidth), OVERHEAD)
 

@@ -1,4 +1,4 @@
-"""Score a model of either kind: the one place that knows which of the two ways is for which."""
+"""Score a model of either kind: calls the scoring code of decoders or of encoders."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from eval.encoder import score as encoder_score
 from eval.gather import ScoreResult
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 
-# Both have `score`, `request_lengths` and `batch_sizes`.
-WAYS = {"decoder": decoder_score, "encoder": encoder_score}
+# Both modules define `score`, `request_lengths` and `batch_sizes`.
+SCORERS = {"decoder": decoder_score, "encoder": encoder_score}
 
 
 def score(
@@ -21,7 +21,7 @@ def score(
     ranks: ScoringRanks | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ScoreResult:
-    """Score ``model`` on the job's examples: a decoder by what it writes, an encoder by its heads.
+    """Score ``model`` on the job's examples: a decoder by its decoded answers, an encoder by its heads.
 
     Args:
         ranks: None: a single process on the CPU.
@@ -30,18 +30,18 @@ def score(
     Raises:
         UserError: see `eval.decoder.score.score`.
     """
-    return WAYS[job.kind].score(model, job, ranks or ScoringRanks(), progress)
+    return SCORERS[job.kind].score(model, job, ranks or ScoringRanks(), progress)
 
 
 def request_lengths(job: ScoringJob) -> RequestLengths:
-    """How long the job's requests are; tokenizes them, or reads them from the cache, as `score` will.
+    """Lengths of the job's requests; tokenizes them or reads them from the cache, as `score` does.
 
     Raises:
         UserError: see `eval.decoder.score.score`.
     """
-    return WAYS[job.kind].request_lengths(job)
+    return SCORERS[job.kind].request_lengths(job)
 
 
 def batch_sizes(kind: str, lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) -> list[list[BatchSize]]:
     """The batches that each of ``n_ranks`` runs, as `score` groups them."""
-    return WAYS[kind].batch_sizes(lengths, n_ranks, max_batch_tokens)
+    return SCORERS[kind].batch_sizes(lengths, n_ranks, max_batch_tokens)

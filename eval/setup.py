@@ -1,13 +1,12 @@
-"""From options to what is to be scored: task, prompt, examples and model; everything is checked before weights load.
+"""From options to what is scored: task, prompt, examples and model. Everything is checked before weights load.
 
-A run and its plan (``--plan``) are set up by the same code; a plan does without weights, tokenizer and data that are
-not there.
+The same code sets up a run and its plan (``--plan``). For a plan, weights, tokenizer and data may be missing.
 
-A checkpoint that was fine-tuned here brings ``prompt.json``: task, template, few-shot examples and row length. It is
+A checkpoint that was fine-tuned here contains ``prompt.json``: task, template, few-shot examples and row length. It is
 scored with exactly that prompt, and options that contradict it are errors. Any other checkpoint gets the prompt that
-fine-tuning would have given it, so that "before" and "after" differ in the weights alone.
+fine-tuning would have given it. So scores before and after fine-tuning differ only because the weights differ.
 
-An encoder has no prompt: its heads say what it can be scored on (`eval/encoder/task.py`).
+An encoder has no prompt: its heads determine what it can be scored on (`eval/encoder/task.py`).
 """
 
 from __future__ import annotations
@@ -55,12 +54,12 @@ class ScoringSetup:
     """What a run of ``eval.py`` scores, all names resolved.
 
     Attributes:
-        tokenizer, examples: None only in a plan, where they are not there.
-        prompt: None for an encoder; and in a plan, where the training examples to show are not there.
-        fine_tuned: the checkpoint brought its prompt or its heads.
+        tokenizer, examples: None only in a plan for which they are missing.
+        prompt: None for an encoder, and in a plan whose few-shot examples are missing.
+        fine_tuned: the checkpoint contains its prompt or its heads.
         max_length: longest input in tokens; see `eval.job.ScoringJob`.
-        name: what tables call the run.
-        assumed: what a plan assumes of the model, a sentence each.
+        name: the run's name in tables.
+        assumed: a plan's assumptions about the model, one sentence each.
         missing: why a plan cannot count tokens; empty in a run.
     """
 
@@ -81,7 +80,7 @@ class ScoringSetup:
 
     @property
     def job(self) -> ScoringJob:
-        """What there is to score; only where nothing is missing."""
+        """The scoring job; only if nothing is missing."""
         assert self.tokenizer is not None and self.examples is not None, self.missing
         return ScoringJob(
             task=self.task,
@@ -98,10 +97,10 @@ class ScoringSetup:
 def open_scoring(options: EvalConfig) -> ScoringSetup:
     """Resolve the options; loads data and tokenizer, no weights.
 
-    With ``--plan`` weights, tokenizer and data need not be there; the result says what is assumed for them.
+    With ``--plan``, weights, tokenizer and data may be missing; the result says what is assumed instead.
 
     Raises:
-        UserError: a missing or damaged checkpoint, one that is not the model's, options that contradict the stored
+        UserError: a missing or damaged checkpoint, a checkpoint of another model, options that contradict the stored
             prompt, missing or broken data.
     """
     assert options.checkpoint is not None
@@ -120,7 +119,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
     if spec.kind == "encoder":
         encoder = cast(EncoderConfig, config)
         if options.plan and options.task and (assumed or not encoder.heads):
-            assumed.append(f"the heads are those that fine-tuning on {options.task} gives it")
+            assumed.append(f"the heads that fine-tuning on {options.task} would add")
             task = get_task(options.task)
             config = spec.architecture.with_task(config, task, encoder.head, weights.path)
         else:
@@ -136,7 +135,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         fine_tuned = stored is not None
         trained_length = prompt.row_length if prompt is not None else None
         max_length = options.row_length or trained_length or RECIPES[spec.recipe]["row_length"]
-    # Shots tell a decoder's runs apart; an encoder has none.
+    # A decoder's runs are named by their number of shots; an encoder has none.
     name, folder = weights.name, f"{weights.name}-{task.name}"
     if prompt is not None:
         name, folder = f"{name}, {len(prompt.shots)}-shot", f"{folder}-{len(prompt.shots)}shot"
@@ -161,7 +160,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
 def _choose_examples(
     task: Task, prompt: PromptSpec | None, options: EvalConfig, missing: list[str]
 ) -> list[Example] | None:
-    """The examples to score: those of the split that the prompt does not show, or some of them by seed."""
+    """The split's examples that are not in the prompt; with ``--limit``, a seeded sample of them."""
     examples = _load_examples(task, options.split, options, missing)
     if examples is None:
         return None
@@ -176,7 +175,7 @@ def _choose_examples(
 
 
 def _load_examples(task: Task, split: str, options: EvalConfig, missing: list[str]) -> list[Example] | None:
-    """The task's examples; a plan does without those that were not named, and adds to ``missing``."""
+    """The task's examples. In a plan without ``--data``, missing ones are noted in ``missing``: returns None."""
     try:
         return load_examples(task, split, options.data)
     except UserError:
@@ -187,10 +186,10 @@ def _load_examples(task: Task, split: str, options: EvalConfig, missing: list[st
 
 
 def _document_length(options: EvalConfig, weights: Weights, config: EncoderConfig) -> int:
-    """Tokens that an encoder's documents are cut to.
+    """Maximum tokens of an encoder's documents; longer ones are truncated.
 
     Raises:
-        UserError: more than the model has positions for.
+        UserError: more than the model's position embeddings.
     """
     if options.max_length is not None and options.max_length > config.max_position:
         raise UserError(
@@ -201,7 +200,7 @@ def _document_length(options: EvalConfig, weights: Weights, config: EncoderConfi
 
 
 def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
-    """The prompt the checkpoint was fine-tuned with, unless it has none or a new one is asked for.
+    """The prompt that the checkpoint was fine-tuned with; None if it has none or with ``--new_prompt``.
 
     Raises:
         UserError: an option contradicts it.
@@ -226,7 +225,7 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
     if wrong:
         raise UserError(
             f"{'; '.join(wrong)} ({folder / PROMPT_FILE}). Omit the option to score with the stored prompt, "
-            "or add --new_prompt to score it on one it never saw."
+            "or add --new_prompt to score with a prompt that it was not trained on."
         )
     return stored
 
@@ -237,7 +236,7 @@ def stored_task(options: EvalConfig, stored: PromptSpec) -> Task:
             f"the checkpoint was fine-tuned on a task of your own, '{stored.task}': give its TOML file with --task."
         )
     task = get_task(options.task or stored.task, stored.joint_order)
-    stored.build(task)  # a task that gives another prompt by now shows here
+    stored.build(task)  # raises if the task has changed and now gives another prompt
     return task
 
 
@@ -247,11 +246,11 @@ def new_prompt(
     """The prompt for a checkpoint without one: the model's template, few-shot examples by seed.
 
     Args:
-        tokenizer: cuts the few-shot examples and tells the template; None only in a plan.
-        missing: where a plan notes that the few-shot examples are not there; there is no prompt then.
+        tokenizer: truncates the few-shot examples and determines the template; None only in a plan.
+        missing: a plan adds a note here if the few-shot examples are missing; then there is no prompt.
 
     Raises:
-        UserError: no task given, or not enough training examples to choose from.
+        UserError: no task given, or too few training examples.
     """
     if not options.task:
         raise UserError(f"no --task given, and the checkpoint stores none. Known: {', '.join(TASKS)}, or a TOML file.")
@@ -277,29 +276,29 @@ def new_prompt(
         shot_tokens=options.shot_tokens,
         list_labels=options.list_labels is not False,
     )
-    prompt.build(task)  # an unknown template shows here
+    prompt.build(task)  # raises for an unknown template
     return task, prompt
 
 
 def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]:
-    """Scoring training examples: those whose answers the prompt shows are no test."""
-    shown = {shot.id for shot in prompt.shots}
-    kept = [example for example in examples if example.id not in shown]
+    """Remove the prompt's few-shot examples: the prompt contains their answers."""
+    in_prompt = {shot.id for shot in prompt.shots}
+    kept = [example for example in examples if example.id not in in_prompt]
     if len(kept) < len(examples):
-        log.info("not scored: %d examples that the prompt shows with their answers", len(examples) - len(kept))
+        log.info("not scored: %d examples whose answers are in the prompt", len(examples) - len(kept))
     return kept
 
 
 def build_model(
     setup: ScoringSetup, precision: str, device: torch.device, tensor_mesh: DeviceMesh | None = None
 ) -> nn.Module:
-    """The model with its weights, unsharded on this device, or tensor-parallel over the ranks of ``tensor_mesh``."""
+    """Build the model and load its weights: unsharded on ``device``, or tensor-parallel over ``tensor_mesh``."""
     build = partial(setup.spec.build, setup.config)
     with torch.device("meta"):
         model = build().to(DTYPES[precision])
     if tensor_mesh is not None:
         apply_tensor_parallel(model, tensor_mesh)
-    assert not list(model.buffers()), "to_empty leaves buffers as garbage"
+    assert not list(model.buffers()), "to_empty leaves buffers uninitialized"
     model.to_empty(device=device)
     if setup.weights.is_training:
         load_model(setup.weights.path, model)

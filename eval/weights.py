@@ -1,4 +1,4 @@
-"""The checkpoint to be scored: which folders hold its weights and tokenizer, and what they say of the model."""
+"""The checkpoint to score: the folders of its weights and tokenizer, and what they store about the model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from train.planning.checkpoint import find_config
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights come from.
+    """Where the weights are.
 
     Attributes:
-        path: what holds them: a Hugging Face folder, or a training checkpoint.
+        path: the folder with the weights: a Hugging Face folder, or a training checkpoint.
         base: the Hugging Face folder with the tokenizer; for a training checkpoint, the one its run started from.
         is_training: ``path`` is a training checkpoint.
     """
@@ -35,20 +35,20 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """A name that tells this folder from others: a run's export is called after the run."""
+        """A name that distinguishes this folder from others: a run's export is named after the run."""
         parts = [part for part in self.path.resolve().parts if part not in ("checkpoints", "runs")]
         generic = self.is_training or parts[-1] in ("export", "best")
         return "-".join(parts[-2:]) if generic else parts[-1]
 
 
 def find_weights(folder: Path, needed: bool = True) -> Weights:
-    """Recognize what kind of checkpoint a folder is.
+    """Detect the kind of checkpoint in a folder.
 
     Args:
-        needed: the weights and the tokenizer are to be loaded, so they have to be there.
+        needed: weights and tokenizer will be loaded, so they must exist.
 
     Raises:
-        UserError: an incomplete training checkpoint; a run folder is told which of its checkpoints can be scored.
+        UserError: an incomplete training checkpoint; or a run folder: the message lists its checkpoints.
     """
     if (folder / RUN_FILE).is_file():
         missing = what_is_missing(folder) if needed else None
@@ -57,8 +57,8 @@ def find_weights(folder: Path, needed: bool = True) -> Weights:
         base = Path(read_state(folder).config["checkpoint"])
         if needed and not base.is_dir():
             raise UserError(
-                f"training checkpoint {folder} holds weights only; its tokenizer is that of {base}, which its run "
-                "started from and which is not there. Put it back, or score the run's export."
+                f"training checkpoint {folder} contains no tokenizer. Its run started from {base}, whose tokenizer "
+                "it needs, but that folder is missing. Restore it, or score the run's export."
             )
         return Weights(folder, base, is_training=True)
     if not (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
@@ -71,7 +71,7 @@ def find_weights(folder: Path, needed: bool = True) -> Weights:
 
 
 def trained_with(weights: Weights) -> dict[str, str] | None:
-    """The optimizer that made the weights, and why ``--optim auto`` chose it, if it did; None where nothing says so."""
+    """The optimizer that trained the weights, and why ``--optim auto`` chose it, if so. None if not recorded."""
     if weights.is_training:
         state = read_state(weights.path)
         options, reason = state.config, state.optim_reason
@@ -87,10 +87,10 @@ def trained_with(weights: Weights) -> dict[str, str] | None:
 
 
 def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[ModelConfig, str | None]:
-    """What the weights' folder says of the model, and for lack of it what is assumed.
+    """The model's config from the weights' folder; and if it is not there, a sentence that says what is assumed.
 
     Args:
-        needed: the folder has to be complete; otherwise the preset's config is enough.
+        needed: the folder must be complete; otherwise the preset's config may replace a missing one.
 
     Raises:
         UserError: an incomplete folder, or one of another architecture.
@@ -114,7 +114,7 @@ def _stored_config(stored: dict[str, Any]) -> ModelConfig:
 
 
 def head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]:
-    """By head, what each of its outputs stands for; nothing where there are no heads."""
+    """For each head, the labels of its outputs; empty if there are no heads."""
     if not config.heads:
         return {}
     if weights.is_training:
@@ -123,11 +123,11 @@ def head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]
 
 
 def trained_length(weights: Weights, config: EncoderConfig) -> int:
-    """The longest document that an encoder was fine-tuned on, in tokens; else what fine-tuning would cut to."""
+    """Maximum tokens of a document in an encoder's fine-tuning; if not recorded, the default of fine-tuning."""
     if weights.is_training:
         trained = read_state(weights.path).config
         stored, row_length = trained["max_length"], trained["row_length"]
     else:
-        path = weights.path / "config.json"  # not there only in a plan
+        path = weights.path / "config.json"  # missing only in a plan
         stored, row_length = read_max_length(read_json(path)) if path.is_file() else None, LONGEST_DOCUMENT
     return stored or min(LONGEST_DOCUMENT, config.max_position, row_length)

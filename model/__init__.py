@@ -1,1 +1,1 @@
-"""Reference code for PyTorch readers: what the models compute and what that costs. Imports nothing of the project."""
+"""Reference code: what the models compute and what it costs. Imports nothing else of the project."""

@@ -1,25 +1,25 @@
-"""The packed attention rules and their backends.
+"""The attention rules of packed rows and their backends.
 
-One rule says who sees whom in every decoder row, `i` and `j` being places in the row::
+One rule defines the mask of every decoder row; `i` and `j` are indices of tokens in the row::
 
     i attends to j   <=>   j <= i   and   (doc[j] == doc[i]  or  doc[j] == 0)
 
-Document 0 is the shared prefix; without prefix sharing no token belongs to it, and the same rule is the ordinary
+Document 0 is the shared prefix. Without prefix sharing no token belongs to it, and the rule is the ordinary
 block-diagonal causal mask. For a row with a prefix (`0`) of three tokens, two samples and one padding token (`.`)::
 
     doc    0 0 0 1 1 2 2 2 .          attends to
       0    x                          itself and the past
       0    x x
       0    x x x
-      1    x x x x                    the prefix, then its own past
+      1    x x x x                    the prefix and the past of its own sample
       1    x x x x x
       2    x x x . . x                the prefix, never sample 1
       2    x x x . . x x
       2    x x x . . x x x
-      .    x x x . . . . . x          padding sees the prefix and padding, so that no row of the softmax is empty
+      .    x x x . . . . . x          padding attends to the prefix and padding, so that no softmax row is empty
 
-In an encoder row everyone sees its whole document, before and behind itself, and nobody else; there is no shared
-prefix, document 0 is one like any other, and padding is one more document (-1)::
+In an encoder row a token attends to all tokens of its document, before and after it, and to no others. There is no
+shared prefix: document 0 is an ordinary document. Padding is document -1::
 
     i attends to j   <=>   doc[j] == doc[i]
 
@@ -31,10 +31,10 @@ prefix, document 0 is one like any other, and padding is one more document (-1):
       2    . . x x x
       .    . . . . . x
 
-The mask depends on `doc_ids` alone and is built once a row, not once a layer: `build_mask` for decoders,
-`build_bidirectional_mask` for encoders. This file knows nothing of models, caches or parallelism.
+The mask depends only on `doc_ids` and is built once per row, not once per layer: by `build_mask` for decoders, by
+`build_bidirectional_mask` for encoders. This file does not depend on models, caches or parallelism.
 
-Shapes: B rows, T tokens (queries), S keys, H heads, K key/value heads, D head width.
+Shapes: B rows, T tokens (queries), S keys, H heads, K key/value heads, D head width; t tokens of one chunk of queries.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-# Queries are taken in chunks of this many tokens where SDPA is used: each chunk then meets only the keys it can see,
-# the prefix (of a decoder row) and the documents that the chunk touches, instead of the whole row.
+# SDPA is called for chunks of this many queries. Each chunk reads only the keys that it attends to: the prefix (of a
+# decoder row) and the documents with a token in the chunk, not the full row.
 SDPA_CHUNK = 256
-# Shorter for encoders on CPU, where SDPA with dropout writes out a chunk's scores; on CUDA each chunk is a launch.
+# Shorter for encoders on CPU, where SDPA with dropout materializes a chunk's scores; on CUDA each chunk is a launch.
 ENCODER_CHUNK_CPU = 128
-FLEX_BLOCK = 128  # FlexAttention's own block of queries and keys
+FLEX_BLOCK = 128  # FlexAttention's block size of queries and keys
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Queries ``[start, end)`` of a row and the keys they can see: ``[0, n_prefix)`` and ``[first_key, last_key)``."""
+    """Queries ``[start, end)`` of a row and their visible keys: ``[0, n_prefix)`` and ``[first_key, last_key)``."""
 
     start: int
     end: int
@@ -69,13 +69,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class SdpaMask:
-    """Either rule for `scaled_dot_product_attention`, cut into query chunks; an encoder's has no prefix."""
+    """The mask of either rule for `scaled_dot_product_attention`, in chunks of queries; encoders have no prefix."""
 
     n_prefix: int
     chunks: tuple[Chunk, ...]
 
 
-PackedMask = SdpaMask | BlockMask | None  # None: one document a row, plain causal
+PackedMask = SdpaMask | BlockMask | None  # None: one document per row, plain causal
 
 
 def allowed(doc_ids: Tensor, n_cached: int = 0, start: int = 0, end: int | None = None) -> Tensor:
@@ -83,14 +83,14 @@ def allowed(doc_ids: Tensor, n_cached: int = 0, start: int = 0, end: int | None 
 
     Args:
         doc_ids: [B, T] int, 0 for the shared prefix, -1 for padding.
-        n_cached: number of prefix tokens whose keys stand in a cache before the row's own keys.
+        n_cached: number of prefix tokens whose keys come from a cache, before the row's keys.
 
     Returns:
         [B, end - start, n_cached + T] bool, True where query i may attend to key j.
     """
     keys = _key_docs(doc_ids, n_cached)[:, None, :]  # [B, 1, S]
-    place = torch.arange(keys.shape[-1], device=doc_ids.device)
-    causal = place[None, :] <= place[n_cached:][start:end, None]  # [t, S]
+    index = torch.arange(keys.shape[-1], device=doc_ids.device)
+    causal = index[None, :] <= index[n_cached:][start:end, None]  # [t, S]
     return causal & ((keys == doc_ids[:, start:end, None]) | (keys == 0))
 
 
@@ -99,14 +99,14 @@ def _key_docs(doc_ids: Tensor, n_cached: int) -> Tensor:
 
 
 def build_mask(doc_ids: Tensor | None, n_cached: int = 0) -> PackedMask:
-    """Build the mask of a batch of packed decoder rows, for the backend that suits the device.
+    """Build the mask of a batch of packed decoder rows, for the device's backend.
 
-    FlexAttention on CUDA, where it skips the blocks that nobody sees; SDPA elsewhere, because FlexAttention has no
+    On CUDA that is FlexAttention, which skips fully masked blocks. Elsewhere it is SDPA, because FlexAttention has no
     backward pass on CPU (torch 2.13).
 
     Args:
         doc_ids: [B, T], or None for rows of a single document.
-        n_cached: prefix tokens in a cache that come before the row's own keys (see `eval/decoder/kv_cache.py`).
+        n_cached: number of prefix tokens in a cache, before the row's keys (see `eval/decoder/kv_cache.py`).
     """
     if doc_ids is None:
         assert n_cached == 0, "a cached prefix needs doc_ids"
@@ -115,13 +115,13 @@ def build_mask(doc_ids: Tensor | None, n_cached: int = 0) -> PackedMask:
 
 
 def _flex_mask(doc_ids: Tensor, n_cached: int) -> BlockMask:
-    """The rule as a FlexAttention block mask: which blocks of keys each block of queries sees in part or in full.
+    """The rule as a FlexAttention block mask: the blocks of keys that each block of queries sees partly or fully.
 
-    `create_block_mask` would write out the whole [T, S] mask several times over, 1 GB at 16,384 tokens; here only one
-    block of queries is ever written out.
+    `create_block_mask` would materialize the [T, S] mask several times, 1 GB at 16,384 tokens. This function
+    materializes it for one block of queries at a time.
     """
     T, key_docs = doc_ids.shape[1], _key_docs(doc_ids, n_cached)
-    offset = torch.tensor(n_cached, device=doc_ids.device)  # a tensor: as a number it would be compiled in
+    offset = torch.tensor(n_cached, device=doc_ids.device)  # a tensor: a Python int would be compiled as a constant
 
     def rule(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i + offset) & ((key_docs[b, j] == doc_ids[b, i]) | (key_docs[b, j] == 0))
@@ -140,14 +140,14 @@ def _flex_mask(doc_ids: Tensor, n_cached: int) -> BlockMask:
 
 
 def _block_list(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys each block of queries has, and which, those first."""
+    """For each block of queries: how many blocks of keys are True, and the indices of all blocks, True ones first."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(dim=-1, dtype=torch.int32), order.int()
 
 
 def _sdpa_mask(doc_ids: Tensor, n_cached: int) -> SdpaMask:
     T = doc_ids.shape[1]
-    # Keys that every row counts as prefix; only a common leading stretch can be addressed as one slice.
+    # Tokens that are prefix in every row. Only those at the start of the rows can be one slice.
     in_prefix = (doc_ids == 0).all(dim=0)  # [T]
     n_prefix = n_cached + int(in_prefix.long().cumprod(0).sum())
     chunks = []
@@ -164,16 +164,16 @@ def _sdpa_mask(doc_ids: Tensor, n_cached: int) -> SdpaMask:
 def build_bidirectional_mask(doc_ids: Tensor) -> SdpaMask:
     """Build the mask of a batch of packed encoder rows.
 
-    For SDPA on every device: FlexAttention, which skips unseen blocks on CUDA, has no dropout, and encoders are
-    fine-tuned with dropout on their attention weights. A chunk ends where a document ends, if one does within its
-    length: documents that stand whole in a chunk see no key outside it.
+    For SDPA on every device: encoders are fine-tuned with dropout on their attention weights, which FlexAttention does
+    not have. If a document ends within a chunk's length, the chunk ends there too, so that documents complete within a
+    chunk attend to no key outside it.
 
     Args:
         doc_ids: [B, T] int, one number per document of a row, -1 for padding.
     """
     T, size = doc_ids.shape[1], SDPA_CHUNK if doc_ids.is_cuda else ENCODER_CHUNK_CPU
-    first, last = _key_spans(doc_ids.cpu().numpy())  # all at once: on CUDA each reading back waits for the device
-    # Places where in no row a document goes on: nothing before them looks past them.
+    first, last = _key_spans(doc_ids.cpu().numpy())  # one copy: on CUDA every copy to the host waits for the device
+    # Indices that no document of any row crosses: no query before them attends to a key after them.
     ends = np.flatnonzero(np.maximum.accumulate(last) == np.arange(1, T + 1)) + 1
     chunks, start = [], 0
     while start < T:
@@ -187,7 +187,7 @@ def build_bidirectional_mask(doc_ids: Tensor) -> SdpaMask:
 
 
 def _key_spans(doc_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each place of rows [B, T] the first key that is seen from there in any row, and one past the last; [T]."""
+    """For each index, over all rows of doc_ids [B, T]: the first key that it attends to, and the last + 1; both [T]."""
     T = doc_ids.shape[1]
     first, last = np.full(T, T), np.zeros(T, dtype=int)
     for row in doc_ids:
@@ -198,14 +198,14 @@ def _key_spans(doc_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention under a packed rule.
+    """Scaled dot-product attention with the mask of a packed row.
 
     Args:
         q: [B, T, H, D]
-        k, v: [B, S, K, D], K dividing H; S = T, or more where a cached prefix stands before the row.
+        k, v: [B, S, K, D], where K divides H. S = T, or more if a cached prefix comes before the row.
         mask: from `build_mask` or `build_bidirectional_mask`; None means plain causal (then S = T).
-        dropout: the share of attention weights set to zero, the others being scaled up to make good for it; above 0
-            only with an `SdpaMask`. It is the caller's business to pass 0 outside training.
+        dropout: dropout probability of the attention weights; above 0 only with an `SdpaMask`. The caller passes 0
+            outside training.
 
     Returns:
         [B, T, H, D]
@@ -214,7 +214,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, dropout: float 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, T, D], [B, K, S, D]
     if isinstance(mask, BlockMask):
         return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
-    # SDPA's kernels that do not write out the [T, S] scores want as many key as query heads when there is a mask.
+    # With a mask, SDPA's kernels that do not materialize the [T, S] scores need as many key heads as query heads.
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -225,9 +225,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, dropout: float 
 
 
 def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, n_prefix: int, chunk: Chunk, dropout: float) -> Tensor:
-    if 0 < n_prefix < chunk.first_key:  # documents in between that nobody in this chunk sees
+    if 0 < n_prefix < chunk.first_key:  # between them are documents that this chunk does not attend to
         k, v = (torch.cat([x[:, :, :n_prefix], x[:, :, chunk.first_key : chunk.last_key]], dim=2) for x in (k, v))
-    else:  # one stretch, which needs no copy
+    else:  # one contiguous slice, which needs no copy
         first = 0 if n_prefix else chunk.first_key
         k, v = k[:, :, first : chunk.last_key], v[:, :, first : chunk.last_key]
     q = q[:, :, chunk.start : chunk.end]
@@ -236,7 +236,7 @@ def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, n_prefix: int, chunk: Chunk, 
 
 @cache
 def _compiled_flex():
-    # Uncompiled, flex_attention writes out the full [T, S] scores, and torch.compile falls back to that in silence when
-    # it has compiled too many variants (lengths, batch sizes, with and without gradients): fullgraph makes it an error.
+    # Uncompiled, flex_attention materializes the full [T, S] scores. torch.compile falls back to that silently after
+    # too many variants (lengths, batch sizes, with and without gradients); fullgraph makes this an error.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)

@@ -1,7 +1,7 @@
-"""What a model costs, from its config alone: floating-point operations of a step, and bytes of its activations.
+"""What a model costs, computed from its config: floating-point operations of a step and bytes of activations.
 
-One class for decoders and one for encoders, with the same methods (`Costs`). What an optimizer, a mesh or activation
-checkpointing make of these numbers is `train/planning/memory.py`'s; `docs/memory.md` derives the bytes by hand.
+One class for decoders and one for encoders, with the same methods (`Costs`). `train/planning/memory.py` applies
+optimizer, mesh and activation checkpointing to these numbers; `docs/memory.md` derives the bytes by hand.
 
 Shapes: E model width, A = H * D and KV = K * D widths of queries and of keys or values, F feed-forward width.
 """
@@ -23,12 +23,12 @@ FP32 = 4
 
 @dataclass(frozen=True)
 class BlockActivations:
-    """Bytes for one token in one block.
+    """Bytes per token in one block.
 
     Attributes:
-        saved: what autograd keeps without activation checkpointing.
-        kept: what selective checkpointing keeps: the block's input and the matrix products' results.
-        widest: gradients at the feed-forward network's widest place, less what has been freed by then.
+        saved: activations that autograd saves without activation checkpointing.
+        kept: activations that selective checkpointing saves: the block's input and the matrix products' results.
+        widest: gradients at the peak of the backward pass, in the feed-forward network, minus activations freed before.
         input: the block's input.
     """
 
@@ -39,12 +39,13 @@ class BlockActivations:
 
 
 class Costs(Protocol):
-    """What training and planning ask of an architecture.
+    """The costs of an architecture that training and planning need.
 
     Attributes:
-        logits_width: logits at one output position: of the widest head where there are several.
-        output_matrix: elements of an output matrix as large as the embedding, whose gradient waits for the embedding's.
-        table_bytes: bytes that a pass computes for every token and all blocks read (rotary tables).
+        logits_width: number of logits at one output position, of the widest head if there are several.
+        output_matrix: elements of the output matrix if it is as large as the embedding, else 0. Its gradient stays in
+            memory until the embedding's is computed.
+        table_bytes: bytes per token of tables that a pass computes once for all blocks (rotary tables).
     """
 
     @property
@@ -57,46 +58,47 @@ class Costs(Protocol):
     def table_bytes(self) -> int: ...
 
     def attended_pairs(self, n_prefix: int, rows: Iterable[np.ndarray]) -> int:
-        """(query, key) pairs that attention must look at, padding not counted.
+        """(query, key) pairs of the attention mask, without padding.
 
         Args:
-            n_prefix: tokens of a prefix that begins every row and that all its documents see.
-            rows: by row, the tokens of each document, without the prefix.
+            n_prefix: tokens of the shared prefix at the start of every row.
+            rows: for each row, the tokens of each document, without the prefix.
         """
         ...
 
     def step_flops(self, n_tokens: int, n_outputs: Mapping[str, int], n_pairs: int) -> float:
-        """Floating-point operations that one step's forward and backward passes need.
+        """Floating-point operations of one step's forward and backward passes.
 
-        Six per matrix element and token: two in the forward pass, four in the backward. Blocks see every token, a head
-        only its output positions, embeddings are look-ups; biases and norms do not count. Attention's two products
-        take two operations per pair and channel each, forward, and twice that backward: 12 * H * D per pair and layer.
-        Recomputation by activation checkpointing, padding and dummies are not counted: this is the numerator of MFU,
-        useful work.
+        Six per matrix element and token: two in the forward pass, four in the backward pass. Blocks compute every
+        token, a head only its output positions, and embeddings are look-ups. Biases and norms are not counted.
+        Attention's two products need two operations per pair and channel each in the forward pass, and twice that in
+        the backward pass: 12 * H * D per pair and layer. This is the useful work, the numerator of MFU, so
+        recomputation by activation checkpointing, padding and dummies are not counted.
 
         Args:
-            n_outputs: by field, the positions at which its logits are computed.
+            n_tokens: tokens of the step, without padding.
+            n_outputs: by field, the number of positions at which its logits are computed.
             n_pairs: see `attended_pairs`.
         """
         ...
 
     def divide_outputs(self, n: int) -> dict[str, int]:
-        """``n`` output positions by field, evenly, for `step_flops` where only their sum is known."""
+        """Distribute ``n`` output positions evenly over the fields, for `step_flops` when only their sum is known."""
         ...
 
     def block_activations(self, compute: torch.dtype, tensor: int = 1) -> BlockActivations:
-        """What a block keeps for its backward pass, tensor by tensor.
+        """Bytes per token of a block's activations.
 
         Args:
-            compute: format of activations.
-            tensor: ranks that split the block's matrices.
+            compute: dtype of the activations.
+            tensor: number of tensor-parallel ranks, which split the block's matrices.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DecoderCosts:
-    """Costs of a Llama. Whatever it writes is one field to it."""
+    """Costs of a Llama. It has one output field, the answer."""
 
     config: LlamaConfig
 
@@ -110,10 +112,10 @@ class DecoderCosts:
 
     @property
     def table_bytes(self) -> int:
-        return FP32 * self.config.head_dim  # cosine and sine, each of half a head
+        return FP32 * self.config.head_dim  # cosine and sine, each [D/2]
 
     def attended_pairs(self, n_prefix: int, rows: Iterable[np.ndarray]) -> int:
-        """A token sees itself and everything before it in its own document, and the prefix: position p sees p + 1."""
+        """A token attends to itself, the prefix, and its document's earlier tokens: p + 1 keys at position p."""
         total = 0
         for row in rows:
             n = row.astype(np.int64)
@@ -136,18 +138,21 @@ class DecoderCosts:
         return {"": n}
 
     def block_activations(self, compute: torch.dtype, tensor: int = 1) -> BlockActivations:
-        """Of each norm its input in fp32, the normalized input and the result, which is the products' input; q, k, v
-        and the attention's output, all rotated already, with one log-sum-exp a head; w1's result, its SiLU, w3's
-        result and their product. In the backward pass the product is freed before the gradients of the other three are
-        there.
+        """Bytes per token of these activations, see `Costs.block_activations`:
+
+        - per norm: its input in fp32, the normalized input, and the result, which is the next products' input
+        - attention: q and k after rotation, v, the output, and one log-sum-exp per head
+        - feed-forward: w1's result, its SiLU, w3's result, and their product
+
+        In the backward pass the product is freed before the gradients of the other three exist.
         """
         config = self.config
         c, E, F = compute.itemsize, config.dim, config.ffn_dim
         H, A, KV = config.n_heads, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         norms = 2 * (FP32 + 2 * c) * E
-        split = c * (2 * A + 2 * KV) + FP32 * H + 4 * c * F
+        split_over_ranks = c * (2 * A + 2 * KV) + FP32 * H + 4 * c * F
         return BlockActivations(
-            saved=norms + split // tensor,
+            saved=norms + split_over_ranks // tensor,
             kept=c * (3 * E + (A + 2 * KV + 2 * F) // tensor),
             widest=2 * c * F // tensor,
             input=c * E,
@@ -156,7 +161,7 @@ class DecoderCosts:
 
 @dataclass(frozen=True)
 class EncoderCosts:
-    """Costs of a RoBERTa or BERT with its heads."""
+    """Costs of a RoBERTa or BERT with heads."""
 
     config: EncoderConfig
 
@@ -173,7 +178,7 @@ class EncoderCosts:
         return 0
 
     def attended_pairs(self, n_prefix: int, rows: Iterable[np.ndarray]) -> int:
-        """Every token sees its whole document: a document of n tokens has n * n pairs. There is no prefix."""
+        """A token attends to all tokens of its document: n tokens have n * n pairs. There is no prefix."""
         assert not n_prefix, "encoders share no prefix"
         return sum(int((row.astype(np.int64) ** 2).sum()) for row in rows)
 
@@ -190,8 +195,14 @@ class EncoderCosts:
         return {head.name: n // len(self.config.heads) for head in self.config.heads}
 
     def block_activations(self, compute: torch.dtype, tensor: int = 1) -> BlockActivations:
-        """The block's input; q, k, v, the attention's output as its kernel made it and as wo reads it; sums before and
-        after each norm; w1's result and its GELU; two dropout masks of one byte. Encoders are not split.
+        """Bytes per token of these activations, see `Costs.block_activations`:
+
+        - the block's input, and the sums before and after each norm
+        - attention: q, k, v, and the output in the kernel's layout and in wo's
+        - feed-forward: w1's result and its GELU
+        - two dropout masks of one byte per element
+
+        Encoders have no tensor parallelism.
         """
         assert tensor == 1, "there is no tensor-parallel plan for encoders"
         c, E, F, H = compute.itemsize, self.config.dim, self.config.ffn_dim, self.config.n_heads

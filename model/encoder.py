@@ -1,28 +1,32 @@
 """RoBERTa and BERT in one file, with classification heads for documents and for words.
 
-The encoder of Vaswani et al. (2017, "Attention Is All You Need") as Devlin et al. (2019, "BERT") set it up and Liu et
-al. (2019, "RoBERTa") kept it: learned embeddings of token, position and token type, summed and normalized; then layers
-of attention and a two-matrix GELU network, each added to its input and normalized *after* the sum (post-LayerNorm:
-the residual stream itself is normalized, so there is no last norm); biases everywhere, dropout on every sub-layer's
-output and on the attention weights. Everyone sees the whole document.
+The encoder of Vaswani et al. (2017, "Attention Is All You Need") in the version of Devlin et al. (2019, "BERT"), which
+Liu et al. (2019, "RoBERTa") kept:
 
-The two families differ in numbers, not in layers, but for one thing, the last line:
+- Learned embeddings of token, position and token type are summed and normalized.
+- Each layer has attention and a two-matrix GELU network. Each of these is added to its input, and the sum is normalized
+  (post-LayerNorm: the residual stream itself is normalized, so there is no final norm).
+- All linear layers have biases. Dropout is on every sub-layer's output and on the attention weights.
+- Every token attends to its complete document.
+
+The two families differ in numbers only, except for the last line:
 
 |                            | RoBERTa                            | BERT                                           |
 |----------------------------|------------------------------------|------------------------------------------------|
 | tokens                     | byte-level BPE, 50,265             | WordPiece, 30,522 (English, lower case)        |
 | row of the first position  | padding_idx + 1 = 2 (from fairseq) | 0                                              |
 | rows of the position table | 514, of which 512 are used         | 512                                            |
-| token types                | 1                                  | 2: sentence A and B; a document alone is all A |
+| token types                | 1                                  | 2: sentence A and B; one document is all A     |
 | LayerNorm's epsilon        | 1e-5                               | 1e-12                                          |
-| head="dense"               | a dense layer in every class head  | one pooler, trained with BERT, for all of them |
+| head="dense"               | a dense layer in every class head  | one pretrained pooler for all class heads      |
 
-A head reads one token's last hidden state: a class head the document's first token (``<s>``, ``[CLS]``), a token head
-each word's first sub-word. ``head="linear"`` (the paper's §5.4) is dropout and one matrix; ``head="dense"`` is what
-transformers puts on top for sequence classification. Token heads are always linear.
+A head reads the last hidden state of one token. For a class head it is the document's first token (``<s>``, ``[CLS]``),
+for a token head each word's first sub-word. ``head="linear"`` (the paper's §5.4) is dropout and one linear layer;
+``head="dense"`` is transformers' head for sequence classification. Token heads are always linear.
 
 Single-device code: sharding, precision, activation checkpointing and compilation are applied from outside
-(`train/parallel/parallelize.py`). Who attends to whom in a packed row is said in `model/attention.py`.
+(`train/parallel/parallelize.py`). The attention mask of a packed row: a token attends to its own document only
+(`model/attention.py`).
 
 Shapes: B rows, T tokens, E model width, H heads, D head width, F feed-forward width, N output positions of a field.
 """
@@ -46,7 +50,7 @@ class Head:
     Attributes:
         name: the field's name, key of the model's inputs and outputs.
         kind: "class" is one label a document, "token" one label a word.
-        n_labels: how many labels there are to choose from.
+        n_labels: number of labels, the width of the logits.
     """
 
     name: str
@@ -55,10 +59,10 @@ class Head:
 
     @property
     def key(self) -> str:
-        """The field's name among those of the parameters.
+        """The field's name in parameter names.
 
-        It is the name itself, but parameter names use dots to separate, and a module cannot be called what
-        `nn.ModuleDict` has a method for ("type", "items"): a dot becomes "_", and "_" is put behind such a name.
+        It is the field's name with two changes. A dot, which separates parts of parameter names, becomes "_". A name
+        that is a method of `nn.ModuleDict` ("type", "items") gets a trailing "_".
         """
         key = self.name.replace(".", "_")
         return key + "_" if hasattr(nn.ModuleDict(), key) else key
@@ -69,17 +73,18 @@ class EncoderConfig:
     """The numbers that define an encoder and its heads.
 
     Attributes:
+        family: the architecture's key in `checkpoints_tools.registry`.
         dim: model width E.
         n_heads: attention heads H; the head width D is ``dim // n_heads``.
         ffn_dim: feed-forward width F.
         max_position: longest document in tokens, special tokens included.
-        position_offset: row of the position table that a document's first token takes; the table has
+        position_offset: row of the position table for a document's first token; the table has
             ``max_position + position_offset`` rows.
-        n_token_types: rows of the token-type table; only the first is ever used.
-        dropout: on embeddings, sub-layers and heads, in training.
-        attention_dropout: on the attention weights, in training.
-        head: what a class head is made of (see the file's docstring).
-        heads: the fields to predict; none for the bare encoder.
+        n_token_types: rows of the token-type table; only the first is used.
+        dropout: probability for embeddings, sub-layers and heads in training.
+        attention_dropout: probability for the attention weights in training.
+        head: type of the class heads (see the file's docstring).
+        heads: the fields to predict; empty for an encoder without heads.
     """
 
     family: Literal["roberta", "bert"]
@@ -144,13 +149,13 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         longest = int(positions.max()) + 1
-        assert longest <= self.max_position, f"a document of {longest} tokens; {self.max_position} have a position"
+        assert longest <= self.max_position, f"a document of {longest} tokens; the limit is {self.max_position}"
         x = self.tokens(tokens) + self.types.weight[0] + self.positions(positions + self.offset)  # [B, T, E]
         return self.dropout(self.norm(x))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over whole documents."""
+    """Multi-head self-attention within each document, without a causal mask."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -170,7 +175,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """``w2(gelu(w1 x))`` with the exact, erf-based GELU (Hendrycks and Gimpel, 2016)."""
+    """``w2(gelu(w1 x))`` with the exact GELU, computed with erf (Hendrycks and Gimpel, 2016)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -182,7 +187,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One encoder layer: attention, then feed-forward, each added to its input and the sum normalized."""
+    """One encoder layer: attention, then feed-forward; each is added to its input, and the sum is normalized."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -198,7 +203,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A head: logits of one field from single tokens' hidden states, [N, E] -> [N, n_labels]."""
+    """A head: logits of one field from hidden states of single tokens, [N, E] -> [N, n_labels]."""
 
     def __init__(self, config: EncoderConfig, head: Head) -> None:
         super().__init__()
@@ -215,18 +220,18 @@ class Classifier(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The whole encoder with its heads. See the file's docstring for the architecture."""
+    """The complete encoder with its heads. See the file's docstring for the architecture."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.embed = Embedding(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        # Only where it is used: a parameter without a gradient would be one that nothing trains.
+        # Only if a class head uses it: else it would be a parameter without a gradient.
         has_pooler = config.head == "dense" and config.family == "bert" and any(h.kind == "class" for h in config.heads)
         self.pooler = nn.Linear(config.dim, config.dim) if has_pooler else None
         self.heads = nn.ModuleDict({head.key: Classifier(config, head) for head in config.heads})
-        assert len(self.heads) == len(config.heads), f"two heads go by one name: {[h.key for h in config.heads]}"
+        assert len(self.heads) == len(config.heads), f"two heads have the same name: {[h.key for h in config.heads]}"
 
     def forward(
         self,
@@ -239,11 +244,11 @@ class Encoder(nn.Module):
 
         Args:
             tokens: [B, T] int64, each document with its special tokens.
-            positions: [B, T] int64, each token's distance from the start of its own document, whatever the family;
-                0 for padding.
-            doc_ids: [B, T] int which packed document each token belongs to, -1 for padding.
-            output_index: for each field, [N] places in the flattened [B * T] batch whose tokens are read: for a class
-                field the first token of every document, for a token field the first sub-word of every word. N may be 0.
+            positions: [B, T] int64, each token's distance from the start of its document, in both families; 0 for
+                padding.
+            doc_ids: [B, T] int, the packed document that each token belongs to, -1 for padding.
+            output_index: for each field, [N] indices in the flattened [B * T] batch at which its logits are computed:
+                every document's first token (class field) or every word's first sub-word (token field). N may be 0.
 
         Returns:
             For each field, [N, n_labels] logits in the compute dtype; without ``output_index`` the last hidden
@@ -256,20 +261,20 @@ class Encoder(nn.Module):
         if output_index is None:
             return x
         names = [head.name for head in self.config.heads]
-        assert set(output_index) == set(names), f"places for {sorted(output_index)}, but the heads are {sorted(names)}"
+        assert set(output_index) == set(names), f"indices for {sorted(output_index)}, but the heads are {sorted(names)}"
         return {head.name: self._logits(head, x.flatten(0, 1)[output_index[head.name]]) for head in self.config.heads}
 
     def _logits(self, head: Head, x: Tensor) -> Tensor:
-        """x: [N, E], the hidden states that this field is read from; returns [N, n_labels]."""
+        """Logits of one field, [N, n_labels], from the hidden states x at its output positions, [N, E]."""
         if self.pooler is not None and head.kind == "class":
             x = torch.tanh(self.pooler(x))
         return self.heads[head.key](x)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter, e.g. after ``to_empty``; there are no buffers. Pretrained weights are loaded over this.
+        """Initialize every parameter, e.g. after ``to_empty``; there are no buffers. Pretrained weights replace them.
 
-        | what                                | starts as                          |
+        | parameters                          | initial values                     |
         |-------------------------------------|------------------------------------|
         | matrices and embeddings             | normal, 0.02 (Devlin et al., 2019) |
         | norms                               | weight 1, bias 0                   |

@@ -5,11 +5,12 @@ each sub-layer, rotary positions, grouped-query attention, a SwiGLU feed-forward
 be tied to the embedding. Any checkpoint of this architecture fits (SmolLM2, TinyLlama, ...): see `LlamaConfig`.
 
 Single-device code: sharding, precision, activation checkpointing and compilation are applied from outside
-(`train/parallel/parallelize.py`). Who attends to whom in a packed row is said in `model/attention.py`.
+(`train/parallel/parallelize.py`). The attention mask of a packed row is causal, and a token attends only to its own
+document and the shared prefix (`model/attention.py`).
 
-Rotary layout: the two halves of a head's width form the pairs, (x[i], x[i + D/2]), as in Hugging Face checkpoints,
-which load as they are. Meta's and GGUF's checkpoints pair neighbours (x[2i], x[2i + 1]); the converter permutes their
-q and k rows. A mix of the two gives fluent nonsense.
+Rotary layout: the two halves of a head's width form the pairs, (x[i], x[i + D/2]), as in Hugging Face checkpoints.
+Meta's and GGUF's checkpoints pair neighbours, (x[2i], x[2i + 1]); `checkpoints_tools` permutes their q and k rows. A
+mix of the two gives fluent nonsense.
 
 Shapes: B rows, T tokens, E model width, H heads, K key/value heads, D head width, F feed-forward width,
 V vocabulary, N output positions.
@@ -30,11 +31,11 @@ from model.attention import PackedMask, attention, build_mask
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretching of the rotary frequencies beyond the length trained for (Dubey et al., 2024).
+    """Llama 3.1's scaling of the rotary frequencies for contexts longer than in pretraining (Dubey et al., 2024).
 
-    Off unless a checkpoint's config asks for it. Frequencies whose wavelength exceeds
-    ``original_max_position / low_freq_factor`` tokens are divided by ``factor``, those below
-    ``original_max_position / high_freq_factor`` are kept, and those in between are blended.
+    Off unless a checkpoint's config asks for it. Frequencies with wavelengths above
+    ``original_max_position / low_freq_factor`` tokens are divided by ``factor``. Those with wavelengths below
+    ``original_max_position / high_freq_factor`` are unchanged, and those in between are interpolated.
     """
 
     factor: float
@@ -51,7 +52,7 @@ class LlamaConfig:
         dim: model width E.
         n_heads, n_kv_heads: query heads H and key/value heads K; K divides H.
         ffn_dim: feed-forward width F.
-        head_dim: D; 0 (None in runs saved by older code) stands for ``dim // n_heads``, which it then is.
+        head_dim: head width D; 0 (None in runs of older code) is replaced by ``dim // n_heads``.
         max_position: context length the checkpoint was trained for, in tokens. Longer rows run, with a warning.
         tie_embeddings: the output head is the embedding matrix.
     """
@@ -76,17 +77,16 @@ class LlamaConfig:
 
 
 class Cache(Protocol):
-    """What `Attention` needs of a key/value cache: store this call's keys and values, attend over all it may see."""
+    """A key/value cache: ``attend`` stores the call's keys and values and returns masked attention, [B, T, H, D]."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class RowContext:
-    """What all blocks share in one forward pass: rotary tables, mask and cache.
+    """Inputs that all blocks share in one forward pass: rotary tables, mask and cache.
 
-    The rotary tables stay in fp32 whatever the compute dtype (`train/parallel/parallelize.py` keeps FSDP from casting
-    them).
+    The rotary tables are fp32 for every compute dtype (`train/parallel/parallelize.py` keeps FSDP from casting them).
     """
 
     cos: Tensor  # [B, T, 1, D/2] fp32
@@ -102,15 +102,15 @@ def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) ->
     scaling = config.rope_scaling
     if scaling is None:
         return freq
-    turns = scaling.original_max_position * freq / (2 * math.pi)  # full turns over the original context
-    # 0 where a frequency is divided by the factor, 1 where it is kept, in between a linear blend.
+    turns = scaling.original_max_position * freq / (2 * math.pi)  # full rotations over the original context
+    # 0: the frequency is divided by the factor; 1: it is unchanged; in between: linear interpolation.
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = keep.clamp(0.0, 1.0)
     return freq * (keep + (1.0 - keep) / scaling.factor)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle. x: [B, T, heads, D]; computed in fp32."""
+    """Rotate each pair (x[i], x[i + D/2]) by its position's angle. x: [B, T, heads, D]; computed in fp32."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
 
@@ -169,7 +169,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention, then feed-forward, each behind a norm and added to the residual stream."""
+    """One decoder layer: attention, then feed-forward, each with a norm before it and a residual connection."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The whole decoder. See the file's docstring for the architecture."""
+    """The complete decoder. See the file's docstring for the architecture."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -207,21 +207,21 @@ class Llama(nn.Module):
         Args:
             tokens: [B, T] int64.
             positions: [B, T] int64, each token's distance from the start of its own prompt; None means 0, 1, 2, ...
-            doc_ids: [B, T] which packed document each token belongs to (`model/attention.py`); None means that each
-                row is one document.
-            output_index: [N] places in the flattened [B * T] batch at which logits are wanted; None means all.
-                The head is the largest matrix of the model, and a row of posts needs it at a handful of places.
-            cache: holds earlier keys and values and decides who sees whom (`eval/decoder/kv_cache.py`); with it,
-                ``positions`` must be given.
+            doc_ids: [B, T], the packed document that each token belongs to (`model/attention.py`); None means that
+                each row is one document.
+            output_index: [N] indices in the flattened [B * T] batch at which logits are computed; None means all.
+                The head is the model's largest matrix, and a packed row needs few logits.
+            cache: holds earlier keys and values and applies the mask (`eval/decoder/kv_cache.py`); requires
+                ``positions``.
 
         Returns:
             [N, V] logits, or [B, T, V] without ``output_index``, in the compute dtype.
         """
         if positions is None:
-            assert cache is None, "a cache does not say where its rows stand: give positions"
+            assert cache is None, "a cache does not know the positions of its rows: give positions"
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        # Computed here and not kept as a buffer: a buffer would be garbage after `to_empty` and lose its precision
-        # in `model.to(torch.bfloat16)`.
+        # Computed here, not stored as a buffer: a buffer would be garbage after `to_empty` and lose precision in
+        # `model.to(torch.bfloat16)`.
         angles = positions[..., None, None].float() * rope_frequencies(self.config, tokens.device)  # [B, T, 1, D/2]
         mask = build_mask(doc_ids) if cache is None else None
         context = RowContext(angles.cos(), angles.sin(), mask, cache)
@@ -236,9 +236,9 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter, e.g. after ``to_empty``; there are no buffers. Pretrained weights are loaded over this.
+        """Initialize every parameter, e.g. after ``to_empty``; there are no buffers. Pretrained weights replace them.
 
-        | what                          | starts as                                       |
+        | parameters                    | initial values                                  |
         |-------------------------------|-------------------------------------------------|
         | norms                         | 1                                               |
         | wo, w2 (write to the residual)| normal, 0.02 / sqrt(2 * n_layers) (as in GPT-2) |

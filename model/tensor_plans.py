@@ -1,16 +1,16 @@
-"""How an architecture's matrices may be split over ranks, Megatron's way (Shoeybi et al., 2019): plans as plain data.
+"""Tensor parallelism as data: how an architecture's matrices are split over ranks (Megatron, Shoeybi et al., 2019).
 
-A `TensorPlan` names modules and says what becomes of each; `train/parallel/tensor_parallel.py` carries it out with
-PyTorch's tools, for training and for scoring. A linear layer's weight is [outputs, inputs]:
+A `TensorPlan` names modules and how each is split. `train/parallel/tensor_parallel.py` applies it with PyTorch's
+`parallelize_module`, for training and for scoring. A linear layer's weight is [outputs, inputs]:
 
-| split           | dimension of the weight | each rank                                                                |
-|-----------------|-------------------------|--------------------------------------------------------------------------|
-| "by output"     | 0                       | computes some of the outputs; the next matrix has to be split "by input" |
-| "by input"      | 1                       | computes a part of every output; the parts are summed over the ranks     |
-| "look-up"       | 0, of an embedding      | looks up its own token ids, zeros for the others; the results are summed |
-| "all outputs"   | 0                       | computes some of the outputs; they are gathered from all ranks           |
+| split         | dimension of the weight | each rank                                                               |
+|---------------|-------------------------|-------------------------------------------------------------------------|
+| "by output"   | 0 (column-parallel)     | computes some of the outputs; the next matrix must be split "by input"  |
+| "by input"    | 1 (row-parallel)        | computes a partial sum of every output; these are summed over the ranks |
+| "look-up"     | 0, of an embedding      | looks up its own token ids, zeros for the others; results are summed    |
+| "all outputs" | 0 (column-parallel)     | computes some of the outputs; they are gathered from all ranks          |
 
-What a plan does not name is the same on every rank.
+Modules that a plan does not name are replicated on every rank.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class TensorPlan:
     """How to split one architecture.
 
     Attributes:
-        block: within a block, module name → how its weight is split.
-        shared_inputs: within a block, modules whose input several matrices split "by output" read → how many inputs
-            the module takes, of which that is the first. The matrices' partial gradients of it are added up before they
-            are summed over the ranks, once and not once a matrix.
-        vocabulary: the same as ``block`` for what is in no block; it applies only where the output matrix is not the
+        block: module name within a block → how its weight is split.
+        shared_inputs: module name within a block → number of inputs of the module. Several matrices split "by output"
+            read its first input. Their partial gradients of this input are added on each rank first, so that they are
+            summed over the ranks once, not once per matrix.
+        vocabulary: like ``block``, for modules outside the blocks; applies only if the output matrix is not the
             embedding.
-        divides: the config's numbers that every rank has to get an equal, whole share of → their name in messages.
+        divides: numbers of the config that the number of ranks must divide → their name in messages.
     """
 
     block: dict[str, Split]

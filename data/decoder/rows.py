@@ -40,11 +40,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
+from data import batch
 from data.packing import IGNORE, PADDING_DOC, SHARED_DOC, padded_length
 
 # The name of a decoder's only field, the answer. It is empty, unlike the names of a task's fields.
@@ -80,7 +81,7 @@ class PackedRow:
 
 
 @dataclass
-class Batch:
+class Batch(batch.Batch):
     """One micro-batch: the input of one forward and backward pass.
 
     Attributes:
@@ -109,7 +110,7 @@ class Batch:
         logits = model(self.tokens, self.positions, self.doc_ids, output_index=self.target_index)
         return {ANSWER: (logits, self.targets.flatten()[self.target_index])}
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return replace(
             self,
             tokens=change(self.tokens),
@@ -118,13 +119,6 @@ class Batch:
             targets=change(self.targets),
             target_index=change(self.target_index),
         )
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on ``device``; from pinned memory the copy does not block."""
-        return self._map(lambda t: t.to(device, non_blocking=t.is_pinned()))
-
-    def pin_memory(self) -> Batch:
-        return self._map(lambda t: t.pin_memory())
 
 
 def build_row(samples: RowSource, indices: Sequence[int], share_prefix: bool, length: int | None = None) -> PackedRow:

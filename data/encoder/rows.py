@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
+from data import batch
 from data.packing import PADDING_DOC, padded_length
 
 
@@ -45,7 +46,7 @@ class RowSource(Protocol):
 
 
 @dataclass
-class Batch:
+class Batch(batch.Batch):
     """One micro-batch of an encoder.
 
     Attributes:
@@ -74,7 +75,7 @@ class Batch:
         logits = model(self.tokens, self.positions, self.doc_ids, output_index=self.index)
         return {field: (logits[field], targets) for field, targets in self.targets.items()}
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return replace(
             self,
             tokens=change(self.tokens),
@@ -83,13 +84,6 @@ class Batch:
             index={name: change(index) for name, index in self.index.items()},
             targets={name: change(numbers) for name, numbers in self.targets.items()},
         )
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on ``device``; from pinned memory the copy does not block."""
-        return self._map(lambda t: t.to(device, non_blocking=t.is_pinned()))
-
-    def pin_memory(self) -> Batch:
-        return self._map(lambda t: t.pin_memory())
 
 
 def build_batch(samples: RowSource, rows: Sequence[Sequence[int]], length: int | None = None) -> Batch:

@@ -1,18 +1,18 @@
-"""Examples to encoder samples: a document's ids, where its words begin, and the number of every field's label.
+"""Examples to encoder samples: a document's token ids, the indices of its words, and the targets of every field.
 
-There is no prompt and no answer; a sample is the document between the two tokens that encoders are trained with, and
-what is to be predicted stands beside it::
+There is no prompt and no answer. A sample is the document between an encoder's two special tokens; its targets are
+stored separately::
 
     words     wake       me    up    at    nine   am                 class target   intent: alarm_set's number
     tokens    <s>  wa ke me    up    at    ni ne  am   </s>
-    first          1     3     4     5     6      8                  places of the words' first sub-words
+    first          1     3     4     5     6      8                  indices of the words' first sub-words
     tags           O     O     O     O     B-time I-time             the words' targets, as numbers of `tag_set`
 
-With a token field among the task's the words are tokenized one by one; otherwise the text as it is. A document too
-long for the model loses its end. A word that was cut off, or that tokenizes to nothing, has no place (-1): it is never
-a target, and whoever scores takes it for ``other``.
+If the task has a token field, the words are tokenized one by one, otherwise the text at once. Documents that are too
+long are truncated at the end. A word that was truncated, or that has no tokens, has index -1. It is never a target, and
+scoring labels it ``other``.
 
-Laying samples into rows is `data.encoder.rows`.
+Samples are packed into rows in `data.encoder.rows`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from data.example import Example
 from data.progress import track
 from data.tasks import ClassField, Task, TokenField
 
-LONGEST_DOCUMENT = 512  # tokens: the paper's limit for encoders, and all that RoBERTa and BERT have positions for
+LONGEST_DOCUMENT = 512  # tokens: the paper's limit for encoders, and the number of RoBERTa's and BERT's positions
 
-CODE_VERSION = 1  # part of the cache key: raise it when the same input would give other arrays
-N_SPECIAL = 2  # cls in front, sep behind
+CODE_VERSION = 1  # part of the cache key: raise it when the same input gives other arrays
+N_SPECIAL = 2  # cls before the document, sep after it
 
 
 @dataclass
@@ -47,16 +47,16 @@ class SampleSet:
 
     Attributes:
         ids: the examples' ids, ``[S]``.
-        tokens: int32, all samples end to end, each ``cls ... sep``.
+        tokens: int32, all samples concatenated, each ``cls ... sep``.
         end: ``[S]`` int64, offsets into ``tokens``.
         word_end: ``[S]`` int64, offsets into the words' arrays; all zero without a token field.
-        first_places: ``[W]`` int32, the place of each word's first sub-word within its own sample, -1 for none.
+        first_places: ``[W]`` int32, the index of each word's first sub-word within its sample, -1 for none.
         targets: by field name, int64 numbers of labels: ``[S]`` for a class field (into ``field.labels``), ``[W]`` for
-            a token field (into ``tag_set(field)``). Empty when prepared without labels.
-        document_tokens: ``[S]`` int32, the documents' own lengths before any truncation.
+            a token field (into ``tag_set(field)``). Empty if prepared without labels.
+        document_tokens: ``[S]`` int32, the documents' lengths before any truncation.
         truncated: ``[S]`` bool.
-        kinds: by field name, "class" or "token", in the task's order; also where there are no targets.
-        pad_id: fills a row.
+        kinds: by field name, "class" or "token", in the task's order; set even if there are no targets.
+        pad_id: id of the padding token.
     """
 
     ids: list[str]
@@ -74,10 +74,10 @@ class SampleSet:
         self._start = np.concatenate([[0], self.end[:-1]]).astype(np.int64)[: len(self.ids)]
         self._word_start = np.concatenate([[0], self.word_end[:-1]]).astype(np.int64)[: len(self.ids)]
         self.lengths = self.end - self._start  # [S] tokens, cls and sep included
-        reached = np.concatenate([[0], np.cumsum(self.first_places >= 0)])
-        self.prefix = np.zeros(0, dtype=np.int32)  # what decoders share
+        n_kept = np.concatenate([[0], np.cumsum(self.first_places >= 0)])
+        self.prefix = np.zeros(0, dtype=np.int32)  # empty: only decoders share a prefix
         self.costs = self.lengths  # [S] tokens in a row
-        self.reached_words = reached[self.word_end] - reached[self._word_start]  # [S] words that have a place
+        self.kept_words = n_kept[self.word_end] - n_kept[self._word_start]  # [S] words that have an index
 
         self.label_lengths = sum(map(self.n_outputs, self.kinds), np.zeros(len(self), dtype=np.int64))  # [S] all fields
 
@@ -85,42 +85,42 @@ class SampleSet:
         return len(self.ids)
 
     def document(self, i: int) -> np.ndarray:
-        """The sample's ids, ``cls ... sep``."""
+        """The sample's token ids, ``cls ... sep``."""
         return self.tokens[self._start[i] : self.end[i]]
 
     def first(self, i: int) -> np.ndarray:
-        """Per word, the place of its first sub-word in ``document(i)``, or -1; empty without a token field."""
+        """Per word, the index of its first sub-word in ``document(i)``, or -1; empty without a token field."""
         return self.first_places[self._word_start[i] : self.word_end[i]]
 
     def target(self, field: str, i: int) -> np.ndarray:
-        """A field's numbers to be predicted: one for a class field, for a token field one a word that has a place."""
+        """A field's targets: one for a class field, one per word with an index for a token field."""
         values = self.targets[field]
         if self.kinds[field] == "class":
             return values[i : i + 1]
         return values[self._word_start[i] : self.word_end[i]][self.first(i) >= 0]
 
     def n_outputs(self, field: str) -> np.ndarray:
-        """``[S]`` how many positions of each sample the field's head reads."""
-        return np.ones(len(self), dtype=np.int64) if self.kinds[field] == "class" else self.reached_words
+        """``[S]`` number of positions of each sample that the field's head reads."""
+        return np.ones(len(self), dtype=np.int64) if self.kinds[field] == "class" else self.kept_words
 
     def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> Batch:
-        """The micro-batch of these rows of sample indices, padded to ``length`` tokens; there is no prefix to share."""
+        """Build a micro-batch from rows of samples, padded to ``length`` tokens; there is no prefix to share."""
         return build_batch(self, rows, length)
 
     def dummy(self) -> Batch:
-        """Work without a target."""
+        """A batch without targets."""
         return dummy_batch(self)
 
     def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
-        """What there is to predict in these samples, by field."""
+        """By field, the number of targets of these samples."""
         return {field: int(self.n_outputs(field)[list(indices)].sum()) for field in self.kinds}
 
     def contents(self) -> list[np.ndarray]:
-        """All that is trained on, for a hash."""
+        """The arrays that training depends on, to be hashed."""
         return [self.tokens, self.end, self.first_places, *self.targets.values()]
 
     def describe(self) -> str:
-        """One line for the log: how many samples, how long, how many truncated."""
+        """One line for the log: number and lengths of the documents, and how many were truncated."""
         n = self.document_tokens
         mean, median, p99, longest = (n.mean(), *np.percentile(n, [50, 99]), n.max()) if len(n) else (0, 0, 0, 0)
         text = (
@@ -128,16 +128,16 @@ class SampleSet:
             f"{longest:.0f}), {int(self.truncated.sum()):,} truncated"
         )
         n_lost = int((self.first_places < 0).sum())
-        return text + (f"; {n_lost:,} words cut off or without a sub-word, never a target" if n_lost else "")
+        return text + (f"; {n_lost:,} words truncated or without a sub-word, never a target" if n_lost else "")
 
 
 def tag_set(field: TokenField) -> tuple[str, ...]:
-    """What a token head chooses from: ``"O"``, then ``"B-x"`` and ``"I-x"`` for each type, 111 for MASSIVE's 55."""
+    """The labels of a token head: ``"O"``, then ``"B-x"`` and ``"I-x"`` for each type; 111 for MASSIVE's 55 types."""
     return ("O", *(f"{mark}-{label}" for label in field.labels for mark in "BI"))
 
 
 def output_labels(task: Task) -> dict[str, list[str]]:
-    """By field, what each output of its head stands for: labels, or a token field's tags."""
+    """By field, the labels of its head's outputs, in order; tags for a token field."""
     return {f.name: list(tag_set(f) if isinstance(f, TokenField) else f.labels) for f in task.fields}
 
 
@@ -150,23 +150,25 @@ def prepare(
     with_labels: bool = True,
     cache_dir: Path | None = None,
 ) -> SampleSet:
-    """Tokenize ``examples`` for ``task``, cutting documents so that every sample fits ``max_length`` tokens.
+    """Tokenize ``examples`` for ``task``, truncating documents so that every sample has at most ``max_length`` tokens.
 
-    How an example comes out depends on no other example. No words at all make a document of the two special tokens.
+    Each example is tokenized independently of the others. A document without words is the two special tokens.
 
     Args:
-        examples: what to tokenize; with ``with_labels`` they must carry the task's labels. A token field's tags are
-            the example's own brackets where it has them, else equal neighbours are one entity.
-        max_length: tokens of a sample, special tokens included.
-        with_labels: False for scoring: there are no targets.
-        cache_dir: where cache files lie; ``None`` tokenizes anew.
+        examples: with ``with_labels`` they must have the task's labels. A token field's tags are the example's brackets
+            if it has any; otherwise equal neighbours are one entity.
+        task: its fields decide the targets, and whether words are tokenized one by one.
+        tokenizer: of the encoder.
+        max_length: maximum tokens of a sample, special tokens included.
+        with_labels: False, for scoring: the result has no targets.
+        cache_dir: folder of the cache files; ``None``: no cache.
 
     Raises:
-        UserError: ``max_length`` leaves no room for a document, or an example's label is missing or outside the set.
+        UserError: ``max_length`` is too small for a document, or an example's label is missing or not in the label set.
     """
     if max_length < N_SPECIAL + 1:
         raise UserError(
-            f"A document of at most {max_length} tokens leaves room for none beside its {N_SPECIAL} special tokens. "
+            f"A document of at most {max_length} tokens has none left beside its {N_SPECIAL} special tokens. "
             f"Give --row_length {N_SPECIAL + 1} or more."
         )
     if with_labels:
@@ -196,16 +198,16 @@ def prepare(
 
 
 def _tokenize(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, by_words: bool) -> Arrays:
-    room = max_length - N_SPECIAL
+    budget = max_length - N_SPECIAL  # tokens of a document
     chunks: list[list[int]] = []
     places: list[np.ndarray] = []
     documents = np.zeros(len(examples), dtype=np.int32)
     for i, example in enumerate(track(examples)):
         ids, first = tokenizer.encode_words(example.words) if by_words else (tokenizer.encode(example.text), [])
         documents[i] = len(ids)
-        chunks.append([tokenizer.cls_id, *ids[:room], tokenizer.sep_id])
+        chunks.append([tokenizer.cls_id, *ids[:budget], tokenizer.sep_id])
         place = np.array(first, dtype=np.int32)
-        places.append(np.where((place >= 0) & (place < room), place + 1, -1).astype(np.int32))
+        places.append(np.where((place >= 0) & (place < budget), place + 1, -1).astype(np.int32))
     flat = [token for chunk in chunks for token in chunk]
     return {
         "tokens": np.array(flat, dtype=np.int32),
@@ -213,7 +215,7 @@ def _tokenize(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
         "word_end": np.cumsum([len(place) for place in places], dtype=np.int64),
         "first_places": np.concatenate([np.zeros(0, dtype=np.int32), *places]),
         "document_tokens": documents,
-        "truncated": documents > room,
+        "truncated": documents > budget,
     }
 
 

@@ -1,11 +1,10 @@
-"""Score a model: prompt, decode, read the answer back, compare with the gold labels.
+"""Score a decoder: prompt, decode, parse the answer, compare with the gold labels.
 
     examples ─► prepare ─► balanced over ranks ─► greedy_decode ─► parse_answer ─► gathered, in order ─►
     compute_metrics
 
-Nothing here knows whether a model was fine-tuned. Every example gets an answer, however long its document:
-documents are truncated, examples never dropped. Several ranks share the examples; rank 0 returns them all in
-the order given.
+Models are scored the same way before and after fine-tuning. Every example gets an answer: long documents are
+truncated, and no example is dropped. Several ranks share the examples; rank 0 returns all answers in the given order.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ from eval.gather import ScoreResult, Share, gather_scores
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.results import Prediction
 
-BUDGET_MARGIN = 8  # tokens an answer may have beyond the longest valid one: white space, quotes, a code fence
+BUDGET_MARGIN = 8  # tokens beyond the longest valid answer, for white space, quotes or a code fence
 
 
 @dataclass(frozen=True)
 class Requests:
-    """A job's requests as they are decoded.
+    """A job's requests, ready for decoding.
 
     Attributes:
         samples: their tokens.
-        budgets: of each, the tokens that its answer may take.
-        limits: of each, the tokens that its answer gets: its budget, or what ``max_length`` leaves of it.
+        budgets: for each, the tokens that its answer may need.
+        limits: for each, the maximum tokens of its answer: its budget, or fewer if ``max_length`` leaves fewer.
     """
 
     samples: SampleSet
@@ -51,7 +50,7 @@ class Requests:
 def score(
     model: nn.Module, job: ScoringJob, ranks: ScoringRanks, progress: Callable[[int], None] | None = None
 ) -> ScoreResult:
-    """Score ``model`` on the job's examples by what it emits.
+    """Score ``model`` on the job's examples by the answers that it decodes.
 
     Args:
         progress: called with the number of examples newly finished on this rank.
@@ -87,7 +86,7 @@ def score(
 
 
 def prepare_requests(job: ScoringJob) -> Requests:
-    """Tokenize the job's examples, and say how long each answer may be.
+    """Tokenize the job's examples, and compute the maximum length of each answer.
 
     Raises:
         UserError: the prompt leaves no space for any document in ``max_length``.
@@ -108,12 +107,12 @@ def prepare_requests(job: ScoringJob) -> Requests:
         max_new_tokens=budgets,
         cache_dir=job.cache_dir,
     )
-    left = (job.max_length - len(samples.prefix) - samples.lengths).tolist()  # by each document for its answer
+    left = (job.max_length - len(samples.prefix) - samples.lengths).tolist()  # for each answer, after its document
     return Requests(samples, budgets, [min(budget, n) for budget, n in zip(budgets, left, strict=True)])
 
 
 def request_lengths(job: ScoringJob) -> RequestLengths:
-    """How long the job's requests are.
+    """Lengths of the job's requests.
 
     Raises:
         UserError: see `prepare_requests`.
@@ -136,9 +135,9 @@ def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) ->
 
 
 def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[int]:
-    """Tokens each example's answer may have: the longest valid answer to it, and a margin.
+    """Token budget of each example's answer: its longest valid answer, and a margin.
 
-    Every class field answers with its longest label, every token field with its longest type for each word.
+    In the longest answer each class field has its longest label, and each token field its longest type for every word.
     """
     longest: dict[str, str] = {}
     for field in task.fields:
@@ -147,7 +146,7 @@ def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]
     known: dict[tuple[int, ...], int] = {}
 
     def budget(example: Example) -> int:
-        # Word counts by the gold labels, as everywhere else in scoring.
+        # The gold labels define the number of words, as everywhere in scoring.
         n_words = tuple(len(example.labels[f.name]) for f in task.fields if isinstance(f, TokenField))
         if n_words not in known:
             counts = iter(n_words)
@@ -162,8 +161,7 @@ def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]
 
 
 def stop_tokens(prompt: Prompt, tokenizer: Tokenizer) -> set[int]:
-    """Ids that end an answer: the first token of what the prompt puts after a label, and the end of the
-    text."""
+    """Ids that end an answer: end-of-text, and the first token that the prompt puts after a label."""
     stops = {tokenizer.eos_id} if tokenizer.eos_id is not None else set()
     return stops | set(encode_pieces(prompt.end, tokenizer)[:1])
 

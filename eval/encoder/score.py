@@ -1,14 +1,14 @@
-"""Score an encoder: each head's likeliest label for each document and each word, compared with the gold labels.
+"""Score an encoder: compare each head's most probable label per document or word with the gold labels.
 
     examples ─► prepare ─► balanced over ranks ─► packed rows ─► heads ─► argmax ─► gathered, in order ─►
     compute_metrics
 
-A token field's tags (``O``, ``B-time``, ``I-time``) are read as one type a word, as a decoder writes them: boundaries
-that a tag claims are dropped, and equal neighbours form one entity for every system alike. A word none of whose
-sub-words the model saw, because the document was cut before it or because it tokenizes to nothing, is Other and
-counted as missing. Examples are never dropped.
+A token field's tags (``O``, ``B-time``, ``I-time``) are reduced to one type per word, as decoders write them. The
+boundaries in the tags are dropped: equal neighbours form one entity, for decoders and encoders. A word without
+sub-words in the model's input (truncated, or tokenized to nothing) is Other and counted as missing. No example is
+dropped.
 
-Rows are packed without regard to the order of the examples; that changes nothing, for nobody in a row sees another
+Packing changes the order of the examples. That does not change the answers, because tokens attend only to their own
 document (`model/attention.py`).
 """
 
@@ -32,14 +32,14 @@ from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.metrics import Labels
 from eval.results import Prediction
 
-N_TOP = 5  # likeliest labels whose probabilities are kept
+N_TOP = 5  # most probable labels, stored with their probabilities
 
 
 @torch.no_grad()
 def score(
     model: nn.Module, job: ScoringJob, ranks: ScoringRanks, progress: Callable[[int], None] | None = None
 ) -> ScoreResult:
-    """Score ``model`` on the job's examples by its heads' likeliest labels; dropout is off meanwhile.
+    """Score ``model`` on the job's examples by its heads' most probable labels, without dropout.
 
     Args:
         model: maps ``(tokens, positions, doc_ids, output_index)`` to logits by field, as `model.encoder.Encoder`; its
@@ -61,7 +61,7 @@ def score(
             answers.update(zip(indices, found, strict=True))
             if progress is not None:
                 progress(len(indices))
-        # Every rank knows everyone's rows, so none has to ask how long to go on.
+        # Every rank knows the number of rows of all ranks, so dummy passes need no communication.
         for _ in range(max(map(len, rows)) - len(own) if ranks.sharded else 0):
             batch = dummy_batch(samples).to(ranks.device)
             model(batch.tokens, batch.positions, batch.doc_ids, batch.index)
@@ -82,7 +82,7 @@ def prepare_samples(job: ScoringJob) -> SampleSet:
 
 
 def request_lengths(job: ScoringJob) -> RequestLengths:
-    """How long the job's documents are."""
+    """Lengths of the job's documents."""
     lengths = prepare_samples(job).lengths.tolist()
     return RequestLengths(0, lengths, [0] * len(lengths))
 
@@ -97,12 +97,12 @@ def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) ->
 
 
 def rows_by_rank(lengths: np.ndarray, n_ranks: int, max_batch_tokens: int) -> list[list[list[int]]]:
-    """For each rank its rows, each a list of the examples that share it."""
+    """For each rank its rows; a row is the list of indices of its examples."""
     return [_rows(lengths, own, max_batch_tokens) for own in balance_counts(lengths, n_ranks)]
 
 
 def _rows(lengths: np.ndarray, indices: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of the samples that share a row; a longer sample than ``capacity`` counts as filling one."""
+    """Rows of sample indices; a sample longer than ``capacity`` gets its own row."""
     packed = pack(np.minimum(lengths[list(indices)], capacity), capacity)
     return [[indices[k] for k in row] for row in packed]
 
@@ -117,21 +117,21 @@ def _read(
     """The answers to one row's samples, in the row's order.
 
     Args:
-        logits: per class field [documents, labels], per token field [words within reach, tags].
+        logits: per class field [documents, labels], per token field [words in the input, tags].
     """
     labels: list[Labels] = [{} for _ in indices]
     top: list[dict[str, list[list[str | float]]]] = [{} for _ in indices]
     n_missing = [0] * len(indices)
     for field in task.fields:
         if isinstance(field, ClassField):
-            for k, likeliest in enumerate(_likeliest(field, logits[field.name])):
-                labels[k][field.name] = str(likeliest[0][0])
-                top[k][field.name] = likeliest
+            for k, most_probable in enumerate(_most_probable(field, logits[field.name])):
+                labels[k][field.name] = str(most_probable[0][0])
+                top[k][field.name] = most_probable
         else:
-            reached = [samples.first(i) >= 0 for i in indices]  # per document, [words] bool
+            in_input = [samples.first(i) >= 0 for i in indices]  # per document, [words] bool
             types = iter(_types(field, logits[field.name]))
-            for k, seen in enumerate(reached):
-                labels[k][field.name] = tuple(next(types) if yes else field.other for yes in seen.tolist())
+            for k, seen in enumerate(in_input):
+                labels[k][field.name] = tuple(next(types) if word_seen else field.other for word_seen in seen.tolist())
                 n_missing[k] += int((~seen).sum())
             assert next(types, None) is None, "a type that belongs to no word"
     names = {field.name for field in task.fields}
@@ -151,18 +151,18 @@ def _read(
     ]
 
 
-def _likeliest(field: ClassField, logits: Tensor) -> list[list[list[str | float]]]:
-    """Per document the likeliest labels with their probabilities; ``logits``: [documents, labels]."""
+def _most_probable(field: ClassField, logits: Tensor) -> list[list[list[str | float]]]:
+    """Per document the `N_TOP` most probable labels with probabilities; ``logits``: [documents, labels]."""
     logits = logits.float()
-    places = logits.topk(min(N_TOP, len(field.labels))).indices
-    found = logits.softmax(-1).gather(-1, places)
+    indices = logits.topk(min(N_TOP, len(field.labels))).indices
+    found = logits.softmax(-1).gather(-1, indices)
     return [
-        [[field.labels[place], round(p, 6)] for place, p in zip(*row, strict=True)]
-        for row in zip(places.tolist(), found.tolist(), strict=True)
+        [[field.labels[index], round(p, 6)] for index, p in zip(*row, strict=True)]
+        for row in zip(indices.tolist(), found.tolist(), strict=True)
     ]
 
 
 def _types(field: TokenField, logits: Tensor) -> list[str]:
-    """Per word its likeliest tag's type; ``logits``: [words, tags]."""
+    """Per word the type of its most probable tag; ``logits``: [words, tags]."""
     types = [field.other if tag == "O" else tag[2:] for tag in tag_set(field)]
-    return [types[place] for place in logits.argmax(-1).tolist()]
+    return [types[index] for index in logits.argmax(-1).tolist()]

@@ -134,7 +134,7 @@ def test_what_is_no_checkpoint(tmp_path, make, message):
 
 def test_a_file_of_a_folder_names_the_folder(hf_folder):
     folder, _ = hf_folder()
-    with pytest.raises(UserError, match=f"name the folder it lies in: {folder}"):
+    with pytest.raises(UserError, match=f"name its folder: {folder}"):
         open_source(folder / "model.safetensors")
 
 

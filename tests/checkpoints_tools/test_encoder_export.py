@@ -163,7 +163,7 @@ def test_the_longest_document_is_stored(family, tokenizers, tmp_path):
     assert after == json.loads(before) | {"model_max_length": MAX_LENGTH}
     for wrong in (2, 41, "many"):
         raw["heads"]["max_length"] = wrong
-        with pytest.raises(UserError, match=f"max_length is {wrong!r}; it must be a whole number from 3 to 40"):
+        with pytest.raises(UserError, match=f"max_length is {wrong!r}; it must be an integer from 3 to 40"):
             parse_encoder_config(raw)
 
 

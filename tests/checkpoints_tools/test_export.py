@@ -181,7 +181,7 @@ if __name__ == "__main__":
 
 
 def test_a_disk_that_fills_up_is_said_and_nothing_stays(small_disk: Path) -> None:
-    with pytest.raises(UserError, match=r"could not be written: .*No space left on device.*Make room"):
+    with pytest.raises(UserError, match=r"could not be written: .*No space left on device.*Free disk space"):
         with staged_folder(small_disk / "export") as staging:
             writer = ShardWriter(staging, shard_bytes=10_000_000)
             for n in range(4):

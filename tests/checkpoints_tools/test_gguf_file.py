@@ -171,7 +171,7 @@ def test_a_folder_with_one_gguf(tmp_path, helpers):
         ({"split__count": 2}, "one of 2 parts"),
         ({"leave_out": "token_embd.weight"}, "lacks .*token_embd"),
         ({"leave_out": "blk.1.ffn_up.weight"}, r"missing: layers.1.ffn.w3.weight \[100, 48\]"),
-        ({"pre": "qwen2"}, "rule 'qwen2'.*--tokenizer"),
+        ({"pre": "qwen2"}, "pre-tokenizer 'qwen2'.*--tokenizer"),
         ({"tokenizer_model": "llama"}, "kind 'llama'.*--tokenizer"),
     ],
 )
@@ -186,7 +186,7 @@ def test_files_we_cannot_use(tmp_path, helpers, changes, message):
 def test_truncated_file(tmp_path, helpers, keep):
     path = write_gguf(tmp_path / "x.gguf", helpers.random_hf_model(), helpers)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match="not a whole GGUF file|is not a GGUF file"):
+    with pytest.raises(UserError, match="not a complete GGUF file|is not a GGUF file"):
         open_source(path)
 
 

@@ -96,7 +96,7 @@ def test_parts_that_cut_through_heads(tmp_path):
         for name in ("wk", "wv"):
             weights[f"layers.{i}.attention.{name}.weight"] = torch.randn(16, 64)
     folder = write_meta_folder(tmp_path / "meta", weights, 8, n_kv_heads=4)
-    with pytest.raises(UserError, match=r"8 parts do not hold whole heads of width 4.*layers.0.attention.wk"):
+    with pytest.raises(UserError, match=r"8 parts split heads of width 4.*layers.0.attention.wk"):
         open_checkpoint(folder)
 
 

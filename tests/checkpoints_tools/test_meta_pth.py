@@ -84,7 +84,7 @@ def test_feed_forward_widths_of_the_real_models():
 def test_missing_parts(tmp_path, helpers):
     folder = write_meta_folder(tmp_path / "meta", random_weights(), 8)
     (folder / "consolidated.03.pth").unlink()
-    with pytest.raises(UserError, match=r"half downloaded: consolidated.03.pth missing"):
+    with pytest.raises(UserError, match=r"incomplete: consolidated.03.pth missing"):
         open_source(folder)
     for part in (4, 5, 6, 7):
         (folder / f"consolidated.{part:02d}.pth").unlink()
@@ -127,7 +127,7 @@ def test_code_in_a_part_is_refused(tmp_path, helpers, capsys):
     [
         ({"n_heads": 7}, "do not divide"),
         ({"dim": None}, "dim is None"),
-        ({"vocab_size": 299}, "vocab_size is 299, the embedding has 304 rows"),
+        ({"vocab_size": 299}, "vocab_size is 299, but the embedding has 304 rows"),
         ({"multiple_of": "many", "norm_eps": -1}, "norm_eps is -1.*multiple_of is 'many'"),
         ({"rope_theta": True}, "rope_theta is True"),
         ({"quantization_args": {"scheme": "int4"}}, "quantization_args"),

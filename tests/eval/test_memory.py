@@ -115,17 +115,17 @@ def test_a_model_that_does_not_fit_is_told_what_would():
     check_fits(load_of("llama3_8b", 1000, [500] * 8, 30, 4096), 1, 1, A100)
     check_fits(load_of("llama3_70b", 1000, [500] * 40, 30, 16_384), 8, 1, A100)
     large = load_of("llama3_70b", 0, [1], 0, 1)
-    with pytest.raises(UserError, match=r"takes 131.4 GiB of a GPU \(weights 131.4, .* 74.8 can be used.*fit: --tp 2 "):
+    with pytest.raises(UserError, match=r"needs 131.4 GiB of a GPU \(weights 131.4, .* 74.8 are usable.*fit: --tp 2 "):
         check_fits(large, 1, 1, A100)
     with pytest.raises(UserError, match="under torchrun --nproc_per_node 4"):  # half of the weights alone is 65.7 GiB
         check_fits(load_of("llama3_70b", 3000, [500] * 8, 30, 4096), 1, 1, 65 * GIB)
-    with pytest.raises(UserError, match="of each of 4 GPUs.*Nor would it on 8 GPUs"):
+    with pytest.raises(UserError, match="of each of 4 GPUs.*not fit on 8 GPUs either"):
         check_fits(dataclasses.replace(large, dtype=torch.float32), 4, 1, 24 * GIB)
     many = load_of("llama3_8b", 500, [2000] * 500, 100, 400_000)
     with pytest.raises(UserError, match=r"fit: --batch_tokens 100000 \("):
         check_fits(many, 1, 1, 40 * GIB)
     odd = dataclasses.replace(LARGE, n_kv_heads=2)
-    with pytest.raises(UserError, match="Nor would it on 2 GPUs"):
+    with pytest.raises(UserError, match="not fit on 2 GPUs either"):
         check_fits(dataclasses.replace(large, config=odd), 1, 1, 40 * GIB)
     encoder = load_of("roberta_large", 0, [512] * 10_000, 0, 5_000_000)
     with pytest.raises(UserError, match=r"roberta_large is too large.*fit: --batch_tokens 1250000 \("):

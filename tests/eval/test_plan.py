@@ -150,7 +150,7 @@ def test_70b_needs_to_be_split(tmp_path):
         plan(*words, "--tp", 16, "--gpus", 16)
     with pytest.raises(UserError, match="--task"):
         plan("--model", "llama3_8b", "--checkpoint", tmp_path)
-    with pytest.raises(UserError, match="whatever its folder holds"):
+    with pytest.raises(UserError, match="takes its config from --checkpoint"):
         plan("--model", "llama", "--task", "20ng_joint", "--checkpoint", tmp_path)
     with pytest.raises(UserError):  # data that were named and are not there are a mistake
         plan(*words, "--data", tmp_path / "nowhere")
@@ -162,7 +162,8 @@ def test_what_is_assumed_without_a_tokenizer(tmp_path):
     found = make_plan(load_config([*map(str, words), "--limit", "7", "--shots", "2", "--split", "train", "--plan"]))
     assert len(found.load.lengths.bodies) == len(found.setup.examples) == 7
     assert (
-        "the model's numbers are the preset's" in found.assumed[0] and "7, like the training data's" in found.assumed[1]
+        "the model's config is the preset's" in found.assumed[0]
+        and "7, with the lengths of the training data" in found.assumed[1]
     )
     assert found.setup.config == MODELS["llama3_8b"].config
 
@@ -170,7 +171,7 @@ def test_what_is_assumed_without_a_tokenizer(tmp_path):
 def test_encoders_have_plans(tmp_path):
     words = ["--model", "roberta_large", "--task", "massive_slots", "--checkpoint", tmp_path]
     text = plan(*words)
-    assert "It fits" in text and "the heads are those that fine-tuning on massive_slots gives it" in text
+    assert "It fits" in text and "the heads that fine-tuning on massive_slots would add" in text
     assert plan(*words, "--max_length", 12).count("Longest example: 12 tokens") == 1
     with pytest.raises(UserError, match="without heads"):
         plan("--model", "roberta_large", "--checkpoint", tmp_path)

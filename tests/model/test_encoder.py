@@ -286,14 +286,14 @@ def test_no_places_give_no_logits_and_zero_gradients() -> None:
 def test_a_document_beyond_the_position_table_is_our_bug() -> None:
     net = random_model(scaled_down(ROBERTA_DEBUG))
     tokens = torch.full((1, 25), 3)
-    with pytest.raises(AssertionError, match="a document of 25 tokens; 24 have a position"):
+    with pytest.raises(AssertionError, match="a document of 25 tokens; the limit is 24"):
         net(tokens, torch.arange(25)[None], torch.ones_like(tokens))
 
 
 def test_every_head_needs_its_places() -> None:
     net = random_model(scaled_down(ROBERTA_DEBUG, TOPIC, SLOTS))
     batch = packed(net.config)
-    with pytest.raises(AssertionError, match=r"places for \['topic'\], but the heads are \['slots', 'topic'\]"):
+    with pytest.raises(AssertionError, match=r"indices for \['topic'\], but the heads are \['slots', 'topic'\]"):
         net(*batch, {"topic": torch.tensor([0])})
 
 
@@ -304,5 +304,5 @@ def test_fields_may_be_called_what_modules_cannot() -> None:
     batch = packed(net.config)
     assert list(net(*batch, places(net.config, batch[2]))) == [head.name for head in heads]
     assert net.get_parameter("heads.type_.out.weight").shape[0] == 2
-    with pytest.raises(AssertionError, match="two heads go by one name"):
+    with pytest.raises(AssertionError, match="two heads have the same name"):
         Encoder(scaled_down(ROBERTA_DEBUG, Head("a.b", "class", 2), Head("a_b", "class", 2)))

@@ -1,4 +1,4 @@
-"""What a plan reads from a checkpoint folder: the same as a run, but weights and tokenizer may be missing."""
+"""Read a checkpoint's config and tokenizer for a plan: as in a run, but weights and tokenizer may be missing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 def find_config(spec: ModelSpec, folder: Path | None) -> tuple[ModelConfig, str | None]:
-    """The config that `checkpoints_tools.load.open_checkpoint` reads in ``folder``, else the preset's.
+    """The config that `checkpoints_tools.load.open_checkpoint` reads in ``folder``; without a checkpoint, the preset's.
 
-    A Hugging Face folder needs no weights for this. A folder in Meta's format does: they hold what
-    ``params.json`` omits.
+    A Hugging Face folder needs no weights for this. A folder in Meta's format needs them for sizes that ``params.json``
+    omits.
 
     Returns:
-        The config; and a sentence that says that it is the preset's, or None.
+        The config; and a sentence if it is the preset's, otherwise None.
 
     Raises:
         UserError: the checkpoint is damaged or of another architecture; or it is missing and the preset has no config.
@@ -36,14 +36,14 @@ def find_config(spec: ModelSpec, folder: Path | None) -> tuple[ModelConfig, str 
     if found is not None and folder is not None:
         check_family(found, spec, folder)
         return found, None
-    where = f"{folder} holds neither a config.json nor a checkpoint in Meta's format"
+    where = f"{folder} contains neither a config.json nor a checkpoint in Meta's format"
     if spec.config is None:
-        raise UserError(f"model = {spec.name} is whatever its folder holds, and {where}.")
-    return spec.config, f"the model's numbers are the preset's: {where}"
+        raise UserError(f"model = {spec.name} takes its config from --checkpoint, but {where}.")
+    return spec.config, f"the model's config is the preset's, because {where}"
 
 
 def find_tokenizer(spec: ModelSpec, folder: Path | None) -> Tokenizer | None:
-    """The tokenizer in ``folder``, with or without a checkpoint; None if there is none."""
+    """The tokenizer in ``folder``, which need not contain weights; None if there is no tokenizer."""
     if folder is None or not folder.is_dir():
         return None
     try:

@@ -84,8 +84,8 @@ def test_words_cut_off_are_not_targets(tokenizer: EncoderTokenizer) -> None:
     cut = prepare_encoder([one], COLORS, tokenizer, last + 1)
     assert cut.first(0).tolist() == [*whole.first(0)[:2], -1] and cut.truncated[0]
     assert cut.document(0)[-1] == tokenizer.sep_id and cut.lengths[0] == last + 1
-    assert cut.target("slots", 0).tolist() == [1, 0] and cut.reached_words.tolist() == [2]
-    assert "1 words cut off" in cut.describe()
+    assert cut.target("slots", 0).tolist() == [1, 0] and cut.kept_words.tolist() == [2]
+    assert "1 words truncated" in cut.describe()
     np.testing.assert_array_equal(prepare_encoder([one], COLORS, tokenizer, last + 2).first(0), whole.first(0))
 
 
@@ -117,7 +117,7 @@ def test_without_labels(tokenizer: EncoderTokenizer) -> None:
 
 
 def test_a_row_too_short_for_any_document() -> None:
-    with pytest.raises(UserError, match="leaves room for none"):
+    with pytest.raises(UserError, match="has none left beside its 2 special tokens"):
         prepare_encoder([], COLORS, None, 2)
 
 

@@ -145,14 +145,14 @@ def plan_of(*words: object) -> tuple[train.planning.plan.TrainPlan, str]:
 
 def test_without_tokenizer_or_data_the_plan_says_what_it_assumes(tmp_path):
     plan, text = plan_of("--model", "llama3_8b", "--task", "massive_joint", "--checkpoint", tmp_path / "none")
-    assert "assumed: the model's numbers are the preset's" in text
+    assert "assumed: the model's config is the preset's" in text
     assert "no tokenizer" in text and "no data of massive" in text and "Llama 3 tokenizer" in text
     assert plan.work.truncated is None and plan.work.worst.tokens < 4096, "utterances fill no row of 16,384"
     plan, text = plan_of("--model", "llama3_8b", "--task", TICKETS, "--checkpoint", tmp_path / "none")
     assert "4 characters a token" in text
     with pytest.raises(UserError, match="--tp 3: 8 key/value heads .* do not divide"):
         plan_of("--model", "llama3_8b", "--task", "massive_joint", "--tp", 3, "--gpus", 9)
-    with pytest.raises(UserError, match="whatever its folder holds"):
+    with pytest.raises(UserError, match="takes its config from --checkpoint"):
         plan_of("--model", "llama", "--task", "massive_joint", "--checkpoint", tmp_path / "none")
     with pytest.raises(UserError):  # named data that are not there are a mistake
         plan_of("--model", "llama3_8b", "--task", "massive_joint", "--data", tmp_path / "nowhere")
@@ -269,10 +269,10 @@ def test_a_folder_of_metas_is_planned_from_its_own_numbers(tmp_path):
         plan_of("--model", "llama3_8b", *words[2:])
     for part in folder.glob("consolidated.*"):
         part.unlink()
-    with pytest.raises(UserError, match="whatever its folder holds, and .* no checkpoint of Meta's"):
+    with pytest.raises(UserError, match="takes its config from --checkpoint, but .* nor a checkpoint in Meta's format"):
         plan_of(*words)
     plan, text = plan_of("--model", "llama3_8b", *words[2:])
-    assert "assumed: the model's numbers are the preset's" in text and plan.job.config == MODELS["llama3_8b"].config
+    assert "assumed: the model's config is the preset's" in text and plan.job.config == MODELS["llama3_8b"].config
 
 
 def test_a_model_from_random_weights_has_the_tokenizers_vocabulary(tiny_tokenizer, tmp_path):
