@@ -37,7 +37,7 @@ def find_problems(config: EvalConfig) -> list[str]:
     if config.combine:
         return _only(config, modes[0], {"combine", "output", "name"})
     problems = [
-        f"--{name} needs --compare."
+        f"--{name} is for --compare."
         for name in ("winner", "winner_figure", "markdown")
         if getattr(config, name) is not None
     ]

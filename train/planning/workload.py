@@ -26,7 +26,7 @@ COUNTED_STEPS = 400  # of a longer run only this many steps, evenly spaced, are 
 # 20 Newsgroups is the version by date. MASSIVE 1.1 has 11,514 utterances; their lengths are those of the 7,268 in the
 # MASSIVE-format SLURP data.
 DATA_SETS = {"20ng": (11_314, 550.5, 315.0, 45_931), "massive": (11_514, 7.1, 7.0, 26)}
-# Prompts, counted likewise (`benchmarks/results/tokens_per_example.md`): prefix with zero and five shots, mean and
+# Prompts, counted the same way (`benchmarks/results/tokens_per_example.md`): prefix with zero and five shots, mean and
 # longest label.
 PROMPTS = {
     "20ng_20": (170, 1416, 5, 8),
