@@ -11,7 +11,7 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false  # one thread each: the wo
 status=0
 "$VENV/bin/python" -m ruff check . || status=1
 "$VENV/bin/python" -m ruff format --check . || status=1
-"$VENV/bin/lint-imports" --no-cache || status=1
+"$VENV/bin/lint-imports" --no-cache --no-logo || status=1
 "$VENV/bin/python" -m mypy || status=1
 "$VENV/bin/python" -m pytest -n "${WORKERS:-2}" "$@" || status=$?
 exit "$status"

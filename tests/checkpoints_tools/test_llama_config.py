@@ -113,7 +113,7 @@ def test_all_contradictions_are_reported_together():
         "num_hidden_layers is 0",
         "rms_norm_eps is 2",
         "'yarn'",
-        "two values of rope_theta: [10000.0, 500000.0]",
+        "rope_theta has two values: [10000.0, 500000.0]",
     ]:
         assert part in message
 
