@@ -21,7 +21,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed._tools.fake_collectives  # noqa: F401  # collectives of fake tensors
+import torch.distributed._tools.fake_collectives  # collectives of fake tensors
 import tyro
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode

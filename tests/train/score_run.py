@@ -47,8 +47,8 @@ def main() -> None:
     trainer = make_trainer(sys.argv[2:])
     world = trainer.world
     scoring = trainer.scorer
-    for way, room in (("copy", True), ("no room", False)):
-        scoring._copy_fits = lambda room=room: room
+    for way, fits in (("copy", True), ("too little memory", False)):
+        scoring._copy_fits = lambda fits=fits: fits
         result = scoring.answer(trainer.model)
         found[way] = (result.predictions, result.metrics, result.counts)
         gc.collect()

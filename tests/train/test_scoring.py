@@ -28,7 +28,7 @@ def test_a_split_copy_answers_as_one_process_does(mesh: list[str], launch, world
     for rank in range(4):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
         assert found["slices"] == 2
-        for way in ("copy", "no room"):
+        for way in ("copy", "too little memory"):
             predictions, metrics, counts = found[way]
             assert metrics == alone.metrics and counts == alone.counts, (rank, way)
             assert rank or predictions == alone.predictions, way

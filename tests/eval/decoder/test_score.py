@@ -134,8 +134,8 @@ def test_an_example_that_cannot_fit_costs_the_others_nothing(monkeypatch, tokeni
     n_prompt = len(encode_pieces((*prompt.prefix, *prompt.suffix), tokenizer))
     short_budget, long_budget = answer_budgets(slots, tokenizer, [example, long])
     n_words = len(tokenizer.encode(example.text))
-    room = n_words + short_budget  # just enough for the short one
-    assert long_budget > room and len(tokenizer.encode(long.text)) > room // 2
+    budget = n_words + short_budget  # just enough for the short one
+    assert long_budget > budget and len(tokenizer.encode(long.text)) > budget // 2
     limits = {}
 
     def decode(model, prefix, bodies, limits_given, *_, **__):
@@ -143,12 +143,12 @@ def test_an_example_that_cannot_fit_costs_the_others_nothing(monkeypatch, tokeni
         return [Decoded([], True) for _ in bodies]
 
     monkeypatch.setattr(eval.decoder.score, "greedy_decode", decode)
-    both = score(None, ScoringJob(slots, tokenizer, [example, long], n_prompt + room, prompt))
-    alone = score(None, ScoringJob(slots, tokenizer, [example], n_prompt + room, prompt))
+    both = score(None, ScoringJob(slots, tokenizer, [example, long], n_prompt + budget, prompt))
+    alone = score(None, ScoringJob(slots, tokenizer, [example], n_prompt + budget, prompt))
     assert both.predictions[0] == alone.predictions[0] and not alone.predictions[0].truncated
     assert both.predictions[1].truncated
     assert both.counts["limit_shortened"] == 1 and alone.counts["limit_shortened"] == 0
-    assert limits[1] == [short_budget] and set(limits[2]) == {short_budget, room - room // 2}
+    assert limits[1] == [short_budget] and set(limits[2]) == {short_budget, budget - budget // 2}
 
 
 def test_an_answer_ends_at_the_templates_end_or_the_end_of_text(tokenizer):
