@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory_trace import fake_model, fake_ranks
 from checkpoints_tools.registry import MODELS
-from data.decoder.rows import PackedRow, collate
+from data.decoder.rows import ANSWER, PackedRow, collate
 from model.attention import build_mask
 from train.loss import batch_loss
 from train.optim.optimizer import build_optimizer, clip_gradients
@@ -60,7 +60,7 @@ def test_a_step_of_llama3_70b_on_eight_ranks():
         with mode:
             optimizer = build_optimizer(model, lr=1e-6, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
             with Collectives() as seen:
-                loss = batch_loss(model, batch, n_targets)
+                loss = batch_loss(model, batch, {ANSWER: n_targets})
                 loss.backward()
             norm = clip_gradients(model, 0.0)  # measured; to scale, it would have to know its value
             optimizer.step()

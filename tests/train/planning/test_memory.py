@@ -173,7 +173,7 @@ def test_a_gpu_allocates_what_the_plan_says(checkpointing):
     """A real trial step on one GPU: 8B's widths, two layers, a row of 8,192 packed tokens."""
     import numpy as np
 
-    from data.decoder.rows import PackedRow, collate
+    from data.decoder.rows import ANSWER, PackedRow, collate
     from model.llama import Llama
     from train.loss import batch_loss
     from train.optim.optimizer import allocate_states, build_optimizer
@@ -198,9 +198,9 @@ def test_a_gpu_allocates_what_the_plan_says(checkpointing):
         )
         optimizer = build_optimizer(model, lr=1e-6, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
         allocate_states(optimizer)
-        batch_loss(model, batch, n_targets).backward()
+        batch_loss(model, batch, {ANSWER: n_targets}).backward()
         torch.cuda.reset_peak_memory_stats()
-        batch_loss(model, batch, n_targets).backward()
+        batch_loss(model, batch, {ANSWER: n_targets}).backward()
         measured = torch.cuda.max_memory_allocated()
     finally:
         torch.distributed.destroy_process_group()
