@@ -18,6 +18,7 @@ from pathlib import Path
 
 import tyro
 
+from data.answers import entities
 from data.errors import UserError
 from data.example import Example
 from data.readers.massive import INTENTS, MISMATCHES, OTHER, SLOT_TYPES, UTTERANCES_IN_RELEASE, read_massive
@@ -75,7 +76,16 @@ def task_row(task: Task, splits: Splits) -> list[object]:
 
 def merged_entities(slots: Sequence[str]) -> int:
     """Entities in the paper's scheme, in which equal neighbours form one entity."""
-    return sum(slot != OTHER and (i == 0 or slots[i - 1] != slot) for i, slot in enumerate(slots))
+    return len(entities(slots, OTHER))
+
+
+def moved_answers(examples: list[Example]) -> int:
+    """Examples whose answer of spans is read back at other places, because of repeated words (`data.answers.Spans`)."""
+    task = TASKS["massive_slots"].with_slot_answer("spans")
+    return sum(
+        task.read(task.write(example.labels, example.words), example.words).labels["slots"] != example.labels["slots"]
+        for example in examples
+    )
 
 
 def newsgroup_tables(splits: Splits) -> str:
@@ -102,13 +112,13 @@ def newsgroup_tables(splits: Splits) -> str:
 def massive_tables(splits: Splits, name: str) -> str:
     intents = {split: label_counts(examples, "intent") for split, examples in splits.items()}
     words = {split: label_counts(examples, "slots") for split, examples in splits.items()}
-    entities = {
+    bracketed = {
         split: Counter(tag[2:] for example in examples for tag in example.bio["slots"] if tag.startswith("B-"))
         for split, examples in splits.items()
     }
     merged = [sum(merged_entities(example.labels["slots"]) for example in splits[split]) for split in splits]
     header = ("slot type", *(f"entities, {split}" for split in splits), *(f"words, {split}" for split in splits))
-    by_split = (*(entities[split] for split in splits), *(words[split] for split in splits))
+    by_split = (*(bracketed[split] for split in splits), *(words[split] for split in splits))
     rows: list[list[object]] = [[f"`{slot}`", *(count[slot] for count in by_split)] for slot in SLOT_TYPES]
     rows += [
         ["all slots", *(sum(count[slot] for slot in SLOT_TYPES) for count in by_split)],
@@ -148,6 +158,8 @@ def page(args: CountArgs) -> str:
     for name, (read, path) in readers.items():
         for split in SPLITS[name]:
             splits[name][split], counts[name][split] = read(path, split)
+    for split, examples in splits["massive"].items():
+        counts["massive"][split]["moved"] = moved_answers(examples)
 
     header = ("task", "labels", "of them not in train", "train", "dev", "test")
     header += tuple(f"words, {split}" for split in ("train", "dev", "test"))
@@ -183,6 +195,7 @@ def page(args: CountArgs) -> str:
                 "empty": "empty",
                 **{kind: f"annotation does not match: {kind.replace('_', ' ')}" for kind in MISMATCHES},
                 "entities_lost": "entities that no word took",
+                "moved": "answers of spans that are read back at another place (repeated words)",
             },
         ),
         newsgroup_tables(splits["20ng"]),

@@ -69,7 +69,7 @@ def measure(task: Task, template: str, tokenizer: Tokenizer, examples: list[Exam
     prompt = build_prompt(task, template)
     counts = Counts()
     for example in examples:
-        answer = prompt.answer(task.write(example.labels))
+        answer = prompt.answer(task.write(example.labels, example.words))
         counts.add([prompt.prefix, (Text(example.text),), prompt.suffix, answer], tokenizer)
     return counts
 

@@ -9,19 +9,21 @@ consolidation (§5.6):
     massive_slots    ["Other", "Other", "time"]
     massive_joint    {"task1": "alarm_set", "task2": ["Other", "Other", "time"]}
 
-The prompt around the answer is in `data.decoder.prompts`. `eval.decoder.parse` reads an answer back, as the exact
-inverse of `Task.write`.
+`Task.read` is the exact inverse of `Task.write`. How one field is written is its format (`data.answers`). The prompt
+around the answer is in `data.decoder.prompts`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.answers import Counts, Format, Label, Labels, Parsed, Spans, TypeList, literal
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.massive import INTENTS, SLOT_TYPES
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from data.readers.custom import CustomSpec
 
 JOINT_ORDERS = ("listing", "section")
+SLOT_ANSWERS: dict[str, type[TypeList] | type[Spans]] = {"list": TypeList, "spans": Spans}
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,26 @@ class ClassField:
     name: str
     labels: tuple[str, ...]
 
+    @cached_property
+    def format(self) -> Format:
+        return Label(self.labels)
+
 
 @dataclass(frozen=True)
 class TokenField:
-    """One label for every word: a type from ``labels``, or ``other`` for a word that has none."""
+    """One label for every word: a type from ``labels``, or ``other`` for a word that has none.
+
+    ``answer``, a key of `SLOT_ANSWERS`, is how a decoder writes them; encoders do not use it.
+    """
 
     name: str
     labels: tuple[str, ...]
     other: str = "Other"
+    answer: str = "list"
+
+    @cached_property
+    def format(self) -> Format:
+        return SLOT_ANSWERS[self.answer](self.labels, self.other)
 
 
 Field = ClassField | TokenField
@@ -65,6 +80,7 @@ class Task:
         document_noun: what the prompt's sentences call a document: "news text".
         instruction: a user's own sentences, placed after the prompt's first sentence.
         opening_is_system: the first sentences are the system text (listings 11 and 12).
+        text_column: the column of new texts in a table.
         custom: a user's own task: where its examples are and how to read them.
     """
 
@@ -75,6 +91,7 @@ class Task:
     document_noun: str = "text"
     instruction: str = ""
     opening_is_system: bool = False
+    text_column: str = "text"
     custom: CustomSpec | None = None
 
     @property
@@ -86,12 +103,66 @@ class Task:
         """The fields' keys in a joint answer: task1, task2, ..."""
         return tuple(f"task{i}" for i in range(1, len(self.fields) + 1))
 
-    def write(self, labels: Mapping[str, str | tuple[str, ...]]) -> str:
-        """The answer a model should give for these labels, without the end-of-turn token."""
-        values = [_value(field, labels[field.name]) for field in self.fields]
+    def write(self, labels: Mapping[str, Labels], words: Sequence[str] = ()) -> str:
+        """The answer a model should give for these labels, without the end-of-turn token.
+
+        Args:
+            labels: by field name.
+            words: of the document; a field whose answer is spans needs them.
+        """
+        return self._join([field.format.write(labels[field.name], words) for field in self.fields])
+
+    def read(self, text: str, words: Sequence[str]) -> Parsed:
+        """The labels in an answer; never raises.
+
+        In a joint answer each field is parsed separately, so a missing or wrong field does not affect the others;
+        further keys are ignored. A field that cannot be parsed is None and named in ``unparsed``.
+
+        Args:
+            text: the model's answer, without the end-of-turn token.
+            words: of the document; every token field gets one label for each.
+        """
+        if self.is_joint:
+            value = literal(text)
+            answer = value if isinstance(value, dict) else {}
+            values = [answer.get(key) for key in self.keys]
+        else:
+            values = [text if isinstance(self.fields[0], ClassField) else literal(text)]
+        counts = Counts()
+        labels = {
+            field.name: field.format.read(value, words, counts)
+            for field, value in zip(self.fields, values, strict=True)
+        }
+        return Parsed(labels, tuple(name for name, value in labels.items() if value is None), **vars(counts))
+
+    def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
+        """An answer that is at least as long as any valid one to a document with these words.
+
+        Args:
+            length: of a label, in tokens.
+        """
+        return self._join([field.format.longest(words, length) for field in self.fields])
+
+    def _join(self, values: Sequence[str | list[str]]) -> str:
         if self.is_joint:
             return json.dumps(dict(zip(self.keys, values, strict=True)), ensure_ascii=False)
         return values[0] if isinstance(values[0], str) else json.dumps(values[0], ensure_ascii=False)
+
+    def with_slot_answer(self, answer: str) -> Task:
+        """The same task with all token fields written as ``answer``, a key of `SLOT_ANSWERS`.
+
+        Raises:
+            UserError: an unknown answer, or a task without a token field.
+        """
+        if answer not in SLOT_ANSWERS:
+            raise UserError(f"Unknown slot_answer '{answer}'.{nearest(answer, SLOT_ANSWERS)}")
+        if not any(isinstance(field, TokenField) for field in self.fields):
+            raise UserError(f"slot_answer is for tasks with one label per word; task {self.name} has none.")
+        fields = [
+            dataclasses.replace(field, answer=answer) if isinstance(field, TokenField) else field
+            for field in self.fields
+        ]
+        return dataclasses.replace(self, fields=tuple(fields))
 
     def check(self, example: Example) -> None:
         """Raise UserError unless every field (token fields: every word) of the example has a label from the set."""
@@ -108,11 +179,6 @@ class Task:
                 raise UserError(f"{where}: {len(example.words)} words need one label each, found {found}.")
             for label in value:
                 _check_label(where, label, (*field.labels, field.other))
-
-
-def _value(field: Field, value: str | tuple[str, ...]) -> str | list[str]:
-    assert isinstance(value, str) == isinstance(field, ClassField), (field.name, value)
-    return value if isinstance(value, str) else list(value)
 
 
 def _check_label(where: str, label: object, known: tuple[str, ...]) -> None:
@@ -148,16 +214,18 @@ TASKS: dict[str, Task] = {
 }
 
 
-def get_task(name: str | Path, joint_order: str = "listing") -> Task:
+def get_task(name: str | Path, joint_order: str = "listing", slot_answer: str | None = None) -> Task:
     """A task by name, or a user's own from a TOML file.
 
     Args:
         name: a key of `TASKS`, or the path of a ``.toml`` file (see `data.readers.custom`).
         joint_order: which field of ``20ng_joint`` is task1: the seven-class field, as in the paper's listings 5 and 6
             ("listing"), or the twenty-class field, as in its §5.6 ("section"). Other tasks have one order.
+        slot_answer: how token fields are answered, a key of `SLOT_ANSWERS`; None: as the task says, which is "list" for
+            the paper's tasks.
 
     Raises:
-        UserError: unknown name or order, or an order for a task that has only one.
+        UserError: unknown name or order, or an order for a task that has only one; see `Task.with_slot_answer`.
     """
     if joint_order not in JOINT_ORDERS:
         raise UserError(f"Unknown joint_order '{joint_order}'.{nearest(joint_order, JOINT_ORDERS)}")
@@ -173,7 +241,7 @@ def get_task(name: str | Path, joint_order: str = "listing") -> Task:
         if task.name != "20ng_joint" or task.dataset != "20ng":
             raise UserError(f"joint_order 'section' is for 20ng_joint only; task {task.name} has one order.")
         task = dataclasses.replace(task, fields=task.fields[::-1])
-    return task
+    return task if slot_answer is None else task.with_slot_answer(slot_answer)
 
 
 def _custom_task(path: Path) -> Task:
@@ -185,7 +253,7 @@ def _custom_task(path: Path) -> Task:
     fields = tuple(
         ClassField(field.name, field.labels)
         if field.type == "class"
-        else TokenField(field.name, field.labels, field.other)
+        else TokenField(field.name, field.labels, field.other, field.answer)
         for field in spec.fields
     )
     name = spec.document_name
@@ -196,5 +264,6 @@ def _custom_task(path: Path) -> Task:
         document_name=name,
         document_noun=name.lower(),
         instruction=spec.instruction or "",
+        text_column=spec.text_column,
         custom=spec,
     )

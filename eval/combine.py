@@ -110,6 +110,7 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         n_missing=p.n_missing + q.n_missing,
         n_extra=p.n_extra + q.n_extra,
         n_unknown=p.n_unknown + q.n_unknown,
+        n_not_found=p.n_not_found + q.n_not_found,
         top={**p.top, **q.top},
     )
 

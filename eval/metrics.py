@@ -1,7 +1,7 @@
 """Metrics of parsed answers: accuracy, macro-F1, two kinds of slot F1, exact match, and the number of unparsed answers.
 
 Every system is scored by these functions: decoders, encoders and baselines, fine-tuned or not. They do not
-depend on models or text: :mod:`eval.decoder.parse` has already parsed each answer into labels.
+depend on models or text: :meth:`data.tasks.Task.read` has already read each answer into labels.
 
 Slots are scored as in the paper's section 5.8. There is one type per word; missing labels are Other, extra ones
 are cut, and an unparsed answer is all Other. Adjacent words of one type form one entity, in gold and predictions:
@@ -39,7 +39,7 @@ class HasFields(Protocol):
 
 
 class HasLabels(Protocol):
-    """The part of a parsed answer that the metrics need; :class:`eval.decoder.parse.Parsed` has it."""
+    """The part of a parsed answer that the metrics need; :class:`data.answers.Parsed` has it."""
 
     @property
     def labels(self) -> Labels: ...

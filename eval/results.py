@@ -40,9 +40,9 @@ class Prediction:
         stopped: the answer ended with a stop token, not at its token limit.
         n_prompt_tokens: tokens before the answer, the shared prefix included.
         n_new_tokens: tokens emitted, the end-of-turn token included.
-        n_missing, n_extra, n_unknown: words without a label, labels without a word and labels outside the set, in a
-            parsed list (see :class:`eval.decoder.parse.Parsed`). An encoder's missing words are those without a
-            sub-word in the (cut) document.
+        n_missing, n_extra, n_unknown, n_not_found: words without a label, labels without a word, labels outside the
+            set, and spans that are not in the text (see :class:`data.answers.Parsed`). An encoder's missing words are
+            those without a sub-word in the (cut) document.
         top: by class-field name, the most probable labels with their probabilities, in decreasing order:
             ``[[label, p], ...]``. Only from systems that compute probabilities (encoders).
     """
@@ -60,6 +60,7 @@ class Prediction:
     n_missing: int = 0
     n_extra: int = 0
     n_unknown: int = 0
+    n_not_found: int = 0
     top: dict[str, list[list[str | float]]] = field(default_factory=dict)
 
     @property
@@ -116,6 +117,7 @@ def count_oddities(predictions: Sequence[Prediction]) -> dict[str, int]:
         "labels_missing": sum(p.n_missing for p in predictions),
         "labels_extra": sum(p.n_extra for p in predictions),
         "labels_unknown": sum(p.n_unknown for p in predictions),
+        "spans_not_found": sum(p.n_not_found for p in predictions),
     }
 
 

@@ -148,7 +148,9 @@ class PromptSpec:
         prompt = build_prompt(task, self.template, self.shots, self.list_labels)
         if self.fingerprint and self.fingerprint != _fingerprint(prompt, task):
             where = (
-                f"{task.custom.path} (its instruction, names or labels)" if task.custom else "data/decoder/prompts.py"
+                f"{task.custom.path} (its instruction, names, labels or answers)"
+                if task.custom
+                else "data/decoder/prompts.py"
             )
             raise UserError(
                 f"Task {task.name} no longer gives the prompt that the checkpoint was fine-tuned with: {where} has "
@@ -190,7 +192,10 @@ class PromptSpec:
 
 def _fingerprint(prompt: Prompt, task: Task) -> str:
     pieces = [[type(piece).__name__, *vars(piece).values()] for piece in (*prompt.prefix, *prompt.suffix, *prompt.end)]
-    labels = [vars(field) for field in task.fields]
+    labels = [dataclasses.asdict(field) for field in task.fields]
+    for field in labels:
+        if field.get("answer") == "list":
+            del field["answer"]  # as in records from before there were spans
     return hashlib.sha256(json.dumps([pieces, prompt.lead, labels]).encode()).hexdigest()[:32]
 
 

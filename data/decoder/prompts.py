@@ -5,12 +5,13 @@ A prompt is the same text around every document of a run:
     prefix    [chat opening] [system text] instruction, label list, examples, "Beginning of <<News>>"
     document  the example's own text
     suffix    "End of <<News>>", the cue "Label:", [chat closing]
-    answer    `Task.write(labels)` and the end-of-turn token
+    answer    `Task.write(labels, words)` and the end-of-turn token
 
 Each section is tokenized separately and the ids are concatenated. So the prefix has the same ids for every document,
 and truncating a document moves no boundary. The wording is that of the listings, with their mistakes corrected
 ("Bellow", "classifity", quotation marks that never open). Two things differ: "utter text" is "utterance text", and all
-lists of labels have one format. Few-shot examples are chosen in `data.decoder.fewshot`.
+lists of labels have one format. The listings have no answers of spans (`data.answers`): their wording is ours. Few-shot
+examples are chosen in `data.decoder.fewshot`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
-from data.tasks import ClassField, Field, Task
+from data.tasks import ClassField, Field, Task, TokenField
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
@@ -265,12 +266,17 @@ def _instruction(task: Task, listed: bool) -> str:
     return "\n".join(sentences)
 
 
+def _is_spans(field: Field) -> bool:
+    return isinstance(field, TokenField) and field.answer == "spans"
+
+
 def _verb(field: Field, noun: str, listed: bool) -> str:
-    what = "it" if isinstance(field, ClassField) else f"each of the words in the {noun}"
-    if not listed:
-        return f"classify {what} by {field.name}"
     labels = ", ".join(repr(label) for label in field.labels)
-    return f"classify {what} as one of the labels in the list [{labels}]"
+    if _is_spans(field):  # ours: the paper's listings have only lists
+        which = f"words in the {noun} that have one of the labels in the list [{labels}]"
+        return f"find the {which if listed else f'{field.name} in the {noun}'}"
+    what = "it" if isinstance(field, ClassField) else f"each of the words in the {noun}"
+    return f"classify {what} " + (f"as one of the labels in the list [{labels}]" if listed else f"by {field.name}")
 
 
 def _right(field: Field, listed: bool) -> str:
@@ -283,6 +289,10 @@ def _slot_rule(field: Field, listed: bool, newline: bool = False) -> str:
     if isinstance(field, ClassField):
         return ""
     gap = "\n" if newline else " "
+    if _is_spans(field):
+        return f'{gap}Write each as "label: words" into the slots list, in the order of the text.{gap}' + (
+            "If there are none, the list is empty."
+        )
     which = "labels in the list" if listed else "labels"
     return (
         f"{gap}If none of the {which} are correct, then output the label for that word as "
@@ -310,4 +320,6 @@ def _cue(task: Task) -> str:
 def _shot(task: Task, shot: Example) -> str:
     """A few-shot example, in the same format as the real document, with the answer after the cue."""
     name = task.document_name
-    return f"Beginning of <<{name}>>\n{shot.text}\nEnd of <<{name}>>\n\n{_cue(task)} {task.write(shot.labels)}"
+    return (
+        f"Beginning of <<{name}>>\n{shot.text}\nEnd of <<{name}>>\n\n{_cue(task)} {task.write(shot.labels, shot.words)}"
+    )

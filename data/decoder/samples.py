@@ -179,7 +179,7 @@ def prepare(
         for example in examples:
             task.check(example)
     assert suffix, "a prompt without a suffix: an empty document would leave no token that predicts the label"
-    answers = [task.write(example.labels) if with_labels else "" for example in examples]
+    answers = [task.write(example.labels, example.words) if with_labels else "" for example in examples]
     # Few answers are distinct, so each is tokenized once; without labels all are empty.
     labels = {a: encode_pieces(prompt.answer(a), tokenizer) if with_labels else [] for a in dict.fromkeys(answers)}
     reserve = max(map(len, labels.values()), default=0) if with_labels else min(budgets, default=1)

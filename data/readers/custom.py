@@ -23,6 +23,7 @@ Paths in the TOML file are relative to its folder::
     type = "token"                    # one label for each of the text's words (text.split())
     labels = ["product", "date"]
     other = "Other"                   # the label of words that have none of these; default "Other"
+    answer = "spans"                  # a decoder writes the entities, or "list": one label a word; default "spans"
 
 A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. Labels may
 have BIO prefixes (``B-product I-product O``); the strict slot score then uses these boundaries. Without prefixes,
@@ -50,7 +51,8 @@ from data.readers.archive import is_text, parse_json, readable
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 SPEC_KEYS = ("name", "document_name", "instruction", "text_column", "id_column", "files", "fields")
-FIELD_KEYS = ("name", "type", "labels", "labels_from", "column", "other")
+FIELD_KEYS = ("name", "type", "labels", "labels_from", "column", "other", "answer")
+ANSWERS = ("spans", "list")
 
 log = logging.getLogger("data")
 
@@ -65,6 +67,7 @@ class CustomField:
         labels: the label set, in the order in which the prompt lists it; for token fields without ``other``.
         column: the column or key of the data files that holds it.
         other: the label of a word that has none of ``labels``; unused for class fields.
+        answer: how a decoder writes the labels of a token field: "spans" or "list" (see `data.answers`).
     """
 
     name: str
@@ -72,6 +75,7 @@ class CustomField:
     labels: tuple[str, ...]
     column: str
     other: str = "Other"
+    answer: str = "spans"
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class CustomSpec:
         files: by split, the absolute path of its file.
         text_column, id_column: the columns of the document and of its id (None: the line number).
         path: the TOML file itself.
+        toml: its text.
     """
 
     name: str
@@ -96,6 +101,7 @@ class CustomSpec:
     text_column: str
     id_column: str | None
     path: Path
+    toml: str
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,8 @@ def read_custom_spec(path: Path) -> CustomSpec:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        text = path.read_bytes().decode("utf-8-sig")
+        table = tomllib.loads(text)
     except FileNotFoundError:
         raise UserError(f"no task file at {path}.") from None
     except OSError as error:
@@ -154,6 +161,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         text_column=text_column,
         id_column=_string(table, "id_column", str(path)) if "id_column" in table else None,
         path=path.resolve(),
+        toml=text,
     )
 
 
@@ -183,10 +191,15 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
         raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, ('class', 'token'))}")
     if kind == "class" and "other" in entry:
         raise UserError(f"{where}: 'other' is for fields of type \"token\" only; put it among the labels instead.")
+    if kind == "class" and "answer" in entry:
+        raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; a class is answered by its label.")
     if ("labels" in entry) == ("labels_from" in entry):
         raise UserError(f"{where}: give either labels (a list) or labels_from (a split), not both.")
     column = _string(entry, "column", where, name)
     other = _string(entry, "other", where, "Other")
+    answer = _string(entry, "answer", where, ANSWERS[0])
+    if answer not in ANSWERS:
+        raise UserError(f"{where}: unknown answer {answer!r}.{nearest(answer, ANSWERS)}")
 
     if "labels" in entry:
         labels = entry["labels"]
@@ -205,10 +218,18 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         raise UserError(f"{where}: label {repeated[0]!r} is listed more than once.")
+    if kind == "token" and answer == "spans":
+        for label in labels:
+            longer = next((other for other in labels if other.startswith(f"{label}:")), None)
+            if longer is not None:
+                raise UserError(
+                    f"{where}: in an answer of spans, the label {longer!r} could be read as {label!r} and words after "
+                    'its colon. Rename one of them, or set answer = "list".'
+                )
     least = 2 if kind == "class" else 1
     if len(labels) < least:
         raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {len(labels)}.")
-    return CustomField(name=name, type=kind, labels=tuple(labels), column=column, other=other)
+    return CustomField(name=name, type=kind, labels=tuple(labels), column=column, other=other, answer=answer)
 
 
 def _collect_labels(file: Path, column: str, kind: str, other: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""Score a decoder: prompt, decode, parse the answer, compare with the gold labels.
+"""Score a decoder: prompt, decode, read the answer, compare with the gold labels.
 
-    examples ─► prepare ─► balanced over ranks ─► greedy_decode ─► parse_answer ─► gathered, in order ─►
+    examples ─► prepare ─► balanced over ranks ─► greedy_decode ─► Task.read ─► gathered, in order ─►
     compute_metrics
 
 Models are scored the same way before and after fine-tuning. Every example gets an answer: long documents are
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import torch.distributed as dist
@@ -22,9 +23,8 @@ from data.decoder.samples import SampleSet, prepare
 from data.decoder.tokenizer import Tokenizer
 from data.example import Example
 from data.packing import balance_counts
-from data.tasks import Task, TokenField
+from data.tasks import Task
 from eval.decoder.decode import Decoded, batches, greedy_decode
-from eval.decoder.parse import parse_answer
 from eval.gather import ScoreResult, Share, gather_scores
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.results import Prediction
@@ -135,29 +135,9 @@ def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) ->
 
 
 def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[int]:
-    """Token budget of each example's answer: its longest valid answer, and a margin.
-
-    In the longest answer each class field has its longest label, and each token field its longest type for every word.
-    """
-    longest: dict[str, str] = {}
-    for field in task.fields:
-        labels = [*field.labels, field.other] if isinstance(field, TokenField) else field.labels
-        longest[field.name] = max(labels, key=lambda label: len(tokenizer.encode(label)))
-    known: dict[tuple[int, ...], int] = {}
-
-    def budget(example: Example) -> int:
-        # The gold labels define the number of words, as everywhere in scoring.
-        n_words = tuple(len(example.labels[f.name]) for f in task.fields if isinstance(f, TokenField))
-        if n_words not in known:
-            counts = iter(n_words)
-            labels = {
-                f.name: (longest[f.name],) * next(counts) if isinstance(f, TokenField) else longest[f.name]
-                for f in task.fields
-            }
-            known[n_words] = len(tokenizer.encode(task.write(labels))) + BUDGET_MARGIN
-        return known[n_words]
-
-    return [budget(example) for example in examples]
+    """Token budget of each example's answer: its longest valid answer, and a margin."""
+    n_tokens = cache(lambda text: len(tokenizer.encode(text)))
+    return [n_tokens(task.longest(example.words, n_tokens)) + BUDGET_MARGIN for example in examples]
 
 
 def stop_tokens(prompt: Prompt, tokenizer: Tokenizer) -> set[int]:
@@ -168,16 +148,15 @@ def stop_tokens(prompt: Prompt, tokenizer: Tokenizer) -> set[int]:
 
 def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Prediction:
     task, example = job.task, job.examples[i]
-    n_words = next((len(example.labels[f.name]) for f in task.fields if isinstance(f, TokenField)), 0)
     raw = cast(Tokenizer, job.tokenizer).decode(answer.tokens)
-    parsed = parse_answer(task, raw, n_words)
+    parsed = task.read(raw, example.words)
     return Prediction(
         id=example.id,
         gold={field.name: example.labels[field.name] for field in task.fields},
         gold_bio={name: tags for name, tags in example.bio.items() if name in {f.name for f in task.fields}},
         raw=raw,
         parsed=parsed.labels,
-        unparsed=tuple(parsed.unparsed),
+        unparsed=parsed.unparsed,
         truncated=bool(samples.truncated[i]),
         stopped=answer.stopped,
         n_prompt_tokens=len(samples.prefix) + samples.length(i),
@@ -185,4 +164,5 @@ def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Predi
         n_missing=parsed.n_missing,
         n_extra=parsed.n_extra,
         n_unknown=parsed.n_unknown,
+        n_not_found=parsed.n_not_found,
     )

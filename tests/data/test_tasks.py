@@ -122,11 +122,13 @@ other = "none"
     assert task.name == "tickets" and task.dataset == "custom" and task.custom is not None
     assert task.fields == (
         ClassField("queue", ("billing", "Verkauf (süd)")),
-        TokenField("parts", ("product", "date"), other="none"),
+        TokenField("parts", ("product", "date"), other="none", answer="spans"),
     )
-    answer = task.write({"queue": "Verkauf (süd)", "parts": ("product", "none")})
-    assert answer == '{"task1": "Verkauf (süd)", "task2": ["product", "none"]}'
-    assert json.loads(answer)["task2"] == ["product", "none"]
+    labels = {"queue": "Verkauf (süd)", "parts": ("product", "none")}
+    answer = task.write(labels, ["Röhre", "kaputt"])
+    assert answer == '{"task1": "Verkauf (süd)", "task2": ["product: Röhre"]}'
+    assert task.read(answer, ["Röhre", "kaputt"]).labels == labels
+    assert json.loads(task.with_slot_answer("list").write(labels))["task2"] == ["product", "none"]
     with pytest.raises(UserError, match="no task file"):
         get_task(tmp_path / "ticket.toml")
 

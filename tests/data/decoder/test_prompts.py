@@ -31,7 +31,7 @@ def text_of(pieces) -> str:
 def whole(task, template, shots=(), document=None, answer=True) -> str:
     prompt, example = build_prompt(task, template, shots), example_of(task)
     pieces = (*prompt.prefix, Text(document or example.text), *prompt.suffix)
-    return text_of((*pieces, *prompt.answer(task.write(example.labels))) if answer else pieces)
+    return text_of((*pieces, *prompt.answer(task.write(example.labels, example.words))) if answer else pieces)
 
 
 def test_listing_1_zero_shot_twenty_groups_in_llama2s_template():
@@ -112,6 +112,24 @@ def test_listings_8_and_9_single_massive_tasks():
     ) in slots
     assert "Output the Slots only and absolutely nothing else.\nNow it is your turn." in slots
     assert slots.endswith('\n\nSlots: ["Other", "Other", "Other", "time", "time"]⟨eos⟩')
+
+
+def test_answers_of_spans_have_their_own_wording():
+    slots = whole(get_task("massive_slots", slot_answer="spans"), "plain", [UTTERANCE])
+    assert (
+        "Your task is to find the words in the utterance text that have one of the labels in the list ['alarm_type', "
+    ) in slots
+    assert (
+        "'weather_descriptor'].\n"
+        'Write each as "label: words" into the slots list, in the order of the text.\n'
+        "If there are none, the list is empty.\n"
+    ) in slots
+    assert "Other" not in slots and slots.count('Slots: ["time: nine am"]') == 2
+    joint = whole(get_task("massive_joint", slot_answer="spans"), "plain", [UTTERANCE])
+    assert joint.count('{"task1": "alarm_set", "task2": ["time: nine am"]}') == 2
+    assert "you are asked to find the words in the utterance text that have one of the labels" in joint
+    short = text_of(build_prompt(get_task("massive_joint", slot_answer="spans"), "plain", list_labels=False).prefix)
+    assert 'you are asked to find the slots in the utterance text. Write each as "label: words"' in short
 
 
 def test_listing_11_has_its_opening_as_system_text():

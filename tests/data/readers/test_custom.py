@@ -67,7 +67,8 @@ def test_jsonl(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_through_the_task(folder: Path) -> None:
     task = get_task(folder / "task.toml")
     examples = load_examples(task, "train")
-    assert json.loads(task.write(examples[0].labels)) == {"task1": "billing", "task2": ["Other", "date", "Other"]}
+    answer = json.loads(task.write(examples[0].labels, examples[0].words))
+    assert answer == {"task1": "billing", "task2": [f"date: {examples[0].words[1]}"]}
     with pytest.raises(UserError, match="would be ignored"):
         load_examples(task, "train", "sample")
 

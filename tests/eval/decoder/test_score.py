@@ -25,6 +25,7 @@ from eval.score import score
 from eval.setup import build_model, open_scoring
 
 JOINT = TASKS["massive_joint"]
+SPANS = JOINT.with_slot_answer("spans")
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,9 @@ def tokenizer(tiny_checkpoint):
     return load_tokenizer(tiny_checkpoint)
 
 
-def score_scripted(monkeypatch, tokenizer, examples, answers, **options):
+def score_scripted(monkeypatch, tokenizer, examples, answers, task=JOINT, **options):
     """Score answers from a script, keyed by the text of the document the decoder is shown."""
-    prompt = build_prompt(JOINT, "plain")
+    prompt = build_prompt(task, "plain")
 
     def decode(model, prefix, bodies, limits, stop_ids, **_):
         found = []
@@ -50,15 +51,17 @@ def score_scripted(monkeypatch, tokenizer, examples, answers, **options):
         return found
 
     monkeypatch.setattr(eval.decoder.score, "greedy_decode", decode)
-    return score(None, ScoringJob(JOINT, tokenizer, examples, 4096, prompt, **options))
+    return score(None, ScoringJob(task, tokenizer, examples, 4096, prompt, **options))
 
 
-def test_gold_answers_score_perfectly_and_fit_the_budget(monkeypatch, tokenizer, examples):
-    result = score_scripted(monkeypatch, tokenizer, examples, {e.text: JOINT.write(e.labels) for e in examples})
+@pytest.mark.parametrize("task", [JOINT, SPANS], ids=["list", "spans"])
+def test_gold_answers_score_perfectly_and_fit_the_budget(monkeypatch, tokenizer, examples, task):
+    answers = {e.text: task.write(e.labels, e.words) for e in examples}
+    result = score_scripted(monkeypatch, tokenizer, examples, answers, task)
     assert result.metrics["exact_match"] == 1.0
     assert result.metrics["fields"]["slots"]["f1"] == 1.0
-    names = ("truncated", "not_stopped", "labels_missing", "labels_extra", "labels_unknown", "limit_shortened")
-    assert result.counts == dict.fromkeys(names, 0)
+    names = ("truncated", "not_stopped", "labels_missing", "labels_extra", "labels_unknown", "spans_not_found")
+    assert result.counts == dict.fromkeys((*names, "limit_shortened"), 0)
     assert [p.id for p in result.predictions] == [e.id for e in examples]
     assert all(p.parsed == p.gold and p.unparsed == () for p in result.predictions)
 
@@ -88,10 +91,19 @@ def test_lists_that_do_not_fit_the_words_are_counted(monkeypatch, tokenizer, exa
     assert result.predictions[0].n_extra == 3 and result.metrics["n_unparsed"] == 0
 
 
-def test_every_valid_answer_fits_the_budget(tokenizer, examples):
+def test_spans_that_are_not_in_the_text_are_counted(monkeypatch, tokenizer, examples):
+    answers = {e.text: SPANS.write(e.labels, e.words) for e in examples}
+    answers[examples[0].text] = json.dumps({"task1": "alarm_set", "task2": ["time: nowhere", "no such label: x"]})
+    result = score_scripted(monkeypatch, tokenizer, examples, answers, SPANS)
+    assert result.counts["spans_not_found"] == result.counts["labels_unknown"] == 1
+    assert result.predictions[0].parsed["slots"] == ("Other",) * len(examples[0].words)
+
+
+@pytest.mark.parametrize("task", [JOINT, SPANS], ids=["list", "spans"])
+def test_every_valid_answer_fits_the_budget(tokenizer, examples, task):
     """Whatever the labels, an answer of the right shape is never cut: the budget is no hidden filter."""
     rng = random.Random(0)
-    for example, budget in zip(examples, answer_budgets(JOINT, tokenizer, examples), strict=True):
+    for example, budget in zip(examples, answer_budgets(task, tokenizer, examples), strict=True):
         for _ in range(20):
             labels = {
                 f.name: tuple(rng.choice([*f.labels, f.other]) for _ in example.words)
@@ -99,7 +111,7 @@ def test_every_valid_answer_fits_the_budget(tokenizer, examples):
                 else rng.choice(f.labels)
                 for f in JOINT.fields
             }
-            assert len(tokenizer.encode(JOINT.write(labels))) <= budget - BUDGET_MARGIN
+            assert len(tokenizer.encode(task.write(labels, example.words))) <= budget - BUDGET_MARGIN
 
 
 def test_long_documents_are_truncated_and_none_is_dropped(monkeypatch, tokenizer):

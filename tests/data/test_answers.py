@@ -1,4 +1,4 @@
-"""Parsing answers: every written answer is parsed, other forms are refused as documented, and nothing raises."""
+"""Answers: every written answer is read back, other forms are refused as documented, and nothing raises."""
 
 from __future__ import annotations
 
@@ -7,15 +7,35 @@ import random
 
 import pytest
 
+from data.answers import Parsed, entities
+from data.source import load_examples
 from data.tasks import TASKS, ClassField, Task, TokenField, get_task
-from eval.decoder.parse import Parsed, parse_answer
 
-ALL = [*TASKS.values(), get_task("20ng_joint", "section")]
+SPANS = [get_task(name, slot_answer="spans") for name in ("massive_slots", "massive_joint")]
+ALL = [*TASKS.values(), get_task("20ng_joint", "section"), *SPANS]
 OWN = Task(
     "own",
     "custom",
     (ClassField("c", ('a "b"', "it's", "日本", "back\\slash", '"q"', "1")), TokenField("t", ("ü", "x"), other="none")),
 )
+OWN_SPANS = OWN.with_slot_answer("spans")
+
+
+def task_id(task):
+    return "-".join([task.name, *(f.answer for f in task.fields if isinstance(f, TokenField))])
+
+
+def words(n):
+    """Different words, with characters that JSON escapes."""
+    return [f'w{i}"\\é:' for i in range(n)]
+
+
+def write(task, labels, n_words):
+    return task.write(labels, words(n_words))
+
+
+def parse_answer(task, text, n_words):
+    return task.read(text, words(n_words))
 
 
 def random_labels(task, generator, n_words):
@@ -27,22 +47,22 @@ def random_labels(task, generator, n_words):
     }
 
 
-@pytest.mark.parametrize("task", [*ALL, OWN], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [*ALL, OWN, OWN_SPANS], ids=task_id)
 def test_what_is_written_is_read(task):
     generator = random.Random(0)
     for n_words in [0, 1, 2, 5, 30] * 40:
         labels = random_labels(task, generator, n_words)
-        assert parse_answer(task, task.write(labels), n_words) == Parsed(labels, ())
+        assert parse_answer(task, write(task, labels, n_words), n_words) == Parsed(labels, ())
 
 
-@pytest.mark.parametrize("task", [*ALL, OWN], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [*ALL, OWN, OWN_SPANS], ids=task_id)
 def test_every_label_of_every_field_is_read(task):
     n_read = 0
     for field in task.fields:
         others = random_labels(task, random.Random(1), 1)
         for label in field.labels if isinstance(field, ClassField) else (*field.labels, field.other):
             labels = others | {field.name: label if isinstance(field, ClassField) else (label,)}
-            parsed = parse_answer(task, task.write(labels), 1)
+            parsed = parse_answer(task, write(task, labels, 1), 1)
             assert parsed.labels[field.name] == labels[field.name] and not parsed.unparsed
             n_read += 1
     assert n_read == sum(len(field.labels) + isinstance(field, TokenField) for field in task.fields)
@@ -120,6 +140,88 @@ def test_slots_are_fitted_to_the_words_and_counted():
         assert parse_answer(task, text, 2) == Parsed({"slots": None}, ("slots",)), text
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "types", "counts"),
+    [
+        ("wake me at nine am", '["time: nine am"]', "O O O time time", {}),
+        ("wake me at nine am", "[]", "O O O O O", {}),
+        ("wake me at nine am", "['time: nine am']", "O O O time time", {}),
+        ("wake me at nine am", '```json\n["time:nine  am"]\n```', "O O O time time", {}),
+        # repeated words are resolved in order
+        ("nine to nine", '["time: nine", "date: nine"]', "time O date", {}),
+        ("nine to nine", '["time: to", "date: nine"]', "O time date", {}),
+        ("nine to nine", '["date: nine"]', "date O O", {}),
+        # out of order: found before, outside other spans
+        ("nine on friday", '["date: friday", "time: nine"]', "time O date", {}),
+        # overlapping: the words are in the text only inside another span
+        ("nine am on friday", '["time: nine am", "date: am on"]', "time time O O", {"n_not_found": 1}),
+        ("nine am on friday", '["time: nine am", "date: nine am"]', "time time O O", {"n_not_found": 1}),
+        # not in the text
+        ("nine am on friday", '["time: ten am", "date: friday"]', "O O O date", {"n_not_found": 1}),
+        ("nine am on friday", '["time: nine am on friday please"]', "O O O O", {"n_not_found": 1}),
+        ("nine am on friday", '["time: Nine"]', "O O O O", {"n_not_found": 1}),
+        ("nine am on friday", '["time: ", "date:"]', "O O O O", {"n_not_found": 2}),
+        ("nine am on friday", '["time: am nine"]', "O O O O", {"n_not_found": 1}),
+        ("", '["time: nine"]', "", {"n_not_found": 1}),
+        # no known type
+        ("nine am on friday", '["when: nine", "friday", "Other: on", ": am", 7, null, ["time: nine"]]', "O O O O",
+         {"n_unknown": 7}),
+        ("nine am on friday", '["Time: nine", " time: nine"]', "O O O O", {"n_unknown": 2}),
+    ],
+)  # fmt: skip
+def test_spans_are_found_in_the_text(text, answer, types, counts):
+    labels = tuple("Other" if kind == "O" else kind for kind in types.split())
+    assert SPANS[0].read(answer, text.split()) == Parsed({"slots": labels}, (), **counts)
+
+
+def test_spans_that_are_no_list_are_unparsed():
+    for text in ("", "time: nine", '"time: nine"', '{"time": "nine"}', '["time: nine', "none"):
+        assert SPANS[0].read(text, ["nine"]) == Parsed({"slots": None}, ("slots",)), text
+
+
+def test_a_type_that_begins_like_another_one():
+    task = Task("own", "custom", (TokenField("t", ("time", "time zone", "time-of-day"), answer="spans"),))
+    labels = {"t": ("time", "time zone", "time zone", "time-of-day", "Other")}
+    words = ["zone:", "nine", "am", "late", "zone:"]
+    assert task.read(task.write(labels, words), words) == Parsed(labels, ())
+
+
+def test_adjacent_words_of_one_type_are_one_span():
+    labels = {"slots": ("Other", "time", "time", "date", "time")}
+    answer = SPANS[0].write(labels, "at nine am today now".split())
+    assert answer == '["time: nine am", "date: today", "time: now"]'
+
+
+def test_the_longest_answer_is_the_longest():
+    generator = random.Random(0)
+    for task in [*ALL, OWN, OWN_SPANS]:
+        for n_words in (0, 1, 2, 9):
+            most = len(task.longest(words(n_words), len))
+            for _ in range(50):
+                assert len(write(task, random_labels(task, generator, n_words), n_words)) <= most
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_real_answers_are_read_back_or_hold_repeated_words(shared_dir, split):
+    """Not the inverse only where a span's words occur, outside any span, before it and after the span before it."""
+    task = get_task("massive_joint", slot_answer="spans")
+    n_different = 0
+    for example in load_examples(task, split, shared_dir / "data"):
+        for answer in ("list", "spans"):
+            own = task.with_slot_answer(answer)
+            parsed = own.read(own.write(example.labels, example.words), example.words)
+            if parsed == Parsed(example.labels, ()):
+                continue
+            assert answer == "spans" and not parsed.unparsed and not parsed.n_unknown + parsed.n_not_found
+            n_different += 1
+            found, gold = (entities(labels["slots"], "Other") for labels in (parsed.labels, example.labels))
+            moved = [(a, b) for a, b in zip(found, gold, strict=True) if a != b]
+            for (kind, start, end), (gold_kind, gold_start, gold_end) in moved:
+                assert kind == gold_kind and start < gold_start
+                assert example.words[start:end] == example.words[gold_start:gold_end]
+    assert n_different == {"train": 1, "dev": 0, "test": 1}[split]
+
+
 def test_an_unreadable_slot_list_leaves_the_intent():
     parsed = parse_answer(TASKS["massive_joint"], '{"task1": "alarm_set", "task2": "time"}', 2)
     assert parsed == Parsed({"intent": "alarm_set", "slots": None}, ("slots",))
@@ -159,7 +261,8 @@ def test_nothing_raises_or_hangs():
     alphabet = "[]{}\"'`:,\\ \n\t012eE+-.nulltrufase_Otherim\x00é日🙂\u2028"
     for task in ALL:
         for _ in range(400):
-            written = task.write(random_labels(task, generator, generator.randrange(8)))
+            n_words = generator.randrange(8)
+            written = write(task, random_labels(task, generator, n_words), n_words)
             characters = list(written)
             for _ in range(generator.randrange(1, 6)):  # a few edits of a good answer
                 place = generator.randrange(len(characters) + 1)

@@ -1,0 +1,233 @@
+"""Formats of answers: how the labels of one field are written as text, and read back.
+
+Each format is one object with two directions; `read` is the exact inverse of `write`. `data.tasks.Task` joins the
+fields' answers to one text and takes it apart again.
+
+    format   answer to "wake me at nine am on friday"
+    label    alarm_set                                      one label for the document
+    list     ["Other", "Other", "Other", "time", ...]       one type for every word (the paper's)
+    spans    ["time: nine am", "date: friday"]              each entity with its words; [] if there are none
+
+A model that writes a list must count words, which takes thousands of training examples. Spans need no counting, but say
+words instead of places. They are found from left to right; see `Spans.read` for words that occur more than once.
+
+Only these forms are read:
+
+- exactly what is written;
+- the same with white space around it, in a Markdown code fence (```` ``` ```` or ```` ```json ````), or, for a bare
+  label, in one pair of quotation marks (' " or `);
+- a list or an object in Python's notation instead of JSON's (``['Other', 'time']``), because the prompt lists the
+  labels in this notation.
+
+A label must be exactly one of the set: same case, same spelling, nothing before or after it. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Labels = str | tuple[str, ...]  # of one field: one label, or one per word
+
+_FENCE = re.compile(r"```(?:\w*[ \t]*\n)?(.*?)```", re.DOTALL)
+_QUOTES = "'\"`"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A parsed answer.
+
+    Attributes:
+        labels: by field name; None if the field could not be parsed.
+        unparsed: names of the fields that could not be parsed.
+        n_missing: words without an entry in a list of types (set to Other).
+        n_extra: entries of a list of types beyond the last word (cut).
+        n_unknown: entries that are not, or do not begin with, a known type (Other, or dropped from spans).
+        n_not_found: spans dropped because their words are not in the text, or only inside other spans.
+    """
+
+    labels: dict[str, Labels | None]
+    unparsed: tuple[str, ...]
+    n_missing: int = 0
+    n_extra: int = 0
+    n_unknown: int = 0
+    n_not_found: int = 0
+
+
+@dataclass
+class Counts:
+    """Counts of what was corrected while reading; see `Parsed`."""
+
+    n_missing: int = 0
+    n_extra: int = 0
+    n_unknown: int = 0
+    n_not_found: int = 0
+
+
+class Format(Protocol):
+    """The answer to one field, as text or as a JSON value."""
+
+    def write(self, labels: Labels, words: Sequence[str]) -> str | list[str]:
+        """The answer for these labels of a document with these words."""
+
+    def read(self, value: object, words: Sequence[str], counts: Counts) -> Labels | None:
+        """The labels in an answer; None if it cannot be parsed."""
+
+    def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str | list[str]:
+        """An answer that is at least as long as any valid one. ``length`` measures a label."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One label for the document."""
+
+    labels: tuple[str, ...]
+
+    def write(self, labels: Labels, words: Sequence[str]) -> str:
+        assert isinstance(labels, str), labels
+        return labels
+
+    def read(self, value: object, words: Sequence[str], counts: Counts) -> str | None:
+        if not isinstance(value, str):
+            return None
+        bare = unfence(value)
+        forms = [value, bare]
+        if len(bare) >= 2 and bare[0] == bare[-1] and bare[0] in _QUOTES:
+            forms.append(bare[1:-1])
+        return next((form for form in forms if form in self.labels), None)
+
+    def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
+        return max(self.labels, key=length)
+
+
+@dataclass(frozen=True)
+class TypeList:
+    """One type for every word, in a list as long as the text.
+
+    A list of another length is fitted to the words: missing types are Other, extra ones are cut.
+    """
+
+    labels: tuple[str, ...]
+    other: str
+
+    def write(self, labels: Labels, words: Sequence[str]) -> list[str]:
+        assert not isinstance(labels, str), labels
+        return list(labels)
+
+    def read(self, value: object, words: Sequence[str], counts: Counts) -> tuple[str, ...] | None:
+        if not isinstance(value, list):
+            return None
+        counts.n_missing += max(0, len(words) - len(value))
+        counts.n_extra += max(0, len(value) - len(words))
+        labels = []
+        for entry in value[: len(words)]:
+            known = isinstance(entry, str) and (entry == self.other or entry in self.labels)
+            counts.n_unknown += not known
+            labels.append(entry if known else self.other)
+        return (*labels, *[self.other] * (len(words) - len(labels)))
+
+    def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
+        return [max((*self.labels, self.other), key=length)] * len(words)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The entities alone, in the order of the text, each as ``"type: words"``. Equal neighbours are one entity."""
+
+    labels: tuple[str, ...]
+    other: str
+    _by_length: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # The longest type first: "time zone: ..." must not be read as "time".
+        object.__setattr__(self, "_by_length", tuple(sorted(self.labels, key=len, reverse=True)))
+
+    def write(self, labels: Labels, words: Sequence[str]) -> list[str]:
+        assert not isinstance(labels, str) and len(labels) == len(words), (labels, words)
+        return [f"{kind}: {' '.join(words[start:end])}" for kind, start, end in entities(labels, self.other)]
+
+    def read(self, value: object, words: Sequence[str], counts: Counts) -> tuple[str, ...] | None:
+        """One type per word.
+
+        A span is the first place after the span before it with these words. If there is none, it is the first place
+        before, outside other spans. So this is not the inverse of `write` if a span's words also occur, outside any
+        span, between the span before it and itself: "call ann and tell [person : ann]". A span that is nowhere is
+        dropped and counted.
+        """
+        if not isinstance(value, list):
+            return None
+        labels = [self.other] * len(words)
+        end = 0
+        for entry in value:
+            kind = self._type(entry)
+            if kind is None:
+                counts.n_unknown += 1
+                continue
+            phrase = entry[len(kind) + 1 :].split()
+            free = [i for i in _places(phrase, words) if set(labels[i : i + len(phrase)]) == {self.other}]
+            start = next((i for i in free if i >= end), free[0] if free else None)
+            if start is None:
+                counts.n_not_found += 1
+                continue
+            end = start + len(phrase)
+            labels[start:end] = [kind] * len(phrase)
+        return tuple(labels)
+
+    def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
+        kind = max(self.labels, key=length)
+        return [f"{kind}: {word}" for word in words]
+
+    def _type(self, entry: object) -> str | None:
+        if not isinstance(entry, str):
+            return None
+        return next((kind for kind in self._by_length if entry.startswith(f"{kind}:")), None)
+
+
+def _places(phrase: Sequence[str], words: Sequence[str]) -> list[int]:
+    """Indices of the words at which the phrase begins."""
+    n = len(phrase)
+    if not n:
+        return []
+    return [i for i in range(len(words) - n + 1) if list(words[i : i + n]) == phrase]
+
+
+def entities(labels: Sequence[str], other: str) -> list[tuple[str, int, int]]:
+    """Type, first word and end (exclusive) of each entity; equal neighbours are one."""
+    found: list[tuple[str, int, int]] = []
+    for i, kind in enumerate(labels):
+        if kind == other:
+            continue
+        if found and found[-1][0] == kind and found[-1][2] == i:
+            found[-1] = (kind, found[-1][1], i + 1)
+        else:
+            found.append((kind, i, i + 1))
+    return found
+
+
+def unfence(text: str) -> str:
+    """The text without white space and a Markdown code fence around it."""
+    text = text.strip()
+    fenced = _FENCE.fullmatch(text)
+    return fenced.group(1).strip() if fenced else text
+
+
+def literal(text: str) -> object:
+    """The value of a JSON or Python literal, with or without a code fence; None for any other text."""
+    text = unfence(text)
+    if text[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        with warnings.catch_warnings():  # ignore those about backslashes in strings
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
