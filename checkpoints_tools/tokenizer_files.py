@@ -26,6 +26,7 @@ COMPANIONS = (
     "chat_template.json",
     "prompt.json",
     "labels.json",
+    "task.json",
 )
 
 

@@ -47,6 +47,8 @@ class EvalConfig:
     """Score only this many examples (chosen by seed)."""
     joint_order: Literal["listing", "section"] | None = None
     """Order of a joint task's answers; default: as in fine-tuning, else as in the paper's listings."""
+    slot_answer: Literal["list", "spans"] | None = None
+    """How one label per word is answered (see train.py --help); default: as in fine-tuning, else as the task says."""
     template: str = "auto"
     """Chat template, if the checkpoint stores no prompt (see data/decoder/prompts.py); auto: the checkpoint's own."""
     shot_tokens: int = SHOT_TOKENS

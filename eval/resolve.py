@@ -50,7 +50,7 @@ def find_problems(config: EvalConfig) -> list[str]:
     if config.checkpoint is None:
         problems.append("no --checkpoint given: the folder with the weights to score.")
     if config.task:
-        problems += _errors_of(lambda: get_task(config.task, config.joint_order or "listing"))
+        problems += _errors_of(lambda: get_task(config.task, config.joint_order or "listing", config.slot_answer))
     least = {"shots": 0, "limit": 1, "shot_tokens": 1, "seed": 0, "row_length": 16, "max_new_tokens": 1}
     for name, bound in {**least, "batch_tokens": 1, "max_length": 3, "tp": 1}.items():
         value = getattr(config, name)

@@ -2,9 +2,10 @@
 
 The same code sets up a run and its plan (``--plan``). For a plan, weights, tokenizer and data may be missing.
 
-A checkpoint that was fine-tuned here contains ``prompt.json``: task, template, few-shot examples and row length. It is
-scored with exactly that prompt, and options that contradict it are errors. Any other checkpoint gets the prompt that
-fine-tuning would have given it. So scores before and after fine-tuning differ only because the weights differ.
+A checkpoint that was fine-tuned here contains its task (``task.json``) and, if it is a decoder, its prompt
+(``prompt.json``: template, few-shot examples, row length). It is scored with exactly that prompt, and options that
+contradict it are errors. Any other checkpoint gets the prompt that fine-tuning would have given it. So scores before
+and after fine-tuning differ only because the weights differ.
 
 An encoder has no prompt: its heads determine what it can be scored on (`eval/encoder/task.py`).
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -33,7 +34,8 @@ from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.source import load_examples
-from data.tasks import TASKS, Task, get_task
+from data.task_file import read_task
+from data.tasks import TASKS, Task, TokenField, get_task
 from eval.config import EvalConfig
 from eval.decoder.tensor_parallel import to_plain_tensors
 from eval.encoder.task import encoder_task
@@ -129,7 +131,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         check_divides(config, options.tp)
         stored = stored_prompt(weights.path, options)
         if stored is not None:
-            task, prompt = stored_task(options, stored), stored
+            task, prompt = stored_task(options, stored, weights.path), stored
         else:
             task, prompt = new_prompt(options, spec, cast(Tokenizer | None, tokenizer), missing)
         fine_tuned = stored is not None
@@ -209,11 +211,14 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
         return None
     stored = PromptSpec.load(folder / PROMPT_FILE)
     task = get_task(options.task, options.joint_order or stored.joint_order).name if options.task else stored.task
+    trained_on = read_task(folder)
+    answers = {field.answer for field in trained_on.fields if isinstance(field, TokenField)} if trained_on else {"list"}
     wanted = {
         "task": (task, stored.task),
         "shots": (options.shots, len(stored.shots)),
         "list_labels": (options.list_labels, stored.list_labels),
         "joint_order": (options.joint_order, stored.joint_order),
+        "slot_answer": (options.slot_answer, " and ".join(sorted(answers)) or None),
         "template": (None if options.template == "auto" else options.template, stored.template),
         "row_length": (options.row_length if stored.row_length else None, stored.row_length),
     }
@@ -230,12 +235,24 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
     return stored
 
 
-def stored_task(options: EvalConfig, stored: PromptSpec) -> Task:
+def stored_task(options: EvalConfig, stored: PromptSpec, folder: Path) -> Task:
+    """The task that the checkpoint was fine-tuned on, with its label sets and the format of its answers.
+
+    Raises:
+        UserError: a task of the user's own without its TOML file, or one that has changed since.
+    """
     if not options.task and stored.task not in TASKS:
         raise UserError(
-            f"the checkpoint was fine-tuned on a task of your own, '{stored.task}': give its TOML file with --task."
+            f"the checkpoint was fine-tuned on a task of your own, '{stored.task}': give its TOML file with --task. It "
+            "names the labelled examples. (predict.py needs no TOML file.)"
         )
     task = get_task(options.task or stored.task, stored.joint_order)
+    trained_on = read_task(folder)
+    formats = {field.name: field.answer for field in (trained_on or task).fields if isinstance(field, TokenField)}
+    if trained_on is None:  # an older checkpoint: there were only lists
+        formats = dict.fromkeys(formats, "list")
+    fields = (replace(f, answer=formats.get(f.name, f.answer)) if isinstance(f, TokenField) else f for f in task.fields)
+    task = replace(task, fields=tuple(fields))
     stored.build(task)  # raises if the task has changed and now gives another prompt
     return task
 
@@ -255,7 +272,7 @@ def new_prompt(
     if not options.task:
         raise UserError(f"no --task given, and the checkpoint stores none. Known: {', '.join(TASKS)}, or a TOML file.")
     order = options.joint_order or "listing"
-    task = get_task(options.task, order)
+    task = get_task(options.task, order, options.slot_answer)
     shots: list[Example] = []
     if options.shots:
         examples = _load_examples(task, "train", options, missing)

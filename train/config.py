@@ -38,6 +38,9 @@ class DataOptions:
     """Chat template; auto: detected from the checkpoint's tokenizer, else the preset's."""
     joint_order: Literal["listing", "section"] = "listing"
     """Order of a joint task's answers: as in the paper's listings, or as in its section 5.6."""
+    slot_answer: Literal["list", "spans"] | None = None
+    """How a decoder answers one label per word. list: a label for each, as in the paper; spans: the entities with their
+    words, which small models learn sooner. Default: the task's own, which is list for the paper's tasks."""
     list_labels: bool = True
     """List the labels in the instruction, as the paper does. off: shorter prompt; fine-tuning learns the labels."""
     shots: int = 0
@@ -213,7 +216,7 @@ ENCODER_EPOCHS = {"20ng": 10.0, "massive": 20.0}
 OTHER_EPOCHS = 10.0  # a user's own task
 
 # Options of both programs for decoders only: an encoder has no prompt and writes no text.
-PROMPT_OPTIONS = ("template", "list_labels", "shots", "shot_tokens", "max_new_tokens")
+PROMPT_OPTIONS = ("template", "slot_answer", "list_labels", "shots", "shot_tokens", "max_new_tokens")
 DECODER_ONLY = (*PROMPT_OPTIONS, "share_prefix")
 ENCODER_ONLY = ("head", "max_length")
 

@@ -102,7 +102,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     try:
         if not config.data.task:
             raise UserError(f"no --task given. Known: {', '.join(TASKS)}, or a TOML file that describes your own.")
-        get_task(config.data.task, config.data.joint_order)
+        get_task(config.data.task, config.data.joint_order, config.data.slot_answer)
     except UserError as error:
         problems.append(str(error))
 

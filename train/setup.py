@@ -36,6 +36,7 @@ from data.errors import UserError
 from data.example import Example
 from data.loader import StepLoader
 from data.source import holdout, load_examples
+from data.task_file import save_task
 from data.tasks import Task, get_task
 from train import options
 from train.checkpointing import checkpoint
@@ -79,6 +80,12 @@ class Setup:
     identity: dict[str, Any]
     resume_from: Path | None
 
+    def save_task(self, folder: Path) -> None:
+        """Write the task, and a decoder's prompt, into a checkpoint, an export or the run folder."""
+        save_task(self.task, folder)
+        if self.prompt_spec is not None:
+            self.prompt_spec.save(folder)
+
     @property
     def labels(self) -> dict[str, list[str]]:
         """The label sets by field, as stored with checkpoints and exports."""
@@ -103,7 +110,7 @@ def open_run(config: TrainConfig) -> Setup:
     device = attempt(lambda: _open_device(config))
     parallel = config.parallel
     shape = attempt(lambda: lay_out_world(tp=parallel.tp, sharding=parallel.sharding, nodes=parallel.nodes))
-    task = get_task(config.data.task, config.data.joint_order)
+    task = get_task(config.data.task, config.data.joint_order, config.data.slot_answer)
     model = attempt(lambda: _open_model(config, task))
     examples = attempt(lambda: load_examples(task, "train", config.data.data))
     attempt(lambda: _check_output(config))

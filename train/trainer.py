@@ -97,8 +97,7 @@ class Trainer:
             self._build_model()
         if world.is_main:
             (self.output / "config.toml").write_text(written, encoding="utf-8")
-            if setup.prompt_spec is not None:
-                setup.prompt_spec.save(self.output / "prompt.json")
+            setup.save_task(self.output)
         dist.barrier()
 
     def _build_model(self) -> None:
@@ -323,7 +322,7 @@ class Trainer:
             mesh=self.world.shape.describe(),
             optim_reason=self.config.optim_reason,
         )
-        self.saver.save(self.model, self.optimizer, state, self.setup.prompt_spec)
+        self.saver.save(self.model, self.optimizer, state, self.setup.save_task)
         self.saved_step = self.step
 
     def _score(self) -> None:
@@ -358,7 +357,7 @@ class Trainer:
             max_length=longest_input(config, setup.model_config),
         )
         if self.world.is_main:
-            write_json(new / "labels.json", setup.labels)
+            setup.save_task(new)
             given = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
             write_json(new / checkpoint.TRAINING_FILE, {"options": given, "optim_reason": config.optim_reason})
             if about is not None:

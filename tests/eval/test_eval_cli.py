@@ -14,6 +14,7 @@ import pytest
 from data.decoder.fewshot import PromptSpec
 from data.errors import UserError
 from data.source import load_examples
+from data.task_file import save_task
 from data.tasks import TASKS
 from eval.config import EvalConfig
 from eval.resolve import load_config
@@ -151,6 +152,26 @@ def test_contradicting_the_stored_prompt_is_an_error_unless_asked_for(tiny_check
     if "template" not in options:  # this tokenizer has no ChatML tokens
         asked = plan(folder, **{"task": "massive_intent", **options}, new_prompt=True)
         assert not asked.fine_tuned and len(asked.prompt.shots) == 0
+
+
+def test_slots_are_read_as_the_checkpoint_was_trained_to_write_them(tiny_checkpoint, tmp_path):
+    folder, spec = fine_tuned(tiny_checkpoint, tmp_path / "export", "massive_joint")
+    spans = TASKS["massive_joint"].with_slot_answer("spans")
+    assert plan(folder).task == TASKS["massive_joint"]  # from before there were spans: no task.json
+    with pytest.raises(UserError, match="--slot_answer spans, but .* slot_answer list"):
+        plan(folder, slot_answer="spans")
+    asked = plan(folder, task="massive_joint", slot_answer="spans", new_prompt=True)
+    assert asked.task == spans and "label: words" in str(asked.prompt.build(spans).prefix)
+    save_task(spans, folder)
+    spec.signed(spans).save(folder)
+    assert plan(folder).task == plan(folder, task="massive_joint", slot_answer="spans").task == spans
+    with pytest.raises(UserError, match="--slot_answer list, but .* slot_answer spans"):
+        plan(folder, slot_answer="list")
+    save_task(TASKS["massive_joint"], folder)
+    with pytest.raises(UserError, match="no longer gives the prompt"):
+        plan(folder)
+    with pytest.raises(UserError, match="slot_answer is for tasks with one label per word; task 20ng_7 has none"):
+        load_config("--model llama_debug --checkpoint x --task 20ng_7 --slot_answer spans".split())
 
 
 def test_documents_are_cut_as_in_fine_tuning(tiny_checkpoint, tmp_path):

@@ -54,7 +54,7 @@ def test_a_run_from_one_command(launch: Launch, train_args: list[str], tmp_path:
 
     for name in ("export", "best"):
         check_folder(run / name)
-        assert json.loads((run / name / "labels.json").read_text())["urgency"] == ["low", "high"]
+        assert json.loads((run / name / "task.json").read_text())["fields"][1]["labels"] == ["low", "high"]
     assert json.loads((run / "best" / "best.json").read_text())["step"] in (3, 6)
     shots = PromptSpec.load(run / "export").shots
     assert len(shots) == 2 and PromptSpec.load(run).shots == shots and PromptSpec.load(run).row_length == 1024

@@ -7,6 +7,7 @@ interruption. A run folder holds the last K checkpoints::
         .metadata, __0_0.distcp, ...   parameters and optimizer states (torch.distributed.checkpoint, one file a rank)
         rng_00000.pt, ...              each rank's random-number states
         run.json                       format, step, resolved config, label sets, identity of model and data
+        task.json                      the task: fields, label sets, format of the answer
         prompt.json                    the prompt with its few-shot examples (decoders only)
 
 A checkpoint is written under a temporary name and renamed when every rank has finished, so one with the final name is

@@ -42,7 +42,6 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from data.decoder.fewshot import PromptSpec
 from train.checkpointing import checkpoint
 from train.checkpointing.checkpoint import RUN_FILE, RunState, step_folder, steps_in
 from train.checkpointing.disk_space import (
@@ -93,9 +92,16 @@ class Saver:
         self.flight_step = 0
 
     def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState, prompt_spec: PromptSpec | None
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: RunState,
+        save_task: Callable[[Path], None],
     ) -> None:
         """Save a checkpoint of the current state, or start to save it; later training steps do not change it.
+
+        Args:
+            save_task: writes the task and the prompt into the checkpoint's folder.
 
         Raises:
             SaveFailed: too little disk space, a failed write, or a failure of the previous save.
@@ -116,7 +122,7 @@ class Saver:
             if self.device.type == "cuda":
                 copied = torch.cuda.Event()
                 copied.record()
-        job = partial(self._write, tensors, needed, state, prompt_spec, checkpoint.rng_state(), start, copied)
+        job = partial(self._write, tensors, needed, state, save_task, checkpoint.rng_state(), start, copied)
         if self.executor is None:
             job()
         else:
@@ -170,7 +176,7 @@ class Saver:
         tensors: dict[str, Any],
         needed: int,
         state: RunState,
-        prompt_spec: PromptSpec | None,
+        save_task: Callable[[Path], None],
         random_state: dict[str, Any],
         start: float,
         copied: torch.cuda.Event | None,
@@ -197,8 +203,7 @@ class Saver:
             if rank == 0:
                 state.write(partial)
                 sync(partial / RUN_FILE)
-                if prompt_spec is not None:
-                    prompt_spec.save(partial)
+                save_task(partial)
                 sync(partial)
 
         def complete() -> None:

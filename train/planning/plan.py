@@ -79,7 +79,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     parallel = config.parallel
     nodes = parallel.nodes or max(1, n_gpus // 8)
     mesh = lay_out(n_gpus, tp=parallel.tp, sharding=parallel.sharding, nodes=nodes, per_node=max(1, n_gpus // nodes))
-    spec, task = get_model_spec(config.model.model), get_task(config.data.task, config.data.joint_order)
+    spec = get_model_spec(config.model.model)
+    task = get_task(config.data.task, config.data.joint_order, config.data.slot_answer)
     assumed: list[str] = []
     model_config, tokenizer = _open_model(config, spec, task, assumed)
     samples = _samples(config, spec, model_config, task, tokenizer, assumed)

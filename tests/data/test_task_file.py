@@ -1,0 +1,88 @@
+"""``task.json``: every task comes back from it, and a damaged file is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from data.task_file import TASK_FILE, read_task, save_task
+from data.tasks import TASKS, get_task
+
+TOML = """
+name = "mail"
+document_name = "Mail"
+instruction = "Sort it."
+text_column = "body"
+[files]
+train = "train.csv"
+[[fields]]
+name = "queue"
+type = "class"
+labels = ["b", "ü"]
+[[fields]]
+name = "parts"
+type = "token"
+labels = ["product"]
+other = "none"
+"""
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_built_in_task_comes_back(tmp_path: Path, name: str) -> None:
+    task = get_task(name)
+    save_task(task, tmp_path)
+    assert read_task(tmp_path) == task
+
+
+def test_other_orders_and_answers_come_back(tmp_path: Path) -> None:
+    for task in (get_task("20ng_joint", "section"), get_task("massive_joint", slot_answer="spans")):
+        save_task(task, tmp_path)
+        assert read_task(tmp_path) == task
+
+
+def test_a_users_task_comes_back_with_its_toml_and_without_paths(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("body,queue,parts\nx,b,none\n")
+    (tmp_path / "mail.toml").write_text(TOML)
+    task = get_task(tmp_path / "mail.toml")
+    (tmp_path / "mail.toml").write_text("changed = during the run")
+    save_task(task, tmp_path)
+    assert read_task(tmp_path) == dataclasses.replace(task, custom=None)
+    written = (tmp_path / TASK_FILE).read_text()
+    assert json.loads(written)["toml"] == TOML and str(tmp_path) not in written
+
+
+def test_a_folder_without_one(tmp_path: Path) -> None:
+    assert read_task(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "has format 2.*newer version"),
+        ({"format": None}, "not the definition of a task"),
+        ({"name": 1}, "not the definition of a task"),
+        ({"fields": [{"name": "x"}]}, "not the definition of a task.*labels"),
+        ({"fields": [{"name": "x", "type": "class", "labels": ["a", "a"]}]}, "must be different strings"),
+        ({"fields": [{"name": "x", "type": "klass", "labels": ["a"]}]}, "type 'klass'"),
+        ({"fields": [{"name": "x", "type": "token", "labels": ["a"], "other": "O", "answer": "bio"}]}, "answer 'bio'"),
+        ({"fields": []}, "no fields"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, change: dict, message: str) -> None:
+    save_task(TASKS["massive_joint"], tmp_path)
+    record = json.loads((tmp_path / TASK_FILE).read_text())
+    (tmp_path / TASK_FILE).write_text(json.dumps(record | change))
+    with pytest.raises(UserError, match=message) as error:
+        read_task(tmp_path)
+    assert str(tmp_path / TASK_FILE) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_no_object(tmp_path: Path, text: str) -> None:
+    (tmp_path / TASK_FILE).write_text(text)
+    with pytest.raises(UserError, match="not the definition of a task"):
+        read_task(tmp_path)
