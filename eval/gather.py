@@ -6,7 +6,7 @@ Shared by decoders (`eval/decoder/score.py`) and encoders (`eval/encoder/score.p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
@@ -49,29 +49,33 @@ class Share:
         answers: one for each of them.
         seconds: from its first forward pass to its last answer.
         computed_tokens: tokens it passed through the model, without padding.
+        counts: of all ranks' examples, added to ``ScoreResult.counts``.
     """
 
     indices: list[int]
     answers: list[Prediction]
     seconds: float
     computed_tokens: int
+    counts: dict[str, int] = field(default_factory=dict)
 
 
-def gather_scores(
-    task: Task,
-    examples: Sequence[Example],
-    share: Share,
-    counts: dict[str, int],
-    ranks: ScoringRanks,
-) -> ScoreResult:
+def gather_answers(n_examples: int, share: Share, ranks: ScoringRanks) -> list[Prediction]:
+    """All ranks' answers in the order of the examples; empty on ranks other than 0.
+
+    With several ranks a collective call of ``ranks.group``.
+    """
+    shares = _gather(share, ranks)
+    return _in_order(n_examples, shares) if ranks.rank == 0 else []
+
+
+def gather_scores(task: Task, examples: Sequence[Example], share: Share, ranks: ScoringRanks) -> ScoreResult:
     """Gather the ranks' shares: with several ranks a collective call of ``ranks.group``.
 
     Args:
-        examples: the examples of all ranks.
-        counts: added to the result's ``counts``, besides the sums of the answers' flags.
+        examples: the examples of all ranks, with their gold labels.
     """
     shares = _gather(share, ranks)
-    result = _assemble(task, examples, shares, counts) if ranks.rank == 0 else None
+    result = _assemble(task, examples, shares) if ranks.rank == 0 else None
     return _share_figures(result, ranks)
 
 
@@ -83,20 +87,24 @@ def _gather(share: Share, ranks: ScoringRanks) -> list[Share]:
     return shares or []
 
 
-def _assemble(task: Task, examples: Sequence[Example], shares: list[Share], counts: dict[str, int]) -> ScoreResult:
-    """Put the ranks' answers into the order of the examples, and compute the figures."""
+def _in_order(n_examples: int, shares: list[Share]) -> list[Prediction]:
     placed: dict[int, Prediction] = {}
     for share in shares:
         placed.update(zip(share.indices, share.answers, strict=True))
-    assert sorted(placed) == list(range(len(examples))), "an example was dropped or scored twice"
-    assert sum(len(share.indices) for share in shares) == len(examples), "an example was scored twice"
-    predictions = [placed[i] for i in range(len(examples))]
+    assert sorted(placed) == list(range(n_examples)), "an example was dropped or scored twice"
+    assert sum(len(share.indices) for share in shares) == n_examples, "an example was scored twice"
+    return [placed[i] for i in range(n_examples)]
+
+
+def _assemble(task: Task, examples: Sequence[Example], shares: list[Share]) -> ScoreResult:
+    """Put the ranks' answers into the order of the examples, and compute the figures."""
+    predictions = _in_order(len(examples), shares)
     n = max(len(predictions), 1)
     seconds = max(share.seconds for share in shares)
     return ScoreResult(
         predictions=predictions,
         metrics=compute_metrics(task, examples, predictions),
-        counts=count_oddities(predictions) | counts,
+        counts=count_oddities(predictions) | shares[0].counts,
         cost={
             "seconds": seconds,
             "seconds_per_example": seconds / n,

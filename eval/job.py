@@ -1,4 +1,4 @@
-"""What is scored, and by which ranks: the arguments of `eval.score.score`.
+"""What is scored, and by which ranks: the arguments of `eval.score.answer` and `score`.
 
 `eval/setup.py` creates them for ``eval.py``, `eval/held_out.py` inside a training run.
 """

@@ -1,4 +1,4 @@
-"""Score a model of either kind: calls the scoring code of decoders or of encoders."""
+"""Answers of a model of either kind, and their score: calls the code of decoders or of encoders."""
 
 from __future__ import annotations
 
@@ -8,11 +8,27 @@ from torch import nn
 
 from eval.decoder import score as decoder_score
 from eval.encoder import score as encoder_score
-from eval.gather import ScoreResult
+from eval.gather import ScoreResult, gather_answers, gather_scores
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
+from eval.results import Prediction
 
-# Both modules define `score`, `request_lengths` and `batch_sizes`.
+# Both modules define `answer`, `request_lengths` and `batch_sizes`.
 SCORERS = {"decoder": decoder_score, "encoder": encoder_score}
+
+
+def answer(
+    model: nn.Module,
+    job: ScoringJob,
+    ranks: ScoringRanks | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """The answers to the job's examples, which need no gold labels, in their order; empty on ranks other than 0.
+
+    Args and errors as of `score`.
+    """
+    ranks = ranks or ScoringRanks()
+    share = SCORERS[job.kind].answer(model, job, ranks, progress)
+    return gather_answers(len(job.examples), share, ranks)
 
 
 def score(
@@ -28,16 +44,18 @@ def score(
         progress: called with the number of examples newly finished on this rank.
 
     Raises:
-        UserError: see `eval.decoder.score.score`.
+        UserError: see `eval.decoder.score.answer`.
     """
-    return SCORERS[job.kind].score(model, job, ranks or ScoringRanks(), progress)
+    ranks = ranks or ScoringRanks()
+    share = SCORERS[job.kind].answer(model, job, ranks, progress)
+    return gather_scores(job.task, job.examples, share, ranks)
 
 
 def request_lengths(job: ScoringJob) -> RequestLengths:
     """Lengths of the job's requests; tokenizes them or reads them from the cache, as `score` does.
 
     Raises:
-        UserError: see `eval.decoder.score.score`.
+        UserError: see `eval.decoder.score.answer`.
     """
     return SCORERS[job.kind].request_lengths(job)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from data.task_file import read_task
 from data.tasks import TASKS, Task, TokenField, get_task
 from eval.config import EvalConfig
 from eval.decoder.tensor_parallel import to_plain_tensors
-from eval.encoder.task import encoder_task
+from eval.encoder.task import encoder_task, needs_toml
 from eval.job import ScoringJob
 from eval.weights import Weights, find_weights, head_labels, model_config, trained_length
 from model.encoder import EncoderConfig
@@ -52,15 +53,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ScoringSetup:
-    """What a run of ``eval.py`` scores, all names resolved.
+class ModelSetup:
+    """A checkpoint and its task, all names resolved; no weights.
 
     Attributes:
-        tokenizer, examples: None only in a plan for which they are missing.
+        tokenizer: None only in a plan for which it is missing.
         prompt: None for an encoder, and in a plan whose few-shot examples are missing.
         fine_tuned: the checkpoint contains its prompt or its heads.
         max_length: longest input in tokens; see `eval.job.ScoringJob`.
-        name: the run's name in tables.
         assumed: a plan's assumptions about the model, one sentence each.
         missing: why a plan cannot count tokens; empty in a run.
     """
@@ -73,27 +73,43 @@ class ScoringSetup:
     task: Task
     prompt: PromptSpec | None
     fine_tuned: bool
-    examples: list[Example] | None
     max_length: int
-    name: str
-    output: Path
-    assumed: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
+    assumed: tuple[str, ...]
+    missing: tuple[str, ...]
 
-    @property
-    def job(self) -> ScoringJob:
-        """The scoring job; only if nothing is missing."""
-        assert self.tokenizer is not None and self.examples is not None, self.missing
+    def job_of(self, examples: Sequence[Example], cache_dir: Path | None) -> ScoringJob:
+        """The job of answering these examples; only if nothing is missing."""
+        assert self.tokenizer is not None, self.missing
         return ScoringJob(
             task=self.task,
             tokenizer=self.tokenizer,
-            examples=self.examples,
+            examples=examples,
             max_length=self.max_length,
             prompt=self.prompt.build(self.task) if self.prompt is not None else None,
             max_new_tokens=self.options.max_new_tokens,
             max_batch_tokens=self.options.batch_tokens,
-            cache_dir=self.options.cache_dir or CACHE_DIR,
+            cache_dir=cache_dir,
         )
+
+
+@dataclass(frozen=True)
+class ScoringSetup(ModelSetup):
+    """What a run of ``eval.py`` scores.
+
+    Attributes:
+        examples: None only in a plan for which they are missing.
+        name: the run's name in tables.
+    """
+
+    examples: list[Example] | None
+    name: str
+    output: Path
+
+    @property
+    def job(self) -> ScoringJob:
+        """The scoring job; only if nothing is missing."""
+        assert self.examples is not None, self.missing
+        return self.job_of(self.examples, self.options.cache_dir or CACHE_DIR)
 
 
 def open_scoring(options: EvalConfig) -> ScoringSetup:
@@ -102,8 +118,34 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
     With ``--plan``, weights, tokenizer and data may be missing; the result says what is assumed instead.
 
     Raises:
-        UserError: a missing or damaged checkpoint, a checkpoint of another model, options that contradict the stored
-            prompt, missing or broken data.
+        UserError: see `open_model`; missing or broken data.
+    """
+    found = open_model(options)
+    missing = list(found.missing)
+    # A decoder's runs are named by their number of shots; an encoder has none.
+    name, folder = found.weights.name, f"{found.weights.name}-{found.task.name}"
+    if found.prompt is not None:
+        name, folder = f"{name}, {len(found.prompt.shots)}-shot", f"{folder}-{len(found.prompt.shots)}shot"
+    return ScoringSetup(
+        **vars(found)
+        | {
+            "examples": _choose_examples(found.task, found.prompt, options, missing),
+            "name": options.name or name,
+            "output": options.output or Path("runs/eval") / folder,
+            "missing": tuple(missing),
+        }
+    )
+
+
+def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
+    """Find the checkpoint, its task and its prompt; loads the tokenizer, no weights.
+
+    Args:
+        labelled: the task's labelled examples are needed. Otherwise a user's own task is read from the checkpoint.
+
+    Raises:
+        UserError: a missing or damaged checkpoint, a checkpoint of another model or without a task, options that
+            contradict the stored prompt.
     """
     assert options.checkpoint is not None
     spec, missing = get_model_spec(options.model), []
@@ -125,23 +167,19 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
             task = get_task(options.task)
             config = spec.architecture.with_task(config, task, encoder.head, weights.path)
         else:
-            task = encoder_task(options.task, encoder, head_labels(weights, encoder), weights.path)
+            task = encoder_task(options.task, encoder, head_labels(weights, encoder), weights.path, labelled)
         prompt, fine_tuned, max_length = None, True, _document_length(options, weights, encoder)
     else:
         check_divides(config, options.tp)
         stored = stored_prompt(weights.path, options)
         if stored is not None:
-            task, prompt = stored_task(options, stored, weights.path), stored
+            task, prompt = stored_task(options, stored, weights.path, labelled), stored
         else:
             task, prompt = new_prompt(options, spec, cast(Tokenizer | None, tokenizer), missing)
         fine_tuned = stored is not None
         trained_length = prompt.row_length if prompt is not None else None
         max_length = options.row_length or trained_length or RECIPES[spec.recipe]["row_length"]
-    # A decoder's runs are named by their number of shots; an encoder has none.
-    name, folder = weights.name, f"{weights.name}-{task.name}"
-    if prompt is not None:
-        name, folder = f"{name}, {len(prompt.shots)}-shot", f"{folder}-{len(prompt.shots)}shot"
-    return ScoringSetup(
+    return ModelSetup(
         options=options,
         spec=spec,
         config=config,
@@ -150,10 +188,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         task=task,
         prompt=prompt,
         fine_tuned=fine_tuned,
-        examples=_choose_examples(task, prompt, options, missing),
         max_length=max_length,
-        name=options.name or name,
-        output=options.output or Path("runs/eval") / folder,
         assumed=tuple(assumed),
         missing=tuple(missing),
     )
@@ -235,19 +270,19 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
     return stored
 
 
-def stored_task(options: EvalConfig, stored: PromptSpec, folder: Path) -> Task:
+def stored_task(options: EvalConfig, stored: PromptSpec, folder: Path, labelled: bool = True) -> Task:
     """The task that the checkpoint was fine-tuned on, with its label sets and the format of its answers.
 
     Raises:
         UserError: a task of the user's own without its TOML file, or one that has changed since.
     """
-    if not options.task and stored.task not in TASKS:
-        raise UserError(
-            f"the checkpoint was fine-tuned on a task of your own, '{stored.task}': give its TOML file with --task. It "
-            "names the labelled examples. (predict.py needs no TOML file.)"
-        )
-    task = get_task(options.task or stored.task, stored.joint_order)
     trained_on = read_task(folder)
+    if not options.task and stored.task not in TASKS:
+        if labelled or trained_on is None:
+            raise needs_toml(stored.task, trained_on)
+        task = trained_on
+    else:
+        task = get_task(options.task or stored.task, stored.joint_order)
     formats = {field.name: field.answer for field in (trained_on or task).fields if isinstance(field, TokenField)}
     if trained_on is None:  # an older checkpoint: there were only lists
         formats = dict.fromkeys(formats, "list")
@@ -307,7 +342,7 @@ def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]
 
 
 def build_model(
-    setup: ScoringSetup, precision: str, device: torch.device, tensor_mesh: DeviceMesh | None = None
+    setup: ModelSetup, precision: str, device: torch.device, tensor_mesh: DeviceMesh | None = None
 ) -> nn.Module:
     """Build the model and load its weights: unsharded on ``device``, or tensor-parallel over ``tensor_mesh``."""
     build = partial(setup.spec.build, setup.config)

@@ -25,7 +25,7 @@ from data.example import Example
 from data.packing import balance_counts
 from data.tasks import Task
 from eval.decoder.decode import Decoded, batches, greedy_decode
-from eval.gather import ScoreResult, Share, gather_scores
+from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.results import Prediction
 
@@ -47,10 +47,10 @@ class Requests:
     limits: Sequence[int]
 
 
-def score(
+def answer(
     model: nn.Module, job: ScoringJob, ranks: ScoringRanks, progress: Callable[[int], None] | None = None
-) -> ScoreResult:
-    """Score ``model`` on the job's examples by the answers that it decodes.
+) -> Share:
+    """This rank's share of the answers that ``model`` decodes to the job's examples.
 
     Args:
         progress: called with the number of examples newly finished on this rank.
@@ -79,10 +79,9 @@ def score(
     )
     seconds = time.perf_counter() - start
 
-    answers = [_read(job, samples, i, answer) for i, answer in zip(own, decoded, strict=True)]
+    answers = [_read(job, samples, i, found) for i, found in zip(own, decoded, strict=True)]
     computed = (len(samples.prefix) if own else 0) + sum(map(len, bodies)) + sum(len(d.tokens) for d in decoded)
-    share = Share(own, answers, seconds, computed)
-    return gather_scores(job.task, job.examples, share, {"limit_shortened": n_shortened}, ranks)
+    return Share(own, answers, seconds, computed, {"limit_shortened": n_shortened})
 
 
 def prepare_requests(job: ScoringJob) -> Requests:
@@ -152,7 +151,7 @@ def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Predi
     parsed = task.read(raw, example.words)
     return Prediction(
         id=example.id,
-        gold={field.name: example.labels[field.name] for field in task.fields},
+        gold={field.name: example.labels[field.name] for field in task.fields if field.name in example.labels},
         gold_bio={name: tags for name, tags in example.bio.items() if name in {f.name for f in task.fields}},
         raw=raw,
         parsed=parsed.labels,

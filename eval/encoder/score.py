@@ -27,7 +27,7 @@ from data.encoder.tokenizer import Tokenizer
 from data.example import Example
 from data.packing import balance_counts, pack, padded_length
 from data.tasks import ClassField, Task, TokenField
-from eval.gather import ScoreResult, Share, gather_scores
+from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.metrics import Labels
 from eval.results import Prediction
@@ -36,10 +36,10 @@ N_TOP = 5  # most probable labels, stored with their probabilities
 
 
 @torch.no_grad()
-def score(
+def answer(
     model: nn.Module, job: ScoringJob, ranks: ScoringRanks, progress: Callable[[int], None] | None = None
-) -> ScoreResult:
-    """Score ``model`` on the job's examples by its heads' most probable labels, without dropout.
+) -> Share:
+    """This rank's share of the answers to the job's examples: the heads' most probable labels, without dropout.
 
     Args:
         model: maps ``(tokens, positions, doc_ids, output_index)`` to logits by field, as `model.encoder.Encoder`; its
@@ -69,8 +69,7 @@ def score(
         model.train(was_training)
     seconds = time.perf_counter() - start
     computed = int(samples.lengths[list(answers)].sum())
-    share = Share(list(answers), list(answers.values()), seconds, computed)
-    return gather_scores(job.task, job.examples, share, {}, ranks)
+    return Share(list(answers), list(answers.values()), seconds, computed)
 
 
 def prepare_samples(job: ScoringJob) -> SampleSet:
@@ -138,7 +137,9 @@ def _read(
     return [
         Prediction(
             id=examples[i].id,
-            gold={field.name: examples[i].labels[field.name] for field in task.fields},
+            gold={
+                field.name: examples[i].labels[field.name] for field in task.fields if field.name in examples[i].labels
+            },
             gold_bio={name: tags for name, tags in examples[i].bio.items() if name in names},
             raw="",
             parsed=labels[k],

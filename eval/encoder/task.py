@@ -7,20 +7,25 @@ from pathlib import Path
 from checkpoints_tools.encoder_config import heads_for
 from data.encoder.samples import output_labels, tag_set
 from data.errors import UserError
+from data.task_file import TASK_FILE, read_task
 from data.tasks import TASKS, Task, TokenField, get_task
 from model.encoder import EncoderConfig, Head
 
 SHOWN = 5  # labels named in an error message
 
 
-def encoder_task(name: str, config: EncoderConfig, labels: dict[str, list[str]], path: Path) -> Task:
+def encoder_task(
+    name: str, config: EncoderConfig, labels: dict[str, list[str]], path: Path, labelled: bool = True
+) -> Task:
     """The task that a checkpoint's heads were fine-tuned for.
 
     Args:
-        name: a task's name or TOML file; empty: the built-in task with these heads.
+        name: a task's name or TOML file; empty: the task that is stored with the checkpoint, or the built-in task with
+            these heads.
         config: the checkpoint's config, with its heads.
         labels: by head, the label of each output; a head that is missing here is not compared.
-        path: the checkpoint, for error messages.
+        path: the checkpoint.
+        labelled: the task's labelled examples are needed. Otherwise a user's own task is read from the checkpoint.
 
     Raises:
         UserError: the checkpoint has no heads, or their names, sizes or labels are not those of the task.
@@ -30,6 +35,11 @@ def encoder_task(name: str, config: EncoderConfig, labels: dict[str, list[str]],
             f"{path} is an encoder without heads for any task, so it cannot be scored. Fine-tune it "
             "first (train.py --task ...), then score the run's export."
         )
+    stored = read_task(path)
+    if not name and stored is not None:
+        if labelled and stored.name not in TASKS:
+            raise needs_toml(stored.name, stored)
+        return _fitting(stored, f"the task in {path / TASK_FILE}", config, labels, path)
     if not name:
         fits = [task for task in TASKS.values() if labels and output_labels(task) == labels]
         if not fits:
@@ -38,10 +48,22 @@ def encoder_task(name: str, config: EncoderConfig, labels: dict[str, list[str]],
                 "For your own task, give its TOML file."
             )
         return fits[0]
-    task = get_task(name)
+    return _fitting(get_task(name), f"--task {name}", config, labels, path)
+
+
+def needs_toml(name: str, stored: Task | None) -> UserError:
+    """The error for a task of the user's own without its TOML file."""
+    hint = " It names the labelled examples; predict.py needs no TOML file." if stored is not None else ""
+    return UserError(
+        f"the checkpoint was fine-tuned on a task of your own, '{name}': give its TOML file with --task.{hint}"
+    )
+
+
+def _fitting(task: Task, source: str, config: EncoderConfig, labels: dict[str, list[str]], path: Path) -> Task:
+    """The task, if its heads and their labels are those of the checkpoint."""
     if set(heads_for(task)) != set(config.heads):
         raise UserError(
-            f"--task {name} needs the heads {_names(heads_for(task))}; {path} was fine-tuned with "
+            f"{source} needs the heads {_names(heads_for(task))}; {path} was fine-tuned with "
             f"{_names(config.heads)}. Score it on its own task, or fine-tune it on this one."
         )
     for field, own in output_labels(task).items():

@@ -1,0 +1,208 @@
+"""A fine-tuned model as a classifier: texts in, typed labels out.
+
+    classifier = Classifier.load("runs/default/export")
+    results = classifier(["wake me at nine am on friday"])
+    results[0]["intent"].label
+
+The answers are those of ``eval.py`` on the same texts. ``predict.py`` runs it over files (`eval.predict.run`).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from checkpoints_tools.json_files import read_json
+from checkpoints_tools.registry import ARCHITECTURES
+from data.answers import entities
+from data.errors import UserError, nearest
+from data.example import Example
+from data.readers.archive import is_text
+from data.tasks import Task, TokenField
+from eval.config import EvalConfig
+from eval.job import BATCH_TOKENS, ScoringRanks
+from eval.results import Prediction
+from eval.score import answer
+from eval.setup import ModelSetup, build_model, open_model
+from eval.weights import find_weights
+from train.checkpointing.checkpoint import RUN_FILE, read_state
+from train.parallel.distributed import pick_device, resolve_precision
+
+RAW_SHOWN = 200  # characters of an answer in the error about it
+
+
+@dataclass(frozen=True)
+class Label:
+    """The label of a class field.
+
+    Attributes:
+        probability: of this label; None from a decoder, whose answers have no probability.
+        next_best: the next most probable labels, in decreasing order; empty from a decoder.
+    """
+
+    label: str
+    probability: float | None = None
+    next_best: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Entity:
+    """An entity of a token field: ``text`` is ``document[start:end]``, in characters."""
+
+    type: str
+    text: str
+    start: int
+    end: int
+
+
+Value = Label | tuple[Entity, ...] | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the classifier says about one text. ``result["queue"]`` is short for ``result.fields["queue"]``.
+
+    Attributes:
+        fields: by field name, in the task's order: a `Label`, or the entities of a token field. None if there is no
+            answer; ``error`` says why.
+        error: why at least one field has no answer; empty otherwise.
+        truncated: the text was longer than the model's maximum input and was cut.
+        raw: a decoder's answer as it was written.
+    """
+
+    fields: dict[str, Value] = field(default_factory=dict)
+    error: str = ""
+    truncated: bool = False
+    raw: str = ""
+
+    def __getitem__(self, name: str) -> Value:
+        return self.fields[name]
+
+
+class Classifier:
+    """A model and its task. Create one with `load`. Calls from several threads run one after the other."""
+
+    def __init__(self, model: nn.Module, setup: ModelSetup, device: torch.device | str) -> None:
+        self.model, self.setup, self.device = model, setup, device
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path | str,
+        *,
+        task: str = "",
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        precision: Literal["auto", "bf16", "fp32"] = "auto",
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> Classifier:
+        """Load a checkpoint: a run's ``export`` or ``best`` folder, a training checkpoint, or any model with ``task``.
+
+        Args:
+            task: a task's name or TOML file; needed only for a model that was never fine-tuned.
+            device: "auto" is CUDA if available.
+            precision: number format of weights and compute; "auto" is bf16 with hardware support for it, else fp32.
+            batch_tokens: maximum tokens in a batch.
+
+        Raises:
+            UserError: a missing or damaged checkpoint, or one without a task.
+        """
+        path = Path(checkpoint)
+        options = EvalConfig(model=model_name(path), checkpoint=path, task=task, batch_tokens=batch_tokens)
+        setup, place = open_model(options, labelled=False), pick_device(device)
+        return cls(build_model(setup, resolve_precision(precision, place.type), place), setup, place)
+
+    @property
+    def task(self) -> Task:
+        return self.setup.task
+
+    def __call__(self, texts: Sequence[str]) -> list[Result]:
+        """The labels of each text, in their order.
+
+        Raises:
+            TypeError: a string instead of a list of strings, or a text that is not a string.
+        """
+        if isinstance(texts, str):
+            raise TypeError("give a list of texts: classifier([text])")
+        wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise TypeError(f"text {wrong} is not a string but {type(texts[wrong]).__name__}")
+        with self._lock:
+            return self.label(texts, ScoringRanks(self.device))
+
+    def label(
+        self, texts: Sequence[str], ranks: ScoringRanks, progress: Callable[[int], None] | None = None
+    ) -> list[Result]:
+        """The labels of each text; collective if several ranks share the texts: then empty on ranks other than 0."""
+        problems = {i: problem for i, text in enumerate(texts) if (problem := problem_of(text))}
+        asked = [Example(str(i), text, {}) for i, text in enumerate(texts) if i not in problems]
+        found: dict[int, Prediction] = {}
+        if asked:
+            predictions = answer(self.model, self.setup.job_of(asked, None), ranks, progress)
+            found = {int(prediction.id): prediction for prediction in predictions}
+        if ranks.rank != 0:
+            return []
+        nothing = dict.fromkeys(field.name for field in self.task.fields)
+        return [
+            Result(dict(nothing), problems[i]) if i in problems else _result(self.task, text, found[i])
+            for i, text in enumerate(texts)
+        ]
+
+
+def problem_of(text: str) -> str:
+    """Why a text is not given to the model; empty if it is."""
+    if not text.strip():
+        return "the text is empty"
+    return "" if is_text(text) else "the text holds half a character (an unpaired surrogate)"
+
+
+def _result(task: Task, text: str, found: Prediction) -> Result:
+    values: dict[str, Value] = {}
+    for own in task.fields:
+        labels = found.parsed[own.name]
+        if labels is None:
+            values[own.name] = None
+        elif isinstance(own, TokenField):
+            assert not isinstance(labels, str)
+            values[own.name] = _entities(labels, own.other, text)
+        else:
+            top = [(str(label), float(p)) for label, p in found.top.get(own.name, [])]
+            values[own.name] = Label(str(labels), top[0][1] if top else None, tuple(top[1:]))
+    error = ""
+    if found.unparsed:
+        shown = found.raw if len(found.raw) <= RAW_SHOWN else found.raw[:RAW_SHOWN] + "..."
+        error = f"no {' and '.join(found.unparsed)} could be read from the answer {shown!r}"
+    return Result(values, error, found.truncated, found.raw)
+
+
+def _entities(labels: Sequence[str], other: str, text: str) -> tuple[Entity, ...]:
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    assert len(words) == len(labels), "the words of text.split()"
+    spans = ((kind, words[first][0], words[end - 1][1]) for kind, first, end in entities(labels, other))
+    return tuple(Entity(kind, text[start:end], start, end) for kind, start, end in spans)
+
+
+def model_name(folder: Path) -> str:
+    """The ``--model`` of a checkpoint: that of its run, or its config's architecture.
+
+    Raises:
+        UserError: no checkpoint there, a run folder, or an architecture that is not implemented.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no checkpoint folder at {folder}. Give a run's export, such as runs/default/export.")
+    find_weights(folder, needed=False)  # raises for a run folder
+    if (folder / RUN_FILE).is_file():
+        return read_state(folder).config["model"]
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no model: it has no config.json. Give a run's export.")
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in ARCHITECTURES:
+        raise UserError(f"{folder}: model_type is {kind!r}.{nearest(str(kind), ARCHITECTURES)}")
+    return kind
