@@ -35,6 +35,7 @@ from train.config import TrainConfig
 from train.errors import Interrupted, RunStopped
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
+from train.model_card import model_card
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum, launcher
 from train.parallel.parallelize import parallelize
@@ -86,6 +87,7 @@ class Trainer:
         self.step = 0  # optimizer steps taken
         self.saved_step: int | None = None
         self.best: float | None = None
+        self.figures: dict[str, float] | None = None  # of the last held-out scoring
         self.signum: int | None = None
         self.scorer = scorer
         self.costs = costs_of(setup.model_config)
@@ -330,6 +332,7 @@ class Trainer:
         assert self.scorer is not None
         found = self.scorer.score(self.model)
         figures, score = found.figures, found.score
+        self.figures = figures
         self.log.event("score", step=self.step, score=score, **figures)
         is_best = self.best is None or score > self.best
         listed = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
@@ -358,6 +361,7 @@ class Trainer:
         )
         if self.world.is_main:
             setup.save_task(new)
+            (new / "README.md").write_text(model_card(config, setup, self.step, self.figures), encoding="utf-8")
             given = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
             write_json(new / checkpoint.TRAINING_FILE, {"options": given, "optim_reason": config.optim_reason})
             if about is not None:

@@ -55,6 +55,15 @@ def test_a_run_from_one_command(launch: Launch, train_args: list[str], tmp_path:
     for name in ("export", "best"):
         check_folder(run / name)
         assert json.loads((run / name / "task.json").read_text())["fields"][1]["labels"] == ["low", "high"]
+        card = (run / name / "README.md").read_text()
+        for part in (
+            "| queue | text | 4: `billing`, ",
+            "held out",
+            "| queue accuracy |",
+            "Beginning of <<Ticket>>\n{text}\n",
+        ):
+            assert part in card
+        assert str(tmp_path) not in card
     assert json.loads((run / "best" / "best.json").read_text())["step"] in (3, 6)
     shots = PromptSpec.load(run / "export").shots
     assert len(shots) == 2 and PromptSpec.load(run).shots == shots and PromptSpec.load(run).row_length == 1024

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -139,17 +140,21 @@ def place(device: torch.device, shape: MeshShape) -> World:
     return World(dist.get_rank(), local_rank, size, device, mesh, shape, data_group)
 
 
-def set_up_logging() -> None:
-    """Let rank 0 log plain messages to standard output, and the other ranks nothing."""
+def set_up_logging(stream: Literal["stdout", "stderr"] = "stdout") -> None:
+    """Let rank 0 log plain messages to a standard stream, and the other ranks nothing."""
     level = logging.INFO if env_rank() == 0 else logging.CRITICAL + 1
-    logging.basicConfig(level=level, format="%(message)s", handlers=[_Printer()], force=True)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[_Printer(stream)], force=True)
 
 
 class _Printer(logging.Handler):
-    """Prints to the current ``sys.stdout``: a progress bar replaces it to keep lines above the bar."""
+    """Prints to the current ``sys.stdout`` or ``sys.stderr``: a progress bar replaces them to keep lines above it."""
+
+    def __init__(self, stream: Literal["stdout", "stderr"]) -> None:
+        super().__init__()
+        self.stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        print(self.format(record), file=getattr(sys, self.stream), flush=True)
 
 
 def run_guarded(main: Callable[[], None]) -> None:

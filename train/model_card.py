@@ -1,0 +1,113 @@
+"""The model card of an export (``README.md``): what the model does, what it was trained on, figures, how to use it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+
+from data.decoder.prompts import Prompt, Text
+from data.tasks import ClassField, Field, Task
+from train.config import TrainConfig
+from train.setup import Setup
+
+LABELS_SHOWN = 60
+PLACE_OF_TEXT = "{text}"
+
+
+def model_card(config: TrainConfig, setup: Setup, step: int, figures: Mapping[str, float] | None) -> str:
+    """The card as Markdown, with the header that model hubs read.
+
+    Args:
+        step: the step after which the model is exported.
+        figures: of the last held-out scoring, in [0, 1]; None if nothing was held out.
+    """
+    task, is_decoder = setup.task, setup.spec.kind == "decoder"
+    parts = [
+        _header(task, is_decoder),
+        f"# {task.name}: {setup.spec.name}, fully fine-tuned to classify text\n",
+        "## What it does\n",
+        f"It gives a {task.document_noun} these labels"
+        + (", which it writes as text:\n" if is_decoder else ", each with a head:\n"),
+        _table(["field", "one for", "labels"], (_field_row(field) for field in task.fields)),
+        "`task.json` has the complete definition" + (" (and `prompt.json` the prompt).\n" if is_decoder else ".\n"),
+        "## How it was trained\n",
+        _table(["", ""], _training_rows(config, setup, step)),
+        "`training.json` has all options.\n",
+        "## Figures\n",
+        _figures(setup, figures),
+        "## How to use it\n",
+        _usage(task),
+    ]
+    if setup.prompt is not None:
+        parts += [_prompt(setup.prompt)]
+    return "\n".join(parts)
+
+
+def _header(task: Task, is_decoder: bool) -> str:
+    tags = {"text-classification" if isinstance(field, ClassField) else "token-classification" for field in task.fields}
+    kind = "text-generation" if is_decoder else min(tags)
+    listed = [f"- {tag}" for tag in sorted(tags)]
+    return "\n".join(["---", "library_name: transformers", f"pipeline_tag: {kind}", "tags:", *listed, "---", ""])
+
+
+def _field_row(field: Field) -> list[str]:
+    shown = ", ".join(f"`{label}`" for label in field.labels[:LABELS_SHOWN])
+    more = f", and {len(field.labels) - LABELS_SHOWN} more" if len(field.labels) > LABELS_SHOWN else ""
+    return [field.name, "text" if isinstance(field, ClassField) else "word", f"{len(field.labels)}: {shown}{more}"]
+
+
+def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[list[str]]:
+    batch, epochs = config.batch, step * config.batch.batch_size / setup.loader.units_per_epoch
+    held = f", {len(setup.held_out):,} more held out" if setup.held_out else ""
+    yield ["data", f"`{setup.task.name}`, {len(setup.samples):,} training examples{held}"]
+    if setup.prompt_spec is not None:
+        shots = len(setup.prompt_spec.shots)
+        yield ["prompt", f"`{setup.prompt_spec.template}` chat template, {shots} examples in it"]
+    yield ["length", f"{step:,} steps of {batch.batch_size} {batch.batch_unit}: {epochs:.2f} epochs"]
+    yield ["peak learning rate", f"{config.optim.lr:g}, {config.optim.schedule} schedule"]
+    yield ["optimizer", f"{config.optim.optim}, all weights trained"]
+    yield ["seed", str(config.train.seed)]
+
+
+def _figures(setup: Setup, figures: Mapping[str, float] | None) -> str:
+    if figures is None:
+        return "No example was held out of the training. `eval.py` gives figures on a test set.\n"
+    rows = ([name, f"{value:.1%}"] for name, value in figures.items())
+    return f"On {len(setup.held_out):,} training examples that were held out:\n\n" + _table(["", ""], rows)
+
+
+def _usage(task: Task) -> str:
+    text = json.dumps(f"A {task.document_noun} to classify.")
+    return f"""With the program that trained it:
+
+```bash
+python predict.py --checkpoint PATH/TO/THIS/FOLDER --input texts.csv --output labelled.csv
+```
+
+```python
+from predict import Classifier
+
+classifier = Classifier.load("PATH/TO/THIS/FOLDER")
+results = classifier([{text}])
+```
+"""
+
+
+def _prompt(prompt: Prompt) -> str:
+    pieces = (*prompt.prefix, Text(PLACE_OF_TEXT), *prompt.suffix)
+    roles = {"bos": "", "eos": ""}  # a tokenizer adds these itself, or has none
+    text = "".join(p.text if isinstance(p, Text) else roles.get(p.name, p.name) for p in pieces)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"""Other programs (`transformers`, vLLM) need the exact prompt, with the special tokens as they are here and
+the text in the place of `{PLACE_OF_TEXT}`. Decode greedily.
+
+{fence}
+{text}
+{fence}
+"""
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
