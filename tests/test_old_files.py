@@ -38,9 +38,19 @@ Program = Callable[..., None]
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Program:
-    """``program("eval.py", *arguments)``, from the root of the repository: old files name others relative to it."""
-    monkeypatch.chdir(ROOT)
+def old_root(tmp_path: Path) -> Path:
+    """What the old files find relative to the root of the repository, with the tickets of that time."""
+    root = tmp_path / "root"
+    (root / "data" / "sample").mkdir(parents=True)
+    (root / "data" / "sample" / "tickets").symlink_to(OLD / "data" / "tickets")
+    (root / "tests").symlink_to(ROOT / "tests")
+    return root
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, old_root: Path) -> Program:
+    """``program("eval.py", *arguments)``, from the folder that old files name others relative to."""
+    monkeypatch.chdir(old_root)
 
     def call(script: str, *arguments: object) -> None:
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])

@@ -15,8 +15,6 @@ from data.decoder.tokenizer import load_tokenizer
 from data.tasks import TASKS
 
 MODEL = "llama_debug"
-ROOT = Path(__file__).resolve().parents[2]
-TICKETS = ROOT / "data/sample/tickets/tickets.toml"
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -20,9 +20,7 @@ from eval.config import EvalConfig
 from eval.resolve import load_config
 from eval.results import read_predictions, read_results
 from eval.setup import open_scoring
-
-ROOT = Path(__file__).resolve().parents[2]
-TICKETS = str(ROOT / "data/sample/tickets/tickets.toml")
+from tests.launching import ROOT, TICKETS
 
 
 def plan(checkpoint, **options):
@@ -214,7 +212,7 @@ def test_limit_draws_by_seed(tiny_checkpoint):
 
 
 def test_a_users_own_task(tiny_checkpoint):
-    found = plan(tiny_checkpoint, task=TICKETS, data=None)
+    found = plan(tiny_checkpoint, task=str(TICKETS), data=None)
     assert found.task.name == "tickets" and found.examples
 
 
