@@ -1,19 +1,31 @@
-"""Progress of scoring, on rank 0: a bar on a terminal, otherwise a log line after every tenth of the examples."""
+"""Progress of scoring and predicting, on rank 0: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
+from collections.abc import Callable
+from datetime import timedelta
 
-from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from data.progress import Bar
+
+LINE_SECONDS = 30.0  # between two lines of `RowProgress`
 
 log = logging.getLogger(__name__)
 
 
 class Progress(Bar):
-    """Counts the finished examples of this rank's share."""
+    """Counts the finished examples of this rank's share; without a terminal it logs after every tenth of them."""
 
     def __init__(self, n_examples: int, world_size: int, show: bool) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -26,3 +38,43 @@ class Progress(Bar):
             seconds = time.perf_counter() - self.start
             left = seconds / self.done * (self.total - self.done)
             log.info("scored %d of %d, %.0f s, about %.0f s left", self.done, self.total, seconds, left)
+
+
+class RowProgress(Bar):
+    """Counts the finished rows of an input whose number of rows is not known, on standard error.
+
+    Args:
+        part: returns the part of the input that has been read, from 0 to 1; None: not known, so no time left is shown.
+        show: False: this process prints nothing.
+        n_before: number of rows that an interrupted run has finished; they are read before this is made.
+    """
+
+    def __init__(self, part: Callable[[], float | None], show: bool, n_before: int = 0) -> None:
+        self.first_part = part()
+        bar: list[ProgressColumn] = [] if self.first_part is None else [BarColumn()]
+        super().__init__("predicting", 1, show, *bar, TextColumn("{task.fields[line]}", markup=False))
+        self.part, self.n_before, self.done = part, n_before, n_before
+        self.start = self.printed = time.perf_counter()
+        if self.bar is not None:
+            self.bar.update(self.task, line="")
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.part() or 0.0, line=self.line())
+        elif self.show:
+            self.say(n)
+
+    def say(self, n: int) -> None:
+        if time.perf_counter() - self.printed >= LINE_SECONDS:
+            self.printed = time.perf_counter()
+            print(f"predicted {self.line()}", file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """Rows, rows per second and, if it can be told, the time left."""
+        seconds, part = max(time.perf_counter() - self.start, 1e-9), self.part()
+        line = f"{self.done:,} rows, {(self.done - self.n_before) / seconds:,.1f} rows/s"
+        if part is None or self.first_part is None or part <= self.first_part:
+            return line
+        left = seconds * (1 - part) / (part - self.first_part)
+        return f"{line}, about {timedelta(seconds=round(left))} left"

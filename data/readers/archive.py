@@ -19,7 +19,7 @@ TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: Path | str) -> Iterator[None]:
     """Turn an OSError about a file or folder (no permission, not a file, a broken disk) into a UserError."""
     try:
         yield

@@ -32,8 +32,6 @@ adjacent equal labels are one entity. Examples with a blank text are kept, so th
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import re
@@ -47,6 +45,7 @@ from typing import Any
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.archive import is_text, parse_json, readable
+from data.readers.tables import ENDINGS, Record, open_table
 
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -102,15 +101,6 @@ class CustomSpec:
     id_column: str | None
     path: Path
     toml: str
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One record of a data file: its location (for error messages), its line number and its columns."""
-
-    where: str
-    line: int
-    values: dict[str, Any]
 
 
 # ---------------------------------------------------------------------------------------------- the TOML file
@@ -234,7 +224,7 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
 
 def _collect_labels(file: Path, column: str, kind: str, other: str) -> list[str]:
     found: set[str] = set()
-    for row in _rows(file):
+    for row in _records(file):
         value = _column(row, column)
         if kind == "class":
             found.add(_class_label(value, row, column))
@@ -281,7 +271,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     counts: Counter[str] = Counter()
     examples: list[Example] = []
     seen: dict[str, int] = {}
-    for row in _rows(spec.files[split]):
+    for row in _records(spec.files[split]):
         text = _column(row, spec.text_column)
         if not isinstance(text, str):
             raise UserError(f"{row.where}: {spec.text_column!r} must be a string, found {json.dumps(text)}.")
@@ -315,60 +305,22 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     return examples, counts
 
 
-def _rows(file: Path) -> Iterator[_Row]:
-    """Yield the records of a CSV, TSV or JSON-lines file, each with the number of its last line."""
-    text = _decode(file)
-    if file.suffix.lower() == ".jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            where = f"{file}, line {number}"
-            values = parse_json(line, where)
-            if not isinstance(values, dict):
-                raise UserError(f"{where}: a JSON object is needed, found {type(values).__name__}.")
-            yield _Row(where, number, values)
-        return
-
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters a cell; this limit is global
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    try:
-        for cells in reader:
-            where = f"{file}, line {reader.line_num}"
-            if header is None:
-                header = cells
-                repeated = [name for name, count in Counter(header).items() if count > 1]
-                if repeated:
-                    raise UserError(f"{where}: column {repeated[0]!r} is in the header twice.")
-            elif cells and len(cells) != len(header):
-                raise UserError(f"{where}: {len(cells)} cells, but the header names {len(header)} columns.")
-            elif cells:
-                yield _Row(where, reader.line_num, dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: not CSV ({error}).") from error
+def _records(file: Path) -> Iterator[Record]:
+    """Yield the records of a CSV, TSV or JSON-lines file. The first that cannot be read is the user's mistake."""
+    with open_table(file, ENDINGS[file.suffix.lower()]) as table:
+        for record in table.records:
+            if record.error:
+                raise UserError(record.error)
+            yield record
 
 
-def _decode(file: Path) -> str:
-    with readable(file):
-        content = file.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{file}, line {line}: not UTF-8 (byte {content[error.start]:#04x}). Convert the file: "
-            f"iconv -f latin1 -t utf8 {file.name}"
-        ) from error
-
-
-def _column(row: _Row, column: str) -> Any:
+def _column(row: Record, column: str) -> Any:
     if column not in row.values:
         raise UserError(f"{row.where}: no column {column!r}.{nearest(column, row.values)}")
     return row.values[column]
 
 
-def _class_label(value: Any, row: _Row, column: str) -> str:
+def _class_label(value: Any, row: Record, column: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
@@ -376,7 +328,7 @@ def _class_label(value: Any, row: _Row, column: str) -> str:
     return value.strip()
 
 
-def _token_labels(value: Any, row: _Row, column: str) -> list[str]:
+def _token_labels(value: Any, row: Record, column: str) -> list[str]:
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return value.split()
@@ -386,7 +338,7 @@ def _token_labels(value: Any, row: _Row, column: str) -> list[str]:
     return value
 
 
-def _types_and_bio(tags: list[str], row: _Row, field: CustomField) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _types_and_bio(tags: list[str], row: Record, field: CustomField) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Types and BIO tags; a label without a prefix continues an entity of the same type."""
     types: list[str] = []
     bio: list[str] = []
@@ -404,5 +356,5 @@ def _types_and_bio(tags: list[str], row: _Row, field: CustomField) -> tuple[tupl
     return tuple(types), tuple(bio)
 
 
-def _unknown_label(row: _Row, column: str, label: str, known: tuple[str, ...]) -> UserError:
+def _unknown_label(row: Record, column: str, label: str, known: tuple[str, ...]) -> UserError:
     return UserError(f"{row.where}: {column!r} is {label!r}, which is not one of its labels.{nearest(label, known)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -207,10 +208,10 @@ def test_a_long_text(folder: Path) -> None:
 def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     spec = read_custom_spec(folder / "task.toml")
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=f"cannot read .*test.jsonl: {error.strerror}"):
         read_custom(spec, "test")
 

@@ -1,0 +1,301 @@
+"""Read CSV, TSV, JSON lines, Parquet and plain lines record by record, from a file or from standard input.
+
+At most one record is in memory (Parquet: one batch of rows). A record that cannot be read is returned with an
+``error``, and the next one is read: the caller decides whether to stop. Which column holds a text or a label is left to
+the callers, ``custom.py`` and ``eval/predict/inputs.py``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from data.errors import UserError
+from data.readers.archive import parse_json, readable
+
+ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "lines"}
+FORMATS = tuple(ENDINGS.values())
+LINE_COLUMN = "text"  # the one column of plain lines
+
+CELL_LIMIT = 1 << 25  # characters. A quote that is never closed makes the rest of the file one cell
+PARQUET_ROWS = 256  # in a batch
+PARQUET_BUFFER = 1 << 20  # bytes
+UTF16_MARKS = ("\udcff\udcfe", "\udcfe\udcff")  # as the decoder of `open_table` returns these bytes
+CUT_OFF = " The input ends in this line without a line break; it may be cut off."
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a table.
+
+    Attributes:
+        where: its location, for messages: ``"FILE, line 12"``, in Parquet ``"FILE, row 12"``.
+        line: the number of its last line, in Parquet of its row; from 1.
+        values: by column; empty if it could not be read.
+        error: why it could not be read, with its location; empty otherwise.
+    """
+
+    where: str
+    line: int
+    values: dict[str, Any]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """An open table.
+
+    Attributes:
+        columns: the names of its columns; None in JSON lines, where each record has its own.
+        records: in the order of the input; can be iterated once.
+        progress: returns the part of the input that has been read, from 0 to 1; None if the size is not known.
+    """
+
+    columns: tuple[str, ...] | None
+    records: Iterator[Record]
+    progress: Callable[[], float | None]
+
+
+@contextmanager
+def open_table(source: Path | BinaryIO, format: str, name: str = "") -> Iterator[Table]:
+    """Open a table, and close it when the ``with`` block ends (a stream is left open).
+
+    Text is UTF-8. A byte-order mark is dropped. Lines end in LF or CRLF, in CSV and TSV also in CR alone. Blank lines
+    are skipped, except in plain lines, where every line is a record.
+
+    Args:
+        source: a file, or a binary stream, which needs no seeking. Parquet can only be read from a file.
+        format: one of `FORMATS`.
+        name: what messages call the source; default: its path.
+
+    Raises:
+        UserError: here or while iterating, with file and line, for what cannot be skipped: a file that cannot be read,
+            UTF-16, CSV that is not UTF-8 or with wrong quotes, a repeated column, Parquet that is damaged or
+            incomplete.
+    """
+    assert format in FORMATS, format
+    name = name or str(source)
+    if format == "parquet":
+        if not isinstance(source, Path):
+            raise UserError(f"{name}: Parquet cannot be read from a stream, because its index is at the end. Save it "
+                            "as a file first.")  # fmt: skip
+        with _open_parquet(source, name) as table:
+            yield table
+        return
+
+    with readable(name):
+        file = source.open("rb") if isinstance(source, Path) else source
+        size = source.stat().st_size if isinstance(source, Path) else 0  # also 0 for a pipe with a name
+
+    def progress() -> float | None:
+        return min(file.tell() / size, 1.0) if size else None
+
+    # Bytes that are not UTF-8 become lone surrogates, which UTF-8 cannot contain: so the line that has them is known.
+    newline = "" if format in ("csv", "tsv") else "\n"
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    lines = _Lines(text, name, source.name if isinstance(source, Path) else "-")
+    try:
+        if format == "jsonl":
+            yield Table(None, _json_records(lines), progress)
+        elif format == "lines":
+            yield Table((LINE_COLUMN,), _line_records(lines), progress)
+        else:
+            rows = _cells(lines, "\t" if format == "tsv" else ",")
+            columns = _header(rows, name)
+            yield Table(columns, _csv_records(rows, columns, name), progress)
+    finally:
+        text.detach()
+        if isinstance(source, Path):
+            file.close()
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """The lines of a text, with their line breaks.
+
+    Attributes:
+        name: of the source, for messages.
+        file: its last part, for a command.
+    """
+
+    text: TextIO
+    name: str
+    file: str
+
+    def __iter__(self) -> Iterator[tuple[int, str, str]]:
+        """Yield each line's number, the line, and an error (empty unless it has bytes that are not UTF-8)."""
+        with readable(self.name):
+            for number, line in enumerate(self.text, start=1):
+                if number == 1 and line.startswith(UTF16_MARKS):
+                    raise UserError(f"{self.name}: this is UTF-16, and UTF-8 is needed. Convert it: iconv -f utf-16 -t "
+                                    f"utf8 {self.file}")  # fmt: skip
+                yield number, line, self._not_utf8(number, line)
+
+    def _not_utf8(self, number: int, line: str) -> str:
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            byte = ord(line[error.start]) - 0xDC00
+            return (
+                f"{self.name}, line {number}: not UTF-8 (byte {byte:#04x}). Convert the file: "
+                f"iconv -f latin1 -t utf8 {self.file}"
+            )
+        return ""
+
+
+# ------------------------------------------------------------------------------------- plain lines and JSON lines
+
+
+def _line_records(lines: _Lines) -> Iterator[Record]:
+    for number, line, error in lines:
+        text = line.removesuffix("\n").removesuffix("\r")
+        if error and not line.endswith("\n"):
+            error += CUT_OFF
+        yield Record(f"{lines.name}, line {number}", number, {} if error else {LINE_COLUMN: text}, error)
+
+
+def _json_records(lines: _Lines) -> Iterator[Record]:
+    for number, line, error in lines:
+        if not line.strip():
+            continue
+        where = f"{lines.name}, line {number}"
+        values: Any = {}
+        if not error:
+            try:
+                values = parse_json(line.removesuffix("\n"), where)
+            except UserError as caught:
+                error = str(caught)
+            else:
+                if not isinstance(values, dict):
+                    error = f"{where}: a JSON object is needed, found {type(values).__name__}."
+        if error and not line.endswith("\n"):
+            error += CUT_OFF
+        yield Record(where, number, {} if error else values, error)
+
+
+# ---------------------------------------------------------------------------------------------------- CSV and TSV
+
+
+def _cells(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of a record's last line, and its cells. Blank lines are skipped."""
+
+    def checked() -> Iterator[str]:
+        for _, line, error in lines:
+            if error:
+                raise UserError(error)
+            yield line
+
+    csv.field_size_limit(CELL_LIMIT)  # the default is 131,072; this limit is global
+    reader = csv.reader(checked(), delimiter=delimiter, strict=True)
+    first = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+            first = reader.line_num + 1
+    except csv.Error as error:
+        begins = f" The record begins in line {first}." if first < reader.line_num else ""
+        raise UserError(f"{lines.name}, line {reader.line_num}: not CSV ({error}).{begins}") from error
+
+
+def _header(rows: Iterator[tuple[int, list[str]]], name: str) -> tuple[str, ...]:
+    line, columns = next(rows, (0, []))
+    _refuse_repeated(columns, f"{name}, line {line}")
+    return tuple(columns)
+
+
+def _refuse_repeated(columns: list[str], where: str) -> None:
+    repeated = [column for column, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise UserError(f"{where}: column {repeated[0]!r} is in the header twice.")
+
+
+def _csv_records(rows: Iterator[tuple[int, list[str]]], columns: tuple[str, ...], name: str) -> Iterator[Record]:
+    for line, cells in rows:
+        where = f"{name}, line {line}"
+        if len(cells) == len(columns):
+            yield Record(where, line, dict(zip(columns, cells, strict=True)))
+        else:
+            error = f"{where}: {len(cells)} cells, but the header names {len(columns)} columns."
+            yield Record(where, line, {}, error)
+
+
+# -------------------------------------------------------------------------------------------------------- Parquet
+
+
+@contextmanager
+def _open_parquet(path: Path, name: str) -> Iterator[Table]:
+    import pyarrow as pa  # here: it is slow to import, and most runs read no Parquet
+    import pyarrow.parquet as pq
+
+    broken = (pa.ArrowException, OSError, UnicodeDecodeError)
+    with readable(path):
+        path.open("rb").close()  # pyarrow's messages about files that cannot be opened are long
+    try:
+        file = pq.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False)  # else it reads whole row groups
+    except broken as error:
+        raise UserError(f"{name}: not Parquet, damaged or incomplete ({_first_line(error)}).") from error
+    with file:
+        columns = list(file.schema_arrow.names)
+        _refuse_repeated(columns, name)
+        n_rows, done = file.metadata.num_rows, 0
+
+        def records() -> Iterator[Record]:
+            nonlocal done
+            batches = file.iter_batches(batch_size=PARQUET_ROWS)
+            while True:
+                try:
+                    batch = next(batches, None)
+                except broken as error:
+                    raise UserError(f"{name}, after row {done}: damaged ({_first_line(error)}).") from error
+                if batch is None:
+                    return
+                for i in range(batch.num_rows):
+                    done += 1
+                    yield _parquet_record(batch.slice(i, 1), f"{name}, row {done}", done)
+
+        yield Table(tuple(columns), records(), lambda: done / n_rows if n_rows else None)
+
+
+def _parquet_record(row: Any, where: str, number: int) -> Record:
+    """The record of a ``pyarrow.RecordBatch`` of one row."""
+    try:
+        (values,) = row.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8; a date after the year 9999
+        return Record(where, number, {}, f"{where}: cannot be read ({_first_line(error)}).")
+    return Record(where, number, {column: _plain(value) for column, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    """A value from Parquet as JSON can have it.
+
+    Times are written in ISO 8601. Bytes are decoded as UTF-8; those that are not UTF-8 become lone surrogates. NaN
+    becomes None. Other types (decimals, durations, infinity) are written as text.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None if math.isnan(value) else str(value)
+        case bytes():
+            return value.decode("utf-8", errors="surrogateescape")
+        case date() | datetime() | time():
+            return value.isoformat()
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    return str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return "".join(character if character.isprintable() else "?" for character in line)

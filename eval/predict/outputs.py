@@ -1,0 +1,203 @@
+"""The output of predict.py: each input row with its prediction, as JSON lines or CSV, to a file or standard output.
+
+``partial.py`` writes a file over more than one run. The caller makes the predictions and names their columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data.errors import UserError
+from eval.predict.inputs import Row
+from eval.predict.partial import (
+    Partial,
+    complete_csv,
+    complete_lines,
+    identity_path,
+    open_partial,
+    partial_path,
+    writable,
+)
+
+STANDARD_OUTPUT = "-"
+ENDINGS = {".jsonl": "jsonl", ".csv": "csv"}
+FORMATS = tuple(ENDINGS.values())
+
+
+class OutputClosed(Exception):
+    """The reader of standard output has ended, as ``head`` does. This is no failure: there is nothing left to do."""
+
+
+class Output:
+    """An open output, made by `open_output`.
+
+    Attributes:
+        n_written: number of rows in it; after opening, those of the interrupted run, which the caller has to skip.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        name: str,
+        format: str,
+        columns: Sequence[str],
+        predicted: Sequence[str],
+        partial: Partial | None = None,
+    ) -> None:
+        self._file, self._name, self._format, self._partial = file, name, format, partial
+        self._columns, self._predicted = (*columns, *predicted), tuple(predicted)
+        n_records = partial.n_records if partial is not None else 0
+        self._header_due = format == "csv" and n_records == 0
+        self.n_written = max(n_records - 1, 0) if format == "csv" else n_records
+
+    def write(self, rows: Iterable[tuple[Row, Mapping[str, Any]]]) -> None:
+        """Write rows, each with its prediction, whose columns are those that `open_output` was told.
+
+        Raises:
+            UserError: a JSON-lines record with the name of a prediction's column, or (CSV) with a column that the
+                header lacks; a disk is full.
+            OutputClosed: the reader of standard output has ended.
+        """
+        for row, prediction in rows:
+            assert tuple(prediction) == self._predicted, (tuple(prediction), self._predicted)
+            refuse_clash(row.columns, self._predicted, row.where)
+            line = self._encode({**row.columns, **prediction}, row.where)
+            with self._writing():
+                if self._header_due:  # not earlier: without it an output without rows is empty
+                    self._file.write(csv_line(self._columns))
+                    self._header_due = False
+                self._file.write(line)
+            self.n_written += 1
+
+    def flush(self) -> None:
+        """Pass what was written to the system, which keeps it if this process is killed."""
+        with self._writing():
+            self._file.flush()
+
+    def finish(self) -> None:
+        """Declare the output complete; a file gets its final name."""
+        self.flush()
+        if self._partial is not None:
+            self._partial.finish()
+
+    def _encode(self, record: Mapping[str, Any], where: str) -> bytes:
+        if self._format == "jsonl":
+            return json_line(record)
+        if new := sorted(record.keys() - set(self._columns)):
+            raise UserError(
+                f"{where}: column {new[0]!r} is not in the CSV's header, which has the columns of the first record. In "
+                "JSON lines each record has its own columns: --output_format jsonl."
+            )
+        return csv_line([record.get(column) for column in self._columns])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        advice = "" if self._partial is None else " The complete rows are kept: start again to continue."
+        try:
+            with writable(self._name, advice):
+                yield
+        except BrokenPipeError:
+            raise OutputClosed from None
+
+
+@contextmanager
+def open_output(
+    path: Path | str,
+    columns: Sequence[str],
+    predicted: Sequence[str],
+    format: str = "auto",
+    identity: Mapping[str, str] | None = None,
+    source: Path | None = None,
+    stdout: BinaryIO | None = None,
+) -> Iterator[Output]:
+    """Open a file or standard output (``-``). Without a call of `Output.finish`, a file stays partial.
+
+    Args:
+        columns: the columns of the input; in JSON lines those of the first record.
+        predicted: the columns of a prediction.
+        format: one of `FORMATS`; auto: by the end of the file's name, for standard output JSON lines.
+        identity: all that the rows depend on, such as the input's SHA-256. A run with the same identity continues an
+            interrupted one; None: this input cannot be read twice, so none can. Not used for standard output.
+        source: the input's file, which must not be written.
+        stdout: written for ``-``; default: the process's standard output.
+
+    Raises:
+        UserError: a column of both the input and the prediction; an unknown ending; the input itself; and as
+            `open_partial`.
+    """
+    refuse_clash(columns, predicted, "the input")
+    with ExitStack() as stack:
+        if str(path) == STANDARD_OUTPUT:
+            format = "jsonl" if format == "auto" else format
+            file = stack.enter_context(_standard_output()) if stdout is None else stdout
+            yield Output(file, "standard output", format, columns, predicted)
+            return
+        path = Path(path)
+        if format == "auto":
+            format = _format_of(path)
+        for written in (path, partial_path(path), identity_path(path)):
+            if source is not None and written.exists() and written.samefile(source):
+                raise UserError(f"--output {path} would overwrite the input {source}. Give another name.")
+        if format == "csv":
+            opened = open_partial(path, identity, complete_csv, csv_line([*columns, *predicted]), n_header=1)
+        else:
+            opened = open_partial(path, identity, complete_lines, b"{")
+        partial = stack.enter_context(opened)
+        yield Output(partial.file, str(partial_path(path)), format, columns, predicted, partial)
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of JSON. Half a character, which UTF-8 does not have, is escaped as in JSON: ``\\ud800``."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
+
+
+def csv_line(values: Sequence[Any]) -> bytes:
+    """A record of CSV: strings as they are, None as an empty cell, everything else as JSON."""
+    cells = ["" if value is None else value if isinstance(value, str) else _json(value) for value in values]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # only then does Python 3.11 quote a cell with "\r"
+    return text.getvalue().removesuffix("\r\n").encode("utf-8", errors="backslashreplace") + b"\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def refuse_clash(columns: Collection[str], predicted: Sequence[str], where: str) -> None:
+    """Raise a UserError if the input has a column with the name of a prediction's."""
+    both = [column for column in predicted if column in columns]
+    if both:
+        raise UserError(
+            f"{where} already has a column {both[0]!r}, which is also a column of the prediction. Put a word before "
+            "the names of the prediction's columns: --prefix predicted_"
+        )
+
+
+def _format_of(path: Path) -> str:
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(
+            f"--output {path}: the ending {ending!r} is not {' or '.join(ENDINGS)}. Say what to write: --output_format "
+            f"{' or '.join(FORMATS)}."
+        )
+    return ENDINGS[ending]
+
+
+@contextmanager
+def _standard_output() -> Iterator[BinaryIO]:
+    """A file of our own for standard output: Python complains at its end if `sys.stdout` cannot be flushed."""
+    sys.stdout.flush()
+    file = os.fdopen(os.dup(1), "wb")
+    try:
+        yield file
+    finally:
+        with suppress(OSError):
+            file.close()

@@ -1,0 +1,221 @@
+"""A file that is written over more than one run: ``OUTPUT.partial``, which becomes OUTPUT when it is complete.
+
+``OUTPUT.partial.json`` beside it has the run's identity: what the records are made from. A run with the same identity
+goes on after the last complete record. Encoding the records is left to ``outputs.py``.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data.errors import UserError
+from data.readers.archive import readable
+
+ADVICE = "Remove that file to start over, or give another --output."
+
+log = logging.getLogger("eval")
+
+
+def sha256_of(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file, which is read in blocks.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with readable(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writable(name: Path | str, advice: str = "") -> Iterator[None]:
+    """Turn an OSError about an output (no permission, a full disk) into a UserError, except for a closed pipe."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write {name}: {error.strerror or error}.{advice}") from error
+
+
+def partial_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
+def identity_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial.json")
+
+
+def complete_lines(file: BinaryIO) -> Iterator[int]:
+    """Yield the offset at which each complete line ends."""
+    end = 0
+    for line in file:
+        end += len(line)
+        if line.endswith(b"\n"):
+            yield end
+
+
+def complete_csv(file: BinaryIO) -> Iterator[int]:
+    """Yield the offset at which each complete record of a CSV file ends; its cells may have line breaks."""
+    end, ended = 0, True
+
+    def lines() -> Iterator[str]:
+        nonlocal end, ended
+        for line in file:
+            end, ended = end + len(line), line.endswith(b"\n")
+            yield line.decode("utf-8", errors="replace")  # the last line may end inside a character
+
+    limit = csv.field_size_limit(2**31 - 1)  # of the process; a cell that was written must be read
+    try:
+        for _ in csv.reader(lines(), strict=True):  # takes no line beyond the record's own
+            if ended:
+                yield end
+    except csv.Error:
+        return  # a quote is open at the end of the file
+    finally:
+        csv.field_size_limit(limit)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A partial file, open and locked.
+
+    Attributes:
+        file: is at the end of its last complete record.
+        output: its final name.
+        n_records: how many complete records it has, the header included.
+    """
+
+    file: BinaryIO
+    output: Path
+    n_records: int
+
+    def finish(self) -> None:
+        """Give the file its final name.
+
+        Raises:
+            UserError: the disk is full, the file was removed meanwhile, or another file has its final name.
+        """
+        partial = partial_path(self.output)
+        with writable(partial):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            _check_same(self.file, partial)
+            refuse_existing(self.output)
+            partial.rename(self.output)
+            identity_path(self.output).unlink(missing_ok=True)
+
+
+def refuse_existing(output: Path) -> None:
+    """Raise a UserError if there is a file or folder with the output's name."""
+    if os.path.lexists(output):
+        what = "a folder" if output.is_dir() else "an existing file"
+        raise UserError(f"--output {output}: this is {what}. Remove it, or give another name.")
+
+
+@contextmanager
+def open_partial(
+    output: Path,
+    identity: Mapping[str, str] | None,
+    complete: Callable[[BinaryIO], Iterator[int]],
+    start: bytes,
+    n_header: int = 0,
+) -> Iterator[Partial]:
+    """Open and lock the partial file of an output, and cut off what follows its last complete record.
+
+    A partial file without records (but for the header) is started again, whatever made it.
+
+    Args:
+        identity: what the records are made from. None: it cannot be told, so the file cannot be continued.
+        complete: yields the offset at which each complete record of an open file ends.
+        start: the bytes that a file of this format begins with.
+        n_header: number of records, 0 or 1, that are the header.
+
+    Raises:
+        UserError: the output exists, its folder does not or cannot be written; another process writes the file; it
+            was made by a run with another identity, or the file beside it, which says so, is missing.
+    """
+    path = partial_path(output)
+    folder = output.parent
+    with writable(path):
+        refuse_existing(output)
+        if not folder.is_dir():
+            problem = "is not a folder" if os.path.lexists(folder) else f"does not exist. Make it: mkdir -p {folder}"
+            raise UserError(f"--output {output}: {folder} {problem}")
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    try:
+        _lock(file, path)
+        refuse_existing(output)  # another process may have finished since the line above
+        with writable(path):
+            _check_same(file, path)
+            n_records = end = 0
+            for end in complete(file):  # noqa: B007
+                n_records += 1
+            file.seek(0)
+            if head := file.read(len(start)):
+                stored = _read_identity(output)
+                if not start.startswith(head):
+                    raise UserError(f"{path} has another format or other columns. {ADVICE}")
+                if n_records > n_header:
+                    _compare(path, stored, identity)
+                else:
+                    n_records = end = 0
+            file.truncate(end)
+            file.seek(end)
+            if not n_records:
+                identity_path(output).write_text(json.dumps(dict(identity or {}), indent=1), encoding="utf-8")
+        yield Partial(file, output, n_records)
+    finally:
+        with suppress(OSError):  # a full disk was reported before; `finish` reports all that matters
+            file.close()
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Lock the file until it is closed; the system releases the lock if this process dies."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path}: another process is writing it. Wait for that, or give another --output.") from None
+    except OSError as error:
+        log.warning("No lock for %s (%s): let no second process write the same --output.", path, error)
+
+
+def _check_same(file: BinaryIO, path: Path) -> None:
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise UserError(f"{path} was removed, renamed or replaced by another process. Start again.")
+
+
+def _read_identity(output: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(identity_path(output).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise UserError(
+            f"{partial_path(output)} cannot be continued: {identity_path(output)}, which says what it was made from, "
+            "is missing or damaged. Remove the first file to start over, or give another --output."
+        )
+    return stored
+
+
+def _compare(path: Path, stored: dict[str, Any], identity: Mapping[str, str] | None) -> None:
+    if identity is None:
+        raise UserError(
+            f"{path} is of an interrupted run. It cannot be continued with an input that is read only once. {ADVICE}"
+        )
+    for name in {**stored, **identity}:
+        before, now = stored.get(name), identity.get(name)
+        if before != now:
+            raise UserError(
+                f"{path} was made by an interrupted run with another {name}: {before!r}, and not {now!r}. Start "
+                f"it with the same to continue it. {ADVICE}"
+            )

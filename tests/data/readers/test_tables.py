@@ -1,0 +1,333 @@
+"""Tables of every format: what is read, what is skipped, what is refused, and how much memory that takes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import threading
+import tracemalloc
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.errors import UserError
+from data.readers.archive import is_text
+from data.readers.tables import ENDINGS, FORMATS, PARQUET_ROWS, Record, open_table
+
+TEXT_FORMATS = tuple(format for format in FORMATS if format != "parquet")
+
+
+def read(content: bytes, format: str) -> list[Record]:
+    with open_table(io.BytesIO(content), format, "t") as table:
+        return list(table.records)
+
+
+def values(content: bytes, format: str) -> list[dict[str, Any]]:
+    records = read(content, format)
+    assert not [record.error for record in records if record.error]
+    return [record.values for record in records]
+
+
+def read_parquet(path: Path, **columns: Any) -> list[Record]:
+    pq.write_table(pa.table(columns), path)
+    with open_table(path, "parquet") as table:
+        return list(table.records)
+
+
+# --------------------------------------------------------------------------------------------------- what is read
+
+
+def test_csv() -> None:
+    content = b'\xef\xbb\xbftext,n\r\n"a, ""b""\r\nc",1\r\n\r\n\xc3\xa9,2'
+    with open_table(io.BytesIO(content), "csv", "t") as table:
+        assert table.columns == ("text", "n")  # known before the first record
+        assert list(table.records) == [
+            Record("t, line 3", 3, {"text": 'a, "b"\r\nc', "n": "1"}),
+            Record("t, line 5", 5, {"text": "é", "n": "2"}),
+        ]
+
+
+def test_tsv_and_lines_that_end_in_cr_alone() -> None:
+    assert values(b"a\tb\n1,2\t3\n", "tsv") == [{"a": "1,2", "b": "3"}]
+    assert values(b"a,b\r1,2\r3,4\r", "csv") == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+
+
+def test_blank_lines_before_the_header() -> None:
+    assert values(b"\n\r\na\n1\n", "csv") == [{"a": "1"}]
+
+
+def test_json_lines() -> None:
+    content = b'\xef\xbb\xbf{"text": "a\\nb", "k": [1, null]}\r\n\n  \n{"other": "\xe2\x80\xa8\\r"}'
+    with open_table(io.BytesIO(content), "jsonl", "t") as table:
+        assert table.columns is None
+        assert list(table.records) == [
+            Record("t, line 1", 1, {"text": "a\nb", "k": [1, None]}),
+            Record("t, line 4", 4, {"other": "\u2028\r"}),  # str.splitlines would part the line there
+        ]
+
+
+def test_plain_lines_keep_blank_ones() -> None:
+    content = b"\xef\xbb\xbfa\r\n\n b\x0b\xc2\x85\r \nlast"
+    with open_table(io.BytesIO(content), "lines", "t") as table:
+        assert table.columns == ("text",)
+        assert [record.values["text"] for record in table.records] == ["a", "", " b\x0b\x85\r ", "last"]
+
+
+@pytest.mark.parametrize("format", TEXT_FORMATS)
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_an_empty_input(content: bytes, format: str) -> None:
+    assert read(content, format) == []
+
+
+def test_parquet(tmp_path: Path) -> None:
+    n = PARQUET_ROWS + 1
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": [f"text {i}" for i in range(n)], "n": list(range(n))}), path, row_group_size=100)
+    with open_table(path, "parquet", "t") as table:
+        assert table.columns == ("text", "n")
+        records = list(table.records)
+    assert records[-1] == Record(f"t, row {n}", n, {"text": f"text {n - 1}", "n": n - 1})
+    assert [record.line for record in records] == list(range(1, n + 1))
+
+
+def test_values_from_parquet_can_be_written_as_json(tmp_path: Path) -> None:
+    moment = datetime(2024, 5, 6, 7, 8, 9, 120_000, tzinfo=UTC)
+    (record,) = read_parquet(
+        tmp_path / "t.parquet",
+        text=["é"],
+        missing=pa.array([None], pa.string()),
+        truth=[True],
+        number=[1.5],
+        nan=[float("nan")],
+        infinite=[float("inf")],
+        decimal=[Decimal("1.10")],
+        moment=[moment],
+        nanoseconds=pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")),
+        day=[date(2024, 5, 6)],
+        time=[time_of_day(7, 8, 9)],
+        duration=[timedelta(hours=1)],
+        text_as_bytes=["é".encode()],
+        bytes=[b"a\xff"],
+        category=pa.array(["x"]).dictionary_encode(),
+        nested=[{"list": [Decimal("2"), None], "deeper": {"day": date(2024, 1, 2)}}],
+        map=pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+    )
+    assert json.loads(json.dumps(record.values, allow_nan=False)) == {
+        "text": "é",
+        "missing": None,
+        "truth": True,
+        "number": 1.5,
+        "nan": None,
+        "infinite": "inf",
+        "decimal": "1.10",
+        "moment": "2024-05-06T07:08:09.120000+00:00",
+        "nanoseconds": "2023-11-14T22:13:20.123456789",
+        "day": "2024-05-06",
+        "time": "07:08:09",
+        "duration": "1:00:00",
+        "text_as_bytes": "é",
+        "bytes": "a\udcff",
+        "category": "x",
+        "nested": {"list": ["2", None], "deeper": {"day": "2024-01-02"}},
+        "map": [["a", 1]],
+    }
+    assert not is_text(record.values["bytes"])
+
+
+# ------------------------------------------------------------------- records that cannot be read, and the next ones
+
+
+CUT = "The input ends in this line without a line break; it may be cut off."
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "errors"),
+    [
+        ("jsonl", b'{"a": 1\n{"a": 2}\n', {1: "t, line 1: not JSON (Expecting ',' delimiter at character 8)."}),
+        ("jsonl", b'3\n\n{"a": 2}', {1: "t, line 1: a JSON object is needed, found int."}),
+        ("jsonl", b'{"a": 1}\nnull\n', {2: "t, line 2: a JSON object is needed, found NoneType."}),
+        ("jsonl", b'{"a": "\xe9"}\n{"a": 2}\n', {1: "t, line 1: not UTF-8 (byte 0xe9). Convert the file: iconv"}),
+        ("jsonl", b'{"a": 1}\n{"a": "x', {2: CUT}),
+        ("jsonl", b'{"a": 1}\n{"a": "\xc3', {2: CUT}),
+        ("jsonl", b'{"a": 1}\n{"a": 2}', {}),  # complete, only its line break is missing
+        ("lines", b"a\nb \xff\nc\n", {2: "t, line 2: not UTF-8 (byte 0xff)"}),
+        ("lines", b"a\nb \xed\xa0\x80\nc\n", {2: "t, line 2: not UTF-8 (byte 0xed)"}),  # half a character in UTF-8
+        ("lines", b"a\nb \xe2\x82", {2: CUT}),
+        ("csv", b"a,b\n1\n2,3\n4,5,6\n", {2: "t, line 2: 1 cells, but the header names 2 columns.", 4: "3 cells"}),
+        ("csv", b'a,b\n"1\n2"\n2,3\n', {3: "t, line 3: 1 cells"}),
+        ("tsv", b"a\tb\n1\t2\n3", {3: "t, line 3: 1 cells"}),
+    ],
+)
+def test_a_record_that_cannot_be_read(format: str, content: bytes, errors: dict[int, str]) -> None:
+    records = read(content, format)
+    assert {record.line for record in records if record.error} == set(errors)
+    for record in records:
+        assert record.where == f"t, line {record.line}" and bool(record.values) != bool(record.error)
+        if record.error:
+            assert errors[record.line] in record.error and record.error.startswith(f"{record.where}: ")
+
+
+def test_a_row_of_parquet_that_cannot_be_read(tmp_path: Path) -> None:
+    latin1 = pa.array([b"good", b"caf\xe9", b"good too"]).view(pa.string())  # not checked by Arrow
+    records = read_parquet(tmp_path / "t.parquet", text=latin1)
+    assert [record.values for record in records] == [{"text": "good"}, {}, {"text": "good too"}]
+    assert records[1].error.startswith(f"{tmp_path}/t.parquet, row 2: cannot be read ('utf-8' codec")
+    far = pa.array([2**62], pa.timestamp("us"))
+    (record,) = read_parquet(tmp_path / "t.parquet", time=far)
+    assert "row 1: cannot be read" in record.error
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "message"),
+    [
+        ("csv", b"a,b\n1,2\ncaf\xe9,3\n", r"^t, line 3: not UTF-8 \(byte 0xe9\)\. Convert the file: iconv -f latin1"),
+        ("csv", b"a,b\n1,\xc3", r"^t, line 2: not UTF-8 \(byte 0xc3\)"),
+        ("csv", b'a,b\n1,2\n"x"y,2\n', "^t, line 3: not CSV .*expected after"),
+        ("csv", b'a,b\n1,2\n"x,2\n3,4\n5', r"^t, line 5: not CSV \(unexpected end of data\)\. .* begins in line 3\.$"),
+        ("csv", b"\na,b,a\n", "^t, line 2: column 'a' is in the header twice"),
+        ("tsv", b"a\ta\n", "^t, line 1: column 'a' is in the header twice"),
+        ("csv", "a,b".encode("utf-16"), "^t: this is UTF-16, .* iconv -f utf-16 -t utf8"),
+        ("lines", "a,b".encode("utf-16"), "^t: this is UTF-16"),
+        ("jsonl", b"\xfe\xff\0{", "^t: this is UTF-16"),
+        ("parquet", b"PAR1", "^t: Parquet cannot be read from a stream.* Save it as a file"),
+    ],
+)
+def test_what_cannot_be_skipped(format: str, content: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(content, format)
+
+
+def test_records_before_the_damage_are_read() -> None:
+    with open_table(io.BytesIO(b'a,b\n1,2\n"x,2\n'), "csv", "t") as table:
+        assert next(table.records).values == {"a": "1", "b": "2"}
+        with pytest.raises(UserError, match="line 3: not CSV"):
+            next(table.records)
+
+
+def test_an_open_quote_does_not_collect_the_rest_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.readers.tables.CELL_LIMIT", 1000)
+    with pytest.raises(UserError, match=r"t, line 101: not CSV \(field larger than .*1000\).* begins in line 2\."):
+        read(b'a\n"x' + b"123456789\n" * 500, "csv")
+    monkeypatch.undo()
+    assert len(values(b"a\n" + b"x" * 200_000 + b"\n", "csv")[0]["a"]) == 200_000  # the csv module's limit is 131,072
+
+
+def test_parquet_that_is_not_whole(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": [f"text {i}" for i in range(3000)]}), path, row_group_size=1000)
+    content = path.read_bytes()
+    for damaged in (
+        content[: len(content) // 2],
+        content[:-1],
+        b"",
+        b"text\na\n",
+        content[:-9] + b"\xff" + content[-8:],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"t\.parquet: not Parquet, damaged or incomplete \(.*[^.]\)\.$"):
+            with open_table(path, "parquet"):
+                pass
+    middle = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(1).column(0).data_page_offset
+    path.write_bytes(content[:middle] + b"\xff" * 40 + content[middle + 40 :])
+    with open_table(path, "parquet") as table, pytest.raises(UserError, match=r"t\.parquet, after row \d+: damaged"):
+        records = []
+        for record in table.records:
+            records.append(record)
+    assert 0 < len(records) <= 1000 and records[0].values == {"text": "text 0"}
+
+
+def test_parquet_with_a_repeated_column(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="column 'a' is in the header twice"):
+        with open_table(tmp_path / "t.parquet", "parquet"):
+            pass
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_cannot_be_opened(tmp_path: Path, format: str) -> None:
+    for path, reason in ((tmp_path / "none", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(UserError, match=f"^cannot read {path}: {reason}\\.$"):
+            with open_table(path, format):
+                pass
+
+
+# --------------------------------------------------------------------------------------- streams, progress, memory
+
+
+def test_a_pipe_is_read_as_it_is_written() -> None:
+    reading, writing = os.pipe()
+    late = threading.Timer(5, os.close, (writing,))  # so that a reader that waits for the end fails
+    late.start()
+    with open(reading, "rb", buffering=0) as end:
+        stream = io.BufferedReader(end)
+        with open_table(stream, "lines", "standard input") as table:
+            os.write(writing, b"a\nb\n")
+            assert next(table.records) == Record("standard input, line 1", 1, {"text": "a"})
+            assert late.is_alive() and table.progress() is None
+            late.cancel()
+            os.close(writing)
+            assert [record.values["text"] for record in table.records] == ["b"]
+        assert not stream.closed
+
+
+def write_rows(path: Path, n: int) -> Path:
+    rows = [{"text": f"a text of some length, number {i}", "n": i} for i in range(n)]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".txt":
+        path.write_text("".join(f"{row['text']}\n" for row in rows))
+    else:
+        mark = "\t" if path.suffix == ".tsv" else ","
+        path.write_text(f"text{mark}n\n" + "".join(f'"{row["text"]}"{mark}{row["n"]}\n' for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_progress(tmp_path: Path, ending: str) -> None:
+    path = write_rows(tmp_path / f"t{ending}", 10_000)
+    with open_table(path, ENDINGS[ending]) as table:
+        seen = [table.progress() for _ in table.records]
+    assert len(seen) == 10_000 and seen == sorted(seen)
+    assert seen[5000] == pytest.approx(0.5, abs=0.05) and seen[-1] == 1.0
+
+
+def peak_bytes(path: Path) -> int:
+    """Most bytes in use while reading a file: Python's and Arrow's."""
+    tracemalloc.start()
+    arrow = 0
+    with open_table(path, ENDINGS[path.suffix]) as table:
+        for number, _ in enumerate(table.records):
+            if number % 100 == 0:
+                arrow = max(arrow, pa.total_allocated_bytes())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak + arrow
+
+
+@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending != ".parquet"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, ending: str) -> None:
+    few, many = (write_rows(tmp_path / f"{n}{ending}", n) for n in (2000, 200_000))
+    assert many.stat().st_size > 6_000_000
+    peak_bytes(few)  # imports and caches of the first call
+    small, large = peak_bytes(few), peak_bytes(many)
+    assert large < small + 100_000, (small, large)
+
+
+def test_memory_does_not_grow_with_the_row_groups_of_parquet(tmp_path: Path) -> None:
+    path, noise = tmp_path / "t.parquet", random.Random(0)
+    pq.write_table(pa.table({"text": [noise.randbytes(1000).hex() for _ in range(20_000)]}), path)
+    assert pq.ParquetFile(path).num_row_groups == 1 and path.stat().st_size > 20_000_000
+    assert peak_bytes(path) < 12_000_000  # a page, a dictionary and a batch, each once compressed

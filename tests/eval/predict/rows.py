@@ -1,0 +1,58 @@
+"""Rows with predictions for the tests of the output, and a program that writes such rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.predict.inputs import Row
+from eval.predict.outputs import open_output
+
+ROOT = Path(__file__).resolve().parents[3]
+IDENTITY = {"input": "abc", "checkpoint": "def"}
+COLUMNS, PREDICTED = ("text", "n"), ("label", "error")
+TEXTS = ("a", 'two\nlines, "quoted"', "", "crlf\r\n", "\rlone cr", "é\u2028 日本", '"', "last\n\n")
+ROWS = [
+    (Row(f"t, line {i}", {"text": text, "n": i}, text), {"label": "x", "error": None}) for i, text in enumerate(TEXTS)
+]
+
+Rows = Sequence[tuple[Row, Mapping[str, Any]]]
+
+
+def write(path: Path, rows: Rows = ROWS, finish: bool = True, **options: Any) -> int:
+    """Write those rows that an interrupted run has not written; returns how many it had."""
+    with open_output(path, COLUMNS, PREDICTED, **{"identity": IDENTITY, **options}) as output:
+        skipped = output.n_written
+        output.write(rows[skipped:])
+        assert output.n_written == len(rows)
+        if finish:
+            output.finish()
+    return skipped
+
+
+def partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def one(columns: dict[str, Any], prediction: dict[str, Any] | None = None) -> Rows:
+    return [(Row("t, line 7", columns, None), prediction or {"label": "x", "error": None})]
+
+
+WRITER = """
+import sys, time
+from eval.predict.inputs import Row
+from eval.predict.outputs import OutputClosed, open_output
+path, n = sys.argv[1], int(sys.argv[2])
+rows = [(Row("", {"text": f"line\\n{i}", "n": i}, ""), {"label": "x", "error": None}) for i in range(n)]
+try:
+    with open_output(path, ("text", "n"), ("label", "error"), identity={"input": "abc", "checkpoint": "def"}) as output:
+        for i in range(0, n, 100):
+            output.write(rows[i : i + 100])
+            output.flush()
+            print(output.n_written, file=sys.stderr, flush=True)
+            time.sleep(float(sys.argv[3]))
+        output.finish()
+except OutputClosed:
+    pass
+"""

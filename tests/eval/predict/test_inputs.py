@@ -1,0 +1,184 @@
+"""The input of predict.py: its format and column, the text of each row, and every mistake that is reported."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.errors import UserError
+from data.readers.tables import ENDINGS
+from eval.predict.inputs import LOOK_AHEAD, Row, open_input
+
+
+def rows(path: Path | str, **options: Any) -> list[Row]:
+    with open_input(path, **options) as found:
+        return list(found.rows)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "new.csv").write_bytes(b"id,text\n1,a\n2,b\n")
+    (tmp_path / "new.TSV").write_bytes(b"id\ttext\n1\ta\n2\tb\n")
+    (tmp_path / "new.jsonl").write_bytes(b'{"id": "1", "text": "a"}\n{"id": "2", "text": "b"}\n')
+    pq.write_table(pa.table({"id": ["1", "2"], "text": ["a", "b"]}), tmp_path / "new.parquet")
+    (tmp_path / "new.txt").write_bytes(b"a\nb\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["new.csv", "new.TSV", "new.jsonl", "new.parquet", "new.txt"])
+def test_the_format_by_the_ending(folder: Path, name: str) -> None:
+    path = folder / name
+    ids = ["1", "2"] if name != "new.txt" else []
+    with open_input(path) as found:
+        assert found.format == ENDINGS[path.suffix.lower()] and found.text_column == "text"
+        assert found.columns == (("id", "text") if ids else ("text",)) and found.path == path
+        read = list(found.rows)
+        assert found.progress() == 1.0
+    assert [row.text for row in read] == ["a", "b"] and not any(row.error for row in read)
+    assert [row.columns.get("id") for row in read] == (ids or [None, None])
+    first = {"new.csv": "line 2", "new.TSV": "line 2", "new.parquet": "row 1"}.get(name, "line 1")
+    assert read[0].where == f"{path}, {first}"
+
+
+def test_the_format_by_its_name(folder: Path) -> None:
+    (folder / "new.csv").rename(folder / "new.data")
+    assert [row.text for row in rows(folder / "new.data", format="csv")] == ["a", "b"]
+    assert rows(folder / "new.data", format="lines")[1].text == "1,a"
+    with pytest.raises(UserError, match="the ending '.data' is not one of .csv, .* --format csv, tsv"):
+        rows(folder / "new.data")
+
+
+def test_the_text_column(folder: Path) -> None:
+    (folder / "new.csv").write_text("body,text,title\nb,t,h\n")
+    assert rows(folder / "new.csv")[0].text == "t"
+    assert rows(folder / "new.csv", default_columns=("body", "text"))[0].text == "b"
+    assert rows(folder / "new.csv", default_columns=("none", "text"))[0].text == "t"
+    (row,) = rows(folder / "new.csv", text_column="title")
+    assert row == Row(f"{folder}/new.csv, line 2", {"body": "b", "text": "t", "title": "h"}, "h")
+
+
+def test_standard_input() -> None:
+    with open_input("-", stdin=io.BytesIO(b"a b\nc\n")) as found:
+        assert (found.name, found.path, found.format, found.progress()) == ("standard input", None, "lines", None)
+        assert list(found.rows)[1] == Row("standard input, line 2", {"text": "c"}, "c")
+    assert rows("-", format="csv", stdin=io.BytesIO(b"text\na\n"))[0].text == "a"
+    json = b'{"text": "a"}\n'
+    with pytest.raises(UserError, match="looks like JSON lines. Give --format jsonl, or --format lines"):
+        rows("-", stdin=io.BytesIO(json))
+    assert rows("-", format="jsonl", stdin=io.BytesIO(json))[0].text == "a"
+    assert rows("-", format="lines", stdin=io.BytesIO(json))[0].text == '{"text": "a"}'
+    with pytest.raises(UserError, match="standard input: Parquet cannot be read from a stream"):
+        rows("-", format="parquet", stdin=io.BytesIO(b"PAR1"))
+
+
+def test_a_pipe_with_a_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"a\nb\n",))
+    writer.start()
+    with open_input(tmp_path / "pipe", format="lines") as found:
+        assert found.path is None and found.progress() is None
+        assert [row.text for row in found.rows] == ["a", "b"]
+    writer.join()
+
+
+# ------------------------------------------------------------------------------------- mistakes of the whole input
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "--input .*t.csv: it has no records"),
+        ("t.csv", b"text\n\n", "it has no records"),
+        ("t.tsv", b"\xef\xbb\xbf", "it has no records"),
+        ("t.jsonl", b"\n \n", "it has no records"),
+        ("t.txt", b"", "it has no records"),
+        ("t.csv", b"id,txt\n1,a\n", "t.csv: no column 'text'. Did you mean 'txt'. Known: id, txt. .* --text_column"),
+        ("t.csv", b"id,txt\n1\n", "t.csv: no column 'text'"),  # also if no record can be read
+        ("t.jsonl", b'3\n{"txt": "a"}\n', "t.jsonl, line 2: no column 'text'. Did you mean 'txt'"),
+        ("t.jsonl", b"a,b\nc,d\n", "none of the first 2 records .* as jsonl.*--format.*t.jsonl, line 1: not JSON"),
+        pytest.param("t.jsonl", b"3\n" * (LOOK_AHEAD + 1), f"none of the first {LOOK_AHEAD} records", id="long"),
+    ],
+)
+def test_a_wrong_input(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        rows(tmp_path / name)
+
+
+def test_parquet_without_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="it has no records"):
+        rows(tmp_path / "t.parquet")
+
+
+def test_a_wrong_path(folder: Path) -> None:
+    with pytest.raises(UserError, match=f"--input {folder}: this is a folder; give one file"):
+        rows(folder)
+    with pytest.raises(UserError, match=f"--input {folder}/mew.csv: no such file. Did you mean {folder}/new.csv"):
+        rows(folder / "mew.csv")
+    with pytest.raises(UserError, match=f"--input {folder}/qqqq: no such file.$"):
+        rows(folder / "qqqq")
+    with pytest.raises(UserError, match="--input .*/none/new.csv: no such file.$"):
+        rows(folder / "none" / "new.csv")
+
+
+def test_a_wrong_text_column(folder: Path) -> None:
+    with pytest.raises(UserError, match="no column 'txet'. Did you mean 'text'. Known: id, text."):
+        rows(folder / "new.csv", text_column="txet")
+    with pytest.raises(UserError, match="no column 'title'. Known: text"):
+        rows(folder / "new.txt", text_column="title")
+    with pytest.raises(UserError, match="no column 'body' or 'title'"):
+        rows(folder / "new.csv", default_columns=("body", "title"))
+
+
+# --------------------------------------------------------------------------------------------- rows with an error
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b'{"text": 3}', "the text is not a string, but 3"),
+        (b'{"text": ["' + b"a" * 100 + b'"]}', 'the text is not a string, but ["' + "a" * 55 + "..."),
+        (b'{"text": null}', "the text is missing (null)"),
+        (b'{"txt": "a"}', "no column 'text'. Did you mean 'txt'? Known: txt."),
+        (b'{"text": ""}', "the text is empty"),
+        (b'{"text": " \\n\\u00a0"}', "the text is empty"),
+        (b'{"text": "a \\ud800"}', "the text holds half a character (an unpaired surrogate), or bytes that are not"),
+        (b'{"text": "a', "not JSON (Unterminated string"),
+        (b"[]", "a JSON object is needed, found list."),
+    ],
+)
+def test_a_row_with_an_error(tmp_path: Path, line: bytes, error: str) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b'{"text": "a"}\n' + line + b'\n{"text": "b"}\n')
+    first, wrong, last = rows(tmp_path / "t.jsonl")
+    assert (first.text, last.text, wrong.text) == ("a", "b", None) and not first.error and not last.error
+    assert wrong.error.startswith(error) and wrong.where == f"{tmp_path}/t.jsonl, line 2"
+
+
+def test_unreadable_records_before_the_first(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b'3\n4\n{"text": "a", "k": 1}\n{"text": "b"}\n')
+    with open_input(tmp_path / "t.jsonl") as found:
+        assert found.columns == ("text", "k")
+        assert [row.text for row in found.rows] == [None, None, "a", "b"]
+
+
+def test_rows_with_an_error_in_other_formats(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b'text,n\n,1\n" ",2\na\nb,4\n')
+    found = rows(tmp_path / "t.csv")
+    assert [row.error for row in found[:2]] == ["the text is empty"] * 2
+    assert found[2].error == "1 cells, but the header names 2 columns." and found[3].text == "b"
+    assert found[0].columns == {"text": "", "n": "1"} and found[2].columns == {}
+    (tmp_path / "t.txt").write_bytes(b"a\n\nc\xff\nd")
+    errors = [row.error for row in rows(tmp_path / "t.txt")]
+    assert errors[0] == errors[3] == "" and errors[1] == "the text is empty" and errors[2].startswith("not UTF-8")
+    pq.write_table(pa.table({"text": pa.array([b"a", None, b"\xff"]), "n": [1, 2, 3]}), tmp_path / "t.parquet")
+    found = rows(tmp_path / "t.parquet")
+    assert found[0].text == "a" and found[1].error == "the text is missing (null)"
+    assert found[2].error.startswith("the text holds") and found[2].columns["n"] == 3

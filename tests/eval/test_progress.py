@@ -1,0 +1,58 @@
+"""The line that predict.py shows while it works."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from eval import progress
+from eval.progress import RowProgress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_rows_rate_and_time_left(clock: list[float]) -> None:
+    parts = iter([0.2, 0.4])  # at the start, which is after the rows of an interrupted run; then
+    bar = RowProgress(lambda: next(parts), show=False, n_before=1000)
+    clock[0] += 10
+    bar.done += 500
+    assert bar.line() == "1,500 rows, 50.0 rows/s, about 0:00:30 left"  # 0.2 took 10 s, 0.6 are left
+
+
+def test_no_time_left_without_a_total(clock: list[float]) -> None:
+    bar = RowProgress(lambda: None, show=False)
+    clock[0] += 2
+    bar.done += 5
+    assert bar.line() == "5 rows, 2.5 rows/s"
+
+
+def test_a_line_now_and_then_on_standard_error(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with RowProgress(itertools.repeat(0.5).__next__, show=True) as bar:
+        for _ in range(70):
+            clock[0] += 1
+            bar.advance(2)
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines() == ["predicted 60 rows, 2.0 rows/s", "predicted 120 rows, 2.0 rows/s"]
+    with RowProgress(itertools.repeat(0.5).__next__, show=False) as bar:
+        clock[0] += 100
+        bar.advance(2)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], known: bool) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    parts = itertools.count()
+    with RowProgress(lambda: next(parts) / 100 if known else None, show=True) as bar:
+        assert bar.bar is not None
+        bar.advance(1234)
+        bar.bar.refresh()
+    out, err = capsys.readouterr()
+    assert out == "" and "1,234 rows, " in err and ("left" in err) == known and ("━" in err) == known
