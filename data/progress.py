@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -49,7 +49,7 @@ class Bar:
             self.bar = Progress(TextColumn(what), *columns, console=console, transient=True)
             self.task = self.bar.add_task(what, total=total)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         if self.bar is not None:
             self.bar.start()
         return self

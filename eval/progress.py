@@ -41,27 +41,31 @@ class Progress(Bar):
 
 
 class RowProgress(Bar):
-    """Counts the finished rows of an input whose number of rows is not known, on standard error.
+    """Counts the finished rows of an input whose number of rows is estimated from the part that has been read.
 
     Args:
         part: returns the part of the input that has been read, from 0 to 1; None: not known, so no time left is shown.
         show: False: this process prints nothing.
-        n_before: number of rows that an interrupted run has finished; they are read before this is made.
+        n_before: number of rows that an interrupted run has finished.
     """
 
     def __init__(self, part: Callable[[], float | None], show: bool, n_before: int = 0) -> None:
-        self.first_part = part()
-        bar: list[ProgressColumn] = [] if self.first_part is None else [BarColumn()]
+        bar: list[ProgressColumn] = [] if part() is None else [BarColumn()]
         super().__init__("predicting", 1, show, *bar, TextColumn("{task.fields[line]}", markup=False))
-        self.part, self.n_before, self.done = part, n_before, n_before
+        self.part, self.n_before, self.done, self.n_read = part, n_before, n_before, n_before
         self.start = self.printed = time.perf_counter()
         if self.bar is not None:
             self.bar.update(self.task, line="")
 
+    def read(self, n: int) -> None:
+        """Note that ``n`` more rows have been read."""
+        self.n_read += n
+
     def advance(self, n: int) -> None:
         self.done += n
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.part() or 0.0, line=self.line())
+            total = self._total()
+            self.bar.update(self.task, completed=self.done / total if total else 0.0, line=self.line())
         elif self.show:
             self.say(n)
 
@@ -72,9 +76,13 @@ class RowProgress(Bar):
 
     def line(self) -> str:
         """Rows, rows per second and, if it can be told, the time left."""
-        seconds, part = max(time.perf_counter() - self.start, 1e-9), self.part()
-        line = f"{self.done:,} rows, {(self.done - self.n_before) / seconds:,.1f} rows/s"
-        if part is None or self.first_part is None or part <= self.first_part:
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        rate, total = (self.done - self.n_before) / seconds, self._total()
+        line = f"{self.done:,} rows, {rate:,.1f} rows/s"
+        if total is None or not rate:
             return line
-        left = seconds * (1 - part) / (part - self.first_part)
-        return f"{line}, about {timedelta(seconds=round(left))} left"
+        return f"{line}, about {timedelta(seconds=round(max(total - self.done, 0) / rate))} left"
+
+    def _total(self) -> float | None:
+        part = self.part()
+        return self.n_read / part if part else None

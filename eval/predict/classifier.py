@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -22,11 +22,13 @@ from torch import nn
 from checkpoints_tools.json_files import read_json
 from checkpoints_tools.registry import ARCHITECTURES
 from data.answers import entities
+from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.archive import is_text
 from data.tasks import Task, TokenField
 from eval.config import EvalConfig
+from eval.decoder.score import prepare_requests, stop_tokens
 from eval.job import BATCH_TOKENS, ScoringRanks
 from eval.results import Prediction
 from eval.score import answer
@@ -85,6 +87,11 @@ class Result:
     def __getitem__(self, name: str) -> Value:
         return self.fields[name]
 
+    @classmethod
+    def unanswered(cls, task: Task, error: str) -> Result:
+        """A result without any label."""
+        return cls(dict.fromkeys(field.name for field in task.fields), error)
+
 
 class Classifier:
     """A model and its task. Create one with `load`. Calls from several threads run one after the other."""
@@ -123,6 +130,24 @@ class Classifier:
     def task(self) -> Task:
         return self.setup.task
 
+    def prompt_ids(self, text: str) -> list[int]:
+        """A decoder's complete input for a text, as token ids: to serve the model with another program."""
+        requests = prepare_requests(self.setup.job_of([Example("0", text, {})], None))
+        return [*requests.samples.prefix.tolist(), *requests.samples.body(0).tolist()]
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """The token ids that end a decoder's answer."""
+        job = self.setup.job_of([], None)
+        assert job.prompt is not None, "an encoder is not prompted"
+        return stop_tokens(job.prompt, cast(Tokenizer, job.tokenizer))
+
+    def read(self, text: str, answer: str) -> Result:
+        """The labels in an answer to a text that another program has decoded."""
+        labels = self.task.read(answer, text.split())
+        found = Prediction(id="0", gold={}, raw=answer, parsed=labels.labels, unparsed=labels.unparsed)
+        return _result(self.task, text, found)
+
     def __call__(self, texts: Sequence[str]) -> list[Result]:
         """The labels of each text, in their order.
 
@@ -149,9 +174,8 @@ class Classifier:
             found = {int(prediction.id): prediction for prediction in predictions}
         if ranks.rank != 0:
             return []
-        nothing = dict.fromkeys(field.name for field in self.task.fields)
         return [
-            Result(dict(nothing), problems[i]) if i in problems else _result(self.task, text, found[i])
+            Result.unanswered(self.task, problems[i]) if i in problems else _result(self.task, text, found[i])
             for i, text in enumerate(texts)
         ]
 

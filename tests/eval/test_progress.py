@@ -18,11 +18,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_rows_rate_and_time_left(clock: list[float]) -> None:
-    parts = iter([0.2, 0.4])  # at the start, which is after the rows of an interrupted run; then
-    bar = RowProgress(lambda: next(parts), show=False, n_before=1000)
+    bar = RowProgress(lambda: 0.5, show=False, n_before=1000)
+    bar.read(1000)  # so 2,000 rows are half of the input
     clock[0] += 10
-    bar.done += 500
-    assert bar.line() == "1,500 rows, 50.0 rows/s, about 0:00:30 left"  # 0.2 took 10 s, 0.6 are left
+    bar.advance(500)
+    assert bar.line() == "1,500 rows, 50.0 rows/s, about 0:00:50 left"
 
 
 def test_no_time_left_without_a_total(clock: list[float]) -> None:
@@ -36,9 +36,11 @@ def test_a_line_now_and_then_on_standard_error(clock: list[float], capsys: pytes
     with RowProgress(itertools.repeat(0.5).__next__, show=True) as bar:
         for _ in range(70):
             clock[0] += 1
+            bar.read(2)
             bar.advance(2)
     out, err = capsys.readouterr()
-    assert out == "" and err.splitlines() == ["predicted 60 rows, 2.0 rows/s", "predicted 120 rows, 2.0 rows/s"]
+    expected = [f"predicted {n} rows, 2.0 rows/s, about {left} left" for n, left in ((60, "0:00:30"), (120, "0:01:00"))]
+    assert out == "" and err.splitlines() == expected
     with RowProgress(itertools.repeat(0.5).__next__, show=False) as bar:
         clock[0] += 100
         bar.advance(2)
@@ -52,6 +54,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     parts = itertools.count()
     with RowProgress(lambda: next(parts) / 100 if known else None, show=True) as bar:
         assert bar.bar is not None
+        bar.read(2000)
         bar.advance(1234)
         bar.bar.refresh()
     out, err = capsys.readouterr()

@@ -1,0 +1,45 @@
+"""The columns that predict.py adds to a row.
+
+predicted_queue                 the label of a class field, or None
+predicted_queue_probability     encoders: its probability
+predicted_queue_next            encoders: the next most probable labels, [{"label": ..., "probability": ...}, ...]
+predicted_slots                 a token field: [{"type": ..., "text": ..., "start": ..., "end": ...}, ...], or None
+predicted_truncated             the text was cut
+predicted_error                 why there is no label, or None
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data.tasks import ClassField, Task
+from eval.predict.classifier import Label, Result
+
+
+def columns_of(task: Task, prefix: str, with_probabilities: bool) -> tuple[str, ...]:
+    """The names of the new columns, the same for every row."""
+    names = []
+    for field in task.fields:
+        names.append(prefix + field.name)
+        if with_probabilities and isinstance(field, ClassField):
+            names += [f"{prefix}{field.name}_probability", f"{prefix}{field.name}_next"]
+    return (*names, f"{prefix}truncated", f"{prefix}error")
+
+
+def to_columns(result: Result, task: Task, prefix: str, with_probabilities: bool) -> dict[str, Any]:
+    """The values of the new columns, in the order of `columns_of`."""
+    found: dict[str, Any] = {}
+    for field in task.fields:
+        value, name = result[field.name], prefix + field.name
+        if not isinstance(field, ClassField):
+            found[name] = None if value is None else [vars(entity) for entity in value]  # type: ignore[union-attr]
+            continue
+        label = value if isinstance(value, Label) else None
+        found[name] = label.label if label else None
+        if with_probabilities:
+            found[f"{name}_probability"] = label.probability if label else None
+            next_best = [{"label": other, "probability": p} for other, p in label.next_best] if label else None
+            found[f"{name}_next"] = next_best
+    found[f"{prefix}truncated"] = result.truncated
+    found[f"{prefix}error"] = result.error or None
+    return found

@@ -1,0 +1,92 @@
+"""The options of ``predict.py`` with their defaults; `load_config` reads and checks them.
+
+This file does not import PyTorch, so that ``--help`` is fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from data.errors import UserError
+from data.tasks import get_task
+from train import options
+
+DESCRIPTION = """Label new texts with a fine-tuned model, or with any decoder and --task. Run alone or under torchrun.
+
+The output has every column of the input, then one for each label."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    config: Path | None = None
+    """TOML file with options; the command line overrides it."""
+    checkpoint: Path | None = None
+    """Export of a run (runs/NAME/export), a run's checkpoints/step_N folder, or any model with --task."""
+    input: str = ""
+    """File with the texts: .csv, .tsv, .jsonl, .parquet, or .txt with one text per line. '-': standard input."""
+    output: str = "-"
+    """File to write, .jsonl or .csv; it must not exist. '-': standard output. An interrupted run leaves OUTPUT.partial;
+    the same command continues it."""
+    text_column: str | None = None
+    """Column with the texts; default: that of the task, else 'text'."""
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "lines"] = "auto"
+    """Format of the input; auto: by the file's ending, and lines for standard input."""
+    output_format: Literal["auto", "jsonl", "csv"] = "auto"
+    """Format of the output; auto: by the file's ending, and jsonl for standard output."""
+    prefix: str = "predicted_"
+    """Start of the names of the new columns."""
+    task: str = ""
+    """Task name or TOML file; default: the task that the checkpoint was fine-tuned on."""
+    model: str = ""
+    """Name of a model preset; default: read from the checkpoint."""
+    slot_answer: Literal["list", "spans"] | None = None
+    """Only for a model that was never fine-tuned; see train.py --help."""
+    list_labels: tyro.conf.DisallowNone[bool | None] = None
+    """List the labels in the instruction; default: as in fine-tuning, else on."""
+    template: str = "auto"
+    """Chat template, if the checkpoint stores no prompt; auto: the checkpoint's own."""
+    row_length: int | None = None
+    """Maximum tokens of prompt and answer together; default: as in fine-tuning, else the recipe's."""
+    max_length: int | None = None
+    """Maximum document length of an encoder in tokens; default: as in fine-tuning."""
+    max_new_tokens: int | None = None
+    """Maximum answer length in tokens; default: enough for each text's longest valid answer."""
+    batch_tokens: int = 4096
+    """Maximum tokens in a batch. More may be faster and need more memory."""
+    tp: int = 1
+    """Tensor parallelism: number of ranks that split each matrix. Further ranks share the texts."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of weights and compute; auto: bf16 with hardware support for it, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA if available, else the CPU."""
+
+
+def load_config(argv: Sequence[str]) -> PredictConfig:
+    """Resolve the options from the command line and the TOML file below it.
+
+    Raises:
+        UserError: one message with every problem found.
+    """
+    problems: list[str] = []
+    from_toml, from_argv = options.read_layers(PredictConfig, argv, problems)
+    config = options.parse(PredictConfig, [*from_toml, *from_argv])
+    if config.checkpoint is None:
+        problems.append("no --checkpoint given: the folder of a model, such as a run's export.")
+    if not config.input:
+        problems.append("no --input given: a file with texts, or - for standard input.")
+    if config.task:
+        try:
+            get_task(config.task, slot_answer=config.slot_answer)
+        except UserError as error:
+            problems.append(str(error))
+    for name, bound in {"batch_tokens": 1, "tp": 1, "row_length": 16, "max_length": 3, "max_new_tokens": 1}.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            problems.append(f"{name} = {value}: must be at least {bound}.")
+    options.report(problems)
+    return config

@@ -1,0 +1,232 @@
+"""Label a file: read rows, answer them chunk by chunk, write each chunk when it is done.
+
+Rank 0 reads and writes; the ranks share the texts of a chunk. So the output is in the order of the input, at most one
+chunk is in memory, and an interrupted run loses at most one chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+
+from checkpoints_tools.hf_config import DTYPES
+from data.example import Example
+from eval.config import EvalConfig
+from eval.job import ScoringRanks
+from eval.memory import ScoringLoad, check_fits, usable_now
+from eval.predict.classifier import Classifier, Result, model_name
+from eval.predict.columns import columns_of, to_columns
+from eval.predict.config import PredictConfig
+from eval.predict.inputs import Input, Row, open_input
+from eval.predict.outputs import STANDARD_OUTPUT, Output, open_output
+from eval.predict.partial import partial_path, sha256_of
+from eval.progress import RowProgress
+from eval.score import request_lengths
+from eval.setup import ModelSetup, build_model, open_model
+from train.errors import Interrupted
+from train.parallel.distributed import World, env_rank, pick_device, resolve_precision, start
+from train.parallel.mesh import lay_out_world
+
+log = logging.getLogger("eval")
+
+CHUNK_ROWS = 1000
+CHUNK_CHARACTERS = 4_000_000  # of the texts; a longer text is a chunk by itself
+SHOWN = 5  # rows without an answer that are named at the end
+SAMPLED = 1 << 16  # bytes at both ends of a file of weights that identify it
+
+# Options on which the answers or their columns depend, besides checkpoint and input.
+IDENTIFYING = ("text_column", "format", "prefix", "task", "model", "slot_answer", "list_labels", "template",
+               "row_length", "max_length", "max_new_tokens")  # fmt: skip
+
+
+@dataclass
+class Summary:
+    """What happened to the rows of this run.
+
+    Attributes:
+        n_rows, n_truncated: rows that were written, and those whose text was cut.
+        n_unreadable: records that could not be read at all.
+        problems: the first rows without an answer, each with its location and the reason.
+        n_problems: how many there are.
+    """
+
+    n_rows: int = 0
+    n_truncated: int = 0
+    n_unreadable: int = 0
+    n_problems: int = 0
+    problems: tuple[str, ...] = ()
+
+    def add(self, row: Row, result: Result) -> None:
+        self.n_rows += 1
+        self.n_truncated += result.truncated
+        self.n_unreadable += not row.columns
+        if result.error:
+            self.n_problems += 1
+            if len(self.problems) < SHOWN:
+                self.problems += (f"{row.where}: {result.error}",)
+
+    def describe(self) -> str:
+        """A line about all rows, and one for each of the first that have no answer."""
+        line = f"{self.n_rows:,} rows, {self.n_rows - self.n_problems:,} with all labels"
+        if self.n_truncated:
+            line += f"; {self.n_truncated:,} texts were cut to the model's maximum length"
+        if self.n_problems:
+            line += f"; {self.n_problems:,} without, of which the first:" if self.n_problems > SHOWN else "; without:"
+        return "\n".join([line, *(f"  {problem}" for problem in self.problems)])
+
+
+def predict(options: PredictConfig) -> Summary:
+    """Label ``options.input`` into ``options.output``. Under torchrun, the same on every rank.
+
+    Raises:
+        UserError: a checkpoint, task, input or output that cannot be used.
+        Interrupted: SIGINT or SIGTERM; finished chunks are kept.
+    """
+    device, shape = pick_device(options.device), lay_out_world(tp=options.tp)
+    setup = open_model(_eval_options(options), labelled=False)
+    precision = resolve_precision(options.precision, device.type)
+    with ExitStack() as stack, _stoppable(options):
+        files = stack.enter_context(_open_files(options, setup, precision)) if env_rank() == 0 else None
+        if files is not None and device.type == "cuda":
+            examples = [Example("", row.text, {}) for row in files.first if row.text is not None]
+            load = ScoringLoad(setup.spec, setup.config, DTYPES[precision],
+                               request_lengths(setup.job_of(examples, None)), options.batch_tokens)  # fmt: skip
+            check_fits(load, options.tp, shape.n_data, usable_now(device))
+        world = start(device, shape)
+        model = build_model(setup, precision, device, world.mesh["tensor"] if options.tp > 1 else None)
+        return _label_all(Classifier(model, setup, device), files, world, options.prefix)
+
+
+def _eval_options(options: PredictConfig) -> EvalConfig:
+    assert options.checkpoint is not None
+    same = ("checkpoint", "task", "slot_answer", "list_labels", "template", "row_length", "max_length",
+            "max_new_tokens", "batch_tokens", "tp")  # fmt: skip
+    given = {name: getattr(options, name) for name in same}
+    return EvalConfig(model=options.model or model_name(options.checkpoint), **given)
+
+
+@dataclass
+class _Files:
+    """The open input and output of rank 0; ``first`` and ``rest`` are the rows that are left to do."""
+
+    input: Input
+    output: Output
+    first: list[Row]
+    rest: Iterator[Row]
+
+
+@contextmanager
+def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> Iterator[_Files]:
+    defaults = (setup.task.text_column, "text")
+    names = columns_of(setup.task, options.prefix, setup.spec.kind == "encoder")
+    with open_input(options.input, options.format, options.text_column, defaults) as opened:
+        identity = None
+        if opened.path is not None and options.output != STANDARD_OUTPUT:
+            identity = {"input": sha256_of(opened.path), "checkpoint": fingerprint(setup.weights.path)}
+            identity |= {name: str(getattr(options, name)) for name in IDENTIFYING} | {"precision": precision}
+        with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
+            if output.n_written:
+                log.info("continuing after the %d rows that are done", output.n_written)
+            rows = islice(opened.rows, output.n_written, None)
+            yield _Files(opened, output, list(_take(rows)), rows)
+
+
+def _take(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows of the next chunk."""
+    n_characters = 0
+    for n, row in enumerate(rows, 1):
+        yield row
+        n_characters += len(row.text or "")
+        if n >= CHUNK_ROWS or n_characters >= CHUNK_CHARACTERS:
+            return
+
+
+def _label_all(classifier: Classifier, files: _Files | None, world: World, prefix: str) -> Summary:
+    ranks, summary = ScoringRanks.of(world), Summary()
+    task, is_encoder = classifier.task, classifier.setup.spec.kind == "encoder"
+    n_done = files.output.n_written if files is not None else 0
+    part = files.input.progress if files is not None else lambda: None
+    with RowProgress(part, world.is_main, n_done) as progress:
+        for chunk, texts in _chunks(files, world):
+            progress.read(len(chunk))
+            before = progress.done
+            # The other ranks finish about as many texts as this one.
+            answers = iter(classifier.label(texts, ranks, lambda n: progress.advance(n * world.shape.n_data)))
+            if files is None:
+                continue
+            found = [Result.unanswered(task, row.error) if row.text is None else next(answers) for row in chunk]
+            columns = (to_columns(result, task, prefix, is_encoder) for result in found)
+            files.output.write(zip(chunk, columns, strict=True))
+            files.output.flush()
+            for row, result in zip(chunk, found, strict=True):
+                summary.add(row, result)
+            progress.advance(before + len(chunk) - progress.done)
+    if files is not None:
+        files.output.finish()
+    return summary
+
+
+def _chunks(files: _Files | None, world: World) -> Iterator[tuple[list[Row], list[str]]]:
+    """Each chunk's rows (on rank 0) and texts (on every rank)."""
+    chunk = files.first if files is not None else []
+    while True:
+        # None ends the loop on every rank. A chunk without a text is no end.
+        shared: list[Any] = [[row.text for row in chunk if row.text is not None] if chunk else None]
+        if world.size > 1:
+            dist.broadcast_object_list(shared, src=0)
+        if shared[0] is None:
+            return
+        yield chunk, shared[0]
+        chunk = list(_take(files.rest)) if files is not None else []
+
+
+@contextmanager
+def _stoppable(options: PredictConfig) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted`."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        for number in handlers:
+            signal.signal(number, signal.SIG_IGN)  # under torchrun a signal from the terminal arrives twice
+        name = signal.Signals(signum).name
+        if options.output == STANDARD_OUTPUT:
+            raise Interrupted(f"{name}: stopped.", signum)
+        raise Interrupted(
+            f"{name}: stopped. The rows that are done are in {partial_path(Path(options.output))}; the same command "
+            "continues.",
+            signum,
+        )
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that identifies a checkpoint's folder: names and sizes of its files, and their contents.
+
+    Of a large file, such as the weights, only both ends are read. Model cards do not count.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.suffix == ".md":
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(SAMPLED))
+            file.seek(max(SAMPLED, size - SAMPLED))
+            digest.update(file.read())
+    return digest.hexdigest()

@@ -1,0 +1,214 @@
+"""`Classifier`: the answers of ``eval.py``, entities with offsets, texts without an answer, unusable checkpoints.
+
+The models are those of ``tests/old_files``, which were trained, so that there are answers to read.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from data.source import load_examples
+from data.task_file import TASK_FILE, save_task
+from data.tasks import TASKS, ClassField, TokenField, get_task
+from eval.predict.classifier import Classifier, Entity, Label, _entities
+from tests.launching import TICKETS
+
+OLD = Path(__file__).resolve().parents[2] / "old_files"
+
+
+def scored(name: str) -> list[dict]:
+    """What ``eval.py`` of the time answered, in fp32."""
+    return [json.loads(line) for line in (OLD / "scored" / name / "predictions.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tickets(tmp_path_factory) -> Path:
+    """A decoder's export as today's ``train.py`` leaves it, on a task of a user's own."""
+    folder = tmp_path_factory.mktemp("tickets") / "export"
+    shutil.copytree(OLD / "tickets" / "export", folder)
+    save_task(get_task(TICKETS), folder)
+    return folder
+
+
+def load(folder: Path, **options) -> Classifier:
+    return Classifier.load(folder, device="cpu", precision="fp32", **options)
+
+
+def test_a_decoder_answers_as_eval_does(tickets):
+    examples, expected = load_examples(get_task(TICKETS), "test"), scored("tickets")
+    classifier = load(tickets)
+    results = classifier([example.text for example in examples])
+    assert 1 < sum(not line["unparsed"] for line in expected) < len(expected), "answers of both kinds"
+    for example, result, line in zip(examples, results, expected, strict=True):
+        assert line["id"] == example.id and result.raw == line["raw"]
+        for name, label in line["parsed"].items():
+            assert result[name] == (Label(label) if label is not None else None)
+        assert bool(result.error) == bool(line["unparsed"])
+    alone = [classifier([example.text])[0] for example in examples]
+    assert alone == results
+    assert load(OLD / "tickets" / "export", task=str(TICKETS))([examples[0].text]) == results[:1]
+
+
+def test_an_encoder_answers_as_eval_does():
+    """Its probabilities are those of ``eval.py``, and its entities those of the words' types."""
+    expected, by_id = scored("joint"), {e.id: e for e in load_examples("massive", "train", "sample")}
+    texts = [by_id[line["id"]].text for line in expected]
+    results = load(OLD / "joint" / "export")(texts)
+    for text, result, line in zip(texts, results, expected, strict=True):
+        label = result["intent"]
+        assert isinstance(label, Label) and label.label == line["parsed"]["intent"] and not result.error
+        found = [(label.label, label.probability), *label.next_best]
+        assert [name for name, _ in found] == [name for name, _ in line["top"]["intent"]]
+        assert [p for _, p in found] == pytest.approx([p for _, p in line["top"]["intent"]], abs=1e-4)
+        types = ["Other"] * len(text.split())
+        for entity in result["slots"]:
+            first = len(text[: entity.start].split())
+            types[first : first + len(entity.text.split())] = [entity.type] * len(entity.text.split())
+        assert types == line["parsed"]["slots"]
+
+
+def test_entities_are_where_they_say():
+    generator = random.Random(0)
+    for _ in range(300):
+        lengths = [generator.randrange(1, 5) for _ in range(generator.randrange(9))]
+        words = ["".join(generator.choices("aé日🙂'.", k=k)) for k in lengths]
+        spaces = "\t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2003\u2028\u3000 "
+        text = "".join(generator.choice(["", *spaces]) + word + generator.choice(spaces) for word in words)
+        labels = tuple(generator.choices(["Other", "date", "time"], k=len(text.split())))
+        found = _entities(labels, "Other", text)
+        assert all(text[e.start : e.end] == e.text and e.text == e.text.strip() for e in found)
+        covered = ["Other"] * len(labels)
+        for entity in found:
+            first = len(text[: entity.start].split())
+            n = len(entity.text.split())
+            covered[first : first + n] = [entity.type] * n
+        assert tuple(covered) == labels
+
+
+def test_an_answer_decoded_elsewhere_is_read(tickets):
+    spans = TASKS["massive_joint"].with_slot_answer("spans")
+    classifier = load(tickets)
+    classifier = Classifier(classifier.model, replace(classifier.setup, task=spans), "cpu")
+    text = "wake me  up at nine am"
+    result = classifier.read(text, '{"task1": "alarm_set", "task2": ["time: nine am"]}')
+    assert result.fields == {"intent": Label("alarm_set"), "slots": (Entity("time", "nine am", 15, 22),)}
+    assert classifier.read(text, "no idea" * 100).error.startswith("no intent and slots could be read from the answer")
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t", "\ud800 half"])
+def test_a_text_without_content_gets_no_answer_and_costs_the_others_nothing(tickets, text):
+    classifier = load(tickets)
+    one, without, two = classifier(["Where is my parcel", text, "The app is slow"])
+    assert without.fields == {"queue": None, "urgency": None} and without.error
+    assert [one, two] == classifier(["Where is my parcel", "The app is slow"])
+    assert classifier([]) == []
+
+
+def test_a_text_of_a_million_characters_is_cut(tickets):
+    (result,) = load(tickets)(["word " * 200_000])
+    assert result.truncated
+    (result,) = load(OLD / "joint" / "export")(["word " * 200_000])
+    assert result.truncated and isinstance(result["intent"], Label)
+
+
+def test_texts_that_are_none(tickets):
+    classifier = load(tickets)
+    with pytest.raises(TypeError, match=r"give a list of texts: classifier\(\[text\]\)"):
+        classifier("a text")
+    with pytest.raises(TypeError, match="text 1 is not a string but NoneType"):
+        classifier(["a", None])
+
+
+def test_threads_do_not_disturb_each_other(tickets):
+    classifier, texts = load(tickets), ["Where is my parcel", "The app is slow", "My card was charged twice"]
+    expected, found = classifier(texts), {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: classifier(texts[i:])})) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(3)] == [expected[i:] for i in range(3)]
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_without_a_task(tiny_checkpoint, tickets, tmp_path):
+    with pytest.raises(UserError, match="no --task given, and the checkpoint stores none"):
+        load(tiny_checkpoint)
+    assert load(tiny_checkpoint, task="20ng_7").task == TASKS["20ng_7"]
+    with pytest.raises(UserError, match="task of your own, 'tickets': give its TOML file with --task"):
+        load(OLD / "tickets" / "export")
+    (tickets / TASK_FILE).rename(tmp_path / TASK_FILE)
+    try:
+        with pytest.raises(UserError, match="give its TOML file"):
+            load(tickets)
+    finally:
+        (tmp_path / TASK_FILE).rename(tickets / TASK_FILE)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint folder at .*nowhere"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no model: it has no config.json"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "lama"}')
+    with pytest.raises(UserError, match="model_type is 'lama'. Did you mean 'llama'"):
+        load(tmp_path)
+    run = OLD / "tickets"
+    with pytest.raises(UserError, match="run folder.*export"):
+        load(run)
+
+
+def test_a_training_checkpoint(monkeypatch):
+    monkeypatch.chdir(OLD.parent.parent)  # its tokenizer is where its run started from, a path relative to this
+    examples = load_examples(get_task(TICKETS), "test")
+    classifier = load(OLD / "tickets" / "checkpoints" / "step_000094", task=str(TICKETS))
+    results = classifier([example.text for example in examples])
+    assert [result.raw for result in results] == [line["raw"] for line in scored("tickets_step")]
+
+
+def test_a_task_with_labels_that_the_heads_do_not_have(tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(OLD / "joint" / "export", folder)
+    joint = TASKS["massive_joint"]
+    save_task(joint, folder)
+    assert load(folder).task == joint
+    intent, slots = joint.fields
+    assert isinstance(slots, TokenField)
+    renamed = ClassField("intent", ("alarm_se", *intent.labels[1:]))
+    for fields, message in [
+        ((renamed, slots), "the labels of intent are not those of task massive_joint.*alarm_se"),
+        ((ClassField("intent", intent.labels[:-1]), slots), r"task\.json needs the heads .*59 labels.*60 labels"),
+        ((intent,), r"task\.json needs the heads intent .*was fine-tuned with"),
+    ]:
+        save_task(replace(joint, fields=fields), folder)
+        with pytest.raises(UserError, match=message):
+            load(folder)
+
+
+def test_a_prompt_that_is_not_the_tasks(tickets, tmp_path):
+    folder = tmp_path / "export"
+    shutil.copytree(tickets, folder)
+    record = json.loads((folder / TASK_FILE).read_text())
+    record["fields"][0]["labels"].reverse()
+    (folder / TASK_FILE).write_text(json.dumps(record))
+    with pytest.raises(UserError, match="no longer gives the prompt"):
+        load(folder)
+
+
+def test_prompt_ids_decode_to_the_prompt_of_the_model(tickets):
+    classifier = load(tickets)
+    ids = classifier.prompt_ids("Where is my parcel")
+    text = classifier.setup.tokenizer.decode(ids)
+    assert re.search(r"Beginning of <<Ticket>>\nWhere is my parcel\nEnd of <<Ticket>>", text)
+    assert classifier.stop_ids and not classifier.stop_ids & set(classifier.setup.tokenizer.encode("billing"))

@@ -1,0 +1,325 @@
+"""``predict.py``: the answers of ``eval.py`` from every format, on several ranks, interrupted and continued; bad input.
+
+The models are those of ``tests/old_files``, which were trained, so that there are answers to read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from data.errors import UserError
+from data.source import load_examples
+from data.task_file import save_task
+from data.tasks import get_task
+from eval.predict import run as run_module
+from eval.predict.classifier import Classifier
+from eval.predict.config import load_config
+from eval.predict.run import fingerprint, predict
+from tests.launching import ROOT, TICKETS, command, environment
+
+OLD = ROOT / "tests" / "old_files"
+PROGRAM = ROOT / "predict.py"
+IN_FP32 = ("--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def tickets(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tickets") / "export"
+    shutil.copytree(OLD / "tickets" / "export", folder)
+    save_task(get_task(TICKETS), folder)
+    return folder
+
+
+@pytest.fixture
+def run(tickets) -> Iterator:
+    """``predict.py`` in this process; returns its summary."""
+
+    def call(*arguments, checkpoint=tickets):
+        try:
+            return predict(load_config(["--checkpoint", str(checkpoint), *IN_FP32, *map(str, arguments)]))
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    return call
+
+
+def launch(*arguments, ranks=1, checkpoint, **options) -> subprocess.CompletedProcess:
+    words = command(PROGRAM, "--checkpoint", checkpoint, *IN_FP32, *arguments, ranks=ranks)
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment(), **options)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def expected(name: str, field: str) -> list:
+    """What ``eval.py`` answered."""
+    return [line["parsed"][field] for line in lines(OLD / "scored" / name / "predictions.jsonl")]
+
+
+def texts_of(name: str) -> list[str]:
+    by_id = {e.id: e.text for e in load_examples("massive", "train", "sample")}
+    by_id |= {e.id: e.text for e in load_examples(get_task(TICKETS), "test")}
+    return [by_id[line["id"]] for line in lines(OLD / "scored" / name / "predictions.jsonl")]
+
+
+def write_texts(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"n": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+def test_a_labelled_table_gets_the_answers_of_eval(run, tmp_path):
+    test = TICKETS.parent / "test.csv"
+    summary = run("--input", test, "--output", tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file, test.open(newline="") as source:
+        rows, before = list(csv.DictReader(file)), list(csv.DictReader(source))
+    assert list(rows[0]) == [
+        *before[0],
+        "predicted_queue",
+        "predicted_urgency",
+        "predicted_truncated",
+        "predicted_error",
+    ]
+    assert [{name: row[name] for name in before[0]} for row in rows] == before
+    for field in ("queue", "urgency"):
+        assert [row[f"predicted_{field}"] or None for row in rows] == expected("tickets", field)
+    n_read = sum(not row["predicted_error"] for row in rows)
+    assert (summary.n_rows, summary.n_rows - summary.n_problems) == (len(before), n_read) and 0 < n_read < len(before)
+    assert not (tmp_path / "out.csv.partial").exists() and not (tmp_path / "out.csv.partial.json").exists()
+
+
+def test_an_encoder_from_every_format(run, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts, labels = texts_of("joint"), expected("joint", "intent")
+    write_texts(tmp_path / "in.jsonl", texts)
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["n", "text"], *enumerate(texts)])
+    (tmp_path / "in.tsv").write_text("n\ttext\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(texts)))
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    pq.write_table(pa.table({"n": range(len(texts)), "text": texts}), tmp_path / "in.parquet")
+    first = None
+    for name in ("in.jsonl", "in.csv", "in.tsv", "in.txt", "in.parquet"):
+        output = tmp_path / f"{name}.out.jsonl"
+        run("--input", tmp_path / name, "--output", output, checkpoint=OLD / "joint" / "export")
+        rows = [{key: value for key, value in row.items() if key != "n"} for row in lines(output)]
+        assert [row["text"] for row in rows] == texts and [row["predicted_intent"] for row in rows] == labels
+        first = first or rows
+        assert rows == first
+    row = first[0]
+    assert 0 < row["predicted_intent_probability"] <= 1 and len(row["predicted_intent_next"]) == 4
+    assert any(row["predicted_slots"] for row in first) or all(row["predicted_slots"] == [] for row in first)
+
+
+@pytest.mark.parametrize("name", ["tickets", "joint"])
+def test_two_ranks_write_what_one_process_writes(tickets, tmp_path, name):
+    checkpoint = tickets if name == "tickets" else OLD / "joint" / "export"
+    texts = texts_of(name)
+    texts[3:3] = ["", "one more text"]
+    write_texts(tmp_path / "in.jsonl", texts)
+    for ranks in (1, 2):
+        done = launch("--input", tmp_path / "in.jsonl", "--output", tmp_path / f"{ranks}.jsonl", ranks=ranks,
+                      checkpoint=checkpoint)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"{len(texts)} rows" in done.stderr and done.stdout == ""
+    assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
+    assert [row["n"] for row in lines(tmp_path / "1.jsonl")] == list(range(len(texts)))
+
+
+def test_a_model_split_over_two_ranks(divisible_checkpoint, tmp_path):
+    write_texts(tmp_path / "in.jsonl", texts_of("tickets"))
+    options = (
+        "--task",
+        "massive_intent",
+        "--input",
+        tmp_path / "in.jsonl",
+        "--row_length",
+        2048,
+        "--max_new_tokens",
+        5,
+    )
+    for ranks in (1, 2):
+        done = launch(*options, "--output", tmp_path / f"{ranks}.jsonl", "--tp", ranks, ranks=ranks,
+                      checkpoint=divisible_checkpoint)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
+    assert "could be read from the answer" in lines(tmp_path / "1.jsonl")[0]["predicted_error"]
+
+
+def test_standard_input_and_output(tickets):
+    texts = texts_of("tickets")
+    done = launch("--input", "-", checkpoint=tickets, input="\n".join(texts))
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["text"] for row in rows] == texts and rows[0]["predicted_queue"] == expected("tickets", "queue")[0]
+
+
+# --- interrupted ------------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Chunks of two rows, and an end after the given number of chunks (None: no end)."""
+    label = Classifier.label
+
+    def set_up(n_chunks):
+        calls = iter(range(10**6))
+
+        def until(self, *arguments):
+            if n_chunks is not None and next(calls) >= n_chunks:
+                raise Killed
+            return label(self, *arguments)
+
+        monkeypatch.setattr(Classifier, "label", until)
+
+    monkeypatch.setattr(run_module, "CHUNK_ROWS", 2)
+    return set_up
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_continued_is_as_never_interrupted(run, killed_after, tmp_path, caplog, ending):
+    source = write_texts(tmp_path / "in.jsonl", [*texts_of("tickets"), "", 'a "quoted"\nline'])
+    run("--input", source, "--output", tmp_path / f"all.{ending}")
+    output = tmp_path / f"out.{ending}"
+    killed_after(2)
+    with pytest.raises(Killed):
+        run("--input", source, "--output", output)
+    assert not output.exists() and (tmp_path / f"out.{ending}.partial").exists()
+    killed_after(None)
+    with caplog.at_level("INFO"):
+        summary = run("--input", source, "--output", output)
+    assert "continuing after the 4 rows that are done" in caplog.text and summary.n_rows == 10 - 4
+    assert output.read_bytes() == (tmp_path / f"all.{ending}").read_bytes()
+    assert [path.name for path in tmp_path.glob("out.*")] == [output.name]
+
+
+def test_what_is_left_of_another_run_is_refused(run, killed_after, tickets, tmp_path):
+    source, output = write_texts(tmp_path / "in.jsonl", texts_of("tickets")), tmp_path / "out.jsonl"
+    killed_after(1)
+    with pytest.raises(Killed):
+        run("--input", source, "--output", output)
+    killed_after(None)
+    other = shutil.copytree(tickets, tmp_path / "other")
+    with (other / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    with pytest.raises(UserError, match=r"out\.jsonl\.partial was made .* with another checkpoint"):
+        run("--input", source, "--output", output, checkpoint=other)
+    with pytest.raises(UserError, match="another max_new_tokens: 'None', and not '3'"):
+        run("--input", source, "--output", output, "--max_new_tokens", 3)
+    write_texts(source, texts_of("tickets")[:-1])
+    with pytest.raises(UserError, match=r"out\.jsonl\.partial was made .* with another input"):
+        run("--input", source, "--output", output)
+
+
+def test_a_checkpoint_is_known_by_its_files(tickets, tmp_path):
+    copy = shutil.copytree(tickets, tmp_path / "copy")
+    assert fingerprint(copy) == fingerprint(tickets)
+    (copy / "README.md").write_text("another card")
+    assert fingerprint(copy) == fingerprint(tickets)
+    (copy / "task.json").write_text((copy / "task.json").read_text().replace("billing", "Billing"))
+    assert fingerprint(copy) != fingerprint(tickets)
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_a_signal_keeps_the_finished_rows(tickets, tmp_path, to_file):
+    write_texts(tmp_path / "in.jsonl", texts_of("tickets") * 4000)
+    target = tmp_path / "out.jsonl" if to_file else "-"
+    words = command(PROGRAM, "--checkpoint", tickets, *IN_FP32, "--input", tmp_path / "in.jsonl", "--output", target)
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("loaded"):
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT and "SIGINT: stopped." in errors and "Traceback" not in errors
+    assert ("the same command continues" in errors) == to_file
+    assert (tmp_path / "out.jsonl.partial").exists() == to_file
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_all_problems_with_the_options_are_reported_together():
+    with pytest.raises(UserError) as error:
+        load_config("--task massive_intnt --tp 0 --outptu x".split())
+    for part in ("no --checkpoint", "no --input", "massive_intent", "tp = 0", "Did you mean '--output'"):
+        assert part in str(error.value), part
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--input", "{folder}/none.csv"), "no such file"),
+        (("--input", "{folder}"), "this is a folder"),
+        (("--input", "{folder}/empty.csv"), "no records"),
+        (("--input", "{folder}/in.jsonl", "--text_column", "txt"), "no column 'txt'. Did you mean 'text'"),
+        (("--input", "{folder}/in.jsonl", "--output", "{folder}/there.csv"), "there.csv"),
+        (("--input", "{folder}/in.jsonl", "--output", "{folder}/no/out.csv"), "no/out.csv|no such folder|/no"),
+        (("--input", "{folder}/in.jsonl", "--output", "{folder}/out.txt"), "'.txt' is not .jsonl or .csv"),
+        (("--input", "{folder}/in.jsonl", "--prefix", "", "--output", "{folder}/out.csv"), None),
+        (
+            ("--input", "{folder}/old.jsonl", "--output", "{folder}/out.csv"),
+            "already has a column 'predicted_queue'",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_named_before_any_work(run, monkeypatch, tmp_path, arguments, message):
+    write_texts(tmp_path / "in.jsonl", ["a text"])
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "there.csv").write_text("x")
+    (tmp_path / "old.jsonl").write_text('{"text": "a", "predicted_queue": "x"}\n')
+    words = [word.format(folder=tmp_path) for word in arguments]
+    if message is None:
+        assert run(*words).n_rows == 1 and "queue" in (tmp_path / "out.csv").read_text()
+        return
+    monkeypatch.setattr(run_module, "build_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match=message):
+        run(*words)
+    assert (tmp_path / "there.csv").read_text() == "x" and not (tmp_path / "out.csv.partial").exists()
+
+
+def test_a_bad_line_in_the_middle_costs_the_others_nothing(tickets, tmp_path):
+    good = [json.dumps({"text": text}) for text in texts_of("tickets")[:4]]
+    (tmp_path / "in.jsonl").write_text("\n".join([*good[:2], "{not json", '{"text": 7}', '{"text": ""}', *good[2:]]))
+    done = launch("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", checkpoint=tickets)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "1 records of the input could not be read" in done.stderr and "line 3: not JSON" in done.stderr
+    rows = lines(tmp_path / "out.jsonl")
+    assert len(rows) == 7 and [rows[i]["predicted_queue"] for i in (0, 1, 5, 6)] == expected("tickets", "queue")[:4]
+    assert "not JSON" in rows[2]["predicted_error"] and "text" not in rows[2]
+    assert "not a string" in rows[3]["predicted_error"] and rows[4]["predicted_error"] == "the text is empty"
+
+
+def test_standard_input_that_ends_in_the_middle_of_a_line(tickets):
+    text = json.dumps({"text": texts_of("tickets")[0]}) + '\n{"text": "the writer di'
+    done = launch("--input", "-", "--format", "jsonl", checkpoint=tickets, input=text)
+    assert done.returncode == 2 and "cut off" in done.stderr
+    first, second = [json.loads(line) for line in done.stdout.splitlines()]
+    assert first["predicted_queue"] == expected("tickets", "queue")[0] and second["predicted_queue"] is None
+
+
+def test_a_reader_that_wants_no_more(tickets, tmp_path):
+    write_texts(tmp_path / "in.jsonl", texts_of("tickets") * 300)
+    words = command(PROGRAM, "--checkpoint", tickets, *IN_FP32, "--input", tmp_path / "in.jsonl")
+    script = 'set -o pipefail; "$@" | head -n 1'
+    done = subprocess.run(["bash", "-c", script, "-", *words], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and "Traceback" not in done.stderr and len(done.stdout.splitlines()) == 1
