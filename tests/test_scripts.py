@@ -29,6 +29,7 @@ DOCUMENTS = list(dict.fromkeys([*FIRST, *REST, "checkpoints_tools/PORTING.md"]))
 SCRIPTS = ["run_demo.sh", "run_tests.sh", ".ci/run", "scripts/environment.sh", "scripts/train.slurm"]
 NOT_OURS = {"hf", "git", "cd", "pip", "rm", "export", "curl", "mkdir", "source", "tensorboard"}
 CHECKERS = {"lint-imports", "pytest", "ruff"}
+CONFIGS = {"train.py": "train.resolve", "eval.py": "eval.resolve", "predict.py": "eval.predict.config"}
 SMOLLM2 = "checkpoints/smollm2_135m"
 
 
@@ -36,13 +37,17 @@ SMOLLM2 = "checkpoints/smollm2_135m"
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """The words of every command in the ``bash`` blocks; continued lines joined, comments and environment dropped."""
+    """The words of every command in the ``bash`` blocks; continued lines joined, comments and environment dropped.
+
+    Of commands joined by a pipe, the last one.
+    """
     found = []
     for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words.pop(0)
+            words = words[len(words) - words[::-1].index("|") :] if "|" in words else words
             if words:
                 found.append(words)
     return found
@@ -81,8 +86,8 @@ def plan(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if script.endswith(".sh") or script == ".ci/run":
         assert os.access(ROOT / script, os.X_OK), f"{script} is not there or not executable"
         return
-    if script in ("train.py", "eval.py"):
-        read = importlib.import_module(f"{script.removesuffix('.py')}.resolve").load_config
+    if script in CONFIGS:
+        read = importlib.import_module(CONFIGS[script]).load_config
     else:
         name = script[3:] if script.startswith("-m ") else script.removesuffix(".py").replace("/", ".")
         read = lambda arguments: read_and_stop(name, arguments, monkeypatch)  # noqa: E731
@@ -310,7 +315,9 @@ def test_the_demos_commands_are_understood_by_their_scripts(demo, monkeypatch):
         "eval.py --model smollm2_135m",
         "-m eval.baselines --task",
         "eval.py --compare runs/demo/before",
+        "predict.py --checkpoint runs/demo/train/export",
     ]
+    assert "--winner runs/demo/after" in commands[-2] and "--winner_figure" not in commands[-2]  # every figure decides
     monkeypatch.chdir(ROOT)
     for command in commands:
         words = shlex.split(command)
@@ -323,9 +330,9 @@ def test_the_demo_reuses_what_is_done_and_resumes_what_is_not(demo):
     assert failed.returncode == 7 and len(commands) == 3
     done, commands = demo()
     assert done.returncode == 0
-    assert "train.py" in commands[0] and commands[0].split()[-1] == "--resume" and len(commands) == 4
+    assert "train.py" in commands[0] and commands[0].split()[-1] == "--resume" and len(commands) == 5
     again, commands = demo()
-    assert again.returncode == 0 and len(commands) == 1 and "--compare" in commands[0]
+    assert again.returncode == 0 and len(commands) == 2 and "--compare" in commands[0]
     assert again.stdout.count("done before") == 5
 
 
