@@ -27,10 +27,9 @@ if __name__ == "__main__":
 # isort: split
 import logging
 
-from eval.predict.outputs import OutputClosed
-
 from data.errors import UserError
 from eval.predict.classifier import Classifier, Entity, Label, Result
+from eval.predict.outputs import OutputClosed
 from eval.predict.run import predict
 from train.parallel.distributed import run_guarded, set_up_logging
 

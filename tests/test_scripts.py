@@ -173,8 +173,8 @@ def on_the_sample() -> list[list[str]]:
     found = []
     for words in documented():
         script, arguments = script_of(words)
-        local = "sample" in arguments or any(a.endswith(".toml") for a in arguments)
-        if local and script in ("train.py", "eval.py", "-m eval.baselines"):
+        local = "sample" in arguments or any(a.endswith(".toml") or a.startswith("runs/tickets") for a in arguments)
+        if local and script in (*CONFIGS, "-m eval.baselines"):
             found.append(words)
     return found
 
@@ -209,10 +209,15 @@ def write_tiny_checkpoint(folder: Path) -> None:
 def in_small(words: list[str]) -> list[str]:
     """The same command with the tiny model in the place of SmolLM2, and little to do."""
     script, arguments = script_of(words)
+    if "--compare" in arguments:
+        return [sys.executable, script, *arguments]
     given = dict(zip(arguments[::2], arguments[1::2], strict=True)) if len(arguments) % 2 == 0 else {}
     assert given, f"{shlex.join(words)}: an option without a value; teach this test about it"
-    if script != "-m eval.baselines":
+    if script == "predict.py":
+        given |= {"--max_new_tokens": "3", "--device": "cpu"}
+    elif script != "-m eval.baselines":
         given["--model"] = "llama_debug"
+        given.setdefault("--checkpoint", SMOLLM2)
         given |= {"--row_length": "4096", "--cache_dir": "cache"}
     if script == "train.py":
         given.pop("--epochs", None)
@@ -226,13 +231,14 @@ def in_small(words: list[str]) -> list[str]:
 
 def test_the_readmes_commands_on_the_sample_run_in_its_order(tmp_path):
     commands = on_the_sample()
-    assert {script_of(words)[0] for words in commands} == {"train.py", "eval.py", "-m eval.baselines"}
+    assert {script_of(words)[0] for words in commands} == {*CONFIGS, "-m eval.baselines"}
     write_tiny_checkpoint(tmp_path / SMOLLM2)
     for path in ROOT.iterdir():  # the code by link, so that what the commands write stays here
         if path.suffix == ".py" or path.name in ("data", "eval", "train", "model", "checkpoints_tools"):
             (tmp_path / path.name).symlink_to(path)
     for words in commands:
-        done = subprocess.run(in_small(words), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        small, typed = in_small(words), "a line of one's own\n"  # for --input -
+        done = subprocess.run(small, cwd=tmp_path, input=typed, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
