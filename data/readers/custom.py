@@ -285,7 +285,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         labels: dict[str, str | tuple[str, ...]] = {}
         bio: dict[str, tuple[str, ...]] = {}
         for field in spec.fields:
-            value = _column(row, field.column)
+            value = _column(row, field.column, " Texts without labels are for predict.py.")
             if field.type == "class":
                 labels[field.name] = label = _class_label(value, row, field.column)
                 if label not in field.labels:
@@ -314,9 +314,9 @@ def _records(file: Path) -> Iterator[Record]:
             yield record
 
 
-def _column(row: Record, column: str) -> Any:
+def _column(row: Record, column: str, advice: str = "") -> Any:
     if column not in row.values:
-        raise UserError(f"{row.where}: no column {column!r}.{nearest(column, row.values)}")
+        raise UserError(f"{row.where}: no column {column!r}.{nearest(column, row.values)}{advice}")
     return row.values[column]
 
 

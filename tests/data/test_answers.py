@@ -151,6 +151,9 @@ def test_slots_are_fitted_to_the_words_and_counted():
         ("nine to nine", '["time: nine", "date: nine"]', "time O date", {}),
         ("nine to nine", '["time: to", "date: nine"]', "O time date", {}),
         ("nine to nine", '["date: nine"]', "date O O", {}),
+        ("nine nine am", '["time: nine nine"]', "time time O", {}),
+        ("nine nine am", '["date: nine", "time: nine am"]', "date time time", {}),
+        ("nine am", '["time: nine nine am"]', "O O", {"n_not_found": 1}),
         # out of order: found before, outside other spans
         ("nine on friday", '["date: friday", "time: nine"]', "time O date", {}),
         # overlapping: the words are in the text only inside another span
