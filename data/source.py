@@ -68,6 +68,16 @@ def _locate(name: str, path: str | Path | None) -> Path:
     return DOWNLOAD_DIR
 
 
+def draw_to_train(examples: list[Example], n: int, seed: int) -> list[Example]:
+    """Draw n examples, as ``train.py --limit`` does; the draw depends on their ids, not on their order."""
+    return random.Random(seed).sample(sorted(examples, key=lambda e: e.id), n)
+
+
+def draw_to_score(examples: list[Example], n: int, seed: int) -> list[Example]:
+    """Draw n examples, as ``eval.py --limit`` does; they keep their order."""
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), n))]
+
+
 def holdout(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Hold out a part of the training examples for scoring during training.
 

@@ -28,7 +28,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from data.errors import UserError
 from data.example import Example
-from data.source import load_examples
+from data.source import draw_to_score, draw_to_train, holdout, load_examples
 from data.tasks import ClassField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
 from eval.report import comparison_table, console
@@ -50,10 +50,16 @@ class BaselineConfig:
     """The data set: a path, or 'sample' for the embedded one; default: the folder that data.download writes to."""
     split: Literal["dev", "test"] = "test"
     """The examples to score; training is always on the training split."""
+    holdout: float = 0.0
+    """Score this part of the training split instead, and train on the rest: the same as train.py holds out."""
+    limit: int | None = None
+    """Train on only this many examples: those that train.py --limit draws."""
+    score_limit: int | None = None
+    """Score only this many examples: those that eval.py --limit draws."""
     output: Path = Path("runs/baselines")
     """Folder for the two runs."""
     seed: int = 0
-    """Seed of the optimizer."""
+    """Seed of the optimizer and of the draws."""
 
 
 def majority(task: Task, train: Sequence[Example], test: Sequence[Example]) -> list[Labels]:
@@ -138,7 +144,14 @@ def run_baselines(config: BaselineConfig) -> list[Results]:
     """
     task = get_task(config.task)
     train = load_examples(task, "train", config.data)
-    test = load_examples(task, config.split, config.data)
+    if config.holdout:
+        train, test = holdout(train, config.holdout, config.seed)
+    else:
+        test = load_examples(task, config.split, config.data)
+    if config.limit is not None and config.limit < len(train):
+        train = draw_to_train(train, config.limit, config.seed)
+    if config.score_limit is not None and config.score_limit < len(test):
+        test = draw_to_score(test, config.score_limit, config.seed)
     if not train or not test:
         raise UserError(f"{task.name}: {len(train)} training and {len(test)} {config.split} examples; both are needed.")
     written = []
@@ -162,7 +175,7 @@ def run_baselines(config: BaselineConfig) -> list[Results]:
             task=task.name,
             fields=field_kinds(task),
             data=Path(config.data).name if config.data else task.dataset,
-            split=config.split,
+            split="train, held out" if config.holdout else config.split,
             metrics=compute_metrics(task, test, predictions),
             settings={"seed": config.seed, "train_examples": len(train), "train_and_predict_seconds": seconds},
             versions=versions(),

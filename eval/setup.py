@@ -13,7 +13,6 @@ An encoder has no prompt: its heads determine what it can be scored on (`eval/en
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +33,7 @@ from data.decoder.prompts import template_for
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
-from data.source import load_examples
+from data.source import draw_to_score, load_examples
 from data.task_file import read_task
 from data.tasks import TASKS, Task, TokenField, get_task
 from eval.config import EvalConfig
@@ -204,8 +203,7 @@ def _choose_examples(
     if prompt is not None:
         examples = _without_shots(examples, prompt)
     if options.limit is not None and options.limit < len(examples):
-        chosen = random.Random(options.seed).sample(range(len(examples)), options.limit)
-        examples = [examples[i] for i in sorted(chosen)]
+        examples = draw_to_score(examples, options.limit, options.seed)
     if not examples:
         raise UserError(f"no {options.split} examples of {task.dataset} to score.")
     return examples

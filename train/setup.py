@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.errors import UserError
 from data.example import Example
 from data.loader import StepLoader
-from data.source import holdout, load_examples
+from data.source import draw_to_train, holdout, load_examples
 from data.task_file import save_task
 from data.tasks import Task, get_task
 from train import options
@@ -268,7 +267,7 @@ def divide(
     if config.eval.holdout:
         examples, held_out = holdout(examples, config.eval.holdout, seed)
     if config.data.limit is not None and config.data.limit < len(examples):
-        examples = random.Random(seed).sample(sorted(examples, key=lambda e: e.id), config.data.limit)
+        examples = draw_to_train(examples, config.data.limit, seed)
     return held_out, shots, examples
 
 

@@ -8,9 +8,13 @@ from data.example import Example
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.baselines import BaselineConfig, majority, run_baselines, tfidf_lr, word_features
+from eval.config import EvalConfig
 from eval.results import read_predictions, read_results
+from eval.setup import open_scoring
+from tests.launching import ROOT
 
 JOINT = TASKS["massive_joint"]
+OLD_INTENT = ROOT / "tests" / "old_files" / "intent" / "export"
 
 
 def test_majority_class():
@@ -56,3 +60,26 @@ def test_word_features(words):
             assert row["-1=<edge>"] == 1.0
     if len(words) == 4:
         assert rows[3]["digits"] == 1.0 and rows[3]["-2=me"] == 1.0 and rows[3]["1=<edge>"] == 1.0
+
+
+def test_they_are_trained_and_scored_on_what_train_and_eval_draw(tmp_path, monkeypatch):
+    """So that a model and a baseline can be compared on part of the data."""
+    from train.resolve import load_config
+    from train.setup import divide
+
+    options = "--model llama_debug --checkpoint x --task massive_intent --data sample --limit 50 --seed 3"
+    options += " --holdout 0.2 --eval_every 9"
+    intent = TASKS["massive_intent"]
+    held_out, _, kept = divide(load_examples(intent, "train", "sample"), intent, load_config(options.split()))
+    seen = []
+    monkeypatch.setattr("eval.baselines.tfidf_lr", lambda task, train, test, seed: seen.append(train) or [
+        {"intent": example.class_label("intent")} for example in test
+    ])  # fmt: skip
+    config = BaselineConfig("massive_intent", "sample", holdout=0.2, limit=50, seed=3, output=tmp_path)
+    results = run_baselines(config)[1]
+    assert seen == [kept] and len(kept) == 50
+    assert [p.id for p in read_predictions(tmp_path / "tfidf_lr")] == [e.id for e in held_out]
+    assert results.split == "train, held out" and results.settings["train_examples"] == 50
+    run_baselines(BaselineConfig("massive_intent", "sample", score_limit=20, seed=3, output=tmp_path))
+    found = open_scoring(EvalConfig(model="llama", checkpoint=OLD_INTENT, data="sample", limit=20, seed=3))
+    assert [p.id for p in read_predictions(tmp_path / "tfidf_lr")] == [e.id for e in found.examples]
