@@ -25,11 +25,11 @@ from data.answers import entities
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
-from data.readers.archive import is_text
 from data.tasks import Task, TokenField
 from eval.config import EvalConfig
 from eval.decoder.score import prepare_requests, stop_tokens
 from eval.job import BATCH_TOKENS, ScoringRanks
+from eval.predict.inputs import problem_of
 from eval.results import Prediction
 from eval.score import answer
 from eval.setup import ModelSetup, build_model, open_model
@@ -178,13 +178,6 @@ class Classifier:
             Result.unanswered(self.task, problems[i]) if i in problems else _result(self.task, text, found[i])
             for i, text in enumerate(texts)
         ]
-
-
-def problem_of(text: str) -> str:
-    """Why a text is not given to the model; empty if it is."""
-    if not text.strip():
-        return "the text is empty"
-    return "" if is_text(text) else "the text holds half a character (an unpaired surrogate)"
 
 
 def _result(task: Task, text: str, found: Prediction) -> Result:

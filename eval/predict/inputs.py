@@ -174,6 +174,11 @@ def _text_error(values: dict[str, Any], column: str) -> str:
     if not isinstance(text, str):
         found = json.dumps(text)
         return f"the text is not a string, but {found if len(found) <= 60 else found[:57] + '...'}"
+    return problem_of(text)
+
+
+def problem_of(text: str) -> str:
+    """Why a text is not given to the model; empty if it is."""
     if not text.strip():
         return "the text is empty"
     if not is_text(text):

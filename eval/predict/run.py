@@ -28,7 +28,7 @@ from eval.predict.classifier import Classifier, Result, model_name
 from eval.predict.columns import columns_of, to_columns
 from eval.predict.config import PredictConfig
 from eval.predict.inputs import Input, Row, open_input
-from eval.predict.outputs import STANDARD_OUTPUT, Output, open_output
+from eval.predict.outputs import STANDARD_OUTPUT, Output, OutputClosed, open_output
 from eval.predict.partial import partial_path, sha256_of
 from eval.progress import RowProgress
 from eval.score import request_lengths
@@ -91,6 +91,7 @@ def predict(options: PredictConfig) -> Summary:
     Raises:
         UserError: a checkpoint, task, input or output that cannot be used.
         Interrupted: SIGINT or SIGTERM; finished chunks are kept.
+        OutputClosed: on rank 0, the reader of standard output wants no more.
     """
     device, shape = pick_device(options.device), lay_out_world(tp=options.tp)
     setup = open_model(_eval_options(options), labelled=False)
@@ -154,7 +155,7 @@ def _take(rows: Iterator[Row]) -> Iterator[Row]:
 def _label_all(classifier: Classifier, files: _Files | None, world: World, prefix: str) -> Summary:
     ranks, summary = ScoringRanks.of(world), Summary()
     task, is_encoder = classifier.task, classifier.setup.spec.kind == "encoder"
-    n_done = files.output.n_written if files is not None else 0
+    n_done, closed = files.output.n_written if files is not None else 0, False
     part = files.input.progress if files is not None else lambda: None
     with RowProgress(part, world.is_main, n_done) as progress:
         for chunk, texts in _chunks(files, world):
@@ -166,11 +167,17 @@ def _label_all(classifier: Classifier, files: _Files | None, world: World, prefi
                 continue
             found = [Result.unanswered(task, row.error) if row.text is None else next(answers) for row in chunk]
             columns = (to_columns(result, task, prefix, is_encoder) for result in found)
-            files.output.write(zip(chunk, columns, strict=True))
-            files.output.flush()
+            try:
+                files.output.write(zip(chunk, columns, strict=True))
+                files.output.flush()
+            except OutputClosed:
+                files.rest = iter(())  # then the next chunk is the end, on every rank
+                closed = True
             for row, result in zip(chunk, found, strict=True):
                 summary.add(row, result)
             progress.advance(before + len(chunk) - progress.done)
+    if closed:
+        raise OutputClosed
     if files is not None:
         files.output.finish()
     return summary

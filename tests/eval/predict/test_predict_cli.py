@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -317,9 +318,19 @@ def test_standard_input_that_ends_in_the_middle_of_a_line(tickets):
     assert first["predicted_queue"] == expected("tickets", "queue")[0] and second["predicted_queue"] is None
 
 
-def test_a_reader_that_wants_no_more(tickets, tmp_path):
+def test_it_is_imported_from_anywhere(tickets, tmp_path):
+    code = "import sys; from predict import Classifier, Entity, Label, Result\n"
+    code += "print(Classifier.load(sys.argv[1]).task.name)"
+    done = subprocess.run([sys.executable, "-c", code, str(tickets)], capture_output=True, text=True, cwd=tmp_path,
+                          env=environment())  # fmt: skip
+    assert done.stdout == "tickets\n", done.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_reader_that_wants_no_more(tickets, tmp_path, ranks):
     write_texts(tmp_path / "in.jsonl", texts_of("tickets") * 300)
-    words = command(PROGRAM, "--checkpoint", tickets, *IN_FP32, "--input", tmp_path / "in.jsonl")
+    words = command(PROGRAM, "--checkpoint", tickets, *IN_FP32, "--input", tmp_path / "in.jsonl", ranks=ranks)
     script = 'set -o pipefail; "$@" | head -n 1'
-    done = subprocess.run(["bash", "-c", script, "-", *words], capture_output=True, text=True, env=environment())
+    done = subprocess.run(["bash", "-c", script, "-", *words], capture_output=True, text=True, env=environment(),
+                          timeout=120)  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr and len(done.stdout.splitlines()) == 1
