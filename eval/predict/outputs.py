@@ -176,8 +176,8 @@ def refuse_clash(columns: Collection[str], predicted: Sequence[str], where: str)
     both = [column for column in predicted if column in columns]
     if both:
         raise UserError(
-            f"{where} already has a column {both[0]!r}, which is also a column of the prediction. Put a word before "
-            "the names of the prediction's columns: --prefix predicted_"
+            f"{where} already has a column {both[0]!r}, which is also a column of the prediction. Choose "
+            "another start of the prediction's columns, such as --prefix new_."
         )
 
 
