@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 from data.decoder.prompts import Prompt, Text
+from data.decoder.tokenizer import Tokenizer
 from data.tasks import ClassField, Field, Task
 from train.config import TrainConfig
 from train.setup import Setup
@@ -40,7 +42,7 @@ def model_card(config: TrainConfig, setup: Setup, step: int, figures: Mapping[st
         _usage(task),
     ]
     if setup.prompt is not None:
-        parts += [_prompt(setup.prompt)]
+        parts += [_prompt(prompt_text(setup.prompt, cast(Tokenizer, setup.tokenizer)))]
     return "\n".join(parts)
 
 
@@ -94,13 +96,19 @@ results = classifier([{text}])
 """
 
 
-def _prompt(prompt: Prompt) -> str:
+def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
+    """The prompt as one text with special tokens, and with `PLACE_OF_TEXT` in the document's place."""
+    by_id: dict[int | None, str] = {i: token for token, i in tokenizer.special.items()}
+    roles = {"bos": by_id.get(tokenizer.bos_id, ""), "eos": by_id.get(tokenizer.eos_id, "")}
     pieces = (*prompt.prefix, Text(PLACE_OF_TEXT), *prompt.suffix)
-    roles = {"bos": "", "eos": ""}  # a tokenizer adds these itself, or has none
-    text = "".join(p.text if isinstance(p, Text) else roles.get(p.name, p.name) for p in pieces)
+    return "".join(p.text if isinstance(p, Text) else roles.get(p.name, p.name) for p in pieces)
+
+
+def _prompt(text: str) -> str:
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"""Other programs (`transformers`, vLLM) need the exact prompt, with the special tokens as they are here and
-the text in the place of `{PLACE_OF_TEXT}`. Decode greedily.
+the text in the place of `{PLACE_OF_TEXT}`. Add no special tokens when tokenizing it (`add_special_tokens=False`), and
+decode greedily. `classifier.prompt_ids(text)` gives the exact token ids.
 
 {fence}
 {text}

@@ -27,7 +27,7 @@ from data.errors import UserError, nearest
 from data.example import Example
 from data.tasks import Task, TokenField
 from eval.config import EvalConfig
-from eval.decoder.score import prepare_requests, stop_tokens
+from eval.decoder.score import Requests, prepare_requests, stop_tokens
 from eval.job import BATCH_TOKENS, ScoringRanks
 from eval.predict.inputs import problem_of
 from eval.results import Prediction
@@ -132,8 +132,16 @@ class Classifier:
 
     def prompt_ids(self, text: str) -> list[int]:
         """A decoder's complete input for a text, as token ids: to serve the model with another program."""
-        requests = prepare_requests(self.setup.job_of([Example("0", text, {})], None))
-        return [*requests.samples.prefix.tolist(), *requests.samples.body(0).tolist()]
+        samples = self._requests(text).samples
+        return [*samples.prefix.tolist(), *samples.body(0).tolist()]
+
+    def max_new_tokens(self, text: str) -> int:
+        """The number of tokens after which decoding the answer to a text stops: its longest valid answer, and a few."""
+        (limit,) = self._requests(text).limits
+        return limit
+
+    def _requests(self, text: str) -> Requests:
+        return prepare_requests(self.setup.job_of([Example("0", text, {})], None))
 
     @property
     def stop_ids(self) -> set[int]:
