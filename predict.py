@@ -46,7 +46,7 @@ def main() -> None:
         return
     log.info("%s", summary.describe())
     if summary.n_unreadable:
-        raise UserError(f"{summary.n_unreadable:,} records of the input could not be read; their rows hold the reason.")
+        raise UserError(f"{summary.n_unreadable:,} of the input's records could not be read; their rows say why.")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ class Summary:
 
     def describe(self) -> str:
         """A line about all rows, and one for each of the first that have no answer."""
-        line = f"{self.n_rows:,} rows, {self.n_rows - self.n_problems:,} with all labels"
+        rows = "1 row" if self.n_rows == 1 else f"{self.n_rows:,} rows"
+        line = f"{rows}, {self.n_rows - self.n_problems:,} with all labels"
         if self.n_truncated:
             line += f"; {self.n_truncated:,} texts were cut to the model's maximum length"
         if self.n_problems:

@@ -303,7 +303,7 @@ def test_a_bad_line_in_the_middle_costs_the_others_nothing(tickets, tmp_path):
     (tmp_path / "in.jsonl").write_text("\n".join([*good[:2], "{not json", '{"text": 7}', '{"text": ""}', *good[2:]]))
     done = launch("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", checkpoint=tickets)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "1 records of the input could not be read" in done.stderr and "line 3: not JSON" in done.stderr
+    assert "1 of the input's records could not be read" in done.stderr and "line 3: not JSON" in done.stderr
     rows = lines(tmp_path / "out.jsonl")
     assert len(rows) == 7 and [rows[i]["predicted_queue"] for i in (0, 1, 5, 6)] == expected("tickets", "queue")[:4]
     assert "not JSON" in rows[2]["predicted_error"] and "text" not in rows[2]
