@@ -76,7 +76,7 @@ def report(options: Options, folder: Path) -> str:
                 ["", "seconds"],
                 [
                     ["`train.py` to the end of its first step", f"{first_step:.1f}"],
-                    [f"`train.py` to the end of {options.epochs:g} epochs and the export", f"{trained:.1f}"],
+                    [f"`train.py` to the end of {options.epochs:g} epoch(s) and the export", f"{trained:.1f}"],
                     ["`predict.py` to the label of a line on standard input", f"{answer:.1f}"],
                     ["all together", f"{trained + answer:.1f}"],
                 ],

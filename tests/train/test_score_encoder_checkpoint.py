@@ -10,10 +10,11 @@ import torch
 
 from data.errors import UserError
 from data.source import load_examples
-from data.tasks import TASKS
+from data.task_file import TASK_FILE
+from data.tasks import TASKS, get_task
 from eval.config import EvalConfig
 from eval.score import score
-from eval.setup import build_model, open_scoring
+from eval.setup import build_model, open_model, open_scoring
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS
 from train.parallel.distributed import World
@@ -49,7 +50,7 @@ def test_a_step_is_scored_as_its_export_is(world: World, tmp_path: Path) -> None
 
 
 def test_a_task_of_the_users_own(world: World, tmp_path: Path) -> None:
-    """Two class fields from a TOML file; it has to be named again, for no built-in task has these heads."""
+    """Two class fields from a TOML file; to be scored, it has to be named again, for it names the examples."""
     texts = [example.text for example in load_examples("massive", "train", "sample")]
     tokenizer = write_roberta(tmp_path, texts, vocab_size=600)["files"]
     config = load_config([
@@ -59,6 +60,10 @@ def test_a_task_of_the_users_own(world: World, tmp_path: Path) -> None:
     ])  # fmt: skip
     Trainer(config, open_run(config), world).run()
     asked = EvalConfig(model="roberta_debug", checkpoint=tmp_path / "run" / "export")
+    with pytest.raises(UserError, match="a task of your own, 'tickets': give its TOML file with --task"):
+        open_scoring(asked)
+    assert open_model(asked, labelled=False).task.fields == get_task(TICKETS).fields  # without labelled examples
+    (tmp_path / "run" / "export" / TASK_FILE).unlink()  # as of an older version
     with pytest.raises(UserError, match=r"no --task given, and no built-in task has the heads .* queue"):
         open_scoring(asked)
     plan = open_scoring(replace(asked, task=str(TICKETS)))

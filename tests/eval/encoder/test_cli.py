@@ -68,6 +68,7 @@ def plan(checkpoint, **options):
 def test_options_about_prompts_and_text_are_for_decoders():
     given = {
         "list_labels": "off",
+        "slot_answer": "spans",
         "shots": 1,
         "joint_order": "section",
         "template": "plain",
