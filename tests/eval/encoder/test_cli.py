@@ -87,9 +87,11 @@ def test_options_about_prompts_and_text_are_for_decoders():
     for name in DECODER_ONLY:
         assert re.search(f"{name} = .* is for decoders; roberta is an encoder", str(error.value))
     assert load_config(arguments[:6]).model == "roberta"
-    assert load_config(["--model", "llama", *arguments[2:]]).shots == 1
+    place = arguments.index("--slot_answer")  # not for a task without slots
+    decoder = ["--model", "llama", *arguments[2:place], *arguments[place + 2 :]]
+    assert load_config(decoder).shots == 1
     with pytest.raises(UserError, match="max_length = 128 is for encoders; llama is a decoder"):
-        load_config(["--model", "llama", *arguments[2:], "--max_length", "128"])
+        load_config([*decoder, "--max_length", "128"])
 
 
 def test_the_heads_say_which_task_it_is(slots):
