@@ -1,6 +1,6 @@
 """A decoder's export answers behind other programs as it does here: transformers, vLLM, and the prompt as a text.
 
-In fp32. In bf16 two programs round differently, so that some answers differ.
+In fp32. Answers in bf16, in which two programs round differently, have not been compared.
 """
 
 from __future__ import annotations
