@@ -1,17 +1,8 @@
-"""Every command that the documentation shows, and the shell scripts behind the README's first two.
-
-Each ``bash`` block is read; each command's script must exist and its arguments must pass that script's own parser and
-checks. What can run here runs: every ``--help``, and the commands on the embedded sample, with a tiny model in place
-of SmolLM2. Commands that need a network, a GPU or the scripts themselves are read and planned only.
-"""
+"""The shell scripts behind the README's first two commands, with an environment that only pretends."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import os
-import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -19,230 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tyro
 
-ROOT = Path(__file__).resolve().parent.parent
-# In the order in which a newcomer reads them: commands that run, run in this order.
-FIRST = ["README.md", "docs/checkpoints.md", "docs/data.md", "docs/training.md", "docs/scoring.md"]
-REST = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))] + ["CONTRIBUTING.md"]
-DOCUMENTS = list(dict.fromkeys([*FIRST, *REST, "checkpoints_tools/PORTING.md"]))
+from tests.commands import ROOT, plan, script_of
+
 SCRIPTS = ["run_demo.sh", "run_tests.sh", ".ci/run", "scripts/environment.sh", "scripts/train.slurm"]
-NOT_OURS = {"hf", "git", "cd", "pip", "rm", "export", "curl", "mkdir", "source", "tensorboard"}
-CHECKERS = {"lint-imports", "pytest", "ruff"}
-CONFIGS = {"train.py": "train.resolve", "eval.py": "eval.resolve", "predict.py": "eval.predict.config"}
-SMOLLM2 = "checkpoints/smollm2_135m"
-
-
-# --- reading commands -------------------------------------------------------------------------------------------------
-
-
-def commands_in(text: str) -> list[list[str]]:
-    """The words of every command in the ``bash`` blocks; continued lines joined, comments and environment dropped.
-
-    Of commands joined by a pipe, the last one.
-    """
-    found = []
-    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                words.pop(0)
-            words = words[len(words) - words[::-1].index("|") :] if "|" in words else words
-            if words:
-                found.append(words)
-    return found
-
-
-def documented() -> list[list[str]]:
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS if (ROOT / name).is_file()]
-    return [command for text in texts for command in commands_in(text)]
-
-
-def script_of(words: list[str]) -> tuple[str, list[str]]:
-    """A command's script (a path, or a module as ``-m name``) and its arguments."""
-    program, rest = words[0], words[1:]
-    if program == "sbatch":  # a batch script of ours, which passes its arguments on
-        at = rest.index("scripts/train.slurm")
-        return "train.py", rest[at + 1 :]
-    if program == "torchrun":
-        while rest and rest[0].startswith("-"):
-            rest = rest[1:] if "=" in rest[0] or rest[0] == "--standalone" else rest[2:]
-    if program in ("python", "python3") and rest[:1] == ["-m"]:
-        return f"-m {rest[1]}", rest[2:]
-    if program in ("python", "python3", "torchrun"):
-        return rest[0], rest[1:]
-    return program, rest
-
-
-class Parsed(BaseException):
-    """Ends a script right after it has understood its command line."""
-
-
-def plan(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a command's own script read its arguments, and stop there; raises when it does not like them."""
-    script, arguments = script_of(words)
-    if words[0] in NOT_OURS | CHECKERS or script in ("-m venv", "-m pytest", "-m mypy"):
-        return
-    if script.endswith(".sh") or script == ".ci/run":
-        assert os.access(ROOT / script, os.X_OK), f"{script} is not there or not executable"
-        return
-    if script in CONFIGS:
-        read = importlib.import_module(CONFIGS[script]).load_config
-    else:
-        name = script[3:] if script.startswith("-m ") else script.removesuffix(".py").replace("/", ".")
-        read = lambda arguments: read_and_stop(name, arguments, monkeypatch)  # noqa: E731
-    try:
-        read(arguments)
-    except SystemExit as end:
-        assert end.code in (0, None) and "--help" in arguments, f"{shlex.join(words)} ended with status {end.code}"
-
-
-def read_and_stop(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call a module's ``main`` up to where tyro has understood its command line."""
-    real = tyro.cli
-
-    def parse_and_stop(*positional, **named):
-        raise Parsed(real(*positional, **named))
-
-    monkeypatch.setattr(tyro, "cli", parse_and_stop)
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    with pytest.raises(Parsed):
-        importlib.import_module(module).main()
-
-
-@pytest.mark.parametrize("words", documented(), ids=shlex.join)
-def test_documented_commands_are_understood(words, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    plan(words, monkeypatch)
-
-
-PLANNED = [words for words in documented() if "--plan" in words]
-
-
-@pytest.mark.parametrize("words", PLANNED, ids=shlex.join)
-def test_documented_plans_are_made(words, monkeypatch, capsys):
-    """Nothing is at hand, as on the machine of somebody who is about to download 140 GB."""
-    script, arguments = script_of(words)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [script, *arguments, "--checkpoint", "checkpoints/nothing-there"])
-    runpy.run_path(str(ROOT / script), run_name="script")["main"]()
-    printed = capsys.readouterr().out
-    assert printed.startswith("Plan for") and "It fits" in printed and "assumed" in printed
-
-
-def test_the_reading_of_commands(monkeypatch):
-    text = "x\n```bash\n# note\nA=1 B=2 torchrun --nproc_per_node 8 train.py \\\n  --task t  # why\n\n$ ./a.sh\n```\n"
-    assert commands_in(text) == [["torchrun", "--nproc_per_node", "8", "train.py", "--task", "t"], ["./a.sh"]]
-    assert script_of(commands_in(text)[0]) == ("train.py", ["--task", "t"])
-    assert script_of(shlex.split("torchrun --standalone --nnodes=2 eval.py -x")) == ("eval.py", ["-x"])
-    assert script_of(shlex.split("sbatch --nodes 4 scripts/train.slurm --tp 2")) == ("train.py", ["--tp", "2"])
-    assert script_of(shlex.split("python -m data.download 20ng")) == ("-m data.download", ["20ng"])
-    assert len(documented()) >= 10 and PLANNED, "the README has lost its commands"
-    for wrong in ("python train.py --modle x", "python -m eval.baselines --taks x", "./no_such.sh", "what --is this"):
-        with monkeypatch.context() as patch, pytest.raises((ValueError, AssertionError, ImportError)):
-            patch.chdir(ROOT)
-            plan(shlex.split(wrong), patch)
-
-
-def test_links_lead_somewhere():
-    pages = [*DOCUMENTS, "benchmarks/results/README.md"]
-    broken = []
-    for page in pages:
-        folder = (ROOT / page).parent
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
-            if not target.startswith("https://") and not (folder / target).exists():
-                broken.append(f"{page}: {target}")
-    assert not broken
-
-
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
-
-
-def test_the_readmes_picture_can_be_drawn(tmp_path):
-    picture = tmp_path / "row.png"
-    subprocess.run([sys.executable, "-m", "scripts.draw_packed_row", picture], cwd=ROOT, check=True)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-# --- running what can run ---------------------------------------------------------------------------------------------
-
-
-def on_the_sample() -> list[list[str]]:
-    """The documents' training and scoring commands on data that is here, in their order."""
-    found = []
-    for words in documented():
-        script, arguments = script_of(words)
-        local = "sample" in arguments or any(a.endswith(".toml") or a.startswith("runs/tickets") for a in arguments)
-        if local and script in (*CONFIGS, "-m eval.baselines"):
-            found.append(words)
-    return found
-
-
-def write_tiny_checkpoint(folder: Path) -> None:
-    import torch
-    from tokenizers import ByteLevelBPETokenizer
-
-    from checkpoints_tools.export import export_hf
-    from checkpoints_tools.registry import get_model_spec
-    from data.decoder.prompts import Text, build_prompt
-    from data.decoder.tokenizer import load_tokenizer
-    from data.tasks import TASKS
-
-    prefix = build_prompt(TASKS["massive_joint"], "plain").prefix
-    bpe = ByteLevelBPETokenizer()
-    text = [piece.text for piece in prefix if isinstance(piece, Text)] * 2
-    bpe.train_from_iterator(text, vocab_size=800, special_tokens=["<|end|>"], show_progress=False)
-    source = folder.with_name("tokenizer")
-    source.mkdir(parents=True)
-    bpe.save(str(source / "tokenizer.json"))
-    (source / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
-    tokenizer = load_tokenizer(source)
-    spec = get_model_spec("llama_debug")
-    config = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
-    model = spec.build(config)
-    torch.manual_seed(0)
-    model.init_weights()
-    export_hf(model, config, tokenizer, folder)
-
-
-def in_small(words: list[str]) -> list[str]:
-    """The same command with the tiny model in the place of SmolLM2, and little to do."""
-    script, arguments = script_of(words)
-    if "--compare" in arguments:
-        return [sys.executable, script, *arguments]
-    given = dict(zip(arguments[::2], arguments[1::2], strict=True)) if len(arguments) % 2 == 0 else {}
-    assert given, f"{shlex.join(words)}: an option without a value; teach this test about it"
-    if script == "predict.py":
-        given |= {"--max_new_tokens": "3", "--device": "cpu"}
-    elif script != "-m eval.baselines":
-        given["--model"] = "llama_debug"
-        given.setdefault("--checkpoint", SMOLLM2)
-        given |= {"--row_length": "4096", "--cache_dir": "cache"}
-    if script == "train.py":
-        given.pop("--epochs", None)
-        given |= {"--steps": "2", "--batch_size": "4", "--device": "cpu"}
-    if script == "eval.py":
-        given |= {"--limit": "4", "--max_new_tokens": "3", "--device": "cpu"}
-    flat = [word for pair in given.items() for word in pair]
-    start = ["-m", script[3:]] if script.startswith("-m ") else [script]
-    return [sys.executable, *start, *flat]
-
-
-def test_the_readmes_commands_on_the_sample_run_in_its_order(tmp_path):
-    commands = on_the_sample()
-    assert {script_of(words)[0] for words in commands} == {*CONFIGS, "-m eval.baselines"}
-    write_tiny_checkpoint(tmp_path / SMOLLM2)
-    for path in ROOT.iterdir():  # the code by link, so that what the commands write stays here
-        if path.suffix == ".py" or path.name in ("data", "eval", "train", "model", "checkpoints_tools"):
-            (tmp_path / path.name).symlink_to(path)
-    for words in commands:
-        small, typed = in_small(words), "a line of one's own\n"  # for --input -
-        done = subprocess.run(small, cwd=tmp_path, input=typed, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
-
-
-# --- the shell scripts ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -272,6 +43,7 @@ case "$*" in
   *--compare*) exit "${{FAKE_COMPARE_STATUS:-0}}" ;;
   *baselines*) mkdir -p "$output/tfidf_lr" && touch "$output/tfidf_lr/results.json" ;;
   *eval.py*) mkdir -p "$output" && touch "$output/results.json" ;;
+  *predict.py*) cat >>/dev/null ;;  # or the writer of its standard input may die of SIGPIPE, and the demo with it
 esac
 """
 
