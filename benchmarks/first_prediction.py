@@ -15,9 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from benchmarks.common import RESULTS, ROOT, load_average, table, write_result
+from benchmarks.common import ROOT, load_average, run_program, table, write_result
 from data.errors import UserError
 
 QUEUES = ("billing", "delivery", "technical")
@@ -43,13 +41,11 @@ class Options:
     """Result file; default benchmarks/results/first_prediction.md."""
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+def main(options: Options, argv: list[str]) -> None:
     load = load_average()
     with tempfile.TemporaryDirectory() as folder:
         body = report(options, Path(folder))
-    output = options.result or RESULTS / "first_prediction.md"
-    write_result("first_prediction", "From a CSV file to the first prediction", body, sys.argv[1:], output, load)
+    write_result("first_prediction", "From a CSV file to the first prediction", body, argv, options.result, load)
 
 
 def report(options: Options, folder: Path) -> str:
@@ -104,7 +100,4 @@ def watch(words: list[str], mark: str, typed: str = "") -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_program("first_prediction", Options, main))

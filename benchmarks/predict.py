@@ -19,9 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
-from benchmarks.common import RESULTS, ROOT, load_average, say, table, write_result
+from benchmarks.common import ROOT, load_average, run_program, say, table, write_result
 from data.errors import UserError
 
 
@@ -51,13 +49,11 @@ class Options:
     """Result file; default benchmarks/results/predict.md."""
 
 
-def main() -> None:
-    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+def main(options: Options, argv: list[str]) -> None:
     load = load_average()
     with tempfile.TemporaryDirectory() as folder:
         body = report(options, Path(folder))
-    output = options.result or RESULTS / "predict.md"
-    write_result("predict", "Labelling new text: rate and memory", body, sys.argv[1:], output, load)
+    write_result("predict", "Labelling new text: rate and memory", body, argv, options.result, load)
 
 
 def report(options: Options, folder: Path) -> str:
@@ -152,7 +148,4 @@ def same_answers(predicted: Path, scored: Path) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_program("predict", Options, main))
