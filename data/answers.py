@@ -38,21 +38,17 @@ _FENCE = re.compile(r"```(?:\w*[ \t]*\n)?(.*?)```", re.DOTALL)
 _QUOTES = "'\"`"
 
 
-@dataclass(frozen=True)
-class Parsed:
-    """A parsed answer.
+@dataclass(kw_only=True)
+class Counts:
+    """Counts of what was corrected in an answer.
 
     Attributes:
-        labels: by field name; None if the field could not be parsed.
-        unparsed: names of the fields that could not be parsed.
         n_missing: words without an entry in a list of types (set to Other).
         n_extra: entries of a list of types beyond the last word (cut).
         n_unknown: entries that are not, or do not begin with, a known type (Other, or dropped from spans).
         n_not_found: spans dropped because their words are not in the text, or only inside other spans.
     """
 
-    labels: dict[str, Labels | None]
-    unparsed: tuple[str, ...]
     n_missing: int = 0
     n_extra: int = 0
     n_unknown: int = 0
@@ -60,13 +56,16 @@ class Parsed:
 
 
 @dataclass
-class Counts:
-    """Counts of what was corrected while reading; see `Parsed`."""
+class Parsed(Counts):
+    """A parsed answer, and what was corrected in it.
 
-    n_missing: int = 0
-    n_extra: int = 0
-    n_unknown: int = 0
-    n_not_found: int = 0
+    Attributes:
+        labels: by field name; None if the field could not be parsed.
+        unparsed: names of the fields that could not be parsed.
+    """
+
+    labels: dict[str, Labels | None]
+    unparsed: tuple[str, ...]
 
 
 class Format(Protocol):

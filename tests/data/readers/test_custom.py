@@ -145,12 +145,25 @@ def test_numbers_as_labels(folder: Path) -> None:
         (HEAD + FILES + QUEUE.replace('"sales"', '"billing"'), "label 'billing' is listed more than once"),
         (HEAD + FILES + QUEUE.replace(', "sales"', ""), "needs at least 2 labels, found 1"),
         (HEAD + FILES + PARTS.replace('"date"', '"Other"'), "'Other' is the label of words without one"),
+        (HEAD + FILES + PARTS + 'answer = "span"\n', "unknown answer 'span'. Did you mean 'spans'"),
+        (HEAD + FILES + QUEUE + 'answer = "list"\n', "'answer' is for fields of type \"token\""),
+        (HEAD + FILES + PARTS.replace('"date"', '"product: b"'), "label 'product: b' could be read as 'product' and"),
     ],
 )
 def test_a_wrong_task_file(folder: Path, toml: str, message: str) -> None:
     (folder / "task.toml").write_text(toml)
     with pytest.raises(UserError, match=message):
         read_custom_spec(folder / "task.toml")
+
+
+def test_how_words_are_answered(folder: Path) -> None:
+    for line, answer in (("", "spans"), ('answer = "spans"\n', "spans"), ('answer = "list"\n', "list")):
+        (folder / "task.toml").write_text(HEAD + FILES + PARTS + line)
+        assert read_custom_spec(folder / "task.toml").fields[0].answer == answer
+    # A list has no colons to be misread.
+    labels = PARTS.replace('"date"', '"product: b"')
+    (folder / "task.toml").write_text(HEAD + FILES + labels + 'answer = "list"\n')
+    assert read_custom_spec(folder / "task.toml").fields[0].labels == ("product", "product: b")
 
 
 def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
@@ -176,6 +189,7 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
         ("train", b"text,queue,tags\na,,O\n", "line 2: 'queue' must be a label"),
         ("train", b'text,queue,tags\n"a\nb",sales,O\n', "line 3: 'tags' has 1 labels for 2 words"),
         ("train", b"text,queue,tags\na,sales,B-dat\n", "line 2: 'tags' is 'dat', which is not .* Did you mean 'date'"),
+        ("train", b"text,queue,tags\na,sales,B-\n", "line 2: 'tags' is '', which is not one of its labels"),
         ("train", b"text,queue,tags\na,sales,[x\n", "line 2, column 'tags': not JSON"),
         ("train", b"", "no examples in it"),
         ("train", b"text,queue,tags\n", "no examples in it"),
