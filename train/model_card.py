@@ -29,8 +29,8 @@ def model_card(config: TrainConfig, setup: Setup, step: int, figures: Mapping[st
         _header(task, is_decoder),
         f"# {task.name}: {setup.spec.name}, fully fine-tuned to classify text\n",
         "## What it does\n",
-        f"It gives a {task.document_noun} these labels"
-        + (", which it writes as text:\n" if is_decoder else ", each with a head:\n"),
+        f"Input: {task.document_noun}. Output, "
+        + ("written as text:\n" if is_decoder else "with a head for each field:\n"),
         _table(["field", "one for", "labels"], (_field_row(field) for field in task.fields)),
         "`task.json` has the complete definition" + (" (and `prompt.json` the prompt).\n" if is_decoder else ".\n"),
         "## How it was trained\n",
@@ -80,7 +80,7 @@ def _figures(setup: Setup, figures: Mapping[str, float] | None) -> str:
 
 
 def _usage(task: Task) -> str:
-    text = json.dumps(f"A {task.document_noun} to classify.")
+    text = json.dumps(f"your {task.document_noun}")
     return f"""With the program that trained it:
 
 ```bash

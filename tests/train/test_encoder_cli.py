@@ -88,6 +88,8 @@ def test_a_whole_run(encoder_args: list[str], world, tmp_path: Path) -> None:
     assert all(not p.full_tensor().equal(before[name]) for name, p in trainer.model.named_parameters())
     assert not list(run.rglob("prompt.json")), "an encoder has no prompt"
     assert (run / "best" / "best.json").is_file() and trainer.model.training
+    card = (run / "export" / "README.md").read_text()
+    assert "with a head for each field" in card and "held out" in card and "{text}" not in card
 
     again = [*encoder_args, "--init", "pretrained", "--checkpoint", str(run / "export"), "--head", "dense"]
     config = load_config([*again, "--output", str(tmp_path / "again")])
