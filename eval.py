@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from checkpoints_tools.hf_config import DTYPES
+from data.tasks import TokenField
 from eval.combine import combine
 from eval.gather import ScoreResult
 from eval.job import ScoringRanks
@@ -116,6 +117,9 @@ def describe(setup: ScoringSetup, result: ScoreResult, precision: str, n_ranks: 
         cost=result.cost,
         settings={
             "fine_tuned": setup.fine_tuned,
+            "answers": {f.name: f.answer for f in setup.task.fields if isinstance(f, TokenField)}
+            if setup.prompt is not None
+            else None,
             "trained_with": trained_with(setup.weights),
             "precision": precision,
             "row_length": setup.max_length,
