@@ -225,6 +225,8 @@ def model_name(folder: Path) -> str:
     find_weights(folder, needed=False)  # raises for a run folder
     if (folder / RUN_FILE).is_file():
         return read_state(folder).config["model"]
+    if (folder / "params.json").is_file():  # Meta's own files
+        return "llama"
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: it has no config.json. Give a run's export.")
     kind = read_json(folder / "config.json").get("model_type")

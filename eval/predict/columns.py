@@ -32,7 +32,7 @@ def to_columns(result: Result, task: Task, prefix: str, with_probabilities: bool
     for field in task.fields:
         value, name = result[field.name], prefix + field.name
         if not isinstance(field, ClassField):
-            found[name] = None if value is None else [vars(entity) for entity in value]  # type: ignore[union-attr]
+            found[name] = [vars(entity) for entity in value] if isinstance(value, tuple) else None
             continue
         label = value if isinstance(value, Label) else None
         found[name] = label.label if label else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -91,7 +91,7 @@ def open_input(
         else:
             name, file = str(path), Path(path)
             _check_file(file)
-            found = _format_of(file) if format == "auto" else format
+            found = format_of(file, ENDINGS, "input", "format") if format == "auto" else format
             source = file
             if not file.is_file():  # a pipe with a name
                 with readable(file):
@@ -134,14 +134,23 @@ def _check_file(path: Path) -> None:
     raise UserError(f"--input {path}: no such file.{hint}")
 
 
-def _format_of(path: Path) -> str:
+def format_of(path: Path, endings: Mapping[str, str], option: str, format_option: str) -> str:
+    """The format that belongs to the end of a file's name.
+
+    Args:
+        endings: format by ending.
+        option, format_option: the options that named the file and that name a format, for the message.
+
+    Raises:
+        UserError: another ending.
+    """
     ending = path.suffix.lower()
-    if ending not in ENDINGS:
+    if ending not in endings:
         raise UserError(
-            f"--input {path}: the ending {ending!r} is not one of {', '.join(ENDINGS)}. Say what is in the file: "
-            f"--format {', '.join(ENDINGS.values())}."
+            f"--{option} {path}: the ending {ending!r} is not one of {', '.join(endings)}. Name the format: "
+            f"--{format_option} {', '.join(endings.values())}."
         )
-    return ENDINGS[ending]
+    return endings[ending]
 
 
 def _choose(columns: Sequence[str], wanted: Sequence[str], where: str) -> str:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import UserError
-from eval.predict.inputs import Row
+from eval.predict.inputs import Row, format_of
 from eval.predict.partial import (
     Partial,
     complete_csv,
     complete_lines,
     identity_path,
+    kept_rows,
     open_partial,
     partial_path,
     writable,
@@ -100,7 +101,8 @@ class Output:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        advice = "" if self._partial is None else " The complete rows are kept: start again to continue."
+        partial = self._partial
+        advice = "" if partial is None else f" {kept_rows(partial.output, partial.continuable)}"
         try:
             with writable(self._name, advice):
                 yield
@@ -142,7 +144,7 @@ def open_output(
             return
         path = Path(path)
         if format == "auto":
-            format = _format_of(path)
+            format = format_of(path, ENDINGS, "output", "output_format")
         for written in (path, partial_path(path), identity_path(path)):
             if source is not None and written.exists() and written.samefile(source):
                 raise UserError(f"--output {path} would overwrite the input {source}. Give another name.")
@@ -161,14 +163,13 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 
 def csv_line(values: Sequence[Any]) -> bytes:
     """A record of CSV: strings as they are, None as an empty cell, everything else as JSON."""
-    cells = ["" if value is None else value if isinstance(value, str) else _json(value) for value in values]
+    cells = [
+        "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for value in values
+    ]
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(cells)  # only then does Python 3.11 quote a cell with "\r"
     return text.getvalue().removesuffix("\r\n").encode("utf-8", errors="backslashreplace") + b"\n"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def refuse_clash(columns: Collection[str], predicted: Sequence[str], where: str) -> None:
@@ -179,16 +180,6 @@ def refuse_clash(columns: Collection[str], predicted: Sequence[str], where: str)
             f"{where} already has a column {both[0]!r}, which is also a column of the prediction. Choose "
             "another start of the prediction's columns, such as --prefix new_."
         )
-
-
-def _format_of(path: Path) -> str:
-    ending = path.suffix.lower()
-    if ending not in ENDINGS:
-        raise UserError(
-            f"--output {path}: the ending {ending!r} is not {' or '.join(ENDINGS)}. Say what to write: --output_format "
-            f"{' or '.join(FORMATS)}."
-        )
-    return ENDINGS[ending]
 
 
 @contextmanager

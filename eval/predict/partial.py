@@ -85,6 +85,12 @@ def complete_csv(file: BinaryIO) -> Iterator[int]:
         csv.field_size_limit(limit)
 
 
+def kept_rows(output: Path, continuable: bool) -> str:
+    """What an interrupted run says of the rows that are done."""
+    how = "the same command continues" if continuable else "they cannot be continued, the input is read only once"
+    return f"The rows that are done are in {partial_path(output)}; {how}."
+
+
 @dataclass(frozen=True)
 class Partial:
     """A partial file, open and locked.
@@ -92,11 +98,13 @@ class Partial:
     Attributes:
         file: is at the end of its last complete record.
         output: its final name.
+        continuable: a later run can go on with it.
         n_records: how many complete records it has, the header included.
     """
 
     file: BinaryIO
     output: Path
+    continuable: bool
     n_records: int
 
     def finish(self) -> None:
@@ -173,7 +181,7 @@ def open_partial(
             file.seek(end)
             if not n_records:
                 identity_path(output).write_text(json.dumps(dict(identity or {}), indent=1), encoding="utf-8")
-        yield Partial(file, output, n_records)
+        yield Partial(file, output, identity is not None, n_records)
     finally:
         with suppress(OSError):  # a full disk was reported before; `finish` reports all that matters
             file.close()

@@ -7,6 +7,7 @@ chunk is in memory, and an interrupted run loses at most one chunk.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import torch.distributed as dist
 
 from checkpoints_tools.hf_config import DTYPES
 from data.example import Example
+from data.task_file import task_record
 from eval.config import EvalConfig
 from eval.job import ScoringRanks
 from eval.memory import ScoringLoad, check_fits, usable_now
@@ -29,7 +31,7 @@ from eval.predict.columns import columns_of, to_columns
 from eval.predict.config import PredictConfig
 from eval.predict.inputs import Input, Row, open_input
 from eval.predict.outputs import STANDARD_OUTPUT, Output, OutputClosed, open_output
-from eval.predict.partial import partial_path, sha256_of
+from eval.predict.partial import kept_rows, partial_path, sha256_of
 from eval.progress import RowProgress
 from eval.score import request_lengths
 from eval.setup import ModelSetup, build_model, open_model
@@ -45,7 +47,7 @@ SHOWN = 5  # rows without an answer that are named at the end
 SAMPLED = 1 << 16  # bytes at both ends of a file of weights that identify it
 
 # Options on which the answers or their columns depend, besides checkpoint and input.
-IDENTIFYING = ("text_column", "format", "prefix", "task", "model", "slot_answer", "list_labels", "template",
+IDENTIFYING = ("text_column", "format", "prefix", "model", "slot_answer", "list_labels", "template",
                "row_length", "max_length", "max_new_tokens")  # fmt: skip
 
 
@@ -135,6 +137,8 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
         identity = None
         if opened.path is not None and options.output != STANDARD_OUTPUT:
             identity = {"input": sha256_of(opened.path), "checkpoint": fingerprint(setup.weights.path)}
+            task = json.dumps(task_record(setup.task))  # not its path, whose contents may have changed
+            identity["task"] = hashlib.sha256(task.encode()).hexdigest()
             identity |= {name: str(getattr(options, name)) for name in IDENTIFYING} | {"precision": precision}
         with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
             if output.n_written:
@@ -206,13 +210,9 @@ def _stoppable(options: PredictConfig) -> Iterator[None]:
         for number in handlers:
             signal.signal(number, signal.SIG_IGN)  # under torchrun a signal from the terminal arrives twice
         name = signal.Signals(signum).name
-        if options.output == STANDARD_OUTPUT:
-            raise Interrupted(f"{name}: stopped.", signum)
-        raise Interrupted(
-            f"{name}: stopped. The rows that are done are in {partial_path(Path(options.output))}; the same command "
-            "continues.",
-            signum,
-        )
+        output = Path(options.output)
+        done = f" {kept_rows(output, Path(options.input).is_file())}" if partial_path(output).exists() else ""
+        raise Interrupted(f"{name}: stopped.{done}", signum)
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

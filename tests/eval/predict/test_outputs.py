@@ -102,7 +102,7 @@ def test_a_wrong_path(tmp_path: Path) -> None:
     (tmp_path / "dangling.csv").symlink_to(tmp_path / "nothing")
     (tmp_path / "there.csv.partial").mkdir()
     for name, message in (
-        ("out.tsv", "--output .*out.tsv: the ending '.tsv' is not .jsonl or .csv. .* --output_format jsonl or csv"),
+        ("out.tsv", "--output .*out.tsv: the ending '.tsv' is not one of .jsonl, .csv. .* --output_format jsonl, csv"),
         ("out", "the ending '' is not"),
         ("none/out.csv", f"{tmp_path}/none does not exist. Make it: mkdir -p {tmp_path}/none"),
         ("file/out.csv", f"{tmp_path}/file is not a folder"),

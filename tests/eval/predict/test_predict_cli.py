@@ -19,27 +19,20 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from data.answers import entities
 from data.errors import UserError
 from data.source import load_examples
-from data.task_file import save_task
 from data.tasks import get_task
 from eval.predict import run as run_module
 from eval.predict.classifier import Classifier
-from eval.predict.config import load_config
+from eval.predict.config import PredictConfig, load_config
 from eval.predict.run import fingerprint, predict
 from tests.launching import ROOT, TICKETS, command, environment
+from train.errors import Interrupted
 
 OLD = ROOT / "tests" / "old_files"
 PROGRAM = ROOT / "predict.py"
 IN_FP32 = ("--device", "cpu", "--precision", "fp32")
-
-
-@pytest.fixture(scope="module")
-def tickets(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tickets") / "export"
-    shutil.copytree(OLD / "tickets" / "export", folder)
-    save_task(get_task(TICKETS), folder)
-    return folder
 
 
 @pytest.fixture
@@ -122,7 +115,11 @@ def test_an_encoder_from_every_format(run, tmp_path):
         assert rows == first
     row = first[0]
     assert 0 < row["predicted_intent_probability"] <= 1 and len(row["predicted_intent_next"]) == 4
-    assert any(row["predicted_slots"] for row in first) or all(row["predicted_slots"] == [] for row in first)
+    for row, text, types in zip(first, texts, expected("joint", "slots"), strict=True):
+        assert [e["text"] for e in row["predicted_slots"]] == [
+            " ".join(text.split()[start:end]) for _, start, end in entities(types, "Other")
+        ]
+    assert any(row["predicted_slots"] for row in first), "there are entities"
 
 
 @pytest.mark.parametrize("name", ["tickets", "joint"])
@@ -230,6 +227,22 @@ def test_what_is_left_of_another_run_is_refused(run, killed_after, tickets, tmp_
         run("--input", source, "--output", output)
 
 
+def test_a_task_file_that_has_changed_is_another_task(run, killed_after, tmp_path):
+    """Its path is not what it is."""
+    task = Path(shutil.copytree(TICKETS.parent, tmp_path / "task")) / "tickets.toml"
+    source, output = write_texts(tmp_path / "in.jsonl", texts_of("tickets")), tmp_path / "out.jsonl"
+    given = {"checkpoint": OLD / "meta"}
+    killed_after(1)
+    with pytest.raises(Killed):
+        run("--input", source, "--output", output, "--task", task, "--max_new_tokens", 2, **given)
+    killed_after(None)
+    moved = Path(shutil.copytree(task.parent, tmp_path / "moved")) / "tickets.toml"
+    task.write_text(task.read_text().replace('"billing"', '"bills"'))
+    with pytest.raises(UserError, match=r"out\.jsonl\.partial was made .* with another task"):
+        run("--input", source, "--output", output, "--task", task, "--max_new_tokens", 2, **given)
+    assert run("--input", source, "--output", output, "--task", moved, "--max_new_tokens", 2, **given).n_rows == 6
+
+
 def test_a_checkpoint_is_known_by_its_files(tickets, tmp_path):
     copy = shutil.copytree(tickets, tmp_path / "copy")
     assert fingerprint(copy) == fingerprint(tickets)
@@ -256,6 +269,17 @@ def test_a_signal_keeps_the_finished_rows(tickets, tmp_path, to_file):
     assert (tmp_path / "out.jsonl.partial").exists() == to_file
 
 
+def test_what_a_signal_leaves_to_be_continued(tmp_path):
+    """The message names no file that is not there, and tells nobody to continue what cannot be."""
+    options = PredictConfig(input="-", output=str(tmp_path / "out.csv"))
+    with pytest.raises(Interrupted, match="^SIGTERM: stopped.$"), run_module._stoppable(options):
+        os.kill(os.getpid(), signal.SIGTERM)
+    (tmp_path / "out.csv.partial").touch()
+    message = r"out\.csv\.partial; they cannot be continued, the input is read only once\.$"
+    with pytest.raises(Interrupted, match=message), run_module._stoppable(options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +299,7 @@ def test_all_problems_with_the_options_are_reported_together():
         (("--input", "{folder}/in.jsonl", "--text_column", "txt"), "no column 'txt'. Did you mean 'text'"),
         (("--input", "{folder}/in.jsonl", "--output", "{folder}/there.csv"), "there.csv"),
         (("--input", "{folder}/in.jsonl", "--output", "{folder}/no/out.csv"), "no/out.csv|no such folder|/no"),
-        (("--input", "{folder}/in.jsonl", "--output", "{folder}/out.txt"), "'.txt' is not .jsonl or .csv"),
+        (("--input", "{folder}/in.jsonl", "--output", "{folder}/out.txt"), "'.txt' is not one of .jsonl, .csv"),
         (("--input", "{folder}/in.jsonl", "--prefix", "", "--output", "{folder}/out.csv"), None),
         (
             ("--input", "{folder}/old.jsonl", "--output", "{folder}/out.csv"),
