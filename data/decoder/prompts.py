@@ -104,6 +104,18 @@ def join_texts(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A prompt's text, before a chat template surrounds it: ``system``, then ``before`` + document + ``after``.
+
+    ``system`` is empty where a listing has no system text.
+    """
+
+    system: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
 class ChatTemplate:
     """How a model family writes one user turn, with or without system text, and the answer to it.
 
@@ -120,13 +132,13 @@ class ChatTemplate:
     lead: str = ""
     default_system: str = ""
 
-    def build(self, system: str, before: str, after: str) -> Prompt:
-        """Sections of a user turn with the document between the texts ``before`` and ``after``."""
-        system = system or self.default_system
+    def build(self, turn: Turn) -> Prompt:
+        """The sections of a user turn."""
+        system = turn.system or self.default_system
         head = (*self.system_opening, Text(system), *self.system_closing) if system else ()
         return Prompt(
-            prefix=join_texts((*self.opening, *head, *self.user_opening, Text(before))),
-            suffix=join_texts((Text(after), *self.closing)),
+            prefix=join_texts((*self.opening, *head, *self.user_opening, Text(turn.before))),
+            suffix=join_texts((Text(turn.after), *self.closing)),
             end=self.end,
             lead=self.lead,
         )
@@ -204,19 +216,24 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 
 
 def build_prompt(task: Task, template: str, shots: Sequence[Example] = (), list_labels: bool = True) -> Prompt:
-    """The prompt of a task (listings 1, 2, 5, 7, 9, 11; with shots: 3, 4, 6, 8, 10, 12).
-
-    Args:
-        template: key into `TEMPLATES`.
-        shots: few-shot examples with their labels, shown in this order.
-        list_labels: False omits the lists of labels, which all listings have. Fine-tuning teaches the labels anyway,
-            and the lists are four fifths of the prompt of MASSIVE's joint task.
+    """The prompt of a task in a chat template, a key of `TEMPLATES`. The other arguments are those of `build_turn`.
 
     Raises:
         UserError: unknown template.
     """
     if template not in TEMPLATES:
         raise UserError(f"Unknown chat template '{template}'.{nearest(template, TEMPLATES)}")
+    return TEMPLATES[template].build(build_turn(task, shots, list_labels))
+
+
+def build_turn(task: Task, shots: Sequence[Example] = (), list_labels: bool = True) -> Turn:
+    """The text of a task's prompt (listings 1, 2, 5, 7, 9, 11; with shots: 3, 4, 6, 8, 10, 12).
+
+    Args:
+        shots: few-shot examples with their labels, shown in this order.
+        list_labels: False omits the lists of labels, which all listings have. Fine-tuning teaches the labels anyway,
+            and the lists are four fifths of the prompt of MASSIVE's joint task.
+    """
     opening, instruction = _opening(task), _instruction(task, list_labels)
     system = opening if task.opening_is_system else ""
     sections = [instruction if system else f"{opening}\n{instruction}"]
@@ -227,7 +244,7 @@ def build_prompt(task: Task, template: str, shots: Sequence[Example] = (), list_
     sections.append(f"Output the {_answer_noun(task)} only and absolutely nothing else.\nNow it is your turn.")
     sections.append(f"Beginning of <<{task.document_name}>>\n")
     after = f"\nEnd of <<{task.document_name}>>\n\n{_cue(task)}"
-    return TEMPLATES[template].build(system, "\n\n".join(sections), after)
+    return Turn(system, "\n\n".join(sections), after)
 
 
 def _number(n: int) -> str:
