@@ -35,8 +35,9 @@ from benchmarks.common import (
     table,
     write_result,
 )
-from data.decoder.prompts import build_prompt, template_for
+from data.decoder.prompts import build_prompt
 from data.decoder.samples import SampleSet, prepare
+from data.decoder.templates import template_for
 from data.decoder.tokenizer import load_tokenizer
 from data.tasks import get_task
 from eval.decoder.decode import Decoded, greedy_decode

@@ -35,8 +35,9 @@ from benchmarks.common import (
 from benchmarks.common import table as markdown_table
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained
-from data.decoder.prompts import build_prompt, template_for
+from data.decoder.prompts import build_prompt
 from data.decoder.samples import prepare
+from data.decoder.templates import template_for
 from data.decoder.tokenizer import load_tokenizer
 from data.loader import StepBatch, StepLoader
 from data.source import load_examples

@@ -20,7 +20,8 @@ from pathlib import Path
 import tyro
 
 from benchmarks.common import command_line, say, table
-from data.decoder.prompts import Piece, Text, build_prompt, encode_pieces, join_texts
+from data.decoder.prompts import build_prompt
+from data.decoder.templates import Piece, Text, encode_pieces, join_texts
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.errors import UserError
 from data.example import Example

@@ -38,9 +38,10 @@ from benchmarks.common import (
     table,
     write_result,
 )
-from data.decoder.prompts import build_prompt, template_for
+from data.decoder.prompts import build_prompt
 from data.decoder.rows import Batch
 from data.decoder.samples import SampleSet, prepare
+from data.decoder.templates import template_for
 from data.decoder.tokenizer import load_tokenizer
 from data.loader import StepBatch, StepLoader
 from data.packing import PADDING_DOC

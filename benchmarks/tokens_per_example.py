@@ -20,8 +20,8 @@ import torch
 import tyro
 
 from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
-from data.decoder.prompts import template_for
 from data.decoder.samples import SampleSet, prepare
+from data.decoder.templates import template_for
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.example import Example
 from data.loader import StepLoader

@@ -15,7 +15,7 @@ import torch
 from checkpoints_tools.json_files import write_json
 from checkpoints_tools.writer import TrainedOn
 from data.decoder.fewshot import PromptSpec
-from data.decoder.prompts import TEMPLATES, encode_pieces
+from data.decoder.templates import TEMPLATES, encode_pieces
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from model.llama import LlamaConfig, RopeScaling

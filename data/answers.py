@@ -5,7 +5,8 @@ fields' answers to one text and takes it apart again.
 
     format   answer to "wake me at nine am on friday"
     label    alarm_set                                      one label for the document
-    list     ["Other", "Other", "Other", "time", ...]       one type for every word (the paper's)
+    list     ["Other", "Other", "Other", "time", ...]       one type for every word (the paper's, §5.8)
+    bio      ["O", "O", "O", "B-time", "I-time", ...]       one tag for every word (§5.1.2)
     spans    ["time: nine am", "date: friday"]              each entity with its words; [] if there are none
 
 A model that writes a list must count words, which takes thousands of training examples. Spans need no counting, but say
@@ -80,6 +81,10 @@ class Format(Protocol):
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str | list[str]:
         """An answer that is at least as long as any valid one. ``length`` measures a label."""
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """What the prompt lists as labels."""
+
 
 @dataclass(frozen=True)
 class Label:
@@ -103,6 +108,10 @@ class Label:
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
         return max(self.labels, key=length)
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        return self.labels
+
 
 @dataclass(frozen=True)
 class TypeList:
@@ -123,15 +132,57 @@ class TypeList:
             return None
         counts.n_missing += max(0, len(words) - len(value))
         counts.n_extra += max(0, len(value) - len(words))
-        labels = []
-        for entry in value[: len(words)]:
-            known = isinstance(entry, str) and (entry == self.other or entry in self.labels)
-            counts.n_unknown += not known
-            labels.append(entry if known else self.other)
+        found = [self.type_of(entry) for entry in value[: len(words)]]
+        counts.n_unknown += found.count(None)
+        labels = [self.other if kind is None else kind for kind in found]
         return (*labels, *[self.other] * (len(words) - len(labels)))
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
-        return [max((*self.labels, self.other), key=length)] * len(words)
+        return [max((*self.listed, self.outside), key=length)] * len(words)
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        return self.labels
+
+    @property
+    def outside(self) -> str:
+        """The entry of a word outside entities."""
+        return self.other
+
+    def type_of(self, entry: object) -> str | None:
+        """The type that an entry means; None if it means none."""
+        known = isinstance(entry, str) and (entry == self.other or entry in self.labels)
+        return str(entry) if known else None
+
+
+@dataclass(frozen=True)
+class TagList(TypeList):
+    """One BIO tag for every word: ``B-type`` begins an entity, ``I-type`` goes on, ``O`` is outside (§5.1.2).
+
+    All models are scored by one type per word, so ``B-time`` and ``I-time`` are read alike, and neighbours of one type
+    are written as one entity.
+    """
+
+    def write(self, labels: Labels, words: Sequence[str]) -> list[str]:
+        assert not isinstance(labels, str), labels
+        tags = [self.outside] * len(labels)
+        for kind, start, end in entities(labels, self.other):
+            tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
+        return tags
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        return tuple(f"{mark}-{kind}" for kind in self.labels for mark in "BI")
+
+    @property
+    def outside(self) -> str:
+        return "O"
+
+    def type_of(self, entry: object) -> str | None:
+        if entry == self.outside:
+            return self.other
+        known = isinstance(entry, str) and entry[:2] in ("B-", "I-") and entry[2:] in self.labels
+        return str(entry)[2:] if known else None
 
 
 @dataclass(frozen=True)
@@ -163,12 +214,12 @@ class Spans:
         labels = [self.other] * len(words)
         end = 0
         for entry in value:
-            kind = self._type(entry)
+            kind = self.type_of(entry)
             if kind is None:
                 counts.n_unknown += 1
                 continue
             phrase = entry[len(kind) + 1 :].split()
-            free = [i for i in _places(phrase, words) if set(labels[i : i + len(phrase)]) == {self.other}]
+            free = [i for i in self.places(phrase, words) if set(labels[i : i + len(phrase)]) == {self.other}]
             start = next((i for i in free if i >= end), free[0] if free else None)
             if start is None:
                 counts.n_not_found += 1
@@ -181,18 +232,22 @@ class Spans:
         kind = max(self.labels, key=length)
         return [f"{kind}: {word}" for word in words]
 
-    def _type(self, entry: object) -> str | None:
+    @property
+    def listed(self) -> tuple[str, ...]:
+        return self.labels
+
+    def type_of(self, entry: object) -> str | None:
+        """The type that an entry begins with; None if with none."""
         if not isinstance(entry, str):
             return None
         return next((kind for kind in self._by_length if entry.startswith(f"{kind}:")), None)
 
-
-def _places(phrase: Sequence[str], words: Sequence[str]) -> list[int]:
-    """Indices of the words at which the phrase begins."""
-    n = len(phrase)
-    if not n:
-        return []
-    return [i for i in range(len(words) - n + 1) if list(words[i : i + n]) == phrase]
+    def places(self, phrase: Sequence[str], words: Sequence[str]) -> list[int]:
+        """Indices of the words at which the phrase begins."""
+        n = len(phrase)
+        if not n:
+            return []
+        return [i for i in range(len(words) - n + 1) if list(words[i : i + n]) == phrase]
 
 
 def entities(labels: Sequence[str], other: str) -> list[tuple[str, int, int]]:

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.answers import Counts, Format, Label, Labels, Parsed, Spans, TypeList, literal
+from data.answers import Counts, Format, Label, Labels, Parsed, Spans, TagList, TypeList, literal
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.massive import INTENTS, SLOT_TYPES
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from data.readers.custom import CustomSpec
 
 JOINT_ORDERS = ("listing", "section")
-SLOT_ANSWERS: dict[str, type[TypeList] | type[Spans]] = {"list": TypeList, "spans": Spans}
+SLOT_ANSWERS: dict[str, type[TypeList] | type[Spans]] = {"list": TypeList, "bio": TagList, "spans": Spans}
+SLOT_TAGS = ("types", "bio")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TokenField:
     answer: str = "list"
 
     @cached_property
-    def format(self) -> Format:
+    def format(self) -> TypeList | Spans:
         return SLOT_ANSWERS[self.answer](self.labels, self.other)
 
 
@@ -214,7 +215,9 @@ TASKS: dict[str, Task] = {
 }
 
 
-def get_task(name: str | Path, joint_order: str = "listing", slot_answer: str | None = None) -> Task:
+def get_task(
+    name: str | Path, joint_order: str = "listing", slot_answer: str | None = None, slot_tags: str | None = None
+) -> Task:
     """A task by name, or a user's own from a TOML file.
 
     Args:
@@ -223,9 +226,11 @@ def get_task(name: str | Path, joint_order: str = "listing", slot_answer: str | 
             ("listing"), or the twenty-class field, as in its §5.6 ("section"). Other tasks have one order.
         slot_answer: how token fields are answered, a key of `SLOT_ANSWERS`; None: as the task says, which is "list" for
             the paper's tasks.
+        slot_tags: what a list of a label for every word consists of, one of `SLOT_TAGS`; "bio" asks for such a list.
 
     Raises:
-        UserError: unknown name or order, or an order for a task that has only one; see `Task.with_slot_answer`.
+        UserError: unknown name or order, or an order for a task that has only one; BIO tags in spans; see
+            `Task.with_slot_answer`.
     """
     if joint_order not in JOINT_ORDERS:
         raise UserError(f"Unknown joint_order '{joint_order}'.{nearest(joint_order, JOINT_ORDERS)}")
@@ -241,6 +246,10 @@ def get_task(name: str | Path, joint_order: str = "listing", slot_answer: str | 
         if task.name != "20ng_joint" or task.dataset != "20ng":
             raise UserError(f"joint_order 'section' is for 20ng_joint only; task {task.name} has one order.")
         task = dataclasses.replace(task, fields=task.fields[::-1])
+    if slot_tags == "bio":
+        if slot_answer == "spans":
+            raise UserError("slot_tags bio is for slot_answer list: spans have no tags. Give one of the two.")
+        slot_answer = "bio"
     return task if slot_answer is None else task.with_slot_answer(slot_answer)
 
 

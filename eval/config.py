@@ -37,8 +37,18 @@ class EvalConfig:
     """Task name or TOML file; default: the task that the checkpoint was fine-tuned on."""
     list_labels: tyro.conf.DisallowNone[bool | None] = None
     """List the labels in the instruction; default: as in fine-tuning, else on."""
+    wording: Literal["clean", "paper"] | None = None
+    """Text of the prompt. paper: the paper's listings word by word. clean: the same with their mistakes corrected.
+    Default: as in fine-tuning, else clean."""
     shots: int | None = None
     """Few-shot examples in the prompt; default: as in fine-tuning, else 0."""
+    shots_choice: Literal["balanced", "random", "ids"] | None = None
+    """How they are chosen from the training split. balanced: labels take turns; random; ids: those of shot_ids.
+    Default: as in fine-tuning, else balanced."""
+    shots_seed: int | None = None
+    """Seed of their choice; default: as in fine-tuning, else seed."""
+    shot_ids: tuple[str, ...] = ()
+    """Ids of the few-shot examples, for shots_choice ids."""
     data: str | None = None
     """Path of the data set, or 'sample' for the embedded one; default: the folder that data.download fills."""
     split: Literal["train", "dev", "test"] = "test"
@@ -49,8 +59,10 @@ class EvalConfig:
     """Order of a joint task's answers; default: as in fine-tuning, else as in the paper's listings."""
     slot_answer: Literal["list", "spans"] | None = None
     """How one label per word is answered (see train.py --help); default: as in fine-tuning, else as the task says."""
+    slot_tags: Literal["types", "bio"] | None = None
+    """What a list has for each word: its type or a BIO tag; default: as in fine-tuning, else types."""
     template: str = "auto"
-    """Chat template, if the checkpoint stores no prompt (see data/decoder/prompts.py); auto: the checkpoint's own."""
+    """Chat template, if the checkpoint stores no prompt (see data/decoder/templates.py); auto: the checkpoint's own."""
     shot_tokens: int = SHOT_TOKENS
     """Each few-shot document is cut to this many tokens."""
     seed: int = 0

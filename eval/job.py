@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from data.decoder.prompts import Prompt
+from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.example import Example

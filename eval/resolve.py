@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from checkpoints_tools.registry import MODELS, get_model_spec
+from data.decoder.fewshot import shots_problems
+from data.decoder.prompts import check_wording
 from data.errors import UserError
 from data.tasks import get_task
 from eval.config import DECODER_ONLY, ENCODER_ONLY, EvalConfig
@@ -50,13 +52,20 @@ def find_problems(config: EvalConfig) -> list[str]:
     if config.checkpoint is None:
         problems.append("no --checkpoint given: the folder with the weights to score.")
     if config.task:
-        problems += _errors_of(lambda: get_task(config.task, config.joint_order or "listing", config.slot_answer))
-    least = {"shots": 0, "limit": 1, "shot_tokens": 1, "seed": 0, "row_length": 16, "max_new_tokens": 1}
+        problems += _errors_of(lambda: _check_task(config))
+    problems += shots_problems(config.shots_choice or "balanced", config.shot_ids, config.shots)
+    least = {"shots": 0, "shots_seed": 0, "limit": 1, "shot_tokens": 1, "seed": 0, "row_length": 16,
+             "max_new_tokens": 1}  # fmt: skip
     for name, bound in {**least, "batch_tokens": 1, "max_length": 3, "tp": 1}.items():
         value = getattr(config, name)
         if value is not None and value < bound:
             problems.append(f"{name} = {value}: must be at least {bound}.")
     return problems
+
+
+def _check_task(config: EvalConfig) -> None:
+    task = get_task(config.task, config.joint_order or "listing", config.slot_answer, config.slot_tags)
+    check_wording(config.wording or "clean", task, config.list_labels is not False)
 
 
 def _errors_of(check: Callable[[], object]) -> list[str]:

@@ -29,7 +29,7 @@ from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
-from data.decoder.prompts import template_for
+from data.decoder.templates import template_for
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -246,12 +246,18 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
     task = get_task(options.task, options.joint_order or stored.joint_order).name if options.task else stored.task
     trained_on = read_task(folder)
     answers = {field.answer for field in trained_on.fields if isinstance(field, TokenField)} if trained_on else {"list"}
+    lists = {"list" if answer == "bio" else answer for answer in answers}
     wanted = {
         "task": (task, stored.task),
         "shots": (options.shots, len(stored.shots)),
+        "shots_choice": (options.shots_choice, stored.shots_choice),
+        "shots_seed": (options.shots_seed, stored.seed),
+        "shot_ids": (options.shot_ids or None, tuple(shot.id for shot in stored.shots)),
+        "wording": (options.wording, stored.wording),
         "list_labels": (options.list_labels, stored.list_labels),
         "joint_order": (options.joint_order, stored.joint_order),
-        "slot_answer": (options.slot_answer, " and ".join(sorted(answers)) or None),
+        "slot_answer": (options.slot_answer, " and ".join(sorted(lists)) or None),
+        "slot_tags": (options.slot_tags, "bio" if "bio" in answers else "types"),
         "template": (None if options.template == "auto" else options.template, stored.template),
         "row_length": (options.row_length if stored.row_length else None, stored.row_length),
     }
@@ -305,13 +311,17 @@ def new_prompt(
     if not options.task:
         raise UserError(f"no --task given, and the checkpoint stores none. Known: {', '.join(TASKS)}, or a TOML file.")
     order = options.joint_order or "listing"
-    task = get_task(options.task, order, options.slot_answer)
+    task = get_task(options.task, order, options.slot_answer, options.slot_tags)
     shots: list[Example] = []
-    if options.shots:
+    choice, seed = (
+        options.shots_choice or "balanced",
+        options.seed if options.shots_seed is None else options.shots_seed,
+    )
+    if options.shots or options.shot_ids:
         examples = _load_examples(task, "train", options, missing)
         if examples is None:
             return task, None
-        shots = choose_shots(examples, task, options.shots, options.seed)
+        shots = choose_shots(examples, task, options.shots or 0, seed, choice, options.shot_ids)
         if tokenizer is not None:
             shots = cut_shots(shots, tokenizer, options.shot_tokens)
     template = options.template
@@ -322,11 +332,13 @@ def new_prompt(
         template=template,
         joint_order=order,
         shots=tuple(shots),
-        seed=options.seed,
+        seed=seed,
+        shots_choice=choice,
         shot_tokens=options.shot_tokens,
         list_labels=options.list_labels is not False,
+        wording=options.wording or "clean",
     )
-    prompt.build(task)  # raises for an unknown template
+    prompt.build(task)  # raises for an unknown template or a wording that the task does not have
     return task, prompt
 
 

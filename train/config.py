@@ -43,8 +43,18 @@ class DataOptions:
     words, which small models learn sooner. Default: the task's own, which is list for the paper's tasks."""
     list_labels: bool = True
     """List the labels in the instruction, as the paper does. off: shorter prompt; fine-tuning learns the labels."""
+    slot_tags: Literal["types", "bio"] = "types"
+    """What the list of slot_answer has for each word: its type (the paper's section 5.8), or a BIO tag (5.1.2)."""
+    wording: Literal["clean", "paper"] = "clean"
+    """Text of the prompt. paper: the paper's listings word by word. clean: the same with their mistakes corrected."""
     shots: int = 0
     """Few-shot examples in the prompt (the paper uses 0 and 5)."""
+    shots_choice: Literal["balanced", "random", "ids"] = "balanced"
+    """How they are chosen from the training split. balanced: labels take turns; random; ids: those of shot_ids."""
+    shots_seed: int | None = None
+    """Seed of their choice; default: seed."""
+    shot_ids: tuple[str, ...] = ()
+    """Ids of the few-shot examples, for shots_choice ids."""
     shot_tokens: int = 256
     """Each few-shot document is cut to this many tokens."""
     limit: int | None = None
@@ -216,7 +226,8 @@ ENCODER_EPOCHS = {"20ng": 10.0, "massive": 20.0}
 OTHER_EPOCHS = 10.0  # a user's own task
 
 # Options of both programs for decoders only: an encoder has no prompt and writes no text.
-PROMPT_OPTIONS = ("template", "slot_answer", "list_labels", "shots", "shot_tokens", "max_new_tokens")
+PROMPT_OPTIONS = ("template", "slot_answer", "slot_tags", "list_labels", "wording", "shots", "shots_choice",
+                  "shots_seed", "shot_ids", "shot_tokens", "max_new_tokens")  # fmt: skip
 DECODER_ONLY = (*PROMPT_OPTIONS, "share_prefix")
 ENCODER_ONLY = ("head", "max_length")
 

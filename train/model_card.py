@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import cast
 
-from data.decoder.prompts import Prompt, Text
+from data.decoder.templates import Prompt, Text
 from data.decoder.tokenizer import Tokenizer
 from data.tasks import ClassField, Field, Task
 from train.config import TrainConfig
@@ -65,7 +65,8 @@ def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[lis
     yield ["data", f"`{setup.task.name}`, {len(setup.samples):,} training examples{held}"]
     if setup.prompt_spec is not None:
         shots = len(setup.prompt_spec.shots)
-        yield ["prompt", f"`{setup.prompt_spec.template}` chat template, {shots} examples in it"]
+        wording = setup.prompt_spec.wording
+        yield ["prompt", f"`{setup.prompt_spec.template}` chat template, {shots} examples in it, {wording} wording"]
     yield ["length", f"{step:,} steps of {batch.batch_size} {batch.batch_unit}: {epochs:.2f} epochs"]
     yield ["peak learning rate", f"{config.optim.lr:g}, {config.optim.schedule} schedule"]
     yield ["optimizer", f"{config.optim.optim}, all weights trained"]

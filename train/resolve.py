@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from checkpoints_tools.registry import MODELS, ModelSpec, get_model_spec
+from data.decoder.fewshot import shots_problems
+from data.decoder.prompts import check_wording
 from data.errors import UserError
 from data.tasks import TASKS, get_task
 from train import options
@@ -102,12 +104,16 @@ def find_problems(config: TrainConfig) -> list[str]:
     try:
         if not config.data.task:
             raise UserError(f"no --task given. Known: {', '.join(TASKS)}, or a TOML file that describes your own.")
-        get_task(config.data.task, config.data.joint_order, config.data.slot_answer)
+        data = config.data
+        task = get_task(data.task, data.joint_order, data.slot_answer, data.slot_tags)
+        check_wording(data.wording, task, data.list_labels)
     except UserError as error:
         problems.append(str(error))
 
     batch, optim, train, ckpt = config.batch, config.optim, config.train, config.checkpoint
     must(config.data.shots >= 0, "shots", "0 or more")
+    must(config.data.shots_seed is None or config.data.shots_seed >= 0, "shots_seed", "0 or more")
+    problems += shots_problems(config.data.shots_choice, config.data.shot_ids, config.data.shots)
     must(config.data.shot_tokens >= 1, "shot_tokens", "at least 1")
     must(config.data.limit is None or config.data.limit >= 1, "limit", "at least 1")
     must(batch.batch_size >= 1, "batch_size", "at least 1")

@@ -24,8 +24,8 @@ from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.batch import Samples
 from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
-from data.decoder.prompts import Prompt, template_for
 from data.decoder.samples import SampleSet, prepare
+from data.decoder.templates import Prompt, template_for
 from data.decoder.tokenizer import Tokenizer
 from data.encoder.samples import LONGEST_DOCUMENT
 from data.encoder.samples import SampleSet as EncoderSampleSet
@@ -109,7 +109,7 @@ def open_run(config: TrainConfig) -> Setup:
     device = attempt(lambda: _open_device(config))
     parallel = config.parallel
     shape = attempt(lambda: lay_out_world(tp=parallel.tp, sharding=parallel.sharding, nodes=parallel.nodes))
-    task = get_task(config.data.task, config.data.joint_order, config.data.slot_answer)
+    task = get_task(config.data.task, config.data.joint_order, config.data.slot_answer, config.data.slot_tags)
     model = attempt(lambda: _open_model(config, task))
     examples = attempt(lambda: load_examples(task, "train", config.data.data))
     attempt(lambda: _check_output(config))
@@ -243,9 +243,11 @@ def _prompt_spec(
         template=template,
         joint_order=config.data.joint_order,
         shots=tuple(cut_shots(shots, tokenizer, config.data.shot_tokens)),
-        seed=config.train.seed,
+        seed=shots_seed(config),
+        shots_choice=config.data.shots_choice,
         shot_tokens=config.data.shot_tokens,
         list_labels=config.data.list_labels,
+        wording=config.data.wording,
         row_length=config.batch.row_length,
     ).signed(task)
 
@@ -259,8 +261,10 @@ def divide(
     never fine-tuned. Holding out must not change the prompt. Otherwise scores before and after fine-tuning would differ
     in more than the weights.
     """
-    seed = config.train.seed
-    shots = choose_shots(examples, task, config.data.shots, seed) if config.data.shots else []
+    seed, data = config.train.seed, config.data
+    shots = []
+    if data.shots or data.shot_ids:
+        shots = choose_shots(examples, task, data.shots, shots_seed(config), data.shots_choice, data.shot_ids)
     shown = {shot.id for shot in shots}
     examples = [example for example in examples if example.id not in shown]
     held_out: list[Example] = []
@@ -269,6 +273,11 @@ def divide(
     if config.data.limit is not None and config.data.limit < len(examples):
         examples = draw_to_train(examples, config.data.limit, seed)
     return held_out, shots, examples
+
+
+def shots_seed(config: TrainConfig) -> int:
+    """The seed of the few-shot examples' choice."""
+    return config.train.seed if config.data.shots_seed is None else config.data.shots_seed
 
 
 def hash_samples(samples: SampleSet | EncoderSampleSet) -> str:

@@ -10,42 +10,83 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.decoder.prompts import Prompt, build_prompt
+from data.decoder.prompts import build_prompt
+from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
-from data.errors import UserError
+from data.errors import UserError, nearest
 from data.example import Example
 from data.tasks import ClassField, Task, TokenField, get_task
 
 PROMPT_FILE = "prompt.json"
 # Five random posts together exceed 4,096 tokens in 9% of draws; 256 tokens keep the header and the beginning.
 SHOT_TOKENS = 256
+CHOICES = ("balanced", "random", "ids")
 
 
-def choose_shots(examples: Iterable[Example], task: Task, k: int, seed: int) -> list[Example]:
+def choose_shots(
+    examples: Iterable[Example],
+    task: Task,
+    k: int,
+    seed: int,
+    choice: str = "balanced",
+    ids: Sequence[str] = (),
+) -> list[Example]:
+    """Choose the few-shot examples. A draw depends on the examples' ids, not on their order; it omits empty documents.
+
+    Args:
+        k: how many; with ids, as many as there are.
+        choice: one of `CHOICES`. balanced: see `_balanced`. random: each example is as likely as any other. ids: those
+            named, in that order.
+
+    Raises:
+        UserError: fewer than k examples to draw from; an id that is repeated or that no example has.
+    """
+    assert choice in CHOICES, choice
+    if choice == "ids":
+        return _named(examples, ids)
+    candidates = sorted((e for e in examples if e.text.strip()), key=lambda e: e.id)
+    if len(candidates) < k:
+        raise UserError(f"{k} few-shot examples asked for, but only {len(candidates)} training examples to draw from.")
+    return random.Random(seed).sample(candidates, k) if choice == "random" else _balanced(candidates, task, k, seed)
+
+
+def shots_problems(choice: str, ids: Sequence[str], k: int | None) -> list[str]:
+    """Contradictions among the options --shots_choice, --shot_ids and --shots (None or 0: not given)."""
+    if choice != "ids":
+        return [f"shot_ids is for --shots_choice ids (it is {choice})."] if ids else []
+    if not ids:
+        return ["shots_choice ids needs --shot_ids: the ids of the training examples to show."]
+    return [f"shots = {k}, but shot_ids names {len(ids)} examples. Omit --shots."] if k and k != len(ids) else []
+
+
+def _named(examples: Iterable[Example], ids: Sequence[str]) -> list[Example]:
+    by_id = {example.id: example for example in examples}
+    for name, count in Counter(ids).items():
+        if count > 1:
+            raise UserError(f"shot_ids: {name!r} is given {count} times. Name each example once.")
+        if name not in by_id:
+            raise UserError(f"shot_ids: no training example has the id {name!r}.{nearest(name, by_id)}")
+    return [by_id[name] for name in ids]
+
+
+def _balanced(examples: Sequence[Example], task: Task, k: int, seed: int) -> list[Example]:
     """Draw k examples, balanced over labels.
 
     The first class field's labels take turns, in an order drawn with the seed. Within a label, and for a task without
-    class fields, examples are preferred by their slot types: all new first, then some new, then none new. Empty
-    documents are never drawn. The draw depends on the examples' ids, not on their order.
-
-    Raises:
-        UserError: fewer than k examples to draw from.
+    class fields, examples are preferred by their slot types: all new first, then some new, then none new.
     """
     class_field = next((field.name for field in task.fields if isinstance(field, ClassField)), None)
     token_fields = [field for field in task.fields if isinstance(field, TokenField)]
     generator = random.Random(seed)
     by_label: dict[str, list[Example]] = defaultdict(list)
-    for example in sorted((e for e in examples if e.text.strip()), key=lambda e: e.id):
+    for example in examples:
         by_label[example.class_label(class_field) if class_field else ""].append(example)
-    found = sum(map(len, by_label.values()))
-    if found < k:
-        raise UserError(f"{k} few-shot examples asked for, but only {found} training examples to draw from.")
     labels = sorted(by_label)
     generator.shuffle(labels)
     for label in labels:
@@ -107,11 +148,13 @@ class PromptSpec:
     Attributes:
         task: the task's name.
         joint_order: see `data.tasks.get_task`.
-        template: key into `data.decoder.prompts.TEMPLATES`.
+        template: key into `data.decoder.templates.TEMPLATES`.
         shots: the few-shot examples, already cut.
         seed: the seed of their draw.
+        shots_choice: how they were chosen; see `choose_shots`.
         shot_tokens: the length they were cut to.
         list_labels: the instruction lists the labels, as the paper's listings do.
+        wording: see `data.decoder.prompts`.
         row_length: limit on prompt and answer together, in tokens. Documents are cut to fit, so a model depends on it.
             None: unknown (no model was trained with this prompt, or the record is old).
         fingerprint: hash of the prompt's text and the task's labels, made by `signed`; empty: not compared. The record
@@ -123,8 +166,10 @@ class PromptSpec:
     joint_order: str = "listing"
     shots: tuple[Example, ...] = ()
     seed: int = 0
+    shots_choice: str = "balanced"
     shot_tokens: int = SHOT_TOKENS
     list_labels: bool = True
+    wording: str = "clean"
     row_length: int | None = None
     fingerprint: str = ""
 
@@ -145,7 +190,7 @@ class PromptSpec:
                 f"This prompt was made for task {self.task}, not for {task.name}: "
                 f"a checkpoint is scored on the task it was trained on (--task {self.task})."
             )
-        prompt = build_prompt(task, self.template, self.shots, self.list_labels)
+        prompt = build_prompt(task, self.template, self.shots, self.list_labels, self.wording)
         if self.fingerprint and self.fingerprint != _fingerprint(prompt, task):
             where = (
                 f"{task.custom.path} (its instruction, names, labels or answers)"

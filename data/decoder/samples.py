@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from data.cache import Arrays, cached
-from data.decoder.prompts import Prompt, Text, encode_pieces
 from data.decoder.rows import ANSWER, Batch, build_batch, dummy_batch
+from data.decoder.templates import Prompt, Text, encode_pieces
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example

@@ -10,7 +10,7 @@ Every section of a prompt is tokenized separately (`data.decoder.prompts`), so a
   writes a space as U+2581, so this character is decoded as a space. A ``tokenizer.json`` that normalizes Unicode (none
   of the Llama family does) returns normalized text.
 
-The tokens that open and close a chat turn are in `data.decoder.prompts`; files are converted in `checkpoints_tools`.
+The tokens that open and close a chat turn are in `data.decoder.templates`; files are converted in `checkpoints_tools`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
     Attributes:
         vocab_size: one more than the largest id; a model's embedding may be larger (padded), never smaller.
         bos_id: the token that begins a text, None if the tokenizer has none.
-        eos_id: the token that ends a text. The end of a chat turn may be another token (`data.decoder.prompts`).
+        eos_id: the token that ends a text. The end of a chat turn may be another token (`data.decoder.templates`).
         special: the id of every special token, by its text.
         chat_template: the Jinja source that came with the tokenizer, "" if none did.
         fingerprint: hash of the defining files; equal fingerprints give equal ids.

@@ -23,7 +23,7 @@ Paths in the TOML file are relative to its folder::
     type = "token"                    # one label for each of the text's words (text.split())
     labels = ["product", "date"]
     other = "Other"                   # the label of words that have none of these; default "Other"
-    answer = "spans"                  # a decoder writes the entities, or "list": one label a word; default "spans"
+    answer = "spans"                  # a decoder writes the entities; "list" or "bio": a label or a tag for each word
 
 A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. Labels may
 have BIO prefixes (``B-product I-product O``); the strict slot score then uses these boundaries. Without prefixes,
@@ -51,7 +51,7 @@ SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 SPEC_KEYS = ("name", "document_name", "instruction", "text_column", "id_column", "files", "fields")
 FIELD_KEYS = ("name", "type", "labels", "labels_from", "column", "other", "answer")
-ANSWERS = ("spans", "list")
+ANSWERS = ("spans", "list", "bio")
 
 log = logging.getLogger("data")
 
@@ -66,7 +66,7 @@ class CustomField:
         labels: the label set, in the order in which the prompt lists it; for token fields without ``other``.
         column: the column or key of the data files that holds it.
         other: the label of a word that has none of ``labels``; unused for class fields.
-        answer: how a decoder writes the labels of a token field: "spans" or "list" (see `data.answers`).
+        answer: how a decoder writes the labels of a token field: "spans", "list" or "bio" (see `data.answers`).
     """
 
     name: str

@@ -18,8 +18,8 @@ from typing import cast
 import torch.distributed as dist
 from torch import nn
 
-from data.decoder.prompts import Prompt, encode_pieces
 from data.decoder.samples import SampleSet, prepare
+from data.decoder.templates import Prompt, encode_pieces
 from data.decoder.tokenizer import Tokenizer
 from data.example import Example
 from data.packing import balance_counts

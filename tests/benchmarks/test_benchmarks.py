@@ -10,8 +10,9 @@ import torch
 
 from benchmarks import against_transformers, batch_flips, decode_speed, low_precision, step_time
 from benchmarks.common import command_line, draw_examples, find_gguf, in_turn, load_ours, reference_greedy
-from data.decoder.prompts import Text, build_prompt
+from data.decoder.prompts import build_prompt
 from data.decoder.samples import SampleSet, prepare
+from data.decoder.templates import Text
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from data.tasks import get_task

@@ -8,11 +8,13 @@ import random
 import pytest
 
 from data.answers import Parsed, entities
+from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS, ClassField, Task, TokenField, get_task
 
 SPANS = [get_task(name, slot_answer="spans") for name in ("massive_slots", "massive_joint")]
-ALL = [*TASKS.values(), get_task("20ng_joint", "section"), *SPANS]
+TAGS = [get_task(name, slot_tags="bio") for name in ("massive_slots", "massive_joint")]
+ALL = [*TASKS.values(), get_task("20ng_joint", "section"), *SPANS, *TAGS]
 OWN = Task(
     "own",
     "custom",
@@ -195,6 +197,19 @@ def test_adjacent_words_of_one_type_are_one_span():
     assert answer == '["time: nine am", "date: today", "time: now"]'
 
 
+def test_tags_begin_and_continue_entities():
+    task, text = TAGS[0], "wake me at nine am on friday".split()
+    labels = {"slots": ("Other", "Other", "Other", "time", "time", "Other", "date")}
+    assert task.write(labels, text) == '["O", "O", "O", "B-time", "I-time", "O", "B-date"]'
+    loose = '["O", "O", "O", "I-time", "B-time", "Other", "date"]'
+    found = task.read(loose, text)
+    assert found == Parsed({"slots": (*labels["slots"][:6], "Other")}, (), n_unknown=2)
+    with pytest.raises(UserError, match="slot_tags bio is for slot_answer list: spans have no tags"):
+        get_task("massive_slots", slot_answer="spans", slot_tags="bio")
+    with pytest.raises(UserError, match="task 20ng_7 has none"):
+        get_task("20ng_7", slot_tags="bio")
+
+
 def test_the_longest_answer_is_the_longest():
     generator = random.Random(0)
     for task in [*ALL, OWN, OWN_SPANS]:
@@ -210,7 +225,7 @@ def test_real_answers_are_read_back_or_hold_repeated_words(shared_dir, split):
     task = get_task("massive_joint", slot_answer="spans")
     n_different = 0
     for example in load_examples(task, split, shared_dir / "data"):
-        for answer in ("list", "spans"):
+        for answer in ("list", "bio", "spans"):
             own = task.with_slot_answer(answer)
             parsed = own.read(own.write(example.labels, example.words), example.words)
             if parsed == Parsed(example.labels, ()):

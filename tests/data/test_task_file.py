@@ -68,7 +68,10 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
         ({"fields": [{"name": "x"}]}, "not the definition of a task.*labels"),
         ({"fields": [{"name": "x", "type": "class", "labels": ["a", "a"]}]}, "must be different strings"),
         ({"fields": [{"name": "x", "type": "klass", "labels": ["a"]}]}, "type 'klass'"),
-        ({"fields": [{"name": "x", "type": "token", "labels": ["a"], "other": "O", "answer": "bio"}]}, "answer 'bio'"),
+        (
+            {"fields": [{"name": "x", "type": "token", "labels": ["a"], "other": "O", "answer": "tags"}]},
+            "answer 'tags'",
+        ),
         ({"fields": []}, "no fields"),
     ],
 )

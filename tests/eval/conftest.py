@@ -10,7 +10,8 @@ import torch
 
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.registry import get_model_spec
-from data.decoder.prompts import Text, build_prompt
+from data.decoder.prompts import build_prompt
+from data.decoder.templates import Text
 from data.decoder.tokenizer import load_tokenizer
 from data.tasks import TASKS
 

@@ -47,7 +47,8 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a byte-level tokenizer of 500 tokens, which knows the prompt of the sample task 'tickets'."""
     from tokenizers import ByteLevelBPETokenizer
 
-    from data.decoder.prompts import Text, build_prompt
+    from data.decoder.prompts import build_prompt
+    from data.decoder.templates import Text
     from data.tasks import get_task
 
     folder = tmp_path_factory.mktemp("tokenizer")

@@ -80,7 +80,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     nodes = parallel.nodes or max(1, n_gpus // 8)
     mesh = lay_out(n_gpus, tp=parallel.tp, sharding=parallel.sharding, nodes=nodes, per_node=max(1, n_gpus // nodes))
     spec = get_model_spec(config.model.model)
-    task = get_task(config.data.task, config.data.joint_order, config.data.slot_answer)
+    task = get_task(config.data.task, config.data.joint_order, config.data.slot_answer, config.data.slot_tags)
     assumed: list[str] = []
     model_config, tokenizer = _open_model(config, spec, task, assumed)
     samples = _samples(config, spec, model_config, task, tokenizer, assumed)
@@ -172,7 +172,9 @@ def _samples(
     if tokenizer is not None and examples is not None:
         return prepare_samples(config, spec, model_config, task, tokenizer, examples, shots)[0]
     longest = longest_input(config, model_config)
-    samples, description = assume_samples(task, model_config, config.data.shots, longest, examples)
+    samples, description = assume_samples(
+        task, model_config, config.data.shots or len(config.data.shot_ids), longest, examples
+    )
     assumed.append(f"samples ({' and '.join(missing)}): {description}")
     return cast(Samples, samples)  # they have lengths only, which is all that a plan needs
 

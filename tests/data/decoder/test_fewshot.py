@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
+from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots, shots_problems
 from data.decoder.prompts import build_prompt
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
@@ -75,6 +75,30 @@ def test_empty_documents_are_never_drawn_and_too_few_is_an_error():
     with pytest.raises(UserError, match="2 few-shot examples asked for, but only 1"):
         choose_shots(posts, TASKS["20ng_7"], 2, 0)
     assert choose_shots(posts, TASKS["20ng_7"], 0, 0) == []
+
+
+def test_a_random_draw_is_not_balanced_and_named_examples_come_in_their_order():
+    posts = make_posts()
+    drawn = [choose_shots(posts, TASKS["20ng_20"], 5, seed, "random") for seed in range(30)]
+    assert len({tuple(shot.id for shot in draw) for draw in drawn}) == 30
+    first = sum(shot.labels["group"] == GROUPS[0] for draw in drawn for shot in draw)
+    assert first > 100, "nine in ten posts are of this group; a balanced draw has at most one of five"
+    assert choose_shots(posts[::-1], TASKS["20ng_20"], 5, 3, "random") == drawn[3]
+    ids = [posts[7].id, posts[2].id]
+    assert choose_shots(posts, TASKS["20ng_20"], 0, 0, "ids", ids) == [posts[7], posts[2]]
+    with pytest.raises(UserError, match="no training example has the id '.*/7x'. Did you mean '.*/7'"):
+        choose_shots(posts, TASKS["20ng_20"], 0, 0, "ids", [posts[7].id + "x"])
+    with pytest.raises(UserError, match="is given 2 times"):
+        choose_shots(posts, TASKS["20ng_20"], 0, 0, "ids", [posts[7].id] * 2)
+
+
+def test_contradictions_among_the_options_of_shots():
+    assert (
+        not shots_problems("ids", ["a", "b"], 2) + shots_problems("ids", ["a"], None) + shots_problems("random", (), 5)
+    )
+    assert "needs --shot_ids" in shots_problems("ids", (), 5)[0]
+    assert "shots = 5, but shot_ids names 1" in shots_problems("ids", ["a"], 5)[0]
+    assert "is for --shots_choice ids (it is balanced)" in shots_problems("balanced", ["a"], 0)[0]
 
 
 def test_posts_are_cut_to_tokens_and_utterances_are_not(tiny_tokenizer):

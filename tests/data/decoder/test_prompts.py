@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from data.decoder.prompts import TEMPLATES, Special, Text, build_prompt, encode_pieces, template_for
+from data.decoder.prompts import build_prompt
+from data.decoder.templates import TEMPLATES, Special, Text, encode_pieces, template_for
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from data.example import Example

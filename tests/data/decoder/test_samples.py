@@ -16,8 +16,9 @@ import pytest
 
 from data import progress
 from data.decoder import samples as prepare_module
-from data.decoder.prompts import Prompt, Special, Text, build_prompt
+from data.decoder.prompts import build_prompt
 from data.decoder.samples import SampleSet, prepare
+from data.decoder.templates import Prompt, Special, Text
 from data.errors import UserError
 from data.example import Example
 from data.tasks import TASKS

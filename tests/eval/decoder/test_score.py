@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import eval.decoder.score
-from data.decoder.prompts import build_prompt, encode_pieces
+from data.decoder.prompts import build_prompt
+from data.decoder.templates import encode_pieces
 from data.decoder.tokenizer import load_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS, TokenField

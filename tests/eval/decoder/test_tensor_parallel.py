@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.decoder.prompts import encode_pieces
+from data.decoder.templates import encode_pieces
 from data.errors import UserError
 from eval.setup import build_model
 from tests.eval.decoder import tensor_parallel_run

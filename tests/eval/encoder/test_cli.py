@@ -68,8 +68,13 @@ def plan(checkpoint, **options):
 def test_options_about_prompts_and_text_are_for_decoders():
     given = {
         "list_labels": "off",
-        "slot_answer": "spans",
+        "slot_answer": "list",
+        "slot_tags": "bio",
+        "wording": "clean",
         "shots": 1,
+        "shots_choice": "ids",
+        "shots_seed": 3,
+        "shot_ids": "a",
         "joint_order": "section",
         "template": "plain",
         "shot_tokens": 9,
@@ -87,8 +92,8 @@ def test_options_about_prompts_and_text_are_for_decoders():
     for name in DECODER_ONLY:
         assert re.search(f"{name} = .* is for decoders; roberta is an encoder", str(error.value))
     assert load_config(arguments[:6]).model == "roberta"
-    place = arguments.index("--slot_answer")  # not for a task without slots
-    decoder = ["--model", "llama", *arguments[2:place], *arguments[place + 2 :]]
+    place = arguments.index("--slot_answer")  # this and the next option are not for a task without slots
+    decoder = ["--model", "llama", *arguments[2:place], *arguments[place + 4 :]]
     assert load_config(decoder).shots == 1
     with pytest.raises(UserError, match="max_length = 128 is for encoders; llama is a decoder"):
         load_config([*decoder, "--max_length", "128"])

@@ -1,0 +1,203 @@
+"""Chat templates: how each model family writes a user's turn and the answer to it, as text and special tokens.
+
+What stands in the turn is the prompt's text (`data.decoder.prompts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from data.decoder.tokenizer import Tokenizer
+from data.errors import UserError
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """Ordinary text: it is never tokenized to a special token."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token by its text, or by its role: "bos" (omitted if the tokenizer has none) or "eos"."""
+
+    name: str
+
+
+Piece = Text | Special
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The sections around the document and the answer.
+
+    Attributes:
+        prefix: everything up to the document.
+        suffix: everything between the document and the answer.
+        end: the end-of-turn token that follows the answer; a decoder stops at it.
+        lead: the text between the template's last token and the answer. It is tokenized with the answer, because
+            tokenizers join a space to the word after it.
+    """
+
+    prefix: tuple[Piece, ...]
+    suffix: tuple[Piece, ...]
+    end: tuple[Piece, ...]
+    lead: str = ""
+
+    def answer(self, text: str) -> tuple[Piece, ...]:
+        """The last section: what the model is trained to write after the suffix, including the end of turn."""
+        return (Text(self.lead + text), *self.end)
+
+
+def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
+    """Token ids of pieces, concatenated.
+
+    Raises:
+        UserError: the tokenizer lacks a special token: the chat template is for another model.
+    """
+    ids: list[int] = []
+    for piece in pieces:
+        if isinstance(piece, Text):
+            ids += tokenizer.encode(piece.text)
+        elif piece.name == "bos":
+            ids += [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        else:
+            i = tokenizer.eos_id if piece.name == "eos" else tokenizer.special.get(piece.name)
+            if i is None:
+                raise UserError(
+                    f"The chat template needs the special token {piece.name!r}, which this tokenizer does not have. "
+                    f"Choose the template of this model's family, or 'plain'. Known: {', '.join(TEMPLATES)}."
+                )
+            ids.append(i)
+    return ids
+
+
+def join_texts(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """Join adjacent texts, so that they are tokenized together, and drop empty ones."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        if isinstance(piece, Text) and joined and isinstance(joined[-1], Text):
+            joined[-1] = Text(joined[-1].text + piece.text)
+        elif piece != Text(""):
+            joined.append(piece)
+    return tuple(joined)
+
+
+# --- chat templates ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A prompt's text, before a chat template surrounds it: ``system``, then ``before`` + document + ``after``.
+
+    ``system`` is empty where a listing has no system text.
+    """
+
+    system: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a model family writes one user turn, with or without system text, and the answer to it.
+
+    ``opening + [system_opening + system text + system_closing] + user_opening + user text + closing + lead + answer
+    + end``. ``default_system`` is used where a prompt has no system text.
+    """
+
+    opening: tuple[Piece, ...]
+    system_opening: tuple[Piece, ...]
+    system_closing: tuple[Piece, ...]
+    user_opening: tuple[Piece, ...]
+    closing: tuple[Piece, ...]
+    end: tuple[Piece, ...]
+    lead: str = ""
+    default_system: str = ""
+
+    def build(self, turn: Turn) -> Prompt:
+        """The sections of a user turn."""
+        system = turn.system or self.default_system
+        head = (*self.system_opening, Text(system), *self.system_closing) if system else ()
+        return Prompt(
+            prefix=join_texts((*self.opening, *head, *self.user_opening, Text(turn.before))),
+            suffix=join_texts((Text(turn.after), *self.closing)),
+            end=self.end,
+            lead=self.lead,
+        )
+
+
+def _header(role: str) -> tuple[Piece, ...]:
+    return Special("<|start_header_id|>"), Text(role), Special("<|end_header_id|>"), Text("\n\n")
+
+
+def _chatml(default_system: str = "") -> ChatTemplate:
+    return ChatTemplate(
+        opening=(),
+        system_opening=(Special("<|im_start|>"), Text("system\n")),
+        system_closing=(Special("<|im_end|>"), Text("\n")),
+        user_opening=(Special("<|im_start|>"), Text("user\n")),
+        closing=(Special("<|im_end|>"), Text("\n"), Special("<|im_start|>"), Text("assistant\n")),
+        end=(Special("<|im_end|>"),),
+        default_system=default_system,
+    )
+
+
+TEMPLATES: dict[str, ChatTemplate] = {
+    # The space before [INST] is SentencePiece's dummy space, which the reference leaves in place there.
+    "llama2": ChatTemplate(
+        opening=(Special("<s>"), Text(" [INST] ")),
+        system_opening=(Text("<<SYS>>\n"),),
+        system_closing=(Text("\n<</SYS>>\n\n"),),
+        user_opening=(),
+        closing=(Text(" [/INST]"),),
+        end=(Special("</s>"),),
+        lead=" ",
+    ),
+    "llama3": ChatTemplate(
+        opening=(Special("<|begin_of_text|>"),),
+        system_opening=_header("system"),
+        system_closing=(Special("<|eot_id|>"),),
+        user_opening=_header("user"),
+        closing=(Special("<|eot_id|>"), *_header("assistant")),
+        end=(Special("<|eot_id|>"),),
+    ),
+    "chatml": _chatml(),
+    # SmolLM2's template is ChatML with this system text if a conversation has none.
+    "smollm2": _chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    # For base models: only the text.
+    "plain": ChatTemplate(
+        opening=(Special("bos"),),
+        system_opening=(),
+        system_closing=(Text("\n"),),
+        user_opening=(),
+        closing=(),
+        end=(Special("eos"),),
+        lead=" ",
+    ),
+}
+
+
+# For listings that have [INST] and [/INST] themselves, and the answer on the line below: without these three of ours.
+INST_WRITTEN = {
+    "llama2": replace(TEMPLATES["llama2"], opening=(Special("<s>"), Text(" ")), closing=(), lead="\n"),
+    "plain": replace(TEMPLATES["plain"], lead="\n"),
+}
+
+
+def template_for(tokenizer: Tokenizer, otherwise: str = "plain") -> str:
+    """The name of the chat template that a checkpoint was trained with, guessed from its tokenizer.
+
+    The guess is from the tokenizer's Jinja template or, if it has none, from its special tokens. ``otherwise`` is
+    returned if neither is conclusive: Llama 2's base and chat models share one tokenizer.
+    """
+    source, special = tokenizer.chat_template, tokenizer.special
+    if "<|start_header_id|>" in source or (not source and "<|eot_id|>" in special):
+        return "llama3"
+    if "<|im_start|>" in source or (not source and "<|im_start|>" in special):
+        return "smollm2" if TEMPLATES["smollm2"].default_system in source else "chatml"
+    return "llama2" if "[INST]" in source else otherwise
