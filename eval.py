@@ -30,6 +30,7 @@ from data.tasks import TokenField
 from eval.combine import combine
 from eval.gather import ScoreResult
 from eval.job import ScoringRanks
+from eval.lengths import warn_of_length
 from eval.memory import ScoringLoad, check_fits, usable_now
 from eval.plan import describe as describe_plan
 from eval.plan import make_plan
@@ -82,6 +83,7 @@ def run(options: EvalConfig) -> None:
     if setup.prompt is not None:
         log.info("prompt: %s template, %d shots, %s", setup.prompt.template, len(setup.prompt.shots),
                  "as stored with the checkpoint" if setup.fine_tuned else "built from the options")  # fmt: skip
+        warn_of_length(setup)
     else:
         log.info("documents are cut to %d tokens, packed into rows of %d", job.max_length, job.max_batch_tokens)
     # Ranks of one tensor-parallel group decode the same examples; replicas decode different ones.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from eval.decoder.score import BUDGET_MARGIN
@@ -9,6 +11,8 @@ from eval.job import RequestLengths
 from eval.score import request_lengths
 from eval.setup import ScoringSetup
 from train.planning.workload import assume_samples
+
+log = logging.getLogger(__name__)
 
 TEST_SPLITS = {"20ng": 7532, "massive": 2974}  # examples
 
@@ -35,3 +39,16 @@ def find_lengths(setup: ScoringSetup) -> tuple[RequestLengths, str | None]:
     limits = np.clip(setup.max_length - prefix - lengths, 0, budget)
     sentence = f"examples ({' and '.join(setup.missing)}): {n:,}, with the lengths of the training data: {description}"
     return RequestLengths(prefix, lengths.tolist(), limits.tolist()), sentence
+
+
+def warn_of_length(setup: ScoringSetup) -> None:
+    """Log how many of a decoder's inputs are longer than the model was trained for, as training does."""
+    limit = setup.config.max_position
+    if setup.max_length <= limit:
+        return
+    lengths = request_lengths(setup.job)
+    n_longer = sum(
+        lengths.prefix + body + answer > limit for body, answer in zip(lengths.bodies, lengths.limits, strict=True)
+    )
+    log.warning("warning: row_length %d exceeds the %d tokens the model was trained for; %d of %d inputs may be longer "
+                "with their answers.", setup.max_length, limit, n_longer, len(lengths.bodies))  # fmt: skip
