@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError
-from eval.metrics import compute_metrics
 from eval.results import (
     Prediction,
     Results,
     count_oddities,
+    measure,
     read_predictions,
     read_results,
     stored_task,
@@ -59,7 +59,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
     )
     if a.shots != b.shots:
         raise UserError(f"{folder_a} was scored with {a.shots} shots, {folder_b} with {b.shots}; they must be equal.")
-    results.metrics = compute_metrics(stored_task(results), [p.example for p in predictions], predictions)
+    results.metrics = measure(stored_task(results), [p.example for p in predictions], predictions)
     return results, predictions
 
 
@@ -112,6 +112,7 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         n_unknown=p.n_unknown + q.n_unknown,
         n_not_found=p.n_not_found + q.n_not_found,
         top={**p.top, **q.top},
+        lenient=None if p.lenient is None or q.lenient is None else {**p.lenient, **q.lenient},
     )
 
 

@@ -14,8 +14,7 @@ import torch.distributed as dist
 from data.example import Example
 from data.tasks import Task
 from eval.job import ScoringRanks
-from eval.metrics import compute_metrics
-from eval.results import Prediction, count_oddities
+from eval.results import Prediction, count_oddities, measure
 
 
 @dataclass
@@ -24,7 +23,7 @@ class ScoreResult:
 
     Attributes:
         predictions: one per example, in their order; empty on ranks other than 0.
-        metrics: see :func:`eval.metrics.compute_metrics`; the same on every rank.
+        metrics: see :func:`eval.results.measure`; the same on every rank.
         counts: ``truncated`` documents; answers ``not_stopped`` (cut at their token limit); in answers to token fields
             ``labels_missing``, ``labels_extra``, ``labels_unknown`` and ``spans_not_found``; and for decoders
             ``limit_shortened``, answers whose token budget within ``max_length`` is below the longest valid answer.
@@ -103,7 +102,7 @@ def _assemble(task: Task, examples: Sequence[Example], shares: list[Share]) -> S
     seconds = max(share.seconds for share in shares)
     return ScoreResult(
         predictions=predictions,
-        metrics=compute_metrics(task, examples, predictions),
+        metrics=measure(task, examples, predictions),
         counts=count_oddities(predictions) | shares[0].counts,
         cost={
             "seconds": seconds,

@@ -32,12 +32,29 @@ def figures(results: Results) -> dict[str, float]:
     return main_figures(stored_task(results), results.metrics)
 
 
+def lenient_figures(results: Results) -> dict[str, float]:
+    """The main figures of the lenient reading; empty if the answers are not text."""
+    metrics = results.metrics.get("lenient")
+    return main_figures(stored_task(results), metrics) if metrics else {}
+
+
+def all_figures(runs: Sequence[Results]) -> list[dict[str, float]]:
+    """Each run's main figures by column name, and those of the lenient reading in which any run gains by it."""
+    strict, lenient = [figures(run) for run in runs], [lenient_figures(run) for run in runs]
+    gained = {name for own, more in zip(strict, lenient, strict=True) for name in more if more[name] != own[name]}
+    return [
+        own | {f"{name}, lenient": more[name] for name in more if name in gained}
+        for own, more in zip(strict, lenient, strict=True)
+    ]
+
+
 def comparison(runs: Sequence[Results]) -> tuple[list[str], list[Row]]:
     """Column names, and each run's name and cells: the main figures, then counts and costs."""
-    columns = list(dict.fromkeys(name for run in runs for name in figures(run)))
+    found = all_figures(runs)
+    columns = list(dict.fromkeys(name for own in found for name in own))
+    columns.sort(key=lambda name: name.endswith(", lenient"))  # after all strict ones
     rows = []
-    for run in runs:
-        own = figures(run)
+    for run, own in zip(runs, found, strict=True):
         cells = [f"{own[name]:.1%}" if name in own else "" for name in columns]
         cells += [
             f"{run.metrics['n_examples']:,}",
@@ -58,13 +75,13 @@ def _cost(run: Results, name: str, form: str) -> str:
 def comparison_table(runs: Sequence[Results], title: str = "") -> Table:
     """The comparison as a table for the terminal; the best figure of each column is bold."""
     columns, rows = comparison(runs)
-    best = {name: max(own[name] for run in runs if name in (own := figures(run))) for name in columns[:-6]}
+    found = all_figures(runs)
+    best = {name: max(own[name] for own in found if name in own) for name in columns[:-6]}
     table = Table(title=title or None)
     table.add_column("system", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right")
-    for run, (system, cells) in zip(runs, rows, strict=True):
-        own = figures(run)
+    for own, (system, cells) in zip(found, rows, strict=True):
         marked = [
             f"[bold]{cell}[/bold]" if name in own and own[name] == best[name] else cell
             for name, cell in zip(columns, cells, strict=True)
@@ -95,6 +112,11 @@ def details_table(results: Results) -> Table:
     for name, count in results.counts.items():
         table.add_row("", name.replace("_", " "), _show(count))
     table.add_section()
+    if lenient := lenient_figures(results):
+        unparsed = results.metrics["lenient"]["n_unparsed"]
+        for i, (name, value) in enumerate((lenient | {"examples with an unparsed field": unparsed}).items()):
+            table.add_row("" if i else "read leniently", name, _show(value))
+        table.add_section()
     for i, (name, cost) in enumerate(results.cost.items()):
         unit = "" if name.startswith("seconds") else " per example"
         table.add_row("cost" if i == 0 else "", name.replace("_", " ") + unit, f"{cost:,.4g}")

@@ -21,7 +21,7 @@ from typing import Any
 from data.errors import UserError
 from data.example import Example
 from data.tasks import ClassField, TokenField
-from eval.metrics import HasFields, Labels
+from eval.metrics import HasFields, Labels, compute_metrics
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
@@ -36,6 +36,8 @@ class Prediction:
         raw: the emitted text, unchanged; empty for systems that emit no text.
         parsed: labels by field name, None if the field is unparsed.
         unparsed: names of the fields that could not be parsed.
+        lenient: the fields for which the lenient reading (`data.lenient`) found other labels than ``parsed``, with
+            these labels. None from systems that emit no text.
         truncated: the document was cut to fit.
         stopped: the answer ended with a stop token, not at its token limit.
         n_prompt_tokens: tokens before the answer, the shared prefix included.
@@ -62,6 +64,7 @@ class Prediction:
     n_unknown: int = 0
     n_not_found: int = 0
     top: dict[str, list[list[str | float]]] = field(default_factory=dict)
+    lenient: Labels | None = None
 
     @property
     def labels(self) -> Labels:
@@ -86,7 +89,7 @@ class Results:
         shots: number of few-shot examples in the prompt.
         prompt: the content of ``prompt.json``; None if there is no prompt.
         data, split: name of the examples' source, and their split.
-        metrics: see :func:`eval.metrics.compute_metrics`.
+        metrics: see `measure`.
         counts: problems in documents and answers; see :class:`eval.gather.ScoreResult`.
         cost: seconds and tokens, in total and per example.
         settings: all other settings: precision, lengths, seed.
@@ -107,6 +110,18 @@ class Results:
     cost: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def measure(task: HasFields, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The metrics of a run (:func:`eval.metrics.compute_metrics`).
+
+    If the answers are text, ``"lenient"`` has the same of the lenient reading (`data.lenient`).
+    """
+    metrics = compute_metrics(task, examples, predictions)
+    if any(p.lenient is not None for p in predictions):
+        read = [dataclasses.replace(p, parsed=p.parsed | (p.lenient or {})) for p in predictions]
+        metrics["lenient"] = compute_metrics(task, examples, read)
+    return metrics
 
 
 def count_oddities(predictions: Sequence[Prediction]) -> dict[str, int]:
@@ -192,6 +207,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
                 raise UserError(f"{path}, line {number}: not a prediction ({error}). Score again.") from None
             prediction.gold, prediction.parsed = _tuples(prediction.gold), _tuples(prediction.parsed)
             prediction.gold_bio, prediction.unparsed = _tuples(prediction.gold_bio), tuple(prediction.unparsed)
+            prediction.lenient = _tuples(prediction.lenient) if prediction.lenient is not None else None
             predictions.append(prediction)
     return predictions
 

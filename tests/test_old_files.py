@@ -106,7 +106,7 @@ def test_config_toml_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert {key: plain(value) for key, value in values.items()} == {key: plain(found[key]) for key in values}
 
 
-# What today's files say beyond the old ones: there were no answers of spans, no choice of shots.
+# What today's files say beyond the old ones: there were no answers of spans, no choice of shots, no lenient reading.
 NEW_COUNTS = {"spans_not_found": 0}
 NEW_FLAGS = {"n_not_found": 0}
 NEW_IN_PROMPT = {"shots_choice": "balanced", "wording": "clean"}
@@ -168,6 +168,9 @@ def test_scored_as_the_old_code_did(name: str, program: Program, tmp_path: Path)
     where = ("--output", tmp_path / "scored", "--cache_dir", tmp_path / "cache")
     program("eval.py", *SCORED[name], "--device", "cpu", "--precision", "fp32", *where)
     new, old = (read_json(folder / "results.json") for folder in (tmp_path / "scored", OLD / "scored" / name))
+    lenient = new["metrics"].pop("lenient", None)
+    assert (lenient is None) == (old["prompt"] is None)
+    assert not lenient or lenient["exact_match"] >= old["metrics"]["exact_match"]
     old["counts"] |= NEW_COUNTS
     old["prompt"] = old["prompt"] and old["prompt"] | NEW_IN_PROMPT
     for key in ("system", "task", "fields", "data", "split", "metrics", "checkpoint", "shots", "prompt", "counts"):
@@ -178,6 +181,7 @@ def test_scored_as_the_old_code_did(name: str, program: Program, tmp_path: Path)
     assert 1 < sum(not line["unparsed"] for line in old), "there were answers to read"
     for after, before in zip(new, old, strict=True):
         likeliest, expected = ({field: dict(top) for field, top in line.pop("top").items()} for line in (after, before))
+        assert (after.pop("lenient") is None) == (lenient is None)
         assert after == before | NEW_FLAGS
         assert likeliest.keys() == expected.keys()
         for field, top in likeliest.items():
@@ -193,4 +197,4 @@ def test_scored_runs_are_compared_and_combined(program: Program, tmp_path: Path)
     new, old = (read_json(folder / "results.json") for folder in (tmp_path / "dual", scored / "dual"))
     assert new | {"versions": {}} == old | {"versions": {}, "counts": old["counts"] | NEW_COUNTS}
     after, before = (read_lines(folder / "predictions.jsonl") for folder in (tmp_path / "dual", scored / "dual"))
-    assert after == [line | NEW_FLAGS for line in before]
+    assert after == [line | NEW_FLAGS | {"lenient": None} for line in before]

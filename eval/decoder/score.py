@@ -22,6 +22,7 @@ from data.decoder.samples import SampleSet, prepare
 from data.decoder.templates import Prompt, encode_pieces
 from data.decoder.tokenizer import Tokenizer
 from data.example import Example
+from data.lenient import read_leniently
 from data.packing import balance_counts
 from data.tasks import Task
 from eval.decoder.decode import Decoded, batches, greedy_decode
@@ -149,6 +150,7 @@ def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Predi
     task, example = job.task, job.examples[i]
     raw = cast(Tokenizer, job.tokenizer).decode(answer.tokens)
     parsed = task.read(raw, example.words)
+    lenient = read_leniently(task, raw, example.words).labels
     return Prediction(
         id=example.id,
         gold={field.name: example.labels[field.name] for field in task.fields if field.name in example.labels},
@@ -164,4 +166,5 @@ def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Predi
         n_extra=parsed.n_extra,
         n_unknown=parsed.n_unknown,
         n_not_found=parsed.n_not_found,
+        lenient={name: labels for name, labels in lenient.items() if labels != parsed.labels[name]},
     )

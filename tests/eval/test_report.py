@@ -64,6 +64,23 @@ def test_terminal_tables_hold_every_figure():
         assert part in shown
 
 
+def test_lenient_figures_stand_beside_the_strict_ones_where_a_run_gains():
+    bare, chatty, same = results("bare", 0.2), results("chatty", 0.1), results("same", 0.3)
+    chatty.metrics["lenient"] = results("", 0.4).metrics
+    same.metrics["lenient"] = results("", 0.3).metrics
+    lines = markdown([bare, chatty, same]).splitlines()
+    assert lines[0].startswith(
+        "| system | intent accuracy | slots f1 | exact match | intent accuracy, lenient | examples |"
+    )
+    assert lines[2].startswith("| bare | 20.0% | 50.0% | 50.0% |  | 1,234 |")
+    assert lines[3].startswith("| chatty | 10.0% | 50.0% | 50.0% | 40.0% | 1,234 |")
+    assert lines[4].startswith("| same | 30.0% | 50.0% | 50.0% | 30.0% | 1,234 |")
+    assert "lenient" not in markdown([bare, same]) and "lenient" not in text_of(details_table(bare))
+    shown = text_of(details_table(chatty))
+    assert "read leniently" in shown and "40.00%" in shown and "10.00%" in shown
+    assert lost_to(chatty, bare), "the strict figures decide"
+
+
 def test_winning_takes_every_main_figure():
     after = results("after", 0.9, 0.8, 0.7)
     assert lost_to(after, results("before", 0.8, 0.7, 0.6)) == lost_to(after, intent_only("intent", 0.85)) == {}

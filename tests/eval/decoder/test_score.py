@@ -80,6 +80,20 @@ def test_wrong_and_unreadable_answers_are_counted(monkeypatch, tokenizer, exampl
     assert result.predictions[1].unparsed == ("intent", "slots")
 
 
+def test_the_lenient_reading_is_a_second_figure(monkeypatch, tokenizer, examples, tmp_path):
+    answers = {e.text: JOINT.write(e.labels) for e in examples}
+    answers[examples[0].text] = f"Output: {JOINT.write(examples[0].labels).upper().replace('TASK', 'task')}."
+    result = score_scripted(monkeypatch, tokenizer, examples, answers)
+    strict, lenient = result.metrics, result.metrics["lenient"]
+    assert strict["n_unparsed"] == 1 and strict["exact_match"] == pytest.approx(29 / 30)
+    assert lenient["n_unparsed"] == 0 and lenient["exact_match"] == 1.0 == lenient["fields"]["slots"]["f1"]
+    first, *others = result.predictions
+    assert first.unparsed == ("intent", "slots") and first.lenient == first.gold
+    assert all(p.lenient == {} for p in others)
+    write_run(tmp_path, Results("a", JOINT.name, {"intent": "class", "slots": "token"}, "", "", strict), [first])
+    assert read_predictions(tmp_path) == [first]
+
+
 def test_lists_that_do_not_fit_the_words_are_counted(monkeypatch, tokenizer, examples):
     answers = {e.text: JOINT.write(e.labels) for e in examples}
     wrong = [["Other"] * (len(examples[0].words) + 3), ["Other"] * (len(examples[1].words) - 1), ["no such label"]]
