@@ -158,7 +158,9 @@ class Task:
         if answer not in SLOT_ANSWERS:
             raise UserError(f"Unknown slot_answer '{answer}'.{nearest(answer, SLOT_ANSWERS)}")
         if not any(isinstance(field, TokenField) for field in self.fields):
-            raise UserError(f"slot_answer is for tasks with one label per word; task {self.name} has none.")
+            raise UserError(
+                f"slot_answer and slot_tags are for tasks with one label per word; task {self.name} has none."
+            )
         fields = [
             dataclasses.replace(field, answer=answer) if isinstance(field, TokenField) else field
             for field in self.fields

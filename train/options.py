@@ -190,7 +190,9 @@ def _error_in(cls: type, words: Words) -> str:
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " | ".join(str(a) for a in typing.get_args(kind))
-    if isinstance(kind, types.UnionType):
+    if (
+        isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    ):  # Literal[...] | None is the latter
         return " | ".join(_describe(a) for a in typing.get_args(kind) if a is not type(None))
     if typing.get_origin(kind) is tuple:
         return " and ".join("more" if a is ... else _describe(a) for a in typing.get_args(kind))

@@ -173,7 +173,9 @@ def test_slots_are_read_as_the_checkpoint_was_trained_to_write_them(tiny_checkpo
     save_task(TASKS["massive_joint"], folder)
     with pytest.raises(UserError, match="no longer gives the prompt"):
         plan(folder)
-    with pytest.raises(UserError, match="slot_answer is for tasks with one label per word; task 20ng_7 has none"):
+    with pytest.raises(
+        UserError, match="slot_answer and slot_tags are for tasks with one label per word; task 20ng_7 has none"
+    ):
         load_config("--model llama_debug --checkpoint x --task 20ng_7 --slot_answer spans".split())
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
+from eval.config import EvalConfig
+from eval.predict.config import PredictConfig
 from train import options
 from train.config import RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS
@@ -130,6 +132,18 @@ def test_every_boolean_is_given_in_all_its_forms() -> None:
 )
 def test_refused(argv: list[str], want: str) -> None:
     assert want in refusal(*argv)
+
+
+@pytest.mark.parametrize("cls", [TrainConfig, EvalConfig, PredictConfig])
+def test_every_option_says_what_it_expects(cls: type) -> None:
+    n_refused = 0
+    for name in options.options_of(cls).keys() - {"config"}:
+        problems: list[str] = []
+        options.read_layers(cls, ["--" + name, "no such thing"], problems)
+        for problem in problems:
+            assert problem.startswith(f"--{name} = 'no such thing': expected ") or "takes no value" in problem
+        n_refused += bool(problems)
+    assert n_refused > 10
 
 
 def test_a_preset_is_looked_for_under_its_name_and_said_how_to_get(tmp_path: Path, monkeypatch) -> None:
