@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 TASK=${TASK:-massive_joint}
 EPOCHS=${EPOCHS:-3.5}
-LR=${LR:-4e-4}
+LR=${LR:-6e-4}
 WARMUP=${WARMUP:-8}
 SLOT_ANSWER=${SLOT_ANSWER-spans}  # list is the paper's and takes more data to learn; empty for tasks without slots
 LIST_LABELS=${LIST_LABELS:-off}  # on is the paper's prompt: 831 tokens before the utterance instead of 162
