@@ -18,7 +18,7 @@ from eval.metrics import main_figures
 from eval.results import Results, read_results, stored_task
 
 Row = tuple[str, list[str]]
-WIDTH_WITHOUT_TERMINAL = 160  # without a terminal rich assumes 80 columns and would break the lines
+WIDTH_WITHOUT_TERMINAL = 200  # without a terminal rich assumes 80 columns and would break the lines
 
 
 def console() -> Console:
