@@ -2,6 +2,7 @@
 
 python eval.py --model smollm2_135m --checkpoint checkpoints/smollm2_135m --task massive_joint --data sample
 python eval.py --model smollm2_135m --checkpoint runs/demo/export --data sample
+python eval.py --model gpt-4o --task massive_joint --shots 5
 python eval.py --combine runs/intent runs/slots --output runs/dual
 python eval.py --compare runs/before runs/after
 """
@@ -26,7 +27,9 @@ from pathlib import Path
 import torch
 
 from checkpoints_tools.hf_config import DTYPES
+from checkpoints_tools.registry import ApiModel, get_model
 from data.tasks import TokenField
+from eval.api.run import run_api
 from eval.combine import combine
 from eval.gather import ScoreResult
 from eval.job import ScoringRanks
@@ -58,6 +61,8 @@ def main() -> None:
         results = combine(*options.combine, output, options.name)
         console().print(details_table(results))
         log.info("written to %s", output)
+    elif isinstance(get_model(options.model), ApiModel):
+        run_api(options)
     elif options.plan:
         plan = make_plan(options)
         log.info("%s", describe_plan(plan))

@@ -1,8 +1,8 @@
 """The registry: every architecture, and every model by name.
 
 An architecture is one entry of `ARCHITECTURES`, which names everything that the rest of the code needs of it. A model
-is one entry of `MODELS`: an architecture, its config, its chat template and its recipe. `PORTING.md` describes how to
-add either.
+is one entry of `MODELS`: an architecture, its config, its chat template and its recipe; or, if its weights are not
+published, the server that answers for it (`ApiModel`). `PORTING.md` describes how to add the first two.
 
 A checkpoint's ``config.json`` overrides the numbers here. If the two differ, loading is an error unless
 ``--allow_mismatch`` is given. Tables 1 and 2 of the paper are misprinted (`docs/architecture.md`); the shapes here are
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from torch import nn
 
@@ -27,6 +27,7 @@ from checkpoints_tools.encoder_config import (
 from checkpoints_tools.encoder_keys import encoder_to_theirs, match_encoder, match_heads
 from checkpoints_tools.key_maps import Matched, llama_to_theirs, match_llama
 from checkpoints_tools.llama_config import parse_llama_config, write_llama_config, write_llama_export
+from data.decoder.templates import MESSAGES
 from data.decoder.tokenizer import Tokenizer as DecoderTokenizer
 from data.decoder.tokenizer import load_tokenizer as load_decoder_tokenizer
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
@@ -227,6 +228,30 @@ class ModelSpec:
         return Path("checkpoints") / self.name if self.config is not None else None
 
 
+@dataclass(frozen=True)
+class ApiModel:
+    """A model that a server answers for, through the OpenAI chat API (`eval/api`). It can be scored, nothing else.
+
+    Attributes:
+        name: value of ``--model``.
+        base_url: its server, unless ``--base_url`` names another; empty: ``--base_url`` is needed, and ``--api_model``,
+            the model's name there. Otherwise that name is ``name``.
+        context: maximum tokens of prompt and answer together; None: not known.
+        vocabulary: tiktoken's name of its vocabulary; empty: not known.
+    """
+
+    kind: ClassVar[Literal["api"]] = "api"
+    chat_template: ClassVar[str] = MESSAGES
+
+    name: str
+    base_url: str = ""
+    context: int | None = None
+    vocabulary: str = ""
+
+
+OPENAI = "https://api.openai.com/v1"
+
+
 def _llama2(**numbers: Any) -> LlamaConfig:
     return LlamaConfig(vocab_size=32_000, rope_theta=10_000.0, max_position=4096, norm_eps=1e-5, **numbers)
 
@@ -235,7 +260,7 @@ def _llama3(**numbers: Any) -> LlamaConfig:
     return LlamaConfig(vocab_size=128_256, rope_theta=500_000.0, max_position=8192, norm_eps=1e-5, **numbers)
 
 
-MODELS: dict[str, ModelSpec] = {
+MODELS: dict[str, ModelSpec | ApiModel] = {
     spec.name: spec
     for spec in [
         ModelSpec(
@@ -319,15 +344,45 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec("roberta", "roberta", None, "", "encoder"),
         ModelSpec("bert", "bert", None, "", "encoder"),
     ]
+} | {
+    spec.name: spec
+    for spec in [
+        ApiModel("gpt-3.5-turbo", OPENAI, 16_385, "cl100k_base"),
+        ApiModel("gpt-4", OPENAI, 8192, "cl100k_base"),
+        ApiModel("gpt-4o", OPENAI, 128_000, "o200k_base"),
+        ApiModel("api"),  # any model of any server
+    ]
 }
 
 
-def get_model_spec(name: str) -> ModelSpec:
+def model_names(api: bool = False) -> list[str]:
+    """The names of the models with weights; with ``api``, also of those that a server answers for."""
+    return [name for name, spec in MODELS.items() if api or spec.kind != "api"]
+
+
+def get_model(name: str) -> ModelSpec | ApiModel:
     """Look up a model by name.
 
     Raises:
         UserError: unknown name; the message suggests the nearest known one.
     """
     if name not in MODELS:
-        raise UserError(f"unknown model '{name}'.{nearest(name, MODELS)}")
+        raise UserError(f"unknown model '{name}'.{nearest(name, model_names(api=True))}")
     return MODELS[name]
+
+
+def get_model_spec(name: str) -> ModelSpec:
+    """Look up a model with weights by name.
+
+    Raises:
+        UserError: unknown name, or a model that a server answers for.
+    """
+    if name not in MODELS:
+        raise UserError(f"unknown model '{name}'.{nearest(name, model_names())}")
+    spec = MODELS[name]
+    if isinstance(spec, ApiModel):
+        raise UserError(
+            f"model {name} has no weights here: a server answers for it. It can be scored (eval.py --model {name}), "
+            f"not trained or loaded. With weights: {', '.join(model_names())}."
+        )
+    return spec

@@ -5,7 +5,7 @@ This file does not import PyTorch, so that ``--help`` is fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +17,47 @@ from train.config import PROMPT_OPTIONS
 DESCRIPTION = """Score a model on a task, fine-tuned or not. Run alone or under torchrun.
 
 A decoder is scored by the text that it generates, an encoder by its heads. Options about prompts are for decoders.
+gpt-4o, gpt-4, gpt-3.5-turbo and, with --api_model and --base_url, any other model are answered by a server.
 
 --combine and --compare read runs that were scored before; no model is loaded."""
 
 # Options for one kind of model only. An encoder has no prompt and fits on one GPU.
 DECODER_ONLY = (*PROMPT_OPTIONS, "joint_order", "new_prompt", "row_length", "tp")
 ENCODER_ONLY = ("max_length",)
+# Options about weights and how they are run. A server that answers for a model has its own.
+WEIGHTS_ONLY = ("checkpoint", "template", "new_prompt", "max_length", "batch_tokens", "tp", "precision", "device",
+                "allow_mismatch", "cache_dir", "plan", "gpu", "gpus")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ApiOptions:
+    api_model: str | None = None
+    """The model's name at the server; default: that of --model. Needed with --model api."""
+    base_url: str | None = None
+    """A server that speaks the OpenAI chat API, such as http://localhost:8080/v1; default: OpenAI's for its models."""
+    key_env: str | None = None
+    """Environment variable with the server's key; default: OPENAI_API_KEY for OpenAI's models, and no key with --model
+    api."""
+    concurrency: int = 8
+    """Requests in flight at a time."""
+    attempts: int = 8
+    """How often a request is sent at most. Rate limits, server errors, time-outs and answers that break off are tried
+    again, after a wait that doubles or that the server names."""
+    timeout: float = 120.0
+    """Seconds after which a request without an answer is sent again."""
+    prices: Path | None = None
+    """TOML file with prices; default: eval/api/prices.toml."""
+    max_cost: float | None = None
+    """Stop before the answers cost more than this, in US dollars, those of earlier runs into the same --output
+    included."""
+    yes: bool = False
+    """Do not ask before the first request, only print the estimate of tokens and cost."""
+    dump_requests: Path | None = None
+    """Write the requests to this file in the format of OpenAI's Batch API, print tokens and cost, and exit."""
+    answers: Path | None = None
+    """Score the answers in this file instead of asking: a batch's output, or lines of {"id": ..., "answer": ...}."""
+    allow_missing: bool = False
+    """With --answers: count examples without an answer as unparsed."""
 
 
 @dataclass(frozen=True)
@@ -112,3 +147,4 @@ class EvalConfig:
     are still printed."""
     markdown: Path | None = None
     """With --compare: also write the table to this Markdown file."""
+    api: ApiOptions = field(default_factory=ApiOptions)

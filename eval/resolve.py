@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from checkpoints_tools.registry import MODELS, get_model_spec
+from checkpoints_tools.registry import MODELS, ApiModel, ModelSpec, get_model, model_names
 from data.decoder.fewshot import shots_problems
 from data.decoder.prompts import check_wording
 from data.errors import UserError
 from data.tasks import get_task
+from eval.api.options import api_problems, misplaced
 from eval.config import DECODER_ONLY, ENCODER_ONLY, EvalConfig
 from train import options
 from train.resolve import problems_of_kind
@@ -25,8 +26,9 @@ def load_config(argv: Sequence[str]) -> EvalConfig:
     problems: list[str] = []
     from_toml, from_argv = options.read_layers(EvalConfig, argv, problems)
     config = options.parse(EvalConfig, [*from_toml, *from_argv])
-    if config.checkpoint is None and config.model in MODELS and not (config.combine or config.compare):
-        config = replace(config, checkpoint=MODELS[config.model].default_checkpoint)
+    spec = MODELS.get(config.model)
+    if config.checkpoint is None and isinstance(spec, ModelSpec) and not (config.combine or config.compare):
+        config = replace(config, checkpoint=spec.default_checkpoint)
     options.report(problems + find_problems(config))
     return config
 
@@ -43,14 +45,19 @@ def find_problems(config: EvalConfig) -> list[str]:
         for name in ("winner", "winner_figure", "markdown")
         if getattr(config, name) is not None
     ]
+    spec = MODELS.get(config.model)
     if not config.model:
-        problems.append(f"no --model given. Known: {', '.join(MODELS)}.")
+        problems.append(f"no --model given. Known: {', '.join(model_names(api=True))}.")
     else:
-        problems += _errors_of(lambda: get_model_spec(config.model))
-        if config.model in MODELS:
-            problems += problems_of_kind(config, MODELS[config.model], DECODER_ONLY, ENCODER_ONLY)
-    if config.checkpoint is None:
-        problems.append("no --checkpoint given: the folder with the weights to score.")
+        problems += _errors_of(lambda: get_model(config.model))
+    if isinstance(spec, ApiModel):
+        problems += api_problems(config, spec)
+    else:
+        problems += misplaced(config)
+        if spec is not None:
+            problems += problems_of_kind(config, spec, DECODER_ONLY, ENCODER_ONLY)
+        if config.checkpoint is None:
+            problems.append("no --checkpoint given: the folder with the weights to score.")
     if config.task:
         problems += _errors_of(lambda: _check_task(config))
     problems += shots_problems(config.shots_choice or "balanced", config.shot_ids, config.shots)
@@ -78,6 +85,6 @@ def _errors_of(check: Callable[[], object]) -> list[str]:
 
 def _only(config: EvalConfig, mode: str, allowed: set[str]) -> list[str]:
     """Refuse options about scoring: --combine and --compare read finished runs."""
-    default = EvalConfig()
-    others = [n for n in vars(default) if n not in allowed | {"config"} and getattr(config, n) != getattr(default, n)]
+    given, default = options.flatten(config), options.flatten(EvalConfig())
+    others = [name for name in default if name not in allowed | {"config"} and given[name] != default[name]]
     return [f"{mode} reads finished runs; it takes no --{name}." for name in others]

@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.load import check_fits_preset, load_pretrained
-from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
+from checkpoints_tools.registry import ApiModel, ModelConfig, ModelSpec, get_model_spec
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
@@ -128,7 +128,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
     return ScoringSetup(
         **vars(found)
         | {
-            "examples": _choose_examples(found.task, found.prompt, options, missing),
+            "examples": choose_examples(found.task, found.prompt, options, missing),
             "name": options.name or name,
             "output": options.output or Path("runs/eval") / folder,
             "missing": tuple(missing),
@@ -193,7 +193,7 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
     )
 
 
-def _choose_examples(
+def choose_examples(
     task: Task, prompt: PromptSpec | None, options: EvalConfig, missing: list[str]
 ) -> list[Example] | None:
     """The split's examples that are not in the prompt; with ``--limit``, a seeded sample of them."""
@@ -297,7 +297,7 @@ def stored_task(options: EvalConfig, stored: PromptSpec, folder: Path, labelled:
 
 
 def new_prompt(
-    options: EvalConfig, spec: ModelSpec, tokenizer: Tokenizer | None, missing: list[str]
+    options: EvalConfig, spec: ModelSpec | ApiModel, tokenizer: Tokenizer | None, missing: list[str]
 ) -> tuple[Task, PromptSpec | None]:
     """The prompt for a checkpoint without one: the model's template, few-shot examples by seed.
 

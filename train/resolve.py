@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.registry import MODELS, ModelSpec, get_model_spec
+from checkpoints_tools.registry import ModelSpec, get_model_spec, model_names
 from data.decoder.fewshot import shots_problems
 from data.decoder.prompts import check_wording
 from data.errors import UserError
@@ -55,9 +55,9 @@ def _steps_or_epochs(layer: list[options.Words], problems: list[str]) -> list[op
 
 def recipe_for(model: str, task: str) -> dict[str, Any]:
     """The option values of a model's recipe; empty for an unknown model."""
-    if model not in MODELS:
+    if model not in model_names():
         return {}
-    spec = MODELS[model]
+    spec = get_model_spec(model)
     recipe = dict(RECIPES[spec.recipe], checkpoint=spec.default_checkpoint)
     if spec.recipe == "encoder":
         recipe["epochs"] = ENCODER_EPOCHS[TASKS[task].dataset] if task in TASKS else OTHER_EPOCHS
@@ -96,7 +96,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     known_model = False
     try:
         if not config.model.model:
-            raise UserError(f"no --model given. Known: {', '.join(MODELS)}.")
+            raise UserError(f"no --model given. Known: {', '.join(model_names())}.")
         get_model_spec(config.model.model)
         known_model = True
     except UserError as error:

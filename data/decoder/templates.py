@@ -147,6 +147,8 @@ def _chatml(default_system: str = "") -> ChatTemplate:
     )
 
 
+MESSAGES = "messages"
+
 TEMPLATES: dict[str, ChatTemplate] = {
     # The space before [INST] is SentencePiece's dummy space, which the reference leaves in place there.
     "llama2": ChatTemplate(
@@ -179,6 +181,15 @@ TEMPLATES: dict[str, ChatTemplate] = {
         end=(Special("eos"),),
         lead=" ",
     ),
+    # For a server that has the model's own template (`eval/api`): each special token begins a message of that role.
+    MESSAGES: ChatTemplate(
+        opening=(),
+        system_opening=(Special("system"),),
+        system_closing=(),
+        user_opening=(Special("user"),),
+        closing=(),
+        end=(),
+    ),
 }
 
 
@@ -201,3 +212,14 @@ def template_for(tokenizer: Tokenizer, otherwise: str = "plain") -> str:
     if "<|im_start|>" in source or (not source and "<|im_start|>" in special):
         return "smollm2" if TEMPLATES["smollm2"].default_system in source else "chatml"
     return "llama2" if "[INST]" in source else otherwise
+
+
+def to_messages(prompt: Prompt, document: str) -> list[dict[str, str]]:
+    """The messages for a chat API: a prompt of the template `MESSAGES` around a document."""
+    messages: list[dict[str, str]] = []
+    for piece in (*prompt.prefix, Text(document), *prompt.suffix):
+        if isinstance(piece, Special):
+            messages.append({"role": piece.name, "content": ""})
+        else:
+            messages[-1]["content"] += piece.text
+    return messages

@@ -147,8 +147,28 @@ def stop_tokens(prompt: Prompt, tokenizer: Tokenizer) -> set[int]:
 
 
 def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Prediction:
-    task, example = job.task, job.examples[i]
-    raw = cast(Tokenizer, job.tokenizer).decode(answer.tokens)
+    return read_answer(
+        job.task,
+        job.examples[i],
+        cast(Tokenizer, job.tokenizer).decode(answer.tokens),
+        truncated=bool(samples.truncated[i]),
+        stopped=answer.stopped,
+        n_prompt_tokens=len(samples.prefix) + samples.length(i),
+        n_new_tokens=len(answer.tokens) + answer.stopped,
+    )
+
+
+def read_answer(
+    task: Task,
+    example: Example,
+    raw: str,
+    *,
+    truncated: bool,
+    stopped: bool,
+    n_prompt_tokens: int,
+    n_new_tokens: int,
+) -> Prediction:
+    """Read an answer's text into labels, whatever wrote it. The arguments are the attributes of `Prediction`."""
     parsed = task.read(raw, example.words)
     lenient = read_leniently(task, raw, example.words).labels
     return Prediction(
@@ -158,10 +178,10 @@ def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Predi
         raw=raw,
         parsed=parsed.labels,
         unparsed=parsed.unparsed,
-        truncated=bool(samples.truncated[i]),
-        stopped=answer.stopped,
-        n_prompt_tokens=len(samples.prefix) + samples.length(i),
-        n_new_tokens=len(answer.tokens) + answer.stopped,
+        truncated=truncated,
+        stopped=stopped,
+        n_prompt_tokens=n_prompt_tokens,
+        n_new_tokens=n_new_tokens,
         n_missing=parsed.n_missing,
         n_extra=parsed.n_extra,
         n_unknown=parsed.n_unknown,

@@ -77,6 +77,13 @@ def load_config(argv: Sequence[str]) -> PredictConfig:
     config = options.parse(PredictConfig, [*from_toml, *from_argv])
     if config.checkpoint is None:
         problems.append("no --checkpoint given: the folder of a model, such as a run's export.")
+    if config.model:
+        from checkpoints_tools.registry import get_model_spec  # imports PyTorch
+
+        try:
+            get_model_spec(config.model)
+        except UserError as error:
+            problems.append(str(error))
     if not config.input:
         problems.append("no --input given: a file with texts, or - for standard input.")
     if config.task:

@@ -161,7 +161,7 @@ def open_partial(
             raise UserError(f"--output {output}: {folder} {problem}")
         file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     try:
-        _lock(file, path)
+        lock(file, path)
         refuse_existing(output)  # another process may have finished since the line above
         with writable(path):
             _check_same(file, path)
@@ -187,8 +187,12 @@ def open_partial(
             file.close()
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the file until it is closed; the system releases the lock if this process dies."""
+def lock(file: BinaryIO, path: Path) -> None:
+    """Lock the file until it is closed; the system releases the lock if this process dies.
+
+    Raises:
+        UserError: another process has locked it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -69,7 +69,7 @@ def test_scaling_is_off_unless_asked_for():
 
 @pytest.mark.parametrize("scaling", [None, SCALING])
 @pytest.mark.parametrize(
-    "name", [name for name, spec in MODELS.items() if spec.config is not None and spec.kind == "decoder"]
+    "name", [name for name, spec in MODELS.items() if spec.kind == "decoder" and spec.config is not None]
 )
 def test_transformers_reads_what_we_write(tmp_path, name, scaling):
     config = LlamaConfig(**{**vars(MODELS[name].config), "rope_scaling": scaling})

@@ -15,7 +15,7 @@ from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.key_maps import LLAMA_HF, Matched, rename_all, to_theirs
 from checkpoints_tools.load import load_pretrained, open_checkpoint
-from checkpoints_tools.registry import ARCHITECTURES, MODELS, ModelSpec, costs_of, get_model_spec
+from checkpoints_tools.registry import ARCHITECTURES, MODELS, ModelSpec, costs_of, get_model_spec, model_names
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from model.encoder import Encoder
@@ -26,7 +26,7 @@ from train.planning.memory import count_parameters
 
 
 def test_what_every_preset_is():
-    kinds = {name: spec.kind for name, spec in MODELS.items()}
+    kinds = {name: MODELS[name].kind for name in model_names()}
     encoders = {name for name, kind in kinds.items() if kind == "encoder"}
     assert encoders == {"roberta_base", "roberta_large", "roberta_debug", "roberta", "bert"}
     for name in encoders:
@@ -34,7 +34,7 @@ def test_what_every_preset_is():
         assert spec.chat_template == "" and spec.family == name.partition("_")[0]
         assert (spec.default_checkpoint is None) == (spec.config is None)
         assert spec.config is None or (spec.config.family == spec.family and spec.config.heads == ())
-    assert all(spec.family == "llama" for name, spec in MODELS.items() if name not in encoders)
+    assert all(spec.family == "llama" for name, spec in MODELS.items() if kinds.get(name) == "decoder")
 
 
 @pytest.mark.parametrize(("name", "n_layers", "million"), [("roberta_base", 12, 124.06), ("roberta_large", 24, 354.31)])

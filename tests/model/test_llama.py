@@ -34,7 +34,7 @@ def scaled_down(config: LlamaConfig) -> LlamaConfig:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, spec in MODELS.items() if spec.config is not None and spec.kind == "decoder"]
+    "name", [name for name, spec in MODELS.items() if spec.kind == "decoder" and spec.config is not None]
 )
 def test_logits_and_gradients_equal_transformers(name: str) -> None:
     config = scaled_down(MODELS[name].config)

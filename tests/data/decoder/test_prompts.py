@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from data.decoder.prompts import build_prompt
-from data.decoder.templates import TEMPLATES, Special, Text, encode_pieces, template_for
+from data.decoder.prompts import build_prompt, build_turn
+from data.decoder.templates import MESSAGES, TEMPLATES, Special, Text, encode_pieces, template_for, to_messages
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -163,6 +163,15 @@ def test_mistakes_of_the_listings_are_corrected_and_quotation_marks_pair_up(name
     assert text.count('"') % 2 == 0 and text.count("'") % 2 == 0
     for field in task.fields:
         assert all(f"'{label}'" in text for label in field.labels)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_messages_have_the_prompts_text(name):
+    task, document = TASKS[name], "a document: system, user"
+    turn = build_turn(task, [example_of(task)])
+    messages = to_messages(build_prompt(task, MESSAGES, [example_of(task)]), document)
+    expected = [{"role": "system", "content": turn.system}] if name == "massive_joint" else []
+    assert messages == [*expected, {"role": "user", "content": f"{turn.before}{document}{turn.after}"}]
 
 
 def test_a_users_instruction_follows_the_opening():

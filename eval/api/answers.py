@@ -1,0 +1,171 @@
+"""The answers of a run, ``answers.jsonl`` in its output folder: one line each, written when it arrives.
+
+    {"answers_of": {"task": ..., "prompt": ..., "model": ..., "server": ..., "data": ...}}
+    {"id": "massive/test/1", "answer": "alarm_set", "request": "9f0c...", "prompt_tokens": 531, ...}
+
+So an interrupted run goes on with the same command and pays for no answer twice. One process at a time writes the file.
+A last line that was cut off is removed, and its example is asked again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data.errors import UserError
+from data.readers.archive import parse_json
+from eval.api.setup import Request
+from eval.predict.partial import complete_lines, lock, writable
+
+FILE = "answers.jsonl"
+HEADER = "answers_of"
+
+log = logging.getLogger("eval")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A server's answer to one example.
+
+    Attributes:
+        answer: the text; if the model refused, its refusal.
+        request: `Request.fingerprint` of what was asked; empty: not known.
+        finish_reason: the server's: "stop", "length", "content_filter", ...
+        refused: the model or the server's filter refused to answer.
+        model: the model's name according to the server.
+        prompt_tokens, completion_tokens: the server's ``usage``; None if it sent none.
+        seconds: from sending the request to its answer.
+        attempts: how often it was sent.
+        lost: how many of these the server may have charged without an answer.
+    """
+
+    id: str
+    answer: str
+    request: str = ""
+    finish_reason: str = "stop"
+    refused: bool = False
+    model: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float = 0.0
+    attempts: int = 1
+    lost: int = 0
+
+
+@dataclass(frozen=True)
+class AnswersFile:
+    """An open answers file.
+
+    Attributes:
+        answers: all that it has had when it was opened, in the order in which they arrived.
+    """
+
+    file: BinaryIO
+    path: Path
+    answers: list[Answer]
+
+    def add(self, answer: Answer) -> None:
+        """Append an answer; it is on the disk when this returns.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        _append(self.file, self.path, dataclasses.asdict(answer))
+
+
+def _append(file: BinaryIO, path: Path, record: Mapping[str, Any]) -> None:
+    with writable(path, " The answers before are kept; the same command goes on."):
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def open_answers(folder: Path, identity: Mapping[str, str]) -> Iterator[AnswersFile]:
+    """Open and lock the answers file of an output folder, which is made if it does not exist.
+
+    Args:
+        identity: what the answers have in common.
+
+    Raises:
+        UserError: the folder cannot be written, another process writes the file, it has answers of something else, or
+            a line in it is damaged.
+    """
+    path, is_new = folder / FILE, not folder.exists()
+    with writable(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    try:
+        lock(file, path)
+        with writable(path):
+            end = 0
+            for end in complete_lines(file):  # noqa: B007
+                pass
+            if end < path.stat().st_size:
+                log.info("%s: the last line was cut off; its example is asked again", path)
+            file.truncate(end)
+            file.seek(0)
+        answers = _read(file, path, identity)
+        if answers:
+            file.seek(0, os.SEEK_END)
+        else:  # whatever the file was begun for
+            file.seek(0)
+            file.truncate()
+            _append(file, path, {HEADER: dict(identity)})
+        empty = 0 if answers else file.tell()
+        try:
+            yield AnswersFile(file, path, answers)
+        finally:
+            if empty and path.stat().st_size == empty:  # nothing was answered: as if nothing had been begun
+                path.unlink()
+                with suppress(OSError):  # not empty
+                    if is_new:
+                        folder.rmdir()
+    finally:
+        with suppress(OSError):  # a full disk was reported before
+            file.close()
+
+
+def _read(file: BinaryIO, path: Path, identity: Mapping[str, str]) -> list[Answer]:
+    """The answers in a file of complete lines. Their identity is compared if there are any."""
+    lines = [(f"{path}, line {number}", line) for number, line in enumerate(file, 1)]
+    answers: list[Answer] = []
+    for number, (where, line) in enumerate(lines if len(lines) > 1 else [], 1):
+        record = parse_json(line.decode("utf-8", errors="replace"), where)
+        if number == 1:
+            _compare(path, record.get(HEADER) if isinstance(record, dict) else None, identity)
+            continue
+        try:
+            answers.append(Answer(**record))
+            if not (isinstance(answers[-1].id, str) and isinstance(answers[-1].answer, str)):
+                raise TypeError("its id or answer is not a string")
+        except TypeError as error:
+            raise UserError(f"{where}: not an answer ({error}). Remove the line to ask its example again.") from None
+    return answers
+
+
+def _compare(path: Path, stored: object, identity: Mapping[str, str]) -> None:
+    advice = "Give another --output, or remove the file if you do not need its answers."
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} does not begin with what its answers are of. {advice}")
+    for name, now in identity.items():
+        if stored.get(name) != now:
+            raise UserError(f"{path} has answers of another {name}: {stored.get(name)!r}, and not {now!r}. {advice}")
+
+
+def match(answers: Sequence[Answer], requests: Sequence[Request]) -> tuple[dict[str, Answer], int]:
+    """The answers to these requests by example id, and the number of answers to other requests of these examples.
+
+    A request differs from an earlier one of the same example if documents are now cut elsewhere (``--row_length``) or
+    answers may have another length (``--max_new_tokens``).
+    """
+    wanted = {request.example.id: request.fingerprint for request in requests}
+    found = {answer.id: answer for answer in answers if wanted.get(answer.id) == answer.request}
+    return found, sum(answer.id in wanted and wanted[answer.id] != answer.request for answer in answers)

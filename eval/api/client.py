@@ -1,0 +1,182 @@
+"""One attempt at one request, through the official ``openai`` client; and what each kind of failure means.
+
+A failure is either worth another attempt (`TryAgain`) or a `UserError`, which ends the run. No key is in any message:
+the server's texts are quoted without it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import NoReturn
+
+from data.errors import UserError, nearest
+from eval.api.answers import Answer
+from eval.api.responses import clean, error_details, is_html, read_completion, seconds_to_wait
+from eval.api.setup import ApiSetup, Request
+
+KEY_ENV = "OPENAI_API_KEY"
+NO_KEY = "none"  # the client needs one; servers without keys ignore it
+CONNECT_SECONDS = 10.0
+RETRIED = (408, 409, 425, 429)  # besides all from 500 on
+CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")  # OpenAI, llama.cpp
+_CONTEXT = re.compile(r"context (length|size|window)|maximum context", re.IGNORECASE)  # vLLM and others
+
+log = logging.getLogger("eval")
+
+
+class TryAgain(Exception):
+    """An attempt that failed for a reason that may pass.
+
+    Attributes:
+        after: seconds to wait according to the server; None: it does not say.
+        lost: the server may have charged it.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, lost: bool = False) -> None:
+        super().__init__(reason)
+        self.after, self.lost = after, lost
+
+
+def find_key(setup: ApiSetup) -> str | None:
+    """The server's key, from the environment; None: none is sent.
+
+    OpenAI's key is sent only for OpenAI's models. Another server gets only the key that ``--key_env`` names.
+
+    Raises:
+        UserError: no such variable, or one that cannot be a key.
+    """
+    name = setup.options.api.key_env or (KEY_ENV if setup.spec.base_url else None)
+    if name is None:
+        return None
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise UserError(
+            f"no key for {setup.host}: the environment variable {name} is not set. Set it (export {name}=...), or name "
+            "another one with --key_env. Keys are read from the environment only."
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"the key in {name} has spaces or characters that no key has. Set it again.")
+    return key
+
+
+class Server:
+    """A server that speaks the OpenAI chat API. It is shared by threads.
+
+    Raises:
+        UserError: the package ``openai`` is not installed.
+    """
+
+    def __init__(self, setup: ApiSetup, key: str | None) -> None:
+        try:
+            import openai
+        except ImportError:
+            raise UserError(
+                f"--model {setup.spec.name}: the package openai is not installed. pip install openai"
+            ) from None
+        for name in ("openai", "httpx", "httpx2"):  # they log each request
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.setup, self.key, self.openai = setup, key, openai
+        self.seed: int | None = setup.options.seed
+        seconds = setup.options.api.timeout
+        self.client = openai.OpenAI(
+            api_key=key or NO_KEY,
+            base_url=setup.base_url,
+            timeout=openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
+            max_retries=0,  # ours are in retry.py
+        )
+
+    def ask(self, request: Request) -> Answer:
+        """Send a request once.
+
+        Raises:
+            TryAgain, UserError: see above.
+        """
+        start, sent_seed = time.perf_counter(), self.seed
+        body = request.body(self.setup.api_model, sent_seed)
+        try:
+            response = self.client.chat.completions.with_raw_response.create(**body).http_response
+        except self.openai.APITimeoutError as error:
+            raise TryAgain(f"no answer in {self.setup.options.api.timeout:g} s", lost=_reached(error)) from None
+        except self.openai.APIConnectionError as error:
+            what = "the connection broke" if _reached(error) else f"no connection to {self.setup.host}"
+            reason = self.clean(str(error.__cause__ or error))
+            raise TryAgain(f"{what} ({reason})", lost=_reached(error)) from None
+        except self.openai.APIStatusError as error:
+            response = error.response
+        text = response.text
+        if self.key:
+            text = text.replace(self.key, "[key]")
+        if response.status_code == 200 and not is_html(text, response.headers):
+            return self._read(text, request, time.perf_counter() - start)
+        if sent_seed is not None and response.status_code == 400 and error_details(text).get("param") == "seed":
+            if self.seed is not None:
+                log.info("%s takes no seed; asked without", self.setup.host)
+            self.seed = None
+            return self.ask(request)
+        self._refuse(response.status_code, response.headers, text, request)
+
+    def _read(self, text: str, request: Request, seconds: float) -> Answer:
+        try:
+            record = json.loads(text)
+        except ValueError:
+            raise TryAgain("an answer that breaks off or is not JSON", lost=True) from None
+        if isinstance(record, dict) and record.get("error") and not record.get("choices"):  # some proxies do this
+            code = error_details(text).get("code")
+            self._refuse(code if isinstance(code, int) else 400, {}, text, request)
+        answer = read_completion(record, request.example.id)
+        if answer is None:
+            raise UserError(
+                f"{self.setup.base_url} does not answer as the OpenAI chat API does, but with "
+                f"{self.clean(text)[:80]!r}. Check --base_url."
+            )
+        return Answer(**vars(answer) | {"request": request.fingerprint, "seconds": round(seconds, 3)})
+
+    def _refuse(self, status: int, headers: Mapping[str, str], text: str, request: Request) -> NoReturn:
+        setup, error = self.setup, error_details(text)
+        said = self.clean(str(error.get("message") or text))
+        code, url = error.get("code"), setup.base_url
+        key = setup.options.api.key_env or KEY_ENV
+        if status == 429 and code == "insufficient_quota":
+            raise UserError(f"the account has no credit left at {setup.host} ({said}). Add some, then start again.")
+        if status in RETRIED or status >= 500:
+            raise TryAgain(f"HTTP {status} ({said})", seconds_to_wait(headers), lost=status == 504)
+        if is_html(text, headers):
+            raise UserError(
+                f"{url} answers with a web page (HTTP {status}), not as an API does. Check --base_url: it is the URL "
+                "before /chat/completions, and mostly ends in /v1."
+            )
+        if status in (401, 403):
+            if self.key is None:
+                raise UserError(f"{url} needs a key (HTTP {status}: {said}). Name its variable with --key_env.")
+            raise UserError(f"{url} refuses the key in {key} (HTTP {status}: {said}). Check that variable.")
+        if status == 404:
+            raise UserError(f"{url} has no model {setup.api_model!r} (HTTP 404: {said}).{self._models()}")
+        if status == 413 or code in CONTEXT_CODES or error.get("type") in CONTEXT_CODES or _CONTEXT.search(said):
+            raise UserError(
+                f"example {request.example.id}: prompt and answer, about {request.n_tokens + request.max_tokens:,} "
+                f"tokens ({setup.counter.how}), are longer than {setup.api_model} takes (HTTP {status}: {said}). Give "
+                f"a --row_length below {setup.max_length:,}: documents are cut to it. Answers whose request stays the "
+                "same are not asked again."
+            )
+        raise UserError(f"example {request.example.id}: {url} refuses the request (HTTP {status}: {said}).")
+
+    def _models(self) -> str:
+        """A hint with the names of the server's models."""
+        try:
+            names = [model.id for model in self.client.models.list().data]
+        except Exception:  # whatever went wrong: this is only a hint
+            return " Check --api_model and --base_url."
+        return nearest(self.setup.api_model, names[:20]) if names else ""
+
+    def clean(self, text: str) -> str:
+        return clean(text, self.key)
+
+
+def _reached(error: Exception) -> bool:
+    """Whether a connection was made before an error, so that the server may have got the request."""
+    return not type(error.__cause__).__name__.startswith(("Connect", "Pool"))

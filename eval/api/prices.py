@@ -1,0 +1,147 @@
+"""What tokens cost: a list of prices, and a budget that a run never passes."""
+
+from __future__ import annotations
+
+import threading
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError, nearest
+from data.readers.archive import readable
+from eval.api.answers import Answer
+from eval.api.setup import Request
+from eval.api.tokens import most_tokens
+
+LIST = Path(__file__).parent / "prices.toml"
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Prices:
+    """A model's prices, in US dollars per million tokens, and where they are from."""
+
+    input: float
+    output: float
+    date: str
+    source: str
+
+    def of(self, n_input: float, n_output: float) -> float:
+        """Dollars for that many tokens of prompts and of answers."""
+        return (n_input * self.input + n_output * self.output) / MILLION
+
+    def record(self) -> dict[str, Any]:
+        """For ``results.json``."""
+        return {"dollars_per_million": {"input": self.input, "output": self.output}, "date": self.date,
+                "source": self.source}  # fmt: skip
+
+
+def read_prices(model: str, path: Path | None = None, required: bool = True) -> Prices | None:
+    """A model's prices.
+
+    Args:
+        model: its name at the server.
+        path: the list; None: the one beside this file.
+        required: without them the list is wrong. Otherwise None is returned for a model that is not in it.
+
+    Raises:
+        UserError: no such file, not a price list, or one without the model.
+    """
+    file = path or LIST
+    with readable(file):
+        text = file.read_bytes()
+    try:
+        document = tomllib.loads(text.decode("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid TOML ({error}).") from None
+    date, source, models = (document.get(key) for key in ("date", "source", "models"))
+    if not isinstance(models, dict):
+        raise UserError(f'{file} has no prices. Write, for example, [models."{model}"], input = 1.0 and output = 2.0.')
+    if not date:
+        raise UserError(f'{file} has no date: prices change. Add, for example, date = "2025-01-31" at the top.')
+    if model not in models:
+        if not required:
+            return None
+        raise UserError(
+            f"{file} has no price for {model}.{nearest(model, models)} Add to it, or to a list of your own for "
+            f'--prices, [models."{model}"] with input and output in US dollars per million tokens.'
+        )
+    own = models[model]
+    figures = [own.get(key) if isinstance(own, dict) else None for key in ("input", "output")]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < MILLION for n in figures):
+        raise UserError(
+            f'{file}, [models."{model}"]: input and output must be US dollars per million tokens, 0 or more; found '
+            f"{own}."
+        )
+    return Prices(float(own["input"]), float(own["output"]), str(date), str(source or file.name))
+
+
+def most(prices: Prices, request: Request) -> float:
+    """The most that a request can cost, in dollars."""
+    return prices.of(most_tokens(request.messages), request.max_tokens)
+
+
+def cost_of(prices: Prices, answer: Answer, request: Request) -> float:
+    """What an answer has cost, in dollars; without the server's ``usage``, the most that it can have cost."""
+    if answer.prompt_tokens is None or answer.completion_tokens is None:
+        return most(prices, request)
+    return prices.of(answer.prompt_tokens, answer.completion_tokens)
+
+
+class Budget:
+    """Money for a run's requests. It is shared by threads.
+
+    A request reserves the most that it can cost before it is sent. So the sum of what was spent and what is in flight
+    never passes the limit. Attempts that the server may have charged without an answer count as spent.
+
+    Args:
+        limit: in dollars; None: no limit.
+        prices: None: costs are not known, and there is no limit.
+        spent: dollars that earlier answers have cost.
+    """
+
+    def __init__(self, limit: float | None, prices: Prices | None, spent: float = 0.0) -> None:
+        assert limit is None or prices is not None, "a limit needs prices"
+        self.limit, self.prices, self.spent, self.reserved = limit, prices, spent, 0.0
+        self._lock = threading.Lock()
+
+    def reserve(self, request: Request) -> bool:
+        """Reserve the most that a request can cost. False if that may pass the limit."""
+        if self.prices is None:
+            return True
+        with self._lock:
+            amount = most(self.prices, request)
+            if self.limit is not None and self.spent + self.reserved + amount > self.limit:
+                return False
+            self.reserved += amount
+            return True
+
+    def spend(self, request: Request, dollars: float) -> None:
+        """Replace a request's reservation by what it has cost."""
+        if self.prices is not None:
+            with self._lock:
+                self.reserved -= most(self.prices, request)
+                self.spent += dollars
+
+    def lose(self, request: Request) -> bool:
+        """Count an attempt as charged without an answer, and reserve another. False if that may pass the limit."""
+        if self.prices is not None:
+            self.spend(request, most(self.prices, request))
+        return self.reserve(request)
+
+
+def total(prices: Prices | None, answers: Iterable[Answer], requests: Iterable[Request]) -> float:
+    """What answers have cost, in dollars; 0 without prices. Those to other examples are counted by their ``usage``."""
+    if prices is None:
+        return 0.0
+    by_id = {request.example.id: request for request in requests}
+    dollars = 0.0
+    for answer in answers:
+        if answer.id in by_id:
+            request = by_id[answer.id]
+            dollars += cost_of(prices, answer, request) + answer.lost * most(prices, request)
+        else:
+            dollars += prices.of(answer.prompt_tokens or 0, answer.completion_tokens or 0)
+    return dollars

@@ -1,0 +1,101 @@
+"""What a server's responses mean: answers, errors, waits. Nothing here sends anything."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from eval.api.answers import Answer
+
+QUOTED = 300  # characters of a server's text in a message
+_KEY = re.compile(r"\b(sk-|Bearer )[^\s\"'.,;]+(\.[^\s\"'.,;]+)*")  # a key, also one that the server has masked
+
+
+def read_completion(record: Any, example_id: str) -> Answer | None:
+    """The answer in a chat completion, as the API returns it and a batch's output has it; None if it is none.
+
+    An empty answer and a refusal are answers.
+    """
+    try:
+        choice = record["choices"][0]
+        message, usage = choice["message"], record.get("usage") or {}
+        content, refusal = message.get("content"), message.get("refusal")
+        finish_reason = str(choice.get("finish_reason") or "")
+        return Answer(
+            id=example_id,
+            answer=str(refusal or "") if content is None else _text(content),
+            finish_reason=finish_reason,
+            refused=bool(refusal) or finish_reason == "content_filter",
+            model=str(record.get("model") or ""),
+            prompt_tokens=as_count(usage.get("prompt_tokens")),
+            completion_tokens=as_count(usage.get("completion_tokens")),
+        )
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None
+
+
+def as_count(value: object) -> int | None:
+    """A number of tokens; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _text(content: object) -> str:
+    """A message's text; a few servers send it in parts."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    if not isinstance(content, str):
+        raise TypeError(content)
+    return content
+
+
+def error_details(text: str) -> dict[str, Any]:
+    """The error object in an API's error."""
+    try:
+        record = json.loads(text)
+    except ValueError:
+        return {}
+    error = record.get("error", record) if isinstance(record, dict) else None
+    if isinstance(error, str):
+        return {"message": error}
+    return error if isinstance(error, dict) else {}
+
+
+def is_html(text: str, headers: Mapping[str, str]) -> bool:
+    return "text/html" in headers.get("content-type", "").lower() or text.lstrip()[:1] == "<"
+
+
+def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
+    """What a server's headers say of how long to wait: ``Retry-After`` in seconds or as a date, ``retry-after-ms``."""
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    if (seconds := _number(value)) is not None:
+        return seconds
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if 0 <= number < float("inf") else None
+
+
+def clean(text: str, key: str | None) -> str:
+    """A server's text for a message: one line, not too long, and without keys."""
+    if key:
+        text = text.replace(key, "[key]")
+    return " ".join(_KEY.sub("[key]", text).split())[:QUOTED]

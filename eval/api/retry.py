@@ -1,0 +1,165 @@
+"""Send requests until they are answered, a few at a time, and stop in good order.
+
+Threads send; the calling thread keeps each answer when it arrives. The first request goes alone, so that a wrong key or
+URL costs one request. When something ends the run (a signal, an error, the budget), no request is sent any more, and
+the answers in flight, which will be paid for, are still kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+
+from data.errors import UserError
+from eval.api.answers import Answer
+from eval.api.client import TryAgain
+from eval.api.prices import Budget, cost_of
+from eval.api.setup import Request
+
+FIRST_SECONDS, MOST_SECONDS = 1.0, 60.0  # of a wait; it doubles with each attempt
+LONGEST_WAIT = 3600.0  # seconds; a server that names more is not waited for
+NOTICE_SECONDS = 30.0  # between two messages of one kind
+
+log = logging.getLogger("eval")
+
+
+@dataclass
+class Asking:
+    """What the threads of a run share.
+
+    Attributes:
+        send: sends a request once; raises `TryAgain` or UserError.
+        attempts: how often a request is sent at most.
+        concurrency: requests in flight at a time.
+        stop: set when nothing more is to be sent.
+    """
+
+    send: Callable[[Request], Answer]
+    budget: Budget
+    attempts: int
+    concurrency: int
+    stop: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _resume: float = field(default=0.0, init=False)  # when the server's last Retry-After ends
+    _noted: dict[str, float] = field(default_factory=dict, init=False)
+
+    def pause(self, seconds: float) -> None:
+        """Let no thread send for some seconds: a server that names a wait means all requests."""
+        with self._lock:
+            self._resume = max(self._resume, time.monotonic() + seconds)
+
+    def sleep(self, seconds: float = 0.0) -> bool:
+        """Wait, at least until the end of a pause. False if the run stops meanwhile."""
+        until = time.monotonic() + seconds
+        while not self.stop.is_set():
+            left = max(until, self._resume) - time.monotonic()
+            if left <= 0:
+                return True
+            self.stop.wait(left)
+        return False
+
+    def note(self, text: str) -> None:
+        """Log a message, unless one that begins alike was logged a moment ago."""
+        kind, now = text.split(" (")[0], time.monotonic()
+        with self._lock:
+            if now - self._noted.get(kind, -NOTICE_SECONDS) < NOTICE_SECONDS:
+                return
+            self._noted[kind] = now
+        log.info("%s", text)
+
+
+def ask_all(asking: Asking, requests: Iterable[Request], keep: Callable[[Request, Answer], None]) -> bool:
+    """Ask until all requests are answered or something stops the run.
+
+    Args:
+        keep: called in this thread with each answer when it arrives.
+
+    Returns:
+        False if the budget does not suffice for the next request.
+
+    Raises:
+        UserError: the first error of any request; answers in flight at that time are kept.
+    """
+    waiting, in_flight = deque(requests), dict[Future[Answer | None], Request]()
+    allowed, affordable, problem = 1, True, None
+    pool = ThreadPoolExecutor(asking.concurrency)
+    try:
+        while True:
+            while waiting and len(in_flight) < allowed and not asking.stop.is_set():
+                affordable = asking.budget.reserve(waiting[0])
+                if not affordable:  # unless an answer in flight costs less than it reserves
+                    break
+                request = waiting.popleft()
+                in_flight[pool.submit(ask, asking, request)] = request
+            if not in_flight:
+                break
+            for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                request = in_flight.pop(future)
+                try:
+                    answer = future.result()
+                except OverBudget:
+                    affordable, waiting = False, deque()
+                except UserError as error:
+                    problem = problem or error
+                    asking.stop.set()
+                else:
+                    if answer is not None:
+                        keep(request, answer)
+                        allowed = asking.concurrency
+    finally:
+        asking.stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+    if problem is not None:
+        raise problem
+    return affordable
+
+
+class OverBudget(Exception):
+    """Another attempt at a request may cost more than the budget allows."""
+
+
+def ask(asking: Asking, request: Request) -> Answer | None:
+    """Send a request until it is answered. None: the run stopped before.
+
+    Raises:
+        UserError: an error that will not pass, or none of the attempts succeeded.
+        OverBudget: see there.
+    """
+    lost = 0
+    for attempt in range(1, asking.attempts + 1):
+        if not asking.sleep():
+            asking.budget.spend(request, 0.0)
+            return None
+        try:
+            answer = asking.send(request)
+        except TryAgain as again:
+            lost += again.lost
+            if again.lost and not asking.budget.lose(request):
+                raise OverBudget from None
+            reason = str(again)
+            if attempt == asking.attempts:
+                break
+            seconds = wait_before(attempt + 1)
+            if again.after is not None:
+                if again.after > LONGEST_WAIT:
+                    raise UserError(f"{reason}: the server says to wait {again.after / 3600:.1f} hours.") from None
+                seconds = max(seconds, again.after)
+                asking.pause(again.after)
+            asking.note(f"{reason}: example {request.example.id} is sent again in {seconds:.1f} s")
+            asking.sleep(seconds)
+        else:
+            if asking.budget.prices is not None:
+                asking.budget.spend(request, cost_of(asking.budget.prices, answer, request))
+            return replace(answer, attempts=attempt, lost=lost)
+    raise UserError(f"example {request.example.id}: no answer in {asking.attempts} attempts, at last: {reason}.")
+
+
+def wait_before(attempt: int) -> float:
+    """Seconds to wait before an attempt, from the second on: twice as long each time, with jitter of a half."""
+    return min(FIRST_SECONDS * 2 ** (attempt - 2), MOST_SECONDS) * random.uniform(0.5, 1.0)

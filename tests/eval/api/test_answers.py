@@ -1,0 +1,204 @@
+"""The answers file: interrupted in every way, cut anywhere, of something else; no answer is paid for twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from data.errors import UserError
+from eval.results import read_predictions, read_results
+from tests.eval.api.server import document
+from tests.launching import ROOT, environment
+
+
+def lines_of(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def start(words, *options):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "eval.py"), *words, "--task", "massive_intent", *map(str, options)],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_interrupted_and_continued(run, words, server, tmp_path, name):
+    """The server holds the fourth request and those after it until the signal has arrived."""
+    held, go = threading.Event(), threading.Event()
+
+    def before(body: dict) -> None:
+        if len(server.bodies) > 3:
+            held.set()
+            go.wait(60)
+
+    server.before = before
+    path = tmp_path / "out" / "answers.jsonl"
+    with start(words, "--concurrency", 2) as process:
+        assert held.wait(120)
+        while len(lines_of(path)) < 4:  # the header and three answers
+            time.sleep(0.01)
+        process.send_signal(getattr(signal, name))
+        if name != "SIGKILL":
+            assert "waiting for the answers in flight" in process.stderr.readline()
+        else:
+            process.wait()
+        server.before = lambda body: None
+        go.set()
+        out, err = process.communicate(timeout=60)
+    n_kept = len(lines_of(path)) - 1
+    assert "Traceback" not in err and not (tmp_path / "out" / "results.json").exists()
+    if name == "SIGKILL":
+        assert process.returncode == -signal.SIGKILL and n_kept == 3
+    else:
+        assert process.returncode == 128 + getattr(signal, name) and n_kept == len(server.bodies) in (4, 5)
+        assert f"{name}: stopped. {n_kept} of 6 answers are in" in err
+    before_resuming = len(server.bodies)
+    output = run()
+    assert len(server.bodies) == before_resuming + 6 - n_kept and read_results(output).metrics["n_examples"] == 6
+    if name != "SIGKILL":  # those in flight were waited for; a killed process cannot
+        assert set(server.asked.values()) == {1} and len(server.asked) == 6
+    n_before = len(server.bodies)
+    assert read_predictions(run()) == read_predictions(output) and len(server.bodies) == n_before
+
+
+def test_a_second_signal_stops_at_once(words, server, tmp_path):
+    held = threading.Event()
+
+    def before(body: dict) -> None:
+        if len(server.bodies) > 2:
+            held.set()
+            time.sleep(30)
+
+    server.before = before
+    with start(words, "--concurrency", 1) as process:
+        assert held.wait(120)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert "waiting for the answers in flight" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM and time.monotonic() - began < 10
+    assert "SIGTERM: stopped at once. 2 of 6 answers" in err
+
+
+def test_cut_at_every_byte_of_the_last_line(run, server, tmp_path):
+    output = run("--concurrency", 1, "--limit", 3)
+    path = output / "answers.jsonl"
+    complete = path.read_bytes()
+    last = complete.rstrip(b"\n").rfind(b"\n") + 1
+    for end in (last, last + 1, (last + len(complete)) // 2, len(complete) - 1):
+        path.write_bytes(complete[:end])
+        n = len(server.bodies)
+        run("--limit", 3)
+        assert len(server.bodies) == n + 1
+        assert [json.loads(line)["id"] for line in lines_of(path)[1:]] == [
+            json.loads(line)["id"] for line in complete.decode().splitlines()[1:]
+        ]
+    path.write_bytes(complete[:-20] + bytes(5000))  # as after a power failure
+    run("--limit", 3)
+    header_only = complete[: complete.find(b"\n") + 1]
+    for content in (b"", header_only[:9], header_only):
+        path.write_bytes(content)
+        n = len(server.bodies)
+        run("--limit", 3)
+        assert len(server.bodies) == n + 3
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (b"what is this", "line 2: not JSON"),
+        (b'{"id": "a"}', "line 2: not an answer"),
+        (b'{"id": 1, "answer": "x"}', "line 2: not an answer .*not a string"),
+        (b'["x"]', "line 2: not an answer"),
+        (b'{"id": "a", "answer": "x", "more": 1}', "line 2: not an answer"),
+    ],
+)
+def test_a_damaged_line_is_named(run, server, damage, message):
+    path = run("--limit", 2) / "answers.jsonl"
+    header, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(header + damage + b"\n" + b"".join(rest))
+    n = len(server.bodies)
+    with pytest.raises(UserError, match=message):
+        run("--limit", 2)
+    assert len(server.bodies) == n
+
+
+def test_answers_of_something_else_are_refused(run, server, tmp_path):
+    path = run("--limit", 2) / "answers.jsonl"
+    before, n = path.read_bytes(), len(server.bodies)
+    for options, name in (
+        ({"task": "massive_slots"}, "task: 'massive_intent "),
+        ({"shots": 2}, "prompt: '0-shot "),
+        ({"api_model": "other"}, "model: 'fake', and not 'other'"),
+        ({"base_url": "http://127.0.0.1:9/v1"}, "server"),
+        ({"split": "dev"}, "data: 'sample test', and not 'sample dev'"),
+    ):
+        task = options.pop("task", "massive_intent")
+        words = [word for key, value in options.items() for word in (f"--{key}", value)]
+        with pytest.raises(UserError, match=f"answers.jsonl has answers of another {name}.*Give another --output"):
+            run("--limit", 2, *words, task=task)
+    path.write_bytes(before.partition(b"\n")[2])
+    with pytest.raises(UserError, match="does not begin with what its answers are of"):
+        run("--limit", 2)
+    assert len(server.bodies) == n
+
+
+def test_a_larger_limit_goes_on_from_a_smaller(run, server):
+    output = run("--limit", 3)
+    assert len(server.bodies) == 3
+    assert read_results(run("--limit", 1000)).metrics["n_examples"] == len(server.asked) > 20
+    assert set(server.asked.values()) == {1}
+    run("--limit", 3)
+    assert read_results(output).metrics["n_examples"] == 3 and set(server.asked.values()) == {1}
+
+
+def test_only_requests_that_change_are_asked_again(run, server, capsys):
+    first = read_results(run(task="20ng_20"))
+    cut = read_results(run("--row_length", 365, task="20ng_20"))
+    n_cut = cut.counts["truncated"]
+    assert first.counts["truncated"] == 0 < n_cut < 6 and len(server.bodies) == 6 + n_cut
+    assert f"not used: {n_cut} answers there to other requests" in capsys.readouterr().out
+    run(task="20ng_20")
+    assert len(server.bodies) == 6 + n_cut
+    run("--max_new_tokens", 3, task="20ng_20")
+    assert len(server.bodies) == 6 + n_cut + 6 and server.bodies[-1]["max_tokens"] == 3
+
+
+def test_one_process_at_a_time(run, words, server, tmp_path):
+    held, go = threading.Event(), threading.Event()
+    server.before = lambda body: (held.set(), go.wait(60))
+    with start(words) as process:
+        assert held.wait(120)
+        with pytest.raises(UserError, match="answers.jsonl: another process is writing it"):
+            run()
+        go.set()
+        process.communicate(timeout=60)
+    assert process.returncode == 0 and set(server.asked.values()) == {1}
+
+
+def test_a_disk_that_fills(run, small_disk, server):
+    output = small_disk / "out"
+    (small_disk / "filler").write_bytes(bytes(25 << 20))
+    server.answer = lambda body: "x" * (1 << 20)
+    with pytest.raises(UserError, match="cannot write .*answers.jsonl: No space left.*answers before are kept"):
+        run("--output", output, "--concurrency", 1)
+    n = len(server.bodies)
+    assert 1 < n < 6
+    (small_disk / "filler").unlink()
+    server.answer = lambda body: "alarm_set"
+    run("--output", output, "--concurrency", 1)
+    assert sorted(server.asked.values()) == [1, 1, 1, 1, 1, 2]  # the answer that did not fit
+
+
+def test_documents_differ_in_these_tests(run, server):
+    """Requests are counted by their document."""
+    run("--limit", 1000)
+    assert len(server.asked) == len(server.bodies) and document(server.bodies[0])

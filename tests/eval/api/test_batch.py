@@ -1,0 +1,176 @@
+"""Requests as a file, and answers from files: a batch's output, plain lines, a run's own; and all that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from data.errors import UserError
+from eval.results import read_predictions, read_results
+from tests.eval.api.conftest import gold
+from tests.eval.api.server import chat, document
+
+
+def load(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path, records, end="\n"):
+    path.write_text("\n".join(json.dumps(record) for record in records) + end, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def requests(run, tmp_path):
+    """The lines of a file of requests."""
+    run("--dump_requests", tmp_path / "requests.jsonl")
+    return load(tmp_path / "requests.jsonl")
+
+
+def output_of(request, text):
+    """The line of a batch's output for a request."""
+    response = {"status_code": 200, "request_id": "r", "body": chat(text)}
+    return {"id": "batch_req_1", "custom_id": request["custom_id"], "response": response, "error": None}
+
+
+@pytest.fixture
+def outputs(requests):
+    answers = gold("massive_intent")
+    return [output_of(request, answers[document(request["body"])]) for request in requests]
+
+
+def offline(run, path, *options, **others):
+    return run("--answers", path, *options, **others)
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_requests_are_those_of_a_run(run, server, requests, capsys):
+    assert not server.bodies
+    run("--concurrency", 1)
+    assert [line["body"] for line in requests] == server.bodies
+    for line in requests:
+        assert list(line) == ["custom_id", "method", "url", "body"]
+        assert (line["method"], line["url"]) == ("POST", "/v1/chat/completions")
+        assert line["custom_id"].startswith("massive_intent:") and ":massive/test/" in line["custom_id"]
+    assert len({line["custom_id"] for line in requests}) == 6
+
+
+def test_writing_requests_needs_no_key_no_package_no_server(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    path = tmp_path / "requests.jsonl"
+    words = ["--model", "gpt-4o", "--api_model", "gpt-4o", "--dump_requests", path, "--shots", 5]
+    run(*words, task="massive_joint")
+    printed = capsys.readouterr().out
+    assert "6 requests: " in printed and "cost: about $0." in printed and "$2.5 and $10 per million" in printed
+    assert [body["model"] for body in (line["body"] for line in load(path))] == ["gpt-4o"] * 6
+    with pytest.raises(UserError, match="requests.jsonl exists. Remove it"):
+        run(*words, task="massive_joint")
+    with pytest.raises(UserError, match="nowhere does not exist. Make it: mkdir -p"):
+        run("--dump_requests", tmp_path / "nowhere" / "x.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batchs_output_is_scored_as_a_run(run, server, outputs, tmp_path):
+    answers = gold("massive_intent")
+    server.answer = lambda body: answers[document(body)]
+    asked = run()
+    scored = offline(run, write(tmp_path / "batch.jsonl", outputs[::-1]), "--output", tmp_path / "scored")
+    assert read_predictions(scored) == read_predictions(asked)
+    ours, theirs = read_results(scored), read_results(asked)
+    assert ours.metrics == theirs.metrics and ours.metrics["exact_match"] == 1.0 and ours.counts == theirs.counts
+    assert ours.settings["answers_file"] == "batch.jsonl" and ours.settings["host"] is None
+    assert "seconds" not in ours.cost and ours.cost["prompt_tokens"] == 500 and ours.settings["dollars"] is None
+    again = offline(run, asked / "answers.jsonl", "--output", tmp_path / "again")
+    assert read_predictions(again) == read_predictions(asked)
+
+
+def test_plain_lines_are_scored(run, requests, tmp_path):
+    ids = [line["custom_id"].split(":", 2)[2] for line in requests]
+    lines = [{"id": name, "answer": "alarm_set"} for name in ids[:3]]
+    lines += [{"id": line["custom_id"], "answer": "alarm_set"} for line in requests[3:]]
+    path = write(tmp_path / "answers.jsonl", lines, end="\n\n")
+    predictions = read_predictions(offline(run, path))
+    assert [p.id for p in predictions] == ids and {p.raw for p in predictions} == {"alarm_set"}
+    assert all(p.n_prompt_tokens > 100 and p.n_new_tokens == 3 for p in predictions)
+
+
+def test_missing_repeated_and_foreign_ids_are_named(run, outputs, tmp_path):
+    foreign = [{"id": f"massive/test/none{i}", "answer": "x"} for i in range(7)]
+    path = write(tmp_path / "batch.jsonl", [*outputs[:4], outputs[0], outputs[1], outputs[1], *foreign])
+    with pytest.raises(UserError) as found:
+        offline(run, path)
+    message, ids = str(found.value), [line["custom_id"].split(":", 2)[2] for line in outputs]
+    assert f"2 examples are answered more than once: {ids[0]}, {ids[1]}." in message
+    assert "7 ids are not among the 6 examples to score: massive/test/none0, " in message and "none4, ...." in message
+    assert "none5" not in message and "--limit" in message
+    assert f"2 of 6 examples have no answer: {ids[4]}, {ids[5]}. Add them, or give --allow_missing" in message
+    with pytest.raises(UserError, match="answered more than once"):
+        offline(run, path, "--allow_missing")
+
+
+def test_answers_that_a_batch_could_not_get(run, outputs, tmp_path, capsys):
+    refused = {"status_code": 400, "body": {"error": {"message": "too long"}}}
+    expired = {"code": "batch_expired", "message": "could not be executed in time"}
+    lines = [
+        *outputs[:4],
+        {**outputs[4], "response": refused},
+        {**outputs[5], "response": None, "error": expired},
+    ]
+    path = write(tmp_path / "batch.jsonl", lines)
+    with pytest.raises(UserError, match=r"2 of 6 .*\(HTTP 400, too long\), .*\(could not be executed in time\)"):
+        offline(run, path)
+    output = offline(run, path, "--allow_missing")
+    results, predictions = read_results(output), read_predictions(output)
+    assert results.counts["missing"] == 2 and results.metrics["n_unparsed"] == 2
+    assert results.metrics["fields"]["intent"]["accuracy"] == pytest.approx(4 / 6)
+    assert [p.unparsed for p in predictions[4:]] == [("intent",)] * 2
+    lines += outputs[4:]  # from a second batch
+    assert read_results(offline(run, write(path, lines))).metrics["exact_match"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda lines: lines[:-1] + [lines[-1][:40]], "line 6: not JSON, and the file ends in it"),
+        (lambda lines: ["[1]", *lines], "line 1: not a JSON object"),
+        (lambda lines: [lines[0], "{", *lines[1:]], "line 2: not JSON."),
+        (lambda lines: ['{"answer": "x"}', *lines], "line 1: no id"),
+        (lambda lines: ['{"id": 7, "answer": "x"}', *lines], "line 1: no id"),
+        (lambda lines: ['{"id": "x", "answer": null}', *lines], "line 1: no answer for x: expected a string"),
+        (lambda lines: ['{"custom_id": "x", "response": {"status_code": 200, "body": {}}}', *lines],
+         "line 1: the response's body is not a chat completion"),
+    ],
+)  # fmt: skip
+def test_damaged_lines_are_named_by_number(run, outputs, tmp_path, damage, message):
+    path = tmp_path / "batch.jsonl"
+    path.write_text("\n".join(damage([json.dumps(line) for line in outputs])))
+    with pytest.raises(UserError, match=f"{path}, {message}"):
+        offline(run, path)
+
+
+def test_answers_of_another_task_or_prompt(run, server, outputs, tmp_path):
+    path = write(tmp_path / "batch.jsonl", outputs)
+    with pytest.raises(
+        UserError, match="line 1: this is an answer of task massive_intent, and the task .* massive_slots"
+    ):
+        offline(run, path, task="massive_slots")
+    with pytest.raises(UserError, match="6 answers are to other prompts than these options give.*--shots"):
+        offline(run, path, "--shots", 2)
+    with pytest.raises(UserError, match="6 answers are to other prompts"):
+        offline(run, path, "--max_new_tokens", 5)
+    with pytest.raises(UserError, match="ids are not among the"):
+        offline(run, path, "--seed", 4)  # other examples
+    asked = run("--output", tmp_path / "asked") / "answers.jsonl"
+    with pytest.raises(UserError, match="line 1: this is an answer of task massive_intent"):
+        offline(run, asked, task="massive_slots")
+    with pytest.raises(UserError, match="6 answers are to other prompts"):
+        offline(run, asked, "--no_list_labels")
+    with pytest.raises(UserError, match="cannot read .*none.jsonl"):
+        offline(run, tmp_path / "none.jsonl")
