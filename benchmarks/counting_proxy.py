@@ -41,6 +41,13 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed leaves its connection: no traceback for that."""
+
+
 class CountingProxy:
     """Use as a context.
 
@@ -52,8 +59,7 @@ class CountingProxy:
     def __init__(self, target: str) -> None:
         self.url_of_target, self.n_answered, self.lock = target, 0, threading.Lock()
         self.bodies: Counter[bytes] = Counter()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
