@@ -68,7 +68,7 @@ class Parsed(BaseException):
 def plan(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a command's own script read its arguments, and stop there; raises when it does not like them."""
     script, arguments = script_of(words)
-    if words[0] in NOT_OURS | CHECKERS or script in ("-m venv", "-m pytest", "-m mypy"):
+    if words[0] in NOT_OURS | CHECKERS or script in ("-c", "-m venv", "-m pytest", "-m mypy"):
         return
     if script.endswith(".sh") or script == ".ci/run":
         assert os.access(ROOT / script, os.X_OK), f"{script} is not there or not executable"

@@ -51,6 +51,11 @@ def test_every_requirement_is_pinned(make_requirements):
             assert re.fullmatch(r"#.*|-r requirements\.txt|[\w-]+==[\w.]+", line), f"{name}: {line}"
 
 
+def test_documents_install_the_pinned_client():
+    (pinned,) = PROJECT["optional-dependencies"]["api"]
+    assert f"pip install {pinned}\n" in (ROOT / "docs" / "closed_models.md").read_text(encoding="utf-8")
+
+
 # --- Python versions --------------------------------------------------------------------------------------------------
 
 
