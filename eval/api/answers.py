@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from data.errors import UserError
 from data.readers.archive import parse_json
 from eval.api.setup import Request
-from eval.predict.partial import complete_lines, lock, writable
+from eval.predict.partial import check_same, complete_lines, lock, writable
 
 FILE = "answers.jsonl"
 HEADER = "answers_of"
@@ -104,6 +104,7 @@ def open_answers(folder: Path, identity: Mapping[str, str]) -> Iterator[AnswersF
         file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     try:
         lock(file, path)
+        check_same(file, path)  # a run that got no answer may have removed it since
         with writable(path):
             end = 0
             for end in complete_lines(file):  # noqa: B007

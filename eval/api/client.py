@@ -141,7 +141,7 @@ class Server:
         said = self.clean(str(error.get("message") or text))
         code, url = error.get("code"), setup.base_url
         key = setup.options.api.key_env or KEY_ENV
-        if status == 429 and code == "insufficient_quota":
+        if status == 402 or (status == 429 and "insufficient_quota" in (code, error.get("type"))):
             raise UserError(f"the account has no credit left at {setup.host} ({said}). Add some, then start again.")
         if status in RETRIED or status >= 500:
             raise TryAgain(f"HTTP {status} ({said})", seconds_to_wait(headers), lost=status == 504)

@@ -11,7 +11,7 @@ from eval.config import WEIGHTS_ONLY, ApiOptions, EvalConfig
 from train import options
 
 # Options about asking. --dump_requests and --answers ask nothing.
-ASKING = ("key_env", "concurrency", "attempts", "timeout", "max_cost", "yes")
+ASKING = ("base_url", "key_env", "concurrency", "attempts", "timeout", "max_cost", "yes")
 
 
 def api_problems(config: EvalConfig, spec: ApiModel) -> list[str]:
@@ -27,6 +27,8 @@ def api_problems(config: EvalConfig, spec: ApiModel) -> list[str]:
     offline = "dump_requests" if api.dump_requests is not None else "answers" if api.answers is not None else ""
     if offline:
         problems += [f"--{offline} asks nothing; it takes no --{name}." for name in ASKING if _given(api, name)]
+    if api.answers is not None and api.prices is not None:
+        problems.append("--answers asks nothing, and what its answers have cost is not known; it takes no --prices.")
     if api.dump_requests is not None and api.answers is not None:
         problems.append("--dump_requests and --answers: give one of the two.")
     if api.allow_missing and api.answers is None:

@@ -27,10 +27,10 @@ def read_completion(record: Any, example_id: str) -> Answer | None:
         finish_reason = str(choice.get("finish_reason") or "")
         return Answer(
             id=example_id,
-            answer=str(refusal or "") if content is None else _text(content),
+            answer=_valid(str(refusal or "") if content is None else _text(content)),
             finish_reason=finish_reason,
             refused=bool(refusal) or finish_reason == "content_filter",
-            model=str(record.get("model") or ""),
+            model=_valid(str(record.get("model") or "")),
             prompt_tokens=as_count(usage.get("prompt_tokens")),
             completion_tokens=as_count(usage.get("completion_tokens")),
         )
@@ -50,6 +50,11 @@ def _text(content: object) -> str:
     if not isinstance(content, str):
         raise TypeError(content)
     return content
+
+
+def _valid(text: str) -> str:
+    """The text without halves of surrogate pairs, which JSON can have and no file."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def error_details(text: str) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> t
     if not left:
         return found, None
     server = Server(setup, find_key(setup))
+    log.info("asking %s at %s", setup.api_model, setup.host)
     log.info("%s", describe(estimate(setup.task, left, setup.counter), setup.counter, prices))
     spent = total(prices, file.answers, setup.requests)
     _check_maximum(options.max_cost, prices, spent, left[0])

@@ -89,7 +89,7 @@ def counter_for(vocabulary: str) -> Counter:
         return by_characters(f"tiktoken has no {vocabulary} in its cache")
     # tiktoken would download a file with other contents anew.
     if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[vocabulary]:
-        return by_characters(f"{path} is not {vocabulary}")
+        return by_characters(f"the file in tiktoken's cache is not {vocabulary}")
     return by_vocabulary(get_encoding(vocabulary))
 
 

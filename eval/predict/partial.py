@@ -117,7 +117,7 @@ class Partial:
         with writable(partial):
             self.file.flush()
             os.fsync(self.file.fileno())
-            _check_same(self.file, partial)
+            check_same(self.file, partial)
             refuse_existing(self.output)
             partial.rename(self.output)
             identity_path(self.output).unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def open_partial(
         lock(file, path)
         refuse_existing(output)  # another process may have finished since the line above
         with writable(path):
-            _check_same(file, path)
+            check_same(file, path)
             n_records = end = 0
             for end in complete(file):  # noqa: B007
                 n_records += 1
@@ -201,7 +201,8 @@ def lock(file: BinaryIO, path: Path) -> None:
         log.warning("No lock for %s (%s): let no second process write the same --output.", path, error)
 
 
-def _check_same(file: BinaryIO, path: Path) -> None:
+def check_same(file: BinaryIO, path: Path) -> None:
+    """Raise UserError unless an open file is still the one with its name."""
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
         raise UserError(f"{path} was removed, renamed or replaced by another process. Start again.")
 

@@ -26,8 +26,8 @@ def server() -> Iterator[FakeServer]:
 @pytest.fixture
 def words(server: FakeServer, tmp_path: Path) -> list[str]:
     """The command line of a run of six examples, without the task."""
-    words = f"--model api --api_model fake --base_url {server.url} --data sample --limit 6"
-    return [*words.split(), "--output", str(tmp_path / "out"), "--yes", "--timeout", "5"]
+    words = f"--model api --api_model fake --data sample --limit 6 --output {tmp_path / 'out'}"
+    return [*words.split(), *f"--base_url {server.url} --yes --timeout 5".split()]
 
 
 class Printer(logging.Handler):
@@ -56,7 +56,8 @@ def run(words: list[str], printed: None, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no_vocabulary"))
 
     def call(*options: object, task: str = "massive_intent") -> Path:
-        own = words[: words.index("--yes")] if {"--dump_requests", "--answers"} & set(options) else words
+        is_offline = {"--dump_requests", "--answers"} & set(options)
+        own = words[: words.index("--base_url")] if is_offline else words
         config = load_config([*own, "--task", task, *map(str, options)])
         run_api(config)
         return config.output or tmp_path

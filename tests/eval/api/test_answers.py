@@ -12,6 +12,7 @@ import time
 import pytest
 
 from data.errors import UserError
+from eval.api import answers
 from eval.results import read_predictions, read_results
 from tests.eval.api.server import document
 from tests.launching import ROOT, environment
@@ -182,6 +183,28 @@ def test_one_process_at_a_time(run, words, server, tmp_path):
         go.set()
         process.communicate(timeout=60)
     assert process.returncode == 0 and set(server.asked.values()) == {1}
+
+
+def test_a_file_that_is_removed_before_it_is_locked(run, server, tmp_path, monkeypatch):
+    real = answers.lock
+
+    def remove_and_lock(file, path):
+        path.unlink()
+        real(file, path)
+
+    monkeypatch.setattr(answers, "lock", remove_and_lock)
+    with pytest.raises(UserError, match="answers.jsonl was removed, renamed or replaced"):
+        run()
+    assert not server.bodies
+
+
+def test_answers_that_no_file_can_hold(run, server):
+    """JSON has halves of surrogate pairs, UTF-8 has not."""
+    server.answer = lambda body: "alarm \ud83d set \U0001f600"
+    output = run("--limit", 2)
+    assert [p.raw for p in read_predictions(output)] == ["alarm \ufffd set \U0001f600"] * 2
+    run("--limit", 2)
+    assert len(server.bodies) == 2
 
 
 def test_a_disk_that_fills(run, small_disk, server):

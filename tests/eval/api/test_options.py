@@ -79,6 +79,8 @@ def test_their_options_are_refused_elsewhere():
         ([*OWN, "--max_cost", "nan"], "max_cost = nan: must be above 0"),
         ([*OWN, "--shots", -1], "shots = -1"),
         ([*OWN, "--dump_requests", "a", "--answers", "b"], "give one of the two"),
+        ([*OWN, "--dump_requests", "a"], "--dump_requests asks nothing; it takes no --base_url"),
+        ([*OWN, "--answers", "a", "--prices", "b"], "it takes no --prices"),
         ([*OWN, "--dump_requests", "a", "--max_cost", 1], "--dump_requests asks nothing; it takes no --max_cost"),
         ([*OWN, "--answers", "a", "--concurrency", 1], "--answers asks nothing; it takes no --concurrency"),
         ([*OWN, "--allow_missing"], "--allow_missing is for --answers"),

@@ -208,6 +208,7 @@ FATAL = {
     "llama.cpp's context": (error(400, "the request exceeds the available size", type="exceed_context_size_error"),
                             "example massive/.* are longer than fake .*--row_length below 16,384"),
     "vLLM's context": (send(400, {"message": TOO_LONG, "code": 400}), "example massive/.* are longer than fake"),
+    "nothing paid": (error(402, "Insufficient Balance"), "no credit left .*Insufficient Balance"),
     "a bad request": (error(400, "temperature is not supported"), "refuses the request .*temperature is not"),
     "another API": (send(200, {"generated_text": "x"}), "does not answer as the OpenAI chat API does"),
     "an error in a 200": (send(200, {"error": "no such thing"}), "refuses the request .*no such thing"),

@@ -63,7 +63,7 @@ def test_nothing_is_downloaded(cache, monkeypatch):
     broken = cache / hashlib.sha1(f"{tokens.FOLDER}/o200k_base.tiktoken".encode()).hexdigest()
     broken.write_text("IQ== 0\n")
     assert cached_file("o200k_base") == broken
-    assert counter_for("o200k_base").how == f"characters / 4: {broken} is not o200k_base"
+    assert counter_for("o200k_base").how == "characters / 4: the file in tiktoken's cache is not o200k_base"
     assert broken.read_text() == "IQ== 0\n"
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # tiktoken's way of saying: no cache
     assert cached_file("o200k_base") is None
