@@ -36,9 +36,9 @@ class Options:
     """Test examples of each task."""
     train: tuple[str, ...] = ("20ng_7", "massive_joint")
     """Tasks to fine-tune on."""
-    train_options: str = "--limit 200 --epochs 1 --batch_size 8 --lr 3e-4 --row_length 768"
+    train_options: str = "--limit 200 --epochs 1 --batch_size 8 --lr 3e-4 --row_length 1024"
     """Options of train.py."""
-    row_length: int = 768
+    row_length: int = 1024
     """Maximum input of scoring, in tokens. Longer posts are cut."""
     output: Path | None = None
     """Folder of the runs; default runs/wording."""
