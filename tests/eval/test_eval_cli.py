@@ -218,8 +218,9 @@ def test_inputs_longer_than_the_model_was_trained_for_are_counted(tiny_checkpoin
     warn_of_length(setup)
     wanted = f"row_length 1500 exceeds the 550 tokens the model was trained for; {n} of {len(lengths.bodies)} inputs"
     assert wanted in caplog.text
+    setup = plan(folder, row_length=550, **options)
     caplog.clear()
-    warn_of_length(plan(folder, row_length=550, **options))
+    warn_of_length(setup)
     assert not caplog.text
 
 
