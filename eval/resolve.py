@@ -56,7 +56,7 @@ def find_problems(config: EvalConfig) -> list[str]:
         problems += misplaced(config)
         if spec is not None:
             problems += problems_of_kind(config, spec, DECODER_ONLY, ENCODER_ONLY)
-        if config.checkpoint is None:
+        if config.checkpoint is None and (spec is not None or not config.model):  # an unknown model may need none
             problems.append("no --checkpoint given: the folder with the weights to score.")
     if config.task:
         problems += _errors_of(lambda: _check_task(config))

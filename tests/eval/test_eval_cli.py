@@ -58,6 +58,8 @@ def test_all_problems_are_reported_together():
     message = str(error.value)
     for part in ("llama_debug", "massive_intent", "shots = -1", "limit = 0", "--winner is for"):
         assert part in message
+    with pytest.raises(UserError, match="^unknown model 'gpt4o'. Did you mean 'gpt-4o'[^\n]*$"):
+        load_config("--model gpt4o --task massive_joint".split())
 
 
 def test_mistyped_options_are_reported_with_the_rest():
