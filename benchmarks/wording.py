@@ -76,9 +76,10 @@ def report(runs: dict[tuple[str, str, str], Results], options: Options) -> str:
             for figure, value in strict.items()
         ]  # fmt: skip
     rows.sort(key=lambda row: (list(TASKS).index(str(row[0])), str(row[1]), str(row[3])))
+    tuned = f"Fine-tuned with `{options.train_options}`. " if options.train else ""
     return (
         f"{options.limit} test examples of each task, zero-shot, inputs of at most {options.row_length} tokens, greedy "
-        f"decoding. Fine-tuned with `{options.train_options}`. The main figures are the strict ones.\n\n"
+        f"decoding. {tuned}The main figures are the strict ones.\n\n"
         + table(["task", "fine-tuned", "wording", "figure", "strict", "lenient", "unparsed", "lenient: unparsed"], rows)
     )
 
