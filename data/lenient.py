@@ -34,9 +34,14 @@ _NOUNS = ("label", "class", "category", "classification", "topic", "intent", "gr
 _DOCUMENT = "(?:news |utter |utterance |given )?(?:text|utterance|utter|document|post|message)"
 
 
-def read_leniently(task: Task, text: str, words: Sequence[str]) -> Parsed:
-    """The labels in an answer by the rules above; never raises. The arguments are those of `Task.read`."""
-    strict = task.read(text, words)
+def read_leniently(task: Task, text: str, words: Sequence[str], strict: Parsed | None = None) -> Parsed:
+    """The labels in an answer by the rules above; never raises.
+
+    Args:
+        text, words: those of `Task.read`.
+        strict: the result of `Task.read`, if it is known.
+    """
+    strict = task.read(text, words) if strict is None else strict
     if not (strict.unparsed or strict.n_unknown or strict.n_not_found):
         return strict
     values: Sequence[object]

@@ -29,29 +29,19 @@ _GROUPS = (
 )
 _ROOTS = '["alt", "comp", "misc", "rec", "sci", "soc", talk"]'
 
-_GROUP = f"""[INST]You will be given a news text.
-Your task is to classify it as one of the labels in the list {_GROUPS}
-{{Shots}}
+_NEWS = """You will be given a news text.
+Your task is to classify it as one of the labels in the list {List}
+{Shots}
 Output the label only and absolutely nothing else.
 Now it is your turn.
 
 Beginning of <<News>>
-{{News}}
-End of <<News>>
-
-Label: [/INST]"""
-
-_ROOT = f"""You will be given a news text.
-Your task is to classify it as one of the labels in the list {_ROOTS}
-{{Shots}}
-Output the label only and absolutely nothing else.
-Now it is your turn.
-
-Beginning of <<News>>
-{{News}}
+{News}
 End of <<News>>
 
 Label:"""
+_ROOT = _NEWS.replace("{List}", _ROOTS)
+_GROUP = f"[INST]{_NEWS.replace('{List}', _GROUPS)} [/INST]"
 
 _NEWS_JOINT = f"""[INST]You will be given a news text.
 You are given two classification tasks.

@@ -170,7 +170,7 @@ def read_answer(
 ) -> Prediction:
     """Read an answer's text into labels, whatever wrote it. The arguments are the attributes of `Prediction`."""
     parsed = task.read(raw, example.words)
-    lenient = read_leniently(task, raw, example.words).labels
+    lenient = read_leniently(task, raw, example.words, parsed).labels
     return Prediction(
         id=example.id,
         gold={field.name: example.labels[field.name] for field in task.fields if field.name in example.labels},
