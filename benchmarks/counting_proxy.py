@@ -25,6 +25,8 @@ class _Handler(BaseHTTPRequestHandler):
                 status, answer = response.status, response.read()
         except urllib.error.HTTPError as error:
             status, answer = error.code, error.read()
+        with proxy.lock:
+            proxy.n_answered += 1  # before the client can have read it
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -33,9 +35,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer)
         except OSError:  # the client has gone
             self.close_connection = True
-        else:
             with proxy.lock:
-                proxy.n_answered += 1
+                proxy.n_answered -= 1
 
     def log_message(self, *_: object) -> None:
         pass
