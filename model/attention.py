@@ -213,7 +213,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, dropout: float 
     assert dropout == 0.0 or isinstance(mask, SdpaMask), "only SDPA in chunks has dropout"
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, T, D], [B, K, S, D]
     if isinstance(mask, BlockMask):
-        return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+        # In a compiled block it is compiled with the block.
+        flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+        return flex(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
     # With a mask, SDPA's kernels that do not materialize the [T, S] scores need as many key heads as query heads.
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -237,6 +239,11 @@ def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, n_prefix: int, chunk: Chunk, 
 @cache
 def _compiled_flex():
     # Uncompiled, flex_attention materializes the full [T, S] scores. torch.compile falls back to that silently after
-    # too many variants (lengths, batch sizes, with and without gradients); fullgraph makes this an error.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # too many variants; fullgraph makes this an error.
+    allow_variants()
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+
+
+def allow_variants() -> None:
+    """Let torch.compile make more variants of a function: for lengths, batch sizes, with and without gradients."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)

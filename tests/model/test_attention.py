@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import model.attention
 from checkpoints_tools.registry import MODELS
 from model.attention import allowed, attention, build_bidirectional_mask, build_mask
 from model.llama import Llama
+from train.parallel.parallelize import compile_forward
 
 # prefix of 4 (doc 0), three samples, padding
 DOCS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, -1, -1]
@@ -78,7 +80,7 @@ def test_flex_on_cuda_equals_sdpa_on_cpu_with_gradients(length: int) -> None:
     inputs = [torch.randn(1, length, heads, 16) for heads in (6, 3, 3)]
     results = []
     for device in ("cpu", "cuda"):
-        own = [x.to(device).requires_grad_() for x in inputs]
+        own = [x.detach().to(device).requires_grad_() for x in inputs]
         out = attention(*own, build_mask(doc_ids.to(device)))
         out.square().sum().backward()
         results.append([out.detach().cpu(), *(x.grad.cpu() for x in own)])
@@ -212,6 +214,25 @@ def test_only_chunked_attention_has_dropout() -> None:
         attention(q, q, q, None, dropout=0.1)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same_for_any_row(debug_model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, with FlexAttention; its forward pass works on CPU too."""
+    monkeypatch.setattr("model.llama.build_mask", lambda doc_ids: model.attention._flex_mask(doc_ids, 0))
+    rows = [torch.tensor([[1 + i // 50 for i in range(length)]]) for length in (256, 300, 411)]
+    inputs = [torch.randint(0, 301, row.shape, generator=torch.Generator().manual_seed(2)) for row in rows]
+
+    def logits() -> list[Tensor]:
+        with torch.no_grad():
+            return [debug_model(tokens, doc_ids=row) for tokens, row in zip(inputs, rows, strict=True)]
+
+    monkeypatch.setattr(model.attention, "_compiled_flex", lambda: model.attention.flex_attention)
+    expected = logits()
+    for block in debug_model.layers:
+        compile_forward(block)
+    for compiled, plain in zip(logits(), expected, strict=True):
+        torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.gpu  # other kernels run there than on CPU
 @pytest.mark.parametrize("length", [16, 144, 1150])
 def test_bidirectional_on_cuda_equals_cpu_with_gradients(length: int) -> None:
@@ -220,7 +241,7 @@ def test_bidirectional_on_cuda_equals_cpu_with_gradients(length: int) -> None:
     inputs = [torch.randn(2, length, 4, 64) for _ in range(3)]
     results = []
     for device in ("cpu", "cuda"):
-        own = [x.to(device).requires_grad_() for x in inputs]
+        own = [x.detach().to(device).requires_grad_() for x in inputs]
         mask = build_bidirectional_mask(doc_ids.to(device))
         out = attention(*own, mask)
         out.square().sum().backward()

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from checkpoints_tools.registry import blocks_of
+from model.attention import allow_variants
 from train.parallel.activation_offload import offload_inputs
 from train.parallel.mesh import data_mesh
 from train.parallel.tensor_parallel import apply_tensor_parallel
@@ -108,7 +109,7 @@ def parallelize(
         if activation_checkpointing != "none":
             checkpoint_activations(block, activation_checkpointing)
         if compile_blocks:
-            block.forward = torch.compile(block.forward, dynamic=True)
+            compile_forward(block)
     if activation_offload:
         assert activation_checkpointing == "full", "only then is a block's input all that it saves"
         offload_inputs(blocks_of(model), device)
@@ -120,6 +121,16 @@ def parallelize(
     else:
         load(model)
     return model.train()
+
+
+def compile_forward(block: nn.Module) -> None:
+    """Compile a block's forward pass for rows of any length.
+
+    Only sizes that were seen to change become symbolic (``dynamic=None``). With ``dynamic=True`` a head's width would,
+    and FlexAttention cannot be compiled for one that is not known.
+    """
+    allow_variants()
+    block.forward = torch.compile(block.forward, dynamic=None)
 
 
 def checkpoint_activations(block: nn.Module, mode: ActivationCheckpointing) -> None:
