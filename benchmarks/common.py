@@ -91,11 +91,11 @@ def checkpoint_folder(inputs: Inputs) -> Iterator[Path]:
         yield Path(folder) / "checkpoint"
 
 
-def load_ours(folder: Path) -> Llama:
+def load_ours(folder: Path, device: str = "cpu") -> Llama:
     """Our model with a folder's weights, in fp32."""
     with torch.device("meta"):
         model = Llama(read_config(folder))
-    model.to_empty(device="cpu")
+    model.to_empty(device=device)
     model.init_weights()
     load_pretrained(model, folder)
     return model.eval()
@@ -144,12 +144,13 @@ def reference_greedy(
     """
     from transformers import DynamicCache, GenerationConfig
 
+    device = next(reference.parameters()).device
     shared = list(prompts[0][:n_shared])
     assert all(list(prompt[:n_shared]) == shared for prompt in prompts), "the prompts do not begin with the same tokens"
     cache = None
     if n_shared:
         cache = DynamicCache(config=reference.config)
-        reference(torch.tensor([shared]), past_key_values=cache, logits_to_keep=1)
+        reference(torch.tensor([shared], device=device), past_key_values=cache, logits_to_keep=1)
     # One more token than is kept, to see a stop token right after the last one, as our decoder does.
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens + 1, eos_token_id=sorted(stop_ids), pad_token_id=min(stop_ids)
@@ -160,8 +161,10 @@ def reference_greedy(
         batch = order[at : at + batch_size]
         longest = max(len(prompts[i]) for i in batch)
         rows = [(prompts[i], longest - len(prompts[i])) for i in batch]  # prompt, padding
-        tokens = torch.tensor([[*shared, *[0] * n, *prompt[n_shared:]] for prompt, n in rows])
-        mask = torch.tensor([[1] * n_shared + [0] * n + [1] * (len(prompt) - n_shared) for prompt, n in rows])
+        tokens = torch.tensor([[*shared, *[0] * n, *prompt[n_shared:]] for prompt, n in rows], device=device)
+        mask = torch.tensor(
+            [[1] * n_shared + [0] * n + [1] * (len(prompt) - n_shared) for prompt, n in rows], device=device
+        )
         extra = {}
         if cache is not None:
             extra["past_key_values"] = copy.deepcopy(cache)
@@ -267,7 +270,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def write_result(
-    name: str, title: str, body: str, argv: Sequence[str], output: Path | None, load: float | None
+    name: str,
+    title: str,
+    body: str,
+    argv: Sequence[str],
+    output: Path | None,
+    load: float | None,
+    on_gpu: bool = False,
 ) -> Path:
     """Write a result file and print it.
 
@@ -276,9 +285,10 @@ def write_result(
         body: Markdown.
         argv: the command line's arguments.
         load: the machine's load average when the measurement began; None if no times are compared.
+        on_gpu: whether a GPU was used.
     """
     path = output or RESULTS / f"{name}.md"
-    text = f"# {title}\n\n{body.strip()}\n\n## How it was measured\n\n{_provenance(name, argv, load)}\n"
+    text = f"# {title}\n\n{body.strip()}\n\n## How it was measured\n\n{_provenance(name, argv, load, on_gpu)}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     print(text)
@@ -290,7 +300,7 @@ def load_average() -> float:
     return os.getloadavg()[0]
 
 
-def _provenance(name: str, argv: Sequence[str], load: float | None) -> str:
+def _provenance(name: str, argv: Sequence[str], load: float | None, on_gpu: bool) -> str:
     versions = ", ".join(f"{package} {version}" for package in PACKAGES if (version := _version(package)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [
@@ -298,7 +308,7 @@ def _provenance(name: str, argv: Sequence[str], load: float | None) -> str:
         f"- Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC; commit {_commit()}",
         f"- Hardware: {_cpu()}, {cores} cores ({torch.get_num_threads()} threads used), {_memory()} of memory",
         f"- Versions: Python {platform.python_version()}, {versions}",
-        "- Not measured on a GPU: on the CPU only, with torch's CPU kernels",
+        _gpu() if on_gpu else "- Not measured on a GPU: on the CPU only, with torch's CPU kernels",
     ]
     if load is not None:
         busy = (
@@ -345,6 +355,16 @@ def _cpu() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpu() -> str:
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        driver = "unknown"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return f"- GPU: {torch.cuda.get_device_name(0)}, {memory:.1f} GiB; CUDA {torch.version.cuda}, driver {driver}"
 
 
 def _memory() -> str:

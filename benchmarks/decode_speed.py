@@ -7,7 +7,7 @@
     transformers          `generate` on batches of complete prompts, padded on the left
     transformers_prefix   `generate` with the prefix's keys and values computed once and copied into each batch
 
-All ways use fp32 and batches of the same size, and must emit the same tokens.
+All ways use batches of the same size. In fp32, the default, they must emit the same tokens.
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ class Args(Inputs):
     """Measurements of each variant, after a warm-up on one batch."""
     variants: list[Variant] = field(default_factory=lambda: list(DESCRIPTIONS))
     """Variants to run."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to run them."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of weights and compute. In bf16 answers may differ in places."""
 
 
 def measure(
@@ -80,7 +84,7 @@ def measure(
 
     def ours(prefix: list[int], bodies: list[list[int]]) -> list[Decoded]:
         # No limit on a batch's tokens, so that all variants use the same batch size.
-        limits = {"max_batch_size": args.batch_size, "max_batch_tokens": 10**9}
+        limits = {"max_batch_size": args.batch_size, "max_batch_tokens": 10**9, "device": args.device}
         return greedy_decode(model, prefix, bodies, args.max_new_tokens, stop_ids, **limits)
 
     def theirs(bodies: list[list[int]], n_shared: int) -> list[Decoded]:
@@ -143,8 +147,8 @@ def report(
     return (
         f"A Llama of {model_size}, not fine-tuned, on {len(samples)} test utterances of {args.task}, zero-shot: a "
         f"prefix of {len(samples.prefix):,} tokens, {samples.lengths.mean():.1f} more for each request on average, "
-        f"at most {args.max_new_tokens} new ones, {args.batch_size} requests a batch. New tokens include stop tokens; "
-        f"their rate includes the time for the prompts.\n\n{table(header, rows)}"
+        f"at most {args.max_new_tokens} new ones, {args.batch_size} requests a batch, {args.precision}. "
+        f"New tokens include stop tokens; their rate includes the time for the prompts.\n\n{table(header, rows)}"
     )
 
 
@@ -158,16 +162,18 @@ def run(args: Args, argv: list[str]) -> None:
     examples = draw_examples(task, "test", args.data, args.utterances, args.seed)
     reference = None
     with checkpoint_folder(args) as folder:
-        model, tokenizer = load_ours(folder), load_tokenizer(folder)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
+        model, tokenizer = load_ours(folder, args.device).to(dtype), load_tokenizer(folder)
         if any(name.startswith("transformers") for name in args.variants):
             from transformers import AutoModelForCausalLM
 
-            reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            reference = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(args.device).eval()
     prompt = build_prompt(task, template_for(tokenizer))
     samples = prepare(examples, task, prompt, tokenizer, 8192, with_labels=False, max_new_tokens=args.max_new_tokens)
     timings, emitted = measure(model, reference, samples, stop_tokens(prompt, tokenizer), args)
     body = report(timings, emitted, samples, size_of(model), args)
-    write_result("decode_speed", "Speed of greedy decoding", body, argv, args.output, load)
+    on_gpu = args.device == "cuda"
+    write_result("decode_speed", "Speed of greedy decoding", body, argv, args.output, load, on_gpu)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
 
 from benchmarks.common import RESULTS, ROOT, load_average, say, table, write_result
@@ -72,7 +73,8 @@ def main() -> None:
     body = report(options, folder)
     name = f"finetune_{options.task}"
     output = options.result or RESULTS / f"{name}.md"
-    write_result("finetune", f"SmolLM2-135M fine-tuned on {options.task}", body, sys.argv[1:], output, load)
+    title, on_gpu = f"SmolLM2-135M fine-tuned on {options.task}", torch.cuda.is_available()
+    write_result("finetune", title, body, sys.argv[1:], output, load, on_gpu)
 
 
 def run_once(output: Path, arguments: list[str]) -> None:

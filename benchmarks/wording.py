@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import torch
+
 from benchmarks.common import ROOT, load_average, run_program, table, write_result
 from benchmarks.finetune import run_once, train_once
 from data.decoder.prompts import WORDINGS
@@ -34,7 +36,11 @@ class Options:
     """MASSIVE: a path, or 'sample'."""
     limit: int = 100
     """Test examples of each task."""
-    train: tuple[str, ...] = ("20ng_7", "massive_joint")
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Tasks."""
+    wordings: tuple[str, ...] = WORDINGS
+    """Wordings."""
+    train: tuple[str, ...] = ("20ng_7", "massive_intent")
     """Tasks to fine-tune on."""
     train_options: str = "--limit 200 --epochs 1 --batch_size 8 --lr 3e-4 --row_length 1024"
     """Options of train.py."""
@@ -51,7 +57,7 @@ def main(options: Options, argv: list[str]) -> None:
     folder = options.output or ROOT / "runs" / "wording"
     data = {"20ng": options.news, "massive": options.massive}
     runs: dict[tuple[str, str, str], Results] = {}
-    for name, wording in product(TASKS, WORDINGS):
+    for name, wording in product(options.tasks, options.wordings):
         common = ["--model", "smollm2_135m", "--task", name, "--data", data[TASKS[name].dataset], "--wording", wording]
         scored = [*common, "--limit", str(options.limit), "--row_length", str(options.row_length)]
         output = folder / f"{name}_{wording}"
@@ -63,7 +69,8 @@ def main(options: Options, argv: list[str]) -> None:
             run_once(output, [*scored, "--checkpoint", str(trained / "export")])
             runs[name, wording, "yes"] = read_results(output)
     body = report(runs, options)
-    write_result("wording", "Wording of the prompt, and strict and lenient reading", body, argv, options.result, load)
+    title, on_gpu = "Wording of the prompt, and strict and lenient reading", torch.cuda.is_available()
+    write_result("wording", title, body, argv, options.result, load, on_gpu)
 
 
 def report(runs: dict[tuple[str, str, str], Results], options: Options) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import against_transformers, batch_flips, decode_speed, low_precision, step_time
+from benchmarks import against_transformers, batch_flips, decode_speed, gpu, low_precision, step_time
 from benchmarks.common import command_line, draw_examples, find_gguf, in_turn, load_ours, reference_greedy
 from data.decoder.prompts import build_prompt
 from data.decoder.samples import SampleSet, prepare
@@ -117,6 +118,19 @@ def test_reference_decoder_pads_stops_and_reuses_as_ours_does(
     prompts = [prefix + body for body in bodies]
     n_shared = len(prefix) if share else 0
     assert reference_greedy(reference, prompts, 6, stops, batch_size=batch_size, n_shared=n_shared) == ours
+
+
+def test_gpu_measures_a_case_in_its_own_process(checkpoint: Path, tmp_path: Path) -> None:
+    """On the CPU, with a small model."""
+    options = gpu.Options(checkpoint, "sample", cases=("short", "transformers"), model="llama_debug", steps=4)
+    records = {case: gpu.in_a_process(options, case) for case in options.cases}
+    for case, record in records.items():
+        assert len(record["seconds"]) == 4 and min(record["seconds"]) > 0, case
+        assert record["losses"][0] == pytest.approx(math.log(VOCAB), rel=0.5)
+    assert records["short"]["examples"] == records["transformers"]["examples"] == [8] * 4
+    assert len(records["short"]["planned"]) == 4
+    table = gpu.report(records | {"paper": {"case": "paper", "failed": "no end after 3 s"}})
+    assert "| short: " in table and "no end after 3 s" in table
 
 
 def test_step_time(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

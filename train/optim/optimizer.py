@@ -69,6 +69,11 @@ def learning_rate(step: int, total_steps: int, peak: float, schedule: Schedule, 
     return peak * (1.0 - done)
 
 
+def is_fused(formats: OptimFormat, offload_states: bool) -> bool:
+    """Whether the optimizer is PyTorch's fused AdamW."""
+    return formats == OPTIMIZERS["adamw"] and not offload_states
+
+
 def build_optimizer(
     model: nn.Module,
     *,
@@ -97,7 +102,7 @@ def build_optimizer(
         {"params": vectors, "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    if formats == OPTIMIZERS["adamw"] and not offload_states:
+    if is_fused(formats, offload_states):
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
     return ShardedAdamW(
         groups,

@@ -26,12 +26,12 @@ from data.tasks import Task, get_task
 from train import options
 from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.optimizer import OPTIMIZERS, is_fused
 from train.parallel.distributed import World, env_world_size
 from train.parallel.mesh import MeshShape, lay_out
 from train.planning.advice import Job, check_enough, choose_optimizer
 from train.planning.checkpoint import find_config, find_tokenizer
-from train.planning.hardware import GIB, GPUS, MIN_BLOCK_SECONDS, Gpu, usable
+from train.planning.hardware import GIB, GPUS, MIN_BLOCK_SECONDS, UPDATE_BYTES, Gpu, usable
 from train.planning.memory import Pass, Settings, count_parameters
 from train.planning.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
 from train.resolve import choose_optim
@@ -250,8 +250,16 @@ def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float,
 def step_seconds(job: Job, gpu: Gpu, passes: list[RankPass], nodes: int) -> float:
     """Seconds of a step: its passes one after another, each as long as its slowest rank; then the optimizer."""
     seconds = sum(max(pass_seconds(job, gpu, work, nodes)) for work in passes)
-    seconds += 2 * job.memory.fixed / gpu.bandwidth  # everything is read once and, except gradients, written
-    if job.settings.offload_states:
+    return seconds + update_seconds(job, gpu)
+
+
+def update_seconds(job: Job, gpu: Gpu) -> float:
+    """Seconds of the optimizer in a step."""
+    memory, settings = job.memory, job.settings
+    if is_fused(settings.optim, settings.offload_states):
+        return 2 * memory.fixed / gpu.bandwidth  # everything is read once and, except gradients, written
+    seconds = UPDATE_BYTES * memory.weights / settings.optim.weights.itemsize / gpu.bandwidth
+    if settings.offload_states:
         seconds += 2 * job.state_bytes / gpu.host_link  # to the GPU and back
     return seconds
 

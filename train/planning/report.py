@@ -13,7 +13,7 @@ from train.optim.optimizer import OPTIMIZERS
 from train.planning.advice import Alternative, Job, alternatives, cheapest, fewest_gpus
 from train.planning.hardware import FRAGMENTATION, GIB, OUTSIDE_ALLOCATOR, usable
 from train.planning.memory import Bytes
-from train.planning.plan import TrainPlan, pass_seconds, run_seconds, step_seconds
+from train.planning.plan import TrainPlan, pass_seconds, run_seconds, step_seconds, update_seconds
 
 TIGHT = 0.95  # of usable memory: arithmetic that was never compared with a GPU may be wrong by as much
 STATES = {"fp32": "fp32", "bf16": "bf16", "8bit": "8-bit"}
@@ -122,7 +122,7 @@ def _time(plan: TrainPlan) -> str:
     return "\n".join(
         [
             f"Time, an estimate: {gpu.utilization:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s assumed, recomputation "
-            "included (train/planning/hardware.py says why); never measured on a GPU",
+            "included (train/planning/hardware.py says why, and what was measured)",
             f"  {duration(seconds)} (hours:minutes:seconds) for the run, {seconds / work.total_steps:.2f} s a step; "
             "without loading, scoring, saving",
             f"  the worst step: {worst:.1f} s (computing {computing:.1f}, communication and copies at the same time "
@@ -168,7 +168,8 @@ def prices(plan: TrainPlan, choice: Alternative) -> list[str]:
     host = job.memory.host
     found = []
     if "optim" in changes:
-        found.append(f"{formats(job.optim)}: coarser than adamw's fp32; costs no time")
+        seconds = update_seconds(job, plan.gpu)
+        found.append(f"{formats(job.optim)}: coarser than adamw's fp32; an update takes {seconds:.1f} s a step")
     if "activation_checkpointing" in changes:
         found.append("every block computed twice: a third more computation")
     if "activation_offload" in changes:
