@@ -11,8 +11,9 @@ it. This reading removes what these rules name, and nothing else:
    is valid. In a list, rules 2 and 3 hold for each type. In spans, rule 3 holds for types and words.
 
 The label that is found after removing the fewest layers counts, so "a." is not read as "a" if both are labels. What is
-left must be an entire label: "date_time" is never read as "date", nor "not spam" as "spam". So no label can become
-another one; the tests show it for every label of every task.
+left must be an entire label: "date_time" is never read as "date", nor "not spam" as "spam". Where a label has a lead-in
+itself, as "answer: no" beside "no", nothing is removed around the shorter one. So no label can become another one; the
+tests show it for every label of every task.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def read_leniently(task: Task, text: str, words: Sequence[str], strict: Parsed |
         if isinstance(field, ClassField):
             found = strict.labels[field.name]
             if found is None and isinstance(value, str):
-                found = _find(value, _known(field.labels), (field.name, key))
+                found = _find(value, field.labels, (field.name, key))
             labels[field.name] = found
         elif isinstance(field.format, Spans):
             labels[field.name] = _LenientSpans(field.labels, field.other).read(value, words, counts)
@@ -66,29 +67,42 @@ def read_leniently(task: Task, text: str, words: Sequence[str], strict: Parsed |
 
 
 def _inside(text: str, opening: str, closing: str) -> object:
-    """The JSON value that is the text, or that is inside it."""
+    """The JSON object or list that is the text, or that is inside it."""
     whole = literal(text)
+    if isinstance(whole, dict if opening == "{" else list):
+        return whole
     start, end = text.find(opening), text.rfind(closing)
-    return literal(text[start : end + 1]) if whole is None and 0 <= start < end else whole
+    return literal(text[start : end + 1]) if 0 <= start < end else None
 
 
-def _find(text: str, known: Callable[[str], str | None], names: tuple[str, ...] = ()) -> str | None:
-    """What ``known`` finds after removing the fewest layers; None if that is nothing, or more than one thing."""
-    inner = {text}
+def _find(text: str, labels: tuple[str, ...], names: tuple[str, ...] = ()) -> str | None:
+    """The label that is left after removing the fewest layers; None if that is none, or more than one."""
+    known, inner, bare = _known(labels), {text}, set[str]()  # bare: without a lead-in that they had
     for _ in range(MAX_LAYERS + 1):
         found = {label for label in map(known, inner) if label is not None}
-        if found or not inner:
+        found |= {label for label in map(known, bare) if label is not None} - _ends_of_labels(labels, names)
+        if found or not (inner or bare):
             return found.pop() if len(found) == 1 else None
-        inner = {peeled for outer in inner for peeled in _peel(outer, _lead_in(names))}
+        bare = {peeled for outer in bare for peeled in _peel(outer, _lead_in(names))}
+        bare |= {outer[match.end() :] for outer in inner if (match := _lead_in(names).match(outer))}
+        inner = {peeled for outer in inner for peeled in _peel(outer)}
     return None
 
 
-def _peel(text: str, lead_in: re.Pattern[str]) -> list[str]:
-    """The text without one of its outermost layers, for each of them."""
+@cache
+def _ends_of_labels(labels: tuple[str, ...], names: tuple[str, ...]) -> frozenset[str]:
+    """Labels that are left of another label without its lead-in: "no" of "answer: no"."""
+    known = _known(labels)
+    left = {known(text[match.end() :].strip()) for text in labels if (match := _lead_in(names).match(text))}
+    return frozenset(label for label in left if label is not None)
+
+
+def _peel(text: str, lead_in: re.Pattern[str] | None = None) -> list[str]:
+    """The text without one of its outermost layers, for each of them; lead-ins only if given."""
     peeled = [bare] if (bare := unfence(text)) != text else []
     if text[:1] + text[-1:] in _QUOTES and len(text) > 2:
         peeled.append(text[1:-1])
-    if match := lead_in.match(text):
+    if lead_in is not None and (match := lead_in.match(text)):
         peeled.append(text[match.end() :])
     if text.endswith("."):
         peeled.append(text[:-1])
@@ -122,7 +136,7 @@ class _LenientList(TypeList):
     def type_of(self, entry: object) -> str | None:
         if not isinstance(entry, str):
             return None
-        return self.strict.type_of(_find(entry, _known((*self.strict.listed, self.strict.outside))))
+        return self.strict.type_of(_find(entry, (*self.strict.listed, self.strict.outside)))
 
 
 @dataclass(frozen=True)

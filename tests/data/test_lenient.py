@@ -22,6 +22,7 @@ HARD = [
     ("Straße", "STRASSE", "strasse."),
     ("*", "**", '"', "..", " is"),
     ("yes", "yes: no", "no"),
+    ("no", "answer: no", "positive", "result is positive", "0", "label: 0"),
 ]
 FIELDS += [ClassField("label", labels) for labels in HARD]
 
@@ -83,7 +84,7 @@ def test_labels_that_could_be_confused() -> None:
     assert read(cases, "The label is us.") == "us" and read(cases, "Us") is None and read(cases, "BUS") == "bus"
     assert read(dots, "a.") == "a." and read(dots, "Label: a.") == "a." and read(dots, "'a'") == "'a'"
     lead = ClassField("label", HARD[4])
-    assert read(lead, "The topic is x.") == "the topic is x" and read(lead, "Topic: x") == "x"
+    assert read(lead, "The topic is x.") == "the topic is x" and read(lead, "Topic: x") is None
     assert read(lead, "LABEL: X") == "label: x"
 
 
@@ -141,3 +142,26 @@ def test_nothing_raises_or_hangs() -> None:
     for text in ("." * 100_000, "'" * 100_000, "label:" * 20_000, "[" * 100_000, "{" * 1000 + "}" * 1000, "*" * 9):
         for task in TASKS.values():
             read_leniently(task, text, ("a",))
+
+
+def test_lead_ins_that_labels_have_themselves_are_not_removed() -> None:
+    field = ClassField("sentiment", ("positive", "result is positive", "other"))
+    assert read(field, "The result is positive") is None and read(field, "positive.") == "positive"
+    assert read(field, "result is positive.") == "result is positive" and read(field, "The topic is other") == "other"
+
+
+def test_json_that_is_the_whole_answer_but_of_another_kind() -> None:
+    """The same as with text around it."""
+    slots, joint = TASKS["massive_slots"], TASKS["massive_joint"]
+    words = ("wake", "seven")
+    for text in (
+        '{"slots": ["Other", "time"]}',
+        'Slots: {"slots": ["Other", "time"]}',
+        '"Slots: [\\"Other\\", \\"time\\"]"',
+    ):
+        expected = None if text.startswith('"') else ("Other", "time")
+        assert read_leniently(slots, text, words).labels["slots"] == expected, text
+    key_intent, key_slots = joint.keys
+    inner = json.dumps({key_intent: "alarm_set", key_slots: ["Other", "time"]})
+    for text in (f"[{inner}]", f"x [{inner}]"):
+        assert read_leniently(joint, text, words).labels == {"intent": "alarm_set", "slots": ("Other", "time")}, text
