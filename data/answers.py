@@ -179,7 +179,7 @@ class TagList(TypeList):
         return "O"
 
     def type_of(self, entry: object) -> str | None:
-        if entry == self.outside:
+        if entry in (self.outside, self.other):  # the paper's listings ask for "Other"
             return self.other
         known = isinstance(entry, str) and entry[:2] in ("B-", "I-") and entry[2:] in self.labels
         return str(entry)[2:] if known else None

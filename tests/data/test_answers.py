@@ -310,3 +310,10 @@ def test_what_is_read_can_be_written_and_read_again():
         labels = parse_answer(TASKS["massive_slots"], text, 3).labels
         answer = TASKS["massive_slots"].write(labels)
         assert parse_answer(TASKS["massive_slots"], answer, 3).labels == labels and json.loads(answer)
+
+
+def test_a_list_of_tags_may_say_other_for_outside() -> None:
+    """The paper's listings ask for it."""
+    task = get_task("massive_slots", slot_tags="bio")
+    read = task.read('["Other", "B-time", "O"]', ("at", "seven", "please"))
+    assert read.labels["slots"] == ("Other", "time", "Other") and not read.n_unknown
