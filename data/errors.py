@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 100  # names in a message at most: a training split has thousands of ids
+
 
 class UserError(ValueError):
     """A mistake in the user's command line, configuration, checkpoint or data.
@@ -15,8 +17,9 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an error message: ``" Did you mean 'x'?"`` if a known name is close, then all known names."""
+    """A hint for an error message: ``" Did you mean 'x'?"`` if a known name is close, then the known names."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return f"{hint} Known: {', '.join(known)}."
+    more = f", ... ({len(known):,} in all)" if len(known) > LISTED else ""
+    return f"{hint} Known: {', '.join(known[:LISTED])}{more}."

@@ -36,15 +36,15 @@ class ApiOptions:
     base_url: str | None = None
     """A server that speaks the OpenAI chat API, such as http://localhost:8080/v1; default: OpenAI's for its models."""
     key_env: str | None = None
-    """Environment variable with the server's key; default: OPENAI_API_KEY for OpenAI's models, and no key with --model
-    api."""
+    """Environment variable with the server's key; default: OPENAI_API_KEY for OpenAI's server, and no key for
+    another."""
     concurrency: int = 8
     """Requests in flight at a time."""
     attempts: int = 8
     """How often a request is sent at most. Rate limits, server errors, time-outs and answers that break off are tried
     again, after a wait that doubles or that the server names."""
     timeout: float = 120.0
-    """Seconds after which a request without an answer is sent again."""
+    """Seconds without a byte from the server after which a request is sent again."""
     prices: Path | None = None
     """TOML file with prices; default: eval/api/prices.toml."""
     max_cost: float | None = None

@@ -19,7 +19,7 @@ from typing import Any
 from data.decoder.prompts import build_prompt
 from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
-from data.errors import UserError, nearest
+from data.errors import UserError
 from data.example import Example
 from data.tasks import ClassField, Task, TokenField, get_task
 
@@ -71,7 +71,9 @@ def _named(examples: Iterable[Example], ids: Sequence[str]) -> list[Example]:
         if count > 1:
             raise UserError(f"shot_ids: {name!r} is given {count} times. Name each example once.")
         if name not in by_id:
-            raise UserError(f"shot_ids: no training example has the id {name!r}.{nearest(name, by_id)}")
+            raise UserError(
+                f"shot_ids: the training split has no example {name!r}. Its ids look like {next(iter(by_id))!r}."
+            )
     return [by_id[name] for name in ids]
 
 

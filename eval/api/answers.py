@@ -2,9 +2,11 @@
 
     {"answers_of": {"task": ..., "prompt": ..., "model": ..., "server": ..., "data": ...}}
     {"id": "massive/test/1", "answer": "alarm_set", "request": "9f0c...", "prompt_tokens": 531, ...}
+    {"lost": "massive/test/2", "prompt_tokens": 2117, "completion_tokens": 24}
 
-So an interrupted run goes on with the same command and pays for no answer twice. One process at a time writes the file.
-A last line that was cut off is removed, and its example is asked again.
+The last is an attempt that the server may have charged without an answer. An interrupted run goes on with the same
+command and pays for no answer twice. One process at a time writes the file. A last line that was cut off is removed,
+and its example is asked again.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import dataclasses
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, get_type_hints
 
 from data.errors import UserError
 from data.readers.archive import parse_json
@@ -26,6 +29,10 @@ from eval.predict.partial import check_same, complete_lines, lock, writable
 
 FILE = "answers.jsonl"
 HEADER = "answers_of"
+_ADVICE = "Give another --output, or remove the file if you do not need its answers."
+_NOT_OURS = f"does not begin with what its answers are of. To score answers from elsewhere, give --answers. {_ADVICE}"
+
+T = TypeVar("T")
 
 log = logging.getLogger("eval")
 
@@ -43,7 +50,6 @@ class Answer:
         prompt_tokens, completion_tokens: the server's ``usage``; None if it sent none.
         seconds: from sending the request to its answer.
         attempts: how often it was sent.
-        lost: how many of these the server may have charged without an answer.
     """
 
     id: str
@@ -56,20 +62,31 @@ class Answer:
     completion_tokens: int | None = None
     seconds: float = 0.0
     attempts: int = 1
-    lost: int = 0
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An attempt at the example ``lost`` that the server may have charged, by the most that it can have cost."""
+
+    lost: str
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True)
 class AnswersFile:
-    """An open answers file.
+    """An open answers file. It is shared by threads.
 
     Attributes:
         answers: all that it has had when it was opened, in the order in which they arrived.
+        lost: attempts without an answer, those of this run included.
     """
 
     file: BinaryIO
     path: Path
     answers: list[Answer]
+    lost: list[Lost]
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def add(self, answer: Answer) -> None:
         """Append an answer; it is on the disk when this returns.
@@ -77,7 +94,14 @@ class AnswersFile:
         Raises:
             UserError: the disk is full.
         """
-        _append(self.file, self.path, dataclasses.asdict(answer))
+        with self._lock:
+            _append(self.file, self.path, dataclasses.asdict(answer))
+
+    def lose(self, attempt: Lost) -> None:
+        """Append an attempt without an answer, likewise."""
+        with self._lock:
+            _append(self.file, self.path, dataclasses.asdict(attempt))
+            self.lost.append(attempt)
 
 
 def _append(file: BinaryIO, path: Path, record: Mapping[str, Any]) -> None:
@@ -105,6 +129,7 @@ def open_answers(folder: Path, identity: Mapping[str, str]) -> Iterator[AnswersF
     try:
         lock(file, path)
         check_same(file, path)  # a run that got no answer may have removed it since
+        _check_beginning(file, path)
         with writable(path):
             end = 0
             for end in complete_lines(file):  # noqa: B007
@@ -113,16 +138,16 @@ def open_answers(folder: Path, identity: Mapping[str, str]) -> Iterator[AnswersF
                 log.info("%s: the last line was cut off; its example is asked again", path)
             file.truncate(end)
             file.seek(0)
-        answers = _read(file, path, identity)
-        if answers:
+        answers, lost = _read(file, path, identity)
+        if answers or lost:
             file.seek(0, os.SEEK_END)
         else:  # whatever the file was begun for
             file.seek(0)
             file.truncate()
             _append(file, path, {HEADER: dict(identity)})
-        empty = 0 if answers else file.tell()
+        empty = 0 if answers or lost else file.tell()
         try:
-            yield AnswersFile(file, path, answers)
+            yield AnswersFile(file, path, answers, lost)
         finally:
             if empty and path.stat().st_size == empty:  # nothing was answered: as if nothing had been begun
                 path.unlink()
@@ -134,31 +159,54 @@ def open_answers(folder: Path, identity: Mapping[str, str]) -> Iterator[AnswersF
             file.close()
 
 
-def _read(file: BinaryIO, path: Path, identity: Mapping[str, str]) -> list[Answer]:
-    """The answers in a file of complete lines. Their identity is compared if there are any."""
+def _check_beginning(file: BinaryIO, path: Path) -> None:
+    """Refuse a file that is not ours before anything is removed from it; ours may have been cut off anywhere."""
+    ours = f'{{"{HEADER}"'.encode()
+    begun = file.read(len(ours))
+    file.seek(0)
+    if not ours.startswith(begun):
+        raise UserError(f"{path} {_NOT_OURS}")
+
+
+def _read(file: BinaryIO, path: Path, identity: Mapping[str, str]) -> tuple[list[Answer], list[Lost]]:
+    """What a file of complete lines has. Its identity is compared if there is anything."""
     lines = [(f"{path}, line {number}", line) for number, line in enumerate(file, 1)]
-    answers: list[Answer] = []
+    answers, lost = list[Answer](), list[Lost]()
     for number, (where, line) in enumerate(lines if len(lines) > 1 else [], 1):
         record = parse_json(line.decode("utf-8", errors="replace"), where)
         if number == 1:
             _compare(path, record.get(HEADER) if isinstance(record, dict) else None, identity)
             continue
         try:
-            answers.append(Answer(**record))
-            if not (isinstance(answers[-1].id, str) and isinstance(answers[-1].answer, str)):
-                raise TypeError("its id or answer is not a string")
+            if isinstance(record, dict) and "lost" in record:
+                lost.append(_typed(Lost, record))
+            else:
+                answers.append(_typed(Answer, record))
         except TypeError as error:
             raise UserError(f"{where}: not an answer ({error}). Remove the line to ask its example again.") from None
-    return answers
+    return answers, lost
+
+
+def _typed(kind: type[T], record: Any) -> T:
+    """A record as a dataclass.
+
+    Raises:
+        TypeError: other fields, or a field of another type.
+    """
+    found = kind(**record)
+    for name, wanted in get_type_hints(kind).items():
+        value = getattr(found, name)
+        if not isinstance(value, float | int if wanted is float else wanted):
+            raise TypeError(f"its {name} is {value!r}, not {'text' if wanted is str else 'a number'}")
+    return found
 
 
 def _compare(path: Path, stored: object, identity: Mapping[str, str]) -> None:
-    advice = "Give another --output, or remove the file if you do not need its answers."
     if not isinstance(stored, dict):
-        raise UserError(f"{path} does not begin with what its answers are of. {advice}")
+        raise UserError(f"{path} {_NOT_OURS}")
     for name, now in identity.items():
         if stored.get(name) != now:
-            raise UserError(f"{path} has answers of another {name}: {stored.get(name)!r}, and not {now!r}. {advice}")
+            raise UserError(f"{path} has answers of another {name}: {stored.get(name)!r}, and not {now!r}. {_ADVICE}")
 
 
 def match(answers: Sequence[Answer], requests: Sequence[Request]) -> tuple[dict[str, Answer], int]:

@@ -101,6 +101,10 @@ def _read_lines(setup: ApiSetup, path: Path) -> tuple[list[Answer], dict[str, st
             if number == 1 and isinstance(record.get(HEADER), dict):  # answers.jsonl of a run of ours
                 _check_task(str(record[HEADER].get("task")).split(" ")[0], setup, where)
                 continue
+            if "lost" in record:  # an attempt without an answer, there too
+                continue
+            if "method" in record and "body" in record:
+                raise UserError(f"{where}: these are requests (--dump_requests), not answers.")
             name = record.get("custom_id", record.get("id"))
             if not isinstance(name, str):
                 raise UserError(
@@ -125,13 +129,18 @@ def _read_lines(setup: ApiSetup, path: Path) -> tuple[list[Answer], dict[str, st
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
+    advice = "Remove the line, and give --allow_missing if its example has no other answer."
     try:
-        record = json.loads(line)
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (byte {line[error.start]:#04x}).") from None
+    try:
+        record = json.loads(text)
     except (ValueError, RecursionError):
         cut = ", and the file ends in it: it was written only in part" if not line.endswith(b"\n") else ""
-        raise UserError(f"{where}: not JSON{cut}.") from None
+        raise UserError(f"{where}: not JSON{cut}: {text[:60].strip()!r}. {advice}") from None
     if not isinstance(record, dict):
-        raise UserError(f"{where}: not a JSON object.")
+        raise UserError(f"{where}: not a JSON object: {text[:60].strip()!r}. {advice}")
     return record
 
 
@@ -154,7 +163,7 @@ def _answer_in(record: dict[str, Any], example: str, where: str) -> Answer | str
     if "response" not in record and "error" not in record:
         answer = record.get("answer")
         if not isinstance(answer, str):
-            raise UserError(f"{where}: no answer for {example}: expected a string, found {answer!r}.")
+            raise UserError(f'{where}: no answer for {example}: "answer" must be a string, found {json.dumps(answer)}.')
         return Answer(
             example,
             answer,

@@ -11,15 +11,18 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from data.errors import UserError, nearest
 from eval.api.answers import Answer
-from eval.api.responses import clean, error_details, is_html, read_completion, seconds_to_wait
+from eval.api.responses import clean, error_details, is_html, read_completion, seconds_to_wait, without_key
 from eval.api.setup import ApiSetup, Request
 
 KEY_ENV = "OPENAI_API_KEY"
+# What the client reads from the environment and sends to any server, keys in headers among them.
+FOR_OPENAI = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")
 NO_KEY = "none"  # the client needs one; servers without keys ignore it
 CONNECT_SECONDS = 10.0
 RETRIED = (408, 409, 425, 429)  # besides all from 500 on
@@ -35,22 +38,23 @@ class TryAgain(Exception):
     Attributes:
         after: seconds to wait according to the server; None: it does not say.
         lost: the server may have charged it.
+        limited: a rate limit.
     """
 
-    def __init__(self, reason: str, after: float | None = None, lost: bool = False) -> None:
+    def __init__(self, reason: str, after: float | None = None, lost: bool = False, limited: bool = False) -> None:
         super().__init__(reason)
-        self.after, self.lost = after, lost
+        self.after, self.lost, self.limited = after, lost, limited
 
 
 def find_key(setup: ApiSetup) -> str | None:
     """The server's key, from the environment; None: none is sent.
 
-    OpenAI's key is sent only for OpenAI's models. Another server gets only the key that ``--key_env`` names.
+    OpenAI's key is sent only to OpenAI. Another server gets only the key that ``--key_env`` names.
 
     Raises:
         UserError: no such variable, or one that cannot be a key.
     """
-    name = setup.options.api.key_env or (KEY_ENV if setup.spec.base_url else None)
+    name = setup.options.api.key_env or (KEY_ENV if setup.is_own_server else None)
     if name is None:
         return None
     key = os.environ.get(name, "").strip()
@@ -83,12 +87,13 @@ class Server:
         self.setup, self.key, self.openai = setup, key, openai
         self.seed: int | None = setup.options.seed
         seconds = setup.options.api.timeout
-        self.client = openai.OpenAI(
-            api_key=key or NO_KEY,
-            base_url=setup.base_url,
-            timeout=openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
-            max_retries=0,  # ours are in retry.py
-        )
+        with _hidden(() if setup.is_own_server else FOR_OPENAI):
+            self.client = openai.OpenAI(
+                api_key=key or NO_KEY,
+                base_url=setup.base_url,
+                timeout=openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
+                max_retries=0,  # ours are in retry.py
+            )
 
     def ask(self, request: Request) -> Answer:
         """Send a request once.
@@ -101,16 +106,14 @@ class Server:
         try:
             response = self.client.chat.completions.with_raw_response.create(**body).http_response
         except self.openai.APITimeoutError as error:
-            raise TryAgain(f"no answer in {self.setup.options.api.timeout:g} s", lost=_reached(error)) from None
+            raise TryAgain(f"nothing in {self.setup.options.api.timeout:g} s", lost=_reached(error)) from None
         except self.openai.APIConnectionError as error:
             what = "the connection broke" if _reached(error) else f"no connection to {self.setup.host}"
             reason = self.clean(str(error.__cause__ or error))
             raise TryAgain(f"{what} ({reason})", lost=_reached(error)) from None
         except self.openai.APIStatusError as error:
             response = error.response
-        text = response.text
-        if self.key:
-            text = text.replace(self.key, "[key]")
+        text = without_key(response.text, self.key)
         if response.status_code == 200 and not is_html(text, response.headers):
             return self._read(text, request, time.perf_counter() - start)
         if sent_seed is not None and response.status_code == 400 and error_details(text).get("param") == "seed":
@@ -134,6 +137,8 @@ class Server:
                 f"{self.setup.base_url} does not answer as the OpenAI chat API does, but with "
                 f"{self.clean(text)[:80]!r}. Check --base_url."
             )
+        if answer.finish_reason == "error":  # some proxies say so of a model that failed
+            raise TryAgain("an answer that ends in an error", lost=True)
         return Answer(**vars(answer) | {"request": request.fingerprint, "seconds": round(seconds, 3)})
 
     def _refuse(self, status: int, headers: Mapping[str, str], text: str, request: Request) -> NoReturn:
@@ -144,7 +149,9 @@ class Server:
         if status == 402 or (status == 429 and "insufficient_quota" in (code, error.get("type"))):
             raise UserError(f"the account has no credit left at {setup.host} ({said}). Add some, then start again.")
         if status in RETRIED or status >= 500:
-            raise TryAgain(f"HTTP {status} ({said})", seconds_to_wait(headers), lost=status == 504)
+            raise TryAgain(
+                f"HTTP {status} ({said})", seconds_to_wait(headers), lost=status == 504, limited=status == 429
+            )
         if is_html(text, headers):
             raise UserError(
                 f"{url} answers with a web page (HTTP {status}), not as an API does. Check --base_url: it is the URL "
@@ -163,7 +170,10 @@ class Server:
                 f"a --row_length below {setup.max_length:,}: documents are cut to it. Answers whose request stays the "
                 "same are not asked again."
             )
-        raise UserError(f"example {request.example.id}: {url} refuses the request (HTTP {status}: {said}).")
+        raise UserError(
+            f"example {request.example.id}: {url} refuses the request (HTTP {status}: {said}). Every "
+            "request has max_tokens, temperature 0 and a seed; the model has to take them."
+        )
 
     def _models(self) -> str:
         """A hint with the names of the server's models."""
@@ -175,6 +185,16 @@ class Server:
 
     def clean(self, text: str) -> str:
         return clean(text, self.key)
+
+
+@contextmanager
+def _hidden(names: Sequence[str]) -> Iterator[None]:
+    """Take variables out of the environment for a moment."""
+    taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def _reached(error: Exception) -> bool:

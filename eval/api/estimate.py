@@ -60,10 +60,14 @@ def describe(found: Estimate, counter: Counter, prices: Prices | None) -> str:
     else:
         likely, highest = found.dollars(prices)
         lines.append(
-            f"cost: about ${likely:,.2f}, at most ${highest:,.2f} by this count "
+            f"cost: about {_dollars(likely)}, at most {_dollars(highest)} by this count "
             f"(${prices.input:g} and ${prices.output:g} per million tokens; {prices.source}, {prices.date})"
         )
     return "\n".join(lines)
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.4f}"
 
 
 def confirm(yes: bool) -> bool:

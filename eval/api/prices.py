@@ -11,7 +11,7 @@ from typing import Any
 
 from data.errors import UserError, nearest
 from data.readers.archive import readable
-from eval.api.answers import Answer
+from eval.api.answers import Answer, Lost
 from eval.api.setup import Request
 from eval.api.tokens import most_tokens
 
@@ -132,16 +132,25 @@ class Budget:
         return self.reserve(request)
 
 
-def total(prices: Prices | None, answers: Iterable[Answer], requests: Iterable[Request]) -> float:
-    """What answers have cost, in dollars; 0 without prices. Those to other examples are counted by their ``usage``."""
+def lost(request: Request) -> Lost:
+    """An attempt at a request that may have been charged."""
+    return Lost(request.example.id, most_tokens(request.messages), request.max_tokens)
+
+
+def total(
+    prices: Prices | None, answers: Iterable[Answer], attempts: Iterable[Lost], requests: Iterable[Request]
+) -> float:
+    """What answers and lost attempts have cost, in dollars; 0 without prices.
+
+    Answers to other examples than those of ``requests`` are counted by their ``usage``.
+    """
     if prices is None:
         return 0.0
     by_id = {request.example.id: request for request in requests}
-    dollars = 0.0
+    dollars = sum(prices.of(attempt.prompt_tokens, attempt.completion_tokens) for attempt in attempts)
     for answer in answers:
         if answer.id in by_id:
-            request = by_id[answer.id]
-            dollars += cost_of(prices, answer, request) + answer.lost * most(prices, request)
+            dollars += cost_of(prices, answer, by_id[answer.id])
         else:
             dollars += prices.of(answer.prompt_tokens or 0, answer.completion_tokens or 0)
     return dollars

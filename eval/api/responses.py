@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.api.answers import Answer
 
+SHORTEST_KEY = 8  # characters
 QUOTED = 300  # characters of a server's text in a message
 _KEY = re.compile(r"\b(sk-|Bearer )[^\s\"'.,;]+(\.[^\s\"'.,;]+)*")  # a key, also one that the server has masked
 
@@ -97,6 +98,20 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return number if 0 <= number < float("inf") else None
+
+
+def without_key(text: str, key: str | None) -> str:
+    """A response without the key, also where JSON spells it otherwise (``\\/``).
+
+    What is shorter than `SHORTEST_KEY` is a placeholder, such as "x" or "none", and may be a part of any answer.
+    """
+    if key is None or len(key) < SHORTEST_KEY:
+        return text
+    try:
+        text = json.dumps(json.loads(text), ensure_ascii=False)
+    except ValueError:
+        pass
+    return text.replace(key, "[key]")
 
 
 def clean(text: str, key: str | None) -> str:

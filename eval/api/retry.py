@@ -7,6 +7,7 @@ the answers in flight, which will be paid for, are still kept.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import threading
@@ -35,22 +36,25 @@ class Asking:
 
     Attributes:
         send: sends a request once; raises `TryAgain` or UserError.
-        attempts: how often a request is sent at most.
+        lose: keeps that an attempt may have been charged without an answer.
+        attempts: how often a request is sent at most. A rate limit does not count while others are answered.
         concurrency: requests in flight at a time.
         stop: set when nothing more is to be sent.
     """
 
     send: Callable[[Request], Answer]
+    lose: Callable[[Request], None]
     budget: Budget
     attempts: int
     concurrency: int
     stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    n_answered: int = field(default=0, init=False)
     _resume: float = field(default=0.0, init=False)  # when the server's last Retry-After ends
     _noted: dict[str, float] = field(default_factory=dict, init=False)
 
     def pause(self, seconds: float) -> None:
-        """Let no thread send for some seconds: a server that names a wait means all requests."""
+        """Let no thread send for some seconds: a rate limit is one of all requests."""
         with self._lock:
             self._resume = max(self._resume, time.monotonic() + seconds)
 
@@ -111,6 +115,7 @@ def ask_all(asking: Asking, requests: Iterable[Request], keep: Callable[[Request
                 else:
                     if answer is not None:
                         keep(request, answer)
+                        asking.n_answered += 1
                         allowed = asking.concurrency
     finally:
         asking.stop.set()
@@ -131,33 +136,41 @@ def ask(asking: Asking, request: Request) -> Answer | None:
         UserError: an error that will not pass, or none of the attempts succeeded.
         OverBudget: see there.
     """
-    lost = 0
-    for attempt in range(1, asking.attempts + 1):
+    n_failed, n_answered = 0, 0
+    for attempt in itertools.count(1):
         if not asking.sleep():
             asking.budget.spend(request, 0.0)
             return None
         try:
             answer = asking.send(request)
         except TryAgain as again:
-            lost += again.lost
-            if again.lost and not asking.budget.lose(request):
-                raise OverBudget from None
-            reason = str(again)
-            if attempt == asking.attempts:
-                break
-            seconds = wait_before(attempt + 1)
+            if again.lost:
+                asking.lose(request)
+                if not asking.budget.lose(request):
+                    raise OverBudget from None
+            # Where others get through, waits need not become longer, and attempts do not count.
+            n_failed += not (again.limited and n_failed and asking.n_answered > n_answered)
+            n_answered, reason = asking.n_answered, str(again)
+            if n_failed == asking.attempts:
+                raise UserError(
+                    f"example {request.example.id}: no answer in {attempt} attempts, at last: {reason}. Check the "
+                    "server (--base_url), or give more --attempts, a longer --timeout or a lower --concurrency."
+                ) from None
+            seconds = wait_before(n_failed + 1)
             if again.after is not None:
                 if again.after > LONGEST_WAIT:
                     raise UserError(f"{reason}: the server says to wait {again.after / 3600:.1f} hours.") from None
                 seconds = max(seconds, again.after)
                 asking.pause(again.after)
+            elif again.limited:
+                asking.pause(seconds)
             asking.note(f"{reason}: example {request.example.id} is sent again in {seconds:.1f} s")
             asking.sleep(seconds)
         else:
             if asking.budget.prices is not None:
                 asking.budget.spend(request, cost_of(asking.budget.prices, answer, request))
-            return replace(answer, attempts=attempt, lost=lost)
-    raise UserError(f"example {request.example.id}: no answer in {asking.attempts} attempts, at last: {reason}.")
+            return replace(answer, attempts=attempt)
+    raise AssertionError("counting does not end")
 
 
 def wait_before(attempt: int) -> float:

@@ -23,11 +23,11 @@ from typing import Any
 from checkpoints_tools.registry import ApiModel, get_model
 from data.errors import UserError
 from data.tasks import TokenField
-from eval.api.answers import Answer, AnswersFile, match, open_answers
+from eval.api.answers import Answer, AnswersFile, Lost, match, open_answers
 from eval.api.batch import dump_requests, read_answers
 from eval.api.client import Server, find_key
 from eval.api.estimate import confirm, describe, estimate
-from eval.api.prices import Budget, Prices, cost_of, most, read_prices, total
+from eval.api.prices import Budget, Prices, lost, most, read_prices, total
 from eval.api.retry import Asking, ask_all
 from eval.api.setup import ApiSetup, Request, open_api
 from eval.config import EvalConfig
@@ -66,18 +66,19 @@ def run_api(options: EvalConfig) -> None:
         log.info("%s", describe(estimate(setup.task, setup.requests, setup.counter), setup.counter, prices))
         log.info("written to %s", options.api.dump_requests)
         return
-    seconds = None
+    seconds, attempts = None, list[Lost]()
     if options.api.answers is not None:
         answers = read_answers(setup, options.api.answers)
     else:
         with open_answers(setup.output, setup.identity()) as file:
             found, seconds = _get_answers(setup, prices, file)
+            attempts = file.lost
         if len(found) < len(setup.requests):
             log.info("nothing was asked")
             return
         answers = [found[request.example.id] for request in setup.requests]
     result = score(setup, answers)
-    results = to_results(setup, result, answers, prices, seconds)
+    results = to_results(setup, result, answers, attempts, prices, seconds)
     write_run(setup.output, results, result.predictions)
     console().print(details_table(results))
     log.info("written to %s", setup.output)
@@ -101,11 +102,12 @@ def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> t
     server = Server(setup, find_key(setup))
     log.info("asking %s at %s", setup.api_model, setup.host)
     log.info("%s", describe(estimate(setup.task, left, setup.counter), setup.counter, prices))
-    spent = total(prices, file.answers, setup.requests)
+    spent = total(prices, file.answers, file.lost, setup.requests)
     _check_maximum(options.max_cost, prices, spent, left[0])
     if not confirm(options.yes):
         return found, None
-    asking = Asking(server.ask, Budget(options.max_cost, prices, spent), options.attempts, options.concurrency)
+    budget = Budget(options.max_cost, prices, spent)
+    asking = Asking(server.ask, lambda request: file.lose(lost(request)), budget, options.attempts, options.concurrency)
 
     def kept() -> str:
         if not found:
@@ -204,38 +206,42 @@ def to_results(
     setup: ApiSetup,
     result: ScoreResult,
     answers: Sequence[Answer],
+    attempts: Sequence[Lost],
     prices: Prices | None,
     seconds: float | None,
 ) -> Results:
     """Collect the contents of ``results.json``. It has no key, and of the server's URL only the host.
 
     Args:
+        attempts: those that may have been charged without an answer.
         seconds: of asking in this run, which may have had answers before; None: it asked nothing.
     """
     options, cost = setup.options, dict(result.cost)
+    asked = options.api.answers is None  # else it is not known how
     settings: dict[str, Any] = {
         "fine_tuned": False,
         "answers": {f.name: f.answer for f in setup.task.fields if isinstance(f, TokenField)},
         "api_model": setup.api_model,
         "reported_models": sorted({answer.model for answer in answers if answer.model}),
-        "host": setup.host if options.api.answers is None else None,
-        "answers_file": options.api.answers.name if options.api.answers is not None else None,
+        "host": setup.host if asked else None,
+        "answers_file": None if options.api.answers is None else options.api.answers.name,
         "prices": prices.record() if prices is not None else None,
         "dollars": None,
-        "temperature": 0,
+        "temperature": 0 if asked else None,
         "row_length": setup.max_length,
         "max_new_tokens": options.max_new_tokens,
         "limit": options.limit,
         "seed": options.seed,
-        "concurrency": options.api.concurrency,
+        "concurrency": options.api.concurrency if asked else None,
         "seconds_of_asking": seconds,
         "tokens_counted_by": setup.counter.how,
         "resent": sum(answer.attempts - 1 for answer in answers),
+        "lost": len(attempts),
     }
     if prices is not None:
-        spent = sum(cost_of(prices, a, request) for a, request in zip(answers, setup.requests, strict=True))
+        spent = total(prices, answers, attempts, setup.requests)
         settings["dollars"], cost["dollars"] = spent, spent / len(answers)
-    if options.api.answers is not None:  # unknown
+    if not asked:
         cost = {name: value for name, value in cost.items() if not name.startswith("seconds")}
     return Results(
         system=setup.name,

@@ -30,7 +30,8 @@ from eval.setup import choose_examples, new_prompt
 
 ROW_LENGTH = 16_384  # the paper's
 SEAM = 8  # tokens: a prompt and a document may be a few more together than each by itself
-CHARACTERS_PER_ANSWER_TOKEN = 2  # at least: labels and JSON have about three. A limit costs nothing until it is used
+# UTF-8 bytes, at least: labels and JSON have about three. A limit costs nothing until it is used.
+BYTES_PER_ANSWER_TOKEN = 2
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class ApiSetup:
     @property
     def examples(self) -> list[Example]:
         return [request.example for request in self.requests]
+
+    @property
+    def is_own_server(self) -> bool:
+        """Whether the server is the one of the model's registry entry, OpenAI's."""
+        return bool(self.spec.base_url) and not self.options.api.base_url
 
     @property
     def host(self) -> str:
@@ -199,7 +205,10 @@ def build_requests(
 def answer_budget(task: Task, example: Example) -> int:
     """Maximum tokens of an example's answer: its longest valid answer, and a margin.
 
-    From its characters even where a vocabulary is at hand, so that a request is the same everywhere.
+    From its bytes even where a vocabulary is at hand, so that a request is the same everywhere.
     """
-    longest = task.longest(example.words, len)
-    return -(-len(longest) // CHARACTERS_PER_ANSWER_TOKEN) + BUDGET_MARGIN
+
+    def n_bytes(text: str) -> int:
+        return len(text.encode())
+
+    return -(-n_bytes(task.longest(example.words, n_bytes)) // BYTES_PER_ANSWER_TOKEN) + BUDGET_MARGIN

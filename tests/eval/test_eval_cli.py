@@ -224,6 +224,9 @@ def test_inputs_longer_than_the_model_was_trained_for_are_counted(tiny_checkpoin
     caplog.clear()
     warn_of_length(setup)
     assert not caplog.text
+    words = f"--model llama --checkpoint {folder} --task 20ng_7 --data sample --limit 30 --max_new_tokens 2".split()
+    done = run_eval(*words, "--row_length", "1500", "--device", "cpu", "--output", tmp_path / "out")
+    assert "row_length 1500 exceeds the 550 tokens" in done.stdout, done.stderr
 
 
 def test_documents_are_cut_as_in_fine_tuning(tiny_checkpoint, tmp_path):

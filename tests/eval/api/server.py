@@ -42,6 +42,7 @@ class FakeServer:
         bodies: of all requests, and the times at which they came.
         answered: how often each document was answered.
         keys: the Authorization headers.
+        headers: all headers.
         most_at_once: the largest number of requests that were in flight.
     """
 
@@ -53,6 +54,7 @@ class FakeServer:
         self.times: list[float] = []
         self.answered: Counter[str] = Counter()
         self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -75,6 +77,7 @@ class FakeServer:
             self.bodies.append(body)
             self.times.append(time.monotonic())
             self.keys.append(handler.headers.get("authorization"))
+            self.headers.append({name.lower(): value for name, value in handler.headers.items()})
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
             reply = self.script.popleft() if self.script else None

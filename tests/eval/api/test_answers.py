@@ -117,7 +117,10 @@ def test_cut_at_every_byte_of_the_last_line(run, server, tmp_path):
     [
         (b"what is this", "line 2: not JSON"),
         (b'{"id": "a"}', "line 2: not an answer"),
-        (b'{"id": 1, "answer": "x"}', "line 2: not an answer .*not a string"),
+        (b'{"id": 1, "answer": "x"}', "line 2: not an answer .its id is 1, not text"),
+        (b'{"id": "a", "answer": "x", "prompt_tokens": "5"}', "line 2: not an answer .its prompt_tokens is '5'"),
+        (b'{"lost": "a"}', "line 2: not an answer"),
+        (b'{"lost": "a", "prompt_tokens": 1, "completion_tokens": null}', "line 2: not an answer"),
         (b'["x"]', "line 2: not an answer"),
         (b'{"id": "a", "answer": "x", "more": 1}', "line 2: not an answer"),
     ],
@@ -147,9 +150,21 @@ def test_answers_of_something_else_are_refused(run, server, tmp_path):
         with pytest.raises(UserError, match=f"answers.jsonl has answers of another {name}.*Give another --output"):
             run("--limit", 2, *words, task=task)
     path.write_bytes(before.partition(b"\n")[2])
-    with pytest.raises(UserError, match="does not begin with what its answers are of"):
+    with pytest.raises(UserError, match="does not begin with what its answers are of.*give --answers"):
         run("--limit", 2)
     assert len(server.bodies) == n
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"id": "a", "answer": "x"}', b'{"id": "a", "answer": "x"}\n{"id": "b"', b"notes"]
+)
+def test_a_file_that_is_not_ours_is_left_as_it_is(run, server, tmp_path, content):
+    path = tmp_path / "out" / "answers.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="does not begin with what its answers are of"):
+        run("--limit", 2)
+    assert path.read_bytes() == content and not server.bodies
 
 
 def test_a_larger_limit_goes_on_from_a_smaller(run, server):

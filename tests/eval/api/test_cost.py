@@ -165,6 +165,33 @@ def test_attempts_that_may_be_charged_count(run, server, price_list, tmp_path):
     assert 1 < len(server.bodies) - n < 7
 
 
+def test_attempts_of_earlier_runs_count(run, server, price_list):
+    """Also of examples that were never answered, whose attempts are in no answer."""
+    options = "--prices", price_list, "--timeout", 0.3, "--concurrency", 1
+    server.script.extend([completion("alarm_set"), hang(1), hang(1)])
+    with pytest.raises(UserError, match="no answer in 2 attempts"):
+        run(*options, "--attempts", 2)
+    body = server.bodies[1]
+    n_bytes = sum(len(message["content"].encode()) for message in body["messages"])
+    lost = 2 * (n_bytes * 100 + body["max_tokens"] * 1000) / 1e6
+    with pytest.raises(UserError, match=r"does not suffice for the next request.* after \$(0\.\d+)") as found:
+        run(*options, "--max_cost", lost)
+    said = float(str(found.value).split(" after $")[1].split()[0])
+    assert lost < said < 1.05 * lost + 2 * EACH
+    results = read_results(run(*options))
+    assert results.settings["lost"] == 2 and results.settings["resent"] == 0
+    assert results.settings["dollars"] == pytest.approx(said + 5 * EACH, abs=1e-4)
+
+
+def test_only_lost_attempts_are_kept_too(run, server, price_list, tmp_path):
+    server.script.append(hang(1))
+    with pytest.raises(UserError, match="no answer in 1 attempts"):
+        run("--prices", price_list, "--timeout", 0.3, "--attempts", 1)
+    lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and '"lost": "massive/' in lines[1]
+    assert read_results(run("--prices", price_list)).settings["lost"] == 1
+
+
 def test_answers_without_usage_count_as_the_most(run, server, price_list):
     server.answer = lambda body: "alarm_set"
     server.script.extend([send(200, chat("alarm_set", usage=False))] * 6)

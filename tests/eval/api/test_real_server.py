@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.closed_models import serve
 from benchmarks.counting_proxy import CountingProxy
 from data.decoder.prompts import build_prompt
 from data.decoder.templates import Text, encode_pieces, join_texts
@@ -20,7 +19,6 @@ from data.source import load_examples
 from data.tasks import TASKS
 from eval.results import read_predictions, read_results
 from tests.eval.api.test_answers import lines_of, start
-from tests.launching import ROOT, environment
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("xllamacpp", reason="needs the PyPI package xllamacpp (pip install xllamacpp)")
@@ -28,13 +26,8 @@ pytest.importorskip("xllamacpp", reason="needs the PyPI package xllamacpp (pip i
 
 @pytest.fixture(scope="module")
 def url(smollm2_gguf: Path) -> Iterator[str]:
-    words = [sys.executable, "-m", "benchmarks.gguf_server", smollm2_gguf, "--slots", "1", "--context", "2048"]
-    with subprocess.Popen(
-        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.kill()
+    with serve(smollm2_gguf, n_slots=1) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

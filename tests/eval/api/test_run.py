@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -11,17 +12,20 @@ from email.utils import format_datetime
 
 import pytest
 
+from checkpoints_tools.registry import MODELS
 from data.decoder.prompts import build_turn
 from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.api import client, retry
 from eval.api.responses import seconds_to_wait
+from eval.api.run import run_api
 from eval.combine import combine
 from eval.report import comparison
+from eval.resolve import load_config
 from eval.results import read_predictions, read_results
 from tests.eval.api.conftest import gold
-from tests.eval.api.server import MODEL, chat, completion, cut_off, document, drop, error, hang, send
+from tests.eval.api.server import MODEL, completion, cut_off, document, drop, error, hang, send
 
 OVER_QUOTA = error(429, "You exceeded your current quota", code="insufficient_quota", type="insufficient_quota")
 TOO_LONG = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens."
@@ -132,6 +136,7 @@ PASSING = {
     "cut-off JSON": cut_off("alarm_set"),
     "connection dropped": drop(),
     "connection dropped before the body": drop(0),
+    "an answer that ends in an error": completion("", "error"),
     "an error in a 200": send(200, {"error": {"message": "upstream failed", "code": 502}}),
 }
 
@@ -155,6 +160,23 @@ def test_a_named_wait_is_for_all_requests(run, server):
     run("--concurrency", 2)
     gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
     assert sum(gap > 0.25 for gap in gaps) == 1 and len(server.bodies) == 7
+
+
+def test_a_rate_limit_without_a_wait_ends_no_run(run, server):
+    """One request in 0.15 seconds is let through. Requests that came later must not take all these places."""
+    passed = [0.0]
+
+    def limit(body: dict) -> None:
+        with server.lock:
+            if time.monotonic() - passed[0] < 0.15:
+                server.script.append(error(429, "Rate limit reached"))
+            else:
+                passed[0] = time.monotonic()
+
+    original = server.handle
+    server.handle = lambda handler, body: (limit(body), original(handler, body))
+    assert read_results(run("--limit", 16, "--concurrency", 8)).metrics["n_examples"] == 16
+    assert set(server.answered.values()) == {1}
 
 
 def test_what_headers_say_of_waiting():
@@ -271,19 +293,41 @@ def test_the_first_request_goes_alone(run, server):
 # --- keys and the package ---------------------------------------------------------------------------------------------
 
 
-def test_openais_key_is_sent_to_no_other_server(run, server, monkeypatch):
+def test_openais_key_is_sent_to_no_other_server(run, server, monkeypatch, tmp_path):
     monkeypatch.setenv(client.KEY_ENV, "sk-real-openai-key")
     run()
     assert set(server.keys) == {"Bearer none"}
+    openai = "--model", "gpt-4o", "--api_model", "gpt-4o"
+    run(*openai, "--output", tmp_path / "b")  # a proxy, say: its key has to be named
+    assert set(server.keys) == {"Bearer none"}
+    run(*openai, "--output", tmp_path / "c", "--key_env", client.KEY_ENV)
+    assert server.keys[-1] == "Bearer sk-real-openai-key"
 
 
-def test_openais_models_take_openais_key(run, server, monkeypatch, tmp_path):
+def test_openais_server_takes_openais_key(words, server, monkeypatch, tmp_path):
+    """The fake server takes its place in the registry."""
+    monkeypatch.setitem(MODELS, "gpt-4o", dataclasses.replace(MODELS["gpt-4o"], base_url=server.url))
+    monkeypatch.delenv(client.KEY_ENV, raising=False)
+    at = words.index("--base_url")
+    config = load_config(
+        [*words[:at], *words[at + 2 :], *"--model gpt-4o --api_model gpt-4o --task massive_intent".split()]
+    )
     with pytest.raises(UserError, match="no key for .* OPENAI_API_KEY is not set.*--key_env"):
-        run("--model", "gpt-4o", "--api_model", "gpt-4o")
+        run_api(config)
     assert not server.bodies and not (tmp_path / "out").exists()
     monkeypatch.setenv(client.KEY_ENV, " sk-key\n")
-    run("--model", "gpt-4o", "--api_model", "gpt-4o")
-    assert set(server.keys) == {"Bearer sk-key"}
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+    run_api(config)
+    assert set(server.keys) == {"Bearer sk-key"} and server.headers[0]["openai-project"] == "proj-1"
+
+
+def test_what_is_meant_for_openai_goes_to_no_other_server(run, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-PRIVATE")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-PRIVATE")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer PRIVATE\nX-Key: PRIVATE")
+    run()
+    assert "PRIVATE" not in str(server.headers) and len(server.headers) == 6
+    assert client.os.environ["OPENAI_ORG_ID"] == "org-PRIVATE"
 
 
 @pytest.mark.parametrize("value", ["", " ", "two words", "schlüssel", "a\x00b"])
@@ -319,4 +363,3 @@ def test_answers_are_written_as_they_arrive(run, server, tmp_path):
     assert lines == list(range(6))
     record = json.loads((output / "answers.jsonl").read_text().splitlines()[-1])
     assert record["answer"] == "alarm_set" and record["prompt_tokens"] == 500 and record["attempts"] == 1
-    assert chat("x")["usage"]["prompt_tokens"] == 500

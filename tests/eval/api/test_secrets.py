@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
+from data.errors import UserError
 from eval.api.responses import clean
+from eval.results import read_predictions
 from tests.eval.api.server import chat, completion, error, send
 from tests.launching import ROOT, environment
 
@@ -27,8 +30,9 @@ def test_the_key_is_nowhere(server, words, tmp_path, ending):
     if ending == "refused":
         server.script.append(error(401, f"Incorrect API key provided: {KEY}."))
     code = "import runpy, sys; sys.argv[0] = 'eval.py'; runpy.run_path('eval.py', run_name='__main__')"
-    if ending == "crashed":  # a bug of ours
-        code = f"import eval.api.run as r; r.score = lambda setup, answers: 1 / 0; {code}"
+    if ending == "crashed":  # a bug of ours, whose error quotes what the server said
+        bug = "c.read_completion = lambda record, id: record[str(record)]"
+        code = f"import eval.api.client as c; {bug}; {code}"
     done = subprocess.run(
         [sys.executable, "-c", code, *words, "--task", "massive_intent", "--key_env", "MY_KEY", "--concurrency", "1"],
         env=environment() | {"MY_KEY": KEY, "OPENAI_LOG": "debug"},
@@ -38,15 +42,61 @@ def test_the_key_is_nowhere(server, words, tmp_path, ending):
         timeout=120,
     )
     assert done.returncode == {"well": 0, "refused": 2, "crashed": 1}[ending], done.stderr
-    assert set(server.keys) == {f"Bearer {KEY}"} and len(server.bodies) >= 5
+    assert set(server.keys) == {f"Bearer {KEY}"} and len(server.bodies) >= (3 if ending == "crashed" else 5)
     assert ("Traceback" in done.stderr) == (ending == "crashed")
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name for path in written} >= {"answers.jsonl"}
+    assert ending == "crashed" or {path.name for path in written} >= {"answers.jsonl"}
     everything = done.stdout + done.stderr + "".join(path.read_text() for path in written)
+    _nowhere(everything)
+    if ending == "crashed":
+        return
     assert "[key]" in everything and "broke the server" in done.stdout
     assert "HTTP Request" not in everything and "DEBUG" not in everything  # the client's own log
+
+
+def _nowhere(text: str) -> None:
     for part in (KEY, KEY[3:], KEY[:12], KEY[-12:]):
-        assert part not in everything
+        assert part not in text
+
+
+@pytest.mark.parametrize("escaped", [r"abc\/def\u002bghi\/jklm0123", "abc/def+ghi/jklm0123"])
+def test_a_key_that_json_spells_otherwise(run, server, monkeypatch, tmp_path, escaped):
+    monkeypatch.setenv("MY_KEY", key := "abc/def+ghi/jklm0123")
+    data = json.dumps(chat("alarm_set KEY")).replace("KEY", escaped).encode()
+
+    def reply(handler, body):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    server.script.extend([reply] * 6)
+    output = run("--key_env", "MY_KEY")
+    assert all(key not in path.read_text() for path in output.iterdir())
+    assert '"alarm_set [key]"' in (output / "answers.jsonl").read_text()
+
+
+def test_a_placeholder_for_a_key_is_no_secret(run, server, monkeypatch):
+    """Local servers ignore the key; it may be a letter that answers have."""
+    monkeypatch.setenv("MY_KEY", "e")
+    server.answer = lambda body: "iot_hue_lightdim"
+    predictions = read_predictions(run("--key_env", "MY_KEY"))
+    assert {p.raw for p in predictions} == {"iot_hue_lightdim"}
+
+
+def test_a_broken_connections_reason_has_no_key(run, server, monkeypatch):
+    import httpx2
+
+    monkeypatch.setenv("MY_KEY", KEY)
+
+    def fail(self, request):
+        raise httpx2.ReadError(f"broke after Bearer {KEY}")
+
+    monkeypatch.setattr(httpx2.HTTPTransport, "handle_request", fail)
+    with pytest.raises(UserError, match=r"the connection broke \(broke after \[key\]\)") as found:
+        run("--key_env", "MY_KEY", "--attempts", 1)
+    assert KEY not in str(found.value)
 
 
 @pytest.mark.parametrize(
