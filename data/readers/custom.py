@@ -7,6 +7,7 @@ Paths in the TOML file are relative to its folder::
     instruction = "Sort the ticket."  # optional; added to the standard instruction
     text_column = "text"              # default "text"
     id_column = "ticket_id"           # default: the line number
+    tsv_quoting = true                # quotation marks in .tsv files mean what they do in CSV; default: nothing
 
     [files]                           # .csv, .tsv or .jsonl, all UTF-8
     train = "train.csv"
@@ -45,11 +46,12 @@ from typing import Any
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.archive import is_text, parse_json, readable
+from data.readers.encoding import decode_utf8
 from data.readers.tables import ENDINGS, Record, open_table
 
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-SPEC_KEYS = ("name", "document_name", "instruction", "text_column", "id_column", "files", "fields")
+SPEC_KEYS = ("name", "document_name", "instruction", "text_column", "id_column", "tsv_quoting", "files", "fields")
 FIELD_KEYS = ("name", "type", "labels", "labels_from", "column", "other", "answer")
 ANSWERS = ("spans", "list", "bio")
 
@@ -90,6 +92,7 @@ class CustomSpec:
         text_column, id_column: the columns of the document and of its id (None: the line number).
         path: the TOML file itself.
         toml: its text.
+        tsv_quoting: see `data.readers.tables.open_table`.
     """
 
     name: str
@@ -101,6 +104,7 @@ class CustomSpec:
     id_column: str | None
     path: Path
     toml: str
+    tsv_quoting: bool = False
 
 
 # ---------------------------------------------------------------------------------------------- the TOML file
@@ -115,14 +119,12 @@ def read_custom_spec(path: Path) -> CustomSpec:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decode_utf8(path.read_bytes(), str(path), path.name)
         table = tomllib.loads(text)
     except FileNotFoundError:
         raise UserError(f"no task file at {path}.") from None
     except OSError as error:
         raise UserError(f"cannot read the task file {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}.") from error
 
@@ -131,6 +133,11 @@ def read_custom_spec(path: Path) -> CustomSpec:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"{path}: name {name!r}: use only letters, digits, '_', '-' and '.' (it names folders).")
     files = _read_files(table, path)
+    tsv_quoting = table.get("tsv_quoting", False)
+    if not isinstance(tsv_quoting, bool):
+        raise UserError(f"{path}: tsv_quoting must be true or false, found {tsv_quoting!r}.")
+    if tsv_quoting and not any(file.suffix.lower() == ".tsv" for file in files.values()):
+        raise UserError(f"{path}: tsv_quoting is for .tsv files; [files] has none.")
     text_column = _string(table, "text_column", str(path), "text")
 
     entries = table.get("fields")
@@ -138,7 +145,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         raise UserError(f"{path}: at least one [[fields]] table is needed; it describes what the model answers.")
     fields: list[CustomField] = []
     for number, entry in enumerate(entries, start=1):
-        field = _read_field(entry, f"{path}, [[fields]] number {number}", files)
+        field = _read_field(entry, f"{path}, [[fields]] number {number}", files, tsv_quoting)
         if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
         fields.append(field)
@@ -152,6 +159,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         id_column=_string(table, "id_column", str(path)) if "id_column" in table else None,
         path=path.resolve(),
         toml=text,
+        tsv_quoting=tsv_quoting,
     )
 
 
@@ -173,7 +181,7 @@ def _read_files(table: dict[str, Any], path: Path) -> dict[str, Path]:
     return files
 
 
-def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> CustomField:
+def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path], tsv_quoting: bool) -> CustomField:
     _check_keys(entry, FIELD_KEYS, where)
     name = _string(entry, "name", where)
     kind = _string(entry, "type", where)
@@ -199,7 +207,7 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
         split = _string(entry, "labels_from", where)
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
-        labels = _collect_labels(files[split], column, kind, other)
+        labels = _collect_labels(_records(files[split], tsv_quoting), column, kind, other)
     for label in labels:
         if not label or label != label.strip() or "\n" in label:
             raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
@@ -222,9 +230,9 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
     return CustomField(name=name, type=kind, labels=tuple(labels), column=column, other=other, answer=answer)
 
 
-def _collect_labels(file: Path, column: str, kind: str, other: str) -> list[str]:
+def _collect_labels(rows: Iterator[Record], column: str, kind: str, other: str) -> list[str]:
     found: set[str] = set()
-    for row in _records(file):
+    for row in rows:
         value = _column(row, column)
         if kind == "class":
             found.add(_class_label(value, row, column))
@@ -271,7 +279,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     counts: Counter[str] = Counter()
     examples: list[Example] = []
     seen: dict[str, int] = {}
-    for row in _records(spec.files[split]):
+    for row in _records(spec.files[split], spec.tsv_quoting):
         text = _column(row, spec.text_column)
         if not isinstance(text, str):
             raise UserError(f"{row.where}: {spec.text_column!r} must be a string, found {json.dumps(text)}.")
@@ -305,9 +313,9 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     return examples, counts
 
 
-def _records(file: Path) -> Iterator[Record]:
+def _records(file: Path, tsv_quoting: bool) -> Iterator[Record]:
     """Yield the records of a CSV, TSV or JSON-lines file. The first that cannot be read is the user's mistake."""
-    with open_table(file, ENDINGS[file.suffix.lower()]) as table:
+    with open_table(file, ENDINGS[file.suffix.lower()], tsv_quoting=tsv_quoting) as table:
         for record in table.records:
             if record.error:
                 raise UserError(record.error)

@@ -111,6 +111,17 @@ def test_labels_collected_ids_tabs_and_a_byte_order_mark(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("quoting", "texts"), [("", ['"a', 'b"', 'c "d"']), ("tsv_quoting = true\n", ["a\tbilling\nb", 'c "d"'])]
+)
+def test_quotation_marks_in_tsv(folder: Path, quoting: str, texts: list[str]) -> None:
+    labels = QUEUE.replace('labels = ["billing", "sales"]', 'labels_from = "train"')
+    (folder / "task.toml").write_text(quoting + HEAD + '[files]\ntrain = "train.tsv"\n' + labels)
+    (folder / "train.tsv").write_text('text\tqueue\n"a\tbilling\nb"\tsales\nc "d"\tbilling\n')
+    examples, _ = read_custom(read_custom_spec(folder / "task.toml"), "train")
+    assert [example.text for example in examples] == texts
+
+
 def test_numbers_as_labels(folder: Path) -> None:
     (folder / "task.toml").write_text(HEAD + FILES + QUEUE.replace('"billing", "sales"', '"0", "1"'))
     (folder / "test.jsonl").write_text('{"text": "a", "queue": 1}\n')
@@ -130,6 +141,8 @@ def test_numbers_as_labels(folder: Path) -> None:
         (HEAD + FILES.replace("train.csv", "train.xlsx") + QUEUE, "'train.xlsx' must end in one of .csv"),
         (HEAD + FILES.replace("train.csv", "trian.csv") + QUEUE, "no train file at .*trian.csv"),
         (HEAD + FILES, r"at least one \[\[fields\]\]"),
+        ('tsv_quoting = "yes"\n' + HEAD + FILES + QUEUE, "tsv_quoting must be true or false, found 'yes'"),
+        ("tsv_quoting = true\n" + HEAD + FILES + QUEUE, "tsv_quoting is for .tsv files"),
         (HEAD + FILES + QUEUE + QUEUE, "two fields are named 'queue'"),
         (HEAD + FILES + QUEUE + 'colunm = "x"\n', r"\[\[fields\]\] number 1: unknown key 'colunm'.*'column'"),
         (HEAD + FILES + QUEUE.replace('"class"', '"clas"'), "unknown type 'clas'. Did you mean 'class'"),
@@ -172,7 +185,7 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
     with pytest.raises(UserError, match="cannot read the task file"):
         read_custom_spec(folder)
     (folder / "task.toml").write_bytes(b'name = "caf\xe9"')
-    with pytest.raises(UserError, match="task.toml: not UTF-8"):
+    with pytest.raises(UserError, match="task.toml, line 1: not UTF-8 .* iconv -f windows-1252 -t utf-8 task.toml >"):
         read_custom_spec(folder / "task.toml")
 
 
