@@ -40,11 +40,10 @@ from checkpoints_tools.key_maps import LLAMA_HF, rename_all
 from data.decoder.prompts import build_prompt
 from data.decoder.rows import build_row, collate
 from data.decoder.samples import SampleSet, prepare
-from data.decoder.templates import template_for
+from data.decoder.templates import stop_tokens, template_for
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.tasks import get_task
 from eval.decoder.decode import Decoded, greedy_decode
-from eval.decoder.score import stop_tokens
 from model.llama import Llama
 
 

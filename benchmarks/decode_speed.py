@@ -37,11 +37,10 @@ from benchmarks.common import (
 )
 from data.decoder.prompts import build_prompt
 from data.decoder.samples import SampleSet, prepare
-from data.decoder.templates import template_for
+from data.decoder.templates import stop_tokens, template_for
 from data.decoder.tokenizer import load_tokenizer
 from data.tasks import get_task
 from eval.decoder.decode import Decoded, greedy_decode
-from eval.decoder.score import stop_tokens
 
 Variant = Literal["shared", "repeated", "transformers", "transformers_prefix"]
 DESCRIPTIONS: dict[Variant, str] = {

@@ -63,10 +63,12 @@ class Parsed(Counts):
     Attributes:
         labels: by field name; None if the field could not be parsed.
         unparsed: names of the fields that could not be parsed.
+        bio: by token-field name the entities' boundaries, as IOB2 tags, if the answer's format has them.
     """
 
     labels: dict[str, Labels | None]
     unparsed: tuple[str, ...]
+    bio: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
 
 class Format(Protocol):
@@ -77,6 +79,9 @@ class Format(Protocol):
 
     def read(self, value: object, words: Sequence[str], counts: Counts) -> Labels | None:
         """The labels in an answer; None if it cannot be parsed."""
+
+    def bio(self, value: object, words: Sequence[str]) -> tuple[str, ...] | None:
+        """The entities' boundaries in an answer that could be read, as IOB2 tags; None if the format has none."""
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str | list[str]:
         """An answer that is at least as long as any valid one. ``length`` measures a label."""
@@ -104,6 +109,9 @@ class Label:
         if len(bare) >= 2 and bare[0] == bare[-1] and bare[0] in _QUOTES:
             forms.append(bare[1:-1])
         return next((form for form in forms if form in self.labels), None)
+
+    def bio(self, value: object, words: Sequence[str]) -> None:
+        return None
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
         return max(self.labels, key=length)
@@ -137,6 +145,9 @@ class TypeList:
         labels = [self.other if kind is None else kind for kind in found]
         return (*labels, *[self.other] * (len(words) - len(labels)))
 
+    def bio(self, value: object, words: Sequence[str]) -> tuple[str, ...] | None:
+        return None
+
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
         return [max((*self.listed, self.outside), key=length)] * len(words)
 
@@ -159,8 +170,8 @@ class TypeList:
 class TagList(TypeList):
     """One BIO tag for every word: ``B-type`` begins an entity, ``I-type`` goes on, ``O`` is outside (§5.1.2).
 
-    All models are scored by one type per word, so ``B-time`` and ``I-time`` are read alike, and neighbours of one type
-    are written as one entity.
+    ``B-time`` and ``I-time`` are the same type. Neighbours of one type are written as one entity. Where an answer
+    begins another one, `bio` has that for the strict score.
     """
 
     def write(self, labels: Labels, words: Sequence[str]) -> list[str]:
@@ -169,6 +180,12 @@ class TagList(TypeList):
         for kind, start, end in entities(labels, self.other):
             tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
         return tags
+
+    def bio(self, value: object, words: Sequence[str]) -> tuple[str, ...] | None:
+        if not isinstance(value, list):
+            return None
+        tags = [entry if self.type_of(entry) not in (None, self.other) else "O" for entry in value[: len(words)]]
+        return iob2([*tags, *["O"] * (len(words) - len(tags))])
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -209,9 +226,15 @@ class Spans:
         span, between the span before it and itself: "call ann and tell [person : ann]". A span that is nowhere is
         dropped and counted.
         """
-        if not isinstance(value, list):
-            return None
-        labels = [self.other] * len(words)
+        found = self._find(value, words, counts) if isinstance(value, list) else None
+        return None if found is None else tuple(self.other if tag == "O" else tag[2:] for tag in found)
+
+    def bio(self, value: object, words: Sequence[str]) -> tuple[str, ...] | None:
+        return tuple(self._find(value, words, Counts())) if isinstance(value, list) else None
+
+    def _find(self, value: list, words: Sequence[str], counts: Counts) -> list[str]:
+        """An IOB2 tag for each word."""
+        tags = ["O"] * len(words)
         end = 0
         for entry in value:
             kind = self.type_of(entry)
@@ -219,14 +242,14 @@ class Spans:
                 counts.n_unknown += 1
                 continue
             phrase = entry[len(kind) + 1 :].split()
-            free = [i for i in self.places(phrase, words) if set(labels[i : i + len(phrase)]) == {self.other}]
+            free = [i for i in self.places(phrase, words) if set(tags[i : i + len(phrase)]) == {"O"}]
             start = next((i for i in free if i >= end), free[0] if free else None)
             if start is None:
                 counts.n_not_found += 1
                 continue
             end = start + len(phrase)
-            labels[start:end] = [kind] * len(phrase)
-        return tuple(labels)
+            tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (len(phrase) - 1)]
+        return tags
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
         kind = max(self.labels, key=length)
@@ -250,17 +273,25 @@ class Spans:
         return [i for i in range(len(words) - n + 1) if list(words[i : i + n]) == phrase]
 
 
-def entities(labels: Sequence[str], other: str) -> list[tuple[str, int, int]]:
-    """Type, first word and end (exclusive) of each entity; equal neighbours are one."""
+def entities(labels: Sequence[str], other: str, bio: Sequence[str] | None = None) -> list[tuple[str, int, int]]:
+    """Type, first word and end (exclusive) of each entity; without IOB2 tags equal neighbours are one."""
     found: list[tuple[str, int, int]] = []
     for i, kind in enumerate(labels):
         if kind == other:
             continue
-        if found and found[-1][0] == kind and found[-1][2] == i:
+        if found and found[-1][0] == kind and found[-1][2] == i and (bio is None or bio[i].startswith("I-")):
             found[-1] = (kind, found[-1][1], i + 1)
         else:
             found.append((kind, i, i + 1))
     return found
+
+
+def iob2(tags: Sequence[str]) -> tuple[str, ...]:
+    """The tags with a ``B-`` at the beginning of every entity, also where ``I-`` follows no word of its type."""
+    before = ("O", *tags)
+    return tuple(
+        f"B-{tag[2:]}" if tag.startswith("I-") and before[i][2:] != tag[2:] else tag for i, tag in enumerate(tags)
+    )
 
 
 def unfence(text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from data.characters import look_the_same
+
 LISTED = 100  # names in a message at most: a training split has thousands of ids
 
 
@@ -17,9 +19,16 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an error message: ``" Did you mean 'x'?"`` if a known name is close, then the known names."""
+    """A hint for an error message: ``" Did you mean 'x'?"`` if a known name is close, then the known names.
+
+    Of a name that looks like a known one it says in which characters the two differ.
+    """
     known = list(known)
+    more = f", ... ({len(known):,} in all)" if len(known) > LISTED else ""
+    listed = f" Known: {', '.join(known[:LISTED])}{more}."
+    twin = next((other for other in known if look_the_same(name, other)), None)
+    if twin is not None:
+        return f" It looks like {twin!r}, but is {ascii(name)} instead of {ascii(twin)}.{listed}"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    more = f", ... ({len(known):,} in all)" if len(known) > LISTED else ""
-    return f"{hint} Known: {', '.join(known[:LISTED])}{more}."
+    return f"{hint}{listed}"

@@ -134,7 +134,10 @@ class Task:
             field.name: field.format.read(value, words, counts)
             for field, value in zip(self.fields, values, strict=True)
         }
-        return Parsed(labels, tuple(name for name, value in labels.items() if value is None), **vars(counts))
+        bio = {f.name: f.format.bio(value, words) for f, value in zip(self.fields, values, strict=True)}
+        found = {name: tags for name, tags in bio.items() if tags is not None}
+        unparsed = tuple(name for name, value in labels.items() if value is None)
+        return Parsed(labels, unparsed, found, **vars(counts))
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
         """An answer that is at least as long as any valid one to a document with these words.

@@ -102,6 +102,7 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         gold_bio={**p.gold_bio, **q.gold_bio},
         raw=f"{p.raw}\n{q.raw}",
         parsed={**p.parsed, **q.parsed},
+        parsed_bio={**p.parsed_bio, **q.parsed_bio},
         unparsed=(*p.unparsed, *q.unparsed),
         truncated=p.truncated or q.truncated,
         stopped=p.stopped and q.stopped,

@@ -17,7 +17,7 @@ the ends of a name. So types are replaced by numbers before seqeval sees them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
@@ -44,6 +44,9 @@ class HasLabels(Protocol):
     @property
     def labels(self) -> Labels: ...
 
+    @property
+    def bio(self) -> Mapping[str, tuple[str, ...]]: ...
+
 
 def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequence[HasLabels]) -> dict[str, Any]:
     """Score parsed answers against the gold labels.
@@ -51,7 +54,8 @@ def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequen
     Args:
         task: gives the fields; nothing else of it is used.
         examples: N gold examples, with ``labels`` and, for the strict slot score, ``bio``.
-        parsed: N answers in the same order; ``labels[field]`` is None if the field is unparsed.
+        parsed: N answers in the same order; ``labels[field]`` is None if the field is unparsed. ``bio`` has the
+            boundaries of the entities, for the strict slot score; a field that is not in it has none.
 
     Returns:
         ``{"n_examples", "n_unparsed" (examples with any unparsed field), "exact_match", "fields": {name:
@@ -69,7 +73,8 @@ def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequen
         if isinstance(field, TokenField):
             types = [example.word_labels(field.name) for example in examples]
             bio = [example.bio.get(field.name) for example in examples]
-            fields[field.name] = token_metrics(types, answers, field.other, bio)
+            boundaries = [answer.bio.get(field.name) for answer in parsed]
+            fields[field.name] = token_metrics(types, answers, field.other, bio, boundaries)
             same = [
                 a is not None and fit(a, len(g), field.other) == tuple(g) for g, a in zip(types, answers, strict=True)
             ]
@@ -112,6 +117,7 @@ def token_metrics(
     predicted: Sequence[tuple[str, ...] | None],
     other: str,
     bio: Sequence[tuple[str, ...] | None],
+    predicted_bio: Sequence[tuple[str, ...] | None] | None = None,
 ) -> dict[str, Any]:
     """Entity F1 of one token field (main and strict) and word accuracy.
 
@@ -120,8 +126,9 @@ def token_metrics(
         predicted: the same. None (unparsed) counts as all Other; short lists are padded with Other, long ones cut.
         other: the type of words outside entities.
         bio: the gold brackets as ``O``/``B-x``/``I-x`` per word, for the strict score. Two adjacent brackets of
-            one type are two entities here, but one in ``gold``. Predictions have no brackets, so their equal
-            neighbours are one entity in both scores.
+            one type are two entities here, but one in ``gold``.
+        predicted_bio: the same of the predictions, one tag per word, for the strict score. None, also of a single
+            example: there are no boundaries (an answer of one type per word), so equal neighbours are one entity.
     """
     filled = [
         fit(p, len(g), other) if p is not None else (other,) * len(g) for g, p in zip(gold, predicted, strict=True)
@@ -133,7 +140,11 @@ def token_metrics(
     strict: tuple[float, float, float] | tuple[None, None, None] = (None, None, None)
     if all(tags is not None for tags in bio):
         bracket_tags = [number_tags(tags, numbers) for tags in bio if tags is not None]
-        strict = entity_scores(bracket_tags, predicted_tags, strict=True)
+        strict_tags = [
+            tags if own is None else number_tags(own, numbers)
+            for tags, own in zip(predicted_tags, predicted_bio or [None] * len(gold), strict=True)
+        ]
+        strict = entity_scores(bracket_tags, strict_tags, strict=True)
     n_words = sum(len(types) for types in gold)
     n_correct = sum(a == b for g, p in zip(gold, filled, strict=True) for a, b in zip(g, p, strict=True))
     all_correct = [p is not None and tuple(g) == tuple(f) for g, p, f in zip(gold, predicted, filled, strict=True)]

@@ -35,6 +35,7 @@ class Prediction:
         gold_bio: gold entity boundaries by token-field name (see :class:`data.example.Example`).
         raw: the emitted text, unchanged; empty for systems that emit no text.
         parsed: labels by field name, None if the field is unparsed.
+        parsed_bio: entity boundaries in the answer, by token-field name, as ``gold_bio``; missing if it has none.
         unparsed: names of the fields that could not be parsed.
         lenient: the fields for which the lenient reading (`data.lenient`) found other labels than ``parsed``, with
             these labels. None from systems that emit no text.
@@ -65,11 +66,24 @@ class Prediction:
     n_not_found: int = 0
     top: dict[str, list[list[str | float]]] = field(default_factory=dict)
     lenient: Labels | None = None
+    parsed_bio: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:
         """The same as ``parsed``, for :func:`eval.metrics.compute_metrics`."""
         return self.parsed
+
+    @property
+    def bio(self) -> dict[str, tuple[str, ...]]:
+        """The same as ``parsed_bio``, for :func:`eval.metrics.compute_metrics`."""
+        return self.parsed_bio
+
+    @property
+    def read_leniently(self) -> Prediction:
+        """The answer with the labels of the lenient reading, which has no boundaries."""
+        lenient = self.lenient or {}
+        bio = {name: tags for name, tags in self.parsed_bio.items() if name not in lenient}
+        return dataclasses.replace(self, parsed=self.parsed | lenient, parsed_bio=bio)
 
     @property
     def example(self) -> Example:
@@ -119,8 +133,7 @@ def measure(task: HasFields, examples: Sequence[Example], predictions: Sequence[
     """
     metrics = compute_metrics(task, examples, predictions)
     if any(p.lenient is not None for p in predictions):
-        read = [dataclasses.replace(p, parsed=p.parsed | (p.lenient or {})) for p in predictions]
-        metrics["lenient"] = compute_metrics(task, examples, read)
+        metrics["lenient"] = compute_metrics(task, examples, [p.read_leniently for p in predictions])
     return metrics
 
 
@@ -206,7 +219,8 @@ def read_predictions(folder: Path) -> list[Prediction]:
             except (json.JSONDecodeError, TypeError) as error:
                 raise UserError(f"{path}, line {number}: not a prediction ({error}). Score again.") from None
             prediction.gold, prediction.parsed = _tuples(prediction.gold), _tuples(prediction.parsed)
-            prediction.gold_bio, prediction.unparsed = _tuples(prediction.gold_bio), tuple(prediction.unparsed)
+            prediction.gold_bio, prediction.parsed_bio = _tuples(prediction.gold_bio), _tuples(prediction.parsed_bio)
+            prediction.unparsed = tuple(prediction.unparsed)
             prediction.lenient = _tuples(prediction.lenient) if prediction.lenient is not None else None
             predictions.append(prediction)
     return predictions

@@ -29,6 +29,7 @@ from checkpoints_tools.registry import ApiModel, ModelConfig, ModelSpec, get_mod
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
+from data.decoder.round_trip import check_labels
 from data.decoder.templates import template_for
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
@@ -175,6 +176,8 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
             task, prompt = stored_task(options, stored, weights.path, labelled), stored
         else:
             task, prompt = new_prompt(options, spec, cast(Tokenizer | None, tokenizer), missing)
+        if prompt is not None and tokenizer is not None:
+            check_labels(task, prompt.build(task), cast(Tokenizer, tokenizer))
         fine_tuned = stored is not None
         trained_length = prompt.row_length if prompt is not None else None
         max_length = options.row_length or trained_length or RECIPES[spec.recipe]["row_length"]

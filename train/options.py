@@ -27,6 +27,7 @@ import tomlkit
 import tyro
 
 from data.errors import UserError, nearest
+from data.readers.encoding import decode_utf8
 
 T = TypeVar("T")
 
@@ -202,11 +203,14 @@ def _describe(kind: Any) -> str:
 
 def _read_toml(cls: type, path: Path, problems: list[str]) -> list[Words]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(decode_utf8(path.read_bytes(), f"--config {path}", path.name))
     except OSError as error:
         problems.append(f"--config {path}: cannot be read ({error.strerror}).")
         return []
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UserError as error:
+        problems.append(str(error))
+        return []
+    except tomllib.TOMLDecodeError as error:
         problems.append(f"--config {path}: not valid TOML ({error}).")
         return []
     found = _known_keys(cls, document, path, problems)

@@ -24,6 +24,7 @@ from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.batch import Samples
 from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
+from data.decoder.round_trip import check_labels
 from data.decoder.samples import SampleSet, prepare
 from data.decoder.templates import Prompt, template_for
 from data.decoder.tokenizer import Tokenizer
@@ -197,6 +198,7 @@ def prepare_samples(
     decoder_tokenizer = cast(Tokenizer, tokenizer)
     prompt_spec = _prompt_spec(config, spec, task, decoder_tokenizer, shots)
     prompt = prompt_spec.build(task)
+    check_labels(task, prompt, decoder_tokenizer)
     return prepare(examples, task, prompt, decoder_tokenizer, max_length, cache_dir=cache_dir), prompt_spec
 
 

@@ -76,6 +76,12 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
+def stop_tokens(prompt: Prompt, tokenizer: Tokenizer) -> set[int]:
+    """Ids that end an answer: end-of-text, and the first token that the prompt puts after a label."""
+    stops = {tokenizer.eos_id} if tokenizer.eos_id is not None else set()
+    return stops | set(encode_pieces(prompt.end, tokenizer)[:1])
+
+
 def join_texts(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     """Join adjacent texts, so that they are tokenized together, and drop empty ones."""
     joined: list[Piece] = []

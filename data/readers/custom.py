@@ -7,6 +7,7 @@ Paths in the TOML file are relative to its folder::
     instruction = "Sort the ticket."  # optional; added to the standard instruction
     text_column = "text"              # default "text"
     id_column = "ticket_id"           # default: the line number
+    tsv_quoting = true                # quotation marks in .tsv files mean what they do in CSV; default: nothing
 
     [files]                           # .csv, .tsv or .jsonl, all UTF-8
     train = "train.csv"
@@ -23,11 +24,14 @@ Paths in the TOML file are relative to its folder::
     type = "token"                    # one label for each of the text's words (text.split())
     labels = ["product", "date"]
     other = "Other"                   # the label of words that have none of these; default "Other"
+    tags = "iob2"                     # how the files' labels are written: "types", "iob1", "iob2", "iobes", "bilou"
     answer = "spans"                  # a decoder writes the entities; "list" or "bio": a label or a tag for each word
 
-A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. Labels may
-have BIO prefixes (``B-product I-product O``); the strict slot score then uses these boundaries. Without prefixes,
-adjacent equal labels are one entity. Examples with a blank text are kept, so that a test set never loses an example.
+A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. They are
+types or tags of types (``B-product I-product O``), which have the entities' boundaries for the strict slot score; see
+`data.readers.tags`. Without ``tags`` they are recognized; where a label may be either, it must be given. Without tags,
+adjacent equal labels are one entity. Labels that look the same (composed or decomposed letters, invisible characters)
+are one label. Examples with a blank text are kept, so that a test set never loses an example.
 """
 
 from __future__ import annotations
@@ -36,21 +40,24 @@ import json
 import logging
 import re
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.characters import appearance, by_appearance, find
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.archive import is_text, parse_json, readable
+from data.readers.encoding import decode_utf8
 from data.readers.tables import ENDINGS, Record, open_table
+from data.readers.tags import SCHEMES, TagReader, types_among
 
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-SPEC_KEYS = ("name", "document_name", "instruction", "text_column", "id_column", "files", "fields")
-FIELD_KEYS = ("name", "type", "labels", "labels_from", "column", "other", "answer")
+SPEC_KEYS = ("name", "document_name", "instruction", "text_column", "id_column", "tsv_quoting", "files", "fields")
+FIELD_KEYS = ("name", "type", "labels", "labels_from", "column", "other", "tags", "answer")
 ANSWERS = ("spans", "list", "bio")
 
 log = logging.getLogger("data")
@@ -67,6 +74,7 @@ class CustomField:
         column: the column or key of the data files that holds it.
         other: the label of a word that has none of ``labels``; unused for class fields.
         answer: how a decoder writes the labels of a token field: "spans", "list" or "bio" (see `data.answers`).
+        tags: how the files' labels are written, a key of `data.readers.tags.SCHEMES`; None: as each label shows.
     """
 
     name: str
@@ -75,6 +83,7 @@ class CustomField:
     column: str
     other: str = "Other"
     answer: str = "spans"
+    tags: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class CustomSpec:
         text_column, id_column: the columns of the document and of its id (None: the line number).
         path: the TOML file itself.
         toml: its text.
+        tsv_quoting: see `data.readers.tables.open_table`.
     """
 
     name: str
@@ -101,6 +111,7 @@ class CustomSpec:
     id_column: str | None
     path: Path
     toml: str
+    tsv_quoting: bool = False
 
 
 # ---------------------------------------------------------------------------------------------- the TOML file
@@ -115,14 +126,12 @@ def read_custom_spec(path: Path) -> CustomSpec:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decode_utf8(path.read_bytes(), str(path), path.name)
         table = tomllib.loads(text)
     except FileNotFoundError:
         raise UserError(f"no task file at {path}.") from None
     except OSError as error:
         raise UserError(f"cannot read the task file {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start + 1}).") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}.") from error
 
@@ -131,6 +140,11 @@ def read_custom_spec(path: Path) -> CustomSpec:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"{path}: name {name!r}: use only letters, digits, '_', '-' and '.' (it names folders).")
     files = _read_files(table, path)
+    tsv_quoting = table.get("tsv_quoting", False)
+    if not isinstance(tsv_quoting, bool):
+        raise UserError(f"{path}: tsv_quoting must be true or false, found {tsv_quoting!r}.")
+    if tsv_quoting and not any(file.suffix.lower() == ".tsv" for file in files.values()):
+        raise UserError(f"{path}: tsv_quoting is for .tsv files; [files] has none.")
     text_column = _string(table, "text_column", str(path), "text")
 
     entries = table.get("fields")
@@ -138,7 +152,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         raise UserError(f"{path}: at least one [[fields]] table is needed; it describes what the model answers.")
     fields: list[CustomField] = []
     for number, entry in enumerate(entries, start=1):
-        field = _read_field(entry, f"{path}, [[fields]] number {number}", files)
+        field = _read_field(entry, f"{path}, [[fields]] number {number}", files, tsv_quoting)
         if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
         fields.append(field)
@@ -152,6 +166,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         id_column=_string(table, "id_column", str(path)) if "id_column" in table else None,
         path=path.resolve(),
         toml=text,
+        tsv_quoting=tsv_quoting,
     )
 
 
@@ -173,7 +188,7 @@ def _read_files(table: dict[str, Any], path: Path) -> dict[str, Path]:
     return files
 
 
-def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> CustomField:
+def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path], tsv_quoting: bool) -> CustomField:
     _check_keys(entry, FIELD_KEYS, where)
     name = _string(entry, "name", where)
     kind = _string(entry, "type", where)
@@ -183,6 +198,8 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
         raise UserError(f"{where}: 'other' is for fields of type \"token\" only; put it among the labels instead.")
     if kind == "class" and "answer" in entry:
         raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; a class is answered by its label.")
+    if kind == "class" and "tags" in entry:
+        raise UserError(f"{where}: 'tags' is for fields of type \"token\" only.")
     if ("labels" in entry) == ("labels_from" in entry):
         raise UserError(f"{where}: give either labels (a list) or labels_from (a split), not both.")
     column = _string(entry, "column", where, name)
@@ -190,6 +207,9 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
     answer = _string(entry, "answer", where, ANSWERS[0])
     if answer not in ANSWERS:
         raise UserError(f"{where}: unknown answer {answer!r}.{nearest(answer, ANSWERS)}")
+    tags = _string(entry, "tags", where) if "tags" in entry else None
+    if tags is not None and tags not in SCHEMES:
+        raise UserError(f"{where}: unknown tags {tags!r}.{nearest(tags, SCHEMES)}")
 
     if "labels" in entry:
         labels = entry["labels"]
@@ -199,12 +219,17 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
         split = _string(entry, "labels_from", where)
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
-        labels = _collect_labels(files[split], column, kind, other)
+        labels = _collect_labels(files[split], _records(files[split], tsv_quoting), column, kind, other, tags)
     for label in labels:
-        if not label or label != label.strip() or "\n" in label:
+        if not appearance(label) or label != label.strip() or "\n" in label:
             raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
-        if kind == "token" and label == other:
+        if kind == "token" and appearance(label) == appearance(other):
             raise UserError(f"{where}: {label!r} is the label of words without one (other); remove it from the labels.")
+    seen: dict[str, str] = {}
+    for label in labels:
+        twin = seen.setdefault(appearance(label), label)
+        if label != twin:
+            raise UserError(f"{where}: two labels look the same, {ascii(twin)} and {ascii(label)}. List one of them.")
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         raise UserError(f"{where}: label {repeated[0]!r} is listed more than once.")
@@ -219,18 +244,37 @@ def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path]) -> Cu
     least = 2 if kind == "class" else 1
     if len(labels) < least:
         raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {len(labels)}.")
-    return CustomField(name=name, type=kind, labels=tuple(labels), column=column, other=other, answer=answer)
+    return CustomField(name, kind, tuple(labels), column, other, answer, tags)
 
 
-def _collect_labels(file: Path, column: str, kind: str, other: str) -> list[str]:
+def _collect_labels(
+    file: Path, rows: Iterator[Record], column: str, kind: str, other: str, tags: str | None
+) -> list[str]:
     found: set[str] = set()
-    for row in _records(file):
+    for row in rows:
         value = _column(row, column)
-        if kind == "class":
-            found.add(_class_label(value, row, column))
-        else:
-            found |= {re.sub(r"^[BI]-", "", label) for label in _token_labels(value, row, column)}
-    return sorted(found - {other, "O"} if kind == "token" else found)
+        found |= {_class_label(value, row, column)} if kind == "class" else set(_token_labels(value, row, column))
+    if kind == "token":
+        try:
+            found, note = types_among(found, other, tags)
+        except UserError as error:
+            raise UserError(f"{file}: {column!r} {error}") from error
+        if note:
+            log.warning("%s, %r: %s", file, column, note)
+    return sorted(_one_of_each(found, file, column))
+
+
+def _one_of_each(labels: set[str], file: Path, column: str) -> list[str]:
+    """Of labels that look the same one: composed letters and single spaces, if that one is among them."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in sorted(labels):
+        alike[appearance(label)].append(label)
+    for look, forms in alike.items():
+        if len(forms) > 1:
+            forms.sort(key=lambda form: form != look)  # stable
+            log.warning("%s, %r: %s look the same and are read as one label, the first.",
+                        file, column, ", ".join(map(ascii, forms)))  # fmt: skip
+    return [forms[0] for forms in alike.values()]
 
 
 def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
@@ -271,7 +315,9 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     counts: Counter[str] = Counter()
     examples: list[Example] = []
     seen: dict[str, int] = {}
-    for row in _records(spec.files[split]):
+    classes = {field.name: by_appearance(field.labels) for field in spec.fields if field.type == "class"}
+    readers = {f.name: TagReader(f.labels, f.other, f.tags) for f in spec.fields if f.type == "token"}
+    for row in _records(spec.files[split], spec.tsv_quoting):
         text = _column(row, spec.text_column)
         if not isinstance(text, str):
             raise UserError(f"{row.where}: {spec.text_column!r} must be a string, found {json.dumps(text)}.")
@@ -287,9 +333,14 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         for field in spec.fields:
             value = _column(row, field.column, " Texts without labels are for predict.py.")
             if field.type == "class":
-                labels[field.name] = label = _class_label(value, row, field.column)
-                if label not in field.labels:
-                    raise _unknown_label(row, field.column, label, field.labels)
+                written = _class_label(value, row, field.column)
+                label = find(written, classes[field.name])
+                if label is None:
+                    raise UserError(
+                        f"{row.where}: {field.column!r} is {written!r}, which is not one of its labels."
+                        f"{nearest(written, field.labels)}"
+                    )
+                labels[field.name] = label
             else:
                 tags = _token_labels(value, row, field.column)
                 if len(tags) != len(text.split()):
@@ -297,17 +348,23 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
                         f"{row.where}: {field.column!r} has {len(tags)} labels for {len(text.split())} words; "
                         "words are separated by spaces (text.split()), and each needs one label."
                     )
-                labels[field.name], bio[field.name] = _types_and_bio(tags, row, field)
+                try:
+                    labels[field.name], bio[field.name] = readers[field.name].read(tags)
+                except UserError as error:
+                    raise UserError(f"{row.where}: {field.column!r} {error}") from error
         counts["empty"] += not text.strip()
         examples.append(Example(id=f"{spec.name}/{split}/{key}", text=text, labels=labels, bio=bio))
     if not examples:
         raise UserError(f"{spec.files[split]}: no examples in it.")
+    for name, reader in readers.items():
+        if problem := reader.mixed():
+            log.warning("%s, %r: %s Set tags if that is wrong.", spec.files[split], name, problem)
     return examples, counts
 
 
-def _records(file: Path) -> Iterator[Record]:
+def _records(file: Path, tsv_quoting: bool) -> Iterator[Record]:
     """Yield the records of a CSV, TSV or JSON-lines file. The first that cannot be read is the user's mistake."""
-    with open_table(file, ENDINGS[file.suffix.lower()]) as table:
+    with open_table(file, ENDINGS[file.suffix.lower()], tsv_quoting=tsv_quoting) as table:
         for record in table.records:
             if record.error:
                 raise UserError(record.error)
@@ -323,7 +380,7 @@ def _column(row: Record, column: str, advice: str = "") -> Any:
 def _class_label(value: Any, row: Record, column: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not appearance(value):
         raise UserError(f"{row.where}: {column!r} must be a label, found {json.dumps(value)}.")
     return value.strip()
 
@@ -336,25 +393,3 @@ def _token_labels(value: Any, row: Record, column: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
         raise UserError(f"{row.where}: {column!r} must be a list of labels, found {json.dumps(value)}.")
     return value
-
-
-def _types_and_bio(tags: list[str], row: Record, field: CustomField) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Types and BIO tags; a label without a prefix continues an entity of the same type."""
-    types: list[str] = []
-    bio: list[str] = []
-    for tag in tags:
-        bare = tag in field.labels or tag == field.other
-        kind = tag if bare else field.other if tag == "O" else tag[2:] if tag[:2] in ("B-", "I-") else tag
-        if kind != field.other and kind not in field.labels:
-            raise _unknown_label(row, field.column, kind, (*field.labels, field.other))
-        if kind == field.other:
-            bio.append("O")
-        else:
-            continues = bool(types) and types[-1] == kind and (bare or tag.startswith("I-"))
-            bio.append(f"{'I' if continues else 'B'}-{kind}")
-        types.append(kind)
-    return tuple(types), tuple(bio)
-
-
-def _unknown_label(row: Record, column: str, label: str, known: tuple[str, ...]) -> UserError:
-    return UserError(f"{row.where}: {column!r} is {label!r}, which is not one of its labels.{nearest(label, known)}")

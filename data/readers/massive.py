@@ -30,11 +30,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.archive import is_tarball, is_text, iterate_tarball, parse_json, readable
+from data.readers.encoding import START, not_text, not_utf8
 
 INTENTS: tuple[str, ...] = (
     "alarm_query",
@@ -228,6 +229,8 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
         raise UserError(f"massive has no split {split!r}.{nearest(split, SPLITS)}")
     with readable(Path(path)):
         source, content = _find(Path(path))
+    if problem := not_text(content[:START], PurePosixPath(source).name):
+        raise UserError(f"{source}: {problem}")
     counts: Counter[str] = Counter()
     examples: list[Example] = []
     seen: dict[str, int] = {}
@@ -282,9 +285,8 @@ def _parse_line(line: bytes, where: str) -> dict[str, str]:
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start + 1})."
-        ) from error
+        problem = not_utf8(line, "-", utf8_before=False)
+        raise UserError(f"{where}: {problem}") from error
     row = parse_json(text, where)
     if not isinstance(row, dict):
         raise UserError(f"{where}: a JSON object is needed, found {type(row).__name__}.")

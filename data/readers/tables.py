@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,10 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Literal, TextIO
 
 from data.errors import UserError
 from data.readers.archive import parse_json, readable
+from data.readers.encoding import START, not_text, not_utf8, wrongly_converted
 
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "lines"}
 FORMATS = tuple(ENDINGS.values())
@@ -28,8 +30,12 @@ LINE_COLUMN = "text"  # the one column of plain lines
 CELL_LIMIT = 1 << 25  # characters. A quote that is never closed makes the rest of the file one cell
 PARQUET_ROWS = 256  # in a batch
 PARQUET_BUFFER = 1 << 20  # bytes
-UTF16_MARKS = ("\udcff\udcfe", "\udcfe\udcff")  # as the decoder of `open_table` returns these bytes
+ASK_FOR_QUOTING = (
+    "To read them as in CSV, set tsv_quoting = true in the task's file, or give --tsv_quoting to predict.py."
+)
 CUT_OFF = " The input ends in this line without a line break; it may be cut off."
+
+log = logging.getLogger("data")
 
 
 @dataclass(frozen=True)
@@ -65,21 +71,23 @@ class Table:
 
 
 @contextmanager
-def open_table(source: Path | BinaryIO, format: str, name: str = "") -> Iterator[Table]:
+def open_table(source: Path | BinaryIO, format: str, name: str = "", tsv_quoting: bool = False) -> Iterator[Table]:
     """Open a table, and close it when the ``with`` block ends (a stream is left open).
 
     Text is UTF-8. A byte-order mark is dropped. Lines end in LF or CRLF, in CSV and TSV also in CR alone. Blank lines
-    are skipped, except in plain lines, where every line is a record.
+    are skipped, except in plain lines, where every line is a record. A quotation mark in TSV is a character like any
+    other: a line is a record, and its tabs separate the cells.
 
     Args:
         source: a file, or a binary stream, which needs no seeking. Parquet can only be read from a file.
         format: one of `FORMATS`.
         name: what messages call the source; default: its path.
+        tsv_quoting: quotation marks in TSV mean what they mean in CSV.
 
     Raises:
         UserError: here or while iterating, with file and line, for what cannot be skipped: a file that cannot be read,
-            UTF-16, CSV that is not UTF-8 or with wrong quotes, a repeated column, Parquet that is damaged or
-            incomplete.
+            UTF-16, a compressed file, CSV that is not UTF-8 or with wrong quotes, a repeated column, Parquet that is
+            damaged or incomplete.
     """
     assert format in FORMATS, format
     name = name or str(source)
@@ -108,9 +116,12 @@ def open_table(source: Path | BinaryIO, format: str, name: str = "") -> Iterator
         elif format == "lines":
             yield Table((LINE_COLUMN,), _line_records(lines), progress)
         else:
-            rows = _cells(lines, "\t" if format == "tsv" else ",")
+            plain = format == "tsv" and not tsv_quoting
+            rows = _cells(lines, "\t" if format == "tsv" else ",", plain)
             columns = _header(rows, name)
-            yield Table(columns, _csv_records(rows, columns, name), progress)
+            if plain and columns and all(map(_is_quoted, columns)):
+                raise UserError(f"{name}: the header's columns are in quotation marks, as in CSV. {ASK_FOR_QUOTING}")
+            yield Table(columns, _csv_records(rows, columns, name, plain), progress)
     finally:
         text.detach()
         if isinstance(source, Path):
@@ -131,24 +142,29 @@ class _Lines:
     file: str
 
     def __iter__(self) -> Iterator[tuple[int, str, str]]:
-        """Yield each line's number, the line, and an error (empty unless it has bytes that are not UTF-8)."""
+        """Yield each line's number, the line, and an error (empty unless it has bytes that are not UTF-8).
+
+        Raises:
+            UserError: the first line shows that the input is no text, or text with two or four bytes per character.
+        """
+        utf8_before = warned = False
         with readable(self.name):
             for number, line in enumerate(self.text, start=1):
-                if number == 1 and line.startswith(UTF16_MARKS):
-                    raise UserError(f"{self.name}: this is UTF-16, and UTF-8 is needed. Convert it: iconv -f utf-16 -t "
-                                    f"utf8 {self.file}")  # fmt: skip
-                yield number, line, self._not_utf8(number, line)
+                if number == 1 and (problem := not_text(_as_bytes(line[:START]), self.file)):
+                    raise UserError(f"{self.name}: {problem}")
+                if line.isascii():
+                    yield number, line, ""
+                    continue
+                error = not_utf8(_as_bytes(line), self.file, utf8_before)
+                utf8_before |= not error
+                if not (warned or error) and (problem := wrongly_converted(line)):
+                    log.warning("%s, line %d: %s", self.name, number, problem)
+                    warned = True
+                yield number, line, f"{self.name}, line {number}: {error}" if error else ""
 
-    def _not_utf8(self, number: int, line: str) -> str:
-        try:
-            line.encode()
-        except UnicodeEncodeError as error:
-            byte = ord(line[error.start]) - 0xDC00
-            return (
-                f"{self.name}, line {number}: not UTF-8 (byte {byte:#04x}). Convert the file: "
-                f"iconv -f latin1 -t utf8 {self.file}"
-            )
-        return ""
+
+def _as_bytes(line: str) -> bytes:
+    return line.encode("utf-8", "surrogateescape")
 
 
 # ------------------------------------------------------------------------------------- plain lines and JSON lines
@@ -184,8 +200,12 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
 # ---------------------------------------------------------------------------------------------------- CSV and TSV
 
 
-def _cells(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of a record's last line, and its cells. Blank lines are skipped."""
+def _cells(lines: _Lines, delimiter: str, plain: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of a record's last line, and its cells. Blank lines are skipped.
+
+    Args:
+        plain: quotation marks are characters like any other.
+    """
 
     def checked() -> Iterator[str]:
         for _, line, error in lines:
@@ -194,7 +214,8 @@ def _cells(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             yield line
 
     csv.field_size_limit(CELL_LIMIT)  # the default is 131,072; this limit is global
-    reader = csv.reader(checked(), delimiter=delimiter, strict=True)
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    reader = csv.reader(checked(), delimiter=delimiter, quoting=quoting, strict=True)
     first = 1
     try:
         for cells in reader:
@@ -218,14 +239,27 @@ def _refuse_repeated(columns: list[str], where: str) -> None:
         raise UserError(f"{where}: column {repeated[0]!r} is in the header twice.")
 
 
-def _csv_records(rows: Iterator[tuple[int, list[str]]], columns: tuple[str, ...], name: str) -> Iterator[Record]:
+def _csv_records(
+    rows: Iterator[tuple[int, list[str]]], columns: tuple[str, ...], name: str, plain: bool
+) -> Iterator[Record]:
+    warned = False
     for line, cells in rows:
         where = f"{name}, line {line}"
+        if plain and not warned and any('""' in cell[1:-1] and _is_quoted(cell) for cell in cells):
+            log.warning("%s: a cell with doubled quotation marks, as in CSV. %s", where, ASK_FOR_QUOTING)
+            warned = True
         if len(cells) == len(columns):
             yield Record(where, line, dict(zip(columns, cells, strict=True)))
         else:
             error = f"{where}: {len(cells)} cells, but the header names {len(columns)} columns."
+            if plain and any(cell.startswith('"') for cell in cells):
+                error += f" A cell begins with a quotation mark. {ASK_FOR_QUOTING}"
             yield Record(where, line, {}, error)
+
+
+def _is_quoted(cell: str) -> bool:
+    """Whether a cell is written as CSV writes one in quotation marks."""
+    return len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
 
 
 # -------------------------------------------------------------------------------------------------------- Parquet

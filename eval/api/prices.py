@@ -11,6 +11,7 @@ from typing import Any
 
 from data.errors import UserError, nearest
 from data.readers.archive import readable
+from data.readers.encoding import decode_utf8
 from eval.api.answers import Answer, Lost
 from eval.api.setup import Request
 from eval.api.tokens import most_tokens
@@ -51,9 +52,9 @@ def read_prices(model: str, path: Path | None = None, required: bool = True) -> 
     """
     file = path or LIST
     with readable(file):
-        text = file.read_bytes()
+        text = decode_utf8(file.read_bytes(), str(file), file.name)
     try:
-        document = tomllib.loads(text.decode("utf-8"))
+        document = tomllib.loads(text)
     except ValueError as error:
         raise UserError(f"{file}: not valid TOML ({error}).") from None
     date, source, models = (document.get(key) for key in ("date", "source", "models"))

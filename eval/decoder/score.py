@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from data.decoder.samples import SampleSet, prepare
-from data.decoder.templates import Prompt, encode_pieces
+from data.decoder.templates import stop_tokens
 from data.decoder.tokenizer import Tokenizer
 from data.example import Example
 from data.lenient import read_leniently
@@ -140,12 +140,6 @@ def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]
     return [n_tokens(task.longest(example.words, n_tokens)) + BUDGET_MARGIN for example in examples]
 
 
-def stop_tokens(prompt: Prompt, tokenizer: Tokenizer) -> set[int]:
-    """Ids that end an answer: end-of-text, and the first token that the prompt puts after a label."""
-    stops = {tokenizer.eos_id} if tokenizer.eos_id is not None else set()
-    return stops | set(encode_pieces(prompt.end, tokenizer)[:1])
-
-
 def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Prediction:
     return read_answer(
         job.task,
@@ -177,6 +171,7 @@ def read_answer(
         gold_bio={name: tags for name, tags in example.bio.items() if name in {f.name for f in task.fields}},
         raw=raw,
         parsed=parsed.labels,
+        parsed_bio=parsed.bio,
         unparsed=parsed.unparsed,
         truncated=truncated,
         stopped=stopped,

@@ -3,10 +3,9 @@
     examples ─► prepare ─► balanced over ranks ─► packed rows ─► heads ─► argmax ─► gathered, in order ─►
     compute_metrics
 
-A token field's tags (``O``, ``B-time``, ``I-time``) are reduced to one type per word, as decoders write them. The
-boundaries in the tags are dropped: equal neighbours form one entity, for decoders and encoders. A word without
-sub-words in the model's input (truncated, or tokenized to nothing) is Other and counted as missing. No example is
-dropped.
+A token field's tags (``O``, ``B-time``, ``I-time``) give one type per word, as decoders write them: for the main score
+equal neighbours form one entity. The strict score keeps the boundaries in the tags. A word without sub-words in the
+model's input (truncated, or tokenized to nothing) is Other and counted as missing. No example is dropped.
 
 Packing changes the order of the examples. That does not change the answers, because tokens attend only to their own
 document (`model/attention.py`).
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.answers import iob2
 from data.encoder.rows import build_batch, dummy_batch
 from data.encoder.samples import SampleSet, prepare, tag_set
 from data.encoder.tokenizer import Tokenizer
@@ -119,6 +119,7 @@ def _read(
         logits: per class field [documents, labels], per token field [words in the input, tags].
     """
     labels: list[Labels] = [{} for _ in indices]
+    bio: list[dict[str, tuple[str, ...]]] = [{} for _ in indices]
     top: list[dict[str, list[list[str | float]]]] = [{} for _ in indices]
     n_missing = [0] * len(indices)
     for field in task.fields:
@@ -128,11 +129,13 @@ def _read(
                 top[k][field.name] = most_probable
         else:
             in_input = [samples.first(i) >= 0 for i in indices]  # per document, [words] bool
-            types = iter(_types(field, logits[field.name]))
+            tags = iter(_most_probable_tags(field, logits[field.name]))
             for k, seen in enumerate(in_input):
-                labels[k][field.name] = tuple(next(types) if word_seen else field.other for word_seen in seen.tolist())
+                own = [next(tags) if word_seen else "O" for word_seen in seen.tolist()]
+                bio[k][field.name] = iob2(own)
+                labels[k][field.name] = tuple(field.other if tag == "O" else tag[2:] for tag in own)
                 n_missing[k] += int((~seen).sum())
-            assert next(types, None) is None, "a type that belongs to no word"
+            assert next(tags, None) is None, "a tag that belongs to no word"
     names = {field.name for field in task.fields}
     return [
         Prediction(
@@ -143,6 +146,7 @@ def _read(
             gold_bio={name: tags for name, tags in examples[i].bio.items() if name in names},
             raw="",
             parsed=labels[k],
+            parsed_bio=bio[k],
             truncated=bool(samples.truncated[i]),
             n_prompt_tokens=int(samples.lengths[i]),
             n_missing=n_missing[k],
@@ -163,7 +167,7 @@ def _most_probable(field: ClassField, logits: Tensor) -> list[list[list[str | fl
     ]
 
 
-def _types(field: TokenField, logits: Tensor) -> list[str]:
-    """Per word the type of its most probable tag; ``logits``: [words, tags]."""
-    types = [field.other if tag == "O" else tag[2:] for tag in tag_set(field)]
-    return [types[index] for index in logits.argmax(-1).tolist()]
+def _most_probable_tags(field: TokenField, logits: Tensor) -> list[str]:
+    """Per word its most probable tag; ``logits``: [words, tags]."""
+    tags = tag_set(field)
+    return [tags[index] for index in logits.argmax(-1).tolist()]

@@ -22,12 +22,13 @@ from torch import nn
 from checkpoints_tools.json_files import read_json
 from checkpoints_tools.registry import ARCHITECTURES
 from data.answers import entities
+from data.decoder.templates import stop_tokens
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
 from data.tasks import Task, TokenField
 from eval.config import EvalConfig
-from eval.decoder.score import Requests, prepare_requests, stop_tokens
+from eval.decoder.score import Requests, prepare_requests
 from eval.job import BATCH_TOKENS, ScoringRanks
 from eval.predict.inputs import problem_of
 from eval.results import Prediction
@@ -153,7 +154,7 @@ class Classifier:
     def read(self, text: str, answer: str) -> Result:
         """The labels in an answer to a text that another program has decoded."""
         labels = self.task.read(answer, text.split())
-        found = Prediction(id="0", gold={}, raw=answer, parsed=labels.labels, unparsed=labels.unparsed)
+        found = Prediction("0", {}, answer, labels.labels, labels.unparsed, parsed_bio=labels.bio)
         return _result(self.task, text, found)
 
     def __call__(self, texts: Sequence[str]) -> list[Result]:
@@ -196,7 +197,7 @@ def _result(task: Task, text: str, found: Prediction) -> Result:
             values[own.name] = None
         elif isinstance(own, TokenField):
             assert not isinstance(labels, str)
-            values[own.name] = _entities(labels, own.other, text)
+            values[own.name] = _entities(labels, own.other, text, found.parsed_bio.get(own.name))
         else:
             top = [(str(label), float(p)) for label, p in found.top.get(own.name, [])]
             values[own.name] = Label(str(labels), top[0][1] if top else None, tuple(top[1:]))
@@ -207,10 +208,10 @@ def _result(task: Task, text: str, found: Prediction) -> Result:
     return Result(values, error, found.truncated, found.raw)
 
 
-def _entities(labels: Sequence[str], other: str, text: str) -> tuple[Entity, ...]:
+def _entities(labels: Sequence[str], other: str, text: str, bio: Sequence[str] | None = None) -> tuple[Entity, ...]:
     words = [match.span() for match in re.finditer(r"\S+", text)]
     assert len(words) == len(labels), "the words of text.split()"
-    spans = ((kind, words[first][0], words[end - 1][1]) for kind, first, end in entities(labels, other))
+    spans = ((kind, words[first][0], words[end - 1][1]) for kind, first, end in entities(labels, other, bio))
     return tuple(Entity(kind, text[start:end], start, end) for kind, start, end in spans)
 
 

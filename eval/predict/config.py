@@ -36,6 +36,8 @@ class PredictConfig:
     """Column with the texts; default: that of the task, else 'text'."""
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "lines"] = "auto"
     """Format of the input; auto: by the file's ending, and lines for standard input."""
+    tsv_quoting: bool = False
+    """Quotation marks in TSV mean what they mean in CSV; default: they are characters of the text."""
     output_format: Literal["auto", "jsonl", "csv"] = "auto"
     """Format of the output; auto: by the file's ending, and jsonl for standard output."""
     prefix: str = "predicted_"

@@ -71,6 +71,7 @@ def open_input(
     text_column: str | None = None,
     default_columns: Sequence[str] = ("text",),
     stdin: BinaryIO | None = None,
+    tsv_quoting: bool = False,
 ) -> Iterator[Input]:
     """Open a file or standard input (``-``).
 
@@ -78,6 +79,7 @@ def open_input(
         format: one of `data.readers.tables.FORMATS`; auto: by the end of the file's name, for standard input lines.
         text_column: the column that has the texts; None: the first of ``default_columns`` that the input has.
         stdin: read for ``-``; default: the process's standard input.
+        tsv_quoting: see `data.readers.tables.open_table`.
 
     Raises:
         UserError: no such file, a folder, an unknown ending, a file without records or without the column. Or, while
@@ -96,7 +98,9 @@ def open_input(
             if not file.is_file():  # a pipe with a name
                 with readable(file):
                     source, file = stack.enter_context(file.open("rb")), None
-        table = stack.enter_context(open_table(source, found, name))
+        if tsv_quoting and found != "tsv":
+            raise UserError(f"--tsv_quoting is for TSV; --input {name} is read as {found}.")
+        table = stack.enter_context(open_table(source, found, name, tsv_quoting))
 
         ahead: list[Record] = []
         for record in table.records:

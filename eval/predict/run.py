@@ -133,13 +133,17 @@ class _Files:
 def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> Iterator[_Files]:
     defaults = (setup.task.text_column, "text")
     names = columns_of(setup.task, options.prefix, setup.spec.kind == "encoder")
-    with open_input(options.input, options.format, options.text_column, defaults) as opened:
+    with open_input(
+        options.input, options.format, options.text_column, defaults, tsv_quoting=options.tsv_quoting
+    ) as opened:
         identity = None
         if opened.path is not None and options.output != STANDARD_OUTPUT:
             identity = {"input": sha256_of(opened.path), "checkpoint": fingerprint(setup.weights.path)}
             task = json.dumps(task_record(setup.task))  # not its path, whose contents may have changed
             identity["task"] = hashlib.sha256(task.encode()).hexdigest()
             identity |= {name: str(getattr(options, name)) for name in IDENTIFYING} | {"precision": precision}
+            if opened.format == "tsv":
+                identity["tsv_quoting"] = str(options.tsv_quoting)
         with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
             if output.n_written:
                 log.info("continuing after the %d rows that are done", output.n_written)

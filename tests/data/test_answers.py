@@ -197,6 +197,24 @@ def test_adjacent_words_of_one_type_are_one_span():
     assert answer == '["time: nine am", "date: today", "time: now"]'
 
 
+@pytest.mark.parametrize(
+    ("task", "answer", "bio"),
+    [
+        (SPANS[0], '["time: nine", "time: am", "date: friday"]', "B-time B-time O B-date"),
+        (SPANS[0], '["time: nine am", "time: ten"]', "B-time I-time O O"),
+        (TAGS[0], '["B-time", "B-time", "O", "I-date"]', "B-time B-time O B-date"),
+        (TAGS[0], '["I-time", "I-time", "what"]', "B-time I-time O O"),
+        (TASKS["massive_slots"], '["time", "time", "Other", "date"]', None),
+        (SPANS[0], "no list", None),
+    ],
+)
+def test_boundaries_in_an_answer(task, answer, bio):
+    parsed = task.read(answer, "nine am on friday".split())
+    assert parsed.bio == ({} if bio is None else {"slots": tuple(bio.split())})
+    if bio is not None:
+        assert parsed.labels["slots"] == tuple("Other" if tag == "O" else tag[2:] for tag in bio.split())
+
+
 def test_tags_begin_and_continue_entities():
     task, text = TAGS[0], "wake me at nine am on friday".split()
     labels = {"slots": ("Other", "Other", "Other", "time", "time", "Other", "date")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import seqeval.metrics
@@ -28,6 +28,7 @@ TYPES = ["date", "time", "place_name", "e-mail", "-dash", "B", "I-x", "O"]
 @dataclass
 class Answer:
     labels: dict
+    bio: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -171,6 +172,27 @@ def test_two_brackets_of_one_type_count_once_in_the_main_figure_and_twice_in_the
     assert got["f1"] == 1.0
     assert got["strict_f1"] == 0.0  # one entity was written where there are two
     assert token_metrics(gold, gold, "Other", [None])["strict_f1"] is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_perfect_prediction_with_boundaries_has_a_perfect_strict_score(seed):
+    rng = random.Random(seed)
+    gold = [random_types(rng, 9) for _ in range(40)]
+    bio = [random_bio(rng, types) for types in gold]
+    assert token_metrics(gold, gold, "Other", bio)["strict_f1"] < 1.0, "no neighbouring entities of one type"
+    got = token_metrics(gold, gold, "Other", bio, bio)
+    assert got["f1"] == got["strict_f1"] == got["strict_precision"] == got["strict_recall"] == 1.0
+
+
+def test_boundaries_count_in_the_strict_score_alone_and_only_where_an_answer_has_them():
+    task = Fields((TokenField("slots", ("song",)),))
+    examples = [Example("a", "x y", {"slots": ("song", "song")}, {"slots": ("B-song", "I-song")})] * 2
+    answers = [
+        Answer({"slots": ("song", "song")}, {"slots": ("B-song", "B-song")}),
+        Answer({"slots": ("song", "song")}),
+    ]
+    slots = compute_metrics(task, examples, answers)["fields"]["slots"]
+    assert slots["f1"] == 1.0 and slots["strict_recall"] == 1 / 2 and slots["strict_precision"] == 1 / 3
 
 
 def test_an_unparsed_answer_is_all_other_and_never_correct():

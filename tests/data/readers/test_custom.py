@@ -10,6 +10,7 @@ from typing import NoReturn
 import pytest
 
 from data.errors import UserError
+from data.example import Example
 from data.readers.custom import CustomField, load_custom, read_custom, read_custom_spec
 from data.source import load_examples
 from data.tasks import get_task
@@ -94,13 +95,132 @@ def test_a_label_that_looks_like_a_tag(folder: Path) -> None:
     assert example.bio["parts"] == ("B-B-52", "I-B-52", "B-date")
 
 
+def collected(folder: Path, tags: list[list[str]], extra: str = "") -> list[Example]:
+    """The examples of a token field whose labels are collected from these."""
+    parts = PARTS.replace('labels = ["product", "date"]', 'labels_from = "test"') + extra
+    (folder / "task.toml").write_text(HEAD + FILES + parts)
+    rows = [{"text": " ".join("w" * len(own)), "tags": own} for own in tags]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_custom(read_custom_spec(folder / "task.toml"), "test")[0]
+
+
+TWO_SONGS = ("B-song", "I-song", "I-song", "B-song", "O", "B-date")
+
+
+@pytest.mark.parametrize("extra", ["", "{scheme}"])
+@pytest.mark.parametrize(
+    ("scheme", "tags"),
+    [
+        ("iob1", "I-song I-song I-song B-song O I-date"),
+        ("iob2", "B-song I-song I-song B-song O B-date"),
+        ("iobes", "B-song I-song E-song S-song O S-date"),
+        ("bilou", "B-song I-song L-song U-song O U-date"),
+    ],
+)
+def test_schemes_of_tags(folder: Path, scheme: str, tags: str, extra: str) -> None:
+    (example,) = collected(folder, [tags.split()], extra and f'tags = "{scheme}"\n')
+    assert example.bio["parts"] == TWO_SONGS
+    assert example.labels["parts"] == ("song", "song", "song", "song", "Other", "date")
+    # With listed labels too: a closed entity is not continued.
+    (folder / "task.toml").write_text(HEAD + FILES + PARTS.replace('"product"', '"song"'))
+    assert read_custom(read_custom_spec(folder / "task.toml"), "test")[0][0].bio["parts"] == TWO_SONGS
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ("B-cell T-cell Other", "'B-cell', which may be a tag of 'cell' or a type by itself: .*'T-cell'"),
+        ("B-cell Other", 'no type has tags with two letters. Say how .* tags = "types"'),
+        ("E-mail S-bahn O", "of 'mail' there is only E"),
+        ("B-city I-city S-date O", "of 'city' there is only B, I"),
+        ("B-city E-city L-date O", "B, E, L are not the letters of one scheme"),
+    ],
+)
+def test_labels_that_may_be_types_or_tags_are_not_guessed(folder: Path, tags: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        collected(folder, [tags.split()])
+    (example,) = collected(folder, [tags.split()], 'tags = "types"\n')
+    assert example.labels["parts"] == tuple("Other" if tag == "O" else tag for tag in tags.split())
+
+
+def test_tags_of_words_that_stand_alone_are_read_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (example,) = collected(folder, [["B-color", "O", "B-size"]])
+    assert example.labels["parts"] == ("color", "Other", "size")
+    assert "'B-color' is read as a tag of 'color'. If it is a type, set tags" in caplog.text
+
+
+def test_listed_labels_that_may_be_tags(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parts = PARTS.replace('"product", "date"', '"cell", "B-cell"')
+    (folder / "test.jsonl").write_text('{"text": "a b", "tags": ["B-cell", "Other"]}\n')
+    (folder / "task.toml").write_text(HEAD + FILES + parts)
+    with pytest.raises(UserError, match="line 1: 'tags' is 'B-cell', which is a label, and a tag of the label 'cell'"):
+        read_custom(read_custom_spec(folder / "task.toml"), "test")
+    for tags, kind in (("types", "B-cell"), ("iob2", "cell")):
+        (folder / "task.toml").write_text(HEAD + FILES + parts + f'tags = "{tags}"\n')
+        assert read_custom(read_custom_spec(folder / "task.toml"), "test")[0][0].labels["parts"] == (kind, "Other")
+    (folder / "test.jsonl").write_text('{"text": "a b", "tags": ["cell", "Other"]}\n')
+    with pytest.raises(UserError, match="'tags' is 'cell', which is not a tag of tags = \"iob2\""):
+        read_custom(read_custom_spec(folder / "task.toml"), "test")
+    (folder / "task.toml").write_text(HEAD + FILES + PARTS)
+    (folder / "test.jsonl").write_text('{"text": "a b", "tags": ["B-date", "product"]}\n')
+    read_custom(read_custom_spec(folder / "task.toml"), "test")
+    assert "both bare types ('product') and tags ('B-date', read as 'date')" in caplog.text
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+ALIKE = [DECOMPOSED, "\ufeffcaf\u00e9", "caf\u00e9\u200b ", "c\u00adaf\u00e9\u00a0", "caf\u00e9\u200d"]
+
+
+@pytest.mark.parametrize("written", ALIKE)
+def test_labels_that_look_the_same_are_one(folder: Path, written: str, caplog: pytest.LogCaptureFixture) -> None:
+    for labels in (f'labels = ["{COMPOSED}", "bar"]', 'labels_from = "test"'):
+        queue = QUEUE.replace('labels = ["billing", "sales"]', labels)
+        (folder / "task.toml").write_text(HEAD + FILES + queue, encoding="utf-8")
+        rows = [{"text": "a", "queue": label} for label in (written, COMPOSED, "bar")]
+        (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        spec = read_custom_spec(folder / "task.toml")
+        assert set(spec.fields[0].labels) == {COMPOSED, "bar"}
+        found = [example.labels["queue"] for example in read_custom(spec, "test")[0]]
+        assert found == [COMPOSED, COMPOSED, "bar"]
+    assert "'caf\\xe9'" in caplog.text and "read as one label, the first" in caplog.text
+
+
+def test_one_spelling_is_kept_as_it_is(folder: Path) -> None:
+    queue = QUEUE.replace('labels = ["billing", "sales"]', 'labels_from = "test"')
+    (folder / "task.toml").write_text(HEAD + FILES + queue)
+    rows = [{"text": "a", "queue": label} for label in (DECOMPOSED, "a\u00a0b")]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert set(read_custom_spec(folder / "task.toml").fields[0].labels) == {DECOMPOSED, "a\u00a0b"}
+
+
+def test_listed_labels_that_look_the_same(folder: Path) -> None:
+    for twin in (DECOMPOSED, "\u2060caf\u00e9"):
+        queue = QUEUE.replace('"billing", "sales"', f'"{COMPOSED}", "{twin}"')
+        (folder / "task.toml").write_text(HEAD + FILES + queue, encoding="utf-8")
+        with pytest.raises(UserError, match=r"two labels look the same, 'caf\\xe9' and '.*\\u"):
+            read_custom_spec(folder / "task.toml")
+    (folder / "task.toml").write_text(HEAD + FILES + QUEUE.replace('"sales"', '"\u200b"'), encoding="utf-8")
+    with pytest.raises(UserError, match="is empty"):
+        read_custom_spec(folder / "task.toml")
+
+
+def test_letters_of_another_alphabet_are_shown_by_number(folder: Path) -> None:
+    (folder / "test.jsonl").write_text(json.dumps({"text": "a", "queue": "s\u0430les", "tags": ["O"]}))
+    with pytest.raises(UserError, match=r"It looks like 'sales', but is 's\\u0430les' instead of 'sales'"):
+        read_custom(read_custom_spec(folder / "task.toml"), "test")
+    header = "text,queue\u200b,tags\na,sales,O\n"
+    (folder / "train.csv").write_text(header, encoding="utf-8")
+    with pytest.raises(UserError, match=r"no column 'queue'. It looks like .*'queue\\u200b'"):
+        read_custom(read_custom_spec(folder / "task.toml"), "train")
+
+
 def test_labels_collected_ids_tabs_and_a_byte_order_mark(folder: Path) -> None:
     toml = HEAD + 'text_column = "body"\nid_column = "key"\n[files]\ntrain = "train.tsv"\n'
     toml += QUEUE.replace('labels = ["billing", "sales"]', 'labels_from = "train"')
     toml += PARTS.replace('labels = ["product", "date"]', 'labels_from = "train"')
     (folder / "task.toml").write_text(toml)
     (folder / "train.tsv").write_text(
-        "\ufeffkey\tbody\tqueue\ttags\nx1\ta b\tz\tB-when O\n\nx2\tc, d\t7\tOther what\n", encoding="utf-8"
+        "\ufeffkey\tbody\tqueue\ttags\nx1\ta b\tz\tB-when O\n\nx2\tc, d\t7\tOther B-what\n", encoding="utf-8"
     )
     spec = read_custom_spec(folder / "task.toml")
     assert [field.labels for field in spec.fields] == [("7", "z"), ("what", "when")]
@@ -109,6 +229,17 @@ def test_labels_collected_ids_tabs_and_a_byte_order_mark(folder: Path) -> None:
         ("tickets/train/x1", "a b"),
         ("tickets/train/x2", "c, d"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("quoting", "texts"), [("", ['"a', 'b"', 'c "d"']), ("tsv_quoting = true\n", ["a\tbilling\nb", 'c "d"'])]
+)
+def test_quotation_marks_in_tsv(folder: Path, quoting: str, texts: list[str]) -> None:
+    labels = QUEUE.replace('labels = ["billing", "sales"]', 'labels_from = "train"')
+    (folder / "task.toml").write_text(quoting + HEAD + '[files]\ntrain = "train.tsv"\n' + labels)
+    (folder / "train.tsv").write_text('text\tqueue\n"a\tbilling\nb"\tsales\nc "d"\tbilling\n')
+    examples, _ = read_custom(read_custom_spec(folder / "task.toml"), "train")
+    assert [example.text for example in examples] == texts
 
 
 def test_numbers_as_labels(folder: Path) -> None:
@@ -130,6 +261,8 @@ def test_numbers_as_labels(folder: Path) -> None:
         (HEAD + FILES.replace("train.csv", "train.xlsx") + QUEUE, "'train.xlsx' must end in one of .csv"),
         (HEAD + FILES.replace("train.csv", "trian.csv") + QUEUE, "no train file at .*trian.csv"),
         (HEAD + FILES, r"at least one \[\[fields\]\]"),
+        ('tsv_quoting = "yes"\n' + HEAD + FILES + QUEUE, "tsv_quoting must be true or false, found 'yes'"),
+        ("tsv_quoting = true\n" + HEAD + FILES + QUEUE, "tsv_quoting is for .tsv files"),
         (HEAD + FILES + QUEUE + QUEUE, "two fields are named 'queue'"),
         (HEAD + FILES + QUEUE + 'colunm = "x"\n', r"\[\[fields\]\] number 1: unknown key 'colunm'.*'column'"),
         (HEAD + FILES + QUEUE.replace('"class"', '"clas"'), "unknown type 'clas'. Did you mean 'class'"),
@@ -172,7 +305,7 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
     with pytest.raises(UserError, match="cannot read the task file"):
         read_custom_spec(folder)
     (folder / "task.toml").write_bytes(b'name = "caf\xe9"')
-    with pytest.raises(UserError, match="task.toml: not UTF-8"):
+    with pytest.raises(UserError, match="task.toml, line 1: not UTF-8 .* iconv -f windows-1252 -t utf-8 task.toml >"):
         read_custom_spec(folder / "task.toml")
 
 

@@ -179,7 +179,7 @@ def test_a_tarball_that_points_outside_is_refused(tmp_path: Path) -> None:
         (b'{"id": "8", "utt": "wake', r"not JSON \(Unterminated string"),
         pytest.param(b"[" * 200_000, "JSON .*nested too deeply", id="deep"),
         (b"[1, 2]", "a JSON object is needed, found list"),
-        (b'{"id": "8", "utt": "caf\xe9"}', r"not UTF-8 \(byte 0xe9 at position 24\)"),
+        (b'{"id": "8", "utt": "caf\xe9"}', r"not UTF-8 \(byte 0xe9\). It reads .*café"),
         (json.dumps({k: v for k, v in ROW.items() if k != "annot_utt"}).encode(), "no 'annot_utt'; found only id"),
         (json.dumps(ROW | {"utt": None}).encode(), "'utt' must be a string, found null"),
         (json.dumps(ROW | {"utt": "a\ud800"}).encode(), "'utt' holds half a character"),

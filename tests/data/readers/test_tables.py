@@ -60,6 +60,31 @@ def test_tsv_and_lines_that_end_in_cr_alone() -> None:
     assert values(b"a,b\r1,2\r3,4\r", "csv") == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
 
 
+def test_quotation_marks_in_tsv_are_characters() -> None:
+    content = b'text\tn\n"He said\t1\nand left"\t2\na "b" c\t3\n""\t4\n'
+    assert [row["text"] for row in values(content, "tsv")] == ['"He said', 'and left"', 'a "b" c', '""']
+
+
+def test_quotation_marks_in_tsv_as_in_csv_if_asked_for() -> None:
+    content = b'"text"\t"n"\n"a\t""b""\nc"\t1\n'
+    with open_table(io.BytesIO(content), "tsv", "t", tsv_quoting=True) as table:
+        assert [record.values for record in table.records] == [{"text": 'a\t"b"\nc', "n": "1"}]
+
+
+def test_tsv_that_is_quoted_as_csv_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(
+        UserError, match="^t: the header's columns are in quotation marks.* tsv_quoting = true .*predict"
+    ):
+        read(b'"text"\t"n"\n"a"\t1\n', "tsv")
+    (record,) = read(b'text\tn\n"a\tb"\t1\n', "tsv")
+    assert record.error.startswith("t, line 2: 3 cells, but the header names 2 columns. A cell begins with a quotation")
+    assert len(values(b'text\tn\n"a" and "b"\t1\n"c"\t2\n', "tsv")) == 2 and not caplog.records
+    values(b'text\tn\n"say ""a"""\t1\n"say ""b"""\t2\n', "tsv")
+    assert [record.getMessage()[:52] for record in caplog.records] == [
+        "t, line 2: a cell with doubled quotation marks, as i"
+    ]
+
+
 def test_blank_lines_before_the_header() -> None:
     assert values(b"\n\r\na\n1\n", "csv") == [{"a": "1"}]
 
@@ -154,7 +179,7 @@ CUT = "The input ends in this line without a line break; it may be cut off."
         ("jsonl", b'{"a": 1\n{"a": 2}\n', {1: "t, line 1: not JSON (Expecting ',' delimiter at character 8)."}),
         ("jsonl", b'3\n\n{"a": 2}', {1: "t, line 1: a JSON object is needed, found int."}),
         ("jsonl", b'{"a": 1}\nnull\n', {2: "t, line 2: a JSON object is needed, found NoneType."}),
-        ("jsonl", b'{"a": "\xe9"}\n{"a": 2}\n', {1: "t, line 1: not UTF-8 (byte 0xe9). Convert the file: iconv"}),
+        ("jsonl", b'{"a": "\xe9"}\n{"a": 2}\n', {1: 't, line 1: not UTF-8 (byte 0xe9). It reads \'{"a": "é"}\' in'}),
         ("jsonl", b'{"a": 1}\n{"a": "x', {2: CUT}),
         ("jsonl", b'{"a": 1}\n{"a": "\xc3', {2: CUT}),
         ("jsonl", b'{"a": 1}\n{"a": 2}', {}),  # complete, only its line break is missing
@@ -191,13 +216,13 @@ def test_a_row_of_parquet_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format", "content", "message"),
     [
-        ("csv", b"a,b\n1,2\ncaf\xe9,3\n", r"^t, line 3: not UTF-8 \(byte 0xe9\)\. Convert the file: iconv -f latin1"),
+        ("csv", b"a,b\n1,2\ncaf\xe9,3\n", r"^t, line 3: not UTF-8 \(byte 0xe9\)\. It reads 'café,3' in windows-1252; "),
         ("csv", b"a,b\n1,\xc3", r"^t, line 2: not UTF-8 \(byte 0xc3\)"),
         ("csv", b'a,b\n1,2\n"x"y,2\n', "^t, line 3: not CSV .*expected after"),
         ("csv", b'a,b\n1,2\n"x,2\n3,4\n5', r"^t, line 5: not CSV \(unexpected end of data\)\. .* begins in line 3\.$"),
         ("csv", b"\na,b,a\n", "^t, line 2: column 'a' is in the header twice"),
         ("tsv", b"a\ta\n", "^t, line 1: column 'a' is in the header twice"),
-        ("csv", "a,b".encode("utf-16"), "^t: this is UTF-16, .* iconv -f utf-16 -t utf8"),
+        ("csv", "a,b".encode("utf-16"), "^t: this is UTF-16, .* iconv -f utf-16 -t utf-8"),
         ("lines", "a,b".encode("utf-16"), "^t: this is UTF-16"),
         ("jsonl", b"\xfe\xff\0{", "^t: this is UTF-16"),
         ("parquet", b"PAR1", "^t: Parquet cannot be read from a stream.* Save it as a file"),

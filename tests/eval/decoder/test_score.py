@@ -13,13 +13,13 @@ import torch.multiprocessing as mp
 
 import eval.decoder.score
 from data.decoder.prompts import build_prompt
-from data.decoder.templates import encode_pieces
+from data.decoder.templates import encode_pieces, stop_tokens
 from data.decoder.tokenizer import load_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS, TokenField
 from eval.config import EvalConfig
 from eval.decoder.decode import Decoded
-from eval.decoder.score import BUDGET_MARGIN, answer_budgets, stop_tokens
+from eval.decoder.score import BUDGET_MARGIN, answer_budgets
 from eval.job import ScoringJob, ScoringRanks
 from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
 from eval.score import score

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from checkpoints_tools.encoder_config import heads_for
+from data.answers import iob2
 from data.encoder.samples import tag_set
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.example import Example
@@ -91,6 +92,7 @@ def test_labels_are_the_argmax_of_transformers_logits(folders, family, name, hea
             logits = hf(input_ids=torch.tensor([[tokenizer.cls_id, *ids, tokenizer.sep_id]])).logits[0]
         if isinstance(field, TokenField):
             tags = [tag_set(field)[int(logits[1 + place].argmax())] for place in first]
+            assert prediction.parsed_bio[field.name] == iob2(tags)
             assert prediction.parsed[field.name] == tuple("Other" if t == "O" else t[2:] for t in tags)
             assert prediction.top == {}
             continue

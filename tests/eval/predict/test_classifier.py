@@ -86,6 +86,12 @@ def test_entities_are_where_they_say():
         assert tuple(covered) == labels
 
 
+def test_neighbours_of_one_type_are_as_many_entities_as_were_answered():
+    text, labels = "one two  three", ("date", "date", "date")
+    assert [e.text for e in _entities(labels, "Other", text)] == ["one two  three"]
+    assert [e.text for e in _entities(labels, "Other", text, ("B-date", "B-date", "I-date"))] == ["one", "two  three"]
+
+
 def test_an_answer_decoded_elsewhere_is_read(tickets):
     spans = TASKS["massive_joint"].with_slot_answer("spans")
     classifier = load(tickets)

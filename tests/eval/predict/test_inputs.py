@@ -55,6 +55,14 @@ def test_the_format_by_its_name(folder: Path) -> None:
         rows(folder / "new.data")
 
 
+def test_quotation_marks_in_tsv(folder: Path) -> None:
+    (folder / "new.TSV").write_text('text\tid\n"a\t1\nb"\t2\n')
+    assert [row.text for row in rows(folder / "new.TSV")] == ['"a', 'b"']
+    assert [row.text for row in rows(folder / "new.TSV", tsv_quoting=True)] == ["a\t1\nb"]
+    with pytest.raises(UserError, match="--tsv_quoting is for TSV; --input .*new.csv is read as csv"):
+        rows(folder / "new.csv", tsv_quoting=True)
+
+
 def test_the_text_column(folder: Path) -> None:
     (folder / "new.csv").write_text("body,text,title\nb,t,h\n")
     assert rows(folder / "new.csv")[0].text == "t"
