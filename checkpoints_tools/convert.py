@@ -18,6 +18,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,7 +34,7 @@ from checkpoints_tools.progress import ByteProgress
 from checkpoints_tools.registry import architecture_of
 from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
-from checkpoints_tools.writer import ShardWriter, refuse_non_empty, staged_folder
+from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_finite, staged_folder
 from data.errors import UserError
 
 
@@ -92,7 +93,8 @@ def convert(
     """Convert ``src`` into the folder ``dst`` and return the opened ``src``. Holds at most one shard and one tensor.
 
     Raises:
-        UserError: see `open_source`; or tensors do not fit the config; or ``dst`` is not empty.
+        UserError: see `open_source`; or tensors do not fit the config, or hold values that ``dtype`` cannot store; or
+            ``dst`` is not empty.
     """
     refuse_non_empty(dst)
     source = open_source(src, own_tokenizer=tokenizer is None)
@@ -112,7 +114,10 @@ def convert(
         sizes = {name: math.prod(shape) * to.itemsize for name, shape in expected_shapes(source.config).items()}
         with ByteProgress("converting", sum(sizes.values()), show=True) as progress:
             for name, size in sizes.items():
-                writer.add(architecture.to_theirs(name, source.config), source.read(name)[:].to(to))
+                theirs = architecture.to_theirs(name, source.config)
+                stored = source.read(name)[:].to(to)
+                require_finite(theirs, stored, partial(source.read(name).__getitem__, slice(None)))
+                writer.add(theirs, stored)
                 progress.advance(size)
         writer.close()
     return source

@@ -27,7 +27,14 @@ from torch.distributed.tensor import DTensor
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.meta_tokenizer import write_tokenizer_json
 from checkpoints_tools.registry import ModelConfig, Tokenizer, architecture_of
-from checkpoints_tools.writer import SHARD_BYTES, ShardWriter, TrainedOn, refuse_non_empty, staged_folder
+from checkpoints_tools.writer import (
+    SHARD_BYTES,
+    ShardWriter,
+    TrainedOn,
+    refuse_non_empty,
+    require_finite,
+    staged_folder,
+)
 from data.decoder.fewshot import PromptSpec
 
 
@@ -61,7 +68,8 @@ def export_hf(
             truncates. Decoders do not store it.
 
     Raises:
-        UserError: ``folder`` is not empty.
+        UserError: ``folder`` is not empty; or, on every rank, a tensor holds NaN, infinite values, or values that
+            ``dtype`` cannot store.
     """
     folder = Path(folder)
     architecture = architecture_of(config)
@@ -70,15 +78,16 @@ def export_hf(
         dist.barrier()
     state = _parameters(model) if isinstance(model, nn.Module) else model
     if dist.is_initialized() and dist.get_rank() != 0:
-        for _, tensor in state:
-            _gather(tensor, dtype)
+        for name, tensor in state:
+            _gather(_stored_name(name, config), tensor, dtype)
     else:
         with staged_folder(folder) as staging:
             writer, stored = ShardWriter(staging, shard_bytes), None
             for name, tensor in state:
-                gathered = _gather(tensor, dtype)
+                theirs = _stored_name(name, config)
+                gathered = _gather(theirs, tensor, dtype)
                 stored = stored or gathered.dtype
-                writer.add(architecture.to_theirs(clean_name(name), config), gathered)
+                writer.add(theirs, gathered)
             assert stored is not None, "a model without parameters"
             writer.close()
             architecture.write_export(staging, config, stored, tokenizer, TrainedOn(prompt_spec, labels, max_length))
@@ -98,9 +107,20 @@ def _parameters(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     return model.named_parameters()
 
 
-def _gather(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The unsharded tensor, cast before it is gathered to send fewer bytes. A collective for DTensors."""
+def _stored_name(name: str, config: ModelConfig) -> str:
+    return architecture_of(config).to_theirs(clean_name(name), config)
+
+
+def _gather(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The unsharded tensor, cast before it is gathered to send fewer bytes. A collective for DTensors.
+
+    Every rank checks it, so that all of them raise the same error.
+    """
     tensor = tensor.detach()
-    if dtype is not None:
-        tensor = tensor.to(dtype)
+    gathered = _unsharded(tensor if dtype is None else tensor.to(dtype))
+    require_finite(name, gathered, lambda: _unsharded(tensor))
+    return gathered
+
+
+def _unsharded(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

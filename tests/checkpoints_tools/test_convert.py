@@ -50,6 +50,42 @@ def test_dtype_is_what_was_asked_for(hf_folder, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+def test_values_that_the_dtype_cannot_store_are_refused(hf_folder, tmp_path, capsys):
+    """fp16 ends at 65,504, bf16 and fp32 near 3.4e38: a cast beyond that gives infinity without a word."""
+    folder, reference = hf_folder(dtype=torch.bfloat16)
+    with torch.no_grad():
+        reference.model.layers[1].mlp.up_proj.weight[3, 4] = -70_000
+    reference.save_pretrained(folder)
+    assert main([str(folder), str(tmp_path / "out"), "--dtype", "fp16"]) == 2
+    message = capsys.readouterr().err
+    assert "model.layers.1.mlp.up_proj.weight holds a value of size 70,144, and float16 stores none above" in message
+    assert "Traceback" not in message and [path.name for path in tmp_path.iterdir()] == ["hf"]
+    convert(folder, tmp_path / "fp32", dtype="fp32")
+    assert load_file(tmp_path / "fp32" / "model.safetensors")["model.layers.1.mlp.up_proj.weight"].min() < -70_000
+    with torch.no_grad():
+        reference.model.layers[1].mlp.up_proj.weight[3, 4] = torch.inf
+    reference.save_pretrained(folder)
+    with pytest.raises(UserError, match="model.layers.1.mlp.up_proj.weight holds NaN or infinite values"):
+        convert(folder, tmp_path / "keep")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (1e5, torch.float16, "1e\\+05, and float16 stores none above 65,504|100,000, and float16"),
+        (3.4e38, torch.bfloat16, "and bfloat16 stores none above"),
+        (torch.nan, None, "NaN or infinite"),
+    ],
+)
+def test_an_export_is_finite(hf_folder, helpers, tmp_path, value, dtype, message):
+    model = helpers.load(hf_folder()[0])
+    with torch.no_grad():
+        model.layers[2].attention.wo.weight[0, 1] = value
+    with pytest.raises(UserError, match=f"model.layers.2.self_attn.o_proj.weight holds .*({message})"):
+        export_hf(model, model.config, load_tokenizer(tmp_path / "hf"), tmp_path / "out", dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 def test_no_file_is_larger_than_asked_and_the_index_is_right(hf_folder, tmp_path):
     folder, _ = hf_folder()
     largest = 100 * 48 * 4
