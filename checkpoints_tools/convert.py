@@ -30,6 +30,7 @@ from checkpoints_tools.formats import is_gguf, is_meta_folder
 from checkpoints_tools.gguf_file import open_gguf
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.meta_pth import open_meta
+from checkpoints_tools.other_folders import describe
 from checkpoints_tools.progress import ByteProgress
 from checkpoints_tools.registry import architecture_of
 from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
@@ -65,7 +66,7 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
         UserError: ``path`` does not exist, or has no known format.
     """
     if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
+        raise UserError(describe(path) or f"no such file or folder: {path}")
     if path.is_file():
         if is_gguf(path):
             return open_gguf(path, own_tokenizer)
@@ -81,6 +82,9 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
         return open_gguf(found[0], own_tokenizer)
     if found:
         raise UserError(f"{path} contains {len(found)} GGUF files; name one: {', '.join(map(str, found[:10]))}")
+    what = describe(path)
+    if what is not None:
+        raise UserError(f"{what}.")
     raise UserError(
         f"{path} is none of: a Hugging Face folder (config.json, *.safetensors), a folder in Meta's format "
         "(params.json, consolidated.NN.pth), a folder with one GGUF file in it"

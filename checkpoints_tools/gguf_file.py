@@ -22,7 +22,7 @@ from gguf.quants import dequantize
 
 from checkpoints_tools.gguf_tokenizer import read_special_ids, write_gguf_tokenizer
 from checkpoints_tools.key_maps import LLAMA_GGUF, rename_all
-from checkpoints_tools.source import Source, TensorInfo, interleaved_to_half, raise_problems
+from checkpoints_tools.source import Source, TensorInfo, interleaved_to_half, name_problems, raise_problems
 from data.errors import UserError
 from model.llama import LlamaConfig, RopeScaling, rope_frequencies
 
@@ -62,7 +62,7 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
         )
     by_name = {tensor.name: tensor for tensor in reader.tensors}
     names, unknown = rename_all(list(by_name), LLAMA_GGUF)
-    raise_problems(str(path), [f"unknown tensor: {name}" for name in unknown])
+    raise_problems(str(path), name_problems(unknown, LLAMA_GGUF))
     stored = {ours: by_name[theirs] for ours, theirs in names.items()}
     # GGUF lists dimensions fastest first.
     tensors = {

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from checkpoints_tools.folder import open_hf
 from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.hf_config import differences
+from checkpoints_tools.key_maps import template
 from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.progress import ByteProgress
 from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, architecture_of, config_of
@@ -33,7 +34,7 @@ from checkpoints_tools.source import (
     Source,
     check_source,
     check_tied,
-    compare_tensors,
+    find_problems,
     raise_problems,
 )
 from data.errors import UserError
@@ -160,9 +161,8 @@ def load_pretrained(
         if lines:
             raise UserError(f"{folder} holds another model than the one to load: {'; '.join(lines)}")
     fresh = {name: p for name, p in parameters.items() if name.startswith(source.fresh)}
-    shapes = {name: info.shape for name, info in source.tensors.items()}
     expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in fresh}
-    raise_problems(str(folder), compare_tensors(shapes, expected, config.tie_embeddings))
+    raise_problems(str(folder), find_problems(source, expected))
     if config.tie_embeddings:
         check_tied(source, local_slice(parameters["embed.weight"])[1][0])
 
@@ -183,7 +183,7 @@ def load_pretrained(
         fill(local, initialized[name], where)
     if is_main:
         if source.ignored:
-            listed = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", name) for name in source.ignored)
+            listed = dict.fromkeys(template(re.sub(r"\.(weight|bias)$", "", name)) for name in source.ignored)
             log.info("not read, because the model does not use it: %s of %s", ", ".join(sorted(listed)), folder)
         if fresh:
             log.info("fresh weights, because %s has none: %s", folder, ", ".join(fresh))
