@@ -92,7 +92,8 @@ def check_fits_preset(
 
     Args:
         config: the checkpoint's config.
-        tokenizer: the checkpoint's tokenizer; it may have fewer tokens than the model, not more.
+        tokenizer: the checkpoint's tokenizer; it may have fewer tokens than the model, not more, except for a decoder's
+            padding token, which fine-tuning elsewhere often adds.
         spec: the preset; one without a config accepts any checkpoint of its architecture.
         folder: for messages.
         allow_mismatch: accept a checkpoint whose config differs from the preset's.
@@ -111,12 +112,24 @@ def check_fits_preset(
             f"{folder} holds another model than --model {spec.name}: {'; '.join(found)}. Name the model that fits, or "
             "give --allow_mismatch to take the checkpoint's own numbers."
         )
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.vocab_size > config.vocab_size and _only_padding_is_beyond(config, tokenizer, spec):
+        log.warning("warning: %s: the tokenizer's padding token (id %d) is beyond the model's embedding of %d tokens. "
+                    "It is never used.", folder, config.vocab_size, config.vocab_size)  # fmt: skip
+    elif tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model's embedding only "
             f"{config.vocab_size:,}. Are these files of two checkpoints?"
         )
     spec.architecture.check_tokenizer(config, tokenizer, folder)
+
+
+def _only_padding_is_beyond(config: ModelConfig, tokenizer: Tokenizer, spec: ModelSpec) -> bool:
+    """Whether the one token without an embedding is a padding token. Encoders need theirs, decoders pad by position."""
+    beyond = config.vocab_size
+    if spec.kind != "decoder" or tokenizer.vocab_size != beyond + 1:
+        return False
+    others = (getattr(tokenizer, name, None) for name in ("bos_id", "eos_id"))
+    return getattr(tokenizer, "pad_id", None) == beyond and beyond not in others
 
 
 def clean_name(name: str) -> str:

@@ -20,6 +20,7 @@ from checkpoints_tools.folder import check_folder, read_header
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_fits_preset, load_pretrained
 from checkpoints_tools.registry import get_model_spec
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from model.llama import Llama
 
@@ -392,3 +393,22 @@ def test_whether_a_checkpoint_is_the_model_it_is_called_by():
     check_fits_preset(dataclasses.replace(debug.config, vocab_size=900), Knows(vocab_size=900), debug, "folder")
     with pytest.raises(UserError, match="folder: the tokenizer has 901 tokens, the model's embedding only 900"):
         check_fits_preset(dataclasses.replace(debug.config, vocab_size=900), Knows(vocab_size=901), debug, "folder")
+
+
+def test_a_padding_token_beyond_the_embedding_is_only_warned_of(hf_folder, helpers, caplog):
+    """As after fine-tuning elsewhere, which added the token and did not resize the embedding."""
+    folder, _ = hf_folder(vocab_size=258)
+    tokenizer = helpers.tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(folder)
+    ours, spec = load_tokenizer(folder), get_model_spec("llama")
+    assert (ours.vocab_size, ours.pad_id) == (259, 258)
+    check_fits_preset(read_config(folder), ours, spec, folder)
+    assert "padding token (id 258) is beyond the model's embedding of 258 tokens" in caplog.text
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="the tokenizer has 260 tokens"):
+        check_fits_preset(read_config(folder), load_tokenizer(folder), spec, folder)
+    ours.eos_id = 258  # it ends answers, so it is needed
+    with pytest.raises(UserError, match="the tokenizer has 259 tokens"):
+        check_fits_preset(read_config(folder), ours, spec, folder)
