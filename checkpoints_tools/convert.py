@@ -25,6 +25,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from checkpoints_tools.carried import carry_over
 from checkpoints_tools.folder import open_hf
 from checkpoints_tools.formats import is_gguf, is_meta_folder
 from checkpoints_tools.gguf_file import open_gguf
@@ -110,6 +111,7 @@ def convert(
     to = source.dtype if dtype == "keep" else DTYPES[dtype]
     with staged_folder(dst) as folder:
         architecture.write_config(folder, source.config, to, source.token_ids)
+        carry_over(source.carried, folder, source.config.vocab_size, trained=False)
         if tokenizer is None:
             source.write_tokenizer(folder)
         else:

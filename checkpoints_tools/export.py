@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from checkpoints_tools.carried import Carried, carry_over
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.meta_tokenizer import write_tokenizer_json
 from checkpoints_tools.registry import ModelConfig, Tokenizer, architecture_of
@@ -48,6 +49,7 @@ def export_hf(
     shard_bytes: int = SHARD_BYTES,
     labels: dict[str, list[str]] | None = None,
     max_length: int | None = None,
+    carried: Carried | None = None,
 ) -> None:
     """Write config, weights, tokenizer and prompt. A collective: every rank of the process group calls it.
 
@@ -66,6 +68,7 @@ def export_hf(
         max_length: longest document of the training in tokens, special tokens included. Encoders store it in
             ``config.json`` for `eval.setup`, and as the tokenizer's ``model_max_length``, to which transformers
             truncates. Decoders do not store it.
+        carried: what the files of the checkpoint that training started from say; see `checkpoints_tools.carried`.
 
     Raises:
         UserError: ``folder`` is not empty; or, on every rank, a tensor holds NaN, infinite values, or values that
@@ -91,6 +94,8 @@ def export_hf(
             assert stored is not None, "a model without parameters"
             writer.close()
             architecture.write_export(staging, config, stored, tokenizer, TrainedOn(prompt_spec, labels, max_length))
+            if carried is not None:
+                carry_over(carried, staging, config.vocab_size, trained=True)
             names = {path.name for path in staging.iterdir()}
             if "tokenizer.model" in names and not names & {"tokenizer.json", "tokenizer_config.json"}:
                 write_tokenizer_json(staging, config.max_position)  # transformers cannot read Meta's tokenizer.model

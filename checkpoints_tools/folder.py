@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from checkpoints_tools.carried import read_carried
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
 from checkpoints_tools.json_files import read_json
 from checkpoints_tools.key_maps import Matched, is_rotary
@@ -274,7 +275,7 @@ def _as_source(checkpoint: Folder, config: ModelConfig, matched: Matched) -> Sou
     dtype = stored.pop() if len(stored) == 1 else read_dtype(checkpoint.path) or torch.float32
     copy = functools.partial(copy_tokenizer, checkpoint.path)
     ids = read_token_ids(checkpoint.path)
-    about = matched.fresh, matched.ignored
+    about = matched.fresh, matched.ignored, read_carried(checkpoint.path)
     return Source("Hugging Face folder", checkpoint.path, config, tensors, dtype, read, copy, ids, *about)
 
 

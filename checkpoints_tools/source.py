@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from checkpoints_tools.carried import Carried
 from checkpoints_tools.key_maps import all_names, explain_names
 from checkpoints_tools.registry import ModelConfig, architecture_of
 from data.errors import UserError
@@ -55,6 +56,7 @@ class Source:
         write_tokenizer: writes the tokenizer's files and the chat template into a folder.
         token_ids: those of bos_token_id, eos_token_id and pad_token_id that the checkpoint states.
         fresh, ignored: see `checkpoints_tools.key_maps.Matched`.
+        carried: the contents of config.json and generation_config.json, of which `config` has what we use.
     """
 
     format: str
@@ -67,6 +69,7 @@ class Source:
     token_ids: dict[str, int | list[int]] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     ignored: list[str] = field(default_factory=list)
+    carried: Carried = Carried()
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints_tools import convert as convert_module
+from checkpoints_tools.carried import read_carried
 from checkpoints_tools.convert import convert, main, open_source
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_token_ids
@@ -113,6 +114,38 @@ def test_several_ends_of_turn_survive(hf_folder, tmp_path):
     )
     convert(folder, tmp_path / "out")
     assert read_token_ids(tmp_path / "out") == {"bos_token_id": 256, "eos_token_id": [257, 9]}
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 0.6
+
+
+def test_what_the_checkpoint_says_beyond_what_we_use_is_carried_over(hf_folder, helpers, tmp_path, caplog):
+    folder, _ = hf_folder()
+    raw = json.loads((folder / "config.json").read_text())
+    more = {"pad_token_id": 9, "attention_dropout": 0.25, "initializer_range": 0.5, "sep_token_id": 999, "mine": [1]}
+    (folder / "config.json").write_text(json.dumps(raw | more | {"auto_map": {"AutoModel": "code.py"}}))
+    generation = {"pad_token_id": 9, "eos_token_id": [8, 257, 400], "do_sample": True, "top_p": 0.9, "max_length": 77}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    model = helpers.load(folder)
+    carried = read_carried(folder)
+    export_hf(model, model.config, load_tokenizer(folder), tmp_path / "out", carried=carried)
+    convert(folder, tmp_path / "converted")
+    for name in ("out", "converted"):
+        found = json.loads((tmp_path / name / "config.json").read_text())
+        assert {key: found.get(key) for key in more} == more | {"sep_token_id": None}
+        assert "auto_map" not in found and "rope_parameters" not in found and found["rope_theta"] == 500.0
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert loaded.config.pad_token_id == 9 and loaded.generation_config.max_length == 77
+    assert "sep_token_id is 999, but the model has 301 tokens" in caplog.text
+    trained, converted = (
+        json.loads((tmp_path / name / "generation_config.json").read_text()) for name in ("out", "converted")
+    )
+    # A fine-tuned model answers with the most probable token; the ends of its training come first.
+    assert trained["eos_token_id"] == [257, 8] and trained["do_sample"] is False and "top_p" not in trained
+    assert (
+        converted["eos_token_id"] == [8, 257]
+        and converted["do_sample"] is True
+        and converted["top_p"] == 0.9
+        and converted["pad_token_id"] == 9
+    )
 
 
 def test_nothing_is_overwritten(hf_folder, tmp_path):
