@@ -18,22 +18,25 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
 
+from checkpoints_tools.carried import carry_over
 from checkpoints_tools.folder import open_hf
 from checkpoints_tools.formats import is_gguf, is_meta_folder
 from checkpoints_tools.gguf_file import open_gguf
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.meta_pth import open_meta
+from checkpoints_tools.other_folders import describe
 from checkpoints_tools.progress import ByteProgress
 from checkpoints_tools.registry import architecture_of
 from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
-from checkpoints_tools.writer import ShardWriter, refuse_non_empty, staged_folder
+from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_finite, staged_folder
 from data.errors import UserError
 
 
@@ -64,7 +67,7 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
         UserError: ``path`` does not exist, or has no known format.
     """
     if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
+        raise UserError(describe(path) or f"no such file or folder: {path}")
     if path.is_file():
         if is_gguf(path):
             return open_gguf(path, own_tokenizer)
@@ -80,6 +83,9 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
         return open_gguf(found[0], own_tokenizer)
     if found:
         raise UserError(f"{path} contains {len(found)} GGUF files; name one: {', '.join(map(str, found[:10]))}")
+    what = describe(path)
+    if what is not None:
+        raise UserError(f"{what}.")
     raise UserError(
         f"{path} is none of: a Hugging Face folder (config.json, *.safetensors), a folder in Meta's format "
         "(params.json, consolidated.NN.pth), a folder with one GGUF file in it"
@@ -92,7 +98,8 @@ def convert(
     """Convert ``src`` into the folder ``dst`` and return the opened ``src``. Holds at most one shard and one tensor.
 
     Raises:
-        UserError: see `open_source`; or tensors do not fit the config; or ``dst`` is not empty.
+        UserError: see `open_source`; or tensors do not fit the config, or hold values that ``dtype`` cannot store; or
+            ``dst`` is not empty.
     """
     refuse_non_empty(dst)
     source = open_source(src, own_tokenizer=tokenizer is None)
@@ -104,6 +111,7 @@ def convert(
     to = source.dtype if dtype == "keep" else DTYPES[dtype]
     with staged_folder(dst) as folder:
         architecture.write_config(folder, source.config, to, source.token_ids)
+        carry_over(source.carried, folder, source.config.vocab_size, trained=False)
         if tokenizer is None:
             source.write_tokenizer(folder)
         else:
@@ -112,7 +120,10 @@ def convert(
         sizes = {name: math.prod(shape) * to.itemsize for name, shape in expected_shapes(source.config).items()}
         with ByteProgress("converting", sum(sizes.values()), show=True) as progress:
             for name, size in sizes.items():
-                writer.add(architecture.to_theirs(name, source.config), source.read(name)[:].to(to))
+                theirs = architecture.to_theirs(name, source.config)
+                stored = source.read(name)[:].to(to)
+                require_finite(theirs, stored, partial(source.read(name).__getitem__, slice(None)))
+                writer.add(theirs, stored)
                 progress.advance(size)
         writer.close()
     return source

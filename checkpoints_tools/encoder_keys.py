@@ -47,6 +47,8 @@ LINEAR_HEAD = {"out": "classifier"}
 # Stored in checkpoints but used by no model of ours: pretraining heads (masked words, next sentence) and counters.
 IGNORED = re.compile(r"lm_head\..+|cls\.(predictions|seq_relationship)\..+|embeddings\.(position_ids|token_type_ids)")
 PREFIXES = ("roberta.", "bert.")
+# The head for masked words has the embedding's matrix, which safetensors stores under one of its names.
+TIED = ("lm_head.decoder.weight", "cls.predictions.decoder.weight")
 
 
 def match_heads(stored: EncoderConfig, wanted: EncoderConfig, where: str) -> dict[str, str]:
@@ -127,6 +129,11 @@ def match_encoder(tensors: Iterable[str], stored: EncoderConfig, wanted: Encoder
             found.unknown.append(name)
         else:
             found.names[ours] = name
+    if "embed.tokens.weight" not in found.names:
+        shared = next((name for name in found.ignored if name in TIED), None)
+        if shared is not None:
+            found.names["embed.tokens.weight"] = shared
+            found.ignored.remove(shared)
     if "pooler.weight" not in found.names and {h for h in wanted.heads if h.kind == "class"} <= set(fresh):
         found.fresh += ("pooler.",)  # saved without it; all class heads are new, so none was trained on it
     return found

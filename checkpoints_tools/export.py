@@ -24,10 +24,18 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from checkpoints_tools.carried import Carried, carry_over
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.meta_tokenizer import write_tokenizer_json
 from checkpoints_tools.registry import ModelConfig, Tokenizer, architecture_of
-from checkpoints_tools.writer import SHARD_BYTES, ShardWriter, TrainedOn, refuse_non_empty, staged_folder
+from checkpoints_tools.writer import (
+    SHARD_BYTES,
+    ShardWriter,
+    TrainedOn,
+    refuse_non_empty,
+    require_finite,
+    staged_folder,
+)
 from data.decoder.fewshot import PromptSpec
 
 
@@ -41,6 +49,7 @@ def export_hf(
     shard_bytes: int = SHARD_BYTES,
     labels: dict[str, list[str]] | None = None,
     max_length: int | None = None,
+    carried: Carried | None = None,
 ) -> None:
     """Write config, weights, tokenizer and prompt. A collective: every rank of the process group calls it.
 
@@ -59,9 +68,11 @@ def export_hf(
         max_length: longest document of the training in tokens, special tokens included. Encoders store it in
             ``config.json`` for `eval.setup`, and as the tokenizer's ``model_max_length``, to which transformers
             truncates. Decoders do not store it.
+        carried: what the files of the checkpoint that training started from say; see `checkpoints_tools.carried`.
 
     Raises:
-        UserError: ``folder`` is not empty.
+        UserError: ``folder`` is not empty; or, on every rank, a tensor holds NaN, infinite values, or values that
+            ``dtype`` cannot store.
     """
     folder = Path(folder)
     architecture = architecture_of(config)
@@ -70,18 +81,21 @@ def export_hf(
         dist.barrier()
     state = _parameters(model) if isinstance(model, nn.Module) else model
     if dist.is_initialized() and dist.get_rank() != 0:
-        for _, tensor in state:
-            _gather(tensor, dtype)
+        for name, tensor in state:
+            _gather(_stored_name(name, config), tensor, dtype)
     else:
         with staged_folder(folder) as staging:
             writer, stored = ShardWriter(staging, shard_bytes), None
             for name, tensor in state:
-                gathered = _gather(tensor, dtype)
+                theirs = _stored_name(name, config)
+                gathered = _gather(theirs, tensor, dtype)
                 stored = stored or gathered.dtype
-                writer.add(architecture.to_theirs(clean_name(name), config), gathered)
+                writer.add(theirs, gathered)
             assert stored is not None, "a model without parameters"
             writer.close()
             architecture.write_export(staging, config, stored, tokenizer, TrainedOn(prompt_spec, labels, max_length))
+            if carried is not None:
+                carry_over(carried, staging, config.vocab_size, trained=True)
             names = {path.name for path in staging.iterdir()}
             if "tokenizer.model" in names and not names & {"tokenizer.json", "tokenizer_config.json"}:
                 write_tokenizer_json(staging, config.max_position)  # transformers cannot read Meta's tokenizer.model
@@ -98,9 +112,20 @@ def _parameters(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     return model.named_parameters()
 
 
-def _gather(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The unsharded tensor, cast before it is gathered to send fewer bytes. A collective for DTensors."""
+def _stored_name(name: str, config: ModelConfig) -> str:
+    return architecture_of(config).to_theirs(clean_name(name), config)
+
+
+def _gather(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The unsharded tensor, cast before it is gathered to send fewer bytes. A collective for DTensors.
+
+    Every rank checks it, so that all of them raise the same error.
+    """
     tensor = tensor.detach()
-    if dtype is not None:
-        tensor = tensor.to(dtype)
+    gathered = _unsharded(tensor if dtype is None else tensor.to(dtype))
+    require_finite(name, gathered, lambda: _unsharded(tensor))
+    return gathered
+
+
+def _unsharded(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import pickle
 import re
 import struct
@@ -22,10 +23,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from checkpoints_tools.formats import is_meta_folder
+from checkpoints_tools.carried import read_carried
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
 from checkpoints_tools.json_files import read_json
-from checkpoints_tools.key_maps import Matched
+from checkpoints_tools.key_maps import Matched, is_rotary
+from checkpoints_tools.other_folders import describe, describe_adapter
 from checkpoints_tools.registry import ARCHITECTURES, ModelConfig, ModelSpec, architecture_of
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,
@@ -38,6 +40,8 @@ from checkpoints_tools.source import (
 )
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from data.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Of each format: suffix of its files, name of a single file, name of the index of several files.
 SAFETENSORS = ("safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -70,19 +74,13 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
             names all damaged files and says how to get them.
     """
     folder = Path(folder)
-    how = how_to_get(folder, spec)
-    if not folder.is_dir():
-        around = folder.absolute().parent
-        beside = sorted(str(p.parent) for name in ("config", "params") for p in around.glob(f"*/{name}.json"))
-        found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
-        raise UserError(f"no checkpoint folder {folder}.{found}\n{how}")
-    _refuse_gguf(folder)
+    if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder} holds a GGUF file; convert it first: python -m checkpoints_tools.convert {folder} NEW_FOLDER"
+        )
     if not (folder / "config.json").is_file():
-        there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
-        meta = next((p for p in folder.iterdir() if p.is_dir() and is_meta_folder(p)), None)
-        if meta is not None:
-            raise UserError(f"{folder} is not a checkpoint folder; {meta} in it is one, in Meta's format: name that.")
-        raise UserError(f"{folder} has no config.json, so it is not a checkpoint folder; it holds {there}.\n{how}")
+        raise UserError(_no_checkpoint(folder, spec))
+    how = how_to_complete(folder, spec)
     paths, index = _weight_files(folder, how)
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, Path] = {}
@@ -98,55 +96,90 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
     if problems:
         listing = "\n".join(f"  - {p}" for p in problems)
         raise UserError(f"{folder} is not a complete checkpoint:\n{listing}\n{how}")
-    if (folder / index).is_file():
+    if index is not None:
         listed = read_json(folder / index)["weight_map"]
         raise_problems(
             str(folder),
             [f"{index} lists {name}, but {listed[name]} lacks it" for name in listed if name not in files],
         )
-    check_dtypes(folder, {name: info for name, info in tensors.items() if not name.endswith(COUNTERS)})
+    unread = [name for name in tensors if name.endswith(COUNTERS) or is_rotary(name)]
+    check_dtypes(folder, {name: info for name, info in tensors.items() if name not in unread})
     return Folder(folder, tensors, files)
+
+
+def _no_checkpoint(folder: Path, spec: ModelSpec | None) -> str:
+    """The message for a path without a config.json. It advises a download only into a new or an empty folder."""
+    what = describe(folder)
+    if what is not None:
+        return f"{what}."
+    if folder.is_dir():
+        there = ", ".join(sorted(p.name for p in folder.iterdir())[:12])
+        if not there:
+            return f"{folder} is empty.\n{how_to_get(folder, spec)}"
+        weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+        how = f"\n{how_to_complete(folder, spec)}" if weights else ""
+        return f"{folder} has no config.json, so it is not a checkpoint folder; it holds {there}.{how}"
+    around = folder.absolute().parent
+    beside = sorted(str(p.parent) for name in ("config", "params") for p in around.glob(f"*/{name}.json"))
+    found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
+    return f"no checkpoint folder {folder}.{found}\n{how_to_get(folder, spec)}"
 
 
 def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:
     """How to download the weights of a model, in at most two lines; Llama's are gated by a licence."""
     download = (spec.architecture if spec is not None else ARCHITECTURES["llama"]).download
-    repo = spec.hf_repo if spec is not None and spec.hf_repo else download.repo
+    is_preset = spec is not None and bool(spec.hf_repo)
+    repo = spec.hf_repo if spec is not None and is_preset else download.repo
     gate = (
         f"Llama's weights are gated: accept the licence at https://huggingface.co/{repo}, then `hf auth login`.\n"
         if repo.startswith("meta-llama/")
         else ""
     )
-    return f"{gate}To download{download.which}: hf download {repo} {download.options} --local-dir {folder}"
+    example = "" if is_preset else ", for example"
+    return f"{gate}To download{example}{download.which}: hf download {repo} {download.options} --local-dir {folder}"
 
 
-def _refuse_gguf(folder: Path) -> None:
-    if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder} holds a GGUF file; convert it first: python -m checkpoints_tools.convert {folder} NEW_FOLDER"
-        )
+def how_to_complete(folder: Path | str, spec: ModelSpec | None = None) -> str:
+    """How to get the files that an existing folder lacks. Only a preset's repository is known."""
+    if spec is not None and spec.hf_repo:
+        return how_to_get(folder, spec)
+    return f"To complete it, from the repository that it came from: hf download REPOSITORY --local-dir {folder}"
 
 
-def _weight_files(folder: Path, how: str) -> tuple[list[Path], str]:
-    """The weight files of the checkpoint and the name of their index; UserError naming those that are missing."""
+def _weight_files(folder: Path, how: str) -> tuple[list[Path], str | None]:
+    """The weight files of the checkpoint, and the name of their index if they have one.
+
+    A whole file beside an index is the checkpoint, as for transformers: the index may be of older files.
+
+    Raises:
+        UserError: files are missing (they are named), or belong to different checkpoints.
+    """
     partial = sorted(folder.glob(".cache/huggingface/download/*.incomplete"))
     note = f" ({len(partial)} unfinished downloads in {partial[0].parent})" if partial else ""
-    is_bin = not any(folder.glob("*.safetensors")) and not (folder / SAFETENSORS[2]).is_file()
-    is_bin = is_bin and any(folder.glob("pytorch_model*.bin*"))  # other .bin files are trainers' states
-    ending, single, index = BIN if is_bin else SAFETENSORS
-    there = sorted(path.name for path in folder.glob("pytorch_model*.bin" if is_bin else "*.safetensors"))
+    ending, single, index = BIN if _is_bin(folder) else SAFETENSORS
+    pattern = "pytorch_model*.bin" if ending == "bin" else "*.safetensors"
+    there = sorted(path.name for path in folder.glob(pattern) if not path.name.startswith("adapter_model."))
     numbered = [m for name in there if (m := re.fullmatch(rf"(.+)-(\d+)-of-(\d+)\.{ending}", name))]
-    if (folder / index).is_file():
-        wanted = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+    has_index = (folder / index).is_file()
+    wanted = sorted(set(read_json(folder / index).get("weight_map", {}).values())) if has_index else []
+    if single in there and wanted != [single]:
+        if has_index:
+            log.warning("warning: %s: reading %s, not the files that %s lists.", folder, single, index)
+        wanted, has_index = [single], False
+    elif has_index:
         if not wanted:
             raise UserError(f"{folder / index} lists no files: it is damaged.\n{how}")
-    elif single in there:
-        wanted = [single]
     elif numbered:  # there is no index, but the file names say how many there must be
-        stem, width, total = numbered[0][1], len(numbered[0][2]), numbered[0][3]
+        sets = sorted({(m[1], m[3], len(m[2])) for m in numbered})
+        if len(sets) > 1:
+            listed = " and ".join(f"{stem}-*-of-{total}.{ending}" for stem, total, _ in sets)
+            raise UserError(f"{folder} holds files of {len(sets)} checkpoints and no {index}: {listed}. Keep one.")
+        stem, total, width = sets[0]
         wanted = [f"{stem}-{k:0{width}d}-of-{total}.{ending}" for k in range(1, int(total) + 1)]
     elif len(there) == 1:
         wanted = there
+    elif not there and (adapter := describe_adapter(folder)) is not None:
+        raise UserError(f"{adapter}.")
     else:
         others = any(folder.glob("*.bin"))
         hint = " (it has .bin files, none of which is called pytorch_model.bin)" if others else ""
@@ -159,7 +192,19 @@ def _weight_files(folder: Path, how: str) -> tuple[list[Path], str]:
             f"{folder} is incomplete: {len(missing)} of its {len(wanted)} weight files are missing: {names}{note}."
             f"\n{how}"
         )
-    return [folder / name for name in wanted], index
+    return [folder / name for name in wanted], index if has_index else None
+
+
+def _is_bin(folder: Path) -> bool:
+    """Whether the weights are in PyTorch's files: these are there and no safetensors are, nor still to come."""
+    if any(folder.glob("*.safetensors")) or not any(folder.glob("pytorch_model*.bin*")):  # other .bin: trainers' states
+        return False
+    if not (folder / SAFETENSORS[2]).is_file():
+        return True
+    whole = (folder / BIN[1]).is_file()
+    if whole:
+        log.warning("warning: %s: reading %s; no file that %s lists is there.", folder, BIN[1], SAFETENSORS[2])
+    return whole
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -230,7 +275,7 @@ def _as_source(checkpoint: Folder, config: ModelConfig, matched: Matched) -> Sou
     dtype = stored.pop() if len(stored) == 1 else read_dtype(checkpoint.path) or torch.float32
     copy = functools.partial(copy_tokenizer, checkpoint.path)
     ids = read_token_ids(checkpoint.path)
-    about = matched.fresh, matched.ignored
+    about = matched.fresh, matched.ignored, read_carried(checkpoint.path)
     return Source("Hugging Face folder", checkpoint.path, config, tensors, dtype, read, copy, ids, *about)
 
 

@@ -20,9 +20,9 @@ import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
-from checkpoints_tools.gguf_tokenizer import write_gguf_tokenizer
+from checkpoints_tools.gguf_tokenizer import read_special_ids, write_gguf_tokenizer
 from checkpoints_tools.key_maps import LLAMA_GGUF, rename_all
-from checkpoints_tools.source import Source, TensorInfo, interleaved_to_half, raise_problems
+from checkpoints_tools.source import Source, TensorInfo, interleaved_to_half, name_problems, raise_problems
 from data.errors import UserError
 from model.llama import LlamaConfig, RopeScaling, rope_frequencies
 
@@ -45,7 +45,8 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
         with_tokenizer: whether ``write_tokenizer`` writes the file's tokenizer; False: it writes nothing.
 
     Raises:
-        UserError: the file is truncated, one of several parts, not a Llama, or has unknown tensors.
+        UserError: the file is truncated, one of several parts, not a Llama, has unknown tensors, or names special
+            tokens that it does not have.
     """
     try:
         reader = GGUFReader(path)
@@ -61,7 +62,7 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
         )
     by_name = {tensor.name: tensor for tensor in reader.tensors}
     names, unknown = rename_all(list(by_name), LLAMA_GGUF)
-    raise_problems(str(path), [f"unknown tensor: {name}" for name in unknown])
+    raise_problems(str(path), name_problems(unknown, LLAMA_GGUF))
     stored = {ours: by_name[theirs] for ours, theirs in names.items()}
     # GGUF lists dimensions fastest first.
     tensors = {
@@ -71,6 +72,9 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
     if "rope_freqs.weight" in by_name:
         divisors = torch.from_numpy(np.array(by_name["rope_freqs.weight"].data, dtype=np.float32))
         config = dataclasses.replace(config, rope_scaling=_recognize_scaling(path, config, divisors))
+
+    n_tokens = min(config.vocab_size, len(metadata.get("tokenizer.ggml.tokens", range(config.vocab_size))))
+    special = read_special_ids(metadata, n_tokens, str(path), strict=with_tokenizer)
 
     def read(name: str) -> torch.Tensor:
         tensor = stored[name]
@@ -84,12 +88,12 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
 
     def write_tokenizer(folder: Path) -> None:
         if with_tokenizer:
-            write_gguf_tokenizer(metadata, folder, str(path))
+            write_gguf_tokenizer(metadata, special, folder, str(path))
 
     # Weights stored in fp16 or bf16 keep their dtype; only fp32 stores dequantized ones exactly.
     types = {info.dtype for name, info in tensors.items() if not name.endswith("norm.weight")}
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16}.get(types.pop() if len(types) == 1 else "", torch.float32)
-    return Source("GGUF file", path, config, tensors, dtype, read, write_tokenizer, _token_ids(metadata))
+    return Source("GGUF file", path, config, tensors, dtype, read, write_tokenizer, _token_ids(special))
 
 
 def _read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, TensorInfo]) -> LlamaConfig:
@@ -141,11 +145,10 @@ def _recognize_scaling(path: Path, config: LlamaConfig, divisors: torch.Tensor) 
     return scaling
 
 
-def _token_ids(metadata: dict[str, Any]) -> dict[str, int | list[int]]:
+def _token_ids(special: dict[str, int]) -> dict[str, int | list[int]]:
+    """The ids for config.json; a model may have two ends: of a text, and of a turn."""
     names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-    keys = {ours: f"tokenizer.ggml.{theirs}_token_id" for ours, theirs in names.items()}
-    found: dict[str, int | list[int]] = {ours: metadata[key] for ours, key in keys.items() if key in metadata}
-    end, turn = metadata.get(keys["eos_token_id"]), metadata.get("tokenizer.ggml.eot_token_id")
-    if end is not None and turn is not None and turn != end:
-        found["eos_token_id"] = [end, turn]
+    found: dict[str, int | list[int]] = {ours: special[name] for ours, name in names.items() if name in special}
+    if "eos" in special and special.get("eot", special["eos"]) != special["eos"]:
+        found["eos_token_id"] = [special["eos"], special["eot"]]
     return found

@@ -7,6 +7,7 @@ supported; for a SentencePiece vocabulary (Llama 2) give the original ``tokenize
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +21,84 @@ from checkpoints_tools.tokenizer_files import (
 )
 from data.errors import UserError, nearest
 
+log = logging.getLogger(__name__)
+
+REMEDY = "give the model's original tokenizer file or folder with --tokenizer"
 # Values of tokenizer.ggml.token_type.
 ORDINARY, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+# llama.cpp's id of a token that does not exist, in signed and in unsigned fields.
+NONE = (-1, 2**32 - 1)
+# Of these nothing depends: this code pads by position, and byte-level BPE has a token for every text.
+UNUSED_IDS = ("padding", "unknown")
 
 
-def write_gguf_tokenizer(metadata: dict[str, Any], folder: Path, where: str) -> None:
-    """Write the tokenizer that a GGUF file's metadata describes.
+def read_special_ids(metadata: dict[str, Any], n_tokens: int, where: str, strict: bool) -> dict[str, int]:
+    """The special tokens of a GGUF file, by llama.cpp's name: bos, eos, eot, unknown, padding.
+
+    An id that means "none", or that is beyond the tokens and of no use, is left out with a warning.
+
+    Args:
+        n_tokens: number of the model's tokens.
+        strict: the ids must be right. Otherwise wrong ones are left out, because another tokenizer has them.
 
     Raises:
-        UserError: the tokenizer is not byte-level BPE, its pre-tokenizer is unknown, or its data is missing.
+        UserError: an id that is not the number of a token.
     """
-    remedy = "give the model's original tokenizer file or folder with --tokenizer"
+    found: dict[str, int] = {}
+    for name in ("bos", "eos", "eot", "unknown", "padding"):
+        key = f"tokenizer.ggml.{name}_token_id"
+        if key not in metadata:
+            continue
+        value = metadata[key]
+        if isinstance(value, int) and 0 <= value < n_tokens:
+            found[name] = value
+        elif value in NONE or name in UNUSED_IDS or not strict:
+            log.warning("warning: %s: %s is %r, which is none of its %d tokens: left out.", where, key, value, n_tokens)
+        else:
+            raise UserError(
+                f"{where}: {key} is {value!r}, but the file has {n_tokens:,} tokens. It is damaged; {REMEDY}"
+            )
+    return found
+
+
+def write_gguf_tokenizer(metadata: dict[str, Any], special: dict[str, int], folder: Path, where: str) -> None:
+    """Write the tokenizer that a GGUF file's metadata describes.
+
+    Args:
+        special: see `read_special_ids`.
+
+    Raises:
+        UserError: the tokenizer is not byte-level BPE, its pre-tokenizer is unknown, or its data is missing or
+            contradicts itself.
+    """
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
         raise UserError(
-            f"{where} holds a tokenizer of kind {kind!r}; only 'gpt2' (byte-level BPE) is supported: {remedy}"
+            f"{where} holds a tokenizer of kind {kind!r}; only 'gpt2' (byte-level BPE) is supported: {REMEDY}"
         )
     if pre not in PRE_TOKENIZERS:
         raise UserError(
-            f"{where} has the unknown pre-tokenizer {pre!r}.{nearest(pre, PRE_TOKENIZERS)} Otherwise {remedy}."
+            f"{where} has the unknown pre-tokenizer {pre!r}.{nearest(pre, PRE_TOKENIZERS)} Otherwise {REMEDY}."
         )
     lacking = [key for key in ("tokens", "merges") if f"tokenizer.ggml.{key}" not in metadata]
     if lacking:
-        raise UserError(f"{where} lacks its tokenizer's {' and '.join(lacking)}: {remedy}")
+        raise UserError(f"{where} lacks its tokenizer's {' and '.join(lacking)}: {REMEDY}")
     tokens = metadata["tokenizer.ggml.tokens"]
     types = metadata.get("tokenizer.ggml.token_type", [ORDINARY] * len(tokens))
+    if len(types) != len(tokens):
+        raise UserError(f"{where} has {len(tokens):,} tokens, but the types of {len(types):,}: {REMEDY}")
     vocab = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    bad = next((m for m in merges if len(m) != 2 or not {*m, "".join(m)} <= vocab.keys()), None)
+    if bad is not None:
+        raise UserError(f"{where} has the merge {' '.join(bad)!r}, which does not join two of its tokens: {REMEDY}")
     added = [
         AddedToken(token, special=types[i] == CONTROL, normalized=False)
         for token, i in vocab.items()
         if types[i] in (CONTROL, USER_DEFINED)
     ]
-    named = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if index is not None:
-            named[f"{name}_token"] = tokens[index]
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    named = {theirs: tokens[special[name]] for name, theirs in names.items() if name in special}
     # llama.cpp's default is BOS before the text for Llama 3's pre-tokenizer, and none for our other ones.
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", pre in IGNORE_MERGES)
     bos = named.get("bos_token") if add_bos else None

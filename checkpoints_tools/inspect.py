@@ -23,7 +23,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from checkpoints_tools.convert import open_source
-from checkpoints_tools.source import TensorInfo, compare_tensors, expected_shapes
+from checkpoints_tools.source import TensorInfo, expected_shapes, find_problems
 from data.errors import UserError
 
 
@@ -95,8 +95,7 @@ def inspect(path: Path, every_layer: bool = False, console: Console | None = Non
     console.print(tensor_table(source.tensors, every_layer))
     count = sum(math.prod(shape) for shape in expected_shapes(source.config).values())
     console.print(f"{count:,} parameters; unpacked as {str(source.dtype).removeprefix('torch.')}", highlight=False)
-    shapes = {name: info.shape for name, info in source.tensors.items()}
-    problems = compare_tensors(shapes, expected_shapes(source.config), source.config.tie_embeddings)
+    problems = find_problems(source, expected_shapes(source.config))
     for problem in problems:
         console.print(f"[red]{problem}[/red]", highlight=False)
     if not problems:

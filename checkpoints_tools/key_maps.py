@@ -1,14 +1,14 @@
 """Tensor names of a Llama checkpoint in every format that we read, one table per format.
 
 Each table maps our parameter name to the format's name; ``{i}`` is the layer number. One table serves both
-directions (`to_theirs`, `rename_all`). A name that is in no table is an error. The exceptions are in ``IGNORED``:
-stored tensors that can be computed from the config.
+directions (`to_theirs`, `rename_all`). A name that is in no table is an error. The exceptions (`is_rotary`) are stored
+tensors that can be computed from the config.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from model.llama import LlamaConfig
@@ -58,16 +58,19 @@ LLAMA_GGUF = {
     "head.weight": "output.weight",
 }
 
-# Rotary frequencies: a function of the config, stored by some versions of each format.
-IGNORED = frozenset(
-    {
-        "model.layers.{i}.self_attn.rotary_emb.inv_freq",  # Hugging Face, 2023
-        "rope.freqs",  # Meta, Llama 2
-        "rope_freqs.weight",  # GGUF, Llama 3.1 (read by gguf_file.py for the scaling it implies)
-    }
+# Rotary frequencies, or tables of their sines and cosines: a function of the config, stored by some versions of each
+# format under various names, such as model.layers.0.self_attn.rotary_emb.inv_freq (Hugging Face, 2023), rope.freqs
+# (Meta, Llama 2) and rope_freqs.weight (GGUF, Llama 3.1; read by gguf_file.py for the scaling it implies).
+_ROTARY = re.compile(
+    r"(.+\.)?((rotary\w*|rope)\..+|(original_)?inv_freq|freqs(_cis|_cos|_sin)?|(cos|sin)_cached?|rope_freqs\.weight)"
 )
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def is_rotary(name: str) -> bool:
+    """Whether a tensor that no table has is a buffer of rotary embeddings."""
+    return _ROTARY.fullmatch(name) is not None
 
 
 def template(name: str) -> str:
@@ -90,7 +93,7 @@ def to_theirs(name: str, table: dict[str, str]) -> str:
 
 
 def rename_all(names: Iterable[str], table: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Rename all tensors of a checkpoint.
+    """Rename all tensors of a checkpoint; buffers of rotary embeddings are left out.
 
     Returns:
         {our name: the format's name}, and the names that are not in the table.
@@ -99,13 +102,11 @@ def rename_all(names: Iterable[str], table: dict[str, str]) -> tuple[dict[str, s
     found: dict[str, str] = {}
     unknown: list[str] = []
     for name in names:
-        if template(name) in IGNORED:
-            continue
         ours = translate(name, inverse)
-        if ours is None:
-            unknown.append(name)
-        else:
+        if ours is not None:
             found[ours] = name
+        elif not is_rotary(name):
+            unknown.append(name)
     return found, unknown
 
 
@@ -127,10 +128,70 @@ class Matched:
 
 
 def match_llama(tensors: Iterable[str], stored: LlamaConfig, wanted: LlamaConfig, where: str) -> Matched:
-    """Match a Llama folder's tensors with our parameters; this does not depend on the configs."""
-    return Matched(*rename_all(tensors, LLAMA_HF))
+    """Match a Llama folder's tensors with our parameters."""
+    tensors = list(tensors)
+    names, unknown = rename_all(tensors, LLAMA_HF)
+    if stored.tie_embeddings and "embed.weight" not in names and "head.weight" in names:
+        names["embed.weight"] = names.pop("head.weight")  # one matrix; safetensors stores it under one of its names
+    used = {*names.values(), *unknown}
+    return Matched(names, unknown, ignored=[name for name in tensors if name not in used])
 
 
 def llama_to_theirs(name: str, config: LlamaConfig) -> str:
     """Our parameter name → the tensor's name in an export."""
     return to_theirs(name, LLAMA_HF)
+
+
+def explain_names(unknown: Iterable[str], missing: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Find the one way in which a checkpoint's names differ from those that it should have.
+
+    Wrappers rename what they wrap: torch.compile puts ``_orig_mod.`` in front, DistributedDataParallel ``module.``, and
+    activation checkpointing ``_checkpoint_wrapped_module.`` inside. A model that was saved without its head lacks
+    ``model.``.
+
+    Args:
+        unknown: the checkpoint's names that match nothing.
+        missing: the format's names that the checkpoint lacks → our names.
+
+    Returns:
+        A sentence, and {the checkpoint's name: our name}. Both are empty if nothing explains half of the missing names.
+    """
+    unknown = set(unknown)
+    guesses: dict[
+        str, dict[str, str]
+    ] = {}  # what is wrong with the names -> {the checkpoint's name: the format's name}
+    for name in unknown:
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            for guess, rest in (
+                (f"have '{'.'.join(parts[:i])}.' in front", ".".join(parts[i:])),
+                (f"have '{part}.' inside", ".".join(p for p in parts if p != part)),
+            ):
+                if rest in missing:
+                    guesses.setdefault(guess, {})[name] = rest
+    for name in missing:
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            if (rest := ".".join(parts[i:])) in unknown:
+                guesses.setdefault(f"lack '{'.'.join(parts[:i])}.' in front", {})[rest] = name
+    if not guesses:
+        return "", {}
+    guess, found = max(guesses.items(), key=lambda item: (len(item[1]), "in front" in item[0], -len(item[0])))
+    if len(found) < 2 or 2 * len(found) < len(missing):
+        return "", {}
+    theirs, known = next(iter(sorted(found.items())))
+    return (
+        f"{len(found)} names {guess} ({theirs}; the model has {known}): rename these tensors, or save the model again "
+        "as it was before it was wrapped",
+        {name: missing[known] for name, known in found.items()},
+    )
+
+
+def all_names(table: dict[str, str], names: Iterable[str]) -> dict[str, str]:
+    """A table without templates (the format's name → our name), for every number in ``names``."""
+    numbers = {part for name in names for part in name.split(".") if part.isdigit()}
+    return {
+        theirs.replace("{i}", i): ours.replace("{i}", i)
+        for ours, theirs in table.items()
+        for i in sorted(numbers) or "0"
+    }

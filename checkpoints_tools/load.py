@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from checkpoints_tools.folder import open_hf
 from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.hf_config import differences
+from checkpoints_tools.key_maps import template
 from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.progress import ByteProgress
 from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, architecture_of, config_of
@@ -33,7 +34,7 @@ from checkpoints_tools.source import (
     Source,
     check_source,
     check_tied,
-    compare_tensors,
+    find_problems,
     raise_problems,
 )
 from data.errors import UserError
@@ -91,7 +92,8 @@ def check_fits_preset(
 
     Args:
         config: the checkpoint's config.
-        tokenizer: the checkpoint's tokenizer; it may have fewer tokens than the model, not more.
+        tokenizer: the checkpoint's tokenizer; it may have fewer tokens than the model, not more, except for a decoder's
+            padding token, which fine-tuning elsewhere often adds.
         spec: the preset; one without a config accepts any checkpoint of its architecture.
         folder: for messages.
         allow_mismatch: accept a checkpoint whose config differs from the preset's.
@@ -110,12 +112,24 @@ def check_fits_preset(
             f"{folder} holds another model than --model {spec.name}: {'; '.join(found)}. Name the model that fits, or "
             "give --allow_mismatch to take the checkpoint's own numbers."
         )
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.vocab_size > config.vocab_size and _only_padding_is_beyond(config, tokenizer, spec):
+        log.warning("warning: %s: the tokenizer's padding token (id %d) is beyond the model's embedding of %d tokens. "
+                    "It is never used.", folder, config.vocab_size, config.vocab_size)  # fmt: skip
+    elif tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model's embedding only "
             f"{config.vocab_size:,}. Are these files of two checkpoints?"
         )
     spec.architecture.check_tokenizer(config, tokenizer, folder)
+
+
+def _only_padding_is_beyond(config: ModelConfig, tokenizer: Tokenizer, spec: ModelSpec) -> bool:
+    """Whether the one token without an embedding is a padding token. Encoders need theirs, decoders pad by position."""
+    beyond = config.vocab_size
+    if spec.kind != "decoder" or tokenizer.vocab_size != beyond + 1:
+        return False
+    others = (getattr(tokenizer, name, None) for name in ("bos_id", "eos_id"))
+    return getattr(tokenizer, "pad_id", None) == beyond and beyond not in others
 
 
 def clean_name(name: str) -> str:
@@ -160,9 +174,8 @@ def load_pretrained(
         if lines:
             raise UserError(f"{folder} holds another model than the one to load: {'; '.join(lines)}")
     fresh = {name: p for name, p in parameters.items() if name.startswith(source.fresh)}
-    shapes = {name: info.shape for name, info in source.tensors.items()}
     expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in fresh}
-    raise_problems(str(folder), compare_tensors(shapes, expected, config.tie_embeddings))
+    raise_problems(str(folder), find_problems(source, expected))
     if config.tie_embeddings:
         check_tied(source, local_slice(parameters["embed.weight"])[1][0])
 
@@ -183,7 +196,7 @@ def load_pretrained(
         fill(local, initialized[name], where)
     if is_main:
         if source.ignored:
-            listed = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", name) for name in source.ignored)
+            listed = dict.fromkeys(template(re.sub(r"\.(weight|bias)$", "", name)) for name in source.ignored)
             log.info("not read, because the model does not use it: %s of %s", ", ".join(sorted(listed)), folder)
         if fresh:
             log.info("fresh weights, because %s has none: %s", folder, ", ".join(fresh))

@@ -39,6 +39,7 @@ from checkpoints_tools.source import (
     check_dtypes,
     dtype_name,
     interleaved_to_half,
+    name_problems,
     raise_problems,
 )
 from data.errors import UserError
@@ -132,7 +133,7 @@ def open_meta(folder: Path) -> Source:
     params = read_json(folder / "params.json")
     parts = _load_parts(folder)
     names, unknown = rename_all(list(parts[0]), LLAMA_META)
-    raise_problems(str(folder), [f"unexpected: {name}" for name in unknown])
+    raise_problems(str(folder), name_problems(unknown, LLAMA_META))
     for i, part in enumerate(parts[1:], start=1):
         if part.keys() != parts[0].keys():
             odd = sorted(part.keys() ^ parts[0].keys())

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from checkpoints_tools.carried import Carried
+from checkpoints_tools.key_maps import all_names, explain_names
 from checkpoints_tools.registry import ModelConfig, architecture_of
 from data.errors import UserError
 
@@ -54,6 +56,7 @@ class Source:
         write_tokenizer: writes the tokenizer's files and the chat template into a folder.
         token_ids: those of bos_token_id, eos_token_id and pad_token_id that the checkpoint states.
         fresh, ignored: see `checkpoints_tools.key_maps.Matched`.
+        carried: the contents of config.json and generation_config.json, of which `config` has what we use.
     """
 
     format: str
@@ -66,6 +69,7 @@ class Source:
     token_ids: dict[str, int | list[int]] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     ignored: list[str] = field(default_factory=list)
+    carried: Carried = Carried()
 
 
 @functools.cache
@@ -95,19 +99,47 @@ def check_dtypes(where: Path, tensors: dict[str, TensorInfo]) -> None:
         raise UserError(f"{where} stores weights as {', '.join(kinds)}; full fine-tuning needs F32, BF16 or F16")
 
 
+def find_problems(source: Source, expected: dict[str, tuple[int, ...]]) -> list[str]:
+    """Compare a source's tensors with those of a model: one line for each that does not fit.
+
+    If wrong names explain the problems, one line says what is wrong with them, and the others are about what remains.
+    """
+    architecture, family = architecture_of(source.config), source.config.family
+    shapes = {name: info.shape for name, info in source.tensors.items()}
+    theirs = {architecture.to_theirs(name, source.config): name for name in expected if name not in shapes}
+    theirs |= {name.removeprefix(f"{family}."): ours for name, ours in theirs.items()}  # encoders are stored both ways
+    line, names = explain_names([name for name in shapes if name not in expected], theirs)
+    found = {names.get(name, name): shape for name, shape in shapes.items()}
+    return [line] * bool(line) + compare_tensors(found, expected, source.config.tie_embeddings)
+
+
+def name_problems(unknown: list[str], table: dict[str, str]) -> list[str]:
+    """As `find_problems`, for names that are not in a format's table."""
+    line, names = explain_names(unknown, all_names(table, unknown))
+    return [line] * bool(line) + [f"unexpected: {name}" for name in unknown if name not in names]
+
+
 def raise_problems(where: str, problems: list[str], limit: int = 20) -> None:
-    """Raise one UserError that lists the first ``limit`` problems; do nothing if there are none."""
-    if problems:
-        more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
-        lines = "\n".join(f"  - {p}" for p in problems[:limit] + more)
-        raise UserError(f"the tensors of {where} do not fit the model ({len(problems)} problems):\n{lines}")
+    """Raise one UserError that lists about ``limit`` problems, some of each kind; do nothing if there are none."""
+    if not problems:
+        return
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kind, colon, _ = problem.partition(": ")
+        kinds.setdefault(kind if colon else "", []).append(problem)
+    share = max(1, limit // len(kinds))
+    lines = []
+    for kind, listed in kinds.items():
+        more = len(listed) - share
+        lines += listed[:share] + [f"... and {more} more {kind}".rstrip()] * (more > 0)
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    listing = "\n".join(f"  - {line}" for line in lines)
+    raise UserError(f"the tensors of {where} do not fit the model ({count}):\n{listing}")
 
 
 def check_source(source: Source) -> None:
     """Raise a UserError that names the tensors of the source that do not fit its config."""
-    shapes = {name: info.shape for name, info in source.tensors.items()}
-    problems = compare_tensors(shapes, expected_shapes(source.config), source.config.tie_embeddings)
-    raise_problems(str(source.path), problems)
+    raise_problems(str(source.path), find_problems(source, expected_shapes(source.config)))
 
 
 def check_tied(source: Source, rows: slice = slice(None)) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,36 @@ class TrainedOn:
     prompt_spec: PromptSpec | None = None
     labels: dict[str, list[str]] | None = None
     max_length: int | None = None
+
+
+def require_finite(name: str, stored: torch.Tensor, original: Callable[[], torch.Tensor]) -> None:
+    """Check a tensor that is about to be written.
+
+    Args:
+        name: its name in the file.
+        stored: the tensor in the dtype of the file.
+        original: returns the same before it was cast; called only for the message.
+
+    Raises:
+        UserError: it has NaN or infinite values, from before or from the cast. A model with them gives no sensible
+            answer, and a file does not show it.
+    """
+    if _is_finite(stored):
+        return
+    before = original()
+    if not _is_finite(before):
+        raise UserError(f"{name} holds NaN or infinite values: the weights are damaged, or training diverged.")
+    largest, limit = before.abs().max().item(), torch.finfo(stored.dtype).max
+    kind = str(stored.dtype).removeprefix("torch.")
+    raise UserError(
+        f"{name} holds a value of size {largest:,.6g}, and {kind} stores none above {limit:,.6g}: it would become "
+        "infinite. Choose another dtype; fp32 stores all of them."
+    )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; needs no memory, unlike ``tensor.isfinite()``."""
+    return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 class ShardWriter:

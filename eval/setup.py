@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.load import check_fits_preset, load_pretrained
 from checkpoints_tools.registry import ApiModel, ModelConfig, ModelSpec, get_model_spec
@@ -39,7 +40,7 @@ from data.task_file import read_task
 from data.tasks import TASKS, Task, TokenField, get_task
 from eval.config import EvalConfig
 from eval.decoder.tensor_parallel import to_plain_tensors
-from eval.encoder.task import encoder_task, needs_toml
+from eval.encoder.task import encoder_task, needs_toml, output_order
 from eval.job import ScoringJob
 from eval.weights import Weights, find_weights, head_labels, model_config, trained_length
 from model.encoder import EncoderConfig
@@ -60,6 +61,7 @@ class ModelSetup:
         tokenizer: None only in a plan for which it is missing.
         prompt: None for an encoder, and in a plan whose few-shot examples are missing.
         fine_tuned: the checkpoint contains its prompt or its heads.
+        output_order: by field, the output of the stored head for each label of the task; empty if the orders are equal.
         max_length: longest input in tokens; see `eval.job.ScoringJob`.
         assumed: a plan's assumptions about the model, one sentence each.
         missing: why a plan cannot count tokens; empty in a run.
@@ -73,6 +75,7 @@ class ModelSetup:
     task: Task
     prompt: PromptSpec | None
     fine_tuned: bool
+    output_order: dict[str, list[int]]
     max_length: int
     assumed: tuple[str, ...]
     missing: tuple[str, ...]
@@ -152,6 +155,7 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
     weights = find_weights(options.checkpoint, needed=not options.plan)
     config, assumption = model_config(weights, spec, needed=not options.plan)
     assumed = [assumption] if assumption is not None else []
+    order: dict[str, list[int]] = {}
     if options.plan:
         tokenizer = find_tokenizer(spec, weights.base)
     else:
@@ -167,7 +171,11 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
             task = get_task(options.task)
             config = spec.architecture.with_task(config, task, encoder.head, weights.path)
         else:
-            task = encoder_task(options.task, encoder, head_labels(weights, encoder), weights.path, labelled)
+            labels = head_labels(weights, encoder)
+            task = encoder_task(options.task, encoder, labels, weights.path, labelled)
+            order = output_order(task, encoder, labels)
+            if order:  # a head without a name gets the field's
+                config = replace(encoder, heads=heads_for(task))
         prompt, fine_tuned, max_length = None, True, _document_length(options, weights, encoder)
     else:
         check_divides(config, options.tp)
@@ -190,6 +198,7 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
         task=task,
         prompt=prompt,
         fine_tuned=fine_tuned,
+        output_order=order,
         max_length=max_length,
         assumed=tuple(assumed),
         missing=tuple(missing),
@@ -369,6 +378,16 @@ def build_model(
         load_model(setup.weights.path, model)
     else:
         load_pretrained(model, setup.weights.path, setup.spec, check_config=False)
+        for head in setup.config.heads if isinstance(setup.config, EncoderConfig) else ():
+            if head.name in setup.output_order:
+                _reorder_outputs(model.get_submodule(f"heads.{head.key}.out"), setup.output_order[head.name])
     if tensor_mesh is not None:
         model = to_plain_tensors(model, build, tensor_mesh)
     return model.eval()
+
+
+@torch.no_grad()
+def _reorder_outputs(layer: nn.Module, order: list[int]) -> None:
+    """Number a head's outputs as the task numbers its labels."""
+    for parameter in layer.parameters():
+        parameter.copy_(parameter[order])

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from checkpoints_tools.carried import Carried, read_carried
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
 from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, get_model_spec
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
@@ -63,6 +64,7 @@ class Setup:
         held_out: examples for periodic scoring; they and the few-shot examples are not in ``samples``.
         identity: config and hashes that a checkpoint to resume from must match (`train/checkpointing/checkpoint.py`).
         resume_from: the checkpoint folder to continue from, or None.
+        carried: what the files of the checkpoint to start from say, for the exports.
     """
 
     spec: ModelSpec
@@ -79,6 +81,7 @@ class Setup:
     mesh_shape: MeshShape
     identity: dict[str, Any]
     resume_from: Path | None
+    carried: Carried = Carried()
 
     def save_task(self, folder: Path) -> None:
         """Write the task, and a decoder's prompt, into a checkpoint, an export or the run folder."""
@@ -153,7 +156,14 @@ def open_run(config: TrainConfig) -> Setup:
         mesh_shape=shape,
         identity=identity,
         resume_from=resume_from,
+        carried=_carried(config),
     )
+
+
+def _carried(config: TrainConfig) -> Carried:
+    """The files of the checkpoint to start from. Random weights have none: a preset's config is not the folder's."""
+    folder = config.model.checkpoint
+    return read_carried(folder) if folder is not None and config.model.init == "pretrained" else Carried()
 
 
 def require_same(config: TrainConfig, setup: Setup) -> None:

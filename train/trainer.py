@@ -358,6 +358,7 @@ class Trainer:
             setup.prompt_spec,
             labels=output_labels(setup.task),
             max_length=longest_input(config, setup.model_config),
+            carried=setup.carried,
         )
         if self.world.is_main:
             setup.save_task(new)

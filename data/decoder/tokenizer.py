@@ -62,6 +62,7 @@ class Tokenizer(Protocol):
         vocab_size: one more than the largest id; a model's embedding may be larger (padded), never smaller.
         bos_id: the token that begins a text, None if the tokenizer has none.
         eos_id: the token that ends a text. The end of a chat turn may be another token (`data.decoder.templates`).
+        pad_id: the padding token, None if there is none; nothing here uses it.
         special: the id of every special token, by its text.
         chat_template: the Jinja source that came with the tokenizer, "" if none did.
         fingerprint: hash of the defining files; equal fingerprints give equal ids.
@@ -70,6 +71,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
+    pad_id: int | None
     special: dict[str, int]
     chat_template: str
     fingerprint: str
@@ -94,6 +96,7 @@ class _FileTokenizer:
         names = {**parse_json(files, "special_tokens_map.json"), **config}
         self.bos_id = special.get(token_text(names.get("bos_token")))
         self.eos_id = special.get(token_text(names.get("eos_token")))
+        self.pad_id = special.get(token_text(names.get("pad_token")))
         self.chat_template = _chat_template(files, config)
 
     def encode(self, text: str) -> list[int]:

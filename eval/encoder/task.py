@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints_tools.encoder_config import heads_for
+from checkpoints_tools.encoder_config import UNNAMED, heads_for
 from data.encoder.samples import output_labels, tag_set
 from data.errors import UserError
 from data.task_file import TASK_FILE, read_task
@@ -35,6 +35,8 @@ def encoder_task(
             f"{path} is an encoder without heads for any task, so it cannot be scored. Fine-tune it "
             "first (train.py --task ...), then score the run's export."
         )
+    if is_unnamed(config):
+        return _task_of_unnamed(name, config, labels, path)
     stored = read_task(path)
     if not name and stored is not None:
         if labelled and stored.name not in TASKS:
@@ -49,6 +51,49 @@ def encoder_task(
             )
         return fits[0]
     return _fitting(get_task(name), f"--task {name}", config, labels, path)
+
+
+def is_unnamed(config: EncoderConfig) -> bool:
+    """Whether the only head names no field, as in what transformers saves: its labels say what it is for."""
+    return [head.name for head in config.heads] == [UNNAMED]
+
+
+def _task_of_unnamed(name: str, config: EncoderConfig, labels: dict[str, list[str]], path: Path) -> Task:
+    """The task whose one field, whatever its name, has the labels of the head in some order."""
+    source, head = f"{path / 'config.json'}: id2label", config.heads[0]
+    if UNNAMED not in labels:
+        raise UserError(f"{source} is missing, so what the head's {head.n_labels} outputs mean is not known. Add it.")
+    known = labels[UNNAMED]
+    if not name:
+        fits = [
+            task for task in TASKS.values() if [sorted(own) for own in output_labels(task).values()] == [sorted(known)]
+        ]
+        if not fits:
+            raise UserError(f"no --task given, and no built-in task has the labels of {source}. Give your TOML file.")
+        return fits[0]
+    task = get_task(name)
+    own = heads_for(task)
+    if [one.kind for one in own] != [head.kind]:
+        raise UserError(
+            f"--task {name} needs the heads {_names(own)}; {path} has one head, which gives a label to each "
+            f"{'document' if head.kind == 'class' else 'word'}. Score it on a task with one such field."
+        )
+    outputs = output_labels(task)[own[0].name]
+    if sorted(outputs) != sorted(known):
+        differ = [label for label in dict.fromkeys([*known, *outputs]) if (label in outputs) != (label in known)]
+        raise UserError(
+            f"{source} has not the labels of field {own[0].name} of task {task.name}: only one of the two has "
+            f"{', '.join(differ[:5]) or 'a label twice'}. Score it on its own task; if id2label only numbers the "
+            "labels, write their names into it."
+        )
+    return task
+
+
+def output_order(task: Task, config: EncoderConfig, labels: dict[str, list[str]]) -> dict[str, list[int]]:
+    """By field, which output of its head is which of the task's labels; only where the two orders may differ."""
+    if not is_unnamed(config):
+        return {}
+    return {field: [labels[UNNAMED].index(label) for label in own] for field, own in output_labels(task).items()}
 
 
 def needs_toml(name: str, stored: Task | None) -> UserError:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints_tools import convert as convert_module
+from checkpoints_tools.carried import read_carried
 from checkpoints_tools.convert import convert, main, open_source
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_token_ids
@@ -50,6 +51,42 @@ def test_dtype_is_what_was_asked_for(hf_folder, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+def test_values_that_the_dtype_cannot_store_are_refused(hf_folder, tmp_path, capsys):
+    """fp16 ends at 65,504, bf16 and fp32 near 3.4e38: a cast beyond that gives infinity without a word."""
+    folder, reference = hf_folder(dtype=torch.bfloat16)
+    with torch.no_grad():
+        reference.model.layers[1].mlp.up_proj.weight[3, 4] = -70_000
+    reference.save_pretrained(folder)
+    assert main([str(folder), str(tmp_path / "out"), "--dtype", "fp16"]) == 2
+    message = capsys.readouterr().err
+    assert "model.layers.1.mlp.up_proj.weight holds a value of size 70,144, and float16 stores none above" in message
+    assert "Traceback" not in message and [path.name for path in tmp_path.iterdir()] == ["hf"]
+    convert(folder, tmp_path / "fp32", dtype="fp32")
+    assert load_file(tmp_path / "fp32" / "model.safetensors")["model.layers.1.mlp.up_proj.weight"].min() < -70_000
+    with torch.no_grad():
+        reference.model.layers[1].mlp.up_proj.weight[3, 4] = torch.inf
+    reference.save_pretrained(folder)
+    with pytest.raises(UserError, match="model.layers.1.mlp.up_proj.weight holds NaN or infinite values"):
+        convert(folder, tmp_path / "keep")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (1e5, torch.float16, "1e\\+05, and float16 stores none above 65,504|100,000, and float16"),
+        (3.4e38, torch.bfloat16, "and bfloat16 stores none above"),
+        (torch.nan, None, "NaN or infinite"),
+    ],
+)
+def test_an_export_is_finite(hf_folder, helpers, tmp_path, value, dtype, message):
+    model = helpers.load(hf_folder()[0])
+    with torch.no_grad():
+        model.layers[2].attention.wo.weight[0, 1] = value
+    with pytest.raises(UserError, match=f"model.layers.2.self_attn.o_proj.weight holds .*({message})"):
+        export_hf(model, model.config, load_tokenizer(tmp_path / "hf"), tmp_path / "out", dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 def test_no_file_is_larger_than_asked_and_the_index_is_right(hf_folder, tmp_path):
     folder, _ = hf_folder()
     largest = 100 * 48 * 4
@@ -77,6 +114,38 @@ def test_several_ends_of_turn_survive(hf_folder, tmp_path):
     )
     convert(folder, tmp_path / "out")
     assert read_token_ids(tmp_path / "out") == {"bos_token_id": 256, "eos_token_id": [257, 9]}
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 0.6
+
+
+def test_what_the_checkpoint_says_beyond_what_we_use_is_carried_over(hf_folder, helpers, tmp_path, caplog):
+    folder, _ = hf_folder()
+    raw = json.loads((folder / "config.json").read_text())
+    more = {"pad_token_id": 9, "attention_dropout": 0.25, "initializer_range": 0.5, "sep_token_id": 999, "mine": [1]}
+    (folder / "config.json").write_text(json.dumps(raw | more | {"auto_map": {"AutoModel": "code.py"}}))
+    generation = {"pad_token_id": 9, "eos_token_id": [8, 257, 400], "do_sample": True, "top_p": 0.9, "max_length": 77}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    model = helpers.load(folder)
+    carried = read_carried(folder)
+    export_hf(model, model.config, load_tokenizer(folder), tmp_path / "out", carried=carried)
+    convert(folder, tmp_path / "converted")
+    for name in ("out", "converted"):
+        found = json.loads((tmp_path / name / "config.json").read_text())
+        assert {key: found.get(key) for key in more} == more | {"sep_token_id": None}
+        assert "auto_map" not in found and "rope_parameters" not in found and found["rope_theta"] == 500.0
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert loaded.config.pad_token_id == 9 and loaded.generation_config.max_length == 77
+    assert "sep_token_id is 999, but the model has 301 tokens" in caplog.text
+    trained, converted = (
+        json.loads((tmp_path / name / "generation_config.json").read_text()) for name in ("out", "converted")
+    )
+    # A fine-tuned model answers with the most probable token; the ends of its training come first.
+    assert trained["eos_token_id"] == [257, 8] and trained["do_sample"] is False and "top_p" not in trained
+    assert (
+        converted["eos_token_id"] == [8, 257]
+        and converted["do_sample"] is True
+        and converted["top_p"] == 0.9
+        and converted["pad_token_id"] == 9
+    )
 
 
 def test_nothing_is_overwritten(hf_folder, tmp_path):

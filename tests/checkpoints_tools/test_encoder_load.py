@@ -130,6 +130,37 @@ def test_pretraining_heads_are_left_and_ours_start_fresh(family, name, gone, tmp
     assert not torch.equal(other.heads["topic"].out.weight, head.weight)
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "shared"),
+    [
+        ("roberta", "RobertaForMaskedLM", "lm_head.decoder.weight"),
+        ("bert", "BertForMaskedLM", "cls.predictions.decoder.weight"),
+    ],
+)
+def test_an_embedding_that_is_stored_under_its_heads_name(family, name, shared, tmp_path):
+    config = replace(FAMILIES[family], heads=(TOPIC,))
+    torch.manual_seed(0)
+    hf = getattr(transformers, name)(reference(FAMILIES[family]).config)
+    path = saved(hf, tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    embedding = tensors.pop(f"{family}.embeddings.word_embeddings.weight")
+    save_file(tensors | {shared: embedding}, path)
+    assert same_encoder(loaded(tmp_path, config), hf)
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="missing: embed.tokens.weight"):
+        loaded(tmp_path, config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_on_every_name_is_said(family, tmp_path):
+    config = replace(FAMILIES[family], heads=(Head("mood", "class", 4),), head="dense")
+    path = saved(reference(config), tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, path)
+    with pytest.raises(UserError, match=rf"\(1 problem\):\n  - {len(tensors)} names have '_orig_mod.' in front"):
+        loaded(tmp_path, config)
+
+
 def test_berts_pooler_is_read_where_it_is_used_and_fresh_where_it_was_not_saved(tmp_path, caplog):
     config = replace(BERT, heads=(TOPIC,), head="dense")
     hf = transformers.BertModel(reference(BERT).config)
@@ -264,7 +295,7 @@ def test_missing_and_unexpected_tensors_are_named_and_a_truncated_file_is_refuse
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="truncated"):
         loaded(folder, ROBERTA)
-    with pytest.raises(UserError, match="To download: hf download google-bert"):
+    with pytest.raises(UserError, match="To download, for example: hf download google-bert"):
         check_folder(folder / "nowhere", get_model_spec("bert"))
 
 

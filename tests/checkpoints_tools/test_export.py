@@ -92,6 +92,10 @@ def test_a_bad_folder_fails_on_every_rank(ranks):
     assert ranks[1].count("bad ok") == 3
 
 
+def test_an_infinite_weight_fails_on_every_rank(ranks):
+    assert ranks[1].count("infinite ok") == 3
+
+
 # --- the ranks --------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +147,21 @@ def check_fsdp(folder: Path, mesh: DeviceMesh) -> None:
         export_hf(model, config, tokenizer, out)
 
 
+def check_infinite(folder: Path, mesh: DeviceMesh) -> None:
+    """Only rank 1 has the value that fp16 cannot store, and other ranks have none of that row."""
+    with torch.device("meta"):
+        model = Llama(read_config(folder))
+    fully_shard(model, mesh=mesh)
+    model.to_empty(device="cpu").init_weights()
+    load_pretrained(model, folder)
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            model.embed.weight.to_local()[0, 0] = 1e5
+    with pytest.raises(UserError, match="model.embed_tokens.weight holds a value of size 100,000"):
+        export_hf(model, model.config, load_tokenizer(folder), folder.with_name("infinite"), torch.float16)
+    assert not folder.with_name("infinite").exists()
+
+
 def check_encoder(folder: Path, mesh: DeviceMesh) -> None:
     with torch.device("meta"):
         model = Encoder(ENCODER)
@@ -172,6 +191,8 @@ def rank_main(folder: Path) -> None:
     print("placements ok")
     check_fsdp(folder / "untied", mesh)
     check_fsdp(folder / "tied", mesh)
+    check_infinite(folder / "untied", mesh)
+    print("infinite ok")
     check_encoder(folder / "encoder", mesh)
     dist.destroy_process_group()
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from checkpoints_tools.convert import convert, open_source
-from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.hf_config import read_config, read_token_ids
 from checkpoints_tools.key_maps import LLAMA_GGUF, LLAMA_HF, to_theirs
 from checkpoints_tools.registry import get_model_spec
 from data.decoder.tokenizer import load_tokenizer
@@ -56,10 +56,10 @@ def write_gguf(
     writer.add_tokenizer_pre(metadata.pop("pre", "smollm"))
     merged = ["Ġt", "he"]
     writer.add_token_list(vocab + merged + [f"[PAD{i}]" for i in range(n_pad - 2)])
-    writer.add_token_types([1] * 256 + [3, 4] + [1] * 2 + [5] * (n_pad - 2))
-    writer.add_token_merges(["Ġ t", "h e"])
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(257)
+    writer.add_token_types(metadata.pop("types", [1] * 256 + [3, 4] + [1] * 2 + [5] * (n_pad - 2)))
+    writer.add_token_merges(metadata.pop("merges", ["Ġ t", "h e"]))
+    writer.add_bos_token_id(metadata.pop("bos", 256))
+    writer.add_eos_token_id(metadata.pop("eos", 257))
     writer.add_chat_template("{{ messages[0]['content'] }}")
     for key, value in metadata.items():
         writer.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType.get_type(value))
@@ -173,6 +173,12 @@ def test_a_folder_with_one_gguf(tmp_path, helpers):
         ({"leave_out": "blk.1.ffn_up.weight"}, r"missing: layers.1.ffn.w3.weight \[100, 48\]"),
         ({"pre": "qwen2"}, "pre-tokenizer 'qwen2'.*--tokenizer"),
         ({"tokenizer_model": "llama"}, "kind 'llama'.*--tokenizer"),
+        ({"bos": 301}, "bos_token_id is 301, but the file has 301 tokens.*--tokenizer"),
+        ({"eos": 70_000}, "eos_token_id is 70000, but the file has 301 tokens"),
+        ({"tokenizer__ggml__eot_token_id": "end"}, "eot_token_id is 'end'"),
+        ({"types": [1] * 7}, "301 tokens, but the types of 7"),
+        ({"merges": ["Ġ t", "h é"]}, "the merge 'h é', which does not join two of its tokens"),
+        ({"merges": ["Ġt"]}, "the merge 'Ġt', which does not"),
     ],
 )
 def test_files_we_cannot_use(tmp_path, helpers, changes, message):
@@ -180,6 +186,28 @@ def test_files_we_cannot_use(tmp_path, helpers, changes, message):
     with pytest.raises(UserError, match=message):
         convert(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [301, -1], ids=["beyond the tokens", "none"])
+def test_a_padding_token_that_the_file_does_not_have_is_left_out(tmp_path, helpers, caplog, value):
+    changes = {"tokenizer__ggml__padding_token_id": value, "tokenizer__ggml__unknown_token_id": value}
+    path = write_gguf(tmp_path / "x.gguf", helpers.random_hf_model(), helpers, **changes)
+    convert(path, tmp_path / "out")
+    assert f"padding_token_id is {value}, which is none of its 301 tokens" in caplog.text
+    assert read_token_ids(tmp_path / "out") == {"bos_token_id": 256, "eos_token_id": 257}
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.pad_token is None and theirs.eos_token == "<|end|>"
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_a_beginning_that_is_none_and_wrong_ids_beside_another_tokenizer(tmp_path, helpers):
+    path = write_gguf(tmp_path / "none.gguf", helpers.random_hf_model(), helpers, bos=2**32 - 1)
+    convert(path, tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").bos_id is None
+    path = write_gguf(tmp_path / "wrong.gguf", helpers.random_hf_model(), helpers, eos=9999)
+    helpers.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    convert(path, tmp_path / "other", tokenizer=tmp_path / "tokenizer")
+    assert read_token_ids(tmp_path / "other") == {"bos_token_id": 256}
 
 
 @pytest.mark.parametrize("keep", [3, 100, 5000, -1000])

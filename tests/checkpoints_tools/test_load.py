@@ -20,6 +20,7 @@ from checkpoints_tools.folder import check_folder, read_header
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_fits_preset, load_pretrained
 from checkpoints_tools.registry import get_model_spec
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from model.llama import Llama
 
@@ -228,6 +229,125 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_named(hf_folder, helpe
         assert part in message
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model."])
+def test_one_line_says_what_all_names_have_in_front(hf_folder, helpers, tmp_path, prefix):
+    folder, _ = hf_folder()
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    for use in (helpers.load, lambda folder: convert(folder, tmp_path / "out")):
+        with pytest.raises(UserError) as error:
+            use(folder)
+        first, line = str(error.value).splitlines()
+        assert "1 problem)" in first
+        assert line.startswith(
+            f"  - {len(tensors)} names have '{prefix}' in front ({prefix}lm_head.weight; the model has"
+        )
+
+
+def test_beside_a_prefix_only_what_remains_is_listed(hf_folder, helpers):
+    folder, _ = hf_folder()
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file({f"module.{name}": t for name, t in tensors.items()} | {"extra": torch.ones(1)},
+              folder / "model.safetensors")  # fmt: skip
+    with pytest.raises(UserError) as error:
+        helpers.load(folder)
+    _, *lines = str(error.value).splitlines()
+    assert lines[1:] == ["  - missing: norm.weight [48]", "  - unexpected: extra [1]"]
+
+
+def test_every_kind_of_problem_is_shown(hf_folder, helpers):
+    """Of names that have nothing to do with the model's: not twenty missing ones alone."""
+    folder, _ = hf_folder()
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"x{i}": tensor for i, tensor in enumerate(tensors.values())}, folder / "model.safetensors")
+    with pytest.raises(UserError) as error:
+        helpers.load(folder)
+    lines = str(error.value).splitlines()[1:]
+    shown = {kind: sum(line.startswith(f"  - {kind}") for line in lines) for kind in ("missing", "unexpected", "...")}
+    assert shown == {"missing": 10, "unexpected": 10, "...": 2}
+    assert f"... and {len(tensors) - 10} more unexpected" in lines[-1]
+
+
+def test_buffers_of_rotary_embeddings_are_left_whatever_they_are_called(hf_folder, helpers, caplog):
+    folder, reference = hf_folder()
+    path = folder / "model.safetensors"
+    extra = {
+        "model.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(9, 8),
+        "model.layers.1.self_attn.rotary_emb.cos_cached": torch.ones(9, 8),
+        "freqs_cis": torch.ones(9, 4, dtype=torch.float64),  # a dtype that weights may not have
+    }
+    save_file(load_file(path) | extra, path)
+    with caplog.at_level(logging.INFO):
+        model = helpers.load(folder)
+    said = [m for m in caplog.messages if m.startswith("not read")]
+    assert len(said) == 1 and "model.layers.{i}.self_attn.rotary_emb.cos_cached, model.rotary_emb.inv_freq" in said[0]
+    tokens = helpers.tokens()
+    torch.testing.assert_close(helpers.ours(model, tokens), helpers.hf(reference, tokens), atol=2e-5, rtol=1e-5)
+
+
+def test_a_tied_matrix_stored_under_the_heads_name(hf_folder, helpers, tmp_path):
+    """A tensor that is shared is stored once, under either of its names."""
+    folder, reference = hf_folder(tie_word_embeddings=True)
+    path, tokens = folder / "model.safetensors", helpers.tokens()
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, path)
+    expected = helpers.hf(reference, tokens)
+    torch.testing.assert_close(helpers.ours(helpers.load(folder), tokens), expected, atol=2e-5, rtol=1e-5)
+    convert(folder, tmp_path / "out")
+    assert "model.embed_tokens.weight" in load_file(tmp_path / "out" / "model.safetensors")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": False}))
+    with pytest.raises(UserError, match="missing: embed.weight"):
+        helpers.load(folder)
+
+
+def test_an_old_index_beside_a_whole_file(hf_folder, helpers, caplog):
+    """The whole file is read, as by transformers; whether or not the files that the index lists are there."""
+    folder, _ = hf_folder(seed=1, shard_size="60KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    _, reference = hf_folder(seed=2, name="whole")
+    shutil.copyfile(folder.with_name("whole") / "model.safetensors", folder / "model.safetensors")
+    tokens = helpers.tokens()
+    for there in (shards, shards[:2], []):
+        for path in set(shards) - set(there):
+            path.unlink(missing_ok=True)
+        caplog.clear()
+        found = helpers.ours(helpers.load(folder), tokens)
+        torch.testing.assert_close(found, helpers.hf(reference, tokens), atol=2e-5, rtol=1e-5)
+        assert "reading model.safetensors, not the files that model.safetensors.index.json lists" in caplog.text
+    index = {"weight_map": dict.fromkeys(reference.state_dict(), "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))  # its own: nothing to warn of
+    caplog.clear()
+    check_folder(folder)
+    assert not caplog.text
+
+
+def test_an_index_of_safetensors_beside_a_whole_pytorch_file(hf_folder, helpers, caplog):
+    folder, reference = hf_folder(shard_size="60KB")
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    torch.save(reference.state_dict(), folder / "pytorch_model.bin")
+    tokens = helpers.tokens()
+    torch.testing.assert_close(
+        helpers.ours(helpers.load(folder), tokens), helpers.hf(reference, tokens), atol=2e-5, rtol=1e-5
+    )
+    assert "reading pytorch_model.bin; no file that model.safetensors.index.json lists is there" in caplog.text
+
+
+def test_files_of_two_checkpoints_without_an_index(hf_folder):
+    folder, _ = hf_folder(shard_size="60KB")
+    (folder / "model.safetensors.index.json").unlink()
+    first = min(folder.glob("model-*.safetensors"))
+    shutil.copyfile(first, folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(
+        UserError, match=r"files of 2 checkpoints and no .*index.json: model-\*-of-00002.safetensors and"
+    ):
+        check_folder(folder)
+
+
 def test_index_that_lists_what_no_file_holds(hf_folder):
     folder, _ = hf_folder(shard_size="60KB")
     path = folder / "model.safetensors.index.json"
@@ -273,3 +393,22 @@ def test_whether_a_checkpoint_is_the_model_it_is_called_by():
     check_fits_preset(dataclasses.replace(debug.config, vocab_size=900), Knows(vocab_size=900), debug, "folder")
     with pytest.raises(UserError, match="folder: the tokenizer has 901 tokens, the model's embedding only 900"):
         check_fits_preset(dataclasses.replace(debug.config, vocab_size=900), Knows(vocab_size=901), debug, "folder")
+
+
+def test_a_padding_token_beyond_the_embedding_is_only_warned_of(hf_folder, helpers, caplog):
+    """As after fine-tuning elsewhere, which added the token and did not resize the embedding."""
+    folder, _ = hf_folder(vocab_size=258)
+    tokenizer = helpers.tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(folder)
+    ours, spec = load_tokenizer(folder), get_model_spec("llama")
+    assert (ours.vocab_size, ours.pad_id) == (259, 258)
+    check_fits_preset(read_config(folder), ours, spec, folder)
+    assert "padding token (id 258) is beyond the model's embedding of 258 tokens" in caplog.text
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="the tokenizer has 260 tokens"):
+        check_fits_preset(read_config(folder), load_tokenizer(folder), spec, folder)
+    ours.eos_id = 258  # it ends answers, so it is needed
+    with pytest.raises(UserError, match="the tokenizer has 259 tokens"):
+        check_fits_preset(read_config(folder), ours, spec, folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints_tools.encoder_config import heads_for, to_hf_encoder_config
+from checkpoints_tools.encoder_config import UNNAMED, heads_for, to_hf_encoder_config
 from checkpoints_tools.export import export_hf
 from data.encoder.samples import output_labels
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
@@ -27,7 +27,7 @@ from eval.resolve import load_config
 from eval.results import read_predictions, read_results
 from eval.score import score
 from eval.setup import build_model, open_scoring
-from model.encoder import ROBERTA_BASE, Encoder
+from model.encoder import ROBERTA_BASE, Encoder, Head
 from tests.encoder_reference import ours_from, reference, scaled_down
 from tests.encoder_tokenizers import write_roberta
 
@@ -161,6 +161,76 @@ def test_a_whole_run(slots, tmp_path):
     results = read_results(tmp_path / "out")
     assert results.metrics == expected.metrics and results.counts == expected.counts
     assert (results.shots, results.prompt, results.model) == (0, None, "roberta")
+
+
+def write_classifier(folder, tokenizer_folder, labels, name):
+    """As transformers saves one: a class of one head, whose labels are in id2label alone."""
+    shutil.copytree(tokenizer_folder, folder)
+    kind, head = ("class", "dense") if name == "Sequence" else ("token", "linear")
+    config = scaled_down(ROBERTA_BASE, Head(UNNAMED, kind, len(labels)), head=head)
+    config = replace(config, vocab_size=load_encoder_tokenizer(folder).vocab_size, max_position=40)
+    hf = reference(config)
+    hf.config.id2label, hf.config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    hf.config.architectures = [f"RobertaFor{name}Classification"]
+    hf.save_pretrained(folder)
+    return hf
+
+
+@pytest.fixture
+def moods(tmp_path):
+    """A task of the user's own, with labels in the alphabet's order."""
+    texts = ["wake me up", "what is the weather", "play some music", "good morning", "how late is it", "stop"]
+    rows = "".join(f"{text},{'bad' if i % 2 else 'good'}\n" for i, text in enumerate(texts))
+    (tmp_path / "rows.csv").write_text("text,label\n" + rows)
+    path = tmp_path / "moods.toml"
+    path.write_text(
+        'name = "moods"\n[files]\ntrain = "rows.csv"\ntest = "rows.csv"\n'
+        '[[fields]]\nname = "mood"\ncolumn = "label"\ntype = "class"\nlabels = ["bad", "good", "so so"]\n'
+    )
+    return path, texts
+
+
+@pytest.mark.parametrize("labels", [["bad", "good", "so so"], ["so so", "bad", "good"]], ids=["same order", "another"])
+def test_a_classifier_of_transformers_is_scored_by_the_names_of_its_labels(labels, tokenizer_folder, moods, tmp_path):
+    task, texts = moods
+    hf = write_classifier(tmp_path / "hf", tokenizer_folder, labels, "Sequence")
+    setup = plan(tmp_path / "hf", task=str(task), data=None)
+    assert [(head.name, head.n_labels) for head in setup.config.heads] == [("mood", 3)]
+    model = build_model(setup, "fp32", torch.device("cpu"))
+    for text, answer in zip(texts, score(model, replace(setup.job, cache_dir=None)).predictions, strict=True):
+        ids = [setup.tokenizer.cls_id, *setup.tokenizer.encode(text), setup.tokenizer.sep_id]
+        with torch.no_grad():
+            expected = hf(torch.tensor([ids])).logits[0].softmax(-1).tolist()
+        assert max(expected) - min(expected) > 0.01
+        assert dict(answer.top["mood"]) == pytest.approx(dict(zip(labels, expected, strict=True)), abs=1e-4)
+
+
+def test_a_token_classifier_of_transformers_is_scored_by_its_tags(tokenizer_folder, tmp_path):
+    tags = output_labels(SLOTS)["slots"]
+    shuffled = sorted(tags)
+    assert shuffled != tags
+    hf = write_classifier(tmp_path / "hf", tokenizer_folder, shuffled, "Token")
+    setup = plan(tmp_path / "hf", limit=5)  # no --task: the labels are those of one built-in task
+    assert setup.task == SLOTS
+    weight = build_model(setup, "fp32", torch.device("cpu")).heads["slots"].out.weight
+    for i in (0, 1, 50):
+        assert torch.equal(weight[i], hf.classifier.weight[shuffled.index(tags[i])])
+
+
+def test_a_classifier_of_transformers_whose_labels_do_not_fit(tokenizer_folder, moods, tmp_path):
+    task = str(moods[0])
+    write_classifier(tmp_path / "hf", tokenizer_folder, ["bad", "good", "fine"], "Sequence")
+    with pytest.raises(UserError, match="labels of field mood of task moods: only one of the two has fine, so so"):
+        plan(tmp_path / "hf", task=task, data=None)
+    with pytest.raises(UserError, match="no --task given, and no built-in task has the labels of .*id2label"):
+        plan(tmp_path / "hf")
+    with pytest.raises(UserError, match="needs the heads slots .* has one head, which gives a label to each document"):
+        plan(tmp_path / "hf", task="massive_slots")
+    path = tmp_path / "hf" / "config.json"
+    raw = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("id2label", "label2id")}
+    path.write_text(json.dumps(raw | {"num_labels": 3}))
+    with pytest.raises(UserError, match="id2label is missing, so what the head's 3 outputs mean is not known"):
+        plan(tmp_path / "hf", task=task, data=None)
 
 
 def test_an_export_of_a_joint_model_says_what_the_model_says(tokenizer_folder, tmp_path):

@@ -1,0 +1,124 @@
+"""Say what a path is that is no checkpoint folder, and what to name or do instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from checkpoints_tools.formats import is_gguf, is_meta_folder
+from checkpoints_tools.json_files import read_json
+from data.errors import UserError
+
+SHOWN = 8  # paths named in a message
+ADAPTER = "adapter_config.json"
+# Files of other programs, by pattern -> what a folder with them holds.
+FOREIGN = {
+    "model_index.json": "a model of diffusers",
+    "*.onnx": "a model in ONNX format",
+    "tf_model*.h5": "TensorFlow weights",
+    "flax_model*.msgpack": "Flax weights",
+    "*.npz": "NumPy arrays",
+    "lit_model.pth": "a LitGPT checkpoint",
+}
+
+
+def describe(path: Path) -> str | None:
+    """What a path is that is no checkpoint folder; None if it is nothing known: missing, empty, or any other folder."""
+    if path.is_file():
+        return _describe_file(path)
+    if not path.is_dir():
+        return _describe_name(path)
+    for describe_folder in (describe_adapter, _hub_cache, _training_checkpoint, _inside, _foreign, _tokenizer):
+        found = describe_folder(path)
+        if found is not None:
+            return found
+    return None
+
+
+def _describe_file(path: Path) -> str:
+    if is_gguf(path):
+        return f"{path} is a GGUF file; convert it first: python -m checkpoints_tools.convert {path} NEW_FOLDER"
+    is_part = any((path.parent / name).is_file() for name in ("config.json", "params.json"))
+    return f"{path} is a file, not a folder" + (f"; name the checkpoint's folder: {path.parent}" if is_part else "")
+
+
+def _describe_name(path: Path) -> str | None:
+    """For a path that does not exist but may name a repository."""
+    url = re.fullmatch(r"https?:/+(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)(/.*)?", str(path))
+    if url is None and (path.parent.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path))):
+        return None
+    if url is None and path.parent.name in ("checkpoints", "runs"):  # this code's own folders
+        return None
+    repo = url[1] if url is not None else str(path)
+    to = Path("checkpoints") / repo.partition("/")[2]
+    return (
+        f"there is no folder {path}. If it names a repository on the Hugging Face Hub, download that first: "
+        f"hf download {repo} --local-dir {to}, then give --checkpoint {to}"
+    )
+
+
+def describe_adapter(folder: Path) -> str | None:
+    """For the folder of a LoRA (or another adapter of peft); None for any other."""
+    if not (folder / ADAPTER).is_file() and not any(folder.glob("adapter_model.*")):
+        return None
+    try:
+        about = read_json(folder / ADAPTER) if (folder / ADAPTER).is_file() else {}
+    except UserError:
+        about = {}
+    kind, base = about.get("peft_type") or "LoRA", about.get("base_model_name_or_path") or "its base model"
+    return (
+        f"{folder} holds an adapter ({kind}) for {base}, not a model. Merge the two and name the folder of the result: "
+        "AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload().save_pretrained(FOLDER) with peft"
+    )
+
+
+def _hub_cache(folder: Path) -> str | None:
+    repositories = sorted(folder.glob("models--*")) or sorted((folder / "hub").glob("models--*"))
+    if (folder / "snapshots").is_dir():
+        repositories = [folder]
+    if not repositories:
+        return None
+    snapshots = [path.parent for repo in repositories for path in sorted(repo.glob("snapshots/*/config.json"))]
+    if not snapshots:
+        return f"{folder} is a cache folder of huggingface_hub, and no snapshot in it has a config.json"
+    return f"{folder} is a cache folder of huggingface_hub. Name a checkpoint in it: {_listed(snapshots)}"
+
+
+def _training_checkpoint(folder: Path) -> str | None:
+    if not (folder / ".metadata").is_file():
+        return None
+    return (
+        f"{folder} is a training checkpoint (torch.distributed.checkpoint). A run continues from it with --resume, and "
+        "eval.py scores it. Otherwise name the run's export"
+    )
+
+
+def _inside(folder: Path) -> str | None:
+    inside = (path.relative_to(folder) for pattern in ("*/", "*/*/") for path in folder.glob(pattern))
+    visible = [folder / path for path in inside if not path.parts[0].startswith(".")]
+    meta = [path for path in visible if is_meta_folder(path)]
+    if len(meta) == 1:
+        return f"{folder} is not a checkpoint folder; {meta[0]} in it is one, in Meta's format: name that"
+    found = sorted(path for path in visible if path in meta or (path / "config.json").is_file())
+    return f"{folder} is not a checkpoint folder. Name one in it: {_listed(found)}" if found else None
+
+
+def _foreign(folder: Path) -> str | None:
+    for pattern, what in FOREIGN.items():
+        if any(folder.glob(pattern)):
+            return f"{folder} holds {what}; this code reads PyTorch weights: config.json with *.safetensors"
+    return None
+
+
+def _tokenizer(folder: Path) -> str | None:
+    names = {path.name for path in folder.iterdir()}
+    has_weights = any(name.endswith((".safetensors", ".bin", ".pth", ".pt")) for name in names)
+    if not has_weights and names & {"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json"}:
+        return f"{folder} holds a tokenizer, and neither a config.json nor weights"
+    return None
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    paths = list(paths)
+    return ", ".join(map(str, paths[:SHOWN])) + (f", and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
