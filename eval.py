@@ -86,7 +86,8 @@ def run(options: EvalConfig) -> None:
     log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", setup.weights.path, setup.task.name,
              options.split, len(job.examples), precision, world.size, device.type)  # fmt: skip
     if setup.prompt is not None:
-        log.info("prompt: %s template, %d shots, %s", setup.prompt.template, len(setup.prompt.shots),
+        why = f" ({setup.prompt.template_from})" if setup.prompt.template_from else ""
+        log.info("prompt: %s template%s, %d shots, %s", setup.prompt.template, why, len(setup.prompt.shots),
                  "as stored with the checkpoint" if setup.fine_tuned else "built from the options")  # fmt: skip
         warn_of_length(setup)
     else:

@@ -149,6 +149,7 @@ class PromptSpec:
         task: the task's name.
         joint_order: see `data.tasks.get_task`.
         template: key into `data.decoder.templates.TEMPLATES`.
+        template_from: why this template, in words; empty in older records.
         shots: the few-shot examples, already cut.
         seed: the seed of their draw.
         shots_choice: how they were chosen; see `choose_shots`.
@@ -172,6 +173,7 @@ class PromptSpec:
     wording: str = "clean"
     row_length: int | None = None
     fingerprint: str = ""
+    template_from: str = ""
 
     def signed(self, task: Task) -> PromptSpec:
         """A copy of this record with the fingerprint of the prompt that it builds now."""
