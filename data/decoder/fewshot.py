@@ -21,6 +21,7 @@ from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
+from data.json_text import to_json
 from data.tasks import ClassField, Task, TokenField, get_task
 
 PROMPT_FILE = "prompt.json"
@@ -213,7 +214,7 @@ class PromptSpec:
 
     def save(self, path: Path | str) -> None:
         """Write the record to a file, or to ``prompt.json`` in a folder."""
-        text = json.dumps(self.record(), indent=2, ensure_ascii=False)
+        text = to_json(self.record(), indent=2)
         _file(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod

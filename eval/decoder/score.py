@@ -25,7 +25,8 @@ from data.example import Example
 from data.lenient import read_leniently
 from data.packing import balance_counts
 from data.tasks import Task
-from eval.decoder.decode import Decoded, batches, greedy_decode
+from eval.decoder.decode import Decoded, NotFiniteLogits, batches, greedy_decode
+from eval.finite import logits_error
 from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.results import Prediction
@@ -59,6 +60,7 @@ def answer(
     Raises:
         UserError: the prompt leaves no space for any document in ``max_length``.
     """
+        NotFinite: the model gives NaN or infinity for an example.
     assert job.prompt is not None, "a decoder is prompted"
     requests = prepare_requests(job)
     samples, limits = requests.samples, requests.limits
@@ -67,17 +69,20 @@ def answer(
     bodies = [samples.body(i).tolist() for i in own]
 
     start = time.perf_counter()
-    decoded = greedy_decode(
-        model,
-        samples.prefix.tolist(),
-        bodies,
-        [limits[i] for i in own],
-        stop_tokens(job.prompt, cast(Tokenizer, job.tokenizer)),
-        device=ranks.device,
-        max_batch_tokens=job.max_batch_tokens,
-        group=(ranks.group or dist.group.WORLD) if ranks.sharded and ranks.world_size > 1 else None,
-        progress=progress,
-    )
+    try:
+        decoded = greedy_decode(
+            model,
+            samples.prefix.tolist(),
+            bodies,
+            [limits[i] for i in own],
+            stop_tokens(job.prompt, cast(Tokenizer, job.tokenizer)),
+            device=ranks.device,
+            max_batch_tokens=job.max_batch_tokens,
+            group=(ranks.group or dist.group.WORLD) if ranks.sharded and ranks.world_size > 1 else None,
+            progress=progress,
+        )
+    except NotFiniteLogits as error:
+        raise logits_error(model, job.examples[own[error.request]]) from None
     seconds = time.perf_counter() - start
 
     answers = [_read(job, samples, i, found) for i, found in zip(own, decoded, strict=True)]
