@@ -43,7 +43,7 @@ from eval.resolve import load_config
 from eval.results import Results, field_kinds, versions, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
-from eval.weights import trained_with
+from eval.weights import hash_weights, trained_with
 from train.parallel.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
 from train.parallel.mesh import lay_out_world
 
@@ -97,10 +97,12 @@ def run(options: EvalConfig) -> None:
     if options.tp > 1:
         log.info("%d replica(s) of the model, each split over %d ranks", n_replicas, options.tp)
     model = build_model(setup, precision, device, world.mesh["tensor"] if options.tp > 1 else None)
+    weights_hash = hash_weights(setup.weights.path) if world.is_main else ""
     with Progress(len(job.examples), n_replicas, show=world.is_main) as progress:
         result = score(model, job, ScoringRanks.of(world), progress.advance)
     if world.is_main:
         results = describe(setup, result, precision, world.size, device)
+        results.weights = weights_hash
         write_run(setup.output, results, result.predictions)
         console().print(details_table(results))
         log.info("written to %s", setup.output)
