@@ -104,6 +104,8 @@ def run(options: EvalConfig) -> None:
         results = describe(setup, result, precision, world.size, device)
         results.weights = weights_hash
         write_run(setup.output, results, result.predictions)
+        if n_cut := result.counts["not_stopped"]:
+            log.info("%d of %d answers ran into their limit of tokens (--max_new_tokens)", n_cut, len(job.examples))
         console().print(details_table(results))
         log.info("written to %s", setup.output)
 

@@ -88,6 +88,7 @@ class ModelSetup:
             max_new_tokens=self.options.max_new_tokens,
             max_batch_tokens=self.options.batch_tokens,
             cache_dir=cache_dir,
+            fine_tuned=self.fine_tuned,
         )
 
 

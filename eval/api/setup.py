@@ -197,9 +197,9 @@ def build_requests(
 
 
 def answer_budget(task: Task, example: Example) -> int:
-    """Maximum tokens of an example's answer: its longest valid answer, and a margin.
+    """Maximum tokens of an example's answer: the longest form of its longest valid answer, and a margin.
 
     From its characters even where a vocabulary is at hand, so that a request is the same everywhere.
     """
-    longest = task.longest(example.words, len)
-    return -(-len(longest) // CHARACTERS_PER_ANSWER_TOKEN) + BUDGET_MARGIN
+    longest = max(map(len, task.longest_forms(example.words, len)))
+    return -(-longest // CHARACTERS_PER_ANSWER_TOKEN) + BUDGET_MARGIN
