@@ -43,7 +43,7 @@ from eval.resolve import load_config
 from eval.results import Results, field_kinds, versions, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
-from eval.weights import trained_with
+from eval.weights import hash_weights, trained_with
 from train.parallel.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
 from train.parallel.mesh import lay_out_world
 
@@ -86,7 +86,8 @@ def run(options: EvalConfig) -> None:
     log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", setup.weights.path, setup.task.name,
              options.split, len(job.examples), precision, world.size, device.type)  # fmt: skip
     if setup.prompt is not None:
-        log.info("prompt: %s template, %d shots, %s", setup.prompt.template, len(setup.prompt.shots),
+        why = f" ({setup.prompt.template_from})" if setup.prompt.template_from else ""
+        log.info("prompt: %s template%s, %d shots, %s", setup.prompt.template, why, len(setup.prompt.shots),
                  "as stored with the checkpoint" if setup.fine_tuned else "built from the options")  # fmt: skip
         warn_of_length(setup)
     else:
@@ -96,11 +97,15 @@ def run(options: EvalConfig) -> None:
     if options.tp > 1:
         log.info("%d replica(s) of the model, each split over %d ranks", n_replicas, options.tp)
     model = build_model(setup, precision, device, world.mesh["tensor"] if options.tp > 1 else None)
+    weights_hash = hash_weights(setup.weights.path) if world.is_main else ""
     with Progress(len(job.examples), n_replicas, show=world.is_main) as progress:
         result = score(model, job, ScoringRanks.of(world), progress.advance)
     if world.is_main:
         results = describe(setup, result, precision, world.size, device)
+        results.weights = weights_hash
         write_run(setup.output, results, result.predictions)
+        if n_cut := result.counts["not_stopped"]:
+            log.info("%d of %d answers ran into their limit of tokens (--max_new_tokens)", n_cut, len(job.examples))
         console().print(details_table(results))
         log.info("written to %s", setup.output)
 

@@ -13,6 +13,9 @@ others wrote have no ``heads`` key; the head that their architecture names is th
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,9 +29,12 @@ from data.errors import UserError
 from data.tasks import ClassField, Task
 from model.encoder import EncoderConfig, Head
 
+log = logging.getLogger(__name__)
+
 FAMILIES = ("roberta", "bert")
 # Name of a head in a checkpoint that does not say which field it predicts.
 UNNAMED = "classifier"
+LABELS_SHOWN = 5  # in an error message
 # Class in ``architectures`` without the family's prefix -> kind of its head; None: a head that we ignore, or none.
 CLASSES = {
     "Model": None,
@@ -169,6 +175,46 @@ def read_head_labels(raw: dict[str, Any]) -> dict[str, list[str]]:
     if names[0].endswith(("ForSequenceClassification", "ForTokenClassification")) and raw.get("id2label"):
         return {UNNAMED: [raw["id2label"][key] for key in sorted(raw["id2label"], key=int)]}
     return {}
+
+
+def how_labels_differ(stored: list[str], own: list[str]) -> str:
+    """How a head's labels differ from those of a task; empty if they are the same in the same order."""
+    if stored == own:
+        return ""
+    differ = [label for label in dict.fromkeys([*stored, *own]) if (label in own) != (label in stored)]
+    return f"only one of the two has {', '.join(differ[:LABELS_SHOWN])}" if differ else "their order differs"
+
+
+def check_head_labels(labels: dict[str, list[str]], pairs: Iterable[tuple[str, str]], task: Task, where: str) -> None:
+    """Check that a checkpoint's heads number their outputs as the task does, before training goes on from them.
+
+    Heads whose labels are only numbered (transformers' ``LABEL_0``) or have entirely other names are taken by number;
+    of the latter the log says so.
+
+    Args:
+        labels: `read_head_labels` of the checkpoint.
+        pairs: field of the checkpoint and field of the task, of each head that is taken.
+
+    Raises:
+        UserError: the labels have another order, or are partly the same.
+    """
+    for name, field in pairs:
+        own = output_labels(task)[field]
+        stored = labels.get(name, own)
+        how = how_labels_differ(stored, own)
+        if not how or all(re.fullmatch(r"LABEL_\d+", label) for label in stored):
+            continue
+        listed, wanted = (", ".join(some[:LABELS_SHOWN]) for some in (stored, own))
+        if not set(stored) & set(own) - {"O"}:
+            log.warning("warning: the head of field '%s' in %s is for other labels (%s, ...); training starts from it, "
+                        "and its outputs become %s, ...", field, where, listed, wanted)  # fmt: skip
+            continue
+        reorder = ", or list the task's labels in the head's order" if task.custom is not None else ""
+        raise UserError(
+            f"{where}: the labels of field '{field}' are not those of task {task.name}: {how}. They number the head's "
+            f"outputs: {listed}, ...; the task's are {wanted}, ... Start from the checkpoint before fine-tuning, which "
+            f"has no heads{reorder}."
+        )
 
 
 def read_max_length(raw: dict[str, Any]) -> int | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.json_text import to_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -22,4 +23,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, contents: dict[str, Any]) -> None:
     """Write a JSON object to a file in Hugging Face's layout."""
-    path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(to_json(contents, indent=2) + "\n", encoding="utf-8")

@@ -19,12 +19,15 @@ from typing import Any, ClassVar, Literal, cast
 from torch import nn
 
 from checkpoints_tools.encoder_config import (
+    check_head_labels,
     check_roberta_tokenizer,
     heads_for,
     parse_encoder_config,
+    read_head_labels,
     write_encoder_export,
 )
 from checkpoints_tools.encoder_keys import encoder_to_theirs, match_encoder, match_heads
+from checkpoints_tools.json_files import read_json
 from checkpoints_tools.key_maps import Matched, llama_to_theirs, match_llama
 from checkpoints_tools.llama_config import parse_llama_config, write_llama_config, write_llama_export
 from data.decoder.templates import MESSAGES
@@ -76,7 +79,7 @@ class Architecture:
         to_theirs: (our parameter name, config) → name in an export.
         load_tokenizer: folder → tokenizer. Raises UserError.
         with_task: (config, task, ``--head``, the folder for messages) → config of a model for the task. Raises
-            UserError if the folder's heads are not the task's.
+            UserError if the folder's heads are not the task's, or number their outputs differently.
         check_tokenizer: (config, tokenizer, folder for messages) → None, for checks that only this architecture needs.
             Raises UserError if config and tokenizer do not belong together.
         tensor_plan: how its matrices are split over ranks; None: tensor parallelism is refused.
@@ -110,7 +113,10 @@ def _with_heads(
 ) -> EncoderConfig:
     wanted = replace(config, head=head, heads=heads_for(task))
     if config.heads:
-        match_heads(config, wanted, str(folder))
+        pairs = match_heads(config, wanted, str(folder))
+        by_key = {head.key: head.name for head in (*config.heads, *wanted.heads)}
+        labels = read_head_labels(read_json(Path(folder) / "config.json"))
+        check_head_labels(labels, [(by_key[key], by_key[other]) for key, other in pairs.items()], task, str(folder))
     return wanted
 
 

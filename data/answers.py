@@ -21,6 +21,9 @@ Only these forms are read:
   labels in this notation.
 
 A label must be exactly one of the set: same case, same spelling, nothing before or after it. Nothing here raises.
+
+Of these `forms` gives those that models write often, for the tokens that an answer may have: on one line, and JSON also
+indented by two spaces; each alone or in a code fence.
 """
 
 from __future__ import annotations
@@ -292,6 +295,15 @@ def iob2(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple(
         f"B-{tag[2:]}" if tag.startswith("I-") and before[i][2:] != tag[2:] else tag for i, tag in enumerate(tags)
     )
+
+
+def forms(answer: str | list[str] | dict[str, str | list[str]]) -> list[str]:
+    """An answer as it is written, first, and in the other forms in which models often write it; all are read."""
+    if isinstance(answer, str):
+        texts = [answer]
+    else:
+        texts = [json.dumps(answer, ensure_ascii=False), json.dumps(answer, ensure_ascii=False, indent=2)]
+    return [*texts, *(f"```json\n{text}\n```" for text in texts)]
 
 
 def unfence(text: str) -> str:

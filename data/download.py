@@ -24,7 +24,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
-import json
 import logging
 import sys
 import time
@@ -46,6 +45,7 @@ from rich.progress import (
 )
 
 from data.errors import UserError
+from data.json_text import to_json
 from data.readers import massive, newsgroups
 from data.source import DOWNLOAD_DIR
 
@@ -276,7 +276,7 @@ def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = No
                     for key in HUB_COLUMNS:  # class ids back to their names
                         class_names = names[key]
                         line[key] = class_names[row[key]] if isinstance(row[key], int) and class_names else row[key]
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.write(to_json(line) + "\n")
         counts = _counts("massive", part)
         if counts != massive.UTTERANCES_IN_RELEASE:
             expected = _listed(massive.UTTERANCES_IN_RELEASE)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.json_text import to_json
 from data.tasks import SLOT_ANSWERS, ClassField, Field, Task, TokenField
 
 TASK_FILE = "task.json"
@@ -21,7 +22,7 @@ _TEXTS = ("name", "dataset", "document_name", "document_noun", "instruction", "t
 
 def save_task(task: Task, folder: Path) -> None:
     """Write ``task.json`` into a folder."""
-    text = json.dumps(task_record(task), indent=2, ensure_ascii=False)
+    text = to_json(task_record(task), indent=2)
     (folder / TASK_FILE).write_text(text + "\n", encoding="utf-8")
 
 

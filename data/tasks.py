@@ -16,14 +16,13 @@ around the answer is in `data.decoder.prompts`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.answers import Counts, Format, Label, Labels, Parsed, Spans, TagList, TypeList, literal
+from data.answers import Counts, Format, Label, Labels, Parsed, Spans, TagList, TypeList, forms, literal
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.massive import INTENTS, SLOT_TYPES
@@ -111,7 +110,7 @@ class Task:
             labels: by field name.
             words: of the document; a field whose answer is spans needs them.
         """
-        return self._join([field.format.write(labels[field.name], words) for field in self.fields])
+        return self._forms([field.format.write(labels[field.name], words) for field in self.fields])[0]
 
     def read(self, text: str, words: Sequence[str]) -> Parsed:
         """The labels in an answer; never raises.
@@ -140,17 +139,19 @@ class Task:
         return Parsed(labels, unparsed, found, **vars(counts))
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
-        """An answer that is at least as long as any valid one to a document with these words.
+        """An answer that is at least as long as any to a document with these words, written as `write` does.
 
         Args:
             length: of a label, in tokens.
         """
-        return self._join([field.format.longest(words, length) for field in self.fields])
+        return self.longest_forms(words, length)[0]
 
-    def _join(self, values: Sequence[str | list[str]]) -> str:
-        if self.is_joint:
-            return json.dumps(dict(zip(self.keys, values, strict=True)), ensure_ascii=False)
-        return values[0] if isinstance(values[0], str) else json.dumps(values[0], ensure_ascii=False)
+    def longest_forms(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
+        """The same answer in all forms in which models often write it (`data.answers.forms`)."""
+        return self._forms([field.format.longest(words, length) for field in self.fields])
+
+    def _forms(self, values: Sequence[str | list[str]]) -> list[str]:
+        return forms(dict(zip(self.keys, values, strict=True)) if self.is_joint else values[0])
 
     def with_slot_answer(self, answer: str) -> Task:
         """The same task with all token fields written as ``answer``, a key of `SLOT_ANSWERS`.

@@ -50,6 +50,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         metrics={},
         model=_both(a.model, b.model),
         checkpoint=" + ".join(filter(None, (a.checkpoint, b.checkpoint))),
+        weights=" + ".join(filter(None, (a.weights, b.weights))),
         shots=a.shots,
         counts=count_oddities(predictions)
         | {"limit_shortened": a.counts.get("limit_shortened", 0) + b.counts.get("limit_shortened", 0)},

@@ -110,7 +110,7 @@ class EvalConfig:
     """Maximum document length of an encoder in tokens, special tokens included; default: as stored with the checkpoint,
     else 512 or the model's number of positions, if smaller."""
     max_new_tokens: int | None = None
-    """Maximum answer length in tokens; default: enough for each example's longest valid answer."""
+    """Maximum answer length in tokens; default: each example's longest valid answer, in any form that is read."""
     batch_tokens: int = 4096
     """Maximum tokens in a decoding batch, or in an encoder's packed row. 1 decodes one example at a time, so that the
     seconds are the latency of one call."""

@@ -24,9 +24,9 @@ class ScoreResult:
     Attributes:
         predictions: one per example, in their order; empty on ranks other than 0.
         metrics: see :func:`eval.results.measure`; the same on every rank.
-        counts: ``truncated`` documents; answers ``not_stopped`` (cut at their token limit); in answers to token fields
-            ``labels_missing``, ``labels_extra``, ``labels_unknown`` and ``spans_not_found``; and for decoders
-            ``limit_shortened``, answers whose token budget within ``max_length`` is below the longest valid answer.
+        counts: ``truncated`` documents; answers ``not_stopped`` (they ran into their token limit); in answers to token
+            fields ``labels_missing``, ``labels_extra``, ``labels_unknown`` and ``spans_not_found``; and for decoders
+            ``limit_shortened``, answers for which ``max_length`` leaves fewer tokens than are reserved for them.
         cost: ``seconds`` from the first forward pass to the last answer, on the slowest rank;
             ``seconds_per_example``, which is ``seconds`` / examples: a latency only for batches of one on one rank;
             and mean tokens per example: ``prompt_tokens`` (prefix included), ``computed_tokens`` (prefix counted

@@ -110,6 +110,7 @@ class HeldOutScoring:
             max_new_tokens=config.eval.max_new_tokens,
             max_batch_tokens=max_batch_tokens,
             cache_dir=config.data.cache_dir or CACHE_DIR,
+            fine_tuned=True,
         )
 
     @property

@@ -33,7 +33,8 @@ class ScoringJob:
             an encoder's the document with its special tokens.
         prompt: None for an encoder. A decoder prefills the prompt's prefix once per rank, not once per example.
         max_new_tokens: maximum tokens of a decoder's answer, without the end-of-turn token. None: each example's
-            longest valid answer and a margin (`eval.decoder.score.answer_budgets`).
+            longest valid answer in its longest form, and a margin (`eval.decoder.score.answer_budgets`).
+        fine_tuned: the model learned this prompt; see `eval.decoder.score.prepare_requests`.
         max_batch_tokens: maximum tokens of a decoding batch, answers included, or of an encoder's row. A longer example
             is a batch by itself; with 1, every example is.
         cache_dir: folder for caching tokenized examples; None: no caching.
@@ -47,6 +48,7 @@ class ScoringJob:
     max_new_tokens: int | None = None
     max_batch_tokens: int = BATCH_TOKENS
     cache_dir: Path | None = None
+    fine_tuned: bool = False
 
     @property
     def kind(self) -> Literal["decoder", "encoder"]:

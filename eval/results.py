@@ -10,6 +10,7 @@ Decoders, encoders, baselines and combined runs all use this format, so that all
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 from data.errors import UserError
 from data.example import Example
+from data.json_text import to_json
 from data.tasks import ClassField, TokenField
 from eval.metrics import HasFields, Labels, compute_metrics
 
@@ -108,6 +110,10 @@ class Results:
         cost: seconds and tokens, in total and per example.
         settings: all other settings: precision, lengths, seed.
         versions: Python, the packages that can change the figures, and the platform.
+        weights: hash of the weights (:func:`eval.weights.hash_weights`); empty for systems without any, and in older
+            files.
+        predictions: SHA-256 of the ``predictions.jsonl`` of the same scoring, made by `write_run`; empty in older
+            files.
     """
 
     system: str
@@ -124,6 +130,8 @@ class Results:
     cost: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    weights: str = ""
+    predictions: str = ""
 
 
 def measure(task: HasFields, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -178,28 +186,46 @@ def versions() -> dict[str, str]:
 
 
 def write_run(folder: Path, results: Results, predictions: Sequence[Prediction]) -> None:
-    """Write both files; existing ones are replaced."""
+    """Write both files; existing ones are replaced when both are complete.
+
+    ``results`` gets the hash of the predictions, so that `read_results` notices a pair of two scorings.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / PREDICTIONS).open("w", encoding="utf-8") as file:
+    new = {name: folder / f".{name}.new" for name in (PREDICTIONS, RESULTS)}
+    with new[PREDICTIONS].open("w", encoding="utf-8", newline="\n") as file:
         for prediction in predictions:
-            file.write(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n")
-    text = json.dumps(dataclasses.asdict(results), indent=2, ensure_ascii=False)
-    (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
+            file.write(to_json(dataclasses.asdict(prediction)) + "\n")
+    results.predictions = _sha256(new[PREDICTIONS])
+    new[RESULTS].write_text(to_json(dataclasses.asdict(results), indent=2) + "\n", encoding="utf-8")
+    for name, path in new.items():
+        path.replace(folder / name)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_results(folder: Path) -> Results:
     """Read ``results.json``.
 
     Raises:
-        UserError: the folder has none, or one in another format.
+        UserError: the folder has none, or one in another format, or one beside the predictions of another scoring.
     """
     path = folder / RESULTS if folder.is_dir() else folder
     if path.name != RESULTS or not path.is_file():
         raise UserError(f"'{folder}' is not a scored run: it has no {RESULTS}. Give the --output folder of eval.py.")
     try:
-        return Results(**json.loads(path.read_text(encoding="utf-8")))
+        results = Results(**json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise UserError(f"'{path}' is not a results file of this program: {error}. Score again.") from None
+    predictions = path.parent / PREDICTIONS
+    if results.predictions and predictions.is_file() and _sha256(predictions) != results.predictions:
+        raise UserError(
+            f"'{predictions}' is not of the scoring that wrote {RESULTS} beside it: another was interrupted between "
+            "the two, or a file was replaced or changed. Score again."
+        )
+    return results
 
 
 def read_predictions(folder: Path) -> list[Prediction]:

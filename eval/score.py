@@ -44,7 +44,7 @@ def score(
         progress: called with the number of examples newly finished on this rank.
 
     Raises:
-        UserError: see `eval.decoder.score.answer`.
+        UserError, NotFinite: see `eval.decoder.score.answer`.
     """
     ranks = ranks or ScoringRanks()
     share = SCORERS[job.kind].answer(model, job, ranks, progress)

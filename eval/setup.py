@@ -31,7 +31,7 @@ from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PROMPT_FILE, PromptSpec, choose_shots, cut_shots
 from data.decoder.round_trip import check_labels
-from data.decoder.templates import template_for
+from data.decoder.templates import Choice, pick_template
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -92,6 +92,7 @@ class ModelSetup:
             max_new_tokens=self.options.max_new_tokens,
             max_batch_tokens=self.options.batch_tokens,
             cache_dir=cache_dir,
+            fine_tuned=self.fine_tuned,
         )
 
 
@@ -336,12 +337,14 @@ def new_prompt(
         shots = choose_shots(examples, task, options.shots or 0, seed, choice, options.shot_ids)
         if tokenizer is not None:
             shots = cut_shots(shots, tokenizer, options.shot_tokens)
-    template = options.template
-    if template == "auto":  # as in training
-        template = template_for(tokenizer, spec.chat_template) if tokenizer is not None else spec.chat_template
+    if tokenizer is None and options.template == "auto":
+        template = Choice(spec.chat_template, "the preset's: there is no tokenizer")
+    else:  # as in training
+        template = pick_template(options.template, cast(Tokenizer, tokenizer), spec.chat_template)
     prompt = PromptSpec(
         task=task.name,
-        template=template,
+        template=template.template,
+        template_from=template.why,
         joint_order=order,
         shots=tuple(shots),
         seed=seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, read_state, what_is_missing
 from train.planning.checkpoint import find_config
+
+WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".distcp")
+# Of a larger file this many blocks are hashed, evenly spaced from its beginning to its end.
+N_BLOCKS, BLOCK = 64, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -131,3 +137,31 @@ def trained_length(weights: Weights, config: EncoderConfig) -> int:
         path = weights.path / "config.json"  # missing only in a plan
         stored, row_length = read_max_length(read_json(path)) if path.is_file() else None, LONGEST_DOCUMENT
     return stored or min(LONGEST_DOCUMENT, config.max_position, row_length)
+
+
+def hash_weights(folder: Path) -> str:
+    """A hash that tells a checkpoint's weights from others: see `hash_files`."""
+    return hash_files(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES)
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that tells a checkpoint's folder from others: see `hash_files`. Model cards do not count."""
+    return hash_files(path for path in folder.iterdir() if path.suffix != ".md")
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """SHA-256 of the names, sizes and contents of files; of a large file, of 4 MiB in `N_BLOCKS` blocks.
+
+    Training changes weights everywhere, so this tells checkpoints apart, in a second also at 70B. It is no proof that
+    every byte is the same.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in paths if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        step = max(BLOCK, -((BLOCK - size) // (N_BLOCKS - 1)))  # rounded up: the last block is the file's end
+        with path.open("rb") as file:
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()

@@ -109,7 +109,7 @@ def test_config_toml_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 # What today's files say beyond the old ones: there were no answers of spans, no choice of shots, no lenient reading.
 NEW_COUNTS = {"spans_not_found": 0}
 NEW_FLAGS = {"n_not_found": 0}
-NEW_IN_PROMPT = {"shots_choice": "balanced", "wording": "clean"}
+NEW_IN_PROMPT = {"shots_choice": "balanced", "wording": "clean", "template_from": ""}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -138,6 +138,9 @@ def test_a_resumed_run_arrives_where_the_old_code_did(name: str, program: Progra
             found = {field.name: list(field.labels) for field in task.fields}
         else:
             found = read_json(run / "export" / file)
+        if file == "prompt.json":
+            assert found["template_from"], "a new export says why it has this template"
+            found["template_from"] = ""
         old_file = read_json(OLD / name / "export" / file)
         assert found == (old_file | NEW_IN_PROMPT if file == "prompt.json" else old_file), file
 
@@ -195,6 +198,7 @@ def test_scored_runs_are_compared_and_combined(program: Program, tmp_path: Path)
     assert (tmp_path / "compared.md").read_text() == (scored / "compared.md").read_text()
     program("eval.py", "--combine", scored / "intent", scored / "slots", "--output", tmp_path / "dual")
     new, old = (read_json(folder / "results.json") for folder in (tmp_path / "dual", scored / "dual"))
+    assert new.pop("predictions") and new.pop("weights") == "", "hashes; the old files have none"
     assert new | {"versions": {}} == old | {"versions": {}, "counts": old["counts"] | NEW_COUNTS}
     after, before = (read_lines(folder / "predictions.jsonl") for folder in (tmp_path / "dual", scored / "dual"))
     assert after == [line | NEW_FLAGS | {"lenient": None} for line in before]

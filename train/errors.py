@@ -9,6 +9,10 @@ class RunStopped(UserError):
     """Training cannot continue, e.g. out of memory or a loss that is NaN or infinite. Exit status 3, no traceback."""
 
 
+class NotFinite(UserError):
+    """A model's logits are NaN or infinite: nothing can be read from them."""
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM arrived; the step was finished and a checkpoint saved. Exit status 128 + signal."""
 

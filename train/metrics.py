@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from rich.text import Text
 
 from data.errors import UserError
+from data.json_text import to_json
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class RunLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(to_json(record, ascii_only=True) + "\n")
 
     def close(self) -> None:
         if self._progress is not None:

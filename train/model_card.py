@@ -64,9 +64,9 @@ def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[lis
     held = f", {len(setup.held_out):,} more held out" if setup.held_out else ""
     yield ["data", f"`{setup.task.name}`, {len(setup.samples):,} training examples{held}"]
     if setup.prompt_spec is not None:
-        shots = len(setup.prompt_spec.shots)
-        wording = setup.prompt_spec.wording
-        yield ["prompt", f"`{setup.prompt_spec.template}` chat template, {shots} examples in it, {wording} wording"]
+        spec, shots = setup.prompt_spec, len(setup.prompt_spec.shots)
+        template = f"`{spec.template}` chat template ({spec.template_from})"
+        yield ["prompt", f"{template}, {shots} examples in it, {spec.wording} wording"]
     yield ["length", f"{step:,} steps of {batch.batch_size} {batch.batch_unit}: {epochs:.2f} epochs"]
     yield ["peak learning rate", f"{config.optim.lr:g}, {config.optim.schedule} schedule"]
     yield ["optimizer", f"{config.optim.optim}, all weights trained"]

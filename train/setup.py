@@ -27,7 +27,7 @@ from data.batch import Samples
 from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
 from data.decoder.round_trip import check_labels
 from data.decoder.samples import SampleSet, prepare
-from data.decoder.templates import Prompt, template_for
+from data.decoder.templates import Prompt, pick_template
 from data.decoder.tokenizer import Tokenizer
 from data.encoder.samples import LONGEST_DOCUMENT
 from data.encoder.samples import SampleSet as EncoderSampleSet
@@ -125,7 +125,9 @@ def open_run(config: TrainConfig) -> Setup:
     held_out, shots, examples = divide(examples, task, config)
     samples, prompt_spec = prepare_samples(config, spec, model_config, task, tokenizer, examples, shots)
     prompt = prompt_spec.build(task) if prompt_spec is not None else None
-    if prompt is not None:
+    if prompt_spec is not None:
+        log.info("prompt: %s template (%s), %d shots", prompt_spec.template, prompt_spec.template_from,
+                 len(prompt_spec.shots))  # fmt: skip
         _warn_of_length(cast(SampleSet, samples), model_config, config)
     log.info("training data: %s", samples.describe())
 
@@ -247,12 +249,11 @@ def longest_input(config: TrainConfig, model_config: ModelConfig) -> int:
 def _prompt_spec(
     config: TrainConfig, spec: ModelSpec, task: Task, tokenizer: Tokenizer, shots: list[Example]
 ) -> PromptSpec:
-    template: str = config.data.template
-    if template == "auto":
-        template = template_for(tokenizer, spec.chat_template)
+    choice = pick_template(config.data.template, tokenizer, spec.chat_template)
     return PromptSpec(
         task=task.name,
-        template=template,
+        template=choice.template,
+        template_from=choice.why,
         joint_order=config.data.joint_order,
         shots=tuple(cut_shots(shots, tokenizer, config.data.shot_tokens)),
         seed=shots_seed(config),

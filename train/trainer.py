@@ -32,7 +32,8 @@ from train.checkpointing import checkpoint
 from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
-from train.errors import Interrupted, RunStopped
+from train.errors import Interrupted, NotFinite, RunStopped
+from train.finite import non_finite_parameters
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
 from train.model_card import model_card
@@ -49,6 +50,7 @@ def rank_seed(seed: int, rank: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0])
 
 
+NAMED_TENSORS = 5  # in the message when a run stops
 NAMED_SAMPLES = 20  # ids in the message when a run stops; log.jsonl has all of them
 
 
@@ -277,18 +279,22 @@ class Trainer:
 
     def _stop(self, batch: StepBatch, loss: float, norm: float) -> None:
         self.saver.close()
-        newest = checkpoint.steps_in(self.checkpoints)
-        kept = f"The last checkpoint is {newest[-1]}." if newest else "No checkpoint had been saved yet."
         self.log.event("stopped", step=self.step + 1, loss=str(loss), grad_norm=str(norm), samples=batch.sample_ids)
         ids = batch.sample_ids[:NAMED_SAMPLES]
         more = (
             f" and {len(batch.sample_ids) - len(ids)} more (in log.jsonl)" if len(batch.sample_ids) > len(ids) else ""
         )
         raise RunStopped(
-            f"step {self.step + 1}: the loss is {loss} and the gradient norm {norm}. No update was made. {kept}\n"
+            f"step {self.step + 1}: the loss is {loss} and the gradient norm {norm}. No update was made. "
+            f"{self._kept()}\n"
             f"The step's samples: {', '.join(ids)}{more}.\n"
             "Usual causes: a learning rate that is too high, damaged weights, or a bad sample."
         )
+
+    def _kept(self) -> str:
+        """A sentence about the newest checkpoint, for a run that stops."""
+        saved = checkpoint.steps_in(self.checkpoints)
+        return f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint had been saved yet."
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         # Under torchrun a signal from the terminal arrives twice: only the first one counts.
@@ -314,6 +320,7 @@ class Trainer:
     def _save(self) -> None:
         if self.saved_step == self.step:
             return
+        self._require_finite_weights()
         state = checkpoint.RunState(
             step=self.step,
             config=options.flatten(self.config),
@@ -327,10 +334,26 @@ class Trainer:
         self.saver.save(self.model, self.optimizer, state, self.setup.save_task)
         self.saved_step = self.step
 
+    def _require_finite_weights(self) -> None:
+        """Raise RunStopped if an update made a weight NaN or infinite; the next loss would show it too late."""
+        damaged = non_finite_parameters(self.model)
+        (n_damaged,) = all_sum([len(damaged)], self.world.device)
+        if n_damaged:
+            self.saver.close()
+            names = ", ".join(damaged[:NAMED_TENSORS]) or "tensors of other ranks"
+            raise RunStopped(
+                f"after step {self.step} these weights hold NaN or infinite values, and were not saved: {names}. "
+                f"{self._kept()} Usual cause: a learning rate that is too high."
+            )
+
     def _score(self) -> None:
         """Score the held-out examples; export the model to ``best/`` if it is the best so far."""
         assert self.scorer is not None
-        found = self.scorer.score(self.model)
+        try:
+            found = self.scorer.score(self.model)
+        except NotFinite as error:
+            self.saver.close()
+            raise RunStopped(f"scoring after step {self.step}: {error} {self._kept()}") from None
         figures, score = found.figures, found.score
         self.figures = figures
         self.log.event("score", step=self.step, score=score, **figures)

@@ -21,6 +21,7 @@ from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
+from data.json_text import to_json
 from data.tasks import ClassField, Task, TokenField, get_task
 
 PROMPT_FILE = "prompt.json"
@@ -151,6 +152,7 @@ class PromptSpec:
         task: the task's name.
         joint_order: see `data.tasks.get_task`.
         template: key into `data.decoder.templates.TEMPLATES`.
+        template_from: why this template, in words; empty in older records.
         shots: the few-shot examples, already cut.
         seed: the seed of their draw.
         shots_choice: how they were chosen; see `choose_shots`.
@@ -174,6 +176,7 @@ class PromptSpec:
     wording: str = "clean"
     row_length: int | None = None
     fingerprint: str = ""
+    template_from: str = ""
 
     def signed(self, task: Task) -> PromptSpec:
         """A copy of this record with the fingerprint of the prompt that it builds now."""
@@ -213,7 +216,7 @@ class PromptSpec:
 
     def save(self, path: Path | str) -> None:
         """Write the record to a file, or to ``prompt.json`` in a folder."""
-        text = json.dumps(self.record(), indent=2, ensure_ascii=False)
+        text = to_json(self.record(), indent=2)
         _file(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod

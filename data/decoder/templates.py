@@ -5,11 +5,15 @@ What stands in the turn is the prompt's text (`data.decoder.prompts`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
@@ -206,18 +210,66 @@ INST_WRITTEN = {
 }
 
 
-def template_for(tokenizer: Tokenizer, otherwise: str = "plain") -> str:
-    """The name of the chat template that a checkpoint was trained with, guessed from its tokenizer.
+class Choice(NamedTuple):
+    """A chat template, why it was chosen, and whether the checkpoint's files leave no doubt about it."""
 
-    The guess is from the tokenizer's Jinja template or, if it has none, from its special tokens. ``otherwise`` is
-    returned if neither is conclusive: Llama 2's base and chat models share one tokenizer.
+    template: str
+    why: str
+    is_sure: bool = True
+
+
+# A part of a model family's Jinja template -> our template; and the end of an answer, which its vocabulary has.
+MARKS = {"<|start_header_id|>": "llama3", "<|im_start|>": "chatml", "[INST]": "llama2"}
+ENDS = {"<|eot_id|>": "llama3", "<|im_end|>": "chatml"}
+
+
+def choose_template(tokenizer: Tokenizer, otherwise: str = "plain") -> Choice:
+    """The chat template that a checkpoint was trained with, guessed from its tokenizer.
+
+    Base and chat models of a family share a vocabulary. A chat model has a Jinja template, or ends a text with the end
+    of an answer. A base model has neither and never saw the template's tokens: it gets "plain".
+
+    Args:
+        otherwise: the template if there is a Jinja template of an unknown kind, or no sign of any: Llama 2's base and
+            chat models may have the same files.
     """
-    source, special = tokenizer.chat_template, tokenizer.special
-    if "<|start_header_id|>" in source or (not source and "<|eot_id|>" in special):
-        return "llama3"
-    if "<|im_start|>" in source or (not source and "<|im_start|>" in special):
-        return "smollm2" if TEMPLATES["smollm2"].default_system in source else "chatml"
-    return "llama2" if "[INST]" in source else otherwise
+    source = tokenizer.chat_template
+    if source:
+        found = next((name for mark, name in MARKS.items() if mark in source), None)
+        if found is None:
+            why = "the checkpoint's own chat template is of a kind that is not known here, and is not used"
+            return Choice(otherwise, why, is_sure=False)
+        if found == "chatml" and TEMPLATES["smollm2"].default_system in source:
+            found = "smollm2"
+        return Choice(found, "recognized in the checkpoint's chat template")
+    for end, name in ENDS.items():
+        if end not in tokenizer.special:
+            continue
+        if tokenizer.stated_eos == end:
+            return Choice(name, f"the tokenizer has no chat template, but its texts end with {end}, as a chat model's")
+        if not tokenizer.stated_eos:
+            why = f"the tokenizer has {end}, and its files do not say whether the model is a base or a chat model"
+            return Choice(name, why, is_sure=False)
+        why = f"a base model: the tokenizer has no chat template, and its texts end with {tokenizer.stated_eos}"
+        return Choice("plain", why)
+    is_plain = otherwise == "plain"
+    return Choice(otherwise, "the checkpoint has no chat template" + ("" if is_plain else "; the preset's"), is_plain)
+
+
+def pick_template(given: str, tokenizer: Tokenizer, otherwise: str) -> Choice:
+    """The template of an option's value: a name, or "auto" for that of `choose_template`; logs a doubtful choice."""
+    if given != "auto":
+        return Choice(given, "--template")
+    choice = choose_template(tokenizer, otherwise)
+    if not choice.is_sure:
+        log.warning("warning: template '%s' for the prompt: %s. --template chooses another; a base model needs plain.",
+                    choice.template, choice.why)  # fmt: skip
+    return choice
+
+
+def template_for(tokenizer: Tokenizer, otherwise: str = "plain") -> str:
+    """The name of the chat template that `choose_template` finds."""
+    return choose_template(tokenizer, otherwise).template
 
 
 def to_messages(prompt: Prompt, document: str) -> list[dict[str, str]]:

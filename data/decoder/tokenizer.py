@@ -63,6 +63,7 @@ class Tokenizer(Protocol):
         bos_id: the token that begins a text, None if the tokenizer has none.
         eos_id: the token that ends a text. The end of a chat turn may be another token (`data.decoder.templates`).
         pad_id: the padding token, None if there is none; nothing here uses it.
+        stated_eos: the text of the token that ends a text, if a configuration states it; else empty.
         special: the id of every special token, by its text.
         chat_template: the Jinja source that came with the tokenizer, "" if none did.
         fingerprint: hash of the defining files; equal fingerprints give equal ids.
@@ -72,6 +73,7 @@ class Tokenizer(Protocol):
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
+    stated_eos: str
     special: dict[str, int]
     chat_template: str
     fingerprint: str
@@ -95,7 +97,8 @@ class _FileTokenizer:
         config = parse_json(files, "tokenizer_config.json")
         names = {**parse_json(files, "special_tokens_map.json"), **config}
         self.bos_id = special.get(token_text(names.get("bos_token")))
-        self.eos_id = special.get(token_text(names.get("eos_token")))
+        self.stated_eos = token_text(names.get("eos_token")) or ""
+        self.eos_id = special.get(self.stated_eos)
         self.pad_id = special.get(token_text(names.get("pad_token")))
         self.chat_template = _chat_template(files, config)
 
@@ -301,7 +304,8 @@ def _chat_template(files: dict[str, bytes], config: dict[str, Any]) -> str:
         return files["chat_template.jinja"].decode("utf-8", "replace")
     template = config.get("chat_template") or ""
     if isinstance(template, list):  # several, by name
-        template = next((t["template"] for t in template if t.get("name") == "default"), "")
+        named = {t.get("name"): t.get("template", "") for t in template}
+        template = named.get("default") or next(iter(named.values()), "")
     return template
 
 

@@ -33,6 +33,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from data.errors import UserError
+from data.json_text import to_json
 from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
 
 TOKENIZER_FILES = (
@@ -181,7 +182,7 @@ class Tokenizer:
         if max_length is not None:
             name = "tokenizer_config.json"
             config = _object(self.files, name, self._folder) | {"model_max_length": max_length}
-            (folder / name).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (folder / name).write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:

@@ -305,10 +305,10 @@ def _parquet_record(row: Any, where: str, number: int) -> Record:
         (values,) = row.to_pylist()
     except (ValueError, OverflowError) as error:  # text that is not UTF-8; a date after the year 9999
         return Record(where, number, {}, f"{where}: cannot be read ({_first_line(error)}).")
-    return Record(where, number, {column: _plain(value) for column, value in values.items()})
+    return Record(where, number, {column: plain(value) for column, value in values.items()})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value from Parquet as JSON can have it.
 
     Times are written in ISO 8601. Bytes are decoded as UTF-8; those that are not UTF-8 become lone surrogates. NaN
@@ -324,9 +324,9 @@ def _plain(value: Any) -> Any:
         case date() | datetime() | time():
             return value.isoformat()
         case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): plain(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
     return str(value)
 
 

@@ -12,7 +12,6 @@ and its example is asked again.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import threading
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, get_type_hints
 
 from data.errors import UserError
+from data.json_text import to_json
 from data.readers.archive import parse_json
 from eval.api.setup import Request
 from eval.predict.partial import check_same, complete_lines, lock, writable
@@ -106,7 +106,7 @@ class AnswersFile:
 
 def _append(file: BinaryIO, path: Path, record: Mapping[str, Any]) -> None:
     with writable(path, " The answers before are kept; the same command goes on."):
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.write(to_json(record).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.json_text import to_json
 from data.readers.archive import readable
 from eval.api.answers import HEADER, Answer
 from eval.api.responses import as_count, read_completion
@@ -48,7 +49,7 @@ def dump_requests(setup: ApiSetup, path: Path) -> None:
             for request in setup.requests:
                 body = request.body(setup.api_model, setup.options.seed)
                 line = {"custom_id": custom_id(setup.task.name, request), "method": "POST", "url": URL, "body": body}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(to_json(line) + "\n")
 
 
 def read_answers(setup: ApiSetup, path: Path) -> list[Answer]:

@@ -203,7 +203,7 @@ def build_requests(
 
 
 def answer_budget(task: Task, example: Example) -> int:
-    """Maximum tokens of an example's answer: its longest valid answer, and a margin.
+    """Maximum tokens of an example's answer: the longest form of its longest valid answer, and a margin.
 
     From its bytes even where a vocabulary is at hand, so that a request is the same everywhere.
     """
@@ -211,4 +211,5 @@ def answer_budget(task: Task, example: Example) -> int:
     def n_bytes(text: str) -> int:
         return len(text.encode())
 
-    return -(-n_bytes(task.longest(example.words, n_bytes)) // BYTES_PER_ANSWER_TOKEN) + BUDGET_MARGIN
+    longest = max(map(n_bytes, task.longest_forms(example.words, n_bytes)))
+    return -(-longest // BYTES_PER_ANSWER_TOKEN) + BUDGET_MARGIN

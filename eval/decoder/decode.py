@@ -20,9 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from eval.decoder.kv_cache import BodyPass, PrefixCache, PrefixPass, SlotCache, TokenPass
+from eval.finite import finite_rows
 from model.attention import build_mask
 
 MAX_BATCH_SIZE = 256  # requests decoded together
+NO_TOKEN = -1  # in the place of a token whose logits are NaN or infinite
 
 Forward = dict  # keyword arguments of one forward pass
 Passes = Generator[Forward, Tensor, None]
@@ -39,6 +41,14 @@ class Decoded:
 
     tokens: list[int] = field(default_factory=list)
     stopped: bool = False
+
+
+class NotFiniteLogits(ValueError):
+    """A request's logits are NaN or infinite, so no token is the most probable one."""
+
+    def __init__(self, request: int) -> None:
+        super().__init__(f"the logits of request {request} are NaN or infinite")
+        self.request = request
 
 
 @torch.no_grad()
@@ -77,6 +87,7 @@ def greedy_decode(
 
     Raises:
         ValueError: an empty body, or unequal numbers of limits and requests.
+        NotFiniteLogits: the model gives NaN or infinity.
     """
     limits = [max_new_tokens] * len(bodies) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != len(bodies):
@@ -131,7 +142,7 @@ def _all_passes(prefix, bodies, limits, stop_ids, results, max_tokens, max_size,
         own_bodies = [bodies[i] for i in batch]
         slots = SlotCache(len(batch), max(map(len, own_bodies)) + max(limits[i] for i in batch))
         first = yield from _prefill_bodies(own_bodies, cache, slots, device)
-        answers = _Answers([results[i] for i in batch], [limits[i] for i in batch], stop_ids, progress)
+        answers = _Answers(batch, [results[i] for i in batch], [limits[i] for i in batch], stop_ids, progress)
         yield from _decode_tokens(first, own_bodies, answers, cache, slots, device)
 
 
@@ -160,7 +171,12 @@ def _prefill_bodies(
         "output_index": last,
         "cache": cache,
     }
-    return logits.argmax(dim=-1)
+    return _most_probable(logits)
+
+
+def _most_probable(logits: Tensor) -> Tensor:
+    """Each row's most probable token, [R]; `NO_TOKEN` for NaN and infinity, so that this is read with the tokens."""
+    return torch.where(finite_rows(logits), logits.argmax(dim=-1), NO_TOKEN)
 
 
 def _decode_tokens(
@@ -187,7 +203,7 @@ def _decode_tokens(
             "output_index": torch.arange(len(lengths), device=device),
             "cache": TokenPass(prefix, slots, lengths),
         }
-        next_token, lengths = logits.argmax(dim=-1), lengths + 1
+        next_token, lengths = _most_probable(logits), lengths + 1
 
 
 class _Answers:
@@ -195,17 +211,20 @@ class _Answers:
 
     def __init__(
         self,
+        requests: list[int],
         results: list[Decoded],
         limits: list[int],
         stop_ids: set[int],
         progress: Callable[[int], None] | None,
     ) -> None:
-        self.rows = list(zip(results, limits, strict=True))
+        self.rows = list(zip(requests, results, limits, strict=True))
         self.stop_ids, self.progress = stop_ids, progress
 
     def take(self, tokens: list[int]) -> list[int]:
         keep = []
-        for row, ((result, limit), token) in enumerate(zip(self.rows, tokens, strict=True)):
+        for row, ((request, result, limit), token) in enumerate(zip(self.rows, tokens, strict=True)):
+            if token == NO_TOKEN:
+                raise NotFiniteLogits(request)
             if token in self.stop_ids:
                 result.stopped = True
             elif len(result.tokens) < limit:

@@ -25,12 +25,13 @@ from data.example import Example
 from data.lenient import read_leniently
 from data.packing import balance_counts
 from data.tasks import Task
-from eval.decoder.decode import Decoded, batches, greedy_decode
+from eval.decoder.decode import Decoded, NotFiniteLogits, batches, greedy_decode
+from eval.finite import logits_error
 from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.results import Prediction
 
-BUDGET_MARGIN = 8  # tokens beyond the longest valid answer, for white space, quotes or a code fence
+BUDGET_MARGIN = 8  # tokens beyond the longest form of the longest answer, for other white space and a fence's language
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,13 @@ class Requests:
 
     Attributes:
         samples: their tokens.
-        budgets: for each, the tokens that its answer may need.
-        limits: for each, the maximum tokens of its answer: its budget, or fewer if ``max_length`` leaves fewer.
+        reserved: for each, the tokens that its document leaves to its answer if ``max_length`` is short.
+        limits: for each, the maximum tokens of its answer: those of its longest form, or fewer if ``max_length`` leaves
+            fewer.
     """
 
     samples: SampleSet
-    budgets: Sequence[int]
+    reserved: Sequence[int]
     limits: Sequence[int]
 
 
@@ -58,26 +60,30 @@ def answer(
 
     Raises:
         UserError: the prompt leaves no space for any document in ``max_length``.
+        NotFinite: the model gives NaN or infinity for an example.
     """
     assert job.prompt is not None, "a decoder is prompted"
     requests = prepare_requests(job)
     samples, limits = requests.samples, requests.limits
-    n_shortened = sum(limit < budget for limit, budget in zip(limits, requests.budgets, strict=True))
+    n_shortened = sum(limit < reserved for limit, reserved in zip(limits, requests.reserved, strict=True))
     own = balance_counts(samples.lengths, ranks.world_size)[ranks.rank]
     bodies = [samples.body(i).tolist() for i in own]
 
     start = time.perf_counter()
-    decoded = greedy_decode(
-        model,
-        samples.prefix.tolist(),
-        bodies,
-        [limits[i] for i in own],
-        stop_tokens(job.prompt, cast(Tokenizer, job.tokenizer)),
-        device=ranks.device,
-        max_batch_tokens=job.max_batch_tokens,
-        group=(ranks.group or dist.group.WORLD) if ranks.sharded and ranks.world_size > 1 else None,
-        progress=progress,
-    )
+    try:
+        decoded = greedy_decode(
+            model,
+            samples.prefix.tolist(),
+            bodies,
+            [limits[i] for i in own],
+            stop_tokens(job.prompt, cast(Tokenizer, job.tokenizer)),
+            device=ranks.device,
+            max_batch_tokens=job.max_batch_tokens,
+            group=(ranks.group or dist.group.WORLD) if ranks.sharded and ranks.world_size > 1 else None,
+            progress=progress,
+        )
+    except NotFiniteLogits as error:
+        raise logits_error(model, job.examples[own[error.request]]) from None
     seconds = time.perf_counter() - start
 
     answers = [_read(job, samples, i, found) for i, found in zip(own, decoded, strict=True)]
@@ -88,6 +94,9 @@ def answer(
 def prepare_requests(job: ScoringJob) -> Requests:
     """Tokenize the job's examples, and compute the maximum length of each answer.
 
+    An answer may have the longest of its forms. A model that was fine-tuned writes the shortest, so its documents are
+    cut as in its training; only what they leave is for the others.
+
     Raises:
         UserError: the prompt leaves no space for any document in ``max_length``.
     """
@@ -95,8 +104,10 @@ def prepare_requests(job: ScoringJob) -> Requests:
     tokenizer = cast(Tokenizer, job.tokenizer)
     if job.max_new_tokens is None:
         budgets = answer_budgets(job.task, tokenizer, job.examples)
+        reserved = [written if job.fine_tuned else longest for written, longest in budgets]
     else:
-        budgets = [job.max_new_tokens] * len(job.examples)
+        reserved = [job.max_new_tokens] * len(job.examples)
+        budgets = [(n, n) for n in reserved]
     samples = prepare(
         job.examples,
         job.task,
@@ -104,11 +115,11 @@ def prepare_requests(job: ScoringJob) -> Requests:
         tokenizer,
         job.max_length,
         with_labels=False,
-        max_new_tokens=budgets,
+        max_new_tokens=reserved,
         cache_dir=job.cache_dir,
     )
     left = (job.max_length - len(samples.prefix) - samples.lengths).tolist()  # for each answer, after its document
-    return Requests(samples, budgets, [min(budget, n) for budget, n in zip(budgets, left, strict=True)])
+    return Requests(samples, reserved, [min(longest, n) for (_, longest), n in zip(budgets, left, strict=True)])
 
 
 def request_lengths(job: ScoringJob) -> RequestLengths:
@@ -134,10 +145,14 @@ def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) ->
     return ranks
 
 
-def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[int]:
-    """Token budget of each example's answer: its longest valid answer, and a margin."""
+def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """Tokens of each example's longest answer with a margin: as training writes it, and in the longest form."""
     n_tokens = cache(lambda text: len(tokenizer.encode(text)))
-    return [n_tokens(task.longest(example.words, n_tokens)) + BUDGET_MARGIN for example in examples]
+    found = []
+    for example in examples:
+        written, *others = (n_tokens(text) + BUDGET_MARGIN for text in task.longest_forms(example.words, n_tokens))
+        found.append((written, max(written, *others)))
+    return found
 
 
 def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Prediction:

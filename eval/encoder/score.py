@@ -27,6 +27,7 @@ from data.encoder.tokenizer import Tokenizer
 from data.example import Example
 from data.packing import balance_counts, pack, padded_length
 from data.tasks import ClassField, Task, TokenField
+from eval.finite import finite_rows, logits_error
 from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.metrics import Labels
@@ -45,6 +46,9 @@ def answer(
         model: maps ``(tokens, positions, doc_ids, output_index)`` to logits by field, as `model.encoder.Encoder`; its
             heads are exactly the task's fields.
         progress: called with the number of examples newly finished on this rank.
+
+    Raises:
+        NotFinite: the model gives NaN or infinity for an example.
     """
     samples = prepare_samples(job)
     rows = rows_by_rank(samples.lengths, ranks.world_size, job.max_batch_tokens)
@@ -57,6 +61,9 @@ def answer(
         for indices in own:
             batch = build_batch(samples, [indices]).to(ranks.device)
             logits = model(batch.tokens, batch.positions, batch.doc_ids, batch.index)
+            not_finite = _first_not_finite(samples, indices, logits)
+            if not_finite is not None:
+                raise logits_error(model, job.examples[not_finite])
             found = _read(job.task, job.examples, samples, indices, logits)
             answers.update(zip(indices, found, strict=True))
             if progress is not None:
@@ -104,6 +111,16 @@ def _rows(lengths: np.ndarray, indices: Sequence[int], capacity: int) -> list[li
     """Rows of sample indices; a sample longer than ``capacity`` gets its own row."""
     packed = pack(np.minimum(lengths[list(indices)], capacity), capacity)
     return [[indices[k] for k in row] for row in packed]
+
+
+def _first_not_finite(samples: SampleSet, indices: Sequence[int], logits: dict[str, Tensor]) -> int | None:
+    """The first of a row's samples with NaN or infinity in its logits; None if there is none."""
+    for field, own in logits.items():
+        finite = finite_rows(own).tolist()
+        if not all(finite):
+            sample_of = [i for i in indices for _ in range(int(samples.n_outputs(field)[i]))]
+            return sample_of[finite.index(False)]
+    return None
 
 
 def _read(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints_tools.encoder_config import UNNAMED, heads_for
+from checkpoints_tools.encoder_config import UNNAMED, heads_for, how_labels_differ
 from data.encoder.samples import output_labels, tag_set
 from data.errors import UserError
 from data.task_file import TASK_FILE, read_task
 from data.tasks import TASKS, Task, TokenField, get_task
 from model.encoder import EncoderConfig, Head
-
-SHOWN = 5  # labels named in an error message
 
 
 def encoder_task(
@@ -112,10 +110,7 @@ def _fitting(task: Task, source: str, config: EncoderConfig, labels: dict[str, l
             f"{_names(config.heads)}. Score it on its own task, or fine-tune it on this one."
         )
     for field, own in output_labels(task).items():
-        known = labels.get(field, own)
-        if known != own:
-            differ = [label for label in dict.fromkeys([*known, *own]) if (label in own) != (label in known)]
-            what = f"only one of the two has {', '.join(differ[:SHOWN])}" if differ else "their order differs"
+        if what := how_labels_differ(labels.get(field, own), own):
             raise UserError(
                 f"{path}: the labels of {field} are not those of task {task.name}: {what}. The labels number the "
                 "head's outputs: fine-tune again, or score with the original task."

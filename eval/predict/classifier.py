@@ -204,7 +204,8 @@ def _result(task: Task, text: str, found: Prediction) -> Result:
     error = ""
     if found.unparsed:
         shown = found.raw if len(found.raw) <= RAW_SHOWN else found.raw[:RAW_SHOWN] + "..."
-        error = f"no {' and '.join(found.unparsed)} could be read from the answer {shown!r}"
+        cut = "" if found.stopped else ", which was cut at its maximum length"
+        error = f"no {' and '.join(found.unparsed)} could be read from the answer {shown!r}{cut}"
     return Result(values, error, found.truncated, found.raw)
 
 

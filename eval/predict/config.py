@@ -57,7 +57,7 @@ class PredictConfig:
     max_length: int | None = None
     """Maximum document length of an encoder in tokens; default: as in fine-tuning."""
     max_new_tokens: int | None = None
-    """Maximum answer length in tokens; default: enough for each text's longest valid answer."""
+    """Maximum answer length in tokens; default: each text's longest valid answer, in any form that is read."""
     batch_tokens: int = 4096
     """Maximum tokens in a batch. More may be faster and need more memory."""
     tp: int = 1

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import UserError
+from data.json_text import to_json
+from data.readers.tables import plain
 from eval.predict.inputs import Row, format_of
 from eval.predict.partial import (
     Partial,
@@ -157,16 +158,17 @@ def open_output(
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """A record as a line of JSON. Half a character, which UTF-8 does not have, is escaped as in JSON: ``\\ud800``."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
+    """A record as a line of JSON. Half a character, which UTF-8 does not have, is escaped as in JSON: ``\\ud800``.
+
+    NaN and infinity in the input, which Python reads from JSON, become null and text as those in Parquet do.
+    """
+    return to_json(plain(dict(record))).encode("utf-8", errors="backslashreplace") + b"\n"
 
 
 def csv_line(values: Sequence[Any]) -> bytes:
     """A record of CSV: strings as they are, None as an empty cell, everything else as JSON."""
-    cells = [
-        "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for value in values
-    ]
+    plain_values = map(plain, values)
+    cells = ["" if value is None else value if isinstance(value, str) else to_json(value) for value in plain_values]
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(cells)  # only then does Python 3.11 quote a cell with "\r"
     return text.getvalue().removesuffix("\r\n").encode("utf-8", errors="backslashreplace") + b"\n"

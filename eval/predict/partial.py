@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import UserError
+from data.json_text import to_json
 from data.readers.archive import readable
 
 ADVICE = "Remove that file to start over, or give another --output."
@@ -180,7 +181,7 @@ def open_partial(
             file.truncate(end)
             file.seek(end)
             if not n_records:
-                identity_path(output).write_text(json.dumps(dict(identity or {}), indent=1), encoding="utf-8")
+                identity_path(output).write_text(to_json(dict(identity or {}), indent=1), encoding="utf-8")
         yield Partial(file, output, identity is not None, n_records)
     finally:
         with suppress(OSError):  # a full disk was reported before; `finish` reports all that matters

@@ -35,6 +35,7 @@ from eval.predict.partial import kept_rows, partial_path, sha256_of
 from eval.progress import RowProgress
 from eval.score import request_lengths
 from eval.setup import ModelSetup, build_model, open_model
+from eval.weights import fingerprint
 from train.errors import Interrupted
 from train.parallel.distributed import World, env_rank, pick_device, resolve_precision, start
 from train.parallel.mesh import lay_out_world
@@ -44,7 +45,6 @@ log = logging.getLogger("eval")
 CHUNK_ROWS = 1000
 CHUNK_CHARACTERS = 4_000_000  # of the texts; a longer text is a chunk by itself
 SHOWN = 5  # rows without an answer that are named at the end
-SAMPLED = 1 << 16  # bytes at both ends of a file of weights that identify it
 
 # Options on which the answers or their columns depend, besides checkpoint and input.
 IDENTIFYING = ("text_column", "format", "prefix", "model", "slot_answer", "list_labels", "template",
@@ -224,21 +224,3 @@ def _stoppable(options: PredictConfig) -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash that identifies a checkpoint's folder: names and sizes of its files, and their contents.
-
-    Of a large file, such as the weights, only both ends are read. Model cards do not count.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.suffix == ".md":
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(SAMPLED))
-            file.seek(max(SAMPLED, size - SAMPLED))
-            digest.update(file.read())
-    return digest.hexdigest()

@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from checkpoints_tools.convert import convert
-from checkpoints_tools.encoder_config import UNNAMED, parse_encoder_config
+from checkpoints_tools.encoder_config import UNNAMED, parse_encoder_config, to_hf_encoder_config
 from checkpoints_tools.folder import check_folder
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.inspect import inspect
-from checkpoints_tools.json_files import read_json
+from checkpoints_tools.json_files import read_json, write_json
 from checkpoints_tools.load import check_fits_preset, load_pretrained
-from checkpoints_tools.registry import get_model_spec
+from checkpoints_tools.registry import ARCHITECTURES, get_model_spec
 from data.errors import UserError
+from data.tasks import ClassField, Task
 from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
 from tests.encoder_reference import CLASSES, our_name, reference, scaled_down
 
@@ -339,3 +340,39 @@ def test_the_real_checkpoint(minilm_folder, caplog):
         model = loaded(minilm_folder, config)
     assert CLASSES["bert"][1].__name__ == "BertModel"
     assert same_encoder(model, CLASSES["bert"][1].from_pretrained(minilm_folder))
+
+
+COLOURS = Task("colours", "custom", (ClassField("shade", ("red", "green", "blue")),))
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (["red", "green", "blue"], None),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], None),
+        (["green", "red", "blue"], "their order differs"),
+        (["red", "green", "violet"], "only one of the two has violet, blue"),
+    ],
+)
+def test_training_goes_on_only_from_a_head_that_numbers_the_labels_as_the_task(labels, problem, tmp_path):
+    config = replace(BERT, heads=(Head("shade", "class", 3),))
+    write_json(tmp_path / "config.json", to_hf_encoder_config(config, torch.float32, {"shade": labels}))
+
+    def with_task():
+        return ARCHITECTURES["bert"].with_task(read_config(tmp_path), COLOURS, config.head, tmp_path)
+
+    if problem is None:
+        assert with_task().heads == config.heads
+        return
+    with pytest.raises(UserError, match=f"field 'shade' are not those of task colours: {problem}") as error:
+        with_task()
+    assert ", ".join(labels) in str(error.value) and "before fine-tuning" in str(error.value)
+
+
+def test_a_head_for_entirely_other_labels_is_taken_by_number_and_the_log_says_so(tmp_path, caplog):
+    config = replace(BERT, heads=(Head(UNNAMED, "class", 3),), head="dense")
+    raw = to_hf_encoder_config(config, torch.float32, {UNNAMED: ["sad", "glad", "neither"]})
+    del raw["heads"]  # as others write it
+    write_json(tmp_path / "config.json", raw)
+    assert ARCHITECTURES["bert"].with_task(read_config(tmp_path), COLOURS, "dense", tmp_path).heads[0].name == "shade"
+    assert "is for other labels (sad, glad, neither, ...)" in caplog.text

@@ -22,6 +22,7 @@ from eval.resolve import load_config
 from eval.results import read_predictions, read_results
 from eval.score import request_lengths
 from eval.setup import open_model, open_scoring
+from eval.weights import hash_weights
 from tests.launching import ROOT, TICKETS
 from train.resolve import load_config as load_training_config
 from train.setup import open_run
@@ -332,6 +333,7 @@ def test_several_ranks_write_what_one_process_writes(divisible_checkpoint, tmp_p
     assert predictions == read_predictions(tmp_path / "ranks") == read_predictions(tmp_path / "split")
     (one, a), (two, b), (three, c) = (settled(tmp_path / name) for name in runs)
     assert one == two == three and (a, b, c) == ((1, 1), (2, 1), (4, 2))
+    assert one["weights"] == hash_weights(divisible_checkpoint) and one["predictions"]
     assert one["versions"]["torch"] and one["prompt"]["shots"][0]["text"]
 
     table = run_eval("--compare", tmp_path / "alone", tmp_path / "ranks", "--winner", tmp_path / "alone", cwd=tmp_path)

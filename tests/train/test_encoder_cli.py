@@ -98,6 +98,11 @@ def test_a_whole_run(encoder_args: list[str], world, tmp_path: Path) -> None:
         assert torch.equal(p.full_tensor(), dict(trainer.model.named_parameters())[name].full_tensor()), name
     with pytest.raises(UserError, match="the heads in .* do not fit the task"):
         open_run(load_config([*again[:-1], "linear", "--output", str(tmp_path / "other")]))
+    path = run / "export" / "config.json"
+    swapped = path.read_text().replace("alarm_query", "?").replace("alarm_set", "alarm_query").replace("?", "alarm_set")
+    path.write_text(swapped)
+    with pytest.raises(UserError, match="labels of field 'intent' are not those of task massive_joint: their order di"):
+        open_run(load_config([*again, "--output", str(tmp_path / "other")]))
     with pytest.raises(UserError, match="architecture"):
         open_run(load_config([*again, "--model", "bert", "--output", str(tmp_path / "other")]))
 

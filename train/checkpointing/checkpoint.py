@@ -39,6 +39,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from data.errors import UserError
+from data.json_text import to_json
 from train import options
 from train.config import FREE_ON_RESUME, TrainConfig
 from train.parallel.mesh import MeshShape
@@ -76,7 +77,8 @@ class RunState:
 
     def write(self, folder: Path) -> None:
         record = {"format": FORMAT, **vars(self)}
-        (folder / RUN_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        text = to_json(record, indent=2, ascii_only=True, default=str)
+        (folder / RUN_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from data.decoder.prompts import build_prompt, build_turn
-from data.decoder.templates import MESSAGES, TEMPLATES, Special, Text, encode_pieces, template_for, to_messages
+from data.decoder.templates import (
+    MESSAGES,
+    TEMPLATES,
+    Special,
+    Text,
+    choose_template,
+    encode_pieces,
+    pick_template,
+    template_for,
+    to_messages,
+)
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -331,23 +341,40 @@ def test_bos_is_omitted_if_the_tokenizer_has_none_but_eos_is_not():
 
 
 @pytest.mark.parametrize(
-    ("source", "special", "name"),
+    ("source", "special", "eos", "name", "is_sure"),
     [
-        ("", ["<s>", "</s>"], "plain"),
-        ("", ["<|begin_of_text|>", "<|eot_id|>"], "llama3"),
-        ("", ["<|im_start|>", "<|im_end|>"], "chatml"),
-        ("{{ '<|im_start|>' }}", ["<|im_start|>"], "chatml"),
-        ("{{ '[INST] <<SYS>>' }}", ["<s>"], "llama2"),
-        ("{{ '<|start_header_id|>' }}", ["<|eot_id|>"], "llama3"),
-        ("{{ '<|user|>' }}", ["<|im_start|>"], "plain"),
+        ("", ["<s>", "</s>"], "</s>", "plain", True),
+        ("", ["<|begin_of_text|>", "<|eot_id|>"], "<|eot_id|>", "llama3", True),
+        ("", ["<|begin_of_text|>", "<|eot_id|>"], "<|end_of_text|>", "plain", True),  # the base model
+        ("", ["<|begin_of_text|>", "<|eot_id|>"], "", "llama3", False),  # Meta's files, the same for both
+        ("", ["<|im_start|>", "<|im_end|>"], "<|im_end|>", "chatml", True),
+        ("", ["<|im_start|>", "<|im_end|>"], "<|endoftext|>", "plain", True),
+        ("{{ '<|im_start|>' }}", ["<|im_start|>"], "<|im_end|>", "chatml", True),
+        ("{{ '[INST] <<SYS>>' }}", ["<s>"], "</s>", "llama2", True),
+        ("{{ '<|start_header_id|>' }}", ["<|eot_id|>"], "<|end_of_text|>", "llama3", True),
+        ("{{ '<|user|>' }}", ["<|im_start|>"], "<|im_end|>", "plain", False),
     ],
 )
-def test_the_template_follows_from_the_tokenizer(source, special, name):
+def test_the_template_follows_from_the_tokenizer(source, special, eos, name, is_sure, caplog):
     class Named:
-        chat_template = source
+        chat_template, stated_eos = source, eos
 
     Named.special = dict.fromkeys(special, 0)
-    assert template_for(Named()) == name
+    choice = pick_template("auto", Named(), "plain")
+    assert (choice.template, choice.is_sure) == (name, is_sure)
+    assert choice.why and (f"template '{name}' for the prompt: {choice.why}" in caplog.text) == (not is_sure)
+    assert pick_template("llama2", Named(), "plain") == ("llama2", "--template", True)
+
+
+def test_without_any_sign_the_template_is_the_presets():
+    """Llama 2's base and chat models may have the same files."""
+
+    class Named:
+        chat_template, stated_eos, special = "", "</s>", {"<s>": 1, "</s>": 2}
+
+    assert choose_template(Named(), "llama2")[::2] == ("llama2", False)
+    Named.chat_template = "{{ 'USER: ' }}"
+    assert choose_template(Named(), "llama2")[::2] == ("llama2", False)
 
 
 @pytest.mark.parametrize("name", TASKS)

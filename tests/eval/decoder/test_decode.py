@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from checkpoints_tools.registry import MODELS
-from eval.decoder.decode import batches, greedy_decode
+from eval.decoder.decode import NotFiniteLogits, batches, greedy_decode
 from eval.decoder.kv_cache import PrefixCache, SlotCache, TokenPass
 from model.llama import Llama
 from tests.reference import ours_from, reference
@@ -160,3 +160,26 @@ def test_token_pass_is_as_exact_in_bf16_as_fused_attention() -> None:
     torch.testing.assert_close(run(torch.float32, ours), exact, atol=1e-5, rtol=1e-5)
     error, fused_error = (run(torch.bfloat16, f).sub(exact).abs().mean() for f in (ours, fused))
     assert error < 1.5 * fused_error
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("at_pass", [1, 4])
+def test_a_request_without_finite_logits_gets_no_token(net, bodies, value, at_pass) -> None:
+    """One logit of one request, in the pass over its body (after that over the prefix) and in a later one."""
+    four, n_passes = bodies[:4], 0
+    last = sorted(range(4), key=lambda i: -len(four[i]))[-1]  # of the batch: longest first
+
+    def damaged(module, args, logits):
+        nonlocal n_passes
+        if n_passes == at_pass:
+            logits[-1, 17] = value
+        n_passes += 1
+        return logits
+
+    handle = net.register_forward_hook(damaged)
+    try:
+        with pytest.raises(NotFiniteLogits) as error:
+            greedy_decode(net, PREFIX, four, 12, set(), max_batch_tokens=10_000)
+    finally:
+        handle.remove()
+    assert error.value.request == last and n_passes == at_pass + 1

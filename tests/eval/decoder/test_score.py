@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import eval.decoder.score
+from data.answers import forms
 from data.decoder.prompts import build_prompt
 from data.decoder.templates import encode_pieces, stop_tokens
 from data.decoder.tokenizer import load_tokenizer
@@ -19,7 +20,7 @@ from data.source import load_examples
 from data.tasks import TASKS, TokenField
 from eval.config import EvalConfig
 from eval.decoder.decode import Decoded
-from eval.decoder.score import BUDGET_MARGIN, answer_budgets
+from eval.decoder.score import BUDGET_MARGIN, answer_budgets, prepare_requests
 from eval.job import ScoringJob, ScoringRanks
 from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
 from eval.score import score
@@ -65,6 +66,40 @@ def test_gold_answers_score_perfectly_and_fit_the_budget(monkeypatch, tokenizer,
     assert result.counts == dict.fromkeys((*names, "limit_shortened"), 0)
     assert [p.id for p in result.predictions] == [e.id for e in examples]
     assert all(p.parsed == p.gold and p.unparsed == () for p in result.predictions)
+
+
+@pytest.mark.parametrize("name", ["massive_joint", "massive_slots", "massive_intent"])
+@pytest.mark.parametrize("form", range(4))
+def test_gold_answers_in_every_form_are_read_to_their_end(monkeypatch, tokenizer, examples, name, form):
+    """On one line, and indented; alone, and in a code fence. A label alone has two forms."""
+    task = TASKS[name]
+    written = {e.text: task.write(e.labels, e.words) for e in examples}
+    values = {text: json.loads(answer) if answer[0] in "[{" else answer for text, answer in written.items()}
+    answers = {text: forms(value)[min(form, len(forms(value)) - 1)] for text, value in values.items()}
+    assert form == 0 or all(answers[text] != written[text] for text in written)
+    for fine_tuned in (True, False):
+        result = score_scripted(monkeypatch, tokenizer, examples, answers, task, fine_tuned=fine_tuned)
+        assert result.metrics["exact_match"] == 1.0 and result.counts["not_stopped"] == 0
+
+
+def test_only_an_untrained_models_document_leaves_space_for_other_forms(tokenizer, examples):
+    task = TASKS["massive_intent"]
+    example = dataclasses.replace(examples[0], text=" ".join(["please"] * 60))
+    prompt = build_prompt(task, "plain")
+    n_around = len(encode_pieces((*prompt.prefix, *prompt.suffix), tokenizer))
+    n_document = len(tokenizer.encode(example.text))
+    ((written, longest),) = answer_budgets(task, tokenizer, [example])
+    assert written < longest < n_document
+
+    def prepared(n_answer, fine_tuned):
+        length = n_around + n_document + n_answer
+        made = prepare_requests(ScoringJob(task, tokenizer, [example], length, prompt, fine_tuned=fine_tuned))
+        return made.samples.truncated.tolist(), list(made.limits)
+
+    assert prepared(written, True) == ([False], [written])
+    assert prepared(written, False) == ([True], [longest])
+    for n_answer in (longest, longest + 50):
+        assert prepared(n_answer, True) == prepared(n_answer, False) == ([False], [longest])
 
 
 def test_wrong_and_unreadable_answers_are_counted(monkeypatch, tokenizer, examples):
@@ -118,7 +153,7 @@ def test_spans_that_are_not_in_the_text_are_counted(monkeypatch, tokenizer, exam
 def test_every_valid_answer_fits_the_budget(tokenizer, examples, task):
     """Whatever the labels, an answer of the right shape is never cut: the budget is no hidden filter."""
     rng = random.Random(0)
-    for example, budget in zip(examples, answer_budgets(task, tokenizer, examples), strict=True):
+    for example, (written, longest) in zip(examples, answer_budgets(task, tokenizer, examples), strict=True):
         for _ in range(20):
             labels = {
                 f.name: tuple(rng.choice([*f.labels, f.other]) for _ in example.words)
@@ -126,7 +161,11 @@ def test_every_valid_answer_fits_the_budget(tokenizer, examples, task):
                 else rng.choice(f.labels)
                 for f in JOINT.fields
             }
-            assert len(tokenizer.encode(task.write(labels, example.words))) <= budget - BUDGET_MARGIN
+            text = task.write(labels, example.words)
+            assert len(tokenizer.encode(text)) <= written - BUDGET_MARGIN
+            for form in forms(json.loads(text)):
+                assert len(tokenizer.encode(form)) <= longest
+                assert task.read(form, example.words).labels == task.read(text, example.words).labels
 
 
 def test_long_documents_are_truncated_and_none_is_dropped(monkeypatch, tokenizer):
@@ -159,7 +198,7 @@ def test_an_example_that_cannot_fit_costs_the_others_nothing(monkeypatch, tokeni
     )
     prompt = build_prompt(slots, "plain")
     n_prompt = len(encode_pieces((*prompt.prefix, *prompt.suffix), tokenizer))
-    short_budget, long_budget = answer_budgets(slots, tokenizer, [example, long])
+    (_, short_budget), (_, long_budget) = answer_budgets(slots, tokenizer, [example, long])
     n_words = len(tokenizer.encode(example.text))
     budget = n_words + short_budget  # just enough for the short one
     assert long_budget > budget and len(tokenizer.encode(long.text)) > budget // 2

@@ -57,6 +57,16 @@ def test_half_a_character_and_other_columns_in_json_lines(tmp_path: Path) -> Non
     assert json.loads(path.read_text(encoding="utf-8")) == {**values, "label": "x", "error": None}
 
 
+def test_nan_and_infinity_of_the_input_become_json(tmp_path: Path) -> None:
+    """Python reads them from JSON lines, and would write them; JSON has neither. As those in Parquet."""
+    values = {"text": [float("nan"), 1.5], "n": float("-inf")}
+    write(tmp_path / "out.jsonl", one(values))
+    found = json.loads((tmp_path / "out.jsonl").read_text(), parse_constant=pytest.fail)
+    assert found == {"text": [None, 1.5], "n": "-inf", "label": "x", "error": None}
+    write(tmp_path / "out.csv", one(values))
+    assert (tmp_path / "out.csv").read_text().splitlines()[1] == '"[null, 1.5]",-inf,x,'
+
+
 def test_standard_output() -> None:
     stdout = io.BytesIO()
     with open_output("-", COLUMNS, PREDICTED, stdout=stdout) as output:

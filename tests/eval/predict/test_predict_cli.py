@@ -26,7 +26,8 @@ from data.tasks import get_task
 from eval.predict import run as run_module
 from eval.predict.classifier import Classifier
 from eval.predict.config import PredictConfig, load_config
-from eval.predict.run import fingerprint, predict
+from eval.predict.run import predict
+from eval.weights import fingerprint
 from tests.launching import ROOT, TICKETS, command, environment
 from train.errors import Interrupted
 

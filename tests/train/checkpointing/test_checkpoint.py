@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer, whole
 from train import options
 from train.checkpointing import checkpoint
 from train.config import TrainConfig
-from train.errors import RunStopped
+from train.errors import NotFinite, RunStopped
 from train.trainer import Trainer
 
 
@@ -235,6 +236,35 @@ def test_what_is_not_finite_stops_the_run(what: str, world, tmp_path: Path, monk
     event = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert event["event"] == "stopped" and event["samples"] == ids
     assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000002"
+
+
+def test_weights_that_an_update_made_infinite_are_not_saved(world, tmp_path: Path) -> None:
+    """The loss before the update was finite, and the next one comes after the checkpoint."""
+    trainer = make_trainer(tmp_path, world, steps=8, save_every=1)
+    update = trainer.optimizer.step
+
+    def step() -> None:
+        update()
+        if trainer.step == 2:
+            with torch.no_grad():
+                trainer.model.layers[1].ffn.w2.weight.mul_(float("inf"))
+
+    trainer.optimizer.step = step
+    message = r"after step 3 these weights .* not saved: model.layers.1.mlp.down_proj.weight. .*step_000002"
+    with pytest.raises(RunStopped, match=message):
+        trainer.run()
+    assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000002"
+
+
+def test_held_out_examples_without_finite_logits_stop_the_run(world, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, world)
+
+    def score(model: torch.nn.Module) -> None:
+        raise NotFinite("example a: the logits are NaN.")
+
+    trainer.scorer = SimpleNamespace(score=score)
+    with pytest.raises(RunStopped, match="scoring after step 0: example a: the logits are NaN. No checkpoint had been"):
+        trainer._score()
 
 
 def test_a_head_dim_that_older_code_left_out_is_what_it_stands_for(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Find parameters with NaN or infinite values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from checkpoints_tools.load import clean_name
+from checkpoints_tools.registry import architecture_of, config_of
+
+
+@torch.no_grad()
+def non_finite_parameters(model: nn.Module) -> list[str]:
+    """The parameters with NaN or infinite values in this rank's part, by their names in a checkpoint.
+
+    It reads each parameter once, needs no memory for that, and waits once for the device.
+    """
+    config = config_of(model)
+    parts = {clean_name(name): _local(parameter) for name, parameter in model.named_parameters()}
+    parts = {name: part for name, part in parts.items() if part.numel()}
+    if not parts:
+        return []
+    are_finite = torch.stack([torch.stack(part.aminmax()).isfinite().all() for part in parts.values()]).tolist()
+    to_theirs = architecture_of(config).to_theirs
+    return [to_theirs(name, config) for name, is_finite in zip(parts, are_finite, strict=True) if not is_finite]
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
