@@ -185,6 +185,8 @@ def test_scored_as_the_old_code_did(name: str, program: Program, tmp_path: Path)
     for after, before in zip(new, old, strict=True):
         likeliest, expected = ({field: dict(top) for field, top in line.pop("top").items()} for line in (after, before))
         assert (after.pop("lenient") is None) == (lenient is None)
+        boundaries = after.pop("parsed_bio")  # old files have none
+        assert all(len(tags) == len(before["parsed"][field]) for field, tags in boundaries.items())
         assert after == before | NEW_FLAGS
         assert likeliest.keys() == expected.keys()
         for field, top in likeliest.items():
@@ -201,4 +203,4 @@ def test_scored_runs_are_compared_and_combined(program: Program, tmp_path: Path)
     assert new.pop("predictions") and new.pop("weights") == "", "hashes; the old files have none"
     assert new | {"versions": {}} == old | {"versions": {}, "counts": old["counts"] | NEW_COUNTS}
     after, before = (read_lines(folder / "predictions.jsonl") for folder in (tmp_path / "dual", scored / "dual"))
-    assert after == [line | NEW_FLAGS | {"lenient": None} for line in before]
+    assert after == [line | NEW_FLAGS | {"lenient": None, "parsed_bio": {}} for line in before]

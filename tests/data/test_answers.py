@@ -221,7 +221,8 @@ def test_tags_begin_and_continue_entities():
     assert task.write(labels, text) == '["O", "O", "O", "B-time", "I-time", "O", "B-date"]'
     loose = '["O", "O", "O", "I-time", "B-time", "Other", "date"]'
     found = task.read(loose, text)
-    assert found == Parsed({"slots": (*labels["slots"][:6], "Other")}, (), n_unknown=2)
+    assert found.labels == {"slots": (*labels["slots"][:6], "Other")} and found.n_unknown == 1 and not found.unparsed
+    assert found.bio == {"slots": ("O", "O", "O", "B-time", "B-time", "O", "O")}
     with pytest.raises(UserError, match="slot_tags bio is for slot_answer list: spans have no tags"):
         get_task("massive_slots", slot_answer="spans", slot_tags="bio")
     with pytest.raises(UserError, match="task 20ng_7 has none"):

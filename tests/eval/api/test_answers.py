@@ -178,7 +178,7 @@ def test_a_larger_limit_goes_on_from_a_smaller(run, server):
 
 def test_only_requests_that_change_are_asked_again(run, server, capsys):
     first = read_results(run(task="20ng_20"))
-    cut = read_results(run("--row_length", 365, task="20ng_20"))
+    cut = read_results(run("--row_length", 375, task="20ng_20"))
     n_cut = cut.counts["truncated"]
     assert first.counts["truncated"] == 0 < n_cut < 6 and len(server.bodies) == 6 + n_cut
     assert f"not used: {n_cut} answers there to other requests" in capsys.readouterr().out

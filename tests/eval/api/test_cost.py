@@ -42,7 +42,7 @@ def test_the_list_that_comes_with_the_code():
     "text, message",
     [
         ("[models", "not valid TOML"),
-        (b"\xff", "not valid TOML"),
+        (b"\xff", "not UTF-8"),
         ("date = 2025-01-31\n", "has no prices"),
         (PRICES.replace("date", "day"), "has no date"),
         (PRICES.replace("fake", "fakir"), "no price for fake. Did you mean 'fakir'.* Add .*\\[models.\"fake\"\\]"),

@@ -95,7 +95,9 @@ def export_with(tokenizer_folder: Path, template: str, task: str, folder: Path) 
     """The export of a small model with another model's tokenizer."""
     tokenizer, spec = load_tokenizer(tokenizer_folder), get_model_spec("llama_debug")
     config = replace(spec.config, vocab_size=tokenizer.vocab_size, max_position=16_384)
-    export_hf(spec.build(config), config, tokenizer, folder, prompt_spec=PromptSpec(task, template))
+    model = spec.build(config)
+    model.init_weights()
+    export_hf(model, config, tokenizer, folder, prompt_spec=PromptSpec(task, template))
     save_task(TASKS[task], folder)
     return folder
 

@@ -126,11 +126,11 @@ def export_memory(world: World, output: Path) -> dict[str, Any]:
         if world.is_main:
             writer = ShardWriter(output, 48 * 2**20)
             for name, tensor in stream:
-                writer.add(name, export._gather(tensor, None))
+                writer.add(name, export._gather(name, tensor, None))
             files = writer.close()
         else:
-            for _, tensor in stream:
-                export._gather(tensor, None)
+            for name, tensor in stream:
+                export._gather(name, tensor, None)
         dist.barrier()
     return {
         "rises": everyone(memory.bytes),
