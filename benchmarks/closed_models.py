@@ -199,9 +199,10 @@ def _prices_line() -> str:
 
 
 @contextmanager
-def serve(gguf: Path, n_slots: int) -> Iterator[str]:
-    """Serve a GGUF in a process of its own on one thread; yields the base URL."""
+def serve(gguf: Path, n_slots: int, context: int = 8192) -> Iterator[str]:
+    """Serve a GGUF in a process of its own on one thread, with a context for each slot; yields the base URL."""
     words = [sys.executable, "-m", "benchmarks.gguf_server", str(gguf), "--slots", str(n_slots)]
+    words += ["--context", str(context)]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None

@@ -26,7 +26,7 @@ pytest.importorskip("xllamacpp", reason="needs the PyPI package xllamacpp (pip i
 
 @pytest.fixture(scope="module")
 def url(smollm2_gguf: Path) -> Iterator[str]:
-    with serve(smollm2_gguf, n_slots=1) as found:
+    with serve(smollm2_gguf, n_slots=1, context=2048) as found:
         yield found
 
 
