@@ -152,8 +152,8 @@ def fingerprint(folder: Path) -> str:
 def hash_files(paths: Iterable[Path]) -> str:
     """SHA-256 of the names, sizes and contents of files; of a large file, of 4 MiB in `N_BLOCKS` blocks.
 
-    Training changes weights everywhere, so this tells checkpoints apart, in a second also at 70B. It is no proof that
-    every byte is the same.
+    Training changes weights everywhere, so this tells checkpoints apart, and reads little. It is no proof that every
+    byte is the same.
     """
     digest = hashlib.sha256()
     for path in sorted(path for path in paths if path.is_file()):

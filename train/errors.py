@@ -10,7 +10,7 @@ class RunStopped(UserError):
 
 
 class NotFinite(UserError):
-    """A model's logits are NaN or infinite: nothing can be read from them."""
+    """A model's logits or weights are NaN or infinite: nothing can be read from them, and they are not saved."""
 
 
 class Interrupted(Exception):

@@ -8,6 +8,10 @@ from torch.distributed.tensor import DTensor
 
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.registry import architecture_of, config_of
+from train.errors import NotFinite
+from train.parallel.distributed import all_sum
+
+NAMED = 5  # tensors in a message
 
 
 @torch.no_grad()
@@ -24,6 +28,22 @@ def non_finite_parameters(model: nn.Module) -> list[str]:
     are_finite = torch.stack([torch.stack(part.aminmax()).isfinite().all() for part in parts.values()]).tolist()
     to_theirs = architecture_of(config).to_theirs
     return [to_theirs(name, config) for name, is_finite in zip(parts, are_finite, strict=True) if not is_finite]
+
+
+def require_finite_weights(model: nn.Module, device: torch.device) -> None:
+    """Check all ranks' weights after an update: the next loss would show too late that one is NaN or infinite.
+
+    Raises:
+        NotFinite: on every rank.
+    """
+    damaged = non_finite_parameters(model)
+    (n_damaged,) = all_sum([len(damaged)], device)
+    if n_damaged:
+        names = ", ".join(damaged[:NAMED]) or "tensors of other ranks"
+        raise NotFinite(
+            f"these weights hold NaN or infinite values, and were not saved: {names}. Usual cause: a learning rate "
+            "that is too high."
+        )
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import shlex
-import shutil
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
@@ -19,13 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from checkpoints_tools.export import export_hf
-from checkpoints_tools.hf_config import DTYPES
-from checkpoints_tools.json_files import write_json
 from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.registry import costs_of
 from data.decoder.rows import ANSWER
-from data.encoder.samples import output_labels
 from data.loader import StepBatch
 from train import options, trial
 from train.checkpointing import checkpoint
@@ -33,14 +29,14 @@ from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
 from train.errors import Interrupted, NotFinite, RunStopped
-from train.finite import non_finite_parameters
+from train.finite import require_finite_weights
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
-from train.model_card import model_card
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum, launcher
 from train.parallel.parallelize import parallelize
-from train.setup import MACHINE_OPTIONS, Setup, longest_input
+from train.run_export import export_run
+from train.setup import Setup
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +46,6 @@ def rank_seed(seed: int, rank: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0])
 
 
-NAMED_TENSORS = 5  # in the message when a run stops
 NAMED_SAMPLES = 20  # ids in the message when a run stops; log.jsonl has all of them
 
 
@@ -278,7 +273,6 @@ class Trainer:
         }
 
     def _stop(self, batch: StepBatch, loss: float, norm: float) -> None:
-        self.saver.close()
         self.log.event("stopped", step=self.step + 1, loss=str(loss), grad_norm=str(norm), samples=batch.sample_ids)
         ids = batch.sample_ids[:NAMED_SAMPLES]
         more = (
@@ -292,7 +286,8 @@ class Trainer:
         )
 
     def _kept(self) -> str:
-        """A sentence about the newest checkpoint, for a run that stops."""
+        """Wait for the save in flight; a sentence about the newest checkpoint, for a run that stops."""
+        self.saver.close()
         saved = checkpoint.steps_in(self.checkpoints)
         return f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint had been saved yet."
 
@@ -320,7 +315,8 @@ class Trainer:
     def _save(self) -> None:
         if self.saved_step == self.step:
             return
-        self._require_finite_weights()
+        with self._stops_unless_finite("saving"):
+            require_finite_weights(self.model, self.world.device)
         state = checkpoint.RunState(
             step=self.step,
             config=options.flatten(self.config),
@@ -334,26 +330,18 @@ class Trainer:
         self.saver.save(self.model, self.optimizer, state, self.setup.save_task)
         self.saved_step = self.step
 
-    def _require_finite_weights(self) -> None:
-        """Raise RunStopped if an update made a weight NaN or infinite; the next loss would show it too late."""
-        damaged = non_finite_parameters(self.model)
-        (n_damaged,) = all_sum([len(damaged)], self.world.device)
-        if n_damaged:
-            self.saver.close()
-            names = ", ".join(damaged[:NAMED_TENSORS]) or "tensors of other ranks"
-            raise RunStopped(
-                f"after step {self.step} these weights hold NaN or infinite values, and were not saved: {names}. "
-                f"{self._kept()} Usual cause: a learning rate that is too high."
-            )
+    @contextmanager
+    def _stops_unless_finite(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except NotFinite as error:
+            raise RunStopped(f"{what} after step {self.step}: {error} {self._kept()}") from None
 
     def _score(self) -> None:
         """Score the held-out examples; export the model to ``best/`` if it is the best so far."""
         assert self.scorer is not None
-        try:
+        with self._stops_unless_finite("scoring"):
             found = self.scorer.score(self.model)
-        except NotFinite as error:
-            self.saver.close()
-            raise RunStopped(f"scoring after step {self.step}: {error} {self._kept()}") from None
         figures, score = found.figures, found.score
         self.figures = figures
         self.log.event("score", step=self.step, score=score, **figures)
@@ -365,35 +353,9 @@ class Trainer:
             self._export("best", {"step": self.step, "score": score, **figures})
 
     def _export(self, name: str, about: dict[str, Any] | None = None) -> None:
-        """Write the model as a Hugging Face folder ``<output>/<name>``, replacing that of an earlier step."""
-        config, setup, folder = self.config, self.setup, self.output / name
-        new = self.output / f".{name}.new"
+        folder = self.output / name
         self.saver.before_export(folder)
-        if self.world.is_main:
-            shutil.rmtree(new, ignore_errors=True)
-        dist.barrier()
-        export_hf(
-            self.model,
-            setup.model_config,
-            setup.tokenizer,
-            new,
-            DTYPES[config.checkpoint.export_dtype],
-            setup.prompt_spec,
-            labels=output_labels(setup.task),
-            max_length=longest_input(config, setup.model_config),
-            carried=setup.carried,
-        )
-        if self.world.is_main:
-            setup.save_task(new)
-            (new / "README.md").write_text(model_card(config, setup, self.step, self.figures), encoding="utf-8")
-            given = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
-            write_json(new / checkpoint.TRAINING_FILE, {"options": given, "optim_reason": config.optim_reason})
-            if about is not None:
-                write_json(new / "best.json", about)
-            shutil.rmtree(folder, ignore_errors=True)
-            new.rename(folder)
-            log.info("exported %s", folder)
-        dist.barrier()
+        export_run(self.model, self.config, self.setup, folder, self.step, self.figures, about)
 
     def _log_summary(self) -> None:
         config, setup = self.config, self.setup

@@ -250,7 +250,7 @@ def test_weights_that_an_update_made_infinite_are_not_saved(world, tmp_path: Pat
                 trainer.model.layers[1].ffn.w2.weight.mul_(float("inf"))
 
     trainer.optimizer.step = step
-    message = r"after step 3 these weights .* not saved: model.layers.1.mlp.down_proj.weight. .*step_000002"
+    message = r"saving after step 3: these weights .* not saved: model.layers.1.mlp.down_proj.weight. .*step_000002"
     with pytest.raises(RunStopped, match=message):
         trainer.run()
     assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000002"
