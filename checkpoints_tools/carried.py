@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools.json_files import read_json, write_json
+from data.json_text import to_json
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,10 @@ def carry_over(carried: Carried, folder: Path, vocab_size: int, trained: bool) -
         trained: the model was fine-tuned since. Then it chooses the most probable token, and the checkpoint's other
             ends of an answer remain ends.
     """
+    # Some checkpoints list the ends of an answer in config.json alone.
+    ends_there = _as_list(carried.generation.get("eos_token_id")) or _as_list(carried.config.get("eos_token_id"))
     for name, found in ((CONFIG, carried.config), (GENERATION, carried.generation)):
-        if not found or not (folder / name).is_file():
+        if not (found or ends_there) or not (folder / name).is_file():
             continue
         written = read_json(folder / name)
         if name == GENERATION and not trained:
@@ -64,10 +67,13 @@ def carry_over(carried: Carried, folder: Path, vocab_size: int, trained: bool) -
         kept = {
             key: value
             for key, value in found.items()
-            if (key not in written or key in DEFAULTS) and key not in REPLACED and not (trained and key in CHOICE)
+            if (key not in written or key in DEFAULTS)
+            and key not in REPLACED
+            and not (trained and key in CHOICE)
+            and _is_json(value, f"{name} of the checkpoint: {key}")
         }
         if name == GENERATION and trained and "eos_token_id" in written:
-            others = [i for i in _as_list(found.get("eos_token_id")) if type(i) is int]
+            others = [i for i in ends_there if type(i) is int]
             ends = dict.fromkeys(_as_list(written["eos_token_id"]) + others)
             written["eos_token_id"] = list(ends) if len(ends) > 1 else next(iter(ends))
         write_json(folder / name, _with_known_tokens(written | kept, name, vocab_size))
@@ -84,6 +90,16 @@ def _with_known_tokens(contents: dict[str, Any], name: str, vocab_size: int) -> 
                         name, key, contents[key], vocab_size)  # fmt: skip
             found[key] = known if len(known) > 1 else known[0] if known else None
     return found
+
+
+def _is_json(value: Any, what: str) -> bool:
+    """Whether a value can be written; Python reads NaN and Infinity, which JSON does not have."""
+    try:
+        to_json(value)
+    except ValueError:
+        log.warning("warning: %s has NaN or infinity, which is not JSON; left out.", what)
+        return False
+    return True
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -122,11 +122,15 @@ def convert(
             for name, size in sizes.items():
                 theirs = architecture.to_theirs(name, source.config)
                 stored = source.read(name)[:].to(to)
-                require_finite(theirs, stored, partial(source.read(name).__getitem__, slice(None)))
+                require_finite(theirs, stored, partial(_read, source, name))
                 writer.add(theirs, stored)
                 progress.advance(size)
         writer.close()
     return source
+
+
+def _read(source: Source, name: str) -> torch.Tensor:
+    return source.read(name)[:]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -173,7 +173,7 @@ def read_head_labels(raw: dict[str, Any]) -> dict[str, list[str]]:
         return {field["name"]: list(field["labels"]) for field in raw["heads"]["fields"]}
     names = raw.get("architectures") or [""]
     if names[0].endswith(("ForSequenceClassification", "ForTokenClassification")) and raw.get("id2label"):
-        return {UNNAMED: [raw["id2label"][key] for key in sorted(raw["id2label"], key=int)]}
+        return {UNNAMED: [str(raw["id2label"][key]) for key in sorted(raw["id2label"], key=int)]}
     return {}
 
 

@@ -102,7 +102,7 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
             str(folder),
             [f"{index} lists {name}, but {listed[name]} lacks it" for name in listed if name not in files],
         )
-    unread = [name for name in tensors if name.endswith(COUNTERS) or is_rotary(name)]
+    unread = {name for name in tensors if name.endswith(COUNTERS) or is_rotary(name)}
     check_dtypes(folder, {name: info for name, info in tensors.items() if name not in unread})
     return Folder(folder, tensors, files)
 

@@ -54,7 +54,7 @@ def _describe_name(path: Path) -> str | None:
     to = Path("checkpoints") / repo.partition("/")[2]
     return (
         f"there is no folder {path}. If it names a repository on the Hugging Face Hub, download that first: "
-        f"hf download {repo} --local-dir {to}, then give --checkpoint {to}"
+        f"hf download {repo} --local-dir {to}, then name {to}"
     )
 
 

@@ -78,7 +78,7 @@ class Architecture:
             messages) → `Matched`. Raises UserError if heads do not fit.
         to_theirs: (our parameter name, config) → name in an export.
         load_tokenizer: folder → tokenizer. Raises UserError.
-        with_task: (config, task, ``--head``, the folder for messages) → config of a model for the task. Raises
+        with_task: (config, task, ``--head``, the config's folder) → config of a model for the task. Raises
             UserError if the folder's heads are not the task's, or number their outputs differently.
         check_tokenizer: (config, tokenizer, folder for messages) → None, for checks that only this architecture needs.
             Raises UserError if config and tokenizer do not belong together.

@@ -47,10 +47,10 @@ def require_finite(name: str, stored: torch.Tensor, original: Callable[[], torch
         UserError: it has NaN or infinite values, from before or from the cast. A model with them gives no sensible
             answer, and a file does not show it.
     """
-    if _is_finite(stored):
+    if all_finite(stored):
         return
     before = original()
-    if not _is_finite(before):
+    if not all_finite(before):
         raise UserError(f"{name} holds NaN or infinite values: the weights are damaged, or training diverged.")
     largest, limit = before.abs().max().item(), torch.finfo(stored.dtype).max
     kind = str(stored.dtype).removeprefix("torch.")
@@ -60,9 +60,11 @@ def require_finite(name: str, stored: torch.Tensor, original: Callable[[], torch
     )
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; needs no memory, unlike ``tensor.isfinite()``."""
-    return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
+def all_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """A bool on the tensor's device: no value is NaN or infinite. Needs no memory, unlike ``tensor.isfinite()``."""
+    if not tensor.numel():
+        return torch.tensor(True, device=tensor.device)
+    return torch.stack(tensor.aminmax()).isfinite().all()
 
 
 class ShardWriter:

@@ -74,17 +74,17 @@ class Parsed(Counts):
     bio: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
 
+Boundaries = tuple[str, ...] | None  # of entities, as one IOB2 tag for each word; None if the format has none
+
+
 class Format(Protocol):
     """The answer to one field, as text or as a JSON value."""
 
     def write(self, labels: Labels, words: Sequence[str]) -> str | list[str]:
         """The answer for these labels of a document with these words."""
 
-    def read(self, value: object, words: Sequence[str], counts: Counts) -> Labels | None:
-        """The labels in an answer; None if it cannot be parsed."""
-
-    def bio(self, value: object, words: Sequence[str]) -> tuple[str, ...] | None:
-        """The entities' boundaries in an answer that could be read, as IOB2 tags; None if the format has none."""
+    def read(self, value: object, words: Sequence[str], counts: Counts) -> tuple[Labels | None, Boundaries]:
+        """The labels in an answer, None if it cannot be parsed; and the boundaries of its entities."""
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str | list[str]:
         """An answer that is at least as long as any valid one. ``length`` measures a label."""
@@ -104,17 +104,14 @@ class Label:
         assert isinstance(labels, str), labels
         return labels
 
-    def read(self, value: object, words: Sequence[str], counts: Counts) -> str | None:
+    def read(self, value: object, words: Sequence[str], counts: Counts) -> tuple[str | None, None]:
         if not isinstance(value, str):
-            return None
+            return None, None
         bare = unfence(value)
         forms = [value, bare]
         if len(bare) >= 2 and bare[0] == bare[-1] and bare[0] in _QUOTES:
             forms.append(bare[1:-1])
-        return next((form for form in forms if form in self.labels), None)
-
-    def bio(self, value: object, words: Sequence[str]) -> None:
-        return None
+        return next((form for form in forms if form in self.labels), None), None
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
         return max(self.labels, key=length)
@@ -138,17 +135,19 @@ class TypeList:
         assert not isinstance(labels, str), labels
         return list(labels)
 
-    def read(self, value: object, words: Sequence[str], counts: Counts) -> tuple[str, ...] | None:
+    def read(self, value: object, words: Sequence[str], counts: Counts) -> tuple[tuple[str, ...] | None, Boundaries]:
         if not isinstance(value, list):
-            return None
+            return None, None
         counts.n_missing += max(0, len(words) - len(value))
         counts.n_extra += max(0, len(value) - len(words))
         found = [self.type_of(entry) for entry in value[: len(words)]]
         counts.n_unknown += found.count(None)
         labels = [self.other if kind is None else kind for kind in found]
-        return (*labels, *[self.other] * (len(words) - len(labels)))
+        labels += [self.other] * (len(words) - len(labels))
+        return tuple(labels), self.boundaries(value, labels)
 
-    def bio(self, value: object, words: Sequence[str]) -> tuple[str, ...] | None:
+    def boundaries(self, value: list, labels: Sequence[str]) -> Boundaries:
+        """The boundaries in a list; None: one type for every word has none."""
         return None
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
@@ -174,7 +173,7 @@ class TagList(TypeList):
     """One BIO tag for every word: ``B-type`` begins an entity, ``I-type`` goes on, ``O`` is outside (§5.1.2).
 
     ``B-time`` and ``I-time`` are the same type. Neighbours of one type are written as one entity. Where an answer
-    begins another one, `bio` has that for the strict score.
+    begins another one, `boundaries` has that for the strict score.
     """
 
     def write(self, labels: Labels, words: Sequence[str]) -> list[str]:
@@ -184,11 +183,9 @@ class TagList(TypeList):
             tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
         return tags
 
-    def bio(self, value: object, words: Sequence[str]) -> tuple[str, ...] | None:
-        if not isinstance(value, list):
-            return None
-        tags = [entry if self.type_of(entry) not in (None, self.other) else "O" for entry in value[: len(words)]]
-        return iob2([*tags, *["O"] * (len(words) - len(tags))])
+    def boundaries(self, value: list, labels: Sequence[str]) -> Boundaries:
+        entries = [*value, *[self.outside] * len(labels)]
+        return iob2(["O" if kind == self.other else entry for kind, entry in zip(labels, entries, strict=False)])
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -221,22 +218,16 @@ class Spans:
         assert not isinstance(labels, str) and len(labels) == len(words), (labels, words)
         return [f"{kind}: {' '.join(words[start:end])}" for kind, start, end in entities(labels, self.other)]
 
-    def read(self, value: object, words: Sequence[str], counts: Counts) -> tuple[str, ...] | None:
-        """One type per word.
+    def read(self, value: object, words: Sequence[str], counts: Counts) -> tuple[tuple[str, ...] | None, Boundaries]:
+        """One type per word, and where its entities begin.
 
         A span is the first place after the span before it with these words. If there is none, it is the first place
         before, outside other spans. So this is not the inverse of `write` if a span's words also occur, outside any
         span, between the span before it and itself: "call ann and tell [person : ann]". A span that is nowhere is
         dropped and counted.
         """
-        found = self._find(value, words, counts) if isinstance(value, list) else None
-        return None if found is None else tuple(self.other if tag == "O" else tag[2:] for tag in found)
-
-    def bio(self, value: object, words: Sequence[str]) -> tuple[str, ...] | None:
-        return tuple(self._find(value, words, Counts())) if isinstance(value, list) else None
-
-    def _find(self, value: list, words: Sequence[str], counts: Counts) -> list[str]:
-        """An IOB2 tag for each word."""
+        if not isinstance(value, list):
+            return None, None
         tags = ["O"] * len(words)
         end = 0
         for entry in value:
@@ -252,7 +243,7 @@ class Spans:
                 continue
             end = start + len(phrase)
             tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (len(phrase) - 1)]
-        return tags
+        return tuple(self.other if tag == "O" else tag[2:] for tag in tags), tuple(tags)
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
         kind = max(self.labels, key=length)
@@ -297,12 +288,18 @@ def iob2(tags: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def forms(answer: str | list[str] | dict[str, str | list[str]]) -> list[str]:
+Answer = str | list[str] | dict[str, str | list[str]]
+
+
+def one_line(answer: Answer) -> str:
+    """An answer as it is written."""
+    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+
+
+def forms(answer: Answer) -> list[str]:
     """An answer as it is written, first, and in the other forms in which models often write it; all are read."""
-    if isinstance(answer, str):
-        texts = [answer]
-    else:
-        texts = [json.dumps(answer, ensure_ascii=False), json.dumps(answer, ensure_ascii=False, indent=2)]
+    indented = [] if isinstance(answer, str) else [json.dumps(answer, ensure_ascii=False, indent=2)]
+    texts = [one_line(answer), *indented]
     return [*texts, *(f"```json\n{text}\n```" for text in texts)]
 
 

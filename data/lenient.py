@@ -60,9 +60,10 @@ def read_leniently(task: Task, text: str, words: Sequence[str], strict: Parsed |
                 found = _find(value, field.labels, (field.name, key))
             labels[field.name] = found
         elif isinstance(field.format, Spans):
-            labels[field.name] = _LenientSpans(field.labels, field.other).read(value, words, counts)
+            labels[field.name] = _LenientSpans(field.labels, field.other).read(value, words, counts)[0]
         else:
-            labels[field.name] = _LenientList(field.labels, field.other, field.format).read(value, words, counts)
+            reader = _LenientList(field.labels, field.other, field.format)
+            labels[field.name], _ = reader.read(value, words, counts)
     return Parsed(labels, tuple(name for name, found in labels.items() if found is None), **vars(counts))
 
 

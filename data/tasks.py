@@ -22,7 +22,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.answers import Counts, Format, Label, Labels, Parsed, Spans, TagList, TypeList, forms, literal
+from data.answers import (
+    Answer,
+    Counts,
+    Format,
+    Label,
+    Labels,
+    Parsed,
+    Spans,
+    TagList,
+    TypeList,
+    forms,
+    literal,
+    one_line,
+)
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.massive import INTENTS, SLOT_TYPES
@@ -110,7 +123,7 @@ class Task:
             labels: by field name.
             words: of the document; a field whose answer is spans needs them.
         """
-        return self._forms([field.format.write(labels[field.name], words) for field in self.fields])[0]
+        return one_line(self._joined([field.format.write(labels[field.name], words) for field in self.fields]))
 
     def read(self, text: str, words: Sequence[str]) -> Parsed:
         """The labels in an answer; never raises.
@@ -129,14 +142,13 @@ class Task:
         else:
             values = [text if isinstance(self.fields[0], ClassField) else literal(text)]
         counts = Counts()
-        labels = {
-            field.name: field.format.read(value, words, counts)
-            for field, value in zip(self.fields, values, strict=True)
-        }
-        bio = {f.name: f.format.bio(value, words) for f, value in zip(self.fields, values, strict=True)}
-        found = {name: tags for name, tags in bio.items() if tags is not None}
+        labels, bio = dict[str, Labels | None](), dict[str, tuple[str, ...]]()
+        for field, value in zip(self.fields, values, strict=True):
+            labels[field.name], boundaries = field.format.read(value, words, counts)
+            if boundaries is not None:
+                bio[field.name] = boundaries
         unparsed = tuple(name for name, value in labels.items() if value is None)
-        return Parsed(labels, unparsed, found, **vars(counts))
+        return Parsed(labels, unparsed, bio, **vars(counts))
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
         """An answer that is at least as long as any to a document with these words, written as `write` does.
@@ -144,14 +156,14 @@ class Task:
         Args:
             length: of a label, in tokens.
         """
-        return self.longest_forms(words, length)[0]
+        return one_line(self._joined([field.format.longest(words, length) for field in self.fields]))
 
     def longest_forms(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
         """The same answer in all forms in which models often write it (`data.answers.forms`)."""
-        return self._forms([field.format.longest(words, length) for field in self.fields])
+        return forms(self._joined([field.format.longest(words, length) for field in self.fields]))
 
-    def _forms(self, values: Sequence[str | list[str]]) -> list[str]:
-        return forms(dict(zip(self.keys, values, strict=True)) if self.is_joint else values[0])
+    def _joined(self, values: Sequence[str | list[str]]) -> Answer:
+        return dict(zip(self.keys, values, strict=True)) if self.is_joint else values[0]
 
     def with_slot_answer(self, answer: str) -> Task:
         """The same task with all token fields written as ``answer``, a key of `SLOT_ANSWERS`.

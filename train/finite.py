@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.registry import architecture_of, config_of
+from checkpoints_tools.writer import all_finite
 from train.errors import NotFinite
 from train.parallel.distributed import all_sum
 
@@ -22,10 +23,7 @@ def non_finite_parameters(model: nn.Module) -> list[str]:
     """
     config = config_of(model)
     parts = {clean_name(name): _local(parameter) for name, parameter in model.named_parameters()}
-    parts = {name: part for name, part in parts.items() if part.numel()}
-    if not parts:
-        return []
-    are_finite = torch.stack([torch.stack(part.aminmax()).isfinite().all() for part in parts.values()]).tolist()
+    are_finite = torch.stack([all_finite(part) for part in parts.values()]).tolist()
     to_theirs = architecture_of(config).to_theirs
     return [to_theirs(name, config) for name, is_finite in zip(parts, are_finite, strict=True) if not is_finite]
 

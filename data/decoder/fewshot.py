@@ -72,10 +72,13 @@ def _named(examples: Iterable[Example], ids: Sequence[str]) -> list[Example]:
         if count > 1:
             raise UserError(f"shot_ids: {name!r} is given {count} times. Name each example once.")
         if name not in by_id:
-            raise UserError(
-                f"shot_ids: the training split has no example {name!r}. Its ids look like {next(iter(by_id))!r}."
-            )
+            raise UserError(f"shot_ids: the training split ({len(by_id):,} examples) has no {name!r}.{_like(by_id)}")
     return [by_id[name] for name in ids]
+
+
+def _like(ids: Iterable[str]) -> str:
+    first = next(iter(ids), None)
+    return "" if first is None else f" Its ids look like {first!r}."
 
 
 def _balanced(examples: Sequence[Example], task: Task, k: int, seed: int) -> list[Example]:

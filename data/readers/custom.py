@@ -380,7 +380,7 @@ def _column(row: Record, column: str, advice: str = "") -> Any:
 def _class_label(value: Any, row: Record, column: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or not appearance(value):
+    if not isinstance(value, str) or not value.strip():
         raise UserError(f"{row.where}: {column!r} must be a label, found {json.dumps(value)}.")
     return value.strip()
 

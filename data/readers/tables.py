@@ -245,16 +245,26 @@ def _csv_records(
     warned = False
     for line, cells in rows:
         where = f"{name}, line {line}"
-        if plain and not warned and any('""' in cell[1:-1] and _is_quoted(cell) for cell in cells):
-            log.warning("%s: a cell with doubled quotation marks, as in CSV. %s", where, ASK_FOR_QUOTING)
+        if plain and not warned and (what := _looks_quoted(cells)):
+            log.warning("%s: %s, as in CSV. %s", where, what, ASK_FOR_QUOTING)
             warned = True
         if len(cells) == len(columns):
             yield Record(where, line, dict(zip(columns, cells, strict=True)))
         else:
             error = f"{where}: {len(cells)} cells, but the header names {len(columns)} columns."
-            if plain and any(cell.startswith('"') for cell in cells):
-                error += f" A cell begins with a quotation mark. {ASK_FOR_QUOTING}"
+            begins, ends = (any(cell[at] == '"' for cell in cells if cell) for at in (0, -1))
+            if plain and (begins or ends):
+                error += f" A cell {'begins' if begins else 'ends'} with a quotation mark. {ASK_FOR_QUOTING}"
             yield Record(where, line, {}, error)
+
+
+def _looks_quoted(cells: list[str]) -> str:
+    """What of a line of TSV without quoting looks as if it were written with it; empty if nothing does."""
+    if any('""' in cell[1:-1] and _is_quoted(cell) for cell in cells):
+        return "a cell with doubled quotation marks"
+    # A line break within a cell: CSV goes on in the next line, where the quotation marks end.
+    last = cells[-1]
+    return "a quotation mark begins the last cell and is not closed" if last[:1] == '"' and last.count('"') % 2 else ""
 
 
 def _is_quoted(cell: str) -> bool:

@@ -7,7 +7,6 @@ the answers in flight, which will be paid for, are still kept.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
 import threading
@@ -136,8 +135,10 @@ def ask(asking: Asking, request: Request) -> Answer | None:
         UserError: an error that will not pass, or none of the attempts succeeded.
         OverBudget: see there.
     """
-    n_failed, n_answered = 0, 0
-    for attempt in itertools.count(1):
+    attempt, n_failed, n_waits = 0, 0, 0  # n_failed: since another request was answered
+    n_answered = asking.n_answered
+    while True:
+        attempt += 1
         if not asking.sleep():
             asking.budget.spend(request, 0.0)
             return None
@@ -148,15 +149,18 @@ def ask(asking: Asking, request: Request) -> Answer | None:
                 asking.lose(request)
                 if not asking.budget.lose(request):
                     raise OverBudget from None
-            # Where others get through, waits need not become longer, and attempts do not count.
-            n_failed += not (again.limited and n_failed and asking.n_answered > n_answered)
-            n_answered, reason = asking.n_answered, str(again)
+            # Where others get through, waiting as long as now passes a rate limit: attempts before count no more.
+            if again.limited and asking.n_answered > n_answered:
+                n_failed, n_answered = 0, asking.n_answered
+            else:
+                n_waits += 1
+            n_failed, reason = n_failed + 1, str(again)
             if n_failed == asking.attempts:
                 raise UserError(
                     f"example {request.example.id}: no answer in {attempt} attempts, at last: {reason}. Check the "
                     "server (--base_url), or give more --attempts, a longer --timeout or a lower --concurrency."
                 ) from None
-            seconds = wait_before(n_failed + 1)
+            seconds = wait_before(max(n_waits, 1) + 1)
             if again.after is not None:
                 if again.after > LONGEST_WAIT:
                     raise UserError(f"{reason}: the server says to wait {again.after / 3600:.1f} hours.") from None
@@ -170,7 +174,6 @@ def ask(asking: Asking, request: Request) -> Answer | None:
             if asking.budget.prices is not None:
                 asking.budget.spend(request, cost_of(asking.budget.prices, answer, request))
             return replace(answer, attempts=attempt)
-    raise AssertionError("counting does not end")
 
 
 def wait_before(attempt: int) -> float:

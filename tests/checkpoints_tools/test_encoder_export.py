@@ -202,3 +202,8 @@ def test_a_fine_tuned_model_starts_another_task(tokenizers, tmp_path, caplog):
         load_pretrained(Encoder(replace(config, heads=(replace(CLASS, n_labels=8),))), tmp_path / "out")
     with pytest.raises(UserError, match="field 'topic': the head gives a label to each document, not to each word"):
         load_pretrained(Encoder(replace(config, heads=(replace(CLASS, kind="token"),))), tmp_path / "out")
+
+
+def test_labels_that_are_numbers_are_read_as_text() -> None:
+    raw = {"architectures": ["BertForSequenceClassification"], "id2label": {"1": 7, "0": "a"}}
+    assert list(read_head_labels(raw).values()) == [["a", "7"]]

@@ -46,7 +46,8 @@ def test_unknown_names_are_told_and_stored_frequencies_are_not():
     for name in ("model.rotary_emb.inv_freq", "model.layers.9.self_attn.rotary_emb.cos_cached", "model.freqs_cis",
                  "layers.1.attention.inner_attention.rope.freqs", "rotary_pos_emb.original_inv_freq"):  # fmt: skip
         assert rename_all([name], LLAMA_HF) == rename_all([name], LLAMA_META) == ({}, []), name
-    for name in ("rope_factors_long.weight", "model.layers.0.europe.weight", "model.cos.weight"):
+    for name in ("rope_factors_long.weight", "model.layers.0.europe.weight", "model.cos.weight",
+                 "model.layers.0.rope.q_proj.weight", "model.layers.0.rotary_q.weight"):  # fmt: skip
         assert rename_all([name], LLAMA_GGUF) == ({}, [name])
     with pytest.raises(AssertionError, match="no entry in the key map"):
         to_theirs("layers.0.attention.bias", LLAMA_HF)

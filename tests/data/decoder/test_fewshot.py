@@ -86,8 +86,10 @@ def test_a_random_draw_is_not_balanced_and_named_examples_come_in_their_order():
     assert choose_shots(posts[::-1], TASKS["20ng_20"], 5, 3, "random") == drawn[3]
     ids = [posts[7].id, posts[2].id]
     assert choose_shots(posts, TASKS["20ng_20"], 0, 0, "ids", ids) == [posts[7], posts[2]]
-    with pytest.raises(UserError, match="the training split has no example '.*/7x'. Its ids look like '.*/0'"):
+    with pytest.raises(UserError, match="the training split .* examples. has no '.*/7x'. Its ids look like '.*/0'"):
         choose_shots(posts, TASKS["20ng_20"], 0, 0, "ids", [posts[7].id + "x"])
+    with pytest.raises(UserError, match="the training split .0 examples. has no 'x'.$"):
+        choose_shots([], TASKS["20ng_20"], 0, 0, "ids", ["x"])
     with pytest.raises(UserError, match="is given 2 times"):
         choose_shots(posts, TASKS["20ng_20"], 0, 0, "ids", [posts[7].id] * 2)
 

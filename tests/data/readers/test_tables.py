@@ -85,6 +85,16 @@ def test_tsv_that_is_quoted_as_csv_is_noticed(caplog: pytest.LogCaptureFixture) 
     ]
 
 
+@pytest.mark.parametrize("content", [b'text\n"first\nsecond"\n', b'text\tn\nab\t"x\ny"\n'])
+def test_a_line_break_in_a_quoted_cell_of_tsv_is_noticed(content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """As pandas and Excel write it: only the cells that need quotation marks have them."""
+    last = read(content, "tsv")[-1]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("t, line 2: a quotation mark begins the last cell and is not closed, as in CSV")
+    assert "tsv_quoting = true" in said
+    assert not last.error or "A cell ends with a quotation mark." in last.error
+
+
 def test_blank_lines_before_the_header() -> None:
     assert values(b"\n\r\na\n1\n", "csv") == [{"a": "1"}]
 

@@ -41,7 +41,7 @@ def test_interrupted_and_continued(run, words, server, tmp_path, name):
 
     server.before = before
     path = tmp_path / "out" / "answers.jsonl"
-    with start(words, "--concurrency", 2) as process:
+    with start(words, "--concurrency", 2, "--timeout", 100) as process:  # no time-out while the server holds
         assert held.wait(120)
         while len(lines_of(path)) < 4:  # the header and three answers
             time.sleep(0.01)
@@ -58,7 +58,8 @@ def test_interrupted_and_continued(run, words, server, tmp_path, name):
     if name == "SIGKILL":
         assert process.returncode == -signal.SIGKILL and n_kept == 3
     else:
-        assert process.returncode == 128 + getattr(signal, name) and n_kept == len(server.bodies) in (4, 5)
+        assert process.returncode == 128 + getattr(signal, name), err
+        assert n_kept == len(server.bodies) in (4, 5)
         assert f"{name}: stopped. {n_kept} of 6 answers are in" in err
     before_resuming = len(server.bodies)
     output = run()
