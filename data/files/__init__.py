@@ -1,0 +1,1 @@
+"""What is read from files, within limits: the only code that decodes JSON, TOML and archives."""
