@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -43,6 +44,23 @@ LARGEST_BLOCK, SMALLEST_BLOCK = 256, 32
 SMALLEST_TENSOR = 4096
 # Tensor parallelism over this many ranks splits a row between blocks, if its length allows.
 ROW_PARTS = 8
+
+
+_TABLES: dict[tuple[str, bool, str], Tensor] = {}  # not functools.cache: torch.compile would look through it
+
+
+def _made_once(make: Callable[[bool, torch.device], Tensor]) -> Callable[[bool, torch.device], Tensor]:
+    """Make a table once for each device."""
+    name = make.__name__
+
+    @functools.wraps(make)
+    def made(signed: bool, device: torch.device) -> Tensor:
+        key = (name, signed, str(device))
+        if key not in _TABLES:
+            _TABLES[key] = make(signed, device)
+        return _TABLES[key]
+
+    return made
 
 
 def block_size(shape: torch.Size) -> int | None:
@@ -62,7 +80,7 @@ def block_size(shape: torch.Size) -> int | None:
     return None
 
 
-@functools.cache
+@_made_once
 def table(signed: bool, device: torch.device) -> Tensor:
     """The values of the 256 codes, ascending, fp32: 0, 1, and seven decades of equally spaced values.
 
@@ -78,14 +96,14 @@ def table(signed: bool, device: torch.device) -> Tensor:
     return torch.tensor(sorted(values), dtype=torch.float32, device=device)
 
 
-@functools.cache
+@_made_once
 def boundaries(signed: bool, device: torch.device) -> Tensor:
     """The midpoints between neighbouring table values, then infinity: [256]."""
     values = table(signed, device)
     return torch.cat([(values[1:] + values[:-1]) / 2, values.new_tensor([math.inf])])
 
 
-@functools.cache
+@_made_once
 def lowest_codes(signed: bool, device: torch.device) -> Tensor:
     """For each value of the upper 16 bits of an fp32 number, the code of the smallest such number: int32 [65536].
 
@@ -97,6 +115,13 @@ def lowest_codes(signed: bool, device: torch.device) -> Tensor:
     assert least.dtype == torch.int32
     codes = torch.bucketize(least.view(torch.float32), boundaries(signed, torch.device("cpu"))[:-1], right=True)
     return codes.to(device, torch.int32)
+
+
+def make_tables(device: torch.device) -> None:
+    """Make all tables of a device: before `torch.compile` compiles a function that uses them."""
+    for signed in (True, False):
+        for make in (table, boundaries, lowest_codes):
+            make(signed, device)
 
 
 def nearest_codes(x: Tensor, signed: bool) -> Tensor:

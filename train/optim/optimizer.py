@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from train.optim.sharded_adamw import ShardedAdamW, StateFormat
+from train.optim.update import can_compile
+from train.parallel.distributed import all_sum
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -113,7 +116,16 @@ def build_optimizer(
         stochastic_rounding=formats.stochastic_rounding,
         seed=seed,
         offload=offload_states,
+        compiled=_all_compile(next(model.parameters()).device),
     )
+
+
+def _all_compile(device: torch.device) -> bool:
+    """Whether the update is compiled: on GPUs, if every rank can. Ranks with the same shard must do the same."""
+    if device.type != "cuda":
+        return False
+    mine = can_compile(device)
+    return mine if not dist.is_initialized() else all_sum([float(not mine)], device) == [0.0]
 
 
 def allocate_states(optimizer: torch.optim.Optimizer) -> None:

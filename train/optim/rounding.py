@@ -25,21 +25,22 @@ def stream_key(seed: int, step: int, parameter: int) -> int:
     return int(np.random.SeedSequence((seed, step, parameter)).generate_state(1, np.uint32).view(np.int32)[0])
 
 
-def flat_indices(rows: range, columns: range, width: int, device: torch.device) -> Tensor:
+def flat_indices(shape: torch.Size, first: int | Tensor, width: int | Tensor, device: torch.device) -> Tensor:
     """The row-major indices, modulo 2^32, of a part of a matrix in the full matrix.
 
     Args:
-        rows, columns: the part.
+        shape: rows and columns of the part.
+        first: index of the part's first element; a number or an int64 tensor without dimensions, like ``width``.
         width: columns of the full matrix.
 
     Returns:
-        int32 [len(rows), len(columns)].
+        int32 [rows, columns].
     """
-    first = torch.arange(rows.start, rows.stop, device=device).mul_(width).add_(columns.start).to(torch.int32)
-    return first[:, None] + torch.arange(len(columns), dtype=torch.int32, device=device)
+    starts = torch.arange(shape[0], device=device).mul_(width).add_(first).to(torch.int32)
+    return starts[:, None] + torch.arange(shape[1], dtype=torch.int32, device=device)
 
 
-def random_bits(indices: Tensor, key: int) -> Tensor:
+def random_bits(indices: Tensor, key: int | Tensor) -> Tensor:
     """32 random bits for each index: a hash that maps different indices to different numbers.
 
     The hash is lowbias32 (C. Wellons, 2018, "Prospecting for hash functions"). Its shifts and odd factors make every
@@ -48,7 +49,7 @@ def random_bits(indices: Tensor, key: int) -> Tensor:
 
     Args:
         indices: int32, any shape; overwritten.
-        key: from `stream_key`.
+        key: from `stream_key`; a number or an int32 tensor without dimensions.
 
     Returns:
         int32, the same tensor. The masks are there because a right shift of a signed integer copies its sign bit.

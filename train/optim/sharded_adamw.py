@@ -15,7 +15,6 @@ each shard's offset in the unsharded parameter. The states by format:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,15 +26,17 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from data.errors import UserError
-from train.optim.blockwise import block_size, dequantize, quantize
+from train.optim.blockwise import block_size
 from train.optim.host_states import ALIGNMENT, States, copied_to_device
-from train.optim.rounding import flat_indices, random_bits, round_to_bf16, stream_key
+from train.optim.rounding import stream_key
+from train.optim.update import Place, compiled_update, numbers_of_step, update
 
 StateFormat = Literal["fp32", "bf16", "8bit"]
 
 # Elements updated at once, each with temporaries of 32 bytes at most: on a GPU enough to keep it busy (8M, 270 MB), on
-# a CPU few enough for its cache.
+# a CPU few enough for its cache. A compiled update has hardly any temporaries and pays for each call.
 SLICE = {"cuda": 2**23, "cpu": 2**17}
+COMPILED_SLICE = 2**25
 
 
 def state_bytes(shape: torch.Size, states: StateFormat) -> int:
@@ -55,9 +56,7 @@ class Slice:
         states: the same rows of the states, on the device or in host memory.
         group: the parameter's hyperparameters.
         step: 1 for the first.
-        key: of the step's random bits for this parameter.
-        offset: row and column of the first element in the unsharded parameter.
-        width: columns of the unsharded parameter.
+        place: of the part's random bits.
     """
 
     weights: Tensor
@@ -65,9 +64,7 @@ class Slice:
     states: States
     group: dict[str, Any]
     step: int
-    key: int
-    offset: tuple[int, int]
-    width: int
+    place: Place
 
 
 class ShardedAdamW(torch.optim.Optimizer):
@@ -79,6 +76,7 @@ class ShardedAdamW(torch.optim.Optimizer):
         stochastic_rounding: of bf16 weights; False rounds to nearest.
         seed: of stochastic rounding.
         offload: keep states in host memory (`train/optim/host_states.py`).
+        compiled: compile the update, see `can_compile`. All ranks must do the same: it may round differently.
     """
 
     def __init__(
@@ -92,6 +90,7 @@ class ShardedAdamW(torch.optim.Optimizer):
         stochastic_rounding: bool,
         seed: int,
         offload: bool = False,
+        compiled: bool = False,
     ) -> None:
         # The same entries as PyTorch's AdamW, so that "adamw" can be resumed with offloaded states and vice versa.
         theirs = torch.optim.AdamW([torch.zeros(1)], fused=True).defaults
@@ -100,6 +99,7 @@ class ShardedAdamW(torch.optim.Optimizer):
         self.stochastic_rounding = stochastic_rounding
         self.seed = seed
         self.offload = offload
+        self.compiled = compiled
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
@@ -134,26 +134,20 @@ class ShardedAdamW(torch.optim.Optimizer):
                 stored = {name: as_matrix(value) for name, value in state.items() if name != "step"}
                 row, column = origin(parameter)
                 width = parameter.shape[1] if parameter.ndim == 2 else 1
-                n_rows = max(1, SLICE[weights.device.type] // max(1, weights.shape[1]))
+                elements = COMPILED_SLICE if self.compiled and not self.offload else SLICE[weights.device.type]
+                n_rows = max(1, elements // max(1, weights.shape[1]))
                 for start in range(0, weights.shape[0], n_rows):
                     rows = slice(start, start + n_rows)
                     states = {name: value[rows] for name, value in stored.items()}
-                    yield Slice(weights[rows], grads[rows], states, group, step, key, (row + start, column), width)
+                    place = Place(key, (row + start) * width + column, width)
+                    yield Slice(weights[rows], grads[rows], states, group, step, place)
 
     def _update(self, part: Slice, states: States) -> None:
-        bits = None
-        if self.stochastic_rounding or self.states == "bf16":
-            (row, column), (n_rows, n_columns) = part.offset, part.weights.shape
-            rows, columns = range(row, row + n_rows), range(column, column + n_columns)
-            bits = random_bits(flat_indices(rows, columns, part.width, part.weights.device), part.key)
-        exp_avg, exp_avg_sq = read_states(states)
         hyper = {name: part.group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        new = adamw_update(part.weights.float(), part.grads.float(), exp_avg, exp_avg_sq, step=part.step, **hyper)
-        write_states(states, exp_avg, exp_avg_sq, bits)
-        if self.stochastic_rounding and part.weights.dtype == torch.bfloat16:
-            assert bits is not None
-            new = round_to_bf16(new, bits)
-        part.weights.copy_(new)  # rounds to nearest unless `new` is rounded already
+        numbers = numbers_of_step(step=part.step, **hyper)
+        round_weights = self.stochastic_rounding and part.weights.dtype == torch.bfloat16
+        change = compiled_update if self.compiled else update
+        change(part.weights, part.grads, states, numbers, part.place, round_weights)
 
     def _zeros(self, parameter: Tensor) -> dict[str, Tensor]:
         """A parameter's states before its first step.
@@ -187,55 +181,6 @@ class ShardedAdamW(torch.optim.Optimizer):
                 if key in state_dict["state"]:
                     self.state[parameter] = dict(state_dict["state"][key])
             mine.update({name: value for name, value in theirs.items() if name != "params"})
-
-
-def adamw_update(
-    weights: Tensor,
-    grads: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    step: int,
-) -> Tensor:
-    """One step of AdamW, with the operations in the order of `torch.optim.AdamW`. All tensors: fp32, the same shape.
-
-    Args:
-        weights: overwritten with the new weights, and returned.
-        exp_avg, exp_avg_sq: running means of gradients and of their squares, updated in place.
-        step: 1 for the first.
-    """
-    beta1, beta2 = betas
-    weights.mul_(1 - lr * weight_decay)
-    exp_avg.lerp_(grads, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-    root = exp_avg_sq.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
-    return weights.addcdiv_(exp_avg, root, value=-lr / (1 - beta1**step))
-
-
-def read_states(states: States) -> tuple[Tensor, Tensor]:
-    """The running means of gradients and of their squares in fp32; for fp32 states these are the stored tensors."""
-    if "exp_avg" in states:
-        return states["exp_avg"].float(), states["exp_avg_sq"].float()
-    exp_avg = dequantize(states["exp_avg_codes"], states["exp_avg_scales"], signed=True)
-    root = dequantize(states["exp_avg_sq_codes"], states["exp_avg_sq_scales"], signed=False)
-    return exp_avg, root.square_()
-
-
-def write_states(states: States, exp_avg: Tensor, exp_avg_sq: Tensor, bits: Tensor | None) -> None:
-    """Store the updated means that `read_states` returned; overwrites ``exp_avg`` and ``exp_avg_sq``."""
-    if "exp_avg" not in states:
-        quantize(exp_avg, states["exp_avg_codes"], states["exp_avg_scales"], signed=True)
-        quantize(exp_avg_sq.sqrt_(), states["exp_avg_sq_codes"], states["exp_avg_sq_scales"], signed=False)
-    elif states["exp_avg"].dtype == torch.bfloat16:
-        assert bits is not None
-        states["exp_avg"].copy_(exp_avg)
-        states["exp_avg_sq"].copy_(round_to_bf16(exp_avg_sq, bits >> 16))  # the lower 16 bits are for the weights
-    else:
-        assert exp_avg is states["exp_avg"] and exp_avg_sq is states["exp_avg_sq"]
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ def test_the_mean_over_steps_is_the_number_itself() -> None:
     n = 2000
     total = torch.zeros(22, dtype=torch.float64)
     for step in range(n):
-        rounded = round_to_bf16(x, random_bits(flat_indices(range(22), range(1), 1, CPU)[:, 0], stream_key(7, step, 0)))
+        indices = flat_indices(torch.Size((22, 1)), 0, 1, CPU)[:, 0]
+        rounded = round_to_bf16(x, random_bits(indices, stream_key(7, step, 0)))
         assert ((rounded == sign) | (rounded == sign * (1 + ulp))).all(), "one of the two neighbours"
         total += rounded.double()
     error = (total / n - x.double()).abs() / ulp
@@ -70,13 +71,14 @@ def test_bf16_numbers_stay_whatever_the_bits() -> None:
 
 def test_a_part_has_the_bits_it_has_in_the_whole() -> None:
     key = stream_key(0, 3, 5)
-    full = random_bits(flat_indices(range(10), range(8), 8, CPU), key)
+    full = random_bits(flat_indices(torch.Size((10, 8)), 0, 8, CPU), key)
     assert len(full.unique()) == 80
     for rows, columns in ((range(0, 5), range(8)), (range(5, 10), range(8)), (range(3, 4), range(4, 8))):
-        part = random_bits(flat_indices(rows, columns, 8, CPU), key)
+        shape, first = torch.Size((len(rows), len(columns))), rows.start * 8 + columns.start
+        part = random_bits(flat_indices(shape, first, 8, CPU), key)
         assert torch.equal(part, full[rows.start : rows.stop, columns.start : columns.stop])
 
 
 def test_indices_beyond_2_to_the_31_wrap_around() -> None:
-    far = flat_indices(range(2**20 - 1, 2**20), range(4096), 4096, CPU)
+    far = flat_indices(torch.Size((1, 4096)), (2**20 - 1) * 4096, 4096, CPU)
     assert far[0, -1] == -1 and far[0, 0] == -4096, "2^32 - 1 as a signed number"

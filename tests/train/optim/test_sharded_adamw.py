@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from train.optim.optimizer import OPTIMIZERS, allocate_states, build_optimizer
-from train.optim.sharded_adamw import SLICE, ShardedAdamW, read_states
+from train.optim.sharded_adamw import SLICE, ShardedAdamW
+from train.optim.update import read_states
 
 BF16 = [name for name, formats in OPTIMIZERS.items() if formats.weights == torch.bfloat16]
 HYPER = dict(lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
