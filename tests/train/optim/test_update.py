@@ -44,7 +44,7 @@ def test_compiled_it_gives_the_same(optim: str, offload: bool, device: str, monk
     for a, b in zip(plain, compiled, strict=True):
         if a.dtype == torch.float32:
             torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-6)
-        else:  # another rounding of a sum seldom moves a weight: to a neighbour, or by what the neighbour of a code does
+        else:  # another rounding seldom moves a weight: to a neighbour, or by what a neighbouring code does
             assert (a != b).float().mean() < 1e-3
             atol = 0.06 * 1e-2 if optim == "adamw_sr_8bit" else 1e-6  # a code's error times the learning rate
             torch.testing.assert_close(b, a, rtol=2.0**-7, atol=atol)
