@@ -194,7 +194,8 @@ def test_files_of_older_code_are_read(tmp_path: Path) -> None:
 
 
 def test_the_file_says_why_an_optimizer_was_chosen() -> None:
-    auto, named = load_config(BASE), load_config([*BASE, "--optim", "adamw"])
+    on_cpu = [*BASE, "--device", "cpu"]
+    auto, named = load_config(on_cpu), load_config([*on_cpu, "--optim", "adamw"])
     assert auto.optim_reason == (
         "chosen by --optim auto: the default on CPUs, everything in fp32; --optim adamw pins it"
     )
@@ -221,7 +222,7 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture) -> None:
 
 def test_optimizers_by_name() -> None:
     assert set(typing.get_args(options.options_of(TrainConfig)["optim"].type)) == {"auto", *OPTIMIZERS}
-    assert load_config(BASE).optim.optim == "adamw"
+    assert load_config([*BASE, "--device", "cpu"]).optim.optim == "adamw"
     config = load_config([*BASE, "--optim", "adamw_sr"])
     assert (config.optim.optim, config.train.precision) == ("adamw_sr", "bf16"), "on every machine"
     assert "optim = adamw_sr stores the weights in bf16" in refusal("--optim", "adamw_sr", "--precision", "fp32")

@@ -36,8 +36,9 @@ def flat_indices(shape: torch.Size, first: int | Tensor, width: int | Tensor, de
     Returns:
         int32 [rows, columns].
     """
-    starts = torch.arange(shape[0], device=device).mul_(width).add_(first).to(torch.int32)
-    return starts[:, None] + torch.arange(shape[1], dtype=torch.int32, device=device)
+    starts = torch.arange(shape[0], device=device).mul_(width).add_(first)
+    # The sum is made in 64 bits: with an arange in 32 bits, torch 2.11 compiles kernels that fail.
+    return (starts[:, None] + torch.arange(shape[1], device=device)).to(torch.int32)
 
 
 def random_bits(indices: Tensor, key: int | Tensor) -> Tensor:
