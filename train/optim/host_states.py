@@ -19,31 +19,31 @@ one is copied out. On a CPU the same copies run one after another; this gains no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 States = dict[str, Tensor]  # by name; slices of a shard's states
-ALIGNMENT = 256
 
 
 class StagingBuffer:
-    """Device memory for one slice's states, reused for every second slice."""
+    """Device memory for one slice's states, reused for every second slice.
 
-    def __init__(self, device: torch.device, n_bytes: int) -> None:
-        self.memory = torch.empty(n_bytes, dtype=torch.uint8, device=device)
+    Each state has memory of its own: torch.compile does not take tensors of several types in the same memory.
+    """
+
+    def __init__(self, device: torch.device, largest: States) -> None:
+        self.device = device
+        self.memory = {name: torch.empty(t.numel(), dtype=t.dtype, device=device) for name, t in largest.items()}
         self.on_host: States = {}
         self.on_device: States = {}
         self.copied_in: torch.cuda.Event | None = None
         self.copied_out: torch.cuda.Event | None = None
 
     def copy_in(self, on_host: States, stream: torch.cuda.Stream | None) -> None:
-        self.on_host, self.on_device, start = on_host, {}, 0
-        for name, tensor in on_host.items():
-            n_bytes = tensor.numel() * tensor.element_size()
-            self.on_device[name] = self.memory[start : start + n_bytes].view(tensor.dtype).view(tensor.shape)
-            start += -(-n_bytes // ALIGNMENT) * ALIGNMENT
+        self.on_host = on_host
+        self.on_device = {name: self.memory[name][: t.numel()].view(t.shape) for name, t in on_host.items()}
         if self.copied_out is not None and stream is not None:
             stream.wait_event(self.copied_out)  # of the buffer's previous slice
         _copy(self.on_host, self.on_device, stream)
@@ -51,21 +51,25 @@ class StagingBuffer:
 
     def copy_out(self, stream: torch.cuda.Stream | None) -> None:
         if stream:
-            stream.wait_stream(torch.cuda.current_stream(self.memory.device))  # the update
+            stream.wait_stream(torch.cuda.current_stream(self.device))  # the update
         _copy(self.on_device, self.on_host, stream)
         self.copied_out = stream.record_event() if stream else None
 
 
-def copied_to_device(slices: Iterable[States], device: torch.device, buffer_bytes: int) -> Iterator[States]:
+def copied_to_device(slices: list[States], device: torch.device) -> Iterator[States]:
     """Yield each slice's states on ``device``. At the end, host memory holds what the caller wrote there.
 
     Two buffers alternate, so the device holds at most two slices, however far the host runs ahead.
 
     Args:
         slices: states in (pinned) host memory; no two slices share memory.
-        buffer_bytes: at least the bytes of the largest slice, plus `ALIGNMENT` for each of its tensors.
     """
-    buffers = [StagingBuffer(device, buffer_bytes) for _ in range(2)]
+    largest: States = {}
+    for states in slices:
+        for name, tensor in states.items():
+            if name not in largest or tensor.numel() > largest[name].numel():
+                largest[name] = tensor
+    buffers = [StagingBuffer(device, largest) for _ in range(2)]
     stream_in = stream_out = compute = None
     if device.type == "cuda":
         stream_in, stream_out = torch.cuda.Stream(device), torch.cuda.Stream(device)

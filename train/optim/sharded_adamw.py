@@ -27,7 +27,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from data.errors import UserError
 from train.optim.blockwise import block_size
-from train.optim.host_states import ALIGNMENT, States, copied_to_device
+from train.optim.host_states import States, copied_to_device
 from train.optim.rounding import stream_key
 from train.optim.update import Place, compiled_update, numbers_of_step, update
 
@@ -107,9 +107,7 @@ class ShardedAdamW(torch.optim.Optimizer):
         assert closure is None
         slices = list(self._slices())
         if self.offload and slices:
-            n_bytes = max(sum(t.numel() * t.element_size() + ALIGNMENT for t in s.states.values()) for s in slices)
-            device = slices[0].weights.device
-            on_device = copied_to_device((s.states for s in slices), device, n_bytes)
+            on_device = copied_to_device([s.states for s in slices], slices[0].weights.device)
             for part, states in zip(slices, on_device, strict=True):
                 self._update(part, states)
         else:
