@@ -11,6 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skip_marked(items, "slow", "slow: run with --slow")
     if not torch.cuda.is_available():
         skip_marked(items, "gpu", "gpu: needs a CUDA device, and PyTorch finds none here")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Hide GPUs from the programs that a test starts, unless it is a GPU test: the suite is the same everywhere."""
+    if torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = VISIBLE_GPUS if item.get_closest_marker("gpu") else ""
 
 
 def skip_marked(items: list[pytest.Item], marker: str, reason: str) -> None:

@@ -1,7 +1,7 @@
 """What a plan assumes about GPUs and their connections; every number has a source.
 
 Measured so far: Llama 3 8B on one H200 (`benchmarks/results/gpu.md`). The bytes were right within 0.3%. A step of the
-paper's recipe took 8% less than planned, and one that fills a row of 16,384 tokens 27% less.
+paper's recipe took 9% less than planned, and one that fills a row of 16,384 tokens 28% less.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ GPUS: dict[str, Gpu] = {
     "h200": Gpu("H200 141 GB", round(139.7 * GIB), PEAK_BF16_FLOPS["H200"], 0.35, 4.8e12, 340e9, 320e9, 50e9),
 }
 
-# Bytes of GPU memory that the update of one parameter moves in `train/optim/sharded_adamw.py`, as measured with
-# adamw_sr_bf16 on an H200: some forty operations one after another. PyTorch's fused AdamW reads and writes all once.
-UPDATE_BYTES = 430
+# Bytes of GPU memory that the compiled update of one parameter moves in `train/optim/sharded_adamw.py`, by the format of
+# the states: as measured with bf16 and 8 bits on an H200, calls included. fp32 is by arithmetic from bf16, which reads
+# and writes 14 bytes where fp32 has 22. PyTorch's fused AdamW reads and writes all once.
+UPDATE_BYTES = {"bf16": 38, "fp32": 60, "8bit": 360}
 
 # Minimum seconds of a block in a pass: about a hundred kernels are launched one after another.
 MIN_BLOCK_SECONDS = 1e-3

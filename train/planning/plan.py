@@ -258,7 +258,8 @@ def update_seconds(job: Job, gpu: Gpu) -> float:
     memory, settings = job.memory, job.settings
     if is_fused(settings.optim, settings.offload_states):
         return 2 * memory.fixed / gpu.bandwidth  # everything is read once and, except gradients, written
-    seconds = UPDATE_BYTES * memory.weights / settings.optim.weights.itemsize / gpu.bandwidth
+    parameters = memory.weights / settings.optim.weights.itemsize
+    seconds = UPDATE_BYTES[settings.optim.states] * parameters / gpu.bandwidth
     if settings.offload_states:
         seconds += 2 * job.state_bytes / gpu.host_link  # to the GPU and back
     return seconds
