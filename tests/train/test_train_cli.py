@@ -86,6 +86,29 @@ def test_started_again_in_the_same_folder_is_refused_unless_resumed(
     run_here([*args, "--resume"], world)
 
 
+def test_what_a_checkpoint_says_and_we_do_not_use_is_in_the_export(
+    world: World, train_args: list[str], tmp_path: Path
+) -> None:
+    """From one run's export to the next one's, through pretrained weights."""
+    run_here([*train_args, "--steps", "1"], world)
+    base = tmp_path / "base"
+    (tmp_path / "run" / "export").rename(base)
+    config = json.loads((base / "config.json").read_text())
+    generation = json.loads((base / "generation_config.json").read_text())
+    # An ordinary user edits these two: the checksums of the folder no longer hold.
+    (base / "checksums.json").unlink(missing_ok=True)
+    (base / "config.json").write_text(json.dumps(config | {"pad_token_id": 7, "pretraining_tp": 2, "dtype": "float16"}))
+    (base / "generation_config.json").write_text(json.dumps(generation | {"max_length": 99, "temperature": 0.6}))
+    start = [*train_args, "--checkpoint", str(base), "--init", "pretrained", "--steps", "1"]
+    run_here([*start, "--output", str(tmp_path / "second")], world)
+    export = tmp_path / "second" / "export"
+    again = json.loads((export / "config.json").read_text())
+    assert (again["pad_token_id"], again["pretraining_tp"]) == (7, 2)
+    assert again["torch_dtype"] == config["torch_dtype"], "the export's own, not the checkpoint's"
+    again = json.loads((export / "generation_config.json").read_text())
+    assert again["max_length"] == 99 and "temperature" not in again, "trained to answer with the most probable token"
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_bf16_weights_are_exported_exactly(dtype: str, world: World, train_args: list[str], tmp_path: Path) -> None:
     from checkpoints_tools.key_maps import LLAMA_HF, to_theirs
