@@ -49,7 +49,7 @@ from typing import Any
 from data.characters import appearance, by_appearance, find
 from data.errors import UserError, nearest
 from data.example import Example
-from data.readers.archive import is_text, parse_json, readable
+from data.files.archive import is_text, parse_json, readable
 from data.readers.encoding import decode_utf8
 from data.readers.tables import ENDINGS, Record, open_table
 from data.readers.tags import SCHEMES, TagReader, types_among

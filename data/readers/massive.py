@@ -34,7 +34,7 @@ from pathlib import Path, PurePosixPath
 
 from data.errors import UserError, nearest
 from data.example import Example
-from data.readers.archive import is_tarball, is_text, iterate_tarball, parse_json, readable
+from data.files.archive import is_tarball, is_text, iterate_tarball, parse_json, readable
 from data.readers.encoding import START, not_text, not_utf8
 
 INTENTS: tuple[str, ...] = (

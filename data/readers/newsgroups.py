@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data.errors import UserError, nearest
 from data.example import Example
-from data.readers.archive import is_tarball, iterate_tarball, readable
+from data.files.archive import is_tarball, iterate_tarball, readable
 
 SAMPLE_DIR = Path(__file__).resolve().parents[1] / "sample"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
 from data.errors import UserError
-from data.readers.archive import parse_json, readable
+from data.files.archive import parse_json, readable
 from data.readers.encoding import START, not_text, not_utf8, wrongly_converted
 
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "lines"}

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, get_type_hints
 
 from data.errors import UserError
+from data.files.archive import parse_json
 from data.json_text import to_json
-from data.readers.archive import parse_json
 from eval.api.setup import Request
 from eval.predict.partial import check_same, complete_lines, lock, writable
 

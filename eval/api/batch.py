@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.files.archive import readable
 from data.json_text import to_json
-from data.readers.archive import readable
 from eval.api.answers import HEADER, Answer
 from eval.api.responses import as_count, read_completion
 from eval.api.setup import ApiSetup, Request

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import UserError, nearest
-from data.readers.archive import is_text, readable
+from data.files.archive import is_text, readable
 from data.readers.tables import ENDINGS, Record, open_table
 
 STANDARD_INPUT = "-"

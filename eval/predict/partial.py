@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import UserError
+from data.files.archive import readable
 from data.json_text import to_json
-from data.readers.archive import readable
 
 ADVICE = "Remove that file to start over, or give another --output."
 

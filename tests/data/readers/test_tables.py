@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.errors import UserError
-from data.readers.archive import is_text
+from data.files.archive import is_text
 from data.readers.tables import ENDINGS, FORMATS, PARQUET_ROWS, Record, open_table
 
 TEXT_FORMATS = tuple(format for format in FORMATS if format != "parquet")
