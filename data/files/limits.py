@@ -19,3 +19,24 @@ DEPTH = 64
 TEXT_CHARACTERS = 16 * MIB
 # Digits of a whole number. (`model_max_length` of many tokenizers is 10^30.)
 DIGITS = 64
+
+# A tarball of a release. (20 Newsgroups has 18,888 members and is packed 3:1.)
+TAR_MEMBERS = 100_000
+# Bytes of all of it when unpacked: this many, or if it is more, that many times the size of the file. Gzip packs zeros
+# 1,000:1, and to skip a gigabyte takes seconds.
+TAR_SMALL_BYTES = 64 * MIB
+TAR_RATIO = 100
+# One member that is read, and all of them. (MASSIVE's en-US.jsonl has some 5 MiB, all posts together have 34.)
+TAR_MEMBER_BYTES = 32 * MIB
+TAR_CONTENT_BYTES = 128 * MIB
+# What tells of one member: its block of 512 bytes, and blocks for a long name or other attributes before it.
+TAR_HEADER_BYTES = 64 * 1024
+
+# An utterance of MASSIVE, plain or annotated: words that do not match are aligned, in time that grows with the square
+# of their number. (The longest has 365.)
+UTTERANCE_CHARACTERS = 1000
+
+# A line or record of a table, in characters: a quotation mark that is never closed makes the rest of a file one cell.
+RECORD_CHARACTERS = 16 * MIB
+# Columns of a table.
+COLUMNS = 10_000

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from data.files.archive import readable
+from data.files.documents import readable
 from data.json_text import to_json
 from eval.api.answers import HEADER, Answer
 from eval.api.responses import as_count, read_completion

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, nearest
-from data.files.archive import readable
+from data.files.documents import readable
 from data.readers.encoding import decode_utf8
 from eval.api.answers import Answer, Lost
 from eval.api.setup import Request

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.errors import UserError
-from data.files.archive import readable
+from data.files.documents import readable
 from data.json_text import to_json
 
 ADVICE = "Remove that file to start over, or give another --output."
