@@ -63,6 +63,19 @@ def read_bytes(path: Path, limit: int = limits.DOCUMENT_BYTES) -> bytes:
     return content
 
 
+def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield each line of a file with its place for messages, ``FILE, line 3``.
+
+    Raises:
+        UserError: unreadable, or a line that is larger than a document may be.
+    """
+    with readable(path), path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(limits.DOCUMENT_BYTES + 1), b""), start=1):
+            where = f"{path}, line {number}"
+            _check_size(line, where)
+            yield where, line
+
+
 def parse_json(text: bytes | str, where: str, shape: Any = Any) -> Any:
     """Decode a JSON document.
 
