@@ -40,3 +40,8 @@ UTTERANCE_CHARACTERS = 1000
 RECORD_CHARACTERS = 16 * MIB
 # Columns of a table.
 COLUMNS = 10_000
+
+# A tokenizer's file that is not JSON: ranks, pieces, merges, words. (Llama 3's tokenizer.model: 2.1 MiB.)
+VOCABULARY_BYTES = 16 * MIB
+# Tokens of a vocabulary, and the largest id. (The largest known vocabularies have some 260,000.)
+TOKENS = 4_000_000
