@@ -108,7 +108,7 @@ def parse_line(text: bytes | str, where: str, shape: Any = Any, *, as_python: bo
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     _check_size(content, where)
     try:
-        found = json.loads(text) if as_python else msgspec.json.decode(content)
+        found = json.loads(content.decode("utf-8", "surrogatepass")) if as_python else msgspec.json.decode(content)
     except (ValueError, RecursionError):
         raise UserError(f"{where}: {_why_not_json(content, is_line=True)}.") from None
     return shaped(found, where, shape)

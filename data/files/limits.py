@@ -45,3 +45,9 @@ COLUMNS = 10_000
 VOCABULARY_BYTES = 16 * MIB
 # Tokens of a vocabulary, and the largest id. (The largest known vocabularies have some 260,000.)
 TOKENS = 4_000_000
+
+# An answer of a model that is read as a list or an object. (The longest valid ones have one label for each word.)
+ANSWER_CHARACTERS = MIB
+
+# What a server of a closed model sends for one request. (An answer of 4,096 tokens has some 20 KiB.)
+RESPONSE_BYTES = 8 * MIB
