@@ -32,6 +32,9 @@ _NAMES = {
     "object": "an object",
     "null": "null",
 }
+# A key of TOML with so many parts; to decode one takes time that grows with more than the square of their number.
+_KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
+_DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY}\.[ \t]*){{{limits.DEPTH}}}", re.MULTILINE)
 _SHOWN = 60  # characters of a found value in a message
 
 
@@ -132,7 +135,10 @@ def _why_not_json(content: bytes, is_line: bool = False) -> str:
 
 def parse_toml(text: str, where: str, shape: Any = dict[str, Any]) -> Any:
     """Decode a TOML document; see `parse_json`."""
-    _check_size(text.encode("utf-8", "surrogatepass"), where)
+    content = text.encode("utf-8", "surrogatepass")
+    _check_size(content, where, limits.TOML_BYTES)
+    if _DEEP_KEY.search(text):
+        raise UserError(f"{where}: nested more than {limits.DEPTH} levels deep.")
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -168,9 +174,10 @@ def readable(path: Path | str) -> Iterator[None]:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}.") from error
 
 
-def _check_size(content: bytes, where: str) -> None:
-    if len(content) > limits.DOCUMENT_BYTES:
-        raise UserError(f"{where}: {len(content):,} bytes; the limit for a document is {limits.DOCUMENT_BYTES:,}.")
+def _check_size(content: bytes, where: str, limit: int | None = None) -> None:
+    limit = limits.DOCUMENT_BYTES if limit is None else limit
+    if len(content) > limit:
+        raise UserError(f"{where}: {len(content):,} bytes; the limit for a document is {limit:,}.")
     if (values := sum(map(content.count, (b",", b"[", b"{")))) > limits.DOCUMENT_VALUES:
         raise UserError(f"{where}: about {values:,} values; the limit for a document is {limits.DOCUMENT_VALUES:,}.")
 

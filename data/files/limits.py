@@ -13,6 +13,8 @@ DOCUMENT_BYTES = 64 * MIB
 # Values of a document, counted by its commas and brackets. A value takes up to some 100 bytes of memory.
 # (Llama 3's tokenizer.json: 1.1 million.)
 DOCUMENT_VALUES = 4_000_000
+# A TOML document: people write them, and Python's decoder takes a second for a megabyte.
+TOML_BYTES = 2 * MIB
 # Lists and objects within each other.
 DEPTH = 64
 # One text of a document, in characters.
@@ -51,3 +53,6 @@ ANSWER_CHARACTERS = MIB
 
 # What a server of a closed model sends for one request. (An answer of 4,096 tokens has some 20 KiB.)
 RESPONSE_BYTES = 8 * MIB
+
+# A release that is downloaded. (MASSIVE: 39 MiB.)
+DOWNLOAD_BYTES = 1024 * MIB

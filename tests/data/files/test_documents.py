@@ -120,6 +120,10 @@ def test_files(tmp_path: Path):
         ("a = " + "[" * 5000, f"nested more than {limits.DEPTH} levels deep"),
         ("a = " + "9" * 5000, f"a number with more than {limits.DIGITS} digits"),
         ("a = ", "not TOML (Invalid value"),
+        (".".join("a" * 50_000) + " = 1", f"nested more than {limits.DEPTH} levels deep"),
+        ("x = 1\n[" + " . ".join(["'a b'", '"c"'] * 50_000) + "]", f"nested more than {limits.DEPTH} levels deep"),
+        ("x = {y = 1, " + ".".join("a" * 50_000) + " = 1}", f"nested more than {limits.DEPTH} levels deep"),
+        ("x = '" + "a" * limits.TOML_BYTES + "'", "the limit for a document is 2,097,152"),
     ],
 )
 def test_toml(text: str, expected: str):
@@ -145,3 +149,8 @@ def test_lines(text: str, expected: str):
 def test_lines_as_python_writes_them():
     found = parse_line('{"a": [NaN, Infinity], "b": "\\ud800"}', "x", as_python=True)
     assert str(found["a"]) == "[nan, inf]" and found["b"] == "\ud800"
+
+
+def test_a_toml_text_with_many_dots():
+    text = "I am one. I am two. " * 100
+    assert parse_toml(f'a = "{text}"\nb = """\n{text}"""\n', "x") == {"a": text, "b": text}
