@@ -36,6 +36,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from data.errors import UserError
+from data.files import limits
+from data.files.documents import parse_line
+
 Labels = str | tuple[str, ...]  # of one field: one label, or one per word
 
 _FENCE = re.compile(r"```(?:\w*[ \t]*\n)?(.*?)```", re.DOTALL)
@@ -312,12 +316,14 @@ def unfence(text: str) -> str:
 
 def literal(text: str) -> object:
     """The value of a JSON or Python literal, with or without a code fence; None for any other text."""
+    if len(text) > limits.ANSWER_CHARACTERS:
+        return None
     text = unfence(text)
     if text[:1] not in ("{", "["):
         return None
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_line(text, "the answer", as_python=True)
+    except UserError:
         pass
     try:
         with warnings.catch_warnings():  # ignore those about backslashes in strings

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import platform
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +73,26 @@ def _read(path: Path, key: str) -> Arrays | None:
     if not path.exists():
         return None
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             if file["key"].tobytes().decode() != key:
                 raise ValueError("its samples do not match its name")
             return {name: file[name] for name in file.files if name != "key"}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # whatever numpy and zipfile come to on bytes that are not theirs
         log.warning("The cache file %s is damaged (%s); tokenizing again.", path, error)
         return None
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError if an array of a cache file, which is not packed, claims to be larger than the file."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
+                raise ValueError(f"{member.filename} is packed or larger than the file")
+            with archive.open(member) as file:
+                version = npy.read_magic(file)
+                read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read_header(file)
+                if math.prod(shape) * dtype.itemsize > size:
+                    raise ValueError(f"{member.filename} claims to be larger than the file")

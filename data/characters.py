@@ -46,3 +46,12 @@ def find(text: str, known: dict[str, str]) -> str | None:
 def look_the_same(a: str, b: str) -> bool:
     """Whether two different texts cannot be told apart by eye, letters of other alphabets included."""
     return a != b and appearance(a).translate(_AS_LATIN) == appearance(b).translate(_AS_LATIN)
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be encoded as UTF-8. Half a surrogate pair (``"\\ud800"``), valid in JSON, cannot."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

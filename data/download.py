@@ -25,6 +25,7 @@ import errno
 import hashlib
 import http.client
 import logging
+import re
 import sys
 import time
 import urllib.error
@@ -45,6 +46,7 @@ from rich.progress import (
 )
 
 from data.errors import UserError
+from data.files import limits
 from data.json_text import to_json
 from data.readers import massive, newsgroups
 from data.source import DOWNLOAD_DIR
@@ -190,13 +192,21 @@ def _fetch_rest(url: str, part: Path, show: Callable[[int, int | None], None]) -
     with response:
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         done = have if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else None
+        length = response.headers.get("Content-Length") or ""
+        total = done + int(length) if re.fullmatch("[0-9]{1,15}", length) else None
+        if (total or 0) > limits.DOWNLOAD_BYTES:
+            raise UserError(
+                f"{url} has {total:,} bytes; the limit is {limits.DOWNLOAD_BYTES:,}. It is not the release."
+            )
         with open(part, "ab" if resumed else "wb") as file:
             show(done, total)
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)
                 done += len(chunk)
+                if done > limits.DOWNLOAD_BYTES:
+                    raise UserError(
+                        f"{url} sends more than {limits.DOWNLOAD_BYTES:,} bytes, the limit. It is not the release."
+                    )
                 show(done, total)
     if total is not None and done < total:
         raise ConnectionError(f"the connection closed after {done:,} of {total:,} bytes")

@@ -7,17 +7,51 @@ examples are is not part of a task.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from data.errors import UserError
+from data.files.documents import read_json, shaped
 from data.json_text import to_json
-from data.tasks import SLOT_ANSWERS, ClassField, Field, Task, TokenField
+from data.tasks import ClassField, Field, Task, TokenField
 
 TASK_FILE = "task.json"
 FORMAT = 1
 _TEXTS = ("name", "dataset", "document_name", "document_noun", "instruction", "text_column")
+
+
+_Labels = Annotated[list[str], msgspec.Meta(min_length=1)]
+
+
+class _ClassRecord(msgspec.Struct, tag="class", tag_field="type"):
+    name: str
+    labels: _Labels
+
+
+class _TokenRecord(msgspec.Struct, tag="token", tag_field="type"):
+    name: str
+    labels: _Labels
+    other: str
+    answer: Literal["list", "bio", "spans"]
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class _Record(msgspec.Struct):
+    """What is read of the file."""
+
+    name: str
+    dataset: str
+    document_name: str
+    document_noun: str
+    instruction: str
+    text_column: str
+    opening_is_system: bool
+    fields: Annotated[list[_ClassRecord | _TokenRecord], msgspec.Meta(min_length=1)]
 
 
 def save_task(task: Task, folder: Path) -> None:
@@ -54,28 +88,21 @@ def read_task(folder: Path) -> Task | None:
     file = folder / TASK_FILE
     if not file.is_file():
         return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        found = record["format"]
-        if found <= FORMAT:
-            texts = {name: record[name] for name in _TEXTS}
-            if not all(isinstance(text, str) for text in texts.values()):
-                raise TypeError("a name is not a string")
-            fields = tuple(_read_field(field) for field in record["fields"])
-            if not fields:
-                raise ValueError("no fields")
-            return Task(fields=fields, opening_is_system=bool(record["opening_is_system"]), **texts)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not the definition of a task ({error!r}). Restore it from the run.") from error
-    raise UserError(f"{file} has format {found}, and this version knows formats up to {FORMAT}. Use a newer version.")
-
-
-def _read_field(record: dict[str, Any]) -> Field:
-    labels = tuple(record["labels"])
-    if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
-        raise ValueError(f"the labels of {record['name']} must be different strings")
-    if record["type"] == "class":
-        return ClassField(record["name"], labels)
-    if record["type"] != "token" or record["answer"] not in SLOT_ANSWERS:
-        raise ValueError(f"{record['name']} has type {record['type']!r} and answer {record.get('answer')!r}")
-    return TokenField(record["name"], labels, record["other"], record["answer"])
+    found = read_json(file)
+    number: int = shaped(found, str(file), _Format).format
+    if number > FORMAT:
+        raise UserError(
+            f"{file} has format {number}, and this version knows formats up to {FORMAT}. Use a newer version."
+        )
+    record: _Record = shaped(found, str(file), _Record)
+    fields: list[Field] = []
+    for field in record.fields:
+        labels = tuple(field.labels)
+        if len(set(labels)) < len(labels):
+            raise UserError(f"{file}: the labels of {field.name} must be different texts.")
+        if isinstance(field, _TokenRecord):
+            fields.append(TokenField(field.name, labels, field.other, field.answer))
+        else:
+            fields.append(ClassField(field.name, labels))
+    texts = {name: getattr(record, name) for name in _TEXTS}
+    return Task(fields=tuple(fields), opening_is_system=record.opening_is_system, **texts)

@@ -39,7 +39,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
             f"both runs answer {', '.join(sorted(shared))} ({folder_a}: {a.task}, {folder_b}: {b.task}). "
             "--combine joins two single-task runs of different tasks; to compare runs of one task use --compare."
         )
-    pairs = _pair(read_predictions(folder_a), read_predictions(folder_b), folder_a, folder_b)
+    pairs = _pair(read_predictions(folder_a, a.fields), read_predictions(folder_b, b.fields), folder_a, folder_b)
     predictions = [_join(p, q) for p, q in pairs]
     results = Results(
         system=f"{a.system} + {b.system}",

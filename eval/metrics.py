@@ -209,6 +209,11 @@ def ratio(part: int, total: int) -> float:
     return part / total if total else 0.0
 
 
+def main_figure(kind: str) -> str:
+    """The figure of a field of a kind, "class" or "token", that stands for it in tables."""
+    return "f1" if kind == "token" else "accuracy"
+
+
 def main_figures(task: HasFields, metrics: dict[str, Any]) -> dict[str, float]:
     """The figures of a run in tables, by column name, in the task's order.
 
@@ -216,7 +221,7 @@ def main_figures(task: HasFields, metrics: dict[str, Any]) -> dict[str, float]:
     """
     figures = {}
     for field in task.fields:
-        name = "f1" if isinstance(field, TokenField) else "accuracy"
+        name = main_figure("token" if isinstance(field, TokenField) else "class")
         figures[f"{field.name} {name}"] = metrics["fields"][field.name][name]
     if len(task.fields) > 1:
         figures["exact match"] = metrics["exact_match"]

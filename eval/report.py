@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from data.errors import UserError
@@ -77,16 +78,16 @@ def comparison_table(runs: Sequence[Results], title: str = "") -> Table:
     columns, rows = comparison(runs)
     found = all_figures(runs)
     best = {name: max(own[name] for own in found if name in own) for name in columns[:-6]}
-    table = Table(title=title or None)
+    table = Table(title=escape(title) or None)
     table.add_column("system", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for own, (system, cells) in zip(found, rows, strict=True):
         marked = [
             f"[bold]{cell}[/bold]" if name in own and own[name] == best[name] else cell
             for name, cell in zip(columns, cells, strict=True)
         ]
-        table.add_row(system, *marked)
+        table.add_row(escape(system), *marked)
     return table
 
 
@@ -100,10 +101,11 @@ def markdown(runs: Sequence[Results]) -> str:
 
 def details_table(results: Results) -> Table:
     """All figures of one run, grouped by field."""
-    table = Table("field", "figure", "value", title=f"{results.system}: {results.task}, {results.data} {results.split}")
+    title = f"{results.system}: {results.task}, {results.data} {results.split}"
+    table = Table("field", "figure", "value", title=escape(title))
     for field, own in results.metrics["fields"].items():
         for i, (name, value) in enumerate(own.items()):
-            table.add_row(field if i == 0 else "", name.replace("_", " "), _show(value))
+            table.add_row(escape(field) if i == 0 else "", name.replace("_", " "), _show(value))
         table.add_section()
     if len(results.fields) > 1:
         table.add_row("all fields", "exact match", _show(results.metrics["exact_match"]))
@@ -115,7 +117,7 @@ def details_table(results: Results) -> Table:
     if lenient := lenient_figures(results):
         unparsed = results.metrics["lenient"]["n_unparsed"]
         for i, (name, value) in enumerate((lenient | {"examples with an unparsed field": unparsed}).items()):
-            table.add_row("" if i else "read leniently", name, _show(value))
+            table.add_row("" if i else "read leniently", escape(name), _show(value))
         table.add_section()
     for i, (name, cost) in enumerate(results.cost.items()):
         unit = "" if name.startswith("seconds") else " per example"

@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from data.errors import UserError
 from data.example import Example
+from data.files.documents import parse_line, read_json, read_lines, shaped
 from data.json_text import to_json
 from data.tasks import ClassField, TokenField
-from eval.metrics import HasFields, Labels, compute_metrics
+from eval.metrics import HasFields, Labels, compute_metrics, main_figure
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
+
+Name = Annotated[str, msgspec.Meta(max_length=10_000)]  # characters of what tables show
+FieldKind = Literal["class", "token"]
+Tag = Annotated[str, msgspec.Meta(pattern="^(O$|[BI]-)")]
 
 
 @dataclass
@@ -61,14 +67,14 @@ class Prediction:
     stopped: bool = True
     n_prompt_tokens: int = 0
     n_new_tokens: int = 0
-    gold_bio: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    gold_bio: dict[str, tuple[Tag, ...]] = field(default_factory=dict)
     n_missing: int = 0
     n_extra: int = 0
     n_unknown: int = 0
     n_not_found: int = 0
     top: dict[str, list[list[str | float]]] = field(default_factory=dict)
     lenient: Labels | None = None
-    parsed_bio: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    parsed_bio: dict[str, tuple[Tag, ...]] = field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:
@@ -116,14 +122,14 @@ class Results:
             files.
     """
 
-    system: str
-    task: str
-    fields: dict[str, str]
-    data: str
-    split: str
+    system: Name
+    task: Name
+    fields: Annotated[dict[Name, FieldKind], msgspec.Meta(min_length=1, max_length=1000)]
+    data: Name
+    split: Name
     metrics: dict[str, Any]
-    model: str = ""
-    checkpoint: str = ""
+    model: Name = ""
+    checkpoint: Name = ""
     shots: int = 0
     prompt: dict[str, Any] | None = None
     counts: dict[str, int] = field(default_factory=dict)
@@ -132,6 +138,19 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     weights: str = ""
     predictions: str = ""
+
+
+class _Figures(msgspec.Struct):
+    """The figures of `Results.metrics` that tables show, of one reading of the answers."""
+
+    n_examples: int
+    n_unparsed: int
+    exact_match: float
+    fields: dict[str, dict[str, int | float | None]]
+
+
+class _Metrics(_Figures):
+    lenient: _Figures | None = None
 
 
 def measure(task: HasFields, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -165,12 +184,12 @@ class StoredTask:
     fields: tuple[ClassField | TokenField, ...]
 
 
-def field_kinds(task: HasFields) -> dict[str, str]:
+def field_kinds(task: HasFields) -> dict[str, FieldKind]:
     return {f.name: "token" if isinstance(f, TokenField) else "class" for f in task.fields}
 
 
 def stored_task(results: Results) -> StoredTask:
-    kinds = {"token": TokenField, "class": ClassField}
+    kinds: dict[str, type[ClassField] | type[TokenField]] = {"token": TokenField, "class": ClassField}
     return StoredTask(results.task, tuple(kinds[kind](name, ()) for name, kind in results.fields.items()))
 
 
@@ -188,7 +207,8 @@ def versions() -> dict[str, str]:
 def write_run(folder: Path, results: Results, predictions: Sequence[Prediction]) -> None:
     """Write both files; existing ones are replaced when both are complete.
 
-    ``results`` gets the hash of the predictions, so that `read_results` notices a pair of two scorings.
+    ``results`` gets the hash of the predictions, so that `read_results` notices a pair of two scorings. If the process
+    is killed between the two, there are predictions without results.
     """
     folder.mkdir(parents=True, exist_ok=True)
     new = {name: folder / f".{name}.new" for name in (PREDICTIONS, RESULTS)}
@@ -197,6 +217,7 @@ def write_run(folder: Path, results: Results, predictions: Sequence[Prediction])
             file.write(to_json(dataclasses.asdict(prediction)) + "\n")
     results.predictions = _sha256(new[PREDICTIONS])
     new[RESULTS].write_text(to_json(dataclasses.asdict(results), indent=2) + "\n", encoding="utf-8")
+    (folder / RESULTS).unlink(missing_ok=True)
     for name, path in new.items():
         path.replace(folder / name)
 
@@ -214,11 +235,16 @@ def read_results(folder: Path) -> Results:
     """
     path = folder / RESULTS if folder.is_dir() else folder
     if path.name != RESULTS or not path.is_file():
-        raise UserError(f"'{folder}' is not a scored run: it has no {RESULTS}. Give the --output folder of eval.py.")
-    try:
-        results = Results(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise UserError(f"'{path}' is not a results file of this program: {error}. Score again.") from None
+        raise UserError(
+            f"'{folder}' is not a scored run: it has no {RESULTS}. Give the --output folder of eval.py; if its scoring "
+            "was interrupted, score again."
+        )
+    results = read_json(path, Results)
+    metrics: _Metrics = shaped(results.metrics, f"{path}: metrics", _Metrics)
+    for figures in filter(None, (metrics, metrics.lenient)):
+        for name, kind in results.fields.items():
+            if not isinstance(figures.fields.get(name, {}).get(main_figure(kind)), int | float):
+                raise UserError(f"{path}: metrics.fields.{name}.{main_figure(kind)} is missing. Score again.")
     predictions = path.parent / PREDICTIONS
     if results.predictions and predictions.is_file() and _sha256(predictions) != results.predictions:
         raise UserError(
@@ -228,30 +254,34 @@ def read_results(folder: Path) -> Results:
     return results
 
 
-def read_predictions(folder: Path) -> list[Prediction]:
+def read_predictions(folder: Path, fields: Mapping[str, str] | None = None) -> list[Prediction]:
     """Read ``predictions.jsonl``.
 
+    Args:
+        fields: `Results.fields` of the same scoring, if the predictions are to be scored.
+
     Raises:
-        UserError: no such file, or a line that is not a prediction (the message has its number).
+        UserError: no such file, or a line that is not a prediction of these fields (the message has its number).
     """
     path = folder / PREDICTIONS
     if not path.is_file():
         raise UserError(f"'{folder}' has no {PREDICTIONS}, which --combine needs. Score again.")
     predictions = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                prediction = Prediction(**json.loads(line))
-            except (json.JSONDecodeError, TypeError) as error:
-                raise UserError(f"{path}, line {number}: not a prediction ({error}). Score again.") from None
-            prediction.gold, prediction.parsed = _tuples(prediction.gold), _tuples(prediction.parsed)
-            prediction.gold_bio, prediction.parsed_bio = _tuples(prediction.gold_bio), _tuples(prediction.parsed_bio)
-            prediction.unparsed = tuple(prediction.unparsed)
-            prediction.lenient = _tuples(prediction.lenient) if prediction.lenient is not None else None
-            predictions.append(prediction)
+    for where, line in read_lines(path):
+        prediction: Prediction = parse_line(line, where, Prediction)
+        for name, kind in (fields or {}).items():
+            _check_field(prediction, name, str if kind == "class" else tuple, where)
+        predictions.append(prediction)
     return predictions
 
 
-def _tuples(labels: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples: convert the labels of token fields back from lists."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in labels.items()}
+def _check_field(prediction: Prediction, name: str, wanted: type, where: str) -> None:
+    """Refuse labels of another kind of field, and boundaries of another number of words."""
+    gold = prediction.gold.get(name)
+    others = (prediction.parsed.get(name), (prediction.lenient or {}).get(name))
+    if not isinstance(gold, wanted) or not all(labels is None or isinstance(labels, wanted) for labels in others):
+        what = "a label" if wanted is str else "one label for each word"
+        raise UserError(f"{where}: gold and parsed must have {what} of {name!r}. Score again.")
+    for tags in (prediction.gold_bio.get(name), prediction.parsed_bio.get(name)):
+        if tags is not None and len(tags) != len(gold or ()):
+            raise UserError(f"{where}: {len(tags)} boundaries of {name!r} for {len(gold or ())} words. Score again.")

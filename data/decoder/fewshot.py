@@ -14,13 +14,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from data.decoder.prompts import build_prompt
 from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
+from data.files.documents import read_json
 from data.json_text import to_json
 from data.tasks import ClassField, Task, TokenField, get_task
 
@@ -147,6 +150,9 @@ def _cut(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
     return ""
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+
+
 @dataclass(frozen=True)
 class PromptSpec:
     """All settings of a run's prompt, stored as ``prompt.json`` with every checkpoint.
@@ -174,10 +180,10 @@ class PromptSpec:
     shots: tuple[Example, ...] = ()
     seed: int = 0
     shots_choice: str = "balanced"
-    shot_tokens: int = SHOT_TOKENS
+    shot_tokens: _Tokens = SHOT_TOKENS
     list_labels: bool = True
     wording: str = "clean"
-    row_length: int | None = None
+    row_length: _Tokens | None = None
     fingerprint: str = ""
     template_from: str = ""
 
@@ -190,7 +196,8 @@ class PromptSpec:
         """The prompt. A user's own ``task`` must be given: its definition is not in this record.
 
         Raises:
-            UserError: another task, an unknown template, or a prompt that does not match the fingerprint.
+            UserError: another task, an unknown template, an example that the task does not have, or a prompt that does
+                not match the fingerprint.
         """
         task = task or get_task(self.task, self.joint_order)
         if task.name != self.task:
@@ -198,6 +205,8 @@ class PromptSpec:
                 f"This prompt was made for task {self.task}, not for {task.name}: "
                 f"a checkpoint is scored on the task it was trained on (--task {self.task})."
             )
+        for shot in self.shots:
+            task.check(shot)
         prompt = build_prompt(task, self.template, self.shots, self.list_labels, self.wording)
         if self.fingerprint and self.fingerprint != _fingerprint(prompt, task):
             where = (
@@ -224,23 +233,15 @@ class PromptSpec:
 
     @classmethod
     def load(cls, path: Path | str) -> PromptSpec:
-        """Read a record that `save` wrote, from the file or its folder."""
+        """Read a record that `save` wrote, from the file or its folder.
+
+        Raises:
+            UserError: no such file, or a damaged one.
+        """
         file = _file(path)
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            shots = tuple(
-                Example(
-                    shot["id"],
-                    shot["text"],
-                    {name: v if isinstance(v, str) else tuple(v) for name, v in shot["labels"].items()},
-                )
-                for shot in record.pop("shots")
-            )
-            return cls(**record, shots=shots)
-        except FileNotFoundError as error:
-            raise UserError(f"No {PROMPT_FILE} at {file}: it is written with every checkpoint and export.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file} is not a prompt record ({error}).") from error
+        if not file.exists():
+            raise UserError(f"No {PROMPT_FILE} at {file}: it is written with every checkpoint and export.")
+        return read_json(file, cls)
 
 
 def _fingerprint(prompt: Prompt, task: Task) -> str:

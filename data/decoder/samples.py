@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from data.cache import Arrays, cached
@@ -266,4 +267,5 @@ def _to_arrays(samples: SampleSet) -> Arrays:
 
 
 def _from_arrays(arrays: Arrays) -> SampleSet:
-    return SampleSet(ids=json.loads(arrays["ids"].tobytes()), **{name: arrays[name] for name in _ARRAYS})
+    ids = msgspec.json.decode(arrays["ids"].tobytes(), type=list[str])
+    return SampleSet(ids=ids, **{name: arrays[name] for name in _ARRAYS})

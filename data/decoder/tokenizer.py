@@ -152,14 +152,11 @@ class SentencePieceTokenizer(_FileTokenizer):
         model = files["tokenizer.model"] + b"\x1a\x04\x18\x00\x20\x00"
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+            pieces = [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
+        except Exception as error:  # its own, and a UnicodeDecodeError for a piece that is not UTF-8
             raise damaged(folder / "tokenizer.model", "neither a SentencePiece model nor a rank file") from error
-        self._n_pieces = self._model.vocab_size()
-        special = {
-            self._model.id_to_piece(i): i
-            for i in range(self._n_pieces)
-            if self._model.is_control(i) or self._model.is_unknown(i)
-        }
+        self._n_pieces = len(pieces)
+        special = {text: i for i, text in enumerate(pieces) if self._model.is_control(i) or self._model.is_unknown(i)}
         special |= {text: i for text, i in _added_tokens(files).items() if i >= self._n_pieces}
         super().__init__(files, self._n_pieces, special)
         if self.bos_id is None and self._model.bos_id() >= 0:
@@ -227,12 +224,8 @@ class JsonTokenizer(_FileTokenizer):
         import tokenizers
 
         path = folder / "tokenizer.json"
-        try:
-            spec = json.loads(files["tokenizer.json"])
-            vocabulary = spec["model"]["vocab"]
-            kind = spec["model"].get("type", "BPE")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise damaged(path, "not the JSON of a tokenizer") from error
+        spec = parse_json(files, "tokenizer.json", folder)
+        vocabulary, kind = spec["model"]["vocab"], spec["model"].get("type", "BPE")
         if kind != "BPE" or not isinstance(vocabulary, dict):
             raise UserError(
                 f"{path} holds a tokenizer of type {kind!r}; only BPE is supported (Llama, SmolLM2, GPT-2, RoBERTa)."

@@ -97,7 +97,7 @@ class Tokenizer:
         self.files = files
         self._folder = folder
         config = _settings(files, folder)
-        named = {**_object(files, "special_tokens_map.json", folder), **config}
+        named = {**parse_json(files, "special_tokens_map.json", folder), **config}
         if "tokenizer.json" in files:
             main, spec = "tokenizer.json", _read_json(files, folder)
         elif {"vocab.json", "merges.txt"} <= files.keys():
@@ -107,11 +107,7 @@ class Tokenizer:
         kind = spec["model"]["type"]
         names = {role: token_text(named.get(f"{role}_token")) or text for role, text in SPECIAL_TOKENS[kind].items()}
         if main != "tokenizer.json":
-            added = _object(files, "added_tokens.json", folder)
-            try:
-                spec["added_tokens"] = _added(config, added, set(names.values()))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise damaged(folder / "tokenizer_config.json", "not valid (a broken list of added tokens)") from error
+            spec["added_tokens"] = _added(config, parse_json(files, "added_tokens.json", folder), set(names.values()))
         if kind == "WordPiece":
             spec["model"]["unk_token"] = names["unk"]
         for option, (part, name) in OPTIONS.items():
@@ -181,7 +177,7 @@ class Tokenizer:
             (folder / name).write_bytes(content)
         if max_length is not None:
             name = "tokenizer_config.json"
-            config = _object(self.files, name, self._folder) | {"model_max_length": max_length}
+            config = parse_json(self.files, name, self._folder) | {"model_max_length": max_length}
             (folder / name).write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -207,13 +203,13 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
 
 
 def _read_json(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer.json"
+    path, listed = folder / "tokenizer.json", parse_json(files, "tokenizer.json", folder).get("added_tokens") or []
     try:
         # A round trip through the library: its oldest files do not name their type of model.
         spec = json.loads(tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode()).to_str())
     except Exception as error:  # the library raises bare Exception
         raise damaged(path, f"refused by the tokenizers library: {error}") from error
-    spec["added_tokens"] = json.loads(files["tokenizer.json"]).get("added_tokens") or []  # the library may renumber
+    spec["added_tokens"] = listed  # the library may renumber
     kind = spec["model"]["type"]
     if kind not in SPECIAL_TOKENS or (kind == "BPE" and not _parts(spec, "ByteLevel")):
         raise UserError(
@@ -255,12 +251,8 @@ def _read_wordpiece(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
 
 
 def _vocabulary(files: dict[str, bytes], path: Path) -> dict[str, int]:
-    try:
-        vocabulary = json.loads(files["vocab.json"])
-        good = all(type(i) is int and i >= 0 for i in vocabulary.values())
-    except (ValueError, AttributeError) as error:
-        raise damaged(path, f"not the JSON of a vocabulary ({error})") from error
-    if not good or len(set(vocabulary.values())) < len(vocabulary):
+    vocabulary = parse_json(files, "vocab.json", path.parent)
+    if len(set(vocabulary.values())) < len(vocabulary):
         raise damaged(path, "not a vocabulary (expected an object of tokens with different ids)")
     return vocabulary
 
@@ -289,7 +281,7 @@ def _lines(content: bytes, path: Path) -> list[str]:
 
 def _settings(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with its options checked. Only strip_accents may be null (the same as lower-casing)."""
-    config = _object(files, "tokenizer_config.json", folder)
+    config = parse_json(files, "tokenizer_config.json", folder)
     for option in OPTIONS:
         value = config.get(option)
         if not (isinstance(value, bool) or (value is None and (option == "strip_accents" or option not in config))):
@@ -297,13 +289,6 @@ def _settings(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
                 f"{folder / 'tokenizer_config.json'}: {option} must be true or false, found {json.dumps(value)}."
             )
     return config
-
-
-def _object(files: dict[str, bytes], name: str, folder: Path) -> dict[str, Any]:
-    found = parse_json(files, name)
-    if not isinstance(found, dict):
-        raise damaged(folder / name, "not a JSON object")
-    return found
 
 
 # --- from that format to a tokenizer ----------------------------------------------------------------------------------

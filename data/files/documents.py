@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -30,6 +32,9 @@ _NAMES = {
     "object": "an object",
     "null": "null",
 }
+# A key of TOML with so many parts; to decode one takes time that grows with more than the square of their number.
+_KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
+_DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY}\.[ \t]*){{{limits.DEPTH}}}", re.MULTILINE)
 _SHOWN = 60  # characters of a found value in a message
 
 
@@ -52,16 +57,26 @@ def read_bytes(path: Path, limit: int = limits.DOCUMENT_BYTES) -> bytes:
     Raises:
         UserError: unreadable, or larger than ``limit`` bytes.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+    with readable(path), path.open("rb") as file:
+        content = file.read(limit + 1)
     if len(content) > limit:
         raise UserError(
             f"{path} is larger than {limit:,} bytes, the limit for such a file. It is not what it should be."
         )
     return content
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield each line of a file with its place for messages, ``FILE, line 3``.
+
+    Raises:
+        UserError: unreadable, or a line that is larger than a document may be.
+    """
+    with readable(path), path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(limits.DOCUMENT_BYTES + 1), b""), start=1):
+            where = f"{path}, line {number}"
+            _check_size(line, where)
+            yield where, line
 
 
 def parse_json(text: bytes | str, where: str, shape: Any = Any) -> Any:
@@ -79,30 +94,51 @@ def parse_json(text: bytes | str, where: str, shape: Any = Any) -> Any:
     _check_size(content, where)
     try:
         found = msgspec.json.decode(content)
-    except (ValueError, RecursionError) as error:  # DecodeError and UnicodeDecodeError are ValueErrors
-        raise UserError(f"{where}: {_why_not_json(content, error)}") from None
+    except (ValueError, RecursionError):  # DecodeError and UnicodeDecodeError are ValueErrors
+        why = _why_not_json(content)
+        advice = " The file is damaged, or its download is incomplete." if why.startswith("not JSON") else ""
+        raise UserError(f"{where}: {why}.{advice}") from None
     return shaped(found, where, shape)
 
 
-def _why_not_json(content: bytes, error: Exception) -> str:
-    """What is wrong with a document that msgspec refuses. Python's decoder knows the line and column."""
+def parse_line(text: bytes | str, where: str, shape: Any = Any, *, as_python: bool = False) -> Any:
+    """Decode one line of JSON lines, or other JSON that is on one line; see `parse_json`.
+
+    Args:
+        as_python: read also what Python writes and JSON does not have: NaN, infinity and halves of surrogate pairs.
+            Only for data of users, in which a strange value of a column that is not used is no mistake.
+    """
+    content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    _check_size(content, where)
     try:
-        json.loads(content.decode("utf-8"))
-        reason = "it has NaN, Infinity, or half of a surrogate pair, which JSON does not have"
+        found = json.loads(content.decode("utf-8", "surrogatepass")) if as_python else msgspec.json.decode(content)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: {_why_not_json(content, is_line=True)}.") from None
+    return shaped(found, where, shape)
+
+
+def _why_not_json(content: bytes, is_line: bool = False) -> str:
+    """What is wrong with a document that a decoder refuses. Python's own knows the place."""
+    try:
+        json.loads(content.decode("utf-8", "surrogatepass"))
+        return "not JSON (it has NaN, Infinity, or half of a surrogate pair, which JSON does not have)"
     except RecursionError:
-        return f"nested more than {limits.DEPTH} levels deep."
+        return f"nested more than {limits.DEPTH} levels deep"
     except UnicodeDecodeError as undecoded:
-        reason = f"byte {undecoded.start + 1} is not UTF-8"
+        return f"not JSON (byte {undecoded.start + 1} is not UTF-8)"
     except json.JSONDecodeError as found:
-        reason = f"{found.msg}, line {found.lineno}, column {found.colno}"
+        place = f" at character {found.pos + 1}" if is_line else f", line {found.lineno}, column {found.colno}"
+        return f"not JSON ({found.msg.removesuffix(' at')}{place})"
     except ValueError:  # a number with thousands of digits
-        reason = str(error)
-    return f"not JSON ({reason}). The file is damaged, or its download is incomplete."
+        return f"a number with more than {limits.DIGITS} digits"
 
 
 def parse_toml(text: str, where: str, shape: Any = dict[str, Any]) -> Any:
     """Decode a TOML document; see `parse_json`."""
-    _check_size(text.encode("utf-8", "surrogatepass"), where)
+    content = text.encode("utf-8", "surrogatepass")
+    _check_size(content, where, limits.TOML_BYTES)
+    if _DEEP_KEY.search(text):
+        raise UserError(f"{where}: nested more than {limits.DEPTH} levels deep.")
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -129,9 +165,19 @@ def shaped(found: Any, where: str, shape: type[T] | Any) -> T:
         raise UserError(f"{where}: {_in_words(str(error), found)}") from None
 
 
-def _check_size(content: bytes, where: str) -> None:
-    if len(content) > limits.DOCUMENT_BYTES:
-        raise UserError(f"{where}: {len(content):,} bytes; the limit for a document is {limits.DOCUMENT_BYTES:,}.")
+@contextmanager
+def readable(path: Path | str) -> Iterator[None]:
+    """Turn an OSError about a file or folder (no permission, not a file, a broken disk) into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}.") from error
+
+
+def _check_size(content: bytes, where: str, limit: int | None = None) -> None:
+    limit = limits.DOCUMENT_BYTES if limit is None else limit
+    if len(content) > limit:
+        raise UserError(f"{where}: {len(content):,} bytes; the limit for a document is {limit:,}.")
     if (values := sum(map(content.count, (b",", b"[", b"{")))) > limits.DOCUMENT_VALUES:
         raise UserError(f"{where}: about {values:,} values; the limit for a document is {limits.DOCUMENT_VALUES:,}.")
 

@@ -13,9 +13,46 @@ DOCUMENT_BYTES = 64 * MIB
 # Values of a document, counted by its commas and brackets. A value takes up to some 100 bytes of memory.
 # (Llama 3's tokenizer.json: 1.1 million.)
 DOCUMENT_VALUES = 4_000_000
+# A TOML document: people write them, and Python's decoder takes a second for a megabyte.
+TOML_BYTES = 2 * MIB
 # Lists and objects within each other.
 DEPTH = 64
 # One text of a document, in characters.
 TEXT_CHARACTERS = 16 * MIB
 # Digits of a whole number. (`model_max_length` of many tokenizers is 10^30.)
 DIGITS = 64
+
+# A tarball of a release. (20 Newsgroups has 18,888 members and is packed 3:1.)
+TAR_MEMBERS = 100_000
+# Bytes of all of it when unpacked: this many, or if it is more, that many times the size of the file. Gzip packs zeros
+# 1,000:1, and to skip a gigabyte takes seconds.
+TAR_SMALL_BYTES = 64 * MIB
+TAR_RATIO = 100
+# One member that is read, and all of them. (MASSIVE's en-US.jsonl has some 5 MiB, all posts together have 34.)
+TAR_MEMBER_BYTES = 32 * MIB
+TAR_CONTENT_BYTES = 128 * MIB
+# What tells of one member: its block of 512 bytes, and blocks for a long name or other attributes before it.
+TAR_HEADER_BYTES = 64 * 1024
+
+# An utterance of MASSIVE, plain or annotated: words that do not match are aligned, in time that grows with the square
+# of their number. (The longest has 365.)
+UTTERANCE_CHARACTERS = 1000
+
+# A line or record of a table, in characters: a quotation mark that is never closed makes the rest of a file one cell.
+RECORD_CHARACTERS = 16 * MIB
+# Columns of a table.
+COLUMNS = 10_000
+
+# A tokenizer's file that is not JSON: ranks, pieces, merges, words. (Llama 3's tokenizer.model: 2.1 MiB.)
+VOCABULARY_BYTES = 16 * MIB
+# Tokens of a vocabulary, and the largest id. (The largest known vocabularies have some 260,000.)
+TOKENS = 4_000_000
+
+# An answer of a model that is read as a list or an object. (The longest valid ones have one label for each word.)
+ANSWER_CHARACTERS = MIB
+
+# What a server of a closed model sends for one request. (An answer of 4,096 tokens has some 20 KiB.)
+RESPONSE_BYTES = 8 * MIB
+
+# A release that is downloaded. (MASSIVE: 39 MiB.)
+DOWNLOAD_BYTES = 1024 * MIB

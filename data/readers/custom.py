@@ -39,28 +39,53 @@ from __future__ import annotations
 import json
 import logging
 import re
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.characters import appearance, by_appearance, find
+import msgspec
+
+from data.characters import appearance, by_appearance, find, is_text
 from data.errors import UserError, nearest
 from data.example import Example
-from data.readers.archive import is_text, parse_json, readable
+from data.files.documents import parse_line, parse_toml, read_bytes, readable, shaped
 from data.readers.encoding import decode_utf8
 from data.readers.tables import ENDINGS, Record, open_table
 from data.readers.tags import SCHEMES, TagReader, types_among
 
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-SPEC_KEYS = ("name", "document_name", "instruction", "text_column", "id_column", "tsv_quoting", "files", "fields")
-FIELD_KEYS = ("name", "type", "labels", "labels_from", "column", "other", "tags", "answer")
 ANSWERS = ("spans", "list", "bio")
 
 log = logging.getLogger("data")
+
+
+class _FieldTable(msgspec.Struct):
+    """A ``[[fields]]`` table, as it is written."""
+
+    name: str
+    type: str
+    labels: list[str] | None = None
+    labels_from: str | None = None
+    column: str | None = None
+    other: str | None = None
+    tags: str | None = None
+    answer: str | None = None
+
+
+class _Table(msgspec.Struct):
+    """The whole TOML file, as it is written."""
+
+    name: str
+    document_name: str = "Document"
+    instruction: str | None = None
+    text_column: str = "text"
+    id_column: str | None = None
+    tsv_quoting: bool = False
+    files: dict[str, str] = {}
+    fields: list[_FieldTable] = []
 
 
 @dataclass(frozen=True)
@@ -125,98 +150,84 @@ def read_custom_spec(path: Path) -> CustomSpec:
             label named twice, a data file that is missing or of an unknown kind.
     """
     path = Path(path)
-    try:
-        text = decode_utf8(path.read_bytes(), str(path), path.name)
-        table = tomllib.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"no task file at {path}.") from None
-    except OSError as error:
-        raise UserError(f"cannot read the task file {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not TOML: {error}.") from error
-
-    _check_keys(table, SPEC_KEYS, str(path))
-    name = _string(table, "name", str(path))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"{path}: name {name!r}: use only letters, digits, '_', '-' and '.' (it names folders).")
-    files = _read_files(table, path)
-    tsv_quoting = table.get("tsv_quoting", False)
-    if not isinstance(tsv_quoting, bool):
-        raise UserError(f"{path}: tsv_quoting must be true or false, found {tsv_quoting!r}.")
-    if tsv_quoting and not any(file.suffix.lower() == ".tsv" for file in files.values()):
-        raise UserError(f"{path}: tsv_quoting is for .tsv files; [files] has none.")
-    text_column = _string(table, "text_column", str(path), "text")
-
-    entries = table.get("fields")
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+    if not path.exists():
+        raise UserError(f"no task file at {path}.")
+    text = decode_utf8(read_bytes(path), str(path), path.name)
+    found = parse_toml(text, str(path))
+    _check_keys(found, _Table.__struct_fields__, str(path))
+    table: _Table = shaped(found, str(path), _Table)
+    if not table.files:
+        raise UserError(f'{path}: a [files] table is needed, such as train = "train.csv".')
+    if not table.fields:
         raise UserError(f"{path}: at least one [[fields]] table is needed; it describes what the model answers.")
+    _check_keys(table.files, SPLITS, f"{path}, [files]")
+    where = [f"{path}, [[fields]] number {number}" for number in range(1, len(table.fields) + 1)]
+    for entry, place in zip(found["fields"], where, strict=True):
+        _check_keys(entry, _FieldTable.__struct_fields__, place)
+    for part, place in ((table, str(path)), *zip(table.fields, where, strict=True)):
+        for key, value in msgspec.structs.asdict(part).items():
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"{place}: {key} is empty.")
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", table.name):
+        raise UserError(f"{path}: name {table.name!r}: use only letters, digits, '_', '-' and '.' (it names folders).")
+    files = {split: _data_file(name, split, path) for split, name in table.files.items()}
+    if table.tsv_quoting and not any(file.suffix.lower() == ".tsv" for file in files.values()):
+        raise UserError(f"{path}: tsv_quoting is for .tsv files; [files] has none.")
     fields: list[CustomField] = []
-    for number, entry in enumerate(entries, start=1):
-        field = _read_field(entry, f"{path}, [[fields]] number {number}", files, tsv_quoting)
+    for own, place in zip(table.fields, where, strict=True):
+        field = _read_field(own, place, files, table.tsv_quoting)
         if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
         fields.append(field)
     return CustomSpec(
-        name=name,
-        document_name=_string(table, "document_name", str(path), "Document"),
-        instruction=_string(table, "instruction", str(path)) if "instruction" in table else None,
+        name=table.name,
+        document_name=table.document_name,
+        instruction=table.instruction,
         fields=tuple(fields),
         files=files,
-        text_column=text_column,
-        id_column=_string(table, "id_column", str(path)) if "id_column" in table else None,
+        text_column=table.text_column,
+        id_column=table.id_column,
         path=path.resolve(),
         toml=text,
-        tsv_quoting=tsv_quoting,
+        tsv_quoting=table.tsv_quoting,
     )
 
 
-def _read_files(table: dict[str, Any], path: Path) -> dict[str, Path]:
-    entries = table.get("files")
-    if not isinstance(entries, dict) or not entries:
-        raise UserError(f'{path}: a [files] table is needed, such as train = "train.csv".')
-    _check_keys(entries, SPLITS, f"{path}, [files]")
-    files = {}
-    for split in entries:
-        file = path.resolve().parent / _string(entries, split, f"{path}, [files]")
-        if file.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{path}: {split} file {file.name!r} must end in one of {', '.join(SUFFIXES)}.")
-        with readable(file):
-            there = file.is_file()
-        if not there:
-            raise UserError(f"{path}: no {split} file at {file}.")
-        files[split] = file
-    return files
+def _data_file(name: str, split: str, path: Path) -> Path:
+    file = path.resolve().parent / name
+    if file.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: {split} file {file.name!r} must end in one of {', '.join(SUFFIXES)}.")
+    with readable(file):
+        there = file.is_file()
+    if not there:
+        raise UserError(f"{path}: no {split} file at {file}.")
+    return file
 
 
-def _read_field(entry: dict[str, Any], where: str, files: dict[str, Path], tsv_quoting: bool) -> CustomField:
-    _check_keys(entry, FIELD_KEYS, where)
-    name = _string(entry, "name", where)
-    kind = _string(entry, "type", where)
+def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quoting: bool) -> CustomField:
+    name, kind = entry.name, entry.type
     if kind not in ("class", "token"):
         raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, ('class', 'token'))}")
-    if kind == "class" and "other" in entry:
+    if kind == "class" and entry.other is not None:
         raise UserError(f"{where}: 'other' is for fields of type \"token\" only; put it among the labels instead.")
-    if kind == "class" and "answer" in entry:
+    if kind == "class" and entry.answer is not None:
         raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; a class is answered by its label.")
-    if kind == "class" and "tags" in entry:
+    if kind == "class" and entry.tags is not None:
         raise UserError(f"{where}: 'tags' is for fields of type \"token\" only.")
-    if ("labels" in entry) == ("labels_from" in entry):
+    if (entry.labels is None) == (entry.labels_from is None):
         raise UserError(f"{where}: give either labels (a list) or labels_from (a split), not both.")
-    column = _string(entry, "column", where, name)
-    other = _string(entry, "other", where, "Other")
-    answer = _string(entry, "answer", where, ANSWERS[0])
+    column, other = entry.column or name, entry.other or "Other"
+    answer, tags = entry.answer or ANSWERS[0], entry.tags
     if answer not in ANSWERS:
         raise UserError(f"{where}: unknown answer {answer!r}.{nearest(answer, ANSWERS)}")
-    tags = _string(entry, "tags", where) if "tags" in entry else None
     if tags is not None and tags not in SCHEMES:
         raise UserError(f"{where}: unknown tags {tags!r}.{nearest(tags, SCHEMES)}")
 
-    if "labels" in entry:
-        labels = entry["labels"]
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise UserError(f"{where}: labels must be a list of strings, found {labels!r}.")
+    if entry.labels is not None:
+        labels = entry.labels
     else:
-        split = _string(entry, "labels_from", where)
+        split = entry.labels_from or ""
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
         labels = _collect_labels(files[split], _records(files[split], tsv_quoting), column, kind, other, tags)
@@ -281,15 +292,6 @@ def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> No
     for key in table:
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
-
-
-def _string(table: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
-    value = table.get(key, default)
-    if value is None:
-        raise UserError(f"{where}: no {key!r}.")
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: {key} must be a non-empty string, found {value!r}.")
-    return value
 
 
 # --------------------------------------------------------------------------------------------- the data files
@@ -389,7 +391,7 @@ def _token_labels(value: Any, row: Record, column: str) -> list[str]:
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return value.split()
-        value = parse_json(value, f"{row.where}, column {column!r}")
+        value = parse_line(value, f"{row.where}, column {column!r}")
     if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
         raise UserError(f"{row.where}: {column!r} must be a list of labels, found {json.dumps(value)}.")
     return value

@@ -25,16 +25,21 @@ brackets (``[person : ann][date : monday]`` without a space between) belongs to 
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import msgspec
 
 from data.errors import UserError, nearest
 from data.example import Example
-from data.readers.archive import is_tarball, is_text, iterate_tarball, parse_json, readable
+from data.files import limits
+from data.files.archive import is_tarball, iterate_tarball
+from data.files.documents import parse_line, read_bytes, readable
 from data.readers.encoding import START, not_text, not_utf8
 
 INTENTS: tuple[str, ...] = (
@@ -165,12 +170,24 @@ SPLITS = ("train", "dev", "test")
 FILE_NAME = "en-US.jsonl"
 TARBALL_NAME = "amazon-massive-dataset-1.1.tar.gz"
 UTTERANCES_IN_RELEASE = {"train": 11_514, "dev": 2_033, "test": 2_974}
-KEYS = ("id", "partition", "intent", "utt", "annot_utt")
 MISMATCHES = ("letter_case", "spelling", "word_count")
 
 SAMPLE_DIR = Path(__file__).resolve().parents[1] / "sample"
 
 log = logging.getLogger("data")
+
+
+_Utterance = Annotated[str, msgspec.Meta(max_length=limits.UTTERANCE_CHARACTERS)]
+
+
+class _Line(msgspec.Struct):
+    """What is used of a line of the release."""
+
+    id: str | int
+    partition: str
+    intent: str
+    utt: _Utterance
+    annot_utt: _Utterance
 
 
 @dataclass(frozen=True)
@@ -239,17 +256,17 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
             continue
         where = f"{source}, line {number}"
         row = _parse_line(line, where)
-        name = f"massive/{row['partition']}/{row['id']}"
+        name = f"massive/{row.partition}/{row.id}"
         if name in seen:
-            raise UserError(f"{where}: id {row['id']!r} was already used in line {seen[name]}; ids must differ.")
+            raise UserError(f"{where}: id {str(row.id)!r} was already used in line {seen[name]}; ids must differ.")
         seen[name] = number
-        annotated = _parse_annotation(row["annot_utt"], where)
-        if row["partition"] != split:
+        annotated = _parse_annotation(row.annot_utt, where)
+        if row.partition != split:
             continue
-        slots, bio = _align(row["utt"].split(), annotated, row["annot_utt"].count("["), counts)
-        counts["empty"] += not row["utt"].strip()
-        labels: dict[str, str | tuple[str, ...]] = {"intent": row["intent"], "slots": slots}
-        examples.append(Example(id=name, text=row["utt"], labels=labels, bio={"slots": bio}))
+        slots, bio = _align(row.utt.split(), annotated, row.annot_utt.count("["), counts)
+        counts["empty"] += not row.utt.strip()
+        labels: dict[str, str | tuple[str, ...]] = {"intent": row.intent, "slots": slots}
+        examples.append(Example(id=name, text=row.utt, labels=labels, bio={"slots": bio}))
     if not examples:
         raise UserError(f"{source}: none of its {len(seen)} utterances is in the split {split!r}.")
     return examples, counts
@@ -260,10 +277,10 @@ def _find(path: Path) -> tuple[str, bytes]:
     if is_tarball(path):
         return _from_tarball(path)
     if path.is_file():
-        return str(path), path.read_bytes()
+        return str(path), read_bytes(path, limits.TAR_MEMBER_BYTES)
     for folder in (path, path / "massive", path / "data", path / "1.1" / "data"):
         if (folder / FILE_NAME).is_file():
-            return str(folder / FILE_NAME), (folder / FILE_NAME).read_bytes()
+            return str(folder / FILE_NAME), read_bytes(folder / FILE_NAME, limits.TAR_MEMBER_BYTES)
         if is_tarball(folder / TARBALL_NAME):
             return _from_tarball(folder / TARBALL_NAME)
     what = f"no {FILE_NAME} and no {TARBALL_NAME} in it" if path.is_dir() else "no such file or folder"
@@ -274,34 +291,24 @@ def _find(path: Path) -> tuple[str, bytes]:
 
 
 def _from_tarball(path: Path) -> tuple[str, bytes]:
-    found = list(iterate_tarball(path, lambda name: name.split("/")[-1] == FILE_NAME))
+    found = list(islice(iterate_tarball(path, lambda name: name.split("/")[-1] == FILE_NAME), 2))
     if len(found) != 1:
-        raise UserError(f"{path}: {len(found)} files named {FILE_NAME}; the release has one.")
+        how_many = "several" if found else "no"
+        raise UserError(f"{path}: {how_many} files named {FILE_NAME}; the release has one.")
     name, content = found[0]
     return f"{path}:{name}", content
 
 
-def _parse_line(line: bytes, where: str) -> dict[str, str]:
+def _parse_line(line: bytes, where: str) -> _Line:
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         problem = not_utf8(line, "-", utf8_before=False)
         raise UserError(f"{where}: {problem}") from error
-    row = parse_json(text, where)
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON object is needed, found {type(row).__name__}.")
-    missing = [key for key in KEYS if key not in row]
-    if missing:
-        raise UserError(f"{where}: no {', '.join(map(repr, missing))}; found only {', '.join(row) or 'nothing'}.")
-    row = {key: str(row[key]) if key == "id" else row[key] for key in KEYS}
-    for key, value in row.items():
-        if not isinstance(value, str):
-            raise UserError(f"{where}: {key!r} must be a string, found {json.dumps(value)}.")
-        if not is_text(value):
-            raise UserError(f"{where}: {key!r} holds half a character (an unpaired surrogate): {value!r}.")
-    for key, known in (("partition", SPLITS), ("intent", INTENTS)):
-        if row[key] not in known:
-            raise UserError(f"{where}: {key} {row[key]!r} does not exist.{nearest(row[key], known)}")
+    row: _Line = parse_line(text, where, _Line)
+    for name, value, known in (("partition", row.partition, SPLITS), ("intent", row.intent, INTENTS)):
+        if value not in known:
+            raise UserError(f"{where}: {name} {value!r} does not exist.{nearest(value, known)}")
     return row
 
 

@@ -15,9 +15,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.characters import is_text
 from data.errors import UserError, nearest
 from data.example import Example
-from data.readers.archive import is_tarball, iterate_tarball, readable
+from data.files import limits
+from data.files.archive import is_tarball, iterate_tarball
+from data.files.documents import read_bytes, readable
 
 SAMPLE_DIR = Path(__file__).resolve().parents[1] / "sample"
 
@@ -115,16 +118,18 @@ def read_newsgroups(path: Path, split: str) -> tuple[list[Example], Counter[str]
         raise UserError(f"20ng has no split {split!r}.{nearest(split, POSTS_IN_RELEASE)}")
     with readable(Path(path)):
         posts = list(_posts(Path(path), f"20news-bydate-{split}"))
-    posts.sort(key=lambda post: (post[0], int(post[1]) if post[1].isdecimal() else 0, post[1]))
+    posts.sort(key=lambda post: (post[0], int(post[1]) if len(post[1]) < 20 and post[1].isdecimal() else 0, post[1]))
 
     counts: Counter[str] = Counter()
     examples = []
     for group, number, content in posts:
         if group not in GROUPS:
             raise UserError(
-                f"{path}: post {group}/{number} is in {group!r}, which is not one of the twenty groups."
+                f"{path}: post {f'{group}/{number}'!r} is in {group!r}, which is not one of the twenty groups."
                 f"{nearest(group, GROUPS)}"
             )
+        if not is_text(number):
+            raise UserError(f"{path}: the post {number!r} in {group} has a name that is not UTF-8.")
         text = content.decode("latin-1").replace("\r\n", "\n").replace("\r", "\n")
         counts["empty"] += not text.strip()
         counts["not_ascii"] += not content.isascii()
@@ -179,7 +184,7 @@ def _folder_posts(folder: Path) -> Iterator[tuple[str, str, bytes]]:
         for post in group.iterdir():
             if post.is_file() and not post.name.startswith("."):
                 found = True
-                yield group.name, post.name, post.read_bytes()
+                yield group.name, post.name, read_bytes(post, limits.TAR_MEMBER_BYTES)
     if not found:
         raise UserError(f"{folder}: no post of the form <group>/<number> in it.")
 

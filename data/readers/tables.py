@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
 from data.errors import UserError
-from data.readers.archive import parse_json, readable
+from data.files import limits
+from data.files.documents import parse_line, readable
 from data.readers.encoding import START, not_text, not_utf8, wrongly_converted
 
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "lines"}
 FORMATS = tuple(ENDINGS.values())
 LINE_COLUMN = "text"  # the one column of plain lines
 
-CELL_LIMIT = 1 << 25  # characters. A quote that is never closed makes the rest of the file one cell
 PARQUET_ROWS = 256  # in a batch
 PARQUET_BUFFER = 1 << 20  # bytes
 ASK_FOR_QUOTING = (
@@ -149,9 +149,11 @@ class _Lines:
         """
         utf8_before = warned = False
         with readable(self.name):
-            for number, line in enumerate(self.text, start=1):
+            lines = iter(lambda: self.text.readline(limits.RECORD_CHARACTERS + 1), "")
+            for number, line in enumerate(lines, start=1):
                 if number == 1 and (problem := not_text(_as_bytes(line[:START]), self.file)):
                     raise UserError(f"{self.name}: {problem}")
+                _check_length(len(line), self.name, number, number)
                 if line.isascii():
                     yield number, line, ""
                     continue
@@ -161,6 +163,15 @@ class _Lines:
                     log.warning("%s, line %d: %s", self.name, number, problem)
                     warned = True
                 yield number, line, f"{self.name}, line {number}: {error}" if error else ""
+
+
+def _check_length(n_characters: int, name: str, first: int, last: int) -> None:
+    if n_characters > limits.RECORD_CHARACTERS:
+        begins = f" It begins in line {first}." if first < last else ""
+        raise UserError(
+            f"{name}, line {last}: a record with more than {limits.RECORD_CHARACTERS:,} characters, the limit.{begins} "
+            "Is a line break or a quotation mark missing?"
+        )
 
 
 def _as_bytes(line: str) -> bytes:
@@ -186,12 +197,9 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
         values: Any = {}
         if not error:
             try:
-                values = parse_json(line.removesuffix("\n"), where)
+                values = parse_line(line.removesuffix("\n"), where, dict[str, Any], as_python=True)
             except UserError as caught:
                 error = str(caught)
-            else:
-                if not isinstance(values, dict):
-                    error = f"{where}: a JSON object is needed, found {type(values).__name__}."
         if error and not line.endswith("\n"):
             error += CUT_OFF
         yield Record(where, number, {} if error else values, error)
@@ -207,21 +215,25 @@ def _cells(lines: _Lines, delimiter: str, plain: bool) -> Iterator[tuple[int, li
         plain: quotation marks are characters like any other.
     """
 
+    first, size = 1, 0  # a record's first line, and its characters until now
+
     def checked() -> Iterator[str]:
-        for _, line, error in lines:
+        nonlocal size
+        for number, line, error in lines:
             if error:
                 raise UserError(error)
+            size += len(line)
+            _check_length(size, lines.name, first, number)
             yield line
 
-    csv.field_size_limit(CELL_LIMIT)  # the default is 131,072; this limit is global
+    csv.field_size_limit(limits.RECORD_CHARACTERS)  # the default is 131,072; this limit is global
     quoting: Literal[0, 3] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
     reader = csv.reader(checked(), delimiter=delimiter, quoting=quoting, strict=True)
-    first = 1
     try:
         for cells in reader:
             if cells:
                 yield reader.line_num, cells
-            first = reader.line_num + 1
+            first, size = reader.line_num + 1, 0
     except csv.Error as error:
         begins = f" The record begins in line {first}." if first < reader.line_num else ""
         raise UserError(f"{lines.name}, line {reader.line_num}: not CSV ({error}).{begins}") from error
@@ -229,11 +241,13 @@ def _cells(lines: _Lines, delimiter: str, plain: bool) -> Iterator[tuple[int, li
 
 def _header(rows: Iterator[tuple[int, list[str]]], name: str) -> tuple[str, ...]:
     line, columns = next(rows, (0, []))
-    _refuse_repeated(columns, f"{name}, line {line}")
+    _check_columns(columns, f"{name}, line {line}")
     return tuple(columns)
 
 
-def _refuse_repeated(columns: list[str], where: str) -> None:
+def _check_columns(columns: list[str], where: str) -> None:
+    if len(columns) > limits.COLUMNS:
+        raise UserError(f"{where}: {len(columns):,} columns; the limit is {limits.COLUMNS:,}. Is it the right format?")
     repeated = [column for column, count in Counter(columns).items() if count > 1]
     if repeated:
         raise UserError(f"{where}: column {repeated[0]!r} is in the header twice.")
@@ -289,7 +303,7 @@ def _open_parquet(path: Path, name: str) -> Iterator[Table]:
         raise UserError(f"{name}: not Parquet, damaged or incomplete ({_first_line(error)}).") from error
     with file:
         columns = list(file.schema_arrow.names)
-        _refuse_repeated(columns, name)
+        _check_columns(columns, name)
         n_rows, done = file.metadata.num_rows, 0
 
         def records() -> Iterator[Record]:

@@ -19,22 +19,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, get_type_hints
+from typing import Annotated, Any, BinaryIO
+
+import msgspec
 
 from data.errors import UserError
+from data.files.documents import parse_line
 from data.json_text import to_json
-from data.readers.archive import parse_json
 from eval.api.setup import Request
 from eval.predict.partial import check_same, complete_lines, lock, writable
 
 FILE = "answers.jsonl"
 HEADER = "answers_of"
+_LOST = b'{"lost"'
 _ADVICE = "Give another --output, or remove the file if you do not need its answers."
 _NOT_OURS = f"does not begin with what its answers are of. To score answers from elsewhere, give --answers. {_ADVICE}"
 
-T = TypeVar("T")
-
 log = logging.getLogger("eval")
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,10 @@ class Answer:
     finish_reason: str = "stop"
     refused: bool = False
     model: str = ""
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     seconds: float = 0.0
-    attempts: int = 1
+    attempts: Count = 1
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ class Lost:
     """An attempt at the example ``lost`` that the server may have charged, by the most that it can have cost."""
 
     lost: str
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: Count
+    completion_tokens: Count
 
 
 @dataclass(frozen=True)
@@ -173,32 +177,17 @@ def _read(file: BinaryIO, path: Path, identity: Mapping[str, str]) -> tuple[list
     lines = [(f"{path}, line {number}", line) for number, line in enumerate(file, 1)]
     answers, lost = list[Answer](), list[Lost]()
     for number, (where, line) in enumerate(lines if len(lines) > 1 else [], 1):
-        record = parse_json(line.decode("utf-8", errors="replace"), where)
         if number == 1:
-            _compare(path, record.get(HEADER) if isinstance(record, dict) else None, identity)
+            _compare(path, parse_line(line, where, dict[str, Any]).get(HEADER), identity)
             continue
         try:
-            if isinstance(record, dict) and "lost" in record:
-                lost.append(_typed(Lost, record))
+            if line.startswith(_LOST):
+                lost.append(parse_line(line, where, Lost))
             else:
-                answers.append(_typed(Answer, record))
-        except TypeError as error:
-            raise UserError(f"{where}: not an answer ({error}). Remove the line to ask its example again.") from None
+                answers.append(parse_line(line, where, Answer))
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}. Remove the line to ask its example again.") from None
     return answers, lost
-
-
-def _typed(kind: type[T], record: Any) -> T:
-    """A record as a dataclass.
-
-    Raises:
-        TypeError: other fields, or a field of another type.
-    """
-    found = kind(**record)
-    for name, wanted in get_type_hints(kind).items():
-        value = getattr(found, name)
-        if not isinstance(value, float | int if wanted is float else wanted):
-            raise TypeError(f"its {name} is {value!r}, not {'text' if wanted is str else 'a number'}")
-    return found
 
 
 def _compare(path: Path, stored: object, identity: Mapping[str, str]) -> None:

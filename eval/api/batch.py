@@ -10,6 +10,7 @@ answers to another prompt are noticed. A line with the example's id alone is tak
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.files.documents import parse_line, read_lines
 from data.json_text import to_json
-from data.readers.archive import readable
 from eval.api.answers import HEADER, Answer
-from eval.api.responses import as_count, read_completion
+from eval.api.responses import as_count, read_completion, valid_text
 from eval.api.setup import ApiSetup, Request
 from eval.predict.partial import writable
 
@@ -93,34 +94,32 @@ def _read_lines(setup: ApiSetup, path: Path) -> tuple[list[Answer], dict[str, st
     answers: list[Answer] = []
     failed: dict[str, str] = {}
     others: list[str] = []  # ids of examples of ours with another prompt
-    with readable(path), path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            record = _parse(line, where)
-            if number == 1 and isinstance(record.get(HEADER), dict):  # answers.jsonl of a run of ours
-                _check_task(str(record[HEADER].get("task")).split(" ")[0], setup, where)
-                continue
-            if "lost" in record:  # an attempt without an answer, there too
-                continue
-            if "method" in record and "body" in record:
-                raise UserError(f"{where}: these are requests (--dump_requests), not answers.")
-            name = record.get("custom_id", record.get("id"))
-            if not isinstance(name, str):
-                raise UserError(
-                    f'{where}: no id. An answer is a line of a batch\'s output or {{"id": ..., "answer": ...}}.'
-                )
-            example, fingerprint = _split_id(name, setup, where)
-            fingerprint = fingerprint or str(record.get("request", ""))
-            if fingerprint and fingerprints.get(example, fingerprint) != fingerprint:
-                others.append(example)
-                continue
-            answer = _answer_in(record, example, where)
-            if isinstance(answer, str):
-                failed[example] = answer
-            else:
-                answers.append(answer)
+    for number, (where, line) in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        record = _parse(line, where)
+        if number == 1 and isinstance(record.get(HEADER), dict):  # answers.jsonl of a run of ours
+            _check_task(str(record[HEADER].get("task")).split(" ")[0], setup, where)
+            continue
+        if "lost" in record:  # an attempt without an answer, there too
+            continue
+        if "method" in record and "body" in record:
+            raise UserError(f"{where}: these are requests (--dump_requests), not answers.")
+        name = record.get("custom_id", record.get("id"))
+        if not isinstance(name, str):
+            raise UserError(
+                f'{where}: no id. An answer is a line of a batch\'s output or {{"id": ..., "answer": ...}}.'
+            )
+        example, fingerprint = _split_id(name, setup, where)
+        fingerprint = fingerprint or str(record.get("request", ""))
+        if fingerprint and fingerprints.get(example, fingerprint) != fingerprint:
+            others.append(example)
+            continue
+        answer = _answer_in(record, example, where)
+        if isinstance(answer, str):
+            failed[example] = answer
+        else:
+            answers.append(answer)
     if others:
         raise UserError(
             f"--answers {path}: {len(others):,} answers are to other prompts than these options give: {_some(others)}. "
@@ -130,19 +129,14 @@ def _read_lines(setup: ApiSetup, path: Path) -> tuple[list[Answer], dict[str, st
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
-    advice = "Remove the line, and give --allow_missing if its example has no other answer."
     try:
-        text = line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text (byte {line[error.start]:#04x}).") from None
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        cut = ", and the file ends in it: it was written only in part" if not line.endswith(b"\n") else ""
-        raise UserError(f"{where}: not JSON{cut}: {text[:60].strip()!r}. {advice}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: not a JSON object: {text[:60].strip()!r}. {advice}")
-    return record
+        return parse_line(line.removeprefix(codecs.BOM_UTF8), where, dict[str, Any], as_python=True)
+    except UserError as error:
+        cut = " The file ends in it: it was written only in part." if not line.endswith(b"\n") else ""
+        raise UserError(
+            f"{str(error).rstrip('.')}.{cut} Remove the line, and give --allow_missing if its "
+            "example has no other answer."
+        ) from None
 
 
 def _split_id(name: str, setup: ApiSetup, where: str) -> tuple[str, str]:
@@ -167,10 +161,10 @@ def _answer_in(record: dict[str, Any], example: str, where: str) -> Answer | str
             raise UserError(f'{where}: no answer for {example}: "answer" must be a string, found {json.dumps(answer)}.')
         return Answer(
             example,
-            answer,
-            finish_reason=str(record.get("finish_reason", "stop")),
+            valid_text(answer),
+            finish_reason=valid_text(str(record.get("finish_reason", "stop"))),
             refused=record.get("refused") is True,
-            model=str(record.get("model", "")),
+            model=valid_text(str(record.get("model", ""))),
             prompt_tokens=as_count(record.get("prompt_tokens")),
             completion_tokens=as_count(record.get("completion_tokens")),
         )

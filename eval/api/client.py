@@ -6,16 +6,17 @@ the server's texts are quoted without it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from data.errors import UserError, nearest
+from data.files import limits
+from data.files.documents import parse_line
 from eval.api.answers import Answer
 from eval.api.responses import clean, error_details, is_html, read_completion, seconds_to_wait, without_key
 from eval.api.setup import ApiSetup, Request
@@ -88,7 +89,9 @@ class Server:
         self.seed: int | None = setup.options.seed
         seconds = setup.options.api.timeout
         with _hidden(() if setup.is_own_server else FOR_OPENAI):
+            hooks = {"response": [_read_within_limit]}
             self.client = openai.OpenAI(
+                http_client=openai.DefaultHttpxClient(event_hooks=hooks),
                 api_key=key or NO_KEY,
                 base_url=setup.base_url,
                 timeout=openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
@@ -125,8 +128,8 @@ class Server:
 
     def _read(self, text: str, request: Request, seconds: float) -> Answer:
         try:
-            record = json.loads(text)
-        except ValueError:
+            record = parse_line(text, "the response", as_python=True)
+        except UserError:
             raise TryAgain("an answer that breaks off or is not JSON", lost=True) from None
         if isinstance(record, dict) and record.get("error") and not record.get("choices"):  # some proxies do this
             code = error_details(text).get("code")
@@ -185,6 +188,17 @@ class Server:
 
     def clean(self, text: str) -> str:
         return clean(text, self.key)
+
+
+def _read_within_limit(response: Any) -> None:
+    """Read the body of a response of httpx, which has none yet; the client would read it without an end."""
+    body = bytearray()
+    for part in response.iter_bytes():
+        body += part
+        if len(body) > limits.RESPONSE_BYTES:
+            response.close()
+            raise TryAgain(f"a response with more than {limits.RESPONSE_BYTES:,} bytes", lost=True)
+    response._content = bytes(body)  # what its own `read` would set
 
 
 @contextmanager

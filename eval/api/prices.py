@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from data.errors import UserError, nearest
-from data.readers.archive import readable
+from data.files.documents import parse_toml, read_bytes, shaped
 from data.readers.encoding import decode_utf8
 from eval.api.answers import Answer, Lost
 from eval.api.setup import Request
@@ -39,6 +40,20 @@ class Prices:
                 "source": self.source}  # fmt: skip
 
 
+_Dollars = Annotated[float, msgspec.Meta(ge=0, lt=MILLION)]  # per million tokens
+
+
+class _Price(msgspec.Struct):
+    input: _Dollars
+    output: _Dollars
+
+
+class _List(msgspec.Struct):
+    date: Any = None  # a text or a date
+    source: str = ""
+    models: dict[str, Any] = {}
+
+
 def read_prices(model: str, path: Path | None = None, required: bool = True) -> Prices | None:
     """A model's prices.
 
@@ -51,32 +66,21 @@ def read_prices(model: str, path: Path | None = None, required: bool = True) -> 
         UserError: no such file, not a price list, or one without the model.
     """
     file = path or LIST
-    with readable(file):
-        text = decode_utf8(file.read_bytes(), str(file), file.name)
-    try:
-        document = tomllib.loads(text)
-    except ValueError as error:
-        raise UserError(f"{file}: not valid TOML ({error}).") from None
-    date, source, models = (document.get(key) for key in ("date", "source", "models"))
-    if not isinstance(models, dict):
+    text = decode_utf8(read_bytes(file), str(file), file.name)
+    found: _List = parse_toml(text, str(file), _List)
+    if not found.models:
         raise UserError(f'{file} has no prices. Write, for example, [models."{model}"], input = 1.0 and output = 2.0.')
-    if not date:
+    if not found.date:
         raise UserError(f'{file} has no date: prices change. Add, for example, date = "2025-01-31" at the top.')
-    if model not in models:
+    if model not in found.models:
         if not required:
             return None
         raise UserError(
-            f"{file} has no price for {model}.{nearest(model, models)} Add to it, or to a list of your own for "
+            f"{file} has no price for {model}.{nearest(model, found.models)} Add to it, or to a list of your own for "
             f'--prices, [models."{model}"] with input and output in US dollars per million tokens.'
         )
-    own = models[model]
-    figures = [own.get(key) if isinstance(own, dict) else None for key in ("input", "output")]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < MILLION for n in figures):
-        raise UserError(
-            f'{file}, [models."{model}"]: input and output must be US dollars per million tokens, 0 or more; found '
-            f"{own}."
-        )
-    return Prices(float(own["input"]), float(own["output"]), str(date), str(source or file.name))
+    own: _Price = shaped(found.models[model], f'{file}, [models."{model}"]', _Price)
+    return Prices(own.input, own.output, str(found.date), found.source or file.name)
 
 
 def most(prices: Prices, request: Request) -> float:

@@ -9,9 +9,12 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from data.errors import UserError
+from data.files.documents import parse_line
 from eval.api.answers import Answer
 
 SHORTEST_KEY = 8  # characters
+MOST_TOKENS = 10**9  # of one answer; a larger count is nonsense
 QUOTED = 300  # characters of a server's text in a message
 _KEY = re.compile(r"\b(sk-|Bearer )[^\s\"'.,;]+(\.[^\s\"'.,;]+)*")  # a key, also one that the server has masked
 
@@ -25,13 +28,13 @@ def read_completion(record: Any, example_id: str) -> Answer | None:
         choice = record["choices"][0]
         message, usage = choice["message"], record.get("usage") or {}
         content, refusal = message.get("content"), message.get("refusal")
-        finish_reason = str(choice.get("finish_reason") or "")
+        finish_reason = valid_text(str(choice.get("finish_reason") or ""))
         return Answer(
             id=example_id,
-            answer=_valid(str(refusal or "") if content is None else _text(content)),
+            answer=valid_text(str(refusal or "") if content is None else _text(content)),
             finish_reason=finish_reason,
             refused=bool(refusal) or finish_reason == "content_filter",
-            model=_valid(str(record.get("model") or "")),
+            model=valid_text(str(record.get("model") or "")),
             prompt_tokens=as_count(usage.get("prompt_tokens")),
             completion_tokens=as_count(usage.get("completion_tokens")),
         )
@@ -41,7 +44,7 @@ def read_completion(record: Any, example_id: str) -> Answer | None:
 
 def as_count(value: object) -> int | None:
     """A number of tokens; None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS else None
 
 
 def _text(content: object) -> str:
@@ -53,7 +56,7 @@ def _text(content: object) -> str:
     return content
 
 
-def _valid(text: str) -> str:
+def valid_text(text: str) -> str:
     """The text without halves of surrogate pairs, which JSON can have and no file."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -61,10 +64,10 @@ def _valid(text: str) -> str:
 def error_details(text: str) -> dict[str, Any]:
     """The error object in an API's error."""
     try:
-        record = json.loads(text)
-    except ValueError:
+        record = parse_line(text, "the response", dict[str, Any], as_python=True)
+    except UserError:
         return {}
-    error = record.get("error", record) if isinstance(record, dict) else None
+    error = record.get("error", record)
     if isinstance(error, str):
         return {"message": error}
     return error if isinstance(error, dict) else {}
@@ -108,8 +111,8 @@ def without_key(text: str, key: str | None) -> str:
     if key is None or len(key) < SHORTEST_KEY:
         return text
     try:
-        text = json.dumps(json.loads(text), ensure_ascii=False)
-    except ValueError:
+        text = json.dumps(parse_line(text, "the response", as_python=True), ensure_ascii=False)
+    except UserError:
         pass
     return text.replace(key, "[key]")
 

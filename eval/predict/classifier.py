@@ -16,16 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
+import msgspec
 import torch
 from torch import nn
 
-from checkpoints_tools.json_files import read_json
 from checkpoints_tools.registry import ARCHITECTURES
 from data.answers import entities
 from data.decoder.templates import stop_tokens
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
+from data.files.documents import read_json
 from data.tasks import Task, TokenField
 from eval.config import EvalConfig
 from eval.decoder.score import Requests, prepare_requests
@@ -231,7 +232,11 @@ def model_name(folder: Path) -> str:
         return "llama"
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: it has no config.json. Give a run's export.")
-    kind = read_json(folder / "config.json").get("model_type")
+    kind = read_json(folder / "config.json", _Config).model_type
     if kind not in ARCHITECTURES:
         raise UserError(f"{folder}: model_type is {kind!r}.{nearest(str(kind), ARCHITECTURES)}")
     return kind
+
+
+class _Config(msgspec.Struct):
+    model_type: str | None = None

@@ -16,9 +16,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data.characters import is_text
 from data.errors import UserError, nearest
-from data.readers.archive import is_text, readable
-from data.readers.tables import ENDINGS, Record, open_table
+from data.files.documents import parse_line, readable
+from data.readers.tables import ENDINGS, LINE_COLUMN, Record, open_table
 
 STANDARD_INPUT = "-"
 LOOK_AHEAD = 1000  # records, one of which must be readable
@@ -167,9 +168,10 @@ def _choose(columns: Sequence[str], wanted: Sequence[str], where: str) -> str:
 
 def _looks_like_json(record: Record) -> bool:
     try:
-        return isinstance(json.loads(record.values["text"]), dict)
-    except (KeyError, ValueError, RecursionError):
+        parse_line(record.values.get(LINE_COLUMN, ""), record.where, dict[str, Any], as_python=True)
+    except UserError:
         return False
+    return True
 
 
 def _row(record: Record, column: str) -> Row:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import csv
 import fcntl
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from data.errors import UserError
+from data.files.documents import read_json, readable
 from data.json_text import to_json
-from data.readers.archive import readable
 
 ADVICE = "Remove that file to start over, or give another --output."
 
@@ -208,20 +207,17 @@ def check_same(file: BinaryIO, path: Path) -> None:
         raise UserError(f"{path} was removed, renamed or replaced by another process. Start again.")
 
 
-def _read_identity(output: Path) -> dict[str, Any]:
+def _read_identity(output: Path) -> dict[str, str]:
     try:
-        stored = json.loads(identity_path(output).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        stored = None
-    if not isinstance(stored, dict):
+        return read_json(identity_path(output), dict[str, str])
+    except UserError:
         raise UserError(
             f"{partial_path(output)} cannot be continued: {identity_path(output)}, which says what it was made from, "
             "is missing or damaged. Remove the first file to start over, or give another --output."
-        )
-    return stored
+        ) from None
 
 
-def _compare(path: Path, stored: dict[str, Any], identity: Mapping[str, str] | None) -> None:
+def _compare(path: Path, stored: dict[str, str], identity: Mapping[str, str] | None) -> None:
     if identity is None:
         raise UserError(
             f"{path} is of an interrupted run. It cannot be continued with an input that is read only once. {ADVICE}"

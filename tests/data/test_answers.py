@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from data.answers import Parsed, entities
+from data.answers import Parsed, entities, literal
 from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS, ClassField, Task, TokenField, get_task
@@ -336,3 +336,21 @@ def test_a_list_of_tags_may_say_other_for_outside() -> None:
     task = get_task("massive_slots", slot_tags="bio")
     read = task.read('["Other", "B-time", "O"]', ("at", "seven", "please"))
     assert read.labels["slots"] == ("Other", "time", "Other") and not read.n_unknown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[" + "9" * 5000 + "]",
+        "[" + "-" * 100_000 + "1]",
+        '["' + "a" * (1 << 20) + '"]',
+        "{[1]: 2}",
+    ],
+)
+def test_what_is_too_much_to_read_is_unparsed(text):
+    assert literal(text) is None
+
+
+def test_halves_of_characters_and_nan_are_read():
+    assert literal('["a", NaN, "\\ud83d"]')[::2] == ["a", "\ud83d"]

@@ -20,6 +20,7 @@ import pytest
 from data import download as module
 from data.download import RELEASES, download, download_from_hub, fetch, main, part_path
 from data.errors import UserError
+from data.files import limits
 from data.readers import massive, newsgroups
 
 CONTENT = os.urandom(300_000)
@@ -34,6 +35,7 @@ class Server:
     ranges: bool = True
     close_after: list[int] = field(default_factory=list)  # bytes to send before closing, one per request
     status: list[int] = field(default_factory=list)  # error to answer with, one per request
+    length: str | None = None  # what it says instead of the true length
     asked: list[str | None] = field(default_factory=list)  # each request's Range header
 
 
@@ -60,7 +62,7 @@ def server() -> Iterator[Server]:
             self.send_response(206 if asked and state.ranges else 200)
             if asked and state.ranges:
                 self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-            self.send_header("Content-Length", str(size - start))
+            self.send_header("Content-Length", str(size - start) if state.length is None else state.length)
             self.end_headers()
             end = start + state.close_after.pop(0) if state.close_after else size
             self.wfile.write(state.content[start:end])
@@ -87,6 +89,17 @@ def closed_url() -> str:
 def test_complete(tmp_path: Path, server: Server) -> None:
     fetch(server.url, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == CONTENT and server.asked == [None]
+
+
+@pytest.mark.parametrize("length", [None, "", "x", "9" * 5000])
+def test_more_than_any_release(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, length: str | None
+) -> None:
+    server.length = length
+    fetch(server.url, tmp_path / "x", attempts=1)
+    monkeypatch.setattr(limits, "DOWNLOAD_BYTES", len(CONTENT) - 1)
+    with pytest.raises(UserError, match="the limit"):
+        fetch(server.url, tmp_path / "y", attempts=1)
 
 
 def test_continues_from_a_part(tmp_path: Path, server: Server) -> None:

@@ -63,16 +63,25 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"format": 2}, "has format 2.*newer version"),
-        ({"format": None}, "not the definition of a task"),
-        ({"name": 1}, "not the definition of a task"),
-        ({"fields": [{"name": "x"}]}, "not the definition of a task.*labels"),
-        ({"fields": [{"name": "x", "type": "class", "labels": ["a", "a"]}]}, "must be different strings"),
-        ({"fields": [{"name": "x", "type": "klass", "labels": ["a"]}]}, "type 'klass'"),
+        ({"format": None}, "format must be a whole number; it is None"),
+        ({"format": "1"}, "format must be a whole number; it is '1'"),
+        ({"name": 1}, "name must be a text; it is 1"),
+        ({"opening_is_system": 1}, "opening_is_system must be true or false; it is 1"),
+        ({"fields": [{"name": "x"}]}, r"fields\[0\].type is missing"),
+        (
+            {"fields": [{"name": "x", "type": "class", "labels": ["a", "b", 3]}]},
+            r"fields\[0\].labels\[2\] must be a text",
+        ),
+        ({"fields": [{"name": "x", "type": "class", "labels": []}]}, r"fields\[0\].labels: .* length >= 1"),
+        ({"fields": [{"name": "x", "type": "class", "labels": ["a", "a"]}]}, "must be different texts"),
+        ({"fields": [{"name": "x", "type": "klass", "labels": ["a"]}]}, r"fields\[0\].type: .*'klass'"),
         (
             {"fields": [{"name": "x", "type": "token", "labels": ["a"], "other": "O", "answer": "tags"}]},
-            "answer 'tags'",
+            r"fields\[0\].answer: .*'tags'",
         ),
-        ({"fields": []}, "no fields"),
+        ({"fields": []}, "fields: .* length >= 1"),
+        ({"fields": {}}, "fields must be a list"),
+        ({"toml": 10**99}, "a number with more than 64 digits"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, change: dict, message: str) -> None:
@@ -84,8 +93,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, change: dict, message: str) -> 
     assert str(tmp_path / TASK_FILE) in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 1000, "9" * 5000, '{"a": "\\ud800"}'])
 def test_no_object(tmp_path: Path, text: str) -> None:
     (tmp_path / TASK_FILE).write_text(text)
-    with pytest.raises(UserError, match="not the definition of a task"):
+    with pytest.raises(UserError, match=r"task\.json: "):
         read_task(tmp_path)

@@ -149,5 +149,5 @@ def test_folders_without_a_run(tmp_path):
     with pytest.raises(UserError, match="has no predictions.jsonl"):
         combine_runs(a, b)
     (b / "results.json").write_text('{"some": "thing"}')
-    with pytest.raises(UserError, match="not a results file"):
+    with pytest.raises(UserError, match="slots/results.json: system is missing"):
         combine_runs(a, b)

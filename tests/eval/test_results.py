@@ -10,7 +10,7 @@ import pytest
 from data.errors import UserError
 from eval.combine import combine
 from eval.report import compare
-from eval.results import PREDICTIONS, RESULTS, Prediction, Results, read_results, write_run
+from eval.results import PREDICTIONS, RESULTS, Prediction, Results, read_predictions, read_results, write_run
 from eval.weights import BLOCK, N_BLOCKS, hash_weights
 
 METRICS = {"n_examples": 1, "n_unparsed": 0, "exact_match": 1.0, "fields": {"mood": {"accuracy": 1.0}}}
@@ -47,11 +47,80 @@ def test_a_scoring_that_ends_between_its_two_files_is_noticed(tmp_path, monkeypa
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         scored(run, label="sad")
-    with pytest.raises(UserError, match="Score again"):
-        read_results(run)
+    with pytest.raises(UserError, match=r"has no results.json.*interrupted.*score again"):
+        read_results(run)  # also if the old results were from before there were hashes
     monkeypatch.undo()
     assert read_results(scored(run, label="sad")).predictions
     assert sorted(path.name for path in run.iterdir()) == [PREDICTIONS, RESULTS]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"system": 3}, "system must be a text; it is 3"),
+        ({"fields": {"mood": "klass"}}, "fields.*Invalid enum value 'klass'"),
+        ({"fields": ["mood"]}, "fields must be an object"),
+        ({"fields": {}}, "fields: .*length >= 1"),
+        ({"metrics": []}, "metrics must be an object"),
+        ({"metrics": METRICS | {"n_examples": "1"}}, "metrics: n_examples must be a whole number; it is '1'"),
+        ({"metrics": METRICS | {"fields": {}}}, "metrics.fields.mood.accuracy is missing"),
+        ({"metrics": METRICS | {"fields": {"mood": {"accuracy": "1"}}}}, "metrics: fields.* must be .*not a text"),
+        ({"metrics": METRICS | {"lenient": METRICS | {"fields": {"mood": {}}}}}, "fields.mood.accuracy is missing"),
+        ({"cost": {"seconds": None}}, "cost.* must be a number, not null"),
+        ({"counts": 1}, "counts must be an object; it is 1"),
+        ({"versions": [[[]]] * 99}, "versions must be an object"),
+        ({"settings": {"a": 10**99}}, "a number with more than 64 digits"),
+    ],
+)
+def test_wrong_types_in_results_are_named(tmp_path, change, message):
+    run = scored(tmp_path / "run")
+    (run / RESULTS).write_text(json.dumps(json.loads((run / RESULTS).read_text()) | change))
+    with pytest.raises(UserError, match=rf"run/results.json: .*{message}"):
+        read_results(run)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 1000, '{"system": NaN}', "9" * 5000, "\ud800"])
+def test_damaged_results_are_named(tmp_path, text):
+    run = scored(tmp_path / "run")
+    (run / RESULTS).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match=r"run/results.json: "):
+        read_results(run)
+
+
+WORDS = {"gold": {"s": ["x", "O"]}, "parsed": {"s": None}, "raw": "", "id": "a"}
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (WORDS | {"id": 1}, "id must be a text; it is 1"),
+        (WORDS | {"gold": {"s": [1, "O"]}}, "gold.* must be a text"),
+        (WORDS | {"n_missing": "1"}, "n_missing must be a whole number; it is '1'"),
+        (WORDS | {"unparsed": None}, "unparsed must be a list; it is None"),
+        (WORDS | {"top": {"s": [["a", float("nan")]]}}, "not JSON .it has NaN"),
+        (WORDS | {"gold_bio": {"s": ["B-x", "x"]}}, "gold_bio.* matching regex"),
+        (WORDS | {"gold_bio": {"s": ["B-x"]}}, "1 boundaries of 's' for 2 words"),
+        (WORDS | {"parsed_bio": {"s": []}}, "0 boundaries of 's' for 2 words"),
+        (WORDS | {"gold": {}}, "gold and parsed must have one label for each word of 's'"),
+        (WORDS | {"parsed": {"s": "x"}}, "gold and parsed must have one label for each word of 's'"),
+        (WORDS | {"lenient": {"s": "x"}}, "gold and parsed must have one label for each word of 's'"),
+        (b'{"id": "\xff"}', "not JSON .byte .* is not UTF-8"),
+        (b"[" * 1000, "nested more than 64 levels"),
+    ],
+)
+def test_damaged_predictions_are_named(tmp_path, line, message):
+    good = json.dumps(WORDS | {"gold_bio": {"s": ["B-x", "O"]}}).encode()
+    bad = line if isinstance(line, bytes) else json.dumps(line).encode()
+    (tmp_path / PREDICTIONS).write_bytes(good + b"\n" + bad + b"\n" + good)
+    with pytest.raises(UserError, match=rf"predictions.jsonl, line 2: .*{message}"):
+        read_predictions(tmp_path, {"s": "token"})
+
+
+def test_names_are_shown_as_they_are(tmp_path, capsys):
+    results = Results("[/] [bold]s", "t", {"[m]": "class"}, "d", "test", METRICS | {"fields": {"[m]": {"accuracy": 1}}})
+    write_run(tmp_path, results, [])
+    compare([tmp_path])
+    assert "[/] [bold]s" in (shown := capsys.readouterr().out) and "[m] accuracy" in shown
 
 
 def test_files_from_before_there_were_hashes_are_read(tmp_path):

@@ -176,10 +176,31 @@ def test_a_task_file_changed_later_is_noticed(tmp_path):
 def test_a_missing_or_broken_record_is_named(tmp_path):
     with pytest.raises(UserError, match=r"No prompt\.json at"):
         PromptSpec.load(tmp_path)
-    for content in ("{", "[]", '{"task": "20ng_7"}', '{"task": "a", "shots": [], "template": "b", "more": 1}'):
+    for content, message in (
+        ("{", "not JSON"),
+        ("[" * 1000, "nested more than 64 levels"),
+        ("[]", "the document must be an object"),
+        ('{"task": "20ng_7"}', "template is missing"),
+        ('{"task": [], "template": "b"}', r"task must be a text; it is \[\]"),
+        ('{"task": "a", "template": "b", "row_length": "5"}', "row_length must be a whole number or null; it is '5'"),
+        ('{"task": "a", "template": "b", "row_length": 1e99}', "row_length"),
+        ('{"task": "a", "template": "b", "row_length": 99999999999}', "row_length: .*<= 2147483648"),
+        ('{"task": "a", "template": "b", "shots": [{"id": "1", "text": 5, "labels": {}}]}', r"shots\[0\].text must be"),
+        (
+            '{"task": "a", "template": "b", "shots": [{"id": "1", "text": "", "labels": {"a": [1]}}]}',
+            "a text",
+        ),
+    ):
         (tmp_path / "prompt.json").write_text(content)
-        with pytest.raises(UserError, match="is not a prompt record"):
+        with pytest.raises(UserError, match=rf"prompt\.json: .*{message}"):
             PromptSpec.load(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [{}, {"root": ("rec",)}, {"root": "x"}])
+def test_an_example_that_is_not_of_the_task_is_named(labels):
+    spec = PromptSpec("20ng_7", "plain", shots=(Example("p", "text", labels),))
+    with pytest.raises(UserError, match="Example p, field 'root' of task 20ng_7"):
+        spec.build()
 
 
 def test_shots_survive_a_tokenizer_that_splits_characters(tiny_folder):

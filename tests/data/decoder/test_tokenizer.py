@@ -192,8 +192,23 @@ def test_a_folder_without_tokenizer_says_what_was_looked_for(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", b'{"model": {"vocab"', "not the JSON of a tokenizer"),
-        ("tokenizer.json", b"[]", "not the JSON of a tokenizer"),
+        ("tokenizer.json", b'{"model": {"vocab"', "not JSON"),
+        ("tokenizer.json", b"[]", "must be an object"),
+        ("tokenizer.json", b"{}", "model is missing"),
+        ("tokenizer.json", b'{"model": {"vocab": {"a": "b"}}}', "model.vocab.* must be a whole number"),
+        (
+            "tokenizer.json",
+            b'{"model": {"vocab": {}}, "added_tokens": [{"id": 1}]}',
+            "content is missing",
+        ),
+        ("tokenizer.json", b'{"model": {"vocab": {}}, "added_tokens": true}', "added_tokens must be a list or null"),
+        (
+            "tokenizer.json",
+            b'{"model": {"vocab": {}}, "decoder": {"decoders": [1]}}',
+            "decoder.type is|decoders",
+        ),
+        ("tokenizer.json", b"[" * 5000, "nested more than 64 levels"),
+        ("tokenizer.json", b"9" * 5000, "more than 64 digits"),
         ("tokenizer.json", b'{"model": {"type": "Unigram", "vocab": [["a", 0.1]]}}', "type 'Unigram'; only BPE"),
         ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["b c"]}}', "refused by"),
         ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
@@ -228,9 +243,25 @@ def test_a_sentencepiece_file_cut_short_is_noticed(tiny_folder, tmp_path):
 
 def test_broken_config_beside_a_good_tokenizer_is_named(tiny_folder, tmp_path):
     folder = Path(shutil.copytree(tiny_folder["json"], tmp_path / "json"))
-    (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer_config\.json beside the tokenizer is not JSON"):
-        load_tokenizer(folder)
+    for name, content, message in (
+        ("tokenizer_config.json", "{", "not JSON"),
+        ("tokenizer_config.json", "[]", "must be an object"),
+        ("tokenizer_config.json", '{"eos_token": 3}', "eos_token must be .* it is 3"),
+        ("tokenizer_config.json", '{"chat_template": 3}', "chat_template must be .* it is 3"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "a"}}}', "added_tokens_decoder"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"1": {"content": 5}}}',
+            "decoder.* be a text",
+        ),
+        ("special_tokens_map.json", '{"pad_token": {"content": []}}', "pad_token.content must be a text"),
+        ("added_tokens.json", '{"a": "1"}', "must be a whole number, not a text"),
+        ("added_tokens.json", '{"a": 99999999999}', "<= "),
+    ):
+        (folder / name).write_text(content)
+        with pytest.raises(UserError, match=rf"{name} of the tokenizer: .*{message}"):
+            load_tokenizer(folder)
+        (folder / name).unlink()
 
 
 # --- the real ones against the reference implementations --------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from data.errors import UserError
 from data.files import limits
-from data.files.documents import parse_json, parse_toml, read_json
+from data.files.documents import parse_json, parse_line, parse_toml, read_json
 
 
 class Scaling(msgspec.Struct):
@@ -88,7 +89,7 @@ def test_the_deepest_allowed_document():
 def test_long_numbers_and_texts_are_refused(monkeypatch: pytest.MonkeyPatch):
     assert parse_json("9" * limits.DIGITS, "x") == 10**limits.DIGITS - 1
     assert f"more than {limits.DIGITS} digits" in message("1" + "0" * limits.DIGITS, Any)
-    assert "Integer value out of range" in message("9" * 5000, Any)
+    assert f"more than {limits.DIGITS} digits" in message("9" * 5000, Any)
     monkeypatch.setattr(limits, "TEXT_CHARACTERS", 10)
     assert "a text with more than 10 characters" in message(f'["{"a" * 11}"]', Any)
 
@@ -119,7 +120,37 @@ def test_files(tmp_path: Path):
         ("a = " + "[" * 5000, f"nested more than {limits.DEPTH} levels deep"),
         ("a = " + "9" * 5000, f"a number with more than {limits.DIGITS} digits"),
         ("a = ", "not TOML (Invalid value"),
+        (".".join("a" * 50_000) + " = 1", f"nested more than {limits.DEPTH} levels deep"),
+        ("x = 1\n[" + " . ".join(["'a b'", '"c"'] * 50_000) + "]", f"nested more than {limits.DEPTH} levels deep"),
+        ("x = {y = 1, " + ".".join("a" * 50_000) + " = 1}", f"nested more than {limits.DEPTH} levels deep"),
+        ("x = '" + "a" * limits.TOML_BYTES + "'", "the limit for a document is 2,097,152"),
     ],
 )
 def test_toml(text: str, expected: str):
     assert expected in message(text, Config, parse_toml)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('{"layers": "x"}', "config.json: layers must be a whole number; it is 'x'"),
+        ('{"a": 1', "config.json: not JSON (Expecting ',' delimiter at character 8)."),
+        ('{"a": NaN}', "config.json: not JSON (it has NaN"),
+        ("[" * 5000, f"nested more than {limits.DEPTH} levels deep"),
+        ("9" * 5000, f"a number with more than {limits.DIGITS} digits"),
+    ],
+)
+def test_lines(text: str, expected: str):
+    assert expected in message(text, Config, parse_line)
+    if "NaN" not in text:
+        assert expected in message(text, Config, partial(parse_line, as_python=True))
+
+
+def test_lines_as_python_writes_them():
+    found = parse_line('{"a": [NaN, Infinity], "b": "\\ud800"}', "x", as_python=True)
+    assert str(found["a"]) == "[nan, inf]" and found["b"] == "\ud800"
+
+
+def test_a_toml_text_with_many_dots():
+    text = "I am one. I am two. " * 100
+    assert parse_toml(f'a = "{text}"\nb = """\n{text}"""\n', "x") == {"a": text, "b": text}

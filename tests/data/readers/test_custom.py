@@ -251,17 +251,23 @@ def test_numbers_as_labels(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("name = tickets", "not TOML: .*line 1"),
-        (FILES + QUEUE, "no 'name'"),
+        ("name = tickets", "not TOML .*line 1"),
+        (FILES + QUEUE, "name is missing"),
         ('name = "a/b"\n' + FILES + QUEUE, "name 'a/b': use only letters"),
         ('nmae = "x"\n' + HEAD + FILES + QUEUE, "unknown key 'nmae'. Did you mean 'name'"),
-        ("text_column = 3\n" + HEAD + FILES + QUEUE, "text_column must be a non-empty string"),
+        ("text_column = 3\n" + HEAD + FILES + QUEUE, "text_column must be a text; it is 3"),
+        ('text_column = " "\n' + HEAD + FILES + QUEUE, "text_column is empty"),
+        ("fields = 3\n" + HEAD + FILES, "fields must be a list; it is 3"),
+        ("fields = [3]\n" + HEAD + FILES, r"fields\[0\] must be an object; it is 3"),
+        (HEAD + "[files]\ntrain = 3\n" + QUEUE, "files.* must be a text"),
+        (HEAD + FILES + QUEUE + "x = " + "[" * 500 + "]" * 500, "nested more than 64 levels deep"),
+        (HEAD + FILES + QUEUE + "x = " + "9" * 5000, "more than 64 digits"),
         (HEAD + QUEUE, r"a \[files\] table is needed"),
         (HEAD + FILES + 'valid = "test.jsonl"\n' + QUEUE, r"\[files\]: unknown key 'valid'"),
         (HEAD + FILES.replace("train.csv", "train.xlsx") + QUEUE, "'train.xlsx' must end in one of .csv"),
         (HEAD + FILES.replace("train.csv", "trian.csv") + QUEUE, "no train file at .*trian.csv"),
         (HEAD + FILES, r"at least one \[\[fields\]\]"),
-        ('tsv_quoting = "yes"\n' + HEAD + FILES + QUEUE, "tsv_quoting must be true or false, found 'yes'"),
+        ('tsv_quoting = "yes"\n' + HEAD + FILES + QUEUE, "tsv_quoting must be true or false; it is 'yes'"),
         ("tsv_quoting = true\n" + HEAD + FILES + QUEUE, "tsv_quoting is for .tsv files"),
         (HEAD + FILES + QUEUE + QUEUE, "two fields are named 'queue'"),
         (HEAD + FILES + QUEUE + 'colunm = "x"\n', r"\[\[fields\]\] number 1: unknown key 'colunm'.*'column'"),
@@ -273,7 +279,7 @@ def test_numbers_as_labels(folder: Path) -> None:
             HEAD + FILES + QUEUE.replace('labels = ["billing", "sales"]', 'labels_from = "dev"'),
             "'dev' is not a split in",
         ),
-        (HEAD + FILES + QUEUE.replace('"sales"', "3"), "must be a list of strings"),
+        (HEAD + FILES + QUEUE.replace('"sales"', "3"), r"fields\[0\].labels\[1\] must be a text; it is 3"),
         (HEAD + FILES + QUEUE.replace('"sales"', '"sales "'), "label 'sales ' is empty, has spaces"),
         (HEAD + FILES + QUEUE.replace('"sales"', '"billing"'), "label 'billing' is listed more than once"),
         (HEAD + FILES + QUEUE.replace(', "sales"', ""), "needs at least 2 labels, found 1"),
@@ -302,7 +308,7 @@ def test_how_words_are_answered(folder: Path) -> None:
 def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
     with pytest.raises(UserError, match="no task file at"):
         read_custom_spec(folder / "tsak.toml")
-    with pytest.raises(UserError, match="cannot read the task file"):
+    with pytest.raises(UserError, match="cannot read .*: Is a directory"):
         read_custom_spec(folder)
     (folder / "task.toml").write_bytes(b'name = "caf\xe9"')
     with pytest.raises(UserError, match="task.toml, line 1: not UTF-8 .* iconv -f windows-1252 -t utf-8 task.toml >"):
@@ -327,10 +333,10 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
         ("train", b"", "no examples in it"),
         ("train", b"text,queue,tags\n", "no examples in it"),
         ("test", b'\n{"text": "a"', "test.jsonl, line 2: not JSON"),
-        pytest.param("test", b"[" * 200_000, "test.jsonl, line 1: JSON .*nested too deeply", id="deep"),
-        pytest.param("test", b"9" * 5000, "test.jsonl, line 1: JSON that cannot be read", id="long number"),
-        pytest.param("train", b"text,queue,tags\na,sales," + b"[" * 200_000, "line 2, column .*deeply", id="deep cell"),
-        ("test", b"3\n", "test.jsonl, line 1: a JSON object is needed, found int"),
+        pytest.param("test", b"[" * 200_000, "test.jsonl, line 1: nested more than 64 levels", id="deep"),
+        pytest.param("test", b"9" * 5000, "test.jsonl, line 1: a number with more than 64 digits", id="long number"),
+        pytest.param("train", b"text,queue,tags\na,sales," + b"[" * 200_000, "line 2, column .*nested", id="deep cell"),
+        ("test", b"3\n", "test.jsonl, line 1: the document must be an object; it is 3"),
         ("test", b'{"text": 3, "queue": "sales", "tags": []}\n', "line 1: 'text' must be a string, found 3"),
         ("test", b'{"text": "\\ud800", "queue": "sales", "tags": []}\n', "line 1: 'text' holds half a character"),
         ("test", b'{"text": "a", "queue": true, "tags": ["O"]}\n', "line 1: 'queue' must be a label, found true"),

@@ -106,18 +106,30 @@ def test_the_sample_is_not_called_incomplete(caplog: pytest.LogCaptureFixture) -
 
 def test_an_unknown_group_names_the_nearest(tmp_path: Path) -> None:
     write_folder(tmp_path, {"20news-bydate-train/rec.auto/7": b"x"})
-    with pytest.raises(UserError, match=r"rec.auto/7 .*not one of the twenty groups.*Did you mean 'rec.autos'"):
+    with pytest.raises(UserError, match=r"'rec.auto/7' .*not one of the twenty groups.*Did you mean 'rec.autos'"):
         read_newsgroups(tmp_path, "train")
 
 
-@pytest.mark.parametrize("method", ["read_bytes", "iterdir"])
+@pytest.mark.parametrize("method", ["open", "iterdir"])
 def test_what_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, *mode: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, method, refuse)
     with pytest.raises(UserError, match="cannot read .*20news-bydate-test.*: Permission denied"):
         read_newsgroups(SAMPLE_DIR, "test")
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "9" * 90])
+def test_a_post_with_a_long_number(tmp_path: Path, name: str) -> None:
+    tarball = write_tarball(tmp_path / "x.tar.gz", POSTS | {f"20news-bydate-train/rec.autos/{name}": b"x"})
+    assert f"20ng/train/rec.autos/{name}" in [example.id for example in read_newsgroups(tarball, "train")[0]]
+
+
+def test_a_post_whose_name_is_not_text(tmp_path: Path) -> None:
+    tarball = write_tarball(tmp_path / "x.tar.gz", POSTS | {"20news-bydate-train/rec.autos/7\udcff": b"x"})
+    with pytest.raises(UserError, match=r"the post '7\\udcff' in rec.autos has a name that is not UTF-8"):
+        read_newsgroups(tarball, "train")
 
 
 def test_there_is_no_dev_split(tmp_path: Path) -> None:

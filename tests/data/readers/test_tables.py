@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.characters import is_text
 from data.errors import UserError
-from data.readers.archive import is_text
+from data.files import limits
 from data.readers.tables import ENDINGS, FORMATS, PARQUET_ROWS, Record, open_table
 
 TEXT_FORMATS = tuple(format for format in FORMATS if format != "parquet")
@@ -187,8 +188,8 @@ CUT = "The input ends in this line without a line break; it may be cut off."
     ("format", "content", "errors"),
     [
         ("jsonl", b'{"a": 1\n{"a": 2}\n', {1: "t, line 1: not JSON (Expecting ',' delimiter at character 8)."}),
-        ("jsonl", b'3\n\n{"a": 2}', {1: "t, line 1: a JSON object is needed, found int."}),
-        ("jsonl", b'{"a": 1}\nnull\n', {2: "t, line 2: a JSON object is needed, found NoneType."}),
+        ("jsonl", b'3\n\n{"a": 2}', {1: "t, line 1: the document must be an object; it is 3"}),
+        ("jsonl", b'{"a": 1}\nnull\n', {2: "t, line 2: the document must be an object; it is None"}),
         ("jsonl", b'{"a": "\xe9"}\n{"a": 2}\n', {1: 't, line 1: not UTF-8 (byte 0xe9). It reads \'{"a": "é"}\' in'}),
         ("jsonl", b'{"a": 1}\n{"a": "x', {2: CUT}),
         ("jsonl", b'{"a": 1}\n{"a": "\xc3', {2: CUT}),
@@ -251,11 +252,26 @@ def test_records_before_the_damage_are_read() -> None:
 
 
 def test_an_open_quote_does_not_collect_the_rest_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.readers.tables.CELL_LIMIT", 1000)
-    with pytest.raises(UserError, match=r"t, line 101: not CSV \(field larger than .*1000\).* begins in line 2\."):
+    monkeypatch.setattr(limits, "RECORD_CHARACTERS", 1000)
+    with pytest.raises(UserError, match=r"t, line 101: .*more than 1,000 characters.* begins in line 2\."):
         read(b'a\n"x' + b"123456789\n" * 500, "csv")
+    with pytest.raises(UserError, match=r"t, line 2001: .*more than 1,000 characters.* begins in line 2000\."):
+        read(b"a,b\n" + b"1,2\n" * 1998 + b'"' + b"1" * 600 + b'\n","' + b"2" * 600, "csv")
     monkeypatch.undo()
     assert len(values(b"a\n" + b"x" * 200_000 + b"\n", "csv")[0]["a"]) == 200_000  # the csv module's limit is 131,072
+
+
+@pytest.mark.parametrize("format", ["lines", "jsonl", "csv", "tsv"])
+def test_a_line_without_an_end(monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    monkeypatch.setattr(limits, "RECORD_CHARACTERS", 1000)
+    with pytest.raises(UserError, match=r"t, line 1: a record with more than 1,000 characters"):
+        read(b"x" * 1001, format)
+
+
+def test_too_many_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "COLUMNS", 2)
+    with pytest.raises(UserError, match="t, line 1: 3 columns; the limit is 2"):
+        read(b"a,b,c\n", "csv")
 
 
 def test_parquet_that_is_not_whole(tmp_path: Path) -> None:

@@ -116,14 +116,22 @@ def test_cut_at_every_byte_of_the_last_line(run, server, tmp_path):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (b"what is this", "line 2: not JSON"),
-        (b'{"id": "a"}', "line 2: not an answer"),
-        (b'{"id": 1, "answer": "x"}', "line 2: not an answer .its id is 1, not text"),
-        (b'{"id": "a", "answer": "x", "prompt_tokens": "5"}', "line 2: not an answer .its prompt_tokens is '5'"),
-        (b'{"lost": "a"}', "line 2: not an answer"),
-        (b'{"lost": "a", "prompt_tokens": 1, "completion_tokens": null}', "line 2: not an answer"),
-        (b'["x"]', "line 2: not an answer"),
-        (b'{"id": "a", "answer": "x", "more": 1}', "line 2: not an answer"),
+        (b"what is this", "line 2: not JSON .*Remove the line to ask"),
+        (b"[" * 1000, "line 2: nested more than"),
+        (b'{"id": "a", "answer": "\xff"}', "line 2: not JSON .byte .* is not UTF-8"),
+        (b'{"id": "a"}', "line 2: answer is missing"),
+        (b'{"id": 1, "answer": "x"}', "line 2: id must be a text; it is 1. Remove"),
+        (
+            b'{"id": "a", "answer": "x", "prompt_tokens": "5"}',
+            "line 2: prompt_tokens must be .* or null; it is '5'",
+        ),
+        (b'{"id": "a", "answer": "x", "prompt_tokens": -5}', "line 2: prompt_tokens: .*>= 0; it is -5"),
+        (b'{"lost": "a"}', "line 2: prompt_tokens is missing"),
+        (
+            b'{"lost": "a", "prompt_tokens": 1, "completion_tokens": null}',
+            "line 2: completion_tokens must be .* it is None",
+        ),
+        (b'["x"]', "line 2: the document must be an object"),
     ],
 )
 def test_a_damaged_line_is_named(run, server, damage, message):

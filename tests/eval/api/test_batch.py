@@ -135,13 +135,19 @@ def test_answers_that_a_batch_could_not_get(run, outputs, tmp_path, capsys):
     assert read_results(offline(run, write(path, lines))).metrics["exact_match"] == 1.0
 
 
+def test_a_line_with_half_a_character(run, outputs, tmp_path):
+    lines = [{"id": line["custom_id"].split(":", 2)[2], "answer": "x\ud800", "model": "\udfff"} for line in outputs]
+    assert {p.raw for p in read_predictions(offline(run, write(tmp_path / "a.jsonl", lines)))} == {"x\ufffd"}
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda lines: lines[:-1] + [lines[-1][:40]], "line 6: not JSON, and the file ends in it"),
-        (lambda lines: ["[1]", *lines], "line 1: not a JSON object"),
+        (lambda lines: lines[:-1] + [lines[-1][:40]], "line 6: not JSON .*The file ends in it"),
+        (lambda lines: ["[1]", *lines], r"line 1: the document must be an object; it is \[1\]"),
         (lambda lines: ['{"custom_id": "a", "method": "POST", "body": {}}', *lines], "line 1: these are requests"),
-        (lambda lines: [lines[0], "{", *lines[1:]], "line 2: not JSON: '{'. Remove the line"),
+        (lambda lines: [lines[0], "{", *lines[1:]], "line 2: not JSON .*Remove the line"),
+        (lambda lines: [lines[0], "[" * 1000, *lines[1:]], "line 2: nested more than 64 levels"),
         (lambda lines: ['{"answer": "x"}', *lines], "line 1: no id"),
         (lambda lines: ['{"id": 7, "answer": "x"}', *lines], "line 1: no id"),
         (lambda lines: ['{"id": "x", "answer": null}', *lines],

@@ -15,6 +15,7 @@ import pytest
 from checkpoints_tools.registry import MODELS
 from data.decoder.prompts import build_turn
 from data.errors import UserError
+from data.files import limits
 from data.source import load_examples
 from data.tasks import TASKS
 from eval.api import client, retry
@@ -152,6 +153,13 @@ def test_failures_that_pass_are_tried_again(run, server, kind, capsys):
         assert min(server.times[i + 1] - server.times[i] for i in range(2)) >= 0.3
     wait = re.search(r"is sent again in ([\d.]+) s", capsys.readouterr().out)
     assert wait is not None and ("etry" not in kind or float(wait[1]) >= 0.3)
+
+
+def test_a_response_without_an_end(run, server, monkeypatch):
+    monkeypatch.setattr(limits, "RESPONSE_BYTES", 100_000)
+    server.script.extend([completion("x" * 200_000), error(500, "y" * 200_000), *[completion("alarm_set")] * 6])
+    server.answer = lambda body: "alarm_set"
+    assert read_results(run()).settings["resent"] == 2
 
 
 def test_a_named_wait_is_for_all_requests(run, server):

@@ -160,7 +160,7 @@ def test_a_wrong_text_column(folder: Path) -> None:
         (b'{"text": " \\n\\u00a0"}', "the text is empty"),
         (b'{"text": "a \\ud800"}', "the text holds half a character (an unpaired surrogate), or bytes that are not"),
         (b'{"text": "a', "not JSON (Unterminated string"),
-        (b"[]", "a JSON object is needed, found list."),
+        (b"[]", "the document must be an object; it is []"),
     ],
 )
 def test_a_row_with_an_error(tmp_path: Path, line: bytes, error: str) -> None:
