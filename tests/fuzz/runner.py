@@ -1,0 +1,328 @@
+"""Give mutated inputs to a parser in child processes, and count what it must not do.
+
+A child is forked from this process, with the product's modules already imported. It reads one input after the other and
+reports each through a pipe. What must not happen:
+
+    exception   anything but the product's `UserError`; a MemoryError counts as memory
+    crash       the child dies of a signal, or exits
+    time        an input takes longer than `Limits.seconds`; a watchdog thread then writes down where, and ends the child
+    memory      resident memory grows by more than `Limits.memory` during one input
+
+After a crash or a timeout another child continues with the next input. A child's address space is bounded
+(`Limits.address_space`), so that an input cannot take the machine down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import logging
+import os
+import re
+import resource
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from data.errors import UserError
+from tests.fuzz.mutations import mutate
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = "out"  # in a parser's folder: for what its reader writes; removed before every input
+PER_CHILD = 500  # inputs: what the product caches may not be taken for a leak
+FRAME = re.compile(r'File "(.+?)", line (\d+) in (.+)')
+
+
+@dataclass(frozen=True)
+class Parser:
+    """A parser under test.
+
+    Attributes:
+        write: writes a valid sample into an empty folder.
+        files: the files in it that are mutated, one for each input.
+        read: reads the sample as the product does; it is given the mutated file.
+    """
+
+    name: str
+    write: Callable[[Path], None]
+    files: tuple[str, ...]
+    read: Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an input may take: seconds, bytes of resident memory, bytes of address space."""
+
+    seconds: float = 5.0
+    memory: int = 1 << 30
+    address_space: int = 6 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An input that ended in something else than success or a clear error.
+
+    Attributes:
+        kind: "exception", "crash", "time" or "memory".
+        what: the exception's type, the signal, the seconds or bytes.
+        where: file, line and function of the deepest frame in the product's code.
+        detail: the traceback.
+    """
+
+    seed: int
+    file: str
+    kind: str
+    what: str
+    where: str
+    detail: str
+
+
+@dataclass
+class Report:
+    """The inputs that one parser was given: how many, how many of them were read without an error, and findings."""
+
+    parser: str
+    inputs: int = 0
+    read: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def count(self, kind: str) -> int:
+        return sum(finding.kind == kind for finding in self.findings)
+
+    def groups(self) -> dict[tuple[str, str, str], list[Finding]]:
+        """Findings by kind, type and place, the largest group first."""
+        found: dict[tuple[str, str, str], list[Finding]] = {}
+        for finding in self.findings:
+            found.setdefault((finding.kind, finding.what, finding.where), []).append(finding)
+        return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def fuzz(
+    parser: Parser, seed: int = 0, inputs: int | None = None, seconds: float | None = None, limits: Limits = Limits()
+) -> Report:
+    """Give a parser the inputs of the seeds ``seed``, ``seed + 1``, ...
+
+    Args:
+        inputs, seconds: when to stop; the first that is reached.
+
+    Raises:
+        AssertionError: the valid sample cannot be read, so that nothing would be tested.
+    """
+    assert inputs is not None or seconds is not None, "this would never end"
+    report, deadline = Report(parser.name), time.monotonic() + (seconds or 1e9)
+    last = seed + inputs if inputs is not None else sys.maxsize
+    with tempfile.TemporaryDirectory(prefix="fuzz_") as scratch:
+        folder, log = Path(scratch, "sample"), Path(scratch, "log")
+        folder.mkdir()
+        with _quiet():
+            parser.write(folder)
+        originals = {name: (folder / name).read_bytes() for name in parser.files}
+        for name in parser.files:
+            _clear(folder)
+            try:
+                with _quiet():
+                    parser.read(folder / name)
+            except UserError as error:
+                raise AssertionError(f"{parser.name}: the valid sample is refused: {error}") from error
+        while seed < last and time.monotonic() < deadline:
+            seed = _one_child(parser, folder, originals, log, seed, min(last, seed + PER_CHILD), deadline, limits, report)
+    return report
+
+
+def input_of(parser: Parser, originals: dict[str, bytes], seed: int) -> tuple[str, bytes]:
+    """The mutated file of a seed: its name and content."""
+    rng = Random(f"{parser.name}/{seed}")
+    name = rng.choice(parser.files)
+    return name, mutate(originals[name], name, rng)
+
+
+# --- the parent -------------------------------------------------------------------------------------------------------
+
+
+def _one_child(
+    parser: Parser,
+    folder: Path,
+    originals: dict[str, bytes],
+    log: Path,
+    seed: int,
+    last: int,
+    deadline: float,
+    limits: Limits,
+    report: Report,
+) -> int:
+    """Fork a child for the seeds up to ``last``, note what it reports, and return the next seed."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    reading, writing = os.pipe()
+    log.write_text("")
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            _child(parser, folder, originals, log, range(seed, last), deadline, limits, writing)
+        finally:
+            os._exit(0)  # never back into the caller's code
+    os.close(writing)
+    name = ""
+    for line in _lines(reading, 4 * limits.seconds + 30):
+        if "file" in line:
+            name = line["file"]
+            continue
+        report.inputs += 1
+        report.read += line["kind"] == "read"
+        if line["kind"] not in ("read", "refused"):
+            report.findings.append(Finding(seed, name, **line))
+        seed, name = seed + 1, ""
+    os.close(reading)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)  # if it closed the pipe or does not answer; else it has ended
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if name:  # it ended during this input
+        detail = log.read_text(errors="replace")
+        kind, what = ("time", f"over {limits.seconds:g} s") if "Timeout (" in detail else ("crash", _ending(status))
+        report.inputs += 1
+        report.findings.append(Finding(seed, name, kind, what, _where_in_log(detail), detail))
+        seed += 1
+    return seed
+
+
+def _lines(reading: int, patience: float) -> Iterator[dict[str, str]]:
+    """The child's reports, until it closes the pipe or says nothing for ``patience`` seconds."""
+    rest = b""
+    while select.select([reading], [], [], patience)[0]:
+        chunk = os.read(reading, 1 << 16)
+        if not chunk:
+            return
+        *complete, rest = (rest + chunk).split(b"\n")
+        yield from map(json.loads, complete)
+
+
+def _ending(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+def _where_in_log(log: str) -> str:
+    """The deepest frame of the product in what faulthandler wrote: the most recent call comes first."""
+    for path, line, function in FRAME.findall(log):
+        if _is_product(path):
+            return f"{Path(path).relative_to(ROOT)}:{line} {function}"
+    return "?"
+
+
+def _is_product(path: str) -> bool:
+    file = Path(path)
+    return file.is_relative_to(ROOT) and not file.is_relative_to(ROOT / "tests")
+
+
+# --- the child --------------------------------------------------------------------------------------------------------
+
+
+def _child(
+    parser: Parser,
+    folder: Path,
+    originals: dict[str, bytes],
+    log: Path,
+    seeds: range,
+    deadline: float,
+    limits: Limits,
+    writing: int,
+) -> None:
+    def report(**line: str) -> None:
+        os.write(writing, json.dumps(line).encode() + b"\n")
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    bound = _memory("VmSize") + limits.address_space
+    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    for name, content in originals.items():  # an earlier child may have died with one of them mutated
+        _put(folder / name, content)
+    with log.open("w") as file, _quiet():
+        faulthandler.enable(file)
+        for seed in seeds:
+            if time.monotonic() > deadline:
+                return
+            name, content = input_of(parser, originals, seed)
+            _clear(folder)
+            _put(folder / name, content)
+            report(file=name)
+            faulthandler.dump_traceback_later(limits.seconds, exit=True, file=file)
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
+            before = _memory("VmRSS")
+            outcome = _outcome(parser, folder / name)
+            faulthandler.cancel_dump_traceback_later()
+            grown = _memory("VmHWM") - before
+            if grown > limits.memory and outcome["kind"] != "memory":
+                detail = f"{grown / 1e9:.1f} GB; {outcome.get('detail', '')}"
+                outcome = {"kind": "memory", "what": "resident", "where": outcome.get("where", "?"), "detail": detail}
+            report(**outcome)
+            _put(folder / name, originals[name])
+
+
+def _outcome(parser: Parser, file: Path) -> dict[str, str]:
+    try:
+        parser.read(file)
+    except UserError as error:
+        str(error).encode("utf-8", "backslashreplace")
+        return {"kind": "refused", "where": _where(error), "detail": str(error)[:500]} 
+    except BaseException as error:  # a panic of Rust is none of Exception
+        kind = "memory" if isinstance(error, MemoryError) else "exception"
+        detail = "".join(traceback.format_exception(error, limit=-12, chain=False))[-6000:]
+        return {"kind": kind, "what": type(error).__name__, "where": _where(error), "detail": detail}
+    return {"kind": "read"}
+
+
+def _where(error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_product(frame.filename)]
+    if not frames:
+        return "?"
+    deepest = frames[-1]
+    return f"{Path(deepest.filename).relative_to(ROOT)}:{deepest.lineno} {deepest.name}"
+
+
+def _memory(name: str) -> int:
+    """A figure of /proc/self/status in bytes: VmRSS, VmHWM (its highest), VmSize."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"no {name} in /proc/self/status")
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a new file: the old one may still be mapped."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder / OUTPUT, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Discard what the product prints and logs, but format it, as a user's terminal would have it."""
+    with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        handler = logging.StreamHandler(nowhere)
+        root = logging.getLogger()
+        root.addHandler(handler)
+        try:
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                yield
+        finally:
+            root.removeHandler(handler)
+
+
+def as_record(report: Report) -> dict[str, Any]:
+    return dataclasses.asdict(report)
