@@ -42,8 +42,7 @@ def findings(report: Report) -> str:
     lines = [f"\n### {report.parser}\n"] if report.findings else []
     for (kind, what, where), found in report.groups().items():
         seeds = ", ".join(f"{finding.seed} ({finding.file})" for finding in found[:SHOWN])
-        last = found[0].detail.strip().splitlines()[-1:] if kind in ("exception", "memory") else []
-        message = f": {last[0][:160]}" if last else ""
+        message = f": {found[0].message}" if found[0].message else ""
         lines.append(f"- {len(found)}× {kind}, {what}, `{where}`{message}. Seeds {seeds}")
     return "\n".join(lines)
 

@@ -27,6 +27,10 @@ EXTREME = (0, 1, -1, 127, 128, 255, 2**15, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2
            2**63, 2**64 - 1)  # fmt: skip
 _MARK = "@mutated@"  # the place in a document for a piece of text that no writer would write
 
+# What an earlier mutation can make of a structure that a later one expects.
+BROKEN = (ValueError, LookupError, TypeError, RecursionError, EOFError, OSError, struct.error, zlib.error,
+          zipfile.BadZipFile, tarfile.TarError)  # fmt: skip
+
 Mutation = Callable[[bytes, Random], bytes]
 
 
@@ -39,12 +43,13 @@ def mutate(content: bytes, name: str, rng: Random) -> bytes:
     kind = KINDS.get(PurePath(name).suffix)
     if kind is None:  # a rank file is text, a SentencePiece model is not
         kind = text if b"\0" not in content[:1000] else binary
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        damage = kind if rng.random() < 0.75 else any_bytes
+    for again in range(rng.choice((1, 1, 1, 2, 3))):
+        packed = kind in (torch_zip, tarball)  # may be a bomb by now, so it is not unpacked again
+        damage = kind if rng.random() < (0.9 if packed else 0.75) and not (again and packed) else any_bytes
         try:
             content = damage(content, rng)
-        except (ValueError, KeyError, IndexError, RecursionError, EOFError, OSError, zipfile.BadZipFile):
-            content = any_bytes(content, rng)  # an earlier mutation broke the structure
+        except BROKEN:
+            content = any_bytes(content, rng)
     return content
 
 
@@ -271,6 +276,20 @@ def deflated_zeros() -> bytes:
     return first + again * (BOMB // block - 1) + packer.flush(zlib.Z_FINISH)
 
 
+def gguf(content: bytes, rng: Random) -> bytes:
+    """Change a count, a length, a type or a value of the metadata."""
+    places = [4, 8, 16]  # version, number of tensors, number of keys
+    for key in re.finditer(rb"(?s)([^\0])\0{7}([a-z][\w.]+)", content[: 1 << 20]):
+        if len(key[2]) >= (length := key[1][0]):
+            behind = key.start() + 8 + length  # the type; of an array, then the elements' type and number
+            places += [key.start(), behind, behind + 4, behind + 8]
+            places += [behind + 4, behind + 8] * (5 if content[behind] == 9 else 0)
+    at = rng.choice(places[:80] if rng.random() < 0.7 else places)
+    width = rng.choice((4, 8))
+    number = rng.choice((*EXTREME, *range(14))) % 2 ** (8 * width)
+    return content[:at] + number.to_bytes(width, "little") + content[at + width :]
+
+
 # --- tarballs ---------------------------------------------------------------------------------------------------------
 
 
@@ -349,9 +368,8 @@ KINDS: dict[str, Mutation] = {
     ".bin": torch_zip,
     ".pt": torch_zip,
     ".gz": tarball,
-    ".gguf": binary,
+    ".gguf": gguf,
     ".parquet": binary,
     ".distcp": binary,
 }
 """By the ending of a file's name."""
-

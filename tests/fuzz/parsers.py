@@ -9,6 +9,7 @@ the only file here that names functions of the product.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -21,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import load_file
+from tokenizers import ByteLevelBPETokenizer
 
 from checkpoints_tools.convert import convert, open_source
 from checkpoints_tools.inspect import inspect
@@ -38,6 +41,7 @@ from eval.predict.config import load_config as load_predict_config
 from eval.predict.inputs import open_input
 from eval.report import compare
 from eval.resolve import load_config as load_eval_config
+from tests.data.conftest import write_tiny_sentencepiece
 from tests.fuzz.runner import OUTPUT, ROOT, Parser
 from train.checkpointing.checkpoint import newest_complete
 from train.resolve import load_config as load_train_config
@@ -77,8 +81,6 @@ def write_shards(folder: Path) -> None:
 
 
 def write_bin(folder: Path) -> None:
-    from safetensors.torch import load_file
-
     write_both(folder)
     for model in (folder / "decoder", folder / "encoder"):
         torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
@@ -165,11 +167,16 @@ def read_gguf(file: Path) -> None:
 
 
 def write_json_tokenizer(folder: Path) -> None:
-    names = ("tokenizer.json", "tokenizer_config.json")
-    copy(OLD / "llama", folder, *names)
-    special = {"eos_token": "<|end|>", "bos_token": None, "chat_template": "{{ messages }}", "added_tokens_decoder": {
-        "0": {"content": "<|end|>", "special": True}}}  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    """With an added token that is special, one that is not, and one that is a run of spaces."""
+    copy(OLD / "llama", folder, "tokenizer.json")
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    size = len(spec["model"]["vocab"])
+    spec["added_tokens"] += [plain | {"id": size + i, "content": text} for i, text in enumerate(("<tool>", "    "))]
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    ids = {"0": {"content": "<|end|>", "special": True}}
+    config = {"eos_token": "<|end|>", "bos_token": None, "chat_template": "{{ messages }}", "added_tokens_decoder": ids}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|end|>"}}')
     (folder / "added_tokens.json").write_text('{"<|end|>": 0}')
 
@@ -178,40 +185,18 @@ def write_rank_file(folder: Path) -> None:
     copy(OLD / "meta", folder, "tokenizer.model")
 
 
-def write_sentencepiece(folder: Path) -> None:
-    import sentencepiece
-
-    model = io.BytesIO()
-    posts = (path.read_text("latin-1") for path in sorted((SAMPLE / "20news-bydate").rglob("[0-9]*")))
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(line for post in posts for line in post.splitlines()),
-        model_writer=model,
-        vocab_size=400,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        hard_vocab_limit=False,
-        minloglevel=3,
-        num_threads=1,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-
-
 def write_encoder_tokenizers(folder: Path) -> None:
     """A byte-level BPE as two files and as one, and a WordPiece vocabulary."""
-    from tokenizers import BertWordPieceTokenizer
-
     files = copy(OLD / "roberta", folder / "files", "vocab.json", "merges.txt")
     (files / "tokenizer_config.json").write_text('{"add_prefix_space": false, "cls_token": "<s>"}')
-    copy(OLD / "roberta", folder / "json", "vocab.json", "merges.txt")
-    load_encoder_tokenizer(folder / "json").save(folder / "json")
-    for name in ("vocab.json", "merges.txt"):
-        if (folder / "json" / "tokenizer.json").is_file():
-            (folder / "json" / name).unlink()
+    bpe = ByteLevelBPETokenizer.from_file(str(files / "vocab.json"), str(files / "merges.txt"))
+    bpe.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    (folder / "json").mkdir()
+    bpe.save(str(folder / "json" / "tokenizer.json"))
     (folder / "bert").mkdir()
-    wordpiece = BertWordPieceTokenizer()
-    wordpiece.train_from_iterator([TEXT, " ".join(WORDS)] * 5, vocab_size=200, show_progress=False)
-    wordpiece.save_model(str(folder / "bert"))
+    letters = sorted(set(TEXT.lower()) - {" "})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), "wake"]
+    (folder / "bert" / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces if piece.strip() == piece))
 
 
 def read_decoder_tokenizer(file: Path) -> None:
@@ -232,18 +217,27 @@ def read_encoder_tokenizer(file: Path) -> None:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
+def write_tarball(path: Path, members: dict[str, bytes]) -> None:
+    """The same bytes every time: a seed must give the same input on every machine."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    path.write_bytes(gzip.compress(file.getvalue(), mtime=0))
+
+
 def write_newsgroups(folder: Path) -> None:
-    posts = sorted((SAMPLE / "20news-bydate" / "20news-bydate-train").glob("*/*"))[::8]
-    with tarfile.open(folder / "20news-bydate.tar.gz", "w:gz", format=tarfile.GNU_FORMAT) as tar:
-        for post in posts:
-            tar.add(post, post.relative_to(SAMPLE / "20news-bydate"))
+    root = SAMPLE / "20news-bydate"
+    posts = sorted((root / "20news-bydate-train").glob("*/*"))[::8]
+    write_tarball(folder / "20news-bydate.tar.gz", {str(post.relative_to(root)): post.read_bytes() for post in posts})
 
 
 def write_massive(folder: Path) -> None:
-    lines = (SAMPLE / "massive" / "en-US.jsonl").read_bytes().splitlines(keepends=True)[:40]
-    (folder / "en-US.jsonl").write_bytes(b"".join(lines))
-    with tarfile.open(folder / "amazon-massive-dataset-1.1.tar.gz", "w:gz") as tar:
-        tar.add(folder / "en-US.jsonl", "1.1/data/en-US.jsonl")
+    lines = b"".join((SAMPLE / "massive" / "en-US.jsonl").read_bytes().splitlines(keepends=True)[:40])
+    (folder / "en-US.jsonl").write_bytes(lines)
+    write_tarball(folder / "amazon-massive-dataset-1.1.tar.gz", {"1.1/data/en-US.jsonl": lines})
 
 
 TASK = """
@@ -390,7 +384,7 @@ PARSERS = {
         Parser("bin", write_bin, ("decoder/pytorch_model.bin", "encoder/pytorch_model.bin"), read_checkpoint),
         Parser("task.json", write_decoder, (TASK_FILE,), read_prompt),
         Parser("encoder_tokenizer", write_encoder_tokenizers, ("files/vocab.json", "files/merges.txt", "files/tokenizer_config.json", "json/tokenizer.json", "bert/vocab.txt"), read_encoder_tokenizer),
-        Parser("sentencepiece", write_sentencepiece, ("tokenizer.model",), read_decoder_tokenizer),
+        Parser("sentencepiece", write_tiny_sentencepiece, ("tokenizer.model",), read_decoder_tokenizer),
         Parser("rank_file", write_rank_file, ("tokenizer.model",), read_decoder_tokenizer),
         Parser("20ng", write_newsgroups, ("20news-bydate.tar.gz",), read_newsgroups),
         Parser("massive", write_massive, ("en-US.jsonl", "amazon-massive-dataset-1.1.tar.gz"), read_massive),

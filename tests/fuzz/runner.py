@@ -78,6 +78,7 @@ class Finding:
         kind: "exception", "crash", "time" or "memory".
         what: the exception's type, the signal, the seconds or bytes.
         where: file, line and function of the deepest frame in the product's code.
+        message: the exception's, on one line, shortened.
         detail: the traceback.
     """
 
@@ -86,6 +87,7 @@ class Finding:
     kind: str
     what: str
     where: str
+    message: str
     detail: str
 
 
@@ -137,7 +139,12 @@ def fuzz(
             except UserError as error:
                 raise AssertionError(f"{parser.name}: the valid sample is refused: {error}") from error
         while seed < last and time.monotonic() < deadline:
-            seed = _one_child(parser, folder, originals, log, seed, min(last, seed + PER_CHILD), deadline, limits, report)
+            until = min(last, seed + PER_CHILD)
+            after = _one_child(parser, folder, originals, log, seed, until, deadline, limits, report)
+            assert after > seed or time.monotonic() > deadline, (
+                f"{parser.name}: the child did not start:\n{log.read_text()}"
+            )
+            seed = after
     return report
 
 
@@ -172,6 +179,8 @@ def _one_child(
         try:
             os.close(reading)
             _child(parser, folder, originals, log, range(seed, last), deadline, limits, writing)
+        except BaseException:
+            log.write_text(traceback.format_exc())
         finally:
             os._exit(0)  # never back into the caller's code
     os.close(writing)
@@ -193,7 +202,7 @@ def _one_child(
         detail = log.read_text(errors="replace")
         kind, what = ("time", f"over {limits.seconds:g} s") if "Timeout (" in detail else ("crash", _ending(status))
         report.inputs += 1
-        report.findings.append(Finding(seed, name, kind, what, _where_in_log(detail), detail))
+        report.findings.append(Finding(seed, name, kind, what, _where_in_log(detail), "", detail))
         seed += 1
     return seed
 
@@ -264,23 +273,27 @@ def _child(
             faulthandler.cancel_dump_traceback_later()
             grown = _memory("VmHWM") - before
             if grown > limits.memory and outcome["kind"] != "memory":
-                detail = f"{grown / 1e9:.1f} GB; {outcome.get('detail', '')}"
-                outcome = {"kind": "memory", "what": "resident", "where": outcome.get("where", "?"), "detail": detail}
+                outcome |= {
+                    "kind": "memory",
+                    "what": "resident",
+                    "message": f"{grown / 1e9:.1f} GB; {outcome['message']}",
+                }
             report(**outcome)
             _put(folder / name, originals[name])
 
 
 def _outcome(parser: Parser, file: Path) -> dict[str, str]:
+    """How reading a file ended: the fields of a `Finding`, of which it is one unless it was read or refused."""
     try:
         parser.read(file)
+        return {"kind": "read", "what": "", "where": "?", "message": "", "detail": ""}
     except UserError as error:
-        str(error).encode("utf-8", "backslashreplace")
-        return {"kind": "refused", "where": _where(error), "detail": str(error)[:500]} 
+        kind, found = "refused", error
     except BaseException as error:  # a panic of Rust is none of Exception
-        kind = "memory" if isinstance(error, MemoryError) else "exception"
-        detail = "".join(traceback.format_exception(error, limit=-12, chain=False))[-6000:]
-        return {"kind": kind, "what": type(error).__name__, "where": _where(error), "detail": detail}
-    return {"kind": "read"}
+        kind, found = "memory" if isinstance(error, MemoryError) else "exception", error
+    detail = "".join(traceback.format_exception(found, limit=-12, chain=False))[-6000:]
+    message = " ".join(str(found)[:200].split())
+    return {"kind": kind, "what": type(found).__name__, "where": _where(found), "message": message, "detail": detail}
 
 
 def _where(error: BaseException) -> str:
