@@ -23,8 +23,8 @@ from typing import Any
 
 DEEP = 100_000  # levels of nesting
 BOMB = 1536 << 20  # bytes that a bomb unpacks to
-EXTREME = (0, 1, -1, 127, 128, 255, 2**15, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62, 2**63 - 1,
-           2**63, 2**64 - 1)  # fmt: skip
+EXTREME = (0, 1, -1, 127, 128, 255, 2**15, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62,
+           2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip
 _MARK = "@mutated@"  # the place in a document for a piece of text that no writer would write
 
 # What an earlier mutation can make of a structure that a later one expects.
@@ -42,7 +42,7 @@ def mutate(content: bytes, name: str, rng: Random) -> bytes:
     """
     kind = KINDS.get(PurePath(name).suffix)
     if kind is None:  # a rank file is text, a SentencePiece model is not
-        kind = text if b"\0" not in content[:1000] else binary
+        kind = binary if b"\0" in content[:1000] else text
     for again in range(rng.choice((1, 1, 1, 2, 3))):
         packed = kind in (torch_zip, tarball)  # may be a bomb by now, so it is not unpacked again
         damage = kind if rng.random() < (0.9 if packed else 0.75) and not (again and packed) else any_bytes
@@ -111,8 +111,9 @@ def _length(rng: Random, most: int) -> int:
 def fragment(rng: Random) -> str:
     """JSON for one value, not always valid."""
     small = ("null", "true", "false", "0", "-0", "1", "-1", "2", "0.5", "1e308", "1e400", "-1e400", "NaN", "Infinity",
-             "-Infinity", "01", '""', '" "', '"x"', r'"\ud800"', r'"\u0000"', r'"\n"', '"1"', '"\u202e\u200b"', "[]", "{}",
-             "[[]]", "[null]", "[-1]", '[1, "a"]', '{"": 0}', '{"a": null}', '[{"a": [{}]}]', "undefined")  # fmt: skip
+             "-Infinity", "01", '""', '" "', '"x"', r'"\ud800"', r'"\u0000"', r'"\n"', '"1"', '"\u202e\u200b"', "[]",
+             "{}", "[[]]", "[null]", "[-1]", '[1, "a"]', '{"": 0}', '{"a": null}', '[{"a": [{}]}]',
+             "undefined")  # fmt: skip
     kind = rng.random()
     if kind < 0.6:
         return rng.choice(small)
@@ -206,8 +207,8 @@ def text(content: bytes, rng: Random) -> bytes:
         encoding = rng.choice(("utf-16", "utf-32", "utf-8-sig", "utf-16-le"))
         return content.decode("utf-8", "replace").encode(encoding)
     pieces = (b'"', b"'", b"\0", b"\r", b"\n\n\n", b"\t", b",", b" ", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80",
-              b"\xc2\x85", b"\xe2\x80\xa8", b"\x1a", b"=", b"-1", b"," * 70_000, b"a" * 200_000, b'"' + b"a,\n" * 50_000,
-              b"9" * 5_000, b"[" * DEEP, b"{" * DEEP)  # fmt: skip
+              b"\xc2\x85", b"\xe2\x80\xa8", b"\x1a", b"=", b"-1", b"," * 70_000, b"a" * 200_000,
+              b'"' + b"a,\n" * 50_000, b"9" * 5_000, b"[" * DEEP, b"{" * DEEP)  # fmt: skip
     piece = rng.choice(pieces) if rng.random() < 0.7 else fragment(rng).encode()
     words = list(re.finditer(rb"[^\s,]+", content))
     if words and rng.random() < 0.6:
@@ -216,6 +217,11 @@ def text(content: bytes, rng: Random) -> bytes:
     lines = content.splitlines(keepends=True)
     lines.insert(rng.randrange(len(lines) + 1), rng.choice((piece, piece + b"\n", rng.choice(lines or [b""]))))
     return b"".join(lines)
+
+
+def answer(content: bytes, rng: Random) -> bytes:
+    """What a model has written: JSON or not."""
+    return rng.choice((as_json, text))(content, rng)
 
 
 # --- tensor files -----------------------------------------------------------------------------------------------------
@@ -362,7 +368,8 @@ KINDS: dict[str, Mutation] = {
     ".csv": text,
     ".tsv": text,
     ".txt": text,
-    ".jinja": text,
+    ".answer": answer,
+    ".fenced": text,
     ".safetensors": safetensors,
     ".pth": torch_zip,
     ".bin": torch_zip,

@@ -5,7 +5,7 @@ reports each through a pipe. What must not happen:
 
     exception   anything but the product's `UserError`; a MemoryError counts as memory
     crash       the child dies of a signal, or exits
-    time        an input takes longer than `Limits.seconds`; a watchdog thread then writes down where, and ends the child
+    time        an input takes longer than `Limits.seconds`; a watchdog then writes down where, and ends the child
     memory      resident memory grows by more than `Limits.memory` during one input
 
 After a crash or a timeout another child continues with the next input. A child's address space is bounded
@@ -67,7 +67,7 @@ class Limits:
 
     seconds: float = 5.0
     memory: int = 1 << 30
-    address_space: int = 6 << 30
+    address_space: int = 3 << 30
 
 
 @dataclass(frozen=True)
