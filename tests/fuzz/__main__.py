@@ -16,10 +16,11 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # bef
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.fuzz.parsers import PARSERS
-from tests.fuzz.runner import Limits, Parser, Report, as_record, fuzz, input_of
+from tests.fuzz.runner import Limits, Parser, Report, fuzz, input_of, write_sample
 
 SHOWN = 3  # seeds of a group
 
@@ -48,10 +49,8 @@ def findings(report: Report) -> str:
 
 
 def keep(parser: Parser, seed: int, folder: Path) -> Path:
-    """Write the sample with the mutated file of a seed into a folder."""
-    folder.mkdir(parents=True)
-    parser.write(folder)
-    name, content = input_of(parser, {file: (folder / file).read_bytes() for file in parser.files}, seed)
+    """Write the sample with the mutated file of a seed into a new folder."""
+    name, content = input_of(parser, write_sample(parser, folder), seed)
     (folder / name).write_bytes(content)
     return folder / name
 
@@ -78,7 +77,7 @@ def main() -> int:
             print("".join(finding.detail for finding in reports[-1].findings))
     print(f"\n{table(reports)}")
     if given.json is not None:
-        given.json.write_text(json.dumps([as_record(report) for report in reports]))
+        given.json.write_text(json.dumps([asdict(report) for report in reports]))
     return 1 if any(report.findings for report in reports) else 0
 
 

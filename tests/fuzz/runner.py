@@ -15,17 +15,16 @@ After a crash or a timeout another child continues with the next input. A child'
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import faulthandler
 import json
 import logging
+import math
 import os
 import re
 import resource
 import select
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -34,14 +33,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from data.errors import UserError
 from tests.fuzz.mutations import mutate
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = "out"  # in a parser's folder: for what its reader writes; removed before every input
-PER_CHILD = 500  # inputs: what the product caches may not be taken for a leak
+PER_CHILD = 500  # inputs: so that what the product caches does not add up
 FRAME = re.compile(r'File "(.+?)", line (\d+) in (.+)')
 
 
@@ -123,29 +121,22 @@ def fuzz(
         AssertionError: the valid sample cannot be read, so that nothing would be tested.
     """
     assert inputs is not None or seconds is not None, "this would never end"
-    report, deadline = Report(parser.name), time.monotonic() + (seconds or 1e9)
-    last = seed + inputs if inputs is not None else sys.maxsize
+    deadline = time.monotonic() + (math.inf if seconds is None else seconds)
+    last = math.inf if inputs is None else seed + inputs
     with tempfile.TemporaryDirectory(prefix="fuzz_") as scratch:
-        folder, log = Path(scratch, "sample"), Path(scratch, "log")
-        folder.mkdir()
-        with _quiet():
-            parser.write(folder)
-        originals = {name: (folder / name).read_bytes() for name in parser.files}
-        for name in parser.files:
-            _clear(folder)
-            try:
-                with _quiet():
-                    parser.read(folder / name)
-            except UserError as error:
-                raise AssertionError(f"{parser.name}: the valid sample is refused: {error}") from error
+        run = _Run(parser, Path(scratch), limits, deadline, Report(parser.name))
+        run.read_valid_sample()
         while seed < last and time.monotonic() < deadline:
-            until = min(last, seed + PER_CHILD)
-            after = _one_child(parser, folder, originals, log, seed, until, deadline, limits, report)
-            assert after > seed or time.monotonic() > deadline, (
-                f"{parser.name}: the child did not start:\n{log.read_text()}"
-            )
-            seed = after
-    return report
+            seed = run.in_child(range(seed, int(min(last, seed + PER_CHILD))))
+    return run.report
+
+
+def write_sample(parser: Parser, folder: Path) -> dict[str, bytes]:
+    """Write a parser's valid sample into a new folder; the files to mutate, by name."""
+    folder.mkdir(parents=True)
+    with _quiet():
+        parser.write(folder)
+    return {name: (folder / name).read_bytes() for name in parser.files}
 
 
 def input_of(parser: Parser, originals: dict[str, bytes], seed: int) -> tuple[str, bytes]:
@@ -155,56 +146,90 @@ def input_of(parser: Parser, originals: dict[str, bytes], seed: int) -> tuple[st
     return name, mutate(originals[name], name, rng)
 
 
-# --- the parent -------------------------------------------------------------------------------------------------------
+class _Run:
+    """A parser's sample, in ``scratch``, and the children that read it until ``deadline`` (of the monotonic clock)."""
 
+    def __init__(self, parser: Parser, scratch: Path, limits: Limits, deadline: float, report: Report) -> None:
+        self.parser, self.limits, self.deadline, self.report = parser, limits, deadline, report
+        self.folder, self.log = scratch / "sample", scratch / "log"
+        self.originals = write_sample(parser, self.folder)
 
-def _one_child(
-    parser: Parser,
-    folder: Path,
-    originals: dict[str, bytes],
-    log: Path,
-    seed: int,
-    last: int,
-    deadline: float,
-    limits: Limits,
-    report: Report,
-) -> int:
-    """Fork a child for the seeds up to ``last``, note what it reports, and return the next seed."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    reading, writing = os.pipe()
-    log.write_text("")
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reading)
-            _child(parser, folder, originals, log, range(seed, last), deadline, limits, writing)
-        except BaseException:
-            log.write_text(traceback.format_exc())
-        finally:
-            os._exit(0)  # never back into the caller's code
-    os.close(writing)
-    name = ""
-    for line in _lines(reading, 4 * limits.seconds + 30):
-        if "file" in line:
-            name = line["file"]
-            continue
-        report.inputs += 1
-        report.read += line["kind"] == "read"
-        if line["kind"] not in ("read", "refused"):
-            report.findings.append(Finding(seed, name, **line))
-        seed, name = seed + 1, ""
-    os.close(reading)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)  # if it closed the pipe or does not answer; else it has ended
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if name:  # it ended during this input
-        detail = log.read_text(errors="replace")
-        kind, what = ("time", f"over {limits.seconds:g} s") if "Timeout (" in detail else ("crash", _ending(status))
-        report.inputs += 1
-        report.findings.append(Finding(seed, name, kind, what, _where_in_log(detail), "", detail))
-        seed += 1
-    return seed
+    def read_valid_sample(self) -> None:
+        """Also imports what the product imports late, once for all children."""
+        for name in self.parser.files:
+            _clear(self.folder)
+            try:
+                with _quiet():
+                    self.parser.read(self.folder / name)
+            except UserError as error:
+                raise AssertionError(f"{self.parser.name}: the valid sample is refused: {error}") from error
+
+    def in_child(self, seeds: range) -> int:
+        """Read the inputs of some seeds in a child and note what it reports; returns the first seed that is left."""
+        self.log.write_text("")
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(reading)
+                self._child(seeds, lambda line: os.write(writing, json.dumps(line).encode() + b"\n"))
+            except BaseException:
+                self.log.write_text(traceback.format_exc())
+            finally:
+                os._exit(0)  # never back into the caller's code
+        os.close(writing)
+        seed, name = seeds.start, ""
+        for line in _lines(reading, 2 * self.limits.seconds + 30):
+            if "reading" in line:
+                name = line["reading"]
+                continue
+            self._note(line["kind"], Finding(seed, name, **line))
+            seed, name = seed + 1, ""
+        os.close(reading)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)  # if it says nothing more; else it has ended
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        log = self.log.read_text(errors="replace")
+        if name:  # it ended during this input
+            late = "Timeout (" in log
+            kind, what = ("time", f"over {self.limits.seconds:g} s") if late else ("crash", _ending(status))
+            self._note(kind, Finding(seed, name, kind, what, _where_in_log(log), "", log))
+            return seed + 1
+        started = seed > seeds.start or time.monotonic() > self.deadline
+        assert started, f"{self.parser.name}: the child read nothing:\n{log}"
+        return seed
+
+    def _note(self, kind: str, finding: Finding) -> None:
+        self.report.inputs += 1
+        self.report.read += kind == "read"
+        if kind not in ("read", "refused"):
+            self.report.findings.append(finding)
+
+    def _child(self, seeds: range, report: Callable[[dict[str, str]], object]) -> None:
+        """What the child does: reports ``{"reading": file}``, then how that ended."""
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        bound = _memory("VmSize") + self.limits.address_space
+        resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+        for name, content in self.originals.items():  # an earlier child may have died with one of them mutated
+            _put(self.folder / name, content)
+        with self.log.open("w") as log, _quiet():
+            faulthandler.enable(log)
+            for seed in seeds:
+                if time.monotonic() > self.deadline:
+                    return
+                name, content = input_of(self.parser, self.originals, seed)
+                _clear(self.folder)
+                _put(self.folder / name, content)
+                report({"reading": name})
+                faulthandler.dump_traceback_later(self.limits.seconds, exit=True, file=log)
+                Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
+                before = _memory("VmRSS")
+                outcome = _outcome(self.parser, self.folder / name)
+                faulthandler.cancel_dump_traceback_later()
+                if _memory("VmHWM") - before > self.limits.memory:
+                    outcome |= {"kind": "memory", "what": f"over {self.limits.memory >> 20:,} MiB"}
+                report(outcome)
+                _put(self.folder / name, self.originals[name])
 
 
 def _lines(reading: int, patience: float) -> Iterator[dict[str, str]]:
@@ -222,66 +247,6 @@ def _ending(status: int) -> str:
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
-def _where_in_log(log: str) -> str:
-    """The deepest frame of the product in what faulthandler wrote: the most recent call comes first."""
-    for path, line, function in FRAME.findall(log):
-        if _is_product(path):
-            return f"{Path(path).relative_to(ROOT)}:{line} {function}"
-    return "?"
-
-
-def _is_product(path: str) -> bool:
-    file = Path(path)
-    return file.is_relative_to(ROOT) and not file.is_relative_to(ROOT / "tests")
-
-
-# --- the child --------------------------------------------------------------------------------------------------------
-
-
-def _child(
-    parser: Parser,
-    folder: Path,
-    originals: dict[str, bytes],
-    log: Path,
-    seeds: range,
-    deadline: float,
-    limits: Limits,
-    writing: int,
-) -> None:
-    def report(**line: str) -> None:
-        os.write(writing, json.dumps(line).encode() + b"\n")
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    bound = _memory("VmSize") + limits.address_space
-    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
-    for name, content in originals.items():  # an earlier child may have died with one of them mutated
-        _put(folder / name, content)
-    with log.open("w") as file, _quiet():
-        faulthandler.enable(file)
-        for seed in seeds:
-            if time.monotonic() > deadline:
-                return
-            name, content = input_of(parser, originals, seed)
-            _clear(folder)
-            _put(folder / name, content)
-            report(file=name)
-            faulthandler.dump_traceback_later(limits.seconds, exit=True, file=file)
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
-            before = _memory("VmRSS")
-            outcome = _outcome(parser, folder / name)
-            faulthandler.cancel_dump_traceback_later()
-            grown = _memory("VmHWM") - before
-            if grown > limits.memory and outcome["kind"] != "memory":
-                outcome |= {
-                    "kind": "memory",
-                    "what": "resident",
-                    "message": f"{grown / 1e9:.1f} GB; {outcome['message']}",
-                }
-            report(**outcome)
-            _put(folder / name, originals[name])
-
-
 def _outcome(parser: Parser, file: Path) -> dict[str, str]:
     """How reading a file ended: the fields of a `Finding`, of which it is one unless it was read or refused."""
     try:
@@ -296,12 +261,25 @@ def _outcome(parser: Parser, file: Path) -> dict[str, str]:
     return {"kind": kind, "what": type(found).__name__, "where": _where(found), "message": message, "detail": detail}
 
 
+def _where_in_log(log: str) -> str:
+    """The deepest frame of the product in what faulthandler wrote: the most recent call comes first."""
+    for path, line, function in FRAME.findall(log):
+        if _is_product(path):
+            return f"{Path(path).relative_to(ROOT)}:{line} {function}"
+    return "?"
+
+
 def _where(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_product(frame.filename)]
     if not frames:
         return "?"
     deepest = frames[-1]
     return f"{Path(deepest.filename).relative_to(ROOT)}:{deepest.lineno} {deepest.name}"
+
+
+def _is_product(path: str) -> bool:
+    file = Path(path)
+    return file.is_relative_to(ROOT) and not file.is_relative_to(ROOT / "tests")
 
 
 def _memory(name: str) -> int:
@@ -335,7 +313,3 @@ def _quiet() -> Iterator[None]:
                 yield
         finally:
             root.removeHandler(handler)
-
-
-def as_record(report: Report) -> dict[str, Any]:
-    return dataclasses.asdict(report)
