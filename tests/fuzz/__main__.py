@@ -13,11 +13,13 @@ import os
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # before torch: threads do not survive a fork
 
 # isort: split
-import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from tests.fuzz.parsers import PARSERS
 from tests.fuzz.runner import Limits, Parser, Report, fuzz, input_of, write_sample
@@ -55,29 +57,38 @@ def keep(parser: Parser, seed: int, folder: Path) -> Path:
     return folder / name
 
 
+@dataclass
+class FuzzArgs:
+    """Give damaged files to the parsers of the product; print what must not happen and a table."""
+
+    parsers: Annotated[tuple[Literal[*PARSERS], ...], tyro.conf.Positional] = ()
+    """Those to test; default: all."""
+    seconds: float = 120.0
+    """For each parser."""
+    inputs: int | None = None
+    """For each parser, at most."""
+    seed: int = 0
+    """Of the first input; the next has the next seed."""
+    keep: Path | None = None
+    """New folder for the sample with the first input of the first parser."""
+    json: Path | None = None
+    """File for the reports."""
+
+
 def main() -> int:
-    arguments = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    arguments.add_argument("parsers", nargs="*", metavar="PARSER", help=f"known: {', '.join(PARSERS)}")
-    arguments.add_argument("--seconds", type=float, default=120.0, help="for each parser")
-    arguments.add_argument("--inputs", type=int, help="for each parser, at most")
-    arguments.add_argument("--seed", type=int, default=0, help="of the first input; the next has the next seed")
-    arguments.add_argument("--keep", type=Path, help="write the sample with the first input into this new folder")
-    arguments.add_argument("--json", type=Path, help="write the reports to this file too")
-    given = arguments.parse_args()
-    if unknown := set(given.parsers) - PARSERS.keys():
-        arguments.error(f"no parser {', '.join(sorted(unknown))}; known: {', '.join(PARSERS)}")
-    chosen = [PARSERS[name] for name in given.parsers or PARSERS]
-    if given.keep is not None:
-        print(f"written to {keep(chosen[0], given.seed, given.keep)}")
+    args = tyro.cli(FuzzArgs, prog="python -m tests.fuzz", use_underscores=True)
+    chosen = [PARSERS[name] for name in args.parsers or PARSERS]
+    if args.keep is not None:
+        print(f"written to {keep(chosen[0], args.seed, args.keep)}")
     reports = []
     for parser in chosen:
-        reports.append(fuzz(parser, given.seed, given.inputs, given.seconds))
+        reports.append(fuzz(parser, args.seed, args.inputs, args.seconds))
         print(findings(reports[-1]), flush=True)
-        if given.inputs == 1:
+        if args.inputs == 1:
             print("".join(finding.detail for finding in reports[-1].findings))
     print(f"\n{table(reports)}")
-    if given.json is not None:
-        given.json.write_text(json.dumps([asdict(report) for report in reports]))
+    if args.json is not None:
+        args.json.write_text(json.dumps([asdict(report) for report in reports]))
     return 1 if any(report.findings for report in reports) else 0
 
 

@@ -54,7 +54,7 @@ class Parser:
     """
 
     name: str
-    write: Callable[[Path], None]
+    write: Callable[[Path], object]
     files: tuple[str, ...]
     read: Callable[[Path], object]
 
@@ -249,6 +249,7 @@ def _ending(status: int) -> str:
 
 def _outcome(parser: Parser, file: Path) -> dict[str, str]:
     """How reading a file ended: the fields of a `Finding`, of which it is one unless it was read or refused."""
+    found: BaseException
     try:
         parser.read(file)
         return {"kind": "read", "what": "", "where": "?", "message": "", "detail": ""}
