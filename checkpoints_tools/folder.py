@@ -11,17 +11,14 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import pickle
 import re
 import struct
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from checkpoints_tools.carried import read_carried
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
@@ -39,6 +36,7 @@ from checkpoints_tools.source import (
     raise_problems,
 )
 from checkpoints_tools.tokenizer_files import copy_tokenizer
+from checkpoints_tools.torch_files import load_tensors
 from data.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -287,34 +285,8 @@ def open_tensors(path: Path) -> Callable[[str], Slices]:
     """
     if path.suffix == ".safetensors":
         return safe_open(path, framework="pt").get_slice
-    return _read_bin(path).__getitem__
-
-
-def _read_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file, loaded without running code from it.
-
-    Raises:
-        UserError: the file is empty, a git-lfs pointer, truncated, or not a dict of tensors.
-    """
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"{path} is empty (0 bytes): the download stopped, or the disk was full")
-    with open(path, "rb") as file:
-        if file.read(8) == b"version ":
-            raise UserError(f"{path} is a git-lfs pointer of {size} bytes, not the weights: run `git lfs pull` there")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read as weights: it is truncated, damaged, or holds more than tensors ({reason})"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError) as error:
-        raise UserError(f"{path} is truncated or damaged ({error!r})") from None
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise UserError(f"{path} holds no dict of tensors by name, so it is not a weight file")
-    return found
+    return load_tensors(path).__getitem__
 
 
 def _read_bin_header(path: Path) -> dict[str, TensorInfo]:
-    return {name: TensorInfo(tuple(x.shape), dtype_name(x.dtype)) for name, x in _read_bin(path).items()}
+    return {name: TensorInfo(tuple(x.shape), dtype_name(x.dtype)) for name, x in load_tensors(path).items()}

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,7 @@ from checkpoints_tools.source import (
     name_problems,
     raise_problems,
 )
+from checkpoints_tools.torch_files import load_tensors
 from data.errors import UserError
 from model.llama import LlamaConfig, RopeScaling
 
@@ -212,27 +211,12 @@ def _load_parts(folder: Path) -> list[dict[str, Tensor]]:
     parts, problems = [], []
     for path in _part_files(folder):
         try:
-            parts.append(_load_part(path))
+            parts.append(load_tensors(path))
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     return parts
-
-
-def _load_part(path: Path) -> dict[str, Tensor]:
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} ({path.stat().st_size:,} bytes) is truncated, or not a file written by torch.save")
-    try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} holds more than tensors, which could run code; refused ({reason})") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); download it again") from None
-    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
-        raise UserError(f"{path} is not a dict of tensors, as Meta's checkpoints are")
-    return found
 
 
 def _embedding_split(folder: Path, params: dict[str, Any], part: Tensor, n: int) -> int | None:
