@@ -21,9 +21,9 @@ TEXT_CHARACTERS = 16 * MIB
 DIGITS = 64
 
 # The part of a PyTorch file that says which tensors it has, in bytes and in steps. (A tensor takes about 25 steps, so
-# this is 40,000 tensors in one file; 3 seconds. Llama 3 70B has 723 tensors.)
+# this is 20,000 tensors in one file; some 2 seconds. Llama 3 70B has 723 tensors.)
 PICKLE_BYTES = 64 * MIB
-PICKLE_STEPS = 1_000_000
+PICKLE_STEPS = 500_000
 # The directory of a zip archive, in bytes. (About 100 for each storage of a PyTorch file.)
 ZIP_DIRECTORY_BYTES = 16 * MIB
 # Dimensions of a tensor, and its elements. (The largest of Llama 3 70B has 2^30.)
