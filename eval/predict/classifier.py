@@ -19,13 +19,13 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
-from checkpoints_tools.json_files import read_json
 from checkpoints_tools.registry import ARCHITECTURES
 from data.answers import entities
 from data.decoder.templates import stop_tokens
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
+from data.files.documents import read_json
 from data.tasks import Task, TokenField
 from eval.config import EvalConfig
 from eval.decoder.score import Requests, prepare_requests
@@ -232,6 +232,6 @@ def model_name(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: it has no config.json. Give a run's export.")
     kind = read_json(folder / "config.json").get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise UserError(f"{folder}: model_type is {kind!r}.{nearest(str(kind), ARCHITECTURES)}")
     return kind

@@ -15,10 +15,10 @@ def test_missing_and_broken_files(tmp_path):
     with pytest.raises(UserError, match="no config.json"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama", ')
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match=r"config.json: not JSON"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(UserError, match="not a JSON object"):
+    with pytest.raises(UserError, match="config.json: the document must be an object"):
         read_config(tmp_path)
 
 
