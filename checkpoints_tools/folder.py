@@ -20,6 +20,7 @@ from msgspec import Struct
 from safetensors import safe_open
 
 from checkpoints_tools.carried import read_carried
+from checkpoints_tools.formats import is_file_name
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
 from checkpoints_tools.key_maps import Matched, is_rotary
 from checkpoints_tools.other_folders import describe, describe_adapter
@@ -167,8 +168,8 @@ def _weight_files(folder: Path, how: str) -> tuple[list[Path], str | None]:
     numbered = [m for name in there if (m := re.fullmatch(rf"(.+)-(\d+)-of-(\d+)\.{ending}", name))]
     has_index = (folder / index).is_file()
     wanted = sorted(set(read_json(folder / index, _Index).weight_map.values())) if has_index else []
-    if elsewhere := [name for name in wanted if name in ("", ".", "..") or "/" in name or "\0" in name]:
-        raise UserError(f"{folder / index} lists {elsewhere[0]!r}, which is not the name of a file beside it.")
+    if elsewhere := [name for name in wanted if not is_file_name(name)]:
+        raise UserError(f"{folder / index} lists {elsewhere[0][:100]!r}, which is not the name of a file beside it.")
     if single in there and wanted != [single]:
         if has_index:
             log.warning("warning: %s: reading %s, not the files that %s lists.", folder, single, index)

@@ -22,6 +22,11 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == GGUF_MAGIC
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a text can be the name of a file in a folder, and not a path to elsewhere."""
+    return name not in ("", ".", "..") and not {"/", "\0"} & set(name) and len(name.encode()) <= 255
+
+
 def size_of_weights(path: Path) -> int:
     """Size of a weight file in bytes.
 

@@ -265,6 +265,8 @@ def _read_params(folder: Path) -> dict[str, Any]:
     n_kv_heads = values.get("n_kv_heads") or n_heads
     if n_heads and (dim % n_heads or n_heads % n_kv_heads):
         problems.append(f"dim {dim}, n_heads {n_heads} and n_kv_heads {n_kv_heads} do not divide")
+    elif n_heads and dim // n_heads % 2:
+        problems.append(f"dim {dim} and n_heads {n_heads} make heads of width {dim // n_heads}; it must be even")
     for key in ("vision_model", "quantization_args", "lora_args", "moe"):
         if raw.get(key):
             problems.append(f"it has {key}; this code runs Llama 2 and 3 without it")

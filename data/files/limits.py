@@ -42,5 +42,7 @@ WEIGHT_FILES = 10_000
 TENSORS = 20_000
 # Values of all lists in a GGUF file's metadata, which its reader keeps one by one. (Llama 3: 0.7 million.)
 GGUF_VALUES = 2_000_000
-# Bytes of a token: one of n bytes is tried at n places. (Llama 3's longest has 128.)
-TOKEN_BYTES = 4096
+# A tokenizer's file that is not JSON: ranks, pieces, merges, words. (Llama 3's tokenizer.model: 2.1 MiB.)
+VOCABULARY_BYTES = 16 * MIB
+# A token of Meta's tokenizers, which is tried as two parts at every place. (Llama 3's longest has 128.)
+TOKEN_BYTES = 512

@@ -136,6 +136,7 @@ def test_code_in_a_part_is_refused(tmp_path, helpers, capsys):
         ({"n_layers": 10**12}, "n_layers must be a whole number, at most 1,000; it is 1000000000000"),
         ({"dim": 10**12}, "dim must be a whole number, at most 1,048,576"),
         ({"ffn_dim_multiplier": 1e29}, "make a feed-forward width of"),
+        ({"n_heads": 64}, "dim 64 and n_heads 64 make heads of width 1; it must be even"),
         ({"n_kv_heads": [2]}, r"n_kv_heads must be a whole number or null; it is \[2\]"),
         ({"vocab_size": "x"}, "vocab_size must be a whole number; it is 'x'"),
         ({"quantization_args": {"scheme": "int4"}}, "quantization_args"),

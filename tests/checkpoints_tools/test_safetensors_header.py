@@ -98,6 +98,7 @@ def test_a_dtype_that_only_the_library_refuses(hf_folder):
         ({"weight_map": {"a": "/etc/passwd"}}, "lists '/etc/passwd', which is not"),
         ({"weight_map": {"a": ".."}}, "lists '..', which is not"),
         ({"weight_map": {"a": "x\0"}}, "which is not the name of a file"),
+        ({"weight_map": {"a": "x" * 5000}}, "lists 'x{100}', which is not the name of a file"),
         ({}, "lists no files"),
     ],
 )
