@@ -2,8 +2,8 @@
 
 `check_folder` checks the files and lists the tensors under their stored names. `open_hf` opens the folder as a `Source`
 with our names. Weights are safetensors or, if there are none, PyTorch's older ``pytorch_model.bin``. Both are
-memory-mapped, so that reading a slice of a tensor reads only that slice. ``.bin`` files from before PyTorch 1.6 are not
-zip archives and cannot be mapped: they are read completely.
+memory-mapped, so that reading a slice of a tensor reads only that slice. In ``.bin`` files from before PyTorch 1.6
+storages are not aligned: these are read completely. `safetensors_header` and `torch_files` check the files' own words.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from checkpoints_tools.folder import check_folder
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.inspect import inspect
 from checkpoints_tools.json_files import write_json
-from checkpoints_tools.load import check_fits_preset, load_pretrained
+from checkpoints_tools.load import check_fits_preset, load_pretrained, open_checkpoint
 from checkpoints_tools.registry import ARCHITECTURES, get_model_spec
 from data.errors import UserError
 from data.files.documents import read_json
@@ -333,6 +333,14 @@ def test_each_contradiction(changes, part, bare):
     with pytest.raises(UserError, match=part):
         parse_encoder_config({**raw, **changes})
     assert parse_encoder_config(raw) == ROBERTA
+
+
+def test_a_config_of_another_size_is_refused_before_memory_is_allocated(bare):
+    folder, _ = bare
+    raw = read_json(folder / "config.json") | {"vocab_size": 2**24, "hidden_size": 2**20, "num_attention_heads": 2}
+    write_json(folder / "config.json", raw)
+    with pytest.raises(UserError, match=r"wrong shape: embed.tokens.weight is .* the config says .16777216, 1048576."):
+        open_checkpoint(folder)
 
 
 def test_contradictions_are_reported_together(bare):
