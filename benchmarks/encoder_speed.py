@@ -32,12 +32,13 @@ from benchmarks.common import Timing, load_average, run_program, say, size_of, t
 from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.json_files import read_json, write_json
+from checkpoints_tools.json_files import write_json
 from checkpoints_tools.load import load_pretrained
 from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.encoder.samples import output_labels
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
+from data.files.documents import read_json
 from data.loader import StepLoader
 from data.tasks import TokenField, get_task
 from model.encoder import ROBERTA_BASE, Encoder

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoints_tools.json_files import read_json, write_json
-from data.json_text import to_json
+from checkpoints_tools.json_files import write_json
+from data.files.documents import read_json
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,7 @@ def carry_over(carried: Carried, folder: Path, vocab_size: int, trained: bool) -
         kept = {
             key: value
             for key, value in found.items()
-            if (key not in written or key in DEFAULTS)
-            and key not in REPLACED
-            and not (trained and key in CHOICE)
-            and _is_json(value, f"{name} of the checkpoint: {key}")
+            if (key not in written or key in DEFAULTS) and key not in REPLACED and not (trained and key in CHOICE)
         }
         if name == GENERATION and trained and "eos_token_id" in written:
             others = [i for i in ends_there if type(i) is int]
@@ -90,16 +87,6 @@ def _with_known_tokens(contents: dict[str, Any], name: str, vocab_size: int) -> 
                         name, key, contents[key], vocab_size)  # fmt: skip
             found[key] = known if len(known) > 1 else known[0] if known else None
     return found
-
-
-def _is_json(value: Any, what: str) -> bool:
-    """Whether a value can be written; Python reads NaN and Infinity, which JSON does not have."""
-    try:
-        to_json(value)
-    except ValueError:
-        log.warning("warning: %s has NaN or infinity, which is not JSON; left out.", what)
-        return False
-    return True
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -17,15 +17,19 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from msgspec import Meta, Struct
 
 from checkpoints_tools.json_files import write_json
+from checkpoints_tools.shapes import Epsilon, Fraction, Layers, Positions, Vocabulary, Width
 from checkpoints_tools.writer import TrainedOn
 from data.encoder.samples import output_labels
 from data.encoder.tokenizer import Tokenizer
 from data.errors import UserError
+from data.files import limits
+from data.files.documents import fields_of, read_json
 from data.tasks import ClassField, Task
 from model.encoder import EncoderConfig, Head
 
@@ -54,127 +58,165 @@ FIXED = {
 }
 
 
+class HeadFile(Struct):
+    """One of the ``fields`` of a folder's heads."""
+
+    name: str
+    kind: Literal["class", "token"]
+    labels: Annotated[list[str], Meta(min_length=1)]
+
+
+class HeadsFile(Struct):
+    """``heads`` of a ``config.json``; see this file's docstring."""
+
+    head: Literal["linear", "dense"]
+    fields: list[HeadFile]
+    max_length: Annotated[int, Meta(ge=3)] | None = None
+
+
+class EncoderFile(Struct):
+    """What is read of an encoder's ``config.json``."""
+
+    hidden_size: Width
+    num_attention_heads: Width
+    num_hidden_layers: Layers
+    intermediate_size: Width
+    vocab_size: Vocabulary
+    max_position_embeddings: Positions = 512
+    pad_token_id: Annotated[int, Meta(ge=0, le=limits.VOCABULARY)] = 1
+    type_vocab_size: Width = 2
+    layer_norm_eps: Epsilon = 1e-12
+    hidden_dropout_prob: Fraction = 0.1
+    attention_probs_dropout_prob: Fraction = 0.1
+    classifier_dropout: float | None = None
+    architectures: list[str] = []
+    problem_type: str = "single_label_classification"
+    num_labels: Vocabulary = 2
+    id2label: dict[str, Any] = {}
+    heads: HeadsFile | None = None
+    quantization_config: dict[str, Any] = {}
+
+
 def parse_encoder_config(raw: dict[str, Any], where: str = "config.json") -> EncoderConfig:
     """Turn the contents of a ``config.json`` into an `EncoderConfig` with the checkpoint's heads.
 
     Raises:
-        UserError: another architecture, or contradictory numbers, all in one message.
+        UserError: another architecture, or wrong or contradictory values, all in one message.
     """
-    problems = _architecture_problems(raw)
-    if problems:
-        raise UserError(f"{where} is not an encoder we can run:\n" + "\n".join(f"  - {p}" for p in problems))
-    family = raw["model_type"]
-
-    def number(key: str, default: int | None = None, least: int = 1) -> int:
-        value = default if raw.get(key) is None else raw[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            problems.append(f"{key} is {value!r}; it must be an integer of at least {least}")
-            return least
-        return value
-
-    def fraction(key: str, default: float) -> float:
-        value = default if raw.get(key) is None else raw[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            problems.append(f"{key} is {value!r}; it must be a number from 0 to below 1")
-            return default
-        return float(value)
-
-    dim, n_heads = number("hidden_size"), number("num_attention_heads")
-    if dim % n_heads:
+    family = raw.get("model_type")
+    assert family in FAMILIES, family
+    values, problems = fields_of(raw, EncoderFile)
+    other = _architecture_problems(raw, family, values)
+    if other:
+        raise UserError(f"{where} is not an encoder we can run:\n" + "\n".join(f"  - {p}" for p in other))
+    dim, n_heads = (values.get(key, 0) for key in ("hidden_size", "num_attention_heads"))  # 0: it is wrong
+    if n_heads and dim % n_heads:
         problems.append(f"hidden_size {dim} is not a multiple of num_attention_heads {n_heads}")
     # In fairseq, and so in RoBERTa's checkpoints, the first position is the padding token's id + 1.
-    offset = number("pad_token_id", default=1, least=0) + 1 if family == "roberta" else 0
-    table = number("max_position_embeddings", default=512)
+    offset = values.get("pad_token_id", 1) + 1 if family == "roberta" else 0
+    table = values.get("max_position_embeddings", offset + 1)
     if table <= offset:
         problems.append(
             f"max_position_embeddings is {table}, of which {offset} are unused (pad_token_id + 1): no document fits"
         )
-    dropout = fraction("hidden_dropout_prob", 0.1)
-    head_dropout = raw.get("classifier_dropout")
+    dropout, head_dropout = values.get("hidden_dropout_prob"), values.get("classifier_dropout")
     if head_dropout is not None and head_dropout != dropout:
         problems.append(
             f"classifier_dropout is {head_dropout!r}; this code's heads use hidden_dropout_prob ({dropout})"
         )
-    head, heads = _read_heads(raw, problems)
-    longest = read_max_length(raw) if heads else None
-    if longest is not None and not (type(longest) is int and 3 <= longest <= table - offset):
+    head, heads = _read_heads(values, family, problems)
+    stated = values.get("heads")
+    if stated is not None and stated.max_length is not None and heads and stated.max_length > table - offset:
         problems.append(
-            f"heads is damaged: max_length is {longest!r}; it must be an integer from 3 to {table - offset}, "
+            f"heads is damaged: max_length is {stated.max_length}; it must be an integer from 3 to {table - offset}, "
             "the number of the model's positions"
         )
-    norm_eps = fraction("layer_norm_eps", 1e-12)
-    if norm_eps == 0:
-        problems.append("layer_norm_eps is 0; it must be a small positive number such as 1e-5")
-    values = dict(
+    if problems:
+        raise UserError(f"{where} contradicts itself:\n" + "\n".join(f"  - {p}" for p in problems))
+    return EncoderConfig(
         family=family,
         dim=dim,
-        n_layers=number("num_hidden_layers"),
+        n_layers=values["num_hidden_layers"],
         n_heads=n_heads,
-        ffn_dim=number("intermediate_size"),
-        vocab_size=number("vocab_size"),
+        ffn_dim=values["intermediate_size"],
+        vocab_size=values["vocab_size"],
         max_position=table - offset,
         position_offset=offset,
-        n_token_types=number("type_vocab_size", default=2),
-        norm_eps=norm_eps,
-        dropout=dropout,
-        attention_dropout=fraction("attention_probs_dropout_prob", 0.1),
+        n_token_types=values["type_vocab_size"],
+        norm_eps=values["layer_norm_eps"],
+        dropout=values["hidden_dropout_prob"],
+        attention_dropout=values["attention_probs_dropout_prob"],
         head=head,
         heads=heads,
     )
-    if problems:
-        raise UserError(f"{where} contradicts itself:\n" + "\n".join(f"  - {p}" for p in problems))
-    return EncoderConfig(**values)
 
 
-def _architecture_problems(raw: dict[str, Any]) -> list[str]:
-    family = raw.get("model_type")
-    assert family in FAMILIES, family
+def _architecture_problems(raw: dict[str, Any], family: str, values: dict[str, Any]) -> list[str]:
     known = [CLASS_PREFIX[family] + suffix for suffix in CLASSES]
     problems = [
         f"architecture {name!r}; this code runs {', '.join(known)}"
-        for name in raw.get("architectures") or []
+        for name in values.get("architectures", [])
         if name not in known
     ]
     for key, (value, why) in FIXED.items():
         if raw.get(key) not in (None, value):
             problems.append(f"{key} is {raw[key]!r}; {why}")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+    if values.get("quantization_config"):
+        method = values["quantization_config"].get("quant_method", "unknown")
         problems.append(f"the weights are quantized ({method}); full fine-tuning needs the unquantized checkpoint")
     return problems
 
 
-def _read_heads(raw: dict[str, Any], problems: list[str]) -> tuple[str, tuple[Head, ...]]:
-    """Type of the class heads ("linear" or "dense"), and the checkpoint's heads."""
-    if "heads" in raw:
-        try:
-            fields = [(f["name"], f["kind"], list(f["labels"])) for f in raw["heads"]["fields"]]
-            head = raw["heads"]["head"]
-        except (KeyError, TypeError) as error:
-            problems.append(f"heads is damaged ({error!r}); it must be as the export wrote it")
-            return "linear", ()
-        if head not in ("linear", "dense") or any(kind not in ("class", "token") for _, kind, _ in fields):
-            problems.append("heads is damaged: head must be 'linear' or 'dense', a field's kind 'class' or 'token'")
-        return head, tuple(Head(name, kind, len(labels)) for name, kind, labels in fields)
-    names = raw.get("architectures") or ["Model"]
-    kind = CLASSES[names[0].removeprefix(CLASS_PREFIX[raw["model_type"]])]
+def _read_heads(
+    values: dict[str, Any], family: str, problems: list[str]
+) -> tuple[Literal["linear", "dense"], tuple[Head, ...]]:
+    """Type of the class heads, and the checkpoint's heads; what is wrong with them is added to ``problems``."""
+    stated: HeadsFile | None = values.get("heads")
+    if stated is not None:
+        heads = tuple(Head(field.name, field.kind, len(field.labels)) for field in stated.fields)
+        if len({head.key for head in heads}) < len(heads):
+            problems.append(f"heads is damaged: two fields of one name ({', '.join(head.name for head in heads)})")
+        return stated.head, heads
+    names = values.get("architectures") or ["Model"]
+    kind = CLASSES[names[0].removeprefix(CLASS_PREFIX[family])]
     if kind is None:
         return "linear", ()
-    if raw.get("problem_type") not in (None, "single_label_classification"):
-        problems.append(f"problem_type is {raw['problem_type']!r}; in this code a field has exactly one label")
-    labels = raw.get("id2label")
-    n_labels = len(labels) if isinstance(labels, dict) and labels else raw.get("num_labels", 2)
+    if values.get("problem_type") not in (None, "single_label_classification"):
+        problems.append(f"problem_type is {values['problem_type']!r}; in this code a field has exactly one label")
+    labels = values.get("id2label")
+    if labels and labels.keys() != set(map(str, range(len(labels)))):
+        problems.append(f"id2label: its keys must be the numbers from 0 to {len(labels) - 1}")
+    n_labels = len(labels) if labels else values.get("num_labels", 2)
     return "dense" if kind == "class" else "linear", (Head(UNNAMED, cast(Literal["class", "token"], kind), n_labels),)
 
 
-def read_head_labels(raw: dict[str, Any]) -> dict[str, list[str]]:
-    """Field -> its head's labels in order, from the contents of a ``config.json``; {} for an encoder without heads."""
-    if "heads" in raw:
-        return {field["name"]: list(field["labels"]) for field in raw["heads"]["fields"]}
-    names = raw.get("architectures") or [""]
-    if names[0].endswith(("ForSequenceClassification", "ForTokenClassification")) and raw.get("id2label"):
-        return {UNNAMED: [str(raw["id2label"][key]) for key in sorted(raw["id2label"], key=int)]}
+class _Labels(Struct):
+    """What a ``config.json`` says of the labels of its heads."""
+
+    heads: HeadsFile | None = None
+    architectures: list[str] | None = None
+    id2label: dict[str, Any] | None = None
+
+
+def read_head_labels(path: Path) -> dict[str, list[str]]:
+    """Field -> its head's labels in order, from a ``config.json``; {} for an encoder without heads.
+
+    Raises:
+        UserError: the file cannot be read, or says something else of its labels.
+    """
+    found = read_json(path, _Labels)
+    if found.heads is not None:
+        return {field.name: field.labels for field in found.heads.fields}
+    names = found.architectures or [""]
+    if names[0].endswith(("ForSequenceClassification", "ForTokenClassification")) and found.id2label:
+        return {UNNAMED: [str(found.id2label.get(str(i))) for i in range(len(found.id2label))]}
     return {}
+
+
+def read_max_length(path: Path) -> int | None:
+    """Longest document in tokens that the heads were trained on, from a ``config.json``; None: it does not say."""
+    found = read_json(path, _Labels)
+    return found.heads.max_length if found.heads is not None else None
 
 
 def how_labels_differ(stored: list[str], own: list[str]) -> str:
@@ -215,11 +257,6 @@ def check_head_labels(labels: dict[str, list[str]], pairs: Iterable[tuple[str, s
             f"outputs: {listed}, ...; the task's are {wanted}, ... Start from the checkpoint before fine-tuning, which "
             f"has no heads{reorder}."
         )
-
-
-def read_max_length(raw: dict[str, Any]) -> int | None:
-    """Longest document in tokens that the heads were trained on, from a ``config.json``; None: it does not say."""
-    return raw["heads"].get("max_length") if "heads" in raw else None
 
 
 def hf_architecture(config: EncoderConfig) -> str:

@@ -2,33 +2,30 @@
 
 `check_folder` checks the files and lists the tensors under their stored names. `open_hf` opens the folder as a `Source`
 with our names. Weights are safetensors or, if there are none, PyTorch's older ``pytorch_model.bin``. Both are
-memory-mapped, so that reading a slice of a tensor reads only that slice. ``.bin`` files from before PyTorch 1.6 are not
-zip archives and cannot be mapped: they are read completely.
+memory-mapped, so that reading a slice of a tensor reads only that slice. In ``.bin`` files from before PyTorch 1.6
+storages are not aligned: these are read completely. `safetensors_header` and `torch_files` check the files' own words.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import pickle
 import re
-import struct
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from msgspec import Struct
 from safetensors import safe_open
-from torch import Tensor
 
 from checkpoints_tools.carried import read_carried
+from checkpoints_tools.formats import is_file_name
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
-from checkpoints_tools.json_files import read_json
 from checkpoints_tools.key_maps import Matched, is_rotary
 from checkpoints_tools.other_folders import describe, describe_adapter
 from checkpoints_tools.registry import ARCHITECTURES, ModelConfig, ModelSpec, architecture_of
+from checkpoints_tools.safetensors_header import read_header
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,
     Slices,
@@ -39,7 +36,10 @@ from checkpoints_tools.source import (
     raise_problems,
 )
 from checkpoints_tools.tokenizer_files import copy_tokenizer
+from checkpoints_tools.torch_files import load_tensors
 from data.errors import UserError
+from data.files import limits
+from data.files.documents import read_json
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,12 @@ SAFETENSORS = ("safetensors", "model.safetensors", "model.safetensors.index.json
 BIN = ("bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # Counters that old versions of transformers stored like weights; they are never read.
 COUNTERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+class _Index(Struct):
+    """An index: stored tensor name → file."""
+
+    weight_map: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
         listing = "\n".join(f"  - {p}" for p in problems)
         raise UserError(f"{folder} is not a complete checkpoint:\n{listing}\n{how}")
     if index is not None:
-        listed = read_json(folder / index)["weight_map"]
+        listed = read_json(folder / index, _Index).weight_map
         raise_problems(
             str(folder),
             [f"{index} lists {name}, but {listed[name]} lacks it" for name in listed if name not in files],
@@ -161,7 +167,9 @@ def _weight_files(folder: Path, how: str) -> tuple[list[Path], str | None]:
     there = sorted(path.name for path in folder.glob(pattern) if not path.name.startswith("adapter_model."))
     numbered = [m for name in there if (m := re.fullmatch(rf"(.+)-(\d+)-of-(\d+)\.{ending}", name))]
     has_index = (folder / index).is_file()
-    wanted = sorted(set(read_json(folder / index).get("weight_map", {}).values())) if has_index else []
+    wanted = sorted(set(read_json(folder / index, _Index).weight_map.values())) if has_index else []
+    if elsewhere := [name for name in wanted if not is_file_name(name)]:
+        raise UserError(f"{folder / index} lists {elsewhere[0][:100]!r}, which is not the name of a file beside it.")
     if single in there and wanted != [single]:
         if has_index:
             log.warning("warning: %s: reading %s, not the files that %s lists.", folder, single, index)
@@ -175,6 +183,10 @@ def _weight_files(folder: Path, how: str) -> tuple[list[Path], str | None]:
             listed = " and ".join(f"{stem}-*-of-{total}.{ending}" for stem, total, _ in sets)
             raise UserError(f"{folder} holds files of {len(sets)} checkpoints and no {index}: {listed}. Keep one.")
         stem, total, width = sets[0]
+        if int(total) > limits.WEIGHT_FILES:
+            raise UserError(
+                f"{folder}: {there[0]} is one of {int(total):,} files; the limit is {limits.WEIGHT_FILES:,}."
+            )
         wanted = [f"{stem}-{k:0{width}d}-of-{total}.{ending}" for k in range(1, int(total) + 1)]
     elif len(there) == 1:
         wanted = there
@@ -205,39 +217,6 @@ def _is_bin(folder: Path) -> bool:
     if whole:
         log.warning("warning: %s: reading %s; no file that %s lists is there.", folder, BIN[1], SAFETENSORS[2])
     return whole
-
-
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, shapes and dtypes in a safetensors file; compares the offsets with the file's size.
-
-    The format: N in 8 bytes (little-endian), N bytes of JSON, then the data, to which offsets in the JSON point.
-
-    Raises:
-        UserError: the file is empty, a git-lfs pointer, truncated, or not safetensors.
-    """
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"{path} is empty (0 bytes): the download stopped, or the disk was full")
-    with open(path, "rb") as file:
-        start = file.read(8)
-        if start == b"version ":
-            raise UserError(f"{path} is a git-lfs pointer of {size} bytes, not the weights: run `git lfs pull` there")
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if length < 2 or length > 100_000_000:
-            raise UserError(f"{path} is not a safetensors file (it begins with {start!r})")
-        if 8 + length > size:
-            raise UserError(f"{path} is truncated: its header alone has {8 + length:,} bytes, the file {size:,}")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            found = {name: TensorInfo(tuple(x["shape"]), x["dtype"]) for name, x in header.items()}
-            end = 8 + length + max((x["data_offsets"][1] for x in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} has a damaged safetensors header ({error!r})") from None
-    if end != size:
-        what = "truncated" if end > size else "damaged"
-        raise UserError(f"{path} is {what}: it has {size:,} bytes, its header says {end:,}")
-    return found
 
 
 def open_hf(folder: Path | str, spec: ModelSpec | None = None, wanted: ModelConfig | None = None) -> Source:
@@ -286,35 +265,12 @@ def open_tensors(path: Path) -> Callable[[str], Slices]:
     bytes of each row. Copying it holds only these in memory but reads nearly every page of the tensor.)
     """
     if path.suffix == ".safetensors":
-        return safe_open(path, framework="pt").get_slice
-    return _read_bin(path).__getitem__
-
-
-def _read_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file, loaded without running code from it.
-
-    Raises:
-        UserError: the file is empty, a git-lfs pointer, truncated, or not a dict of tensors.
-    """
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"{path} is empty (0 bytes): the download stopped, or the disk was full")
-    with open(path, "rb") as file:
-        if file.read(8) == b"version ":
-            raise UserError(f"{path} is a git-lfs pointer of {size} bytes, not the weights: run `git lfs pull` there")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read as weights: it is truncated, damaged, or holds more than tensors ({reason})"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError) as error:
-        raise UserError(f"{path} is truncated or damaged ({error!r})") from None
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise UserError(f"{path} holds no dict of tensors by name, so it is not a weight file")
-    return found
+        try:
+            return safe_open(path, framework="pt").get_slice
+        except Exception as error:  # of the library, which checks the header once more
+            raise UserError(f"{path} cannot be read as safetensors ({error}).") from None
+    return load_tensors(path).__getitem__
 
 
 def _read_bin_header(path: Path) -> dict[str, TensorInfo]:
-    return {name: TensorInfo(tuple(x.shape), dtype_name(x.dtype)) for name, x in _read_bin(path).items()}
+    return {name: TensorInfo(tuple(x.shape), dtype_name(x.dtype)) for name, x in load_tensors(path).items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data.errors import UserError
+
 GGUF_MAGIC = b"GGUF"
 
 
@@ -18,3 +20,27 @@ def is_gguf(path: Path) -> bool:
     """Whether a file begins with GGUF's magic number."""
     with open(path, "rb") as file:
         return file.read(4) == GGUF_MAGIC
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text can be the name of a file in a folder, and not a path to elsewhere."""
+    return name not in ("", ".", "..") and not {"/", "\0"} & set(name) and len(name.encode()) <= 255
+
+
+def size_of_weights(path: Path) -> int:
+    """Size of a weight file in bytes.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or is a git-lfs pointer.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}.") from None
+    if size == 0:
+        raise UserError(f"{path} is empty (0 bytes): the download stopped, or the disk was full")
+    if start == b"version ":
+        raise UserError(f"{path} is a git-lfs pointer of {size} bytes, not the weights: run `git lfs pull` there")
+    return size

@@ -6,7 +6,7 @@ Besides the names, two things differ from a Hugging Face folder:
 - Llama 3.1's scaling of rotary frequencies is stored as a tensor of divisors, ``rope_freqs.weight``, not as its four
   numbers. The numbers are recognized by computing the divisors from them.
 
-The tokenizer is in `gguf_tokenizer.py`.
+The file's format is in `gguf_header.py`, the tokenizer in `gguf_tokenizer.py`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,41 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader
 from gguf.quants import dequantize
+from msgspec import Struct, field
 
+from checkpoints_tools.gguf_header import StoredTensor, read_gguf
 from checkpoints_tools.gguf_tokenizer import read_special_ids, write_gguf_tokenizer
 from checkpoints_tools.key_maps import LLAMA_GGUF, rename_all
+from checkpoints_tools.shapes import Epsilon, Layers, Positions, Theta, Width
 from checkpoints_tools.source import Source, TensorInfo, interleaved_to_half, name_problems, raise_problems
 from data.errors import UserError
+from data.files.documents import fields_of, shaped
 from model.llama import LlamaConfig, RopeScaling, rope_frequencies
 
-# LlamaConfig's fields <- GGUF metadata that every file must have.
-METADATA = {
-    "dim": "llama.embedding_length",
-    "n_layers": "llama.block_count",
-    "n_heads": "llama.attention.head_count",
-    "ffn_dim": "llama.feed_forward_length",
-    "norm_eps": "llama.attention.layer_norm_rms_epsilon",
-    "max_position": "llama.context_length",
-}
+
+class GgufFile(Struct):
+    """What is read of the metadata, tokenizer excepted."""
+
+    dim: Width = field(name="llama.embedding_length")
+    n_layers: Layers = field(name="llama.block_count")
+    n_heads: Width = field(name="llama.attention.head_count")
+    ffn_dim: Width = field(name="llama.feed_forward_length")
+    norm_eps: Epsilon = field(name="llama.attention.layer_norm_rms_epsilon")
+    max_position: Positions = field(name="llama.context_length")
+    n_kv_heads: Width | None = field(name="llama.attention.head_count_kv", default=None)
+    head_dim: Width | None = field(name="llama.attention.key_length", default=None)
+    rotary: Width | None = field(name="llama.rope.dimension_count", default=None)
+    rope_theta: Theta = field(name="llama.rope.freq_base", default=10_000.0)
+    rope_scaling: str = field(name="llama.rope.scaling.type", default="none")
+    experts: int = field(name="llama.expert_count", default=0)
+
+
+class _Kind(Struct):
+    """What the metadata says of the file as a whole."""
+
+    architecture: str | None = field(name="general.architecture", default=None)
+    parts: int = field(name="split.count", default=1)
 
 
 def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
@@ -48,38 +65,29 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
         UserError: the file is truncated, one of several parts, not a Llama, has unknown tensors, or names special
             tokens that it does not have.
     """
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} is not a complete GGUF file ({error}); download it again") from None
-    metadata = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-    if metadata.get("general.architecture") != "llama":
-        raise UserError(f"{path} holds a {metadata.get('general.architecture')!r} model, not a 'llama'")
-    if metadata.get("split.count", 1) > 1:
+    metadata, by_name = read_gguf(path)
+    kind: _Kind = shaped(metadata, str(path), _Kind)
+    if kind.architecture != "llama":
+        raise UserError(f"{path} holds a {kind.architecture!r} model, not a 'llama'")
+    if kind.parts > 1:
         raise UserError(
-            f"{path} is one of {metadata['split.count']} parts; join them with llama.cpp's "
-            "`llama-gguf-split --merge FIRST_PART OUT`"
+            f"{path} is one of {kind.parts} parts; join them with llama.cpp's `llama-gguf-split --merge FIRST_PART OUT`"
         )
-    by_name = {tensor.name: tensor for tensor in reader.tensors}
     names, unknown = rename_all(list(by_name), LLAMA_GGUF)
     raise_problems(str(path), name_problems(unknown, LLAMA_GGUF))
-    stored = {ours: by_name[theirs] for ours, theirs in names.items()}
-    # GGUF lists dimensions fastest first.
-    tensors = {
-        ours: TensorInfo(tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name) for ours, t in stored.items()
-    }
+    tensors = {ours: TensorInfo(by_name[theirs].shape, by_name[theirs].type.name) for ours, theirs in names.items()}
     config = _read_config(path, metadata, tensors)
     if "rope_freqs.weight" in by_name:
-        divisors = torch.from_numpy(np.array(by_name["rope_freqs.weight"].data, dtype=np.float32))
-        config = dataclasses.replace(config, rope_scaling=_recognize_scaling(path, config, divisors))
+        config = dataclasses.replace(
+            config, rope_scaling=_recognize_scaling(path, config, _unpacked(path, "rope_freqs.weight", by_name))
+        )
 
-    n_tokens = min(config.vocab_size, len(metadata.get("tokenizer.ggml.tokens", range(config.vocab_size))))
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    n_tokens = min(config.vocab_size, len(tokens)) if isinstance(tokens, list) else config.vocab_size
     special = read_special_ids(metadata, n_tokens, str(path), strict=with_tokenizer)
 
     def read(name: str) -> torch.Tensor:
-        tensor = stored[name]
-        values = dequantize(np.asarray(tensor.data), tensor.tensor_type)  # fp32, rows first
-        weight = torch.from_numpy(np.array(values, dtype=np.float32)).view(tensors[name].shape)
+        weight = _unpacked(path, names[name], by_name)
         if name.endswith("attention.wq.weight"):
             return interleaved_to_half(weight, config.n_heads)
         if name.endswith("attention.wk.weight"):
@@ -96,43 +104,52 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
     return Source("GGUF file", path, config, tensors, dtype, read, write_tokenizer, _token_ids(special))
 
 
+def _unpacked(path: Path, name: str, tensors: dict[str, StoredTensor]) -> torch.Tensor:
+    """A tensor dequantized to fp32."""
+    shape, kind, content = tensors[name]
+    try:
+        values = dequantize(content, kind)
+    except Exception as error:  # of the library: a type that it does not know, or its own failure
+        raise UserError(f"{path}: {name} of type {kind.name} cannot be unpacked ({error}).") from None
+    return torch.from_numpy(np.array(values, dtype=np.float32)).view(shape)
+
+
 def _read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, TensorInfo]) -> LlamaConfig:
-    missing = [key for key in METADATA.values() if key not in metadata]
-    if "embed.weight" not in tensors:
-        missing.append("the tensor token_embd.weight")
-    if missing:
-        raise UserError(f"{path} lacks what a Llama's GGUF file must have: {', '.join(missing)}")
-    kind = metadata.get("llama.rope.scaling.type", "none")
-    if metadata.get("llama.expert_count", 0) > 0:
+    values, problems = fields_of(metadata, GgufFile)
+    if "embed.weight" not in tensors or len(tensors["embed.weight"].shape) != 2:
+        problems.append("the tensor token_embd.weight is missing, or is no matrix")
+    if problems:
+        raise UserError(f"{path} lacks what a Llama's GGUF file must have: {'; '.join(problems)}")
+    if values.pop("experts") > 0:
         raise UserError(f"{path} is a mixture of experts; this code runs dense Llamas only")
-    if kind != "none":
-        raise UserError(f"{path} asks for rope scaling of type {kind!r}; known: none, Llama 3.1's")
-    values = {ours: metadata[key] for ours, key in METADATA.items()}
+    scaling = values.pop("rope_scaling")
+    if scaling != "none":
+        raise UserError(f"{path} asks for rope scaling of type {scaling!r}; known: none, Llama 3.1's")
     # GGUF stores fp32, in which 1e-5 is 9.999999747e-06; the shortest decimal is the original number.
     values["norm_eps"] = float(str(np.float32(values["norm_eps"])))
     n_heads = values["n_heads"]
-    values["n_kv_heads"] = metadata.get("llama.attention.head_count_kv", n_heads)
-    for key in ("n_heads", "n_kv_heads"):
-        if not isinstance(values[key], int) or values[key] < 1:
-            raise UserError(f"{path} has {key} = {values[key]!r}; it must be one positive integer")
-    head_dim = metadata.get("llama.attention.key_length", values["dim"] // n_heads)
-    rotary = metadata.get("llama.rope.dimension_count", head_dim)
-    if values["dim"] % n_heads or n_heads % values["n_kv_heads"] or rotary != head_dim:
+    values["n_kv_heads"] = values["n_kv_heads"] or n_heads
+    values["head_dim"] = head_dim = values["head_dim"] or values["dim"] // n_heads
+    rotary = values.pop("rotary") or head_dim
+    if values["dim"] % n_heads or n_heads % values["n_kv_heads"] or rotary != head_dim or head_dim % 2:
         raise UserError(
             f"{path} contradicts itself: width {values['dim']}, {n_heads} heads, {values['n_kv_heads']} key/value "
             f"heads, head width {head_dim}, of which {rotary} rotary"
         )
     return LlamaConfig(
         **values,
-        head_dim=head_dim,
         vocab_size=tensors["embed.weight"].shape[0],
-        rope_theta=float(metadata.get("llama.rope.freq_base", 10_000.0)),
         tie_embeddings="head.weight" not in tensors,
     )
 
 
 def _recognize_scaling(path: Path, config: LlamaConfig, divisors: torch.Tensor) -> RopeScaling | None:
     """The scaling that divides the rotary frequencies by ``divisors`` [D/2]; None if all are 1."""
+    if divisors.shape != (config.head_dim // 2,):
+        raise UserError(
+            f"{path}: rope_freqs.weight has the shape {list(divisors.shape)}; it must have one number for each of the "
+            f"{config.head_dim // 2} frequencies"
+        )
     factor = float(divisors.max())
     if factor == 1.0:
         return None
@@ -140,7 +157,7 @@ def _recognize_scaling(path: Path, config: LlamaConfig, divisors: torch.Tensor) 
     scaled = dataclasses.replace(config, rope_scaling=scaling)
     plain = dataclasses.replace(config, rope_scaling=None)
     wanted = rope_frequencies(plain) / rope_frequencies(scaled)
-    if wanted.shape != divisors.shape or not torch.allclose(wanted, divisors, rtol=1e-4):
+    if not torch.allclose(wanted, divisors, rtol=1e-4):
         raise UserError(f"{path} scales its rotary frequencies (rope_freqs.weight) in a way that is not Llama 3.1's")
     return scaling
 

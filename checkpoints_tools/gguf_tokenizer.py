@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, field
 from tokenizers import AddedToken
 
 from checkpoints_tools.tokenizer_files import (
@@ -20,6 +21,7 @@ from checkpoints_tools.tokenizer_files import (
     write_tokenizer_files,
 )
 from data.errors import UserError, nearest
+from data.files.documents import shaped
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,18 @@ ORDINARY, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 NONE = (-1, 2**32 - 1)
 # Of these nothing depends: this code pads by position, and byte-level BPE has a token for every text.
 UNUSED_IDS = ("padding", "unknown")
+
+
+class TokenizerFile(Struct):
+    """What is read of the metadata about the tokenizer."""
+
+    kind: str | None = field(name="tokenizer.ggml.model", default=None)
+    pre: str = field(name="tokenizer.ggml.pre", default="default")
+    tokens: list[str] | None = field(name="tokenizer.ggml.tokens", default=None)
+    merges: list[str] | None = field(name="tokenizer.ggml.merges", default=None)
+    types: list[int] | None = field(name="tokenizer.ggml.token_type", default=None)
+    add_bos: bool | None = field(name="tokenizer.ggml.add_bos_token", default=None)
+    chat_template: str | None = field(name="tokenizer.chat_template", default=None)
 
 
 def read_special_ids(metadata: dict[str, Any], n_tokens: int, where: str, strict: bool) -> dict[str, int]:
@@ -71,27 +85,30 @@ def write_gguf_tokenizer(metadata: dict[str, Any], special: dict[str, int], fold
         UserError: the tokenizer is not byte-level BPE, its pre-tokenizer is unknown, or its data is missing or
             contradicts itself.
     """
-    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2":
+    found: TokenizerFile = shaped(metadata, where, TokenizerFile)
+    pre = found.pre
+    if found.kind != "gpt2":
         raise UserError(
-            f"{where} holds a tokenizer of kind {kind!r}; only 'gpt2' (byte-level BPE) is supported: {REMEDY}"
+            f"{where} holds a tokenizer of kind {found.kind!r}; only 'gpt2' (byte-level BPE) is supported: {REMEDY}"
         )
     if pre not in PRE_TOKENIZERS:
         raise UserError(
             f"{where} has the unknown pre-tokenizer {pre!r}.{nearest(pre, PRE_TOKENIZERS)} Otherwise {REMEDY}."
         )
-    lacking = [key for key in ("tokens", "merges") if f"tokenizer.ggml.{key}" not in metadata]
+    lacking = [name for name in ("tokens", "merges") if getattr(found, name) is None]
     if lacking:
         raise UserError(f"{where} lacks its tokenizer's {' and '.join(lacking)}: {REMEDY}")
-    tokens = metadata["tokenizer.ggml.tokens"]
-    types = metadata.get("tokenizer.ggml.token_type", [ORDINARY] * len(tokens))
+    tokens: list[str] = found.tokens or []
+    types = found.types or [ORDINARY] * len(tokens)
     if len(types) != len(tokens):
         raise UserError(f"{where} has {len(tokens):,} tokens, but the types of {len(types):,}: {REMEDY}")
     vocab = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-    bad = next((m for m in merges if len(m) != 2 or not {*m, "".join(m)} <= vocab.keys()), None)
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in found.merges or [])]
+    bad = next((m for m in merges if not {*m, "".join(m)} <= vocab.keys()), None)
     if bad is not None:
-        raise UserError(f"{where} has the merge {' '.join(bad)!r}, which does not join two of its tokens: {REMEDY}")
+        raise UserError(
+            f"{where} has the merge {' '.join(bad).strip()!r}, which does not join two of its tokens: {REMEDY}"
+        )
     added = [
         AddedToken(token, special=types[i] == CONTROL, normalized=False)
         for token, i in vocab.items()
@@ -100,8 +117,10 @@ def write_gguf_tokenizer(metadata: dict[str, Any], special: dict[str, int], fold
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     named = {theirs: tokens[special[name]] for name, theirs in names.items() if name in special}
     # llama.cpp's default is BOS before the text for Llama 3's pre-tokenizer, and none for our other ones.
-    add_bos = metadata.get("tokenizer.ggml.add_bos_token", pre in IGNORE_MERGES)
+    add_bos = pre in IGNORE_MERGES if found.add_bos is None else found.add_bos
     bos = named.get("bos_token") if add_bos else None
-    tokenizer = byte_level_tokenizer(vocab, merges, pre, added, bos)
-    chat_template = metadata.get("tokenizer.chat_template")
-    write_tokenizer_files(folder, tokenizer, named, metadata["llama.context_length"], chat_template)
+    try:
+        tokenizer = byte_level_tokenizer(vocab, merges, pre, added, bos)
+    except Exception as error:  # of the library
+        raise UserError(f"{where}: its tokenizer cannot be used ({error}): {REMEDY}") from None
+    write_tokenizer_files(folder, tokenizer, named, metadata["llama.context_length"], found.chat_template)

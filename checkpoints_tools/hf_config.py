@@ -9,10 +9,12 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from msgspec import Struct, to_builtins
 
-from checkpoints_tools.json_files import read_json
 from checkpoints_tools.registry import ARCHITECTURES, ModelConfig
+from checkpoints_tools.shapes import TokenIds
 from data.errors import UserError
+from data.files.documents import read_json, shaped
 
 DTYPES = {
     "fp32": torch.float32,
@@ -22,6 +24,21 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+class _Kind(Struct):
+    """What a ``config.json`` says of the architecture."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+
+
+class _TokenIds(Struct, omit_defaults=True):
+    """The token ids in ``config.json`` and ``generation_config.json``."""
+
+    bos_token_id: TokenIds = None
+    eos_token_id: TokenIds = None
+    pad_token_id: TokenIds = None
 
 
 def read_config(folder: Path | str) -> ModelConfig:
@@ -35,13 +52,13 @@ def read_config(folder: Path | str) -> ModelConfig:
     if not path.is_file():
         raise UserError(f"no config.json in {folder}: not a checkpoint folder, or an incomplete download")
     raw = read_json(path)
-    found = raw.get("model_type")
-    if found not in ARCHITECTURES:
+    kind: _Kind = shaped(raw, str(path), _Kind)
+    if kind.model_type not in ARCHITECTURES:
         raise UserError(
-            f"{path} is not a model we can run: model_type is {found!r} and architectures "
-            f"{raw.get('architectures') or []}; this code runs {', '.join(map(repr, ARCHITECTURES))}"
+            f"{path} is not a model we can run: model_type is {kind.model_type!r} and architectures "
+            f"{kind.architectures or []}; this code runs {', '.join(map(repr, ARCHITECTURES))}"
         )
-    return ARCHITECTURES[found].parse_config(raw, str(path))
+    return ARCHITECTURES[kind.model_type].parse_config(raw, str(path))
 
 
 def read_dtype(folder: Path | str) -> torch.dtype | None:
@@ -59,10 +76,7 @@ def read_token_ids(folder: Path | str) -> dict[str, int | list[int]]:
     for name in ("config.json", "generation_config.json"):
         path = Path(folder) / name
         if path.is_file():
-            raw = read_json(path)
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                if raw.get(key) is not None:
-                    found[key] = raw[key]
+            found |= to_builtins(read_json(path, _TokenIds))
     return found
 
 

@@ -11,119 +11,142 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import Struct
 
 from checkpoints_tools.json_files import write_json
+from checkpoints_tools.shapes import Epsilon, Layers, Positions, Positive, Theta, Vocabulary, Width
 from checkpoints_tools.writer import TrainedOn
 from data.decoder.fewshot import PromptSpec
 from data.decoder.templates import TEMPLATES, encode_pieces
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
+from data.files.documents import fields_of
 from model.llama import LlamaConfig, RopeScaling
+
+
+class RopeFile(Struct, frozen=True):
+    """``rope_scaling`` (transformers 4) or ``rope_parameters`` (transformers 5) of a ``config.json``."""
+
+    rope_theta: Theta | None = None
+    rope_type: str | None = None
+    type: str | None = None
+
+
+class Llama3Rope(Struct):
+    """The numbers of the rope type 'llama3'."""
+
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_max_position_embeddings: Positions
+
+
+class LlamaFile(Struct):
+    """What is read of a Llama's ``config.json``."""
+
+    hidden_size: Width
+    num_attention_heads: Width
+    num_hidden_layers: Layers
+    intermediate_size: Width
+    vocab_size: Vocabulary
+    num_key_value_heads: Width | None = None
+    head_dim: Width | None = None
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Theta | None = None
+    rope_scaling: RopeFile = RopeFile()
+    rope_parameters: RopeFile = RopeFile()
+    max_position_embeddings: Positions = 2048
+    tie_word_embeddings: bool = False
+
+
+class LlamaKind(Struct):
+    """What a Llama's ``config.json`` says besides numbers."""
+
+    architectures: list[str] = []
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    quantization_config: dict[str, Any] = {}
 
 
 def parse_llama_config(raw: dict[str, Any], where: str = "config.json") -> LlamaConfig:
     """Turn the contents of a ``config.json`` into a `LlamaConfig`; see `read_config`.
 
     Raises:
-        UserError: something that a Llama does not have, or contradictory numbers (all in one message).
+        UserError: something that a Llama does not have, or wrong or contradictory values (all in one message).
     """
     problems = _architecture_problems(raw)
     if problems:  # do not check the numbers of another architecture
         raise UserError(f"{where} is not a model we can run:\n" + "\n".join(f"  - {p}" for p in problems))
-
-    def number(key: str, default: int | None = None) -> int:
-        value = raw.get(key, default)
-        if value is None and key in raw:
-            value = default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            problems.append(f"{key} is {value!r}; it must be a positive integer")
-            return 1
-        return value
-
-    dim = number("hidden_size")
-    n_heads = number("num_attention_heads")
-    n_kv_heads = number("num_key_value_heads", default=n_heads)
-    if dim % n_heads:
+    values, problems = fields_of(raw, LlamaFile)
+    dim, n_heads = (values.get(key, 0) for key in ("hidden_size", "num_attention_heads"))  # 0: it is wrong
+    n_kv_heads: int = values.get("num_key_value_heads") or n_heads
+    head_dim: int = values.get("head_dim") or (max(dim // n_heads, 1) if dim and n_heads else 0)
+    if n_heads and dim % n_heads:
         problems.append(f"hidden_size {dim} is not a multiple of num_attention_heads {n_heads}")
-    if n_heads % n_kv_heads:
+    if n_heads and n_heads % n_kv_heads:
         problems.append(f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}")
-    head_dim = number("head_dim", default=max(dim // n_heads, 1))
     if head_dim % 2:
         problems.append(f"head_dim {head_dim} is odd; rotary embeddings rotate pairs of dimensions")
-    norm_eps = raw.get("rms_norm_eps", 1e-6)
-    if not isinstance(norm_eps, int | float) or not 0 < norm_eps < 1:
-        problems.append(f"rms_norm_eps is {norm_eps!r}; it must be a small positive number such as 1e-5")
-    rope_theta, rope_scaling = _read_rope(raw, problems)
-    values = dict(
+    rope_theta, rope_scaling = _read_rope(raw, values, problems)
+    if problems:
+        raise UserError(f"{where} contradicts itself:\n" + "\n".join(f"  - {p}" for p in problems))
+    return LlamaConfig(
         dim=dim,
-        n_layers=number("num_hidden_layers"),
+        n_layers=values["num_hidden_layers"],
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        ffn_dim=number("intermediate_size"),
-        vocab_size=number("vocab_size"),
-        norm_eps=norm_eps,
+        ffn_dim=values["intermediate_size"],
+        vocab_size=values["vocab_size"],
+        norm_eps=values["rms_norm_eps"],
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
-        max_position=number("max_position_embeddings", default=2048),
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        max_position=values["max_position_embeddings"],
+        tie_embeddings=values["tie_word_embeddings"],
     )
-    if problems:
-        raise UserError(f"{where} contradicts itself:\n" + "\n".join(f"  - {p}" for p in problems))
-    return LlamaConfig(**values)
 
 
 def _architecture_problems(raw: dict[str, Any]) -> list[str]:
-    problems = []
-    names = raw.get("architectures") or []
+    kind, problems = fields_of(raw, LlamaKind)
+    names = kind.get("architectures", [])
     if any(name != "LlamaForCausalLM" for name in names):
         return [f"architectures {names}; for model_type 'llama' this code runs LlamaForCausalLM only"]
-    if raw.get("hidden_act", "silu") != "silu":
-        problems.append(f"hidden_act is {raw['hidden_act']!r}; Llama's feed-forward uses 'silu'")
-    for key in ("attention_bias", "mlp_bias"):
-        if raw.get(key):
-            problems.append(f"{key} is true; Llama has no biases")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+    if kind.get("hidden_act", "silu") != "silu":
+        problems.append(f"hidden_act is {kind['hidden_act']!r}; Llama's feed-forward uses 'silu'")
+    problems += [f"{key} is true; Llama has no biases" for key in ("attention_bias", "mlp_bias") if kind.get(key)]
+    if kind.get("quantization_config"):
+        method = kind["quantization_config"].get("quant_method", "unknown")
         problems.append(f"the weights are quantized ({method}); full fine-tuning needs the unquantized checkpoint")
     return problems
 
 
-def _read_rope(raw: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling | None]:
+def _read_rope(raw: dict[str, Any], values: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling | None]:
     """θ and scaling, from transformers 4's keys or transformers 5's; contradictions are added to ``problems``."""
-    new = raw.get("rope_parameters") or {}
-    old = raw.get("rope_scaling") or {}
-    thetas = {float(x) for x in (raw.get("rope_theta"), new.get("rope_theta"), old.get("rope_theta")) if x is not None}
+    new, old = (values.get(key, RopeFile()) for key in ("rope_parameters", "rope_scaling"))
+    thetas = {x for x in (values.get("rope_theta"), new.rope_theta, old.rope_theta) if x is not None}
     if len(thetas) > 1:
         problems.append(f"rope_theta has two values: {sorted(thetas)}")
     theta = max(thetas, default=10_000.0)
-    if theta <= 1:
-        problems.append(f"rope_theta is {theta}; it must be above 1 (10000 in Llama 2, 500000 in Llama 3)")
-    parts = old or new
-    kind = parts.get("rope_type", parts.get("type", "default"))
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    parts = values.get(key, RopeFile())
+    kind = parts.rope_type or parts.type or "default"
     if kind == "default":
         return theta, None
     if kind != "llama3":
         problems.append(f"rope scaling of type {kind!r}; known: 'default', 'llama3'")
         return theta, None
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    bad = [key for key in keys if not isinstance(parts.get(key), int | float) or parts[key] <= 0]
-    if bad:
-        found = {key: parts.get(key) for key in bad}
-        problems.append(f"rope scaling of type 'llama3' needs positive numbers for {keys}; found {found}")
+    numbers, wrong = fields_of(raw[key], Llama3Rope)
+    problems += [f"{key}.{problem}" for problem in wrong]
+    if wrong:
         return theta, None
-    if parts["high_freq_factor"] <= parts["low_freq_factor"]:
+    if numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
         problems.append(
-            f"rope scaling: high_freq_factor {parts['high_freq_factor']} must be above "
-            f"low_freq_factor {parts['low_freq_factor']}"
+            f"rope scaling: high_freq_factor {numbers['high_freq_factor']} must be above "
+            f"low_freq_factor {numbers['low_freq_factor']}"
         )
         return theta, None
-    return theta, RopeScaling(
-        factor=float(parts["factor"]),
-        low_freq_factor=float(parts["low_freq_factor"]),
-        high_freq_factor=float(parts["high_freq_factor"]),
-        original_max_position=int(parts["original_max_position_embeddings"]),
-    )
+    return theta, RopeScaling(original_max_position=numbers.pop("original_max_position_embeddings"), **numbers)
 
 
 def to_hf_llama_config(

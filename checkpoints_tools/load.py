@@ -16,6 +16,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from checkpoints_tools.source import (
     Source,
     check_source,
     check_tied,
+    expected_shapes,
     find_problems,
     raise_problems,
 )
@@ -57,12 +59,15 @@ def open_checkpoint(folder: Path | str, spec: ModelSpec | None = None, wanted: M
         wanted: see `open_hf`.
 
     Raises:
-        UserError: see `open_hf` and `open_meta`; or a Llama's tensors are missing, unexpected, or do not fit
-            ``config.json`` or ``params.json``.
+        UserError: see `open_hf` and `open_meta`; or tensors are missing, unexpected, or do not fit ``config.json`` or
+            ``params.json``. (Of an encoder without ``wanted``: missing or misshapen below the heads.)
     """
     source = open_meta(Path(folder)) if is_meta_folder(Path(folder)) else open_hf(Path(folder), spec, wanted)
-    if not architecture_of(source.config).task_decides_heads:  # else the task's heads decide which tensors it needs
+    if not architecture_of(source.config).task_decides_heads:
         check_source(source)
+    elif wanted is None:  # the task's heads decide which other tensors it needs; `load_pretrained` checks these
+        body = expected_shapes(replace(cast(Any, source.config), heads=()))
+        raise_problems(str(folder), [p for p in find_problems(source, body) if not p.startswith("unexpected")])
     return source
 
 

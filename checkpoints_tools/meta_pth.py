@@ -20,19 +20,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
-from checkpoints_tools.json_files import read_json
 from checkpoints_tools.key_maps import LLAMA_META, rename_all
 from checkpoints_tools.meta_tokenizer import write_meta_tokenizer
+from checkpoints_tools.shapes import Epsilon, Layers, Positive, Theta, Width
 from checkpoints_tools.source import (
     Source,
     TensorInfo,
@@ -42,7 +41,10 @@ from checkpoints_tools.source import (
     name_problems,
     raise_problems,
 )
+from checkpoints_tools.torch_files import load_tensors
 from data.errors import UserError
+from data.files import limits
+from data.files.documents import fields_of, read_json
 from model.llama import LlamaConfig, RopeScaling
 
 log = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ def open_meta(folder: Path) -> Source:
     """
     if not (folder / "params.json").is_file():
         raise UserError(f"{folder} has consolidated.*.pth but no params.json; it comes with the same download")
-    params = read_json(folder / "params.json")
+    params = _read_params(folder)
     parts = _load_parts(folder)
     names, unknown = rename_all(list(parts[0]), LLAMA_META)
     raise_problems(str(folder), name_problems(unknown, LLAMA_META))
@@ -142,7 +144,7 @@ def open_meta(folder: Path) -> Source:
         raise UserError(f"{folder} has no tok_embeddings.weight: not a complete Llama")
 
     n = len(parts)
-    embed_dim = _embedding_split(folder, params, parts[0][names["embed.weight"]], n)
+    embed_dim = _embedding_split(folder, params["dim"], parts[0][names["embed.weight"]], n)
 
     def joined(name: str) -> JoinedTensor:
         dim = embed_dim if name == "embed.weight" else SPLIT_DIM[re.sub(r"^layers\.\d+\.", "", name)]
@@ -153,7 +155,7 @@ def open_meta(folder: Path) -> Source:
     tied = "head.weight" not in names or all(
         torch.equal(part[names["head.weight"]], part[names["embed.weight"]]) for part in parts
     )
-    config = _read_params(folder, params, tensors["embed.weight"].shape[0], tied)
+    config = _config(folder, params, tensors["embed.weight"].shape[0], tied)
     if "layers.0.attention.wq.weight" in tensors:
         rows = tensors["layers.0.attention.wq.weight"].shape[0]
         if rows < config.dim:
@@ -200,6 +202,8 @@ def _part_files(folder: Path) -> list[Path]:
     found = {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(r"consolidated\.(\d+)\.pth", p.name))}
     if not found:
         raise UserError(f"{folder} has params.json but no consolidated.NN.pth: the weights were not downloaded")
+    if max(found) >= limits.WEIGHT_FILES:
+        raise UserError(f"{found[max(found)]} is one of more than {limits.WEIGHT_FILES:,} parts, the limit.")
     missing = sorted(set(range(max(found) + 1)) - found.keys())
     if missing:
         names = ", ".join(f"consolidated.{i:02d}.pth" for i in missing)
@@ -212,7 +216,7 @@ def _load_parts(folder: Path) -> list[dict[str, Tensor]]:
     parts, problems = [], []
     for path in _part_files(folder):
         try:
-            parts.append(_load_part(path))
+            parts.append(load_tensors(path))
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -220,24 +224,10 @@ def _load_parts(folder: Path) -> list[dict[str, Tensor]]:
     return parts
 
 
-def _load_part(path: Path) -> dict[str, Tensor]:
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} ({path.stat().st_size:,} bytes) is truncated, or not a file written by torch.save")
-    try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} holds more than tensors, which could run code; refused ({reason})") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); download it again") from None
-    if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
-        raise UserError(f"{path} is not a dict of tensors, as Meta's checkpoints are")
-    return found
-
-
-def _embedding_split(folder: Path, params: dict[str, Any], part: Tensor, n: int) -> int | None:
+def _embedding_split(folder: Path, dim: int, part: Tensor, n: int) -> int | None:
     """By which dimension the embedding is split over ``n`` parts: 0 (rows, Llama 3), 1 (columns, Llama 2) or None."""
-    dim = params.get("dim")
+    if part.ndim != 2:
+        raise UserError(f"{folder}: tok_embeddings.weight has the shape {list(part.shape)}; it must be a matrix.")
     rows, columns = part.shape
     if n == 1:
         return None
@@ -251,32 +241,53 @@ def _embedding_split(folder: Path, params: dict[str, Any], part: Tensor, n: int)
     )
 
 
-def _read_params(folder: Path, params: dict[str, Any], vocab_size: int, tied: bool) -> LlamaConfig:
-    """``params.json`` as a `LlamaConfig`; this file's docstring lists what it does not state."""
-    problems = []
-    for key in ("dim", "n_layers", "n_heads"):
-        if not isinstance(params.get(key), int) or params[key] < 1:
-            problems.append(f"{key} is {params.get(key)!r}; it must be a positive integer")
-    if problems:
-        raise UserError(f"{folder}/params.json: " + "; ".join(problems))
-    dim, n_heads = params["dim"], params["n_heads"]
-    n_kv_heads = params.get("n_kv_heads") or n_heads
-    if dim % n_heads or n_heads % n_kv_heads:
+class ParamsFile(Struct):
+    """What is read of a ``params.json``; this file's docstring lists what it does not state."""
+
+    dim: Width
+    n_layers: Layers
+    n_heads: Width
+    n_kv_heads: Width | None = None
+    vocab_size: int = -1
+    norm_eps: Epsilon = 1e-5
+    rope_theta: Theta = 10_000.0
+    multiple_of: Width = 256
+    ffn_dim_multiplier: Positive | None = None
+    use_scaled_rope: bool = False
+
+
+def _read_params(folder: Path) -> dict[str, Any]:
+    """The values of `ParamsFile`, or one UserError with all that is wrong with them."""
+    path = folder / "params.json"
+    raw = read_json(path)
+    values, problems = fields_of(raw, ParamsFile)
+    dim, n_heads = values.get("dim", 0), values.get("n_heads", 0)  # 0: it is wrong
+    n_kv_heads = values.get("n_kv_heads") or n_heads
+    if n_heads and (dim % n_heads or n_heads % n_kv_heads):
         problems.append(f"dim {dim}, n_heads {n_heads} and n_kv_heads {n_kv_heads} do not divide")
-    stated = params.get("vocab_size", -1)
-    if stated not in (-1, vocab_size):
-        problems.append(f"vocab_size is {stated}, but the embedding has {vocab_size} rows")
-    for key, least in {"norm_eps": 0.0, "rope_theta": 1.0, "multiple_of": 0, "ffn_dim_multiplier": 0.0}.items():
-        value = params.get(key)
-        if value is not None and (not isinstance(value, int | float) or not value > least):
-            problems.append(f"{key} is {value!r}; it must be a number above {least:g}")
+    elif n_heads and dim // n_heads % 2:
+        problems.append(f"dim {dim} and n_heads {n_heads} make heads of width {dim // n_heads}; it must be even")
     for key in ("vision_model", "quantization_args", "lora_args", "moe"):
-        if params.get(key):
+        if raw.get(key):
             problems.append(f"it has {key}; this code runs Llama 2 and 3 without it")
+    if not problems:
+        multiple_of, multiplier = values["multiple_of"], values["ffn_dim_multiplier"]
+        values |= {"n_kv_heads": n_kv_heads, "ffn_dim": ffn_width(dim, multiple_of, multiplier)}
+        if not 1 <= values["ffn_dim"] <= limits.WIDTH:
+            problems.append(
+                f"dim {dim}, multiple_of {multiple_of} and ffn_dim_multiplier {multiplier} make a feed-forward width "
+                f"of {values['ffn_dim']:,}; it must be from 1 to {limits.WIDTH:,}"
+            )
     if problems:
-        raise UserError(f"{folder}/params.json: " + "; ".join(problems))
-    theta = float(params.get("rope_theta") or 10_000.0)
-    scaled = bool(params.get("use_scaled_rope", False))
+        raise UserError(f"{path}: " + "; ".join(problems))
+    return values
+
+
+def _config(folder: Path, params: dict[str, Any], vocab_size: int, tied: bool) -> LlamaConfig:
+    """The config of a folder, from the values of its ``params.json`` and what its tensors show."""
+    stated, theta, scaled = params["vocab_size"], params["rope_theta"], params["use_scaled_rope"]
+    if stated not in (-1, vocab_size):
+        raise UserError(f"{folder}/params.json: vocab_size is {stated}, but the embedding has {vocab_size} rows")
     if scaled and tied:
         log.warning(
             "%s: rotary frequencies are scaled by %g, as in Meta's code; Hugging Face's Llama 3.2 uses 32",
@@ -284,13 +295,8 @@ def _read_params(folder: Path, params: dict[str, Any], vocab_size: int, tied: bo
             LLAMA31_SCALING.factor,
         )
     return LlamaConfig(
-        dim=dim,
-        n_layers=params["n_layers"],
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        ffn_dim=ffn_width(dim, params.get("multiple_of") or 256, params.get("ffn_dim_multiplier")),
+        **{key: params[key] for key in ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "norm_eps")},
         vocab_size=vocab_size,
-        norm_eps=float(params.get("norm_eps") or 1e-5),
         rope_theta=theta,
         rope_scaling=LLAMA31_SCALING if scaled else None,
         max_position=131_072 if scaled else 8192 if theta >= 500_000 else 4096,

@@ -19,6 +19,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from checkpoints_tools.tokenizer_files import byte_level_tokenizer, write_tokenizer_files
 from data.decoder.tokenizer import LLAMA3_SPECIAL, N_LLAMA3_SPECIAL
 from data.errors import UserError
+from data.files import limits
+from data.files.documents import read_bytes
 
 Piece = TypeVar("Piece", str, bytes)
 
@@ -50,12 +52,27 @@ def write_tokenizer_json(folder: Path, max_length: int) -> None:
 
 
 def read_ranks(path: Path) -> dict[bytes, int] | None:
-    """Read a tiktoken rank file: one line per token, its bytes in base64 and its rank. None: it is another file."""
+    """Read a tiktoken rank file: one line per token, its bytes in base64 and its rank. None: it is another file.
+
+    Raises:
+        UserError: the file is too large, or its ranks are not those of a vocabulary.
+    """
+    content = read_bytes(path, limits.VOCABULARY_BYTES)
     try:
-        pairs = (line.split() for line in path.read_bytes().splitlines() if line)
-        return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        pairs = (line.split() for line in content.splitlines() if line)
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except ValueError:
         return None
+    if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
+        raise UserError(f"{path} is damaged: its {len(ranks):,} tokens do not have all bytes and the ranks from 0 on.")
+    _check_lengths(path, ranks)
+    return ranks
+
+
+def _check_lengths(path: Path, tokens: Iterable[str | bytes]) -> None:
+    longest = max(map(len, tokens), default=0)
+    if longest > limits.TOKEN_BYTES:
+        raise UserError(f"{path} has a token of length {longest:,}; the limit is {limits.TOKEN_BYTES}.")
 
 
 def all_merges(pieces: Iterable[Piece], known: dict[Piece, int], order: Callable[[Any], Any]) -> list[tuple]:
@@ -101,9 +118,12 @@ def sentencepiece_tokenizer(path: Path) -> Tokenizer:
     """Llama 2's tokenizer: SentencePiece BPE with byte fallback and a space added before the text."""
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
+        pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
+    except Exception as error:  # of the library
         raise UserError(f"{path} is neither a rank file nor a SentencePiece model ({error})") from None
-    pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
+    _check_lengths(path, pieces)
+    if model.bos_id() < 0:
+        raise UserError(f"{path} has no token that begins a text, which Llama's tokenizers have.")
     vocab = {piece: i for i, piece in enumerate(pieces)}
     control = [i for i in range(len(pieces)) if model.is_control(i) or model.is_unknown(i)]
     ordinary = [i for i in range(len(pieces)) if i not in control and not model.is_byte(i)]

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from msgspec import Struct
+
 from checkpoints_tools.formats import is_gguf, is_meta_folder
-from checkpoints_tools.json_files import read_json
 from data.errors import UserError
+from data.files.documents import read_json
 
 SHOWN = 8  # paths named in a message
 ADAPTER = "adapter_config.json"
@@ -21,6 +23,13 @@ FOREIGN = {
     "*.npz": "NumPy arrays",
     "lit_model.pth": "a LitGPT checkpoint",
 }
+
+
+class _Adapter(Struct):
+    """What an adapter's config says of it."""
+
+    peft_type: str | None = None
+    base_model_name_or_path: str | None = None
 
 
 def describe(path: Path) -> str | None:
@@ -63,10 +72,10 @@ def describe_adapter(folder: Path) -> str | None:
     if not (folder / ADAPTER).is_file() and not any(folder.glob("adapter_model.*")):
         return None
     try:
-        about = read_json(folder / ADAPTER) if (folder / ADAPTER).is_file() else {}
+        about = read_json(folder / ADAPTER, _Adapter) if (folder / ADAPTER).is_file() else _Adapter()
     except UserError:
-        about = {}
-    kind, base = about.get("peft_type") or "LoRA", about.get("base_model_name_or_path") or "its base model"
+        about = _Adapter()
+    kind, base = about.peft_type or "LoRA", about.base_model_name_or_path or "its base model"
     return (
         f"{folder} holds an adapter ({kind}) for {base}, not a model. Merge the two and name the folder of the result: "
         "AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload().save_pretrained(FOLDER) with peft"

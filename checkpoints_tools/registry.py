@@ -27,7 +27,6 @@ from checkpoints_tools.encoder_config import (
     write_encoder_export,
 )
 from checkpoints_tools.encoder_keys import encoder_to_theirs, match_encoder, match_heads
-from checkpoints_tools.json_files import read_json
 from checkpoints_tools.key_maps import Matched, llama_to_theirs, match_llama
 from checkpoints_tools.llama_config import parse_llama_config, write_llama_config, write_llama_export
 from data.decoder.templates import MESSAGES
@@ -115,7 +114,7 @@ def _with_heads(
     if config.heads:
         pairs = match_heads(config, wanted, str(folder))
         by_key = {head.key: head.name for head in (*config.heads, *wanted.heads)}
-        labels = read_head_labels(read_json(Path(folder) / "config.json"))
+        labels = read_head_labels(Path(folder) / "config.json")
         check_head_labels(labels, [(by_key[key], by_key[other]) for key, other in pairs.items()], task, str(folder))
     return wanted
 

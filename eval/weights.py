@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
-from checkpoints_tools.json_files import read_json
 from checkpoints_tools.load import check_family, open_checkpoint
 from checkpoints_tools.registry import ModelConfig, ModelSpec
 from data.encoder.samples import LONGEST_DOCUMENT
 from data.errors import UserError
+from data.files.documents import read_json
 from eval.encoder.task import from_label_sets
 from model.encoder import EncoderConfig, Head
 from model.llama import LlamaConfig, RopeScaling
@@ -125,7 +125,7 @@ def head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]
         return {}
     if weights.is_training:
         return from_label_sets(config.heads, read_state(weights.path).labels)
-    return read_head_labels(read_json(weights.path / "config.json"))
+    return read_head_labels(weights.path / "config.json")
 
 
 def trained_length(weights: Weights, config: EncoderConfig) -> int:
@@ -135,7 +135,7 @@ def trained_length(weights: Weights, config: EncoderConfig) -> int:
         stored, row_length = trained["max_length"], trained["row_length"]
     else:
         path = weights.path / "config.json"  # missing only in a plan
-        stored, row_length = read_max_length(read_json(path)) if path.is_file() else None, LONGEST_DOCUMENT
+        stored, row_length = read_max_length(path) if path.is_file() else None, LONGEST_DOCUMENT
     return stored or min(LONGEST_DOCUMENT, config.max_position, row_length)
 
 

@@ -35,6 +35,7 @@ _NAMES = {
 # A key of TOML with so many parts; to decode one takes time that grows with more than the square of their number.
 _KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
 _DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY}\.[ \t]*){{{limits.DEPTH}}}", re.MULTILINE)
+_BOUNDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 _SHOWN = 60  # characters of a found value in a message
 
 
@@ -150,6 +151,32 @@ def parse_toml(text: str, where: str, shape: Any = dict[str, Any]) -> Any:
     return shaped(found, where, shape)
 
 
+def fields_of(found: dict[str, Any], shape: type[msgspec.Struct]) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a struct one by one, for readers that report all problems of a file together.
+
+    Args:
+        found: a decoded document. null where the struct has a default means the default.
+
+    Returns:
+        field → value, for those that are there and right or have a default; and a line for each other one.
+    """
+    values: dict[str, Any] = {}
+    problems = []
+    for field in msgspec.structs.fields(shape):
+        key = field.encode_name
+        if found.get(key) is None and not field.required:
+            has_value = field.default is not msgspec.NODEFAULT
+            values[field.name] = field.default if has_value else field.default_factory()
+        elif key not in found:
+            problems.append(f"{key} is missing")
+        else:
+            try:
+                values[field.name] = msgspec.convert(found[key], field.type)
+            except msgspec.ValidationError as error:
+                problems.append(_in_words(str(error), found[key], key))
+    return values, problems
+
+
 def shaped(found: Any, where: str, shape: type[T] | Any) -> T:
     """A decoded document with the types of ``shape``.
 
@@ -205,14 +232,21 @@ def _check_values(found: Any, where: str) -> None:
     raise UserError(f"{where}: nested more than {limits.DEPTH} levels deep.")
 
 
-def _in_words(message: str, found: Any) -> str:
-    """msgspec's message in words, with the value found: ``Expected `int`, got `str` - at `$.a[0]` ``."""
+def _in_words(message: str, found: Any, root: str = "") -> str:
+    """msgspec's message in words, with the value found: ``Expected `int`, got `str` - at `$.a[0]` ``.
+
+    Args:
+        root: the key of ``found`` in the document.
+    """
     message, _, place = message.partition(" - at ")
     steps = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", place)
-    path = "".join(f".{name}" if name else f"[{index}]" for name, index in steps).removeprefix(".")
+    path = (root + "".join(f".{name}" if name else f"[{index}]" for name, index in steps)).removeprefix(".")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", message):
         return f"{path + '.' if path else ''}{missing[1]} is missing"
     subject = path or "the document"
+    if bound := re.fullmatch(r"Expected `(int|float)` (>=|<=|>|<) (.*)", message):
+        wanted = f"{_NAMES[bound[1]]}, {_BOUNDS[bound[2]]} {_short(bound[3])}"
+        return f"{subject} must be {wanted}{_value_at(found, steps, '; it is ')}"
     wrong = re.fullmatch(r"Expected `(.*?)`, got `(.*)`", message)
     if not wrong:
         return f"{subject}: {message.replace('`', '')}{_value_at(found, steps, '; it is ')}"
@@ -220,6 +254,10 @@ def _in_words(message: str, found: Any) -> str:
     return f"{subject} must be {wanted}" + (
         _value_at(found, steps, "; it is ") or f", not {_NAMES.get(wrong[2], wrong[2])}"
     )
+
+
+def _short(number: str) -> str:
+    return f"{int(number):,}" if number.isdigit() else number.removesuffix(".0")
 
 
 def _value_at(found: Any, steps: list[tuple[str, str]], before: str) -> str:

@@ -56,3 +56,28 @@ RESPONSE_BYTES = 8 * MIB
 
 # A release that is downloaded. (MASSIVE: 39 MiB.)
 DOWNLOAD_BYTES = 1024 * MIB
+
+# The part of a PyTorch file that says which tensors it has, in bytes and in steps. (A tensor takes about 25 steps, so
+# this is 20,000 tensors in one file; some 2 seconds. Llama 3 70B has 723 tensors.)
+PICKLE_BYTES = 64 * MIB
+PICKLE_STEPS = 500_000
+# The directory of a zip archive, in bytes. (About 100 for each storage of a PyTorch file.)
+ZIP_DIRECTORY_BYTES = 16 * MIB
+# Dimensions of a tensor, and its elements. (The largest of Llama 3 70B has 2^30.)
+TENSOR_DIMENSIONS = 8
+TENSOR_ELEMENTS = 2**40
+
+# Numbers of a model. (Llama 3.1 405B: 126 layers, width 16,384, feed-forward width 53,248; Gemma's vocabulary: 262,144;
+# the longest context: 10 million.) A model is built without memory before its weights are read, in some 2 ms a layer.
+LAYERS = 1_000
+WIDTH = 2**20
+VOCABULARY = 2**24
+POSITIONS = 2**30
+# Files of weights of one checkpoint. (Llama 3.1 405B: 191.)
+WEIGHT_FILES = 10_000
+# Tensors of one file of weights. (Llama 3 70B: 723 in all.)
+TENSORS = 20_000
+# Values of all lists in a GGUF file's metadata, which its reader keeps one by one. (Llama 3: 0.7 million.)
+GGUF_VALUES = 2_000_000
+# A token of Meta's tokenizers, which is tried as two parts at every place. (Llama 3's longest has 128.)
+TOKEN_BYTES = 512

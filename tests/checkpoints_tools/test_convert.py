@@ -149,18 +149,15 @@ def test_what_the_checkpoint_says_beyond_what_we_use_is_carried_over(hf_folder, 
     )
 
 
-def test_ends_of_an_answer_in_config_json_alone_are_carried_over(hf_folder, helpers, tmp_path, caplog):
-    """Also: Python reads infinity, which JSON does not have."""
+def test_ends_of_an_answer_in_config_json_alone_are_carried_over(hf_folder, helpers, tmp_path):
     folder, _ = hf_folder()
-    raw = json.loads((folder / "config.json").read_text()) | {"eos_token_id": [8, 257, 3], "mine": float("inf")}
+    raw = json.loads((folder / "config.json").read_text()) | {"eos_token_id": [8, 257, 3]}
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "generation_config.json").unlink()
     model = helpers.load(folder)
     export_hf(model, model.config, load_tokenizer(folder), tmp_path / "out", carried=read_carried(folder))
     trained = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert trained["eos_token_id"] == [257, 8, 3]
-    assert "mine" not in json.loads((tmp_path / "out" / "config.json").read_text())
-    assert "config.json of the checkpoint: mine has NaN or infinity" in caplog.text
 
 
 def test_each_tensor_is_read_once(hf_folder, tmp_path, monkeypatch):

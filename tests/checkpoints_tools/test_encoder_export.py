@@ -15,11 +15,11 @@ from transformers import AutoTokenizer as HFTokenizer
 from checkpoints_tools.encoder_config import parse_encoder_config, read_head_labels, read_max_length
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.json_files import read_json
 from checkpoints_tools.load import load_pretrained
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
+from data.files.documents import read_json
 from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
 from tests.encoder_tokenizers import write_bert, write_roberta
 
@@ -92,7 +92,7 @@ def test_our_loader_reads_an_export_back(family, heads, head, tokenizers, tmp_pa
     stored = read_config(tmp_path / "out")
     assert stored.heads == heads
     assert stored == (config if heads else replace(config, head="linear"))
-    assert read_head_labels(read_json(tmp_path / "out" / "config.json")) == {h.name: LABELS[h.name] for h in heads}
+    assert read_head_labels(tmp_path / "out" / "config.json") == {h.name: LABELS[h.name] for h in heads}
     again = random_model(replace(config, heads=heads))
     with torch.no_grad():
         for parameter in again.parameters():
@@ -153,7 +153,8 @@ def test_the_longest_document_is_stored(family, tokenizers, tmp_path):
     """Where our scoring reads it, and where transformers does."""
     exported(family, "linear", (CLASS, TOKEN), tokenizers, tmp_path / "out")
     raw = read_json(tmp_path / "out" / "config.json")
-    assert read_max_length(raw) == AutoConfig.from_pretrained(tmp_path / "out").heads["max_length"] == MAX_LENGTH
+    stored = read_max_length(tmp_path / "out" / "config.json")
+    assert stored == AutoConfig.from_pretrained(tmp_path / "out").heads["max_length"] == MAX_LENGTH
     theirs = HFTokenizer.from_pretrained(tmp_path / "out")
     assert theirs.model_max_length == MAX_LENGTH
     ids = theirs(" ".join(TEXTS), truncation=True)["input_ids"]
@@ -161,9 +162,13 @@ def test_the_longest_document_is_stored(family, tokenizers, tmp_path):
     before = tokenizers[family].files.get("tokenizer_config.json", b"{}")
     after = read_json(tmp_path / "out" / "tokenizer_config.json")
     assert after == json.loads(before) | {"model_max_length": MAX_LENGTH}
-    for wrong in (2, 41, "many"):
+    for wrong, message in (
+        (2, "heads.max_length must be a whole number, at least 3; it is 2"),
+        (41, "max_length is 41; it must be an integer from 3 to 40"),
+        ("many", "heads.max_length must be a whole number or null; it is 'many'"),
+    ):
         raw["heads"]["max_length"] = wrong
-        with pytest.raises(UserError, match=f"max_length is {wrong!r}; it must be an integer from 3 to 40"):
+        with pytest.raises(UserError, match=message):
             parse_encoder_config(raw)
 
 
@@ -204,6 +209,7 @@ def test_a_fine_tuned_model_starts_another_task(tokenizers, tmp_path, caplog):
         load_pretrained(Encoder(replace(config, heads=(replace(CLASS, kind="token"),))), tmp_path / "out")
 
 
-def test_labels_that_are_numbers_are_read_as_text() -> None:
+def test_labels_that_are_numbers_are_read_as_text(tmp_path: Path) -> None:
     raw = {"architectures": ["BertForSequenceClassification"], "id2label": {"1": 7, "0": "a"}}
-    assert list(read_head_labels(raw).values()) == [["a", "7"]]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert list(read_head_labels(tmp_path / "config.json").values()) == [["a", "7"]]

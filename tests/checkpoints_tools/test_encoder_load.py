@@ -18,10 +18,11 @@ from checkpoints_tools.encoder_config import UNNAMED, parse_encoder_config, to_h
 from checkpoints_tools.folder import check_folder
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.inspect import inspect
-from checkpoints_tools.json_files import read_json, write_json
-from checkpoints_tools.load import check_fits_preset, load_pretrained
+from checkpoints_tools.json_files import write_json
+from checkpoints_tools.load import check_fits_preset, load_pretrained, open_checkpoint
 from checkpoints_tools.registry import ARCHITECTURES, get_model_spec
 from data.errors import UserError
+from data.files.documents import read_json
 from data.tasks import ClassField, Task
 from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
 from tests.encoder_reference import CLASSES, our_name, reference, scaled_down
@@ -300,6 +301,9 @@ def test_missing_and_unexpected_tensors_are_named_and_a_truncated_file_is_refuse
         check_folder(folder / "nowhere", get_model_spec("bert"))
 
 
+TWICE = {"name": "a", "kind": "class", "labels": ["x"]}
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
@@ -311,10 +315,16 @@ def test_missing_and_unexpected_tensors_are_named_and_a_truncated_file_is_refuse
         ({"classifier_dropout": 0.3}, "classifier_dropout is 0.3"),
         ({"num_attention_heads": 5}, "24 is not a multiple of num_attention_heads 5"),
         ({"max_position_embeddings": 2}, "no document fits"),
-        ({"hidden_dropout_prob": 1}, "hidden_dropout_prob is 1"),
-        ({"vocab_size": "many"}, "vocab_size is 'many'"),
-        ({"heads": {"head": "linear"}}, "heads is damaged"),
-        ({"heads": {"head": "round", "fields": []}}, "heads is damaged"),
+        ({"hidden_dropout_prob": 1}, "hidden_dropout_prob must be a number, below 1; it is 1"),
+        ({"vocab_size": "many"}, "vocab_size must be a whole number; it is 'many'"),
+        ({"heads": {"head": "linear"}}, "heads.fields is missing"),
+        ({"heads": {"head": "round", "fields": []}}, "heads.head: Invalid enum value 'round'"),
+        ({"heads": {"head": "linear", "fields": [3]}}, r"heads.fields\[0\] must be an object; it is 3"),
+        ({"heads": {"head": "linear", "fields": [TWICE, TWICE]}}, "two fields of one name"),
+        ({"architectures": 0.5}, "architectures must be a list; it is 0.5"),
+        ({"architectures": ["RobertaForTokenClassification"], "id2label": {"1": "a"}}, "numbers from 0 to 0"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings must be a whole number, at most"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers must be a whole number, at most 1,000"),
         ({"architectures": ["RobertaForSequenceClassification"], "problem_type": "regression"}, "regression"),
     ],
 )
@@ -325,11 +335,24 @@ def test_each_contradiction(changes, part, bare):
     assert parse_encoder_config(raw) == ROBERTA
 
 
+def test_a_config_of_another_size_is_refused_before_memory_is_allocated(bare):
+    folder, _ = bare
+    raw = read_json(folder / "config.json") | {"vocab_size": 2**24, "hidden_size": 2**20, "num_attention_heads": 2}
+    write_json(folder / "config.json", raw)
+    with pytest.raises(UserError, match=r"wrong shape: embed.tokens.weight is .* the config says .16777216, 1048576."):
+        open_checkpoint(folder)
+
+
 def test_contradictions_are_reported_together(bare):
     raw = read_json(bare[0] / "config.json")
     with pytest.raises(UserError) as error:
         parse_encoder_config({**raw, "num_attention_heads": 5, "layer_norm_eps": 0, "intermediate_size": None}, "here")
-    for part in ("here", "num_attention_heads 5", "layer_norm_eps is 0", "intermediate_size is None"):
+    for part in (
+        "here",
+        "num_attention_heads 5",
+        "layer_norm_eps must be a number, above 0",
+        "intermediate_size must be",
+    ):
         assert part in str(error.value)
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from checkpoints_tools.hf_config import differences, read_config
+from checkpoints_tools.hf_config import differences, read_config, read_token_ids
 from checkpoints_tools.registry import MODELS
 from data.errors import UserError
 
@@ -15,11 +15,33 @@ def test_missing_and_broken_files(tmp_path):
     with pytest.raises(UserError, match="no config.json"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama", ')
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match=r"config.json: not JSON"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(UserError, match="not a JSON object"):
+    with pytest.raises(UserError, match="config.json: the document must be an object"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"model_type": ["llama"]}, r"config.json: model_type must be .*text.*; it is \['llama'\]"),
+        ({"model_type": "gpt2", "architectures": 3}, "config.json: architectures must be a list or null; it is 3"),
+        ({"model_type": "llama", "mine": float("inf")}, "NaN, Infinity"),
+    ],
+)
+def test_wrong_types_are_named(contents, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(contents))
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path)
+
+
+def test_token_ids_of_a_wrong_type_are_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"eos_token_id": [1, 2], "pad_token_id": null}')
+    assert read_token_ids(tmp_path) == {"eos_token_id": [1, 2]}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, "x"]}')
+    with pytest.raises(UserError, match=r"generation_config.json: eos_token_id\[1\] must be a whole number; it is 'x'"):
+        read_token_ids(tmp_path)
 
 
 def test_differences_names_fields():

@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import shutil
-import struct
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints_tools import load, progress
 from checkpoints_tools.convert import convert
-from checkpoints_tools.folder import check_folder, read_header
+from checkpoints_tools.folder import check_folder
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_fits_preset, load_pretrained
 from checkpoints_tools.registry import get_model_spec
@@ -190,21 +189,6 @@ def test_damaged_files_are_all_named(hf_folder):
     assert len(lines) == 4
     for line, path, word in zip(lines, (a, b, c, d), ("truncated", "empty", "header", "git lfs pull"), strict=True):
         assert path.name in line and word in line
-
-
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [
-        (b"hello", "not a safetensors"),
-        (struct.pack("<Q", 4) + b"{..}", "damaged"),
-        (struct.pack("<Q", 2) + b"{}" + b"x", "damaged"),
-        (struct.pack("<Q", 7) + b'{"a":1}', "damaged"),
-    ],
-)
-def test_files_that_are_no_safetensors(tmp_path, content, word):
-    (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=word):
-        read_header(tmp_path / "x.safetensors")
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_all_named(hf_folder, helpers):

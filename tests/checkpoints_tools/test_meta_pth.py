@@ -126,10 +126,19 @@ def test_code_in_a_part_is_refused(tmp_path, helpers, capsys):
     ("params", "message"),
     [
         ({"n_heads": 7}, "do not divide"),
-        ({"dim": None}, "dim is None"),
+        ({"dim": None}, "dim must be a whole number; it is None"),
         ({"vocab_size": 299}, "vocab_size is 299, but the embedding has 304 rows"),
-        ({"multiple_of": "many", "norm_eps": -1}, "norm_eps is -1.*multiple_of is 'many'"),
-        ({"rope_theta": True}, "rope_theta is True"),
+        (
+            {"multiple_of": "many", "norm_eps": -1},
+            "norm_eps must be .* above 0; it is -1; multiple_of must be .*'many'",
+        ),
+        ({"rope_theta": True}, "rope_theta must be a number; it is True"),
+        ({"n_layers": 10**12}, "n_layers must be a whole number, at most 1,000; it is 1000000000000"),
+        ({"dim": 10**12}, "dim must be a whole number, at most 1,048,576"),
+        ({"ffn_dim_multiplier": 1e29}, "make a feed-forward width of"),
+        ({"n_heads": 64}, "dim 64 and n_heads 64 make heads of width 1; it must be even"),
+        ({"n_kv_heads": [2]}, r"n_kv_heads must be a whole number or null; it is \[2\]"),
+        ({"vocab_size": "x"}, "vocab_size must be a whole number; it is 'x'"),
         ({"quantization_args": {"scheme": "int4"}}, "quantization_args"),
     ],
 )

@@ -46,7 +46,7 @@ def test_a_document_of_the_right_shape():
         ('{"vocab": {"a": "b"}}', "config.json: vocab[...] must be a whole number, not a text"),
         ('{"rope_scaling": {}}', "config.json: rope_scaling.factor is missing"),
         ('{"layers": true}', "config.json: layers must be a whole number; it is True"),
-        ('{"layers": 0}', "config.json: layers: Expected int >= 1; it is 0"),
+        ('{"layers": 0}', "config.json: layers must be a whole number, at least 1; it is 0"),
         ("[]", "config.json: the document must be an object; it is []"),
     ],
 )
