@@ -47,7 +47,7 @@ GPUS: dict[str, Gpu] = {
     "h200": Gpu("H200 141 GB", round(139.7 * GIB), PEAK_BF16_FLOPS["H200"], 0.35, 4.8e12, 340e9, 320e9, 50e9),
 }
 
-# Bytes of GPU memory that the compiled update of one parameter moves in `train/optim/sharded_adamw.py`, by the format of
+# Bytes of GPU memory that the compiled update of a parameter moves (`train/optim/update.py`), by the format of
 # the states: as measured with bf16 and 8 bits on an H200, calls included. fp32 is by arithmetic from bf16, which reads
 # and writes 14 bytes where fp32 has 22. PyTorch's fused AdamW reads and writes all once.
 UPDATE_BYTES = {"bf16": 38, "fp32": 60, "8bit": 360}
