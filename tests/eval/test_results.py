@@ -116,7 +116,8 @@ def test_damaged_predictions_are_named(tmp_path, line, message):
         read_predictions(tmp_path, {"s": "token"})
 
 
-def test_names_are_shown_as_they_are(tmp_path, capsys):
+def test_names_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     results = Results("[/] [bold]s", "t", {"[m]": "class"}, "d", "test", METRICS | {"fields": {"[m]": {"accuracy": 1}}})
     write_run(tmp_path, results, [])
     compare([tmp_path])

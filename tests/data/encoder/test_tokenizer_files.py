@@ -72,7 +72,7 @@ CHARACTERS = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a
         ("json", "tokenizer.json", b'{"model": {"vocab"', "not JSON"),
         ("json", "tokenizer.json", b"[]", "must be an object"),
         ("json", "tokenizer.json", b"\xff\xfe", "byte 1 is not UTF-8"),
-        ("json", "tokenizer.json", b'{"model": {"vocab": {"a": -1}}}', "model.vocab.* >= 0"),
+        ("json", "tokenizer.json", b'{"model": {"vocab": {"a": -1}}}', "model.vocab.* at least 0"),
         ("json", "tokenizer.json", b'{"model": {"type": 5, "vocab": {}}}', "model.type must be a text; it is 5"),
         ("json", "tokenizer.json", b"[" * 5000, "nested more than 64 levels"),
         ("json", "tokenizer.json", b"9" * 5000, "more than 64 digits"),
