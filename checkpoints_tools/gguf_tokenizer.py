@@ -19,6 +19,7 @@ from checkpoints_tools.tokenizer_files import (
     byte_level_tokenizer,
     write_tokenizer_files,
 )
+from data.added_tokens import refusals_named
 from data.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -88,20 +89,25 @@ def write_gguf_tokenizer(metadata: dict[str, Any], special: dict[str, int], fold
     if len(types) != len(tokens):
         raise UserError(f"{where} has {len(tokens):,} tokens, but the types of {len(types):,}: {REMEDY}")
     vocab = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}
+    if len(vocab) < len(tokens) - sum(kind == UNUSED for kind in types):
+        twice = next(token for i, token in enumerate(tokens) if types[i] != UNUSED and vocab[token] != i)
+        raise UserError(f"{where} has the token {twice!r} twice: {REMEDY}")
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     bad = next((m for m in merges if len(m) != 2 or not {*m, "".join(m)} <= vocab.keys()), None)
     if bad is not None:
         raise UserError(f"{where} has the merge {' '.join(bad)!r}, which does not join two of its tokens: {REMEDY}")
+    turns = [special[name] for name in ("bos", "eos", "eot") if name in special]
     added = [
-        AddedToken(token, special=types[i] == CONTROL, normalized=False)
+        AddedToken(token, special=types[i] == CONTROL or i in turns, normalized=False)
         for token, i in vocab.items()
-        if types[i] in (CONTROL, USER_DEFINED)
+        if types[i] in (CONTROL, USER_DEFINED) or i in turns
     ]
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     named = {theirs: tokens[special[name]] for name, theirs in names.items() if name in special}
     # llama.cpp's default is BOS before the text for Llama 3's pre-tokenizer, and none for our other ones.
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", pre in IGNORE_MERGES)
     bos = named.get("bos_token") if add_bos else None
-    tokenizer = byte_level_tokenizer(vocab, merges, pre, added, bos)
+    with refusals_named(where, REMEDY):
+        tokenizer = byte_level_tokenizer(vocab, merges, pre, added, bos)
     chat_template = metadata.get("tokenizer.chat_template")
     write_tokenizer_files(folder, tokenizer, named, metadata["llama.context_length"], chat_template)

@@ -69,9 +69,9 @@ CHARACTERS = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a
 @pytest.mark.parametrize(
     ("kind", "name", "content", "message"),
     [
-        ("json", "tokenizer.json", b'{"model": {"vocab"', "refused by the tokenizers library"),
-        ("json", "tokenizer.json", b"[]", "refused by the tokenizers library"),
-        ("json", "tokenizer.json", b"\xff\xfe", "refused by the tokenizers library"),
+        ("json", "tokenizer.json", b'{"model": {"vocab"', "not the JSON of a tokenizer"),
+        ("json", "tokenizer.json", b"[]", "not the JSON of a tokenizer"),
+        ("json", "tokenizer.json", b"\xff\xfe", "not the JSON of a tokenizer"),
         ("json", "tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         ("json", "tokenizer.json", UNIGRAM.encode(), "type 'Unigram'; only byte-level BPE"),
         ("json", "tokenizer.json", CHARACTERS.encode(), "type 'BPE' that is not byte-level"),
