@@ -245,12 +245,19 @@ class Library:
 
         self._path = path
 
-    def encode(self, text: str | list[str]) -> tuple[list[int], list[int | None]]:
-        """Ids of a text, or of words one by one; and for each id the index of its word."""
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
         with refusals_named(self._path):  # some broken settings are noticed only here
-            encoding = self._tokenizer.encode(text, is_pretokenized=isinstance(text, list), add_special_tokens=False)
-        ids = encoding.ids
-        return ([self._stated.get(i, i) for i in ids] if self._stated else ids), encoding.word_ids
+            return self._as_stated(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_words(self, words: list[str]) -> tuple[list[int], list[int | None]]:
+        """Ids of words, each encoded separately, and for each id the index of its word."""
+        with refusals_named(self._path):
+            encoding = self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+            return self._as_stated(encoding.ids), encoding.word_ids
+
+    def _as_stated(self, ids: list[int]) -> list[int]:
+        return [self._stated.get(i, i) for i in ids] if self._stated else ids
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids of the vocabulary."""

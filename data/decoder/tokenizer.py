@@ -275,7 +275,7 @@ class JsonTokenizer(_FileTokenizer):
         super().__init__(files, frozenset(vocabulary.values()), added)
 
     def _encode(self, text: str) -> list[int]:
-        return self._library.encode(text)[0]
+        return self._library.encode(text)
 
     def _decode(self, ids: list[int]) -> str:
         return self._library.decode(ids)

@@ -142,7 +142,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens; half a surrogate pair becomes U+FFFD."""
-        return self._texts.encode(_whole_characters(text))[0]
+        return self._texts.encode(_whole_characters(text))
 
     def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int]]:
         """Ids of words, each tokenized separately, and the index of each word's first sub-word.
@@ -157,7 +157,7 @@ class Tokenizer:
             are stripped) a word of only combining marks. The caller decides what to do with such words.
         """
         assert not isinstance(words, str), "a list of words is needed; use encode() for a text"
-        ids, word_of = self._words.encode([_whole_characters(word) for word in words])
+        ids, word_of = self._words.encode_words([_whole_characters(word) for word in words])
         first = [-1] * len(words)
         for place, word in enumerate(word_of):
             assert word is not None, "no special tokens were added"

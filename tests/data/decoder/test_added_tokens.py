@@ -349,6 +349,20 @@ def test_an_added_token_with_an_id_that_the_reference_would_not_give_is_refused(
         load_tokenizer(edited(byte_level, tmp_path / "a", lambda spec: spec["added_tokens"].append(token)))
 
 
+def test_words_beside_a_vocabulary_with_gaps_are_refused(tmp_path):
+    """The library numbers words by the size of the vocabulary, so theirs would be the id of another token."""
+    normalizer = {"type": "Prepend", "prepend": "\u2581"}
+    for word, message in (
+        (entry("wow", 3), "'wow' should have id 3, but 3 is that of 'b'"),
+        (entry("a", 1), "ids are"),
+    ):
+        model = {"type": "BPE", "vocab": {"\u2581": 0, "a": 1, "b": 3}, "merges": []}
+        spec = {"version": "1.0", "model": model, "normalizer": normalizer, "added_tokens": [word]}
+        write_json(tmp_path / "tokenizer.json", spec)
+        with pytest.raises(UserError, match=f"{message}.*from different checkpoints"):
+            load_tokenizer(tmp_path)
+
+
 def test_an_added_token_that_the_vocabulary_has_already_is_found_as_a_word(byte_level, tmp_path):
     def edit(spec):
         spec["added_tokens"].append(entry("in", spec["model"]["vocab"]["in"]))
