@@ -15,6 +15,7 @@ compute ``last_hidden_state[:, 0] @ weight.T + bias``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -37,6 +38,9 @@ from checkpoints_tools.writer import (
     staged_folder,
 )
 from data.decoder.fewshot import PromptSpec
+from data.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def export_hf(
@@ -98,7 +102,10 @@ def export_hf(
                 carry_over(carried, staging, config.vocab_size, trained=True)
             names = {path.name for path in staging.iterdir()}
             if "tokenizer.model" in names and not names & {"tokenizer.json", "tokenizer_config.json"}:
-                write_tokenizer_json(staging, config.max_position)  # transformers cannot read Meta's tokenizer.model
+                try:  # transformers cannot read Meta's tokenizer.model
+                    write_tokenizer_json(staging, config.max_position)
+                except UserError as error:  # no reason to lose what was trained
+                    log.warning("warning: the export has no tokenizer.json: %s", error)
             if prompt_spec is not None:
                 prompt_spec.save(staging)
     if dist.is_initialized():

@@ -20,6 +20,7 @@ from checkpoints_tools.tokenizer_files import (
     byte_level_tokenizer,
     write_tokenizer_files,
 )
+from data.added_tokens import refusals_named
 from data.errors import UserError, nearest
 from data.files.documents import shaped
 
@@ -103,24 +104,26 @@ def write_gguf_tokenizer(metadata: dict[str, Any], special: dict[str, int], fold
     if len(types) != len(tokens):
         raise UserError(f"{where} has {len(tokens):,} tokens, but the types of {len(types):,}: {REMEDY}")
     vocab = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}
+    if len(vocab) < len(tokens) - sum(kind == UNUSED for kind in types):
+        twice = next(token for i, token in enumerate(tokens) if types[i] != UNUSED and vocab[token] != i)
+        raise UserError(f"{where} has the token {twice!r} twice: {REMEDY}")
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in found.merges or [])]
     bad = next((m for m in merges if not {*m, "".join(m)} <= vocab.keys()), None)
     if bad is not None:
         raise UserError(
             f"{where} has the merge {' '.join(bad).strip()!r}, which does not join two of its tokens: {REMEDY}"
         )
+    turns = [special[name] for name in ("bos", "eos", "eot") if name in special]
     added = [
-        AddedToken(token, special=types[i] == CONTROL, normalized=False)
+        AddedToken(token, special=types[i] == CONTROL or i in turns, normalized=False)
         for token, i in vocab.items()
-        if types[i] in (CONTROL, USER_DEFINED)
+        if types[i] in (CONTROL, USER_DEFINED) or i in turns
     ]
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     named = {theirs: tokens[special[name]] for name, theirs in names.items() if name in special}
     # llama.cpp's default is BOS before the text for Llama 3's pre-tokenizer, and none for our other ones.
     add_bos = pre in IGNORE_MERGES if found.add_bos is None else found.add_bos
     bos = named.get("bos_token") if add_bos else None
-    try:
+    with refusals_named(where, REMEDY):
         tokenizer = byte_level_tokenizer(vocab, merges, pre, added, bos)
-    except Exception as error:  # of the library
-        raise UserError(f"{where}: its tokenizer cannot be used ({error}): {REMEDY}") from None
     write_tokenizer_files(folder, tokenizer, named, metadata["llama.context_length"], found.chat_template)

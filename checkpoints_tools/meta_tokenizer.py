@@ -8,6 +8,7 @@ two tokens becomes a merge, in the order of the tokens' scores or ranks. The alg
 from __future__ import annotations
 
 import base64
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,12 +18,30 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from checkpoints_tools.tokenizer_files import byte_level_tokenizer, write_tokenizer_files
-from data.decoder.tokenizer import LLAMA3_SPECIAL, N_LLAMA3_SPECIAL
+from data import sentencepiece_model
+from data.added_tokens import refusals_named
+from data.decoder.tokenizer import llama3_special_tokens
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import read_bytes
 
 Piece = TypeVar("Piece", str, bytes)
+
+REMEDY = "name the folder of a tokenizer.json with --tokenizer"
+# The settings of a SentencePiece model that `sentencepiece_tokenizer` can write.
+LLAMA2 = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "normalizes": False,
+    "add_dummy_prefix": True,
+    "remove_extra_whitespaces": False,
+    "escape_whitespaces": True,
+    "treat_whitespace_as_suffix": False,
+    "bos piece": "<s>",
+    "eos piece": "</s>",
+    "unk piece": "<unk>",
+    "user-defined pieces": 0,
+}
 
 
 def write_meta_tokenizer(source: Path, folder: Path, max_length: int) -> None:
@@ -39,15 +58,20 @@ def write_meta_tokenizer(source: Path, folder: Path, max_length: int) -> None:
 
 
 def write_tokenizer_json(folder: Path, max_length: int) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` for the ``tokenizer.model`` in a folder."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` for the ``tokenizer.model`` in a folder.
+
+    Raises:
+        UserError: a SentencePiece model with other settings than Llama 2's: its ids would be others.
+    """
     model = folder / "tokenizer.model"
     ranks = read_ranks(model)
-    if ranks is None:
-        named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        tokenizer = sentencepiece_tokenizer(model)
-    else:
-        named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
-        tokenizer = llama3_tokenizer(ranks)
+    with refusals_named(model, REMEDY):
+        if ranks is None:
+            named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+            tokenizer = sentencepiece_tokenizer(model)
+        else:
+            named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+            tokenizer = llama3_tokenizer(ranks)
     write_tokenizer_files(folder, tokenizer, named, max_length, chat_template=None)
 
 
@@ -101,17 +125,17 @@ def llama3_tokenizer(ranks: dict[bytes, int]) -> Tokenizer:
     )
 
 
-def llama3_special_tokens() -> list[str]:
-    """Llama 3's special tokens in the order of their ids, which follow the last rank (Meta's tokenizer.py)."""
-    reserved = iter(f"<|reserved_special_token_{i}|>" for i in range(N_LLAMA3_SPECIAL))
-    return [LLAMA3_SPECIAL[i] if i in LLAMA3_SPECIAL else next(reserved) for i in range(N_LLAMA3_SPECIAL)]
-
-
 def byte_alphabet() -> list[str]:
     """GPT-2's character for each byte: the same in Latin-1 if that is printable, else the next one from U+0100."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+def piece_of(model: sentencepiece.SentencePieceProcessor, role: str) -> str | None:
+    """The piece with a role, None if there is none."""
+    i = getattr(model, f"{role}_id")()
+    return model.id_to_piece(i) if i >= 0 else None
 
 
 def sentencepiece_tokenizer(path: Path) -> Tokenizer:
@@ -122,8 +146,16 @@ def sentencepiece_tokenizer(path: Path) -> Tokenizer:
     except Exception as error:  # of the library
         raise UserError(f"{path} is neither a rank file nor a SentencePiece model ({error})") from None
     _check_lengths(path, pieces)
-    if model.bos_id() < 0:
-        raise UserError(f"{path} has no token that begins a text, which Llama's tokenizers have.")
+    content = read_bytes(path, limits.VOCABULARY_BYTES)
+    settings = dataclasses.asdict(sentencepiece_model.read_settings(content))
+    named = {f"{role} piece": piece_of(model, role) for role in ("bos", "eos", "unk")}
+    defined = {"user-defined pieces": sentencepiece_model.piece_types(content).count(sentencepiece_model.USER_DEFINED)}
+    for name, value in (settings | named | defined).items():
+        if value != LLAMA2[name]:
+            raise UserError(
+                f"{path}: {name} is {value!r}. A tokenizer.json can only be written for {LLAMA2[name]!r}, as in Llama "
+                f"2's model: {REMEDY}."
+            )
     vocab = {piece: i for i, piece in enumerate(pieces)}
     control = [i for i in range(len(pieces)) if model.is_control(i) or model.is_unknown(i)]
     ordinary = [i for i in range(len(pieces)) if i not in control and not model.is_byte(i)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +46,8 @@ class _SpecialTokens(msgspec.Struct):
     pad_token: str | _Content | None = None
     cls_token: str | _Content | None = None
     mask_token: str | _Content | None = None
+    additional_special_tokens: list[str | _Content] | None = None
+    extra_special_tokens: list[str | _Content] | dict[str, str | _Content] | None = None
 
 
 class _Template(msgspec.Struct):
@@ -121,7 +123,7 @@ def damaged(path: Path, what: str) -> UserError:
     return UserError(f"{path} ({path.stat().st_size:,} bytes) is {what}: download it again.")
 
 
-def parse_json(files: dict[str, bytes], name: str, folder: Path | None = None) -> dict[str, Any]:
+def parse_json(files: Mapping[str, bytes], name: str, folder: Path | None = None) -> dict[str, Any]:
     """A JSON file's value, checked for what is used of it; ``{}`` if the file is missing.
 
     Args:

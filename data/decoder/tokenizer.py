@@ -2,13 +2,16 @@
 
 Every section of a prompt is tokenized separately (`data.decoder.prompts`), so all three kinds follow the same rules:
 
-- ``encode`` adds nothing: no beginning-of-text token, and no space at the front (SentencePiece adds one by default,
-  which would put a space into the middle of every prompt).
+- ``encode`` adds nothing: no beginning-of-text token, and no space at the front or after an added word (SentencePiece
+  adds one by default, which would put a space into the middle of every prompt).
 - ``encode`` treats all input as ordinary text: the characters ``<|eot_id|>`` in a document get the tokens of these
-  characters, never the special token. Special tokens enter a prompt by name, through ``special``.
-- ``decode(encode(text)) == text``, with two exceptions that the reference implementations have too. SentencePiece
-  writes a space as U+2581, so this character is decoded as a space. A ``tokenizer.json`` that normalizes Unicode (none
-  of the Llama family does) returns normalized text.
+  characters, never the special token. Special tokens enter a prompt by name, through ``special``. Which added tokens
+  are special, and which are words that a document has: `data.added_tokens`.
+- Otherwise ids equal the reference's: the sentencepiece and tiktoken packages, and `transformers` for tokenizer.json.
+- ``decode(encode(text)) == text``, with three exceptions that the reference implementations have too. SentencePiece
+  writes a space as U+2581, so this character is decoded as a space. A tokenizer that normalizes Unicode or joins runs
+  of spaces (none of the Llama family does; OpenLLaMA's first one joins spaces) returns the text that it made of it. A
+  character without a token is lost, unless the tokenizer falls back to bytes, as all of the Llama family do.
 
 The tokens that open and close a chat turn are in `data.decoder.templates`; files are converted in `checkpoints_tools`.
 """
@@ -17,12 +20,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from data import sentencepiece_model
+from data.added_tokens import AddedTokens, Library, WordFinder, looks_like_control, read_added_tokens
 from data.errors import UserError
 from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
 
@@ -64,7 +68,7 @@ class Tokenizer(Protocol):
         eos_id: the token that ends a text. The end of a chat turn may be another token (`data.decoder.templates`).
         pad_id: the padding token, None if there is none; nothing here uses it.
         stated_eos: the text of the token that ends a text, if a configuration states it; else empty.
-        special: the id of every special token, by its text.
+        special: the id of every special token, by its text. No text is encoded to one of these.
         chat_template: the Jinja source that came with the tokenizer, "" if none did.
         fingerprint: hash of the defining files; equal fingerprints give equal ids.
     """
@@ -86,13 +90,21 @@ class Tokenizer(Protocol):
 
 
 class _FileTokenizer:
-    """Shared by the three kinds: their files, special tokens, and checks."""
+    """Shared by the three kinds: their files, added and special tokens, and checks.
 
-    def __init__(self, files: dict[str, bytes], n_ordinary: int, special: dict[str, int]) -> None:
+    Args:
+        files: contents by name.
+        ordinary: ids that the kind's own ``_decode`` knows.
+        added: the added tokens.
+    """
+
+    def __init__(self, files: dict[str, bytes], ordinary: Collection[int], added: AddedTokens) -> None:
         self.files = files
-        self.special = special
-        self.vocab_size = max([n_ordinary - 1, *special.values()]) + 1
-        self._special_text = {i: text for text, i in special.items()}
+        self.special = special = added.control
+        self._text = {token["id"]: token["content"] for token in added.words if token["id"] not in ordinary}
+        self._text |= {i: text for text, i in special.items()}
+        self._ordinary = ordinary
+        self.vocab_size = max([*ordinary, *self._text], default=-1) + 1
         self.fingerprint = hashlib.sha256(b"\0".join(files[name] for name in sorted(files))).hexdigest()
         config = parse_json(files, "tokenizer_config.json")
         names = {**parse_json(files, "special_tokens_map.json"), **config}
@@ -115,12 +127,12 @@ class _FileTokenizer:
         parts: list[str] = []
         run: list[int] = []  # ordinary tokens are decoded together: a character may span several
         for i in ids:
-            if self._is_ordinary(i):
+            if i in self._ordinary and i not in self._text:
                 run.append(i)
                 continue
             parts.append(self._decode(run))
             run = []
-            parts.append(self._special_text.get(i, "\ufffd"))
+            parts.append(self._text.get(i, "\ufffd"))
         parts.append(self._decode(run))
         return "".join(parts)
 
@@ -131,9 +143,6 @@ class _FileTokenizer:
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
 
-    def _is_ordinary(self, i: int) -> bool:
-        return 0 <= i < self.vocab_size and i not in self._special_text
-
     def _encode(self, text: str) -> list[int]:
         raise NotImplementedError
 
@@ -142,33 +151,62 @@ class _FileTokenizer:
 
 
 class SentencePieceTokenizer(_FileTokenizer):
-    """Llama 2's ``tokenizer.model``: BPE over characters with byte fallback."""
+    """Llama 2's ``tokenizer.model``: BPE over characters with byte fallback; other models with their own settings.
+
+    If the model joins runs of spaces (``remove_extra_whitespaces``), the library also drops the spaces at both ends of
+    a text. Here one space is left at each end, because sections are parts of a longer text.
+    """
 
     def __init__(self, files: dict[str, bytes], folder: Path) -> None:
-        import sentencepiece
-
-        # The model file is a protobuf, in which a later value replaces an earlier one: this appends
-        # `normalizer_spec { add_dummy_prefix: false, remove_extra_whitespaces: false }`.
-        model = files["tokenizer.model"] + b"\x1a\x04\x18\x00\x20\x00"
+        model, path = files["tokenizer.model"], folder / "tokenizer.model"
+        pieces = _processor(model, path)
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-            pieces = [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
-        except Exception as error:  # its own, and a UnicodeDecodeError for a piece that is not UTF-8
-            raise damaged(folder / "tokenizer.model", "neither a SentencePiece model nor a rank file") from error
-        self._n_pieces = len(pieces)
-        special = {text: i for i, text in enumerate(pieces) if self._model.is_control(i) or self._model.is_unknown(i)}
-        special |= {text: i for text, i in _added_tokens(files).items() if i >= self._n_pieces}
-        super().__init__(files, self._n_pieces, special)
-        if self.bos_id is None and self._model.bos_id() >= 0:
-            self.bos_id = self._model.bos_id()
-        if self.eos_id is None and self._model.eos_id() >= 0:
-            self.eos_id = self._model.eos_id()
+            vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
+        except UnicodeDecodeError as error:
+            raise damaged(path, f"damaged: a piece is not UTF-8 ({error})") from error
+        types = sentencepiece_model.piece_types(model)
+        fixed = (sentencepiece_model.CONTROL, sentencepiece_model.UNKNOWN)
+        defined = sentencepiece_model.USER_DEFINED
+        control = {
+            text: "control"
+            for text, i in vocabulary.items()
+            if types[i] in fixed or (types[i] == defined and looks_like_control(text))
+        }
+        spec = parse_json(files, "tokenizer.json")  # a conversion; it may have more added tokens
+        added = _read_added_tokens(files, path, vocabulary, spec, control)
+        super().__init__(files, range(len(vocabulary)), added)
+        words = [token for token in added.words if types[token["id"] :][:1] != [defined]]
+        self._words = WordFinder(words, path, _without_dummy_space(spec.get("normalizer")))
 
-    def _is_ordinary(self, i: int) -> bool:
-        return 0 <= i < self._n_pieces and i not in self._special_text
+        hidden = [i for i in added.control.values() if i < len(types) and types[i] not in fixed]
+        model = sentencepiece_model.with_control_pieces(model, hidden)
+        settings = sentencepiece_model.read_settings(model)
+        plain = sentencepiece_model.with_normalizer(model, add_dummy_prefix=False, remove_extra_whitespaces=False)
+        self._model = _processor(plain, path)
+        self._joins_spaces = settings.remove_extra_whitespaces
+        if self._joins_spaces:
+            change = sentencepiece_model.with_normalizer
+            self._joined = _processor(change(model, add_dummy_prefix=False), path)
+            self._spaced = _processor(change(plain, escape_whitespaces=False), path)
+            self._normalized = _processor(change(plain, normalizes=False), path)
+        if self.bos_id is None and pieces.bos_id() >= 0:
+            self.bos_id = pieces.bos_id()
+        if self.eos_id is None and pieces.eos_id() >= 0:
+            self.eos_id = pieces.eos_id()
 
     def _encode(self, text: str) -> list[int]:
-        return self._model.encode(text)
+        ids: list[int] = []
+        for part in self._words.cut(text):
+            ids += self._pieces(part) if isinstance(part, str) else [part]
+        return ids
+
+    def _pieces(self, text: str) -> list[int]:
+        if not self._joins_spaces:
+            return self._model.encode(text)
+        spaced, joined = self._spaced.normalize(text), self._joined.normalize(text)
+        before = " " * spaced.startswith(" ")
+        after = " " * (spaced.endswith(" ") and bool(joined))
+        return self._normalized.encode(before + joined + after)
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids) if ids else ""
@@ -185,29 +223,28 @@ class RankFileTokenizer(_FileTokenizer):
         import tiktoken
 
         ranks = _read_ranks(files["tokenizer.model"], folder / "tokenizer.model")
-        special, n_reserved = {}, 0
-        for i in range(N_LLAMA3_SPECIAL):
-            name = LLAMA3_SPECIAL.get(i)
-            if name is None:
-                name, n_reserved = f"<|reserved_special_token_{n_reserved}|>", n_reserved + 1
-            special[name] = len(ranks) + i
-        renamed = {i: text for text, i in _added_tokens(files).items() if i >= len(ranks)}
-        special = {renamed.get(i, name): i for name, i in special.items()}
-        self._bpe = tiktoken.Encoding(
-            name=str(folder), pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=special
-        )
-        self._n_ranks = len(ranks)
-        super().__init__(files, len(ranks), special)
+        n, path = len(ranks), folder / "tokenizer.model"
+        reserved = {name: n + i for i, name in enumerate(llama3_special_tokens())}
+        vocabulary = {token.decode(): rank for token, rank in ranks.items() if token.isascii()}
+        control = dict.fromkeys(reserved, "control")
+        ids, size = range(n, n + N_LLAMA3_SPECIAL), n + N_LLAMA3_SPECIAL
+        added = read_added_tokens(files, path, vocabulary | reserved, (), control, n_vocabulary=size, reserved=ids)
+        self._bpe = tiktoken.Encoding(name=str(folder), pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens={})
+        self._words = WordFinder(added.words, path)
+        super().__init__(files, range(n), added)
         if self.bos_id is None:
-            self.bos_id = len(ranks)
+            self.bos_id = n
         if self.eos_id is None:
-            self.eos_id = len(ranks) + 1
-
-    def _is_ordinary(self, i: int) -> bool:
-        return 0 <= i < self._n_ranks
+            self.eos_id = n + 1
 
     def _encode(self, text: str) -> list[int]:
-        return [i for chunk in _chunks(text) for i in self._bpe.encode_ordinary(chunk)]
+        ids: list[int] = []
+        for part in self._words.cut(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += (i for chunk in _chunks(part) for i in self._bpe.encode_ordinary(chunk))
+        return ids
 
     def _decode(self, ids: list[int]) -> str:
         return self._bpe.decode(ids)
@@ -216,13 +253,11 @@ class RankFileTokenizer(_FileTokenizer):
 class JsonTokenizer(_FileTokenizer):
     """``tokenizer.json`` of the Hugging Face ``tokenizers`` library, BPE only: SmolLM2, Llama 3, GPT-2, RoBERTa.
 
-    The library finds added tokens anywhere in its input. So it gets a copy of the file without them, and the ids of
-    added tokens are looked up here. The steps that add or strip a space at the front are also removed.
+    The library finds added tokens anywhere in its input. So it gets a copy of the file without control tokens, whose
+    ids are looked up here. The steps that add or strip a space at the front are also removed.
     """
 
     def __init__(self, files: dict[str, bytes], folder: Path) -> None:
-        import tokenizers
-
         path = folder / "tokenizer.json"
         spec = parse_json(files, "tokenizer.json", folder)
         vocabulary, kind = spec["model"]["vocab"], spec["model"].get("type", "BPE")
@@ -230,34 +265,18 @@ class JsonTokenizer(_FileTokenizer):
             raise UserError(
                 f"{path} holds a tokenizer of type {kind!r}; only BPE is supported (Llama, SmolLM2, GPT-2, RoBERTa)."
             )
-        # Added tokens that are runs of spaces are ordinary text; all others are special.
-        added = spec.get("added_tokens") or []
-        kept = spec["added_tokens"] = [token for token in added if not token["content"].strip()]
-        special = {token["content"]: token["id"] for token in added if token["content"].strip()}
-        special |= {text: i for text, i in _added_tokens(files).items() if text.strip()}
-        spec["model"]["vocab"] = {text: i for text, i in vocabulary.items() if text not in special}
-        # The library renumbers added tokens unless the vocabulary has them.
-        spec["model"]["vocab"] |= {token["content"]: token["id"] for token in kept}
-        if spec["model"].get("unk_token") in special:
-            spec["model"]["unk_token"] = None  # not needed: every BPE here falls back to bytes
+        unknown = spec["model"].get("unk_token")
+        added = _read_added_tokens(files, path, vocabulary, spec, {unknown: "unk"} if unknown else {})
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             spec[part] = _without_dummy_space(spec.get(part))
-        spec["post_processor"] = spec["truncation"] = spec["padding"] = None
-        try:
-            self._bpe = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        except Exception as error:  # the library raises bare Exception
-            raise damaged(path, f"refused by the tokenizers library: {error}") from error
-        self._known = frozenset(self._bpe.get_vocab(with_added_tokens=True).values())
-        super().__init__(files, max(self._known, default=-1) + 1, special)
-
-    def _is_ordinary(self, i: int) -> bool:
-        return i in self._known
+        self._library = Library(spec, added, path)
+        super().__init__(files, frozenset(vocabulary.values()), added)
 
     def _encode(self, text: str) -> list[int]:
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        return self._library.encode(text)
 
     def _decode(self, ids: list[int]) -> str:
-        return self._bpe.decode(ids, skip_special_tokens=False)
+        return self._library.decode(ids)
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -287,9 +306,19 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     return SentencePieceTokenizer(files, folder)
 
 
-def _added_tokens(files: dict[str, bytes]) -> dict[str, int]:
-    listed = parse_json(files, "tokenizer_config.json").get("added_tokens_decoder") or {}
-    return parse_json(files, "added_tokens.json") | {token_text(token): int(i) for i, token in listed.items()}
+def llama3_special_tokens() -> list[str]:
+    """Llama 3's special tokens in the order of their ids, which follow the last rank (Meta's tokenizer.py)."""
+    reserved = iter(f"<|reserved_special_token_{i}|>" for i in range(N_LLAMA3_SPECIAL))
+    return [LLAMA3_SPECIAL[i] if i in LLAMA3_SPECIAL else next(reserved) for i in range(N_LLAMA3_SPECIAL)]
+
+
+def _processor(model: bytes, path: Path) -> Any:
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except Exception as error:  # of the library
+        raise damaged(path, "neither a SentencePiece model nor a rank file") from error
 
 
 def _chat_template(files: dict[str, bytes], config: dict[str, Any]) -> str:
@@ -326,6 +355,28 @@ def _chunks(text: str) -> Iterator[str]:
                     yield chunk[done:cut]
                     done = cut
         yield chunk[done:]
+
+
+def _read_added_tokens(
+    files: dict[str, bytes], path: Path, vocabulary: dict[str, int], spec: dict[str, Any], roles: dict[str, str]
+) -> AddedTokens:
+    """The added tokens of a tokenizer; ``spec`` is its tokenizer.json, or empty."""
+    added = read_added_tokens(files, path, vocabulary, spec.get("added_tokens") or [], roles)
+    if not _adds_space(spec.get("normalizer")):
+        return added
+    if "Llama" in str(parse_json(files, "tokenizer_config.json").get("tokenizer_class")):
+        # transformers builds the parts of this class anew, without a normalizer.
+        words = [token | {"normalized": False} for token in added.words]
+    else:
+        # The space is also added to the words that are normalized: the library finds them only behind one.
+        words = [token | {"content": " " * token["normalized"] + token["content"]} for token in added.words]
+    return AddedTokens(words, added.control)
+
+
+def _adds_space(node: dict[str, Any] | None) -> bool:
+    """Whether a normalizer of a ``tokenizer.json`` adds a space at the front."""
+    node = node or {}
+    return node.get("type") == "Prepend" or any(map(_adds_space, node.get("normalizers") or []))
 
 
 def _without_dummy_space(node: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -10,7 +10,8 @@ The `tokenizers` package splits and merges, so ids are those of ``RobertaTokeniz
 module reads and checks the files, and finds the word of each sub-word. Three rules:
 
 - Nothing is added, and nothing in a document is special: ``<s>`` or ``[SEP]`` in a post is ordinary text
-  (``split_special_tokens`` in transformers). Callers put `cls_id` and `sep_id` around the ids.
+  (``split_special_tokens`` in transformers). Callers put `cls_id` and `sep_id` around the ids. Which added tokens are
+  special, and which are words that a document has: `data.added_tokens`.
 - No space is added in front of a text: RoBERTa has different tokens for ``"news"`` at the start of a text and
   ``" news"`` inside it, and was pretrained so. Checkpoints with ``add_prefix_space: true`` in tokenizer_config.json get
   a space. Words given one by one always get one, because in a text they follow another word.
@@ -29,9 +30,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 from tokenizers import pre_tokenizers
 
+from data.added_tokens import Library, read_added_tokens
 from data.errors import UserError
 from data.json_text import to_json
 from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
@@ -106,41 +107,41 @@ class Tokenizer:
             main, spec = "vocab.txt", _read_wordpiece(files, folder)
         kind = spec["model"]["type"]
         names = {role: token_text(named.get(f"{role}_token")) or text for role, text in SPECIAL_TOKENS[kind].items()}
-        if main != "tokenizer.json":
-            spec["added_tokens"] = _added(config, parse_json(files, "added_tokens.json", folder), set(names.values()))
         if kind == "WordPiece":
             spec["model"]["unk_token"] = names["unk"]
         for option, (part, name) in OPTIONS.items():
             if option in config:
                 _set(spec, part, name, config[option])
 
-        self._texts = _build(spec, folder / main)
-        _set(spec, "ByteLevel", "add_prefix_space", True)
-        self._words = _build(spec, folder / main)
-
-        vocabulary = self._texts.get_vocab(with_added_tokens=True)
-        missing = [f"{role} ({text})" for role, text in names.items() if text not in vocabulary and role != "mask"]
+        path, vocabulary = folder / main, spec["model"]["vocab"]
+        roles = {text: role for role, text in names.items()}
+        added = read_added_tokens(files, path, vocabulary, spec.get("added_tokens") or [], roles)
+        known = vocabulary | {token["content"]: token["id"] for token in added.words} | added.control
+        missing = [f"{role} ({text})" for role, text in names.items() if text not in known and role != "mask"]
         if missing:
             raise UserError(
                 f"{folder / main} lacks the special tokens {', '.join(missing)} that an encoder needs. If it has other "
                 "names for them, tokenizer_config.json must give these (cls_token, sep_token, pad_token, unk_token). "
                 "If this is the tokenizer of a decoder such as Llama, choose a decoder model."
             )
+        if kind == "BPE" and (lacking := set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()):
+            raise damaged(path, f"incomplete: {len(lacking)} of the 256 bytes have no token")
+        spec["decoder"] = None
+        self._texts = Library(spec, added, path)
+        _set(spec, "ByteLevel", "add_prefix_space", True)
+        self._words = Library(spec, added, path)
+
         self.cls_id, self.sep_id, self.pad_id, self.unk_id = (
-            vocabulary[names[role]] for role in ("cls", "sep", "pad", "unk")
+            known[names[role]] for role in ("cls", "sep", "pad", "unk")
         )
-        self.mask_id = vocabulary.get(names["mask"])
-        self.vocab_size = max(vocabulary.values()) + 1
+        self.mask_id = known.get(names["mask"])
+        self.vocab_size = max(known.values()) + 1
         content = b"\0".join(part for name in sorted(files) for part in (name.encode(), files[name]))
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Pickle the files: a pickled tokenizers.Tokenizer loses encode_special_tokens.
-        return Tokenizer, (self.files, self._folder)
-
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens; half a surrogate pair becomes U+FFFD."""
-        return self._texts.encode(_whole_characters(text), add_special_tokens=False).ids
+        return self._texts.encode(_whole_characters(text))
 
     def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int]]:
         """Ids of words, each tokenized separately, and the index of each word's first sub-word.
@@ -155,15 +156,13 @@ class Tokenizer:
             are stripped) a word of only combining marks. The caller decides what to do with such words.
         """
         assert not isinstance(words, str), "a list of words is needed; use encode() for a text"
-        encoding = self._words.encode(
-            [_whole_characters(word) for word in words], is_pretokenized=True, add_special_tokens=False
-        )
+        ids, word_of = self._words.encode_words([_whole_characters(word) for word in words])
         first = [-1] * len(words)
-        for place, word in enumerate(encoding.word_ids):
+        for place, word in enumerate(word_of):
             assert word is not None, "no special tokens were added"
             if first[word] < 0:
                 first[word] = place
-        return encoding.ids, first
+        return ids, first
 
     def save(self, folder: Path | str, max_length: int | None = None) -> None:
         """Write the files this tokenizer was read from, byte for byte.
@@ -203,14 +202,10 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
 
 
 def _read_json(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
-    path, listed = folder / "tokenizer.json", parse_json(files, "tokenizer.json", folder).get("added_tokens") or []
-    try:
-        # A round trip through the library: its oldest files do not name their type of model.
-        spec = json.loads(tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode()).to_str())
-    except Exception as error:  # the library raises bare Exception
-        raise damaged(path, f"refused by the tokenizers library: {error}") from error
-    spec["added_tokens"] = listed  # the library may renumber
-    kind = spec["model"]["type"]
+    path = folder / "tokenizer.json"
+    spec = parse_json(files, "tokenizer.json", folder)
+    # The oldest files do not name their type of model.
+    kind = spec["model"].setdefault("type", "BPE" if "merges" in spec["model"] else "WordPiece")
     if kind not in SPECIAL_TOKENS or (kind == "BPE" and not _parts(spec, "ByteLevel")):
         raise UserError(
             f"{path} holds a tokenizer of type {kind!r}{' that is not byte-level' * (kind == 'BPE')}; only "
@@ -257,19 +252,6 @@ def _vocabulary(files: dict[str, bytes], path: Path) -> dict[str, int]:
     return vocabulary
 
 
-def _added(config: dict[str, Any], plain: dict[str, int], special: set[str]) -> list[dict[str, Any]]:
-    """The tokens that a checkpoint adds to its vocabulary file, by id; default flags as in transformers."""
-    tokens: dict[int, dict[str, Any]] = {i: {"content": text} for text, i in plain.items()}
-    tokens |= {int(i): token for i, token in (config.get("added_tokens_decoder") or {}).items()}
-    found = []
-    for i, token in sorted(tokens.items()):
-        is_special = token.get("special", token["content"] in special)
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not is_special}
-        given = {name: token.get(name, value) for name, value in flags.items()}
-        found.append({"id": i, "content": token["content"], "special": is_special, **given})
-    return found
-
-
 def _lines(content: bytes, path: Path) -> list[str]:
     try:
         text = content.decode()
@@ -308,27 +290,6 @@ def _parts(spec: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 def _set(spec: dict[str, Any], kind: str, name: str, value: bool | None) -> None:
     for part in _parts(spec, kind):
         part[name] = value
-
-
-def _build(spec: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
-    # Callers add special tokens, cut and pad. A saved tokenizer often has such settings: remove them.
-    bare = {"version": "1.0", **spec, "truncation": None, "padding": None, "post_processor": None, "decoder": None}
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(bare))
-    except Exception as error:  # the library raises bare Exception
-        raise damaged(path, f"refused by the tokenizers library: {error}") from error
-    for token in spec["added_tokens"]:
-        if (i := tokenizer.token_to_id(token["content"])) != token["id"]:  # the library ignores given ids
-            raise UserError(
-                f"{path}: the added token {token['content']!r} should have id {token['id']}, but the next free id is "
-                f"{i}: the vocabulary and the added tokens are from different checkpoints. Download both again."
-            )
-    if spec["model"]["type"] == "BPE":
-        lacking = set(pre_tokenizers.ByteLevel.alphabet()) - tokenizer.get_vocab().keys()
-        if lacking:
-            raise damaged(path, f"incomplete: {len(lacking)} of the 256 bytes have no token")
-    tokenizer.encode_special_tokens = True  # that is, as ordinary text
-    return tokenizer
 
 
 def _whole_characters(text: str) -> str:

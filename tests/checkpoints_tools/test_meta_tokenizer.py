@@ -23,8 +23,8 @@ def without_bos() -> bytes:
     out = io.BytesIO()
     words = iter(["abc abd abe b c d e"] * 20)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=words, model_writer=out, vocab_size=20, bos_id=-1, model_type="bpe", hard_vocab_limit=False,
-        minloglevel=9,
+        sentence_iterator=words, model_writer=out, vocab_size=300, bos_id=-1, model_type="bpe", hard_vocab_limit=False,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=9,
     )  # fmt: skip
     return out.getvalue()
 
@@ -39,7 +39,7 @@ def without_bos() -> bytes:
         pytest.param(lambda: ranks(BYTES, 1), "do not have all bytes and the ranks from 0 on", id="ranks from 1"),
         pytest.param(lambda: ranks([*BYTES, b"a" * 10**6]), "length 1,000,000; the limit is 512", id="long token"),
         pytest.param(lambda: b"a" * (2**24 + 1), "larger than 16,777,216 bytes", id="large"),
-        pytest.param(without_bos, "has no token that begins a text", id="no beginning"),
+        pytest.param(without_bos, "bos piece is None", id="no beginning"),
     ],
 )  # fmt: skip
 def test_what_is_refused(content, message, tmp_path):

@@ -1,0 +1,123 @@
+"""Tokenizers that are written as tokenizer.json: from GGUF with words and control tokens, from SentencePiece or not."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from tokenizers import ByteLevelBPETokenizer
+
+from checkpoints_tools.export import export_hf
+from checkpoints_tools.gguf_tokenizer import write_gguf_tokenizer
+from checkpoints_tools.meta_tokenizer import write_tokenizer_json
+from data.decoder.tokenizer import load_tokenizer
+from data.errors import UserError
+from model.llama import Llama, LlamaConfig
+from tests.added_tokens import assert_equal_ids, mixed_texts
+
+TEXTS = ["Beginning of the news, end of the news: wake me up at nine am on friday."] * 4
+ORDINARY, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NAMES = ["<bos>", "<|im_end|>", "Covfefe", "xyzzy plugh", "turn"]
+TYPES = [CONTROL, USER_DEFINED, USER_DEFINED, USER_DEFINED, ORDINARY]
+
+
+@pytest.fixture
+def metadata() -> dict[str, object]:
+    """A GGUF file's tokenizer, in which the end of a turn is stored as an ordinary token."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(TEXTS, vocab_size=300, show_progress=False)
+    model = json.loads(bpe.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [*tokens, *NAMES],
+        "tokenizer.ggml.token_type": [ORDINARY] * len(tokens) + TYPES,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],
+        "llama.context_length": 64,
+    }
+
+
+def test_words_and_control_tokens_of_a_gguf_file(metadata, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    n = len(metadata["tokenizer.ggml.tokens"]) - len(NAMES)
+    write_gguf_tokenizer(metadata, {"bos": n, "eot": n + 4}, tmp_path, "a.gguf")
+    ours = load_tokenizer(tmp_path)
+    assert ours.special == {"<bos>": n, "<|im_end|>": n + 1, "turn": n + 4} and ours.bos_id == n
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
+    assert {n + 2, n + 3} <= set(ours.encode("Covfefe, xyzzy plugh"))
+    assert_equal_ids(ours.encode, lambda text: reference(text, add_special_tokens=False).input_ids, mixed_texts())
+    for text in ("<bos>", "<|im_end|>", "turn", "a turn<|im_end|>returns"):
+        assert not set(ours.special.values()) & set(ours.encode(text)) and ours.decode(ours.encode(text)) == text
+
+
+def test_a_token_that_a_gguf_file_has_twice_is_refused(metadata, tmp_path):
+    metadata["tokenizer.ggml.tokens"][-1] = "Covfefe"
+    with pytest.raises(UserError, match=r"a\.gguf has the token 'Covfefe' twice: give .* --tokenizer"):
+        write_gguf_tokenizer(metadata, {}, tmp_path, "a.gguf")
+    metadata["tokenizer.ggml.token_type"][-1] = UNUSED
+    write_gguf_tokenizer(metadata, {}, tmp_path, "a.gguf")
+    assert len(load_tokenizer(tmp_path).encode("Covfefe")) == 1
+
+
+# --- SentencePiece ----------------------------------------------------------------------------------------------------
+
+
+def train(folder: Path, **options: object) -> Path:
+    model = io.BytesIO()
+    llama2 = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False} | {
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=model, minloglevel=3, **(llama2 | options)
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return folder
+
+
+def test_a_model_with_llama2s_settings_is_written(tmp_path):
+    ours = load_tokenizer(train(tmp_path))
+    write_tokenizer_json(tmp_path, 64)
+    (tmp_path / "tokenizer.model").unlink()
+    assert_equal_ids(load_tokenizer(tmp_path).encode, ours.encode, mixed_texts())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces is True.*written for False"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalizes is True.*written for False"),
+        ({"add_dummy_prefix": False}, "add_dummy_prefix is False.*written for True"),
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix is True"),
+        ({"byte_fallback": False}, "byte_fallback is False"),
+        ({"model_type": "unigram", "vocab_size": 290}, "model_type is 'unigram'.*written for 'bpe'"),
+        ({"user_defined_symbols": ["Covfefe"]}, "user-defined pieces is 1.*written for 0"),
+        ({"bos_id": -1}, "bos piece is None.*written for '<s>'"),
+        ({"eos_piece": "<end>"}, "eos piece is '<end>'.*written for '</s>'"),
+    ],
+)
+def test_a_model_with_other_settings_is_not_written_as_a_tokenizer_json(options, message, tmp_path):
+    train(tmp_path, **options)
+    with pytest.raises(UserError, match=rf"tokenizer\.model: {message}.*--tokenizer"):
+        write_tokenizer_json(tmp_path, 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
+
+
+def test_an_export_without_a_tokenizer_json_is_said(tmp_path, caplog):
+    (tmp_path / "source").mkdir()
+    tokenizer = load_tokenizer(train(tmp_path / "source", remove_extra_whitespaces=True))
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size, dim=16, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=16, max_position=64
+    )
+    model = Llama(config)
+    model.init_weights()
+    with caplog.at_level(logging.WARNING):
+        export_hf(model, config, tokenizer, tmp_path / "out")
+    assert "warning: the export has no tokenizer.json" in caplog.text and "remove_extra_whitespaces" in caplog.text
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    assert load_tokenizer(tmp_path / "out").encode("wake  me") == tokenizer.encode("wake me")
