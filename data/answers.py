@@ -324,7 +324,8 @@ def literal(text: str) -> object:
     try:
         return parse_line(text, "the answer", as_python=True)
     except UserError:
-        pass
+        if len(text) > limits.PYTHON_ANSWER_CHARACTERS:
+            return None
     try:
         with warnings.catch_warnings():  # ignore those about backslashes in strings
             warnings.simplefilter("ignore")

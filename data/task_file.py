@@ -22,6 +22,7 @@ FORMAT = 1
 _TEXTS = ("name", "dataset", "document_name", "document_noun", "instruction", "text_column")
 
 
+_Name = Annotated[str, msgspec.Meta(min_length=1)]
 _Labels = Annotated[list[str], msgspec.Meta(min_length=1)]
 
 
@@ -44,12 +45,12 @@ class _Format(msgspec.Struct):
 class _Record(msgspec.Struct):
     """What is read of the file."""
 
-    name: str
-    dataset: str
-    document_name: str
-    document_noun: str
+    name: _Name
+    dataset: _Name
+    document_name: _Name
+    document_noun: _Name
     instruction: str
-    text_column: str
+    text_column: _Name
     opening_is_system: bool
     fields: Annotated[list[_ClassRecord | _TokenRecord], msgspec.Meta(min_length=1)]
 

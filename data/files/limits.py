@@ -48,8 +48,10 @@ VOCABULARY_BYTES = 16 * MIB
 # Tokens of a vocabulary, and the largest id. (The largest known vocabularies have some 260,000.)
 TOKENS = 4_000_000
 
-# An answer of a model that is read as a list or an object. (The longest valid ones have one label for each word.)
+# An answer of a model that is read as a list or an object, and one in Python's notation instead of JSON's, which takes
+# a hundred times as long. (The longest valid ones have one label for each word: some 15 characters.)
 ANSWER_CHARACTERS = MIB
+PYTHON_ANSWER_CHARACTERS = 64 * 1024
 
 # What a server of a closed model sends for one request. (An answer of 4,096 tokens has some 20 KiB.)
 RESPONSE_BYTES = 8 * MIB

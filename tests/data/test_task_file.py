@@ -66,6 +66,7 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
         ({"format": None}, "format must be a whole number; it is None"),
         ({"format": "1"}, "format must be a whole number; it is '1'"),
         ({"name": 1}, "name must be a text; it is 1"),
+        ({"document_noun": ""}, "document_noun: .* length >= 1"),
         ({"opening_is_system": 1}, "opening_is_system must be true or false; it is 1"),
         ({"fields": [{"name": "x"}]}, r"fields\[0\].type is missing"),
         (
