@@ -14,8 +14,8 @@
     }
 
 ``chunks`` has 16 digits for each 4 MiB of the file, so that a rank checks only the chunks that it reads, and a message
-says where a file is damaged. ``own`` is the hash of the rest of this document. Model cards (``*.md``) have no checksums,
-because people edit them and no program reads them.
+says where a file is damaged. ``own`` is the hash of the rest of this document. Model cards (``*.md``) have no
+checksums, because people edit them and no program reads them.
 
 This is against disks, networks and accidents. Against somebody who also changes ``checksums.json`` it is no protection.
 A folder without the file loads unchecked.
@@ -256,9 +256,10 @@ def _units(sums: FileSums) -> range:
 
 
 def _damaged(folder: Path, found: list[str]) -> Damaged:
-    listed = "; ".join(found)
-    return Damaged(f"{folder} is not what was written: {listed}. The disk or a copy damaged it, or somebody changed it. "
-                   f"{_way_on(folder)}")  # fmt: skip
+    return Damaged(
+        f"{folder} is not what was written: {'; '.join(found)}. The disk or a copy damaged it, or somebody changed it. "
+        f"{_way_on(folder)}"
+    )
 
 
 def _way_on(folder: Path) -> str:
