@@ -23,6 +23,7 @@ A folder without the file loads unchecked.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -168,7 +169,7 @@ class CheckedFile:
         """
         end = self.sums.bytes if end is None else end
         if bad := self.bad_chunks(range(begin // CHUNK, -(-end // CHUNK) or 1)):
-            raise _damaged(self.path.parent, [self.describe(bad)])
+            raise damaged(self.path.parent, [self.describe(bad)])
 
     def bad_chunks(self, chunks: Iterable[int]) -> list[int]:
         """Those of the chunks that differ from their checksums. In a file of another size all of them do."""
@@ -179,19 +180,21 @@ class CheckedFile:
             return chunks
         if not self.sums.bytes:
             return []
-        bad, buffer = [], bytearray(min(CHUNK, self.sums.bytes))
         with self.path.open("rb", buffering=0) as file:
-            for n in chunks:
-                file.seek(n * CHUNK)
-                view = memoryview(buffer)[: self.sums.bytes - n * CHUNK]
-                filled = 0
-                while filled < len(view) and (more := file.readinto(view[filled:])):
-                    filled += more
-                if xxhash.xxh3_64_hexdigest(view[:filled]) == self.sums.hash_of(n):
-                    self.good.add(n)
-                else:
-                    bad.append(n)
+            buffer = bytearray(min(CHUNK, self.sums.bytes))
+            bad = [n for n in chunks if not self._is_good(n, file, buffer)]
+        self.good |= set(chunks) - set(bad)
         return bad
+
+    def _is_good(self, chunk: int, file: io.FileIO, buffer: bytearray) -> bool:
+        view, filled = memoryview(buffer)[: self.sums.bytes - chunk * CHUNK], 0
+        try:
+            file.seek(chunk * CHUNK)
+            while filled < len(view) and (more := file.readinto(view[filled:])):
+                filled += more
+        except OSError:  # what a disk says of a block that it cannot read
+            return False
+        return xxhash.xxh3_64_hexdigest(view[:filled]) == self.sums.hash_of(chunk)
 
     def describe(self, bad: list[int]) -> str:
         """What is wrong with the file: ``model.safetensors, bytes 4,194,304 to 8,388,607``."""
@@ -227,7 +230,7 @@ def check_small_files(folder: Path) -> None:
     ]
     bad = [(file, chunks) for file in found if (chunks := file.bad_chunks(_units(file.sums)))]
     if bad:
-        raise _damaged(folder, [file.describe(chunks) for file, chunks in bad])
+        raise damaged(folder, [file.describe(chunks) for file, chunks in bad])
 
 
 def find_damage(folder: Path, part: int = 0, n_parts: int = 1) -> list[str]:
@@ -255,7 +258,8 @@ def _units(sums: FileSums) -> range:
     return range(max(1, sums.n_chunks))
 
 
-def _damaged(folder: Path, found: list[str]) -> Damaged:
+def damaged(folder: Path, found: list[str]) -> Damaged:
+    """The error for a folder with damage, of which ``found`` has a text for each file."""
     return Damaged(
         f"{folder} is not what was written: {'; '.join(found)}. The disk or a copy damaged it, or somebody changed it. "
         f"{_way_on(folder)}"
