@@ -56,8 +56,9 @@ def load_sharded(folder: Path, state: dict[str, Any]) -> None:
         UserError: a file is damaged or holds more than tensors and numbers; raised on every rank.
         CheckpointException: the checkpoint does not fit the state.
     """
+    reader = _Reader(folder, read_metadata(folder))
     try:
-        dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
+        dcp.load(state, storage_reader=reader, planner=_Planner())
     except CheckpointException as error:  # a BaseException whose message holds a traceback of every rank
         ours = dict.fromkeys(str(cause) for cause, _ in error.failures.values() if isinstance(cause, UserError))
         if ours:
@@ -68,9 +69,12 @@ def load_sharded(folder: Path, state: dict[str, Any]) -> None:
 class _Reader(dcp.FileSystemReader):
     """DCP's reader, which opens all files as described above. Only for a `_Planner`."""
 
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self.folder, self.metadata, self.sums = folder, metadata, read_checksums(folder)
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        self.folder, self.sums = Path(self.path), read_checksums(Path(self.path))
-        return read_metadata(self.folder)
+        return self.metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         by_file: dict[str, list[ReadItem]] = {}
