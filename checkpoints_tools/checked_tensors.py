@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 from torch import Tensor
 
 from checkpoints_tools.checksums import CheckedFile
+from checkpoints_tools.safetensors_header import Stored, read_places
 from checkpoints_tools.source import Slices
-from data.files.documents import parse_json, shaped
-
-_Natural = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _Place(msgspec.Struct):
-    shape: list[_Natural]
-    data_offsets: tuple[_Natural, _Natural]
 
 
 class CheckedTensors:
@@ -34,14 +25,9 @@ class CheckedTensors:
 
     def __init__(self, opened: Any, file: CheckedFile) -> None:
         self.opened, self.file = opened, file
-        with file.path.open("rb") as stream:
-            file.check(0, 8)
-            (length,) = struct.unpack("<Q", stream.read(8))
-            file.check(0, 8 + length)
-            header = parse_json(stream.read(length), str(file.path), dict[str, Any])
-        header.pop("__metadata__", None)
-        self.places: dict[str, _Place] = shaped(header, str(file.path), dict[str, _Place])
-        self.data = 8 + length
+        file.check(0, 1)  # the beginning of the header, which says how long it is
+        self.places, self.data = read_places(file.path)
+        file.check(0, self.data)
 
     def get_slice(self, name: str) -> Slices:
         return _CheckedSlices(self.opened.get_slice(name), self.file, self.places[name], self.data)
@@ -51,7 +37,7 @@ class CheckedTensors:
 class _CheckedSlices:
     slices: Slices
     file: CheckedFile
-    place: _Place
+    place: Stored
     data: int
 
     def __getitem__(self, where: slice | tuple[slice, ...]) -> Tensor:

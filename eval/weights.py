@@ -6,13 +6,21 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from checkpoints_tools.checksums import check_small_files, read_checksums
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
 from checkpoints_tools.load import check_family, open_checkpoint
 from checkpoints_tools.registry import ModelConfig, ModelSpec
+from checkpoints_tools.shapes import Layers, Positions, Vocabulary, Width
+from checkpoints_tools.sharded import read_metadata
+from checkpoints_tools.source import compare_tensors, expected_shapes, raise_problems
 from data.encoder.samples import LONGEST_DOCUMENT
 from data.errors import UserError
+from data.files import limits
 from data.files.documents import read_json, shaped
 from eval.encoder.task import from_label_sets
 from model.encoder import EncoderConfig
@@ -23,6 +31,19 @@ from train.planning.checkpoint import find_config
 WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".distcp")
 # Of a larger file this many blocks are hashed, evenly spaced from its beginning to its end.
 N_BLOCKS, BLOCK = 64, 1 << 16
+
+
+class _Numbers(msgspec.Struct):
+    """What bounds the size of a stored model: it is built, without memory, before its tensors are compared."""
+
+    dim: Width
+    n_layers: Layers
+    n_heads: Width
+    ffn_dim: Width
+    vocab_size: Vocabulary
+    max_position: Positions
+    head_dim: Annotated[int, msgspec.Meta(ge=0, le=limits.WIDTH)] = 0
+    n_kv_heads: Width = 1
 
 
 @dataclass(frozen=True)
@@ -114,9 +135,18 @@ def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[Model
             return find_config(spec, weights.base)
         config = open_checkpoint(weights.base, spec).config
     else:
-        stored = read_state(weights.path).identity["model_config"]
+        stored, where = read_state(weights.path).identity["model_config"], f"{weights.path / RUN_FILE}: identity"
+        shaped(stored, f"{where}.model_config", _Numbers)
         kind = EncoderConfig if "heads" in stored else LlamaConfig
-        config = shaped(stored, f"{weights.path / RUN_FILE}: identity.model_config", kind)
+        config = shaped(stored, f"{where}.model_config", kind)
+        if needed:  # before memory for the model is allocated
+            entries = read_metadata(weights.path).state_dict_metadata
+            found = {
+                name.removeprefix("model."): tuple(entry.size)
+                for name, entry in entries.items()
+                if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+            }
+            raise_problems(str(weights.path), compare_tensors(found, expected_shapes(config), config.tie_embeddings))
     check_family(config, spec, weights.path)
     return config, None
 
@@ -126,7 +156,10 @@ def head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]
     if not config.heads:
         return {}
     if weights.is_training:
-        return from_label_sets(config.heads, read_state(weights.path).labels)
+        labels = read_state(weights.path).labels
+        if unlabelled := [head.name for head in config.heads if head.name not in labels]:
+            raise UserError(f"{weights.path / RUN_FILE} is damaged: it has no labels for {', '.join(unlabelled)}.")
+        return from_label_sets(config.heads, labels)
     return read_head_labels(weights.path / "config.json")
 
 

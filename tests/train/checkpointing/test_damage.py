@@ -235,6 +235,39 @@ def test_the_hash_of_weights_covers_every_byte(run: Programs, monkeypatch) -> No
     assert hash_weights(copy) not in before, "of the file's blocks, as before there were checksums"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"identity": {}}, "model_config: dim is missing"),
+        ({"identity": {"model_config": 7}}, "identity.model_config.* must be an object"),
+        (
+            {"model_config": {"ffn_dim": 2**20}},
+            r"wrong shape: layers.0.ffn.w1.weight .* says \[1048576, ",
+        ),
+        ({"model_config": {"n_layers": 10**9}}, "model_config: n_layers"),
+        ({"model_config": {"vocab_size": "x"}}, "vocab_size must be a whole number; it is 'x'"),
+        ({"config": {"checkpoint": None}}, "does not say which checkpoint the run started from"),
+        ({"config": {"max_length": "x"}}, "config: max_length must be"),
+        ({"labels": [1]}, "labels must be an object"),
+        ({"world_size": 2.5}, "world_size must be a whole number"),
+        ({"world_size": 9}, "rng_00001.pt is missing"),
+    ],
+)
+def test_what_run_json_says_is_checked(changes: dict[str, Any], message: str, run: Programs) -> None:
+    folder = run.steps[-1]
+    record = json.loads((folder / "run.json").read_text())
+    if "model_config" in changes:
+        record["identity"]["model_config"] |= changes["model_config"]
+    elif "config" in changes:
+        record["config"] |= changes["config"]
+    else:
+        record |= changes
+    (folder / "run.json").write_text(json.dumps(record))
+    write_checksums(folder)
+    with pytest.raises(UserError, match=message):
+        run.score(folder)
+
+
 # --- code -------------------------------------------------------------------------------------------------------------
 
 
