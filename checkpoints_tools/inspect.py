@@ -119,10 +119,10 @@ def use_checksums(folder: Path, what: Literal["check", "write"], console: Consol
     """Compare a folder with its checksums, or write them anew.
 
     Raises:
-        UserError: it is no folder, or has no checksums to compare with; or a file differs, all of them are named.
+        UserError: it is another kind of folder, or has no checksums to compare with; or a file differs, all of them are named.
     """
-    if not folder.is_dir():
-        raise UserError(f"--checksums: {folder} is not a folder.")
+    if not any((folder / name).is_file() for name in ("config.json", METADATA)):
+        raise UserError(f"--checksums: {folder} is neither a Hugging Face folder nor a training checkpoint.")
     start = time.perf_counter()
     if what == "write":
         write_checksums(folder)

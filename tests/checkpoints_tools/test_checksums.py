@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
 import xxhash
+from safetensors.torch import save_file
 
 from checkpoints_tools import checksums
 from checkpoints_tools.checksums import (
+    CHECKSUMS,
     CHUNK,
     Damaged,
     Summing,
@@ -21,6 +25,10 @@ from checkpoints_tools.checksums import (
     sums_of,
     write_checksums,
 )
+from checkpoints_tools.convert import convert
+from checkpoints_tools.folder import open_tensors
+from checkpoints_tools.load import open_checkpoint
+from checkpoints_tools.safetensors_header import read_places
 from data.errors import UserError
 
 BIG = "model.safetensors"
@@ -139,7 +147,7 @@ def test_known_checksums_are_taken_over_and_absent_files_remain(folder: Path) ->
 
 
 def test_the_document_checks_itself(folder: Path) -> None:
-    path = folder / checksums.CHECKSUMS
+    path = folder / CHECKSUMS
     text = path.read_text()
     for old, new in (('"bytes": 2', '"bytes": 3'), ("config.json", "config.jso"), ("config.json", "../config.json")):
         path.write_text(text.replace(old, new))
@@ -152,8 +160,74 @@ def test_the_document_checks_itself(folder: Path) -> None:
             read_checksums(folder)
 
 
+def test_a_slice_is_checked_by_the_chunks_of_its_rows(tmp_path: Path) -> None:
+    rows, width = 3 * CHUNK // 4096, 1024  # three chunks, moved a little by the header
+    tensor = torch.randn(rows, width)
+    save_file({"a": tensor, "b": torch.ones(7), "scalar": torch.tensor(2.0)}, tmp_path / BIG)
+    write_checksums(tmp_path)
+    size = (tmp_path / BIG).stat().st_size
+    flip(tmp_path / BIG, size - 100)
+    third = rows // 3
+    read = open_tensors(tmp_path / BIG)
+    places, data = read_places(tmp_path / BIG)
+    first = places["a"].data_offsets[0] + data
+    good = (size - 100) // CHUNK * CHUNK  # up to here nothing is damaged
+    last_good_row = (good - first) // (4 * width)
+    assert torch.equal(read("a")[0:third], tensor[:third])
+    assert torch.equal(read("a")[10:last_good_row, 5:9], tensor[10:last_good_row, 5:9])
+    for where in (slice(None), slice(last_good_row, rows), (slice(last_good_row, rows), slice(0, 1))):
+        with pytest.raises(Damaged, match=f"{BIG}, bytes {good:,} to {size - 1:,}"):
+            read("a")[where]
+    assert read("a")[5:5].shape == (0, width), "nothing is read, so nothing is checked"
+
+
+def test_the_header_is_checked_before_it_is_believed(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(4, 4), "b": torch.zeros(4, 4)}, tmp_path / BIG)
+    write_checksums(tmp_path)
+    content = (tmp_path / BIG).read_bytes()
+    (tmp_path / BIG).write_bytes(content.replace(b'"a"', b'"c"').replace(b'"b"', b'"a"').replace(b'"c"', b'"b"'))
+    with pytest.raises(Damaged, match=f"{BIG}, bytes 0 to"):
+        open_tensors(tmp_path / BIG)
+
+
+def test_exports_and_conversions_have_checksums(hf_folder, helpers, tmp_path: Path) -> None:
+    folder, _ = hf_folder(shard_size="100KB")
+    convert(folder, tmp_path / "converted", shard_bytes=60_000)
+    names = {path.name for path in (tmp_path / "converted").iterdir()}
+    found = read_checksums(tmp_path / "converted")
+    assert set(found) == names - {CHECKSUMS} and len([n for n in names if n.endswith(".safetensors")]) > 2
+    assert find_damage(tmp_path / "converted") == []
+    open_checkpoint(tmp_path / "converted")
+    flip(tmp_path / "converted" / "config.json", 5)
+    with pytest.raises(Damaged, match="config.json, bytes"):
+        convert(tmp_path / "converted", tmp_path / "again")
+
+
+def test_a_pytorch_file_is_checked_when_it_is_opened(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(CHUNK)}, tmp_path / "pytorch_model.bin")
+    write_checksums(tmp_path)
+    assert open_tensors(tmp_path / "pytorch_model.bin")("a")[0:2].tolist() == [1, 1]
+    flip(tmp_path / "pytorch_model.bin", 2 * CHUNK)
+    with pytest.raises(Damaged, match="pytorch_model.bin, bytes 8,388,608 to"):
+        open_tensors(tmp_path / "pytorch_model.bin")
+
+
+def test_a_block_that_the_disk_cannot_read_is_damage(folder: Path, monkeypatch) -> None:
+    file = checked_file(folder / BIG)
+    assert file is not None
+
+    class Disk(io.FileIO):
+        def seek(self, place: int, whence: int = 0) -> int:
+            if place == CHUNK:
+                raise OSError(5, "Input/output error")
+            return super().seek(place, whence)
+
+    monkeypatch.setattr(Path, "open", lambda self, *args, **kwargs: Disk(str(self)))
+    assert file.bad_chunks(range(4)) == [1]
+
+
 def test_a_folder_without_checksums_is_not_checked(folder: Path) -> None:
-    (folder / checksums.CHECKSUMS).unlink()
+    (folder / CHECKSUMS).unlink()
     flip(folder / BIG, 0)
     check_small_files(folder)
     assert find_damage(folder) == [] and checked_file(folder / BIG) is None

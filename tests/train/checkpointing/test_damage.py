@@ -221,6 +221,10 @@ def test_the_way_on_and_a_full_check_are_in_inspect(run: Programs, capsys) -> No
     (export / CHECKSUMS).unlink()
     assert inspect_main([str(export), "--checksums", "check"]) == 2
     assert "has no checksums.json" in capsys.readouterr().err
+    for what in ("check", "write"):
+        assert inspect_main([str(run.output), "--checksums", what]) == 2
+    assert "neither a Hugging Face folder nor a training checkpoint" in capsys.readouterr().err
+    assert not (run.output / CHECKSUMS).exists()
 
 
 def test_the_hash_of_weights_covers_every_byte(run: Programs, monkeypatch) -> None:
