@@ -119,7 +119,7 @@ def use_checksums(folder: Path, what: Literal["check", "write"], console: Consol
     """Compare a folder with its checksums, or write them anew.
 
     Raises:
-        UserError: it is another kind of folder, or has no checksums to compare with; or a file differs, all of them are named.
+        UserError: it is another kind of folder, or has no checksums to compare with; or files differ, all are named.
     """
     if not any((folder / name).is_file() for name in ("config.json", METADATA)):
         raise UserError(f"--checksums: {folder} is neither a Hugging Face folder nor a training checkpoint.")
