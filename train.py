@@ -21,7 +21,8 @@ from train.parallel.distributed import run_guarded, set_up_logging, start
 from train.planning.plan import make_plan, settle_optimizer
 from train.planning.report import describe
 from train.resolve import load_config
-from train.setup import open_run, require_same
+from train.setup import open_run
+from train.together import require_same, skip_damaged
 from train.trainer import Trainer
 
 log = logging.getLogger("train")
@@ -39,6 +40,7 @@ def main() -> None:
     setup = open_run(config)  # checks everything it can before the process group starts
     world = start(setup.device, setup.mesh_shape)
     require_same(config, setup)
+    setup = skip_damaged(config, setup)
     scorer = None
     if config.eval.eval_every:
         from eval.held_out import HeldOutScoring  # only here: seqeval takes a third of the start-up time

@@ -20,6 +20,8 @@ from msgspec import Struct
 from safetensors import safe_open
 
 from checkpoints_tools.carried import read_carried
+from checkpoints_tools.checked_tensors import CheckedTensors
+from checkpoints_tools.checksums import CheckedFile, check_small_files, checked_file, read_checksums
 from checkpoints_tools.formats import is_file_name
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
 from checkpoints_tools.key_maps import Matched, is_rotary
@@ -77,7 +79,7 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
 
     Raises:
         UserError: no such folder; no config.json; files missing, empty, truncated or git-lfs pointers. The message
-            names all damaged files and says how to get them.
+            names all damaged files and says how to get them. Or a file differs from the folder's checksums.
     """
     folder = Path(folder)
     if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
@@ -86,8 +88,13 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
         )
     if not (folder / "config.json").is_file():
         raise UserError(_no_checkpoint(folder, spec))
+    check_small_files(folder)
     how = how_to_complete(folder, spec)
     paths, index = _weight_files(folder, how)
+    sums = read_checksums(folder)
+    for path in paths:
+        if path.name in sums:
+            CheckedFile(path, sums[path.name]).check(0, 1)  # the header, and the size
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, Path] = {}
     problems: list[str] = []
@@ -263,12 +270,19 @@ def open_tensors(path: Path) -> Callable[[str], Slices]:
 
     Indexing returns a view of the mapped file; nothing is read before the view is copied. (A slice of columns has a few
     bytes of each row. Copying it holds only these in memory but reads nearly every page of the tensor.)
+
+    If the folder has checksums, indexing first checks the chunks of the rows; a ``.bin`` file is checked when it is
+    opened, because its tensors are in no particular place.
     """
+    checked = checked_file(path)
     if path.suffix == ".safetensors":
         try:
-            return safe_open(path, framework="pt").get_slice
+            opened = safe_open(path, framework="pt")
         except Exception as error:  # of the library, which checks the header once more
             raise UserError(f"{path} cannot be read as safetensors ({error}).") from None
+        return opened.get_slice if checked is None else CheckedTensors(opened, checked).get_slice
+    if checked is not None:
+        checked.check()
     return load_tensors(path).__getitem__
 
 

@@ -1,9 +1,12 @@
 """Show a checkpoint's format, config, tensors and sizes. Reads only metadata, so it is fast for any size.
 
-    python -m checkpoints_tools.inspect PATH [--all]
+    python -m checkpoints_tools.inspect PATH [--all] [--checksums check|write]
 
 PATH is anything that `checkpoints_tools.convert` reads, or our own training checkpoint
 (``RUN/checkpoints/step_000123``). Without ``--all`` the layers whose tensors equal layer 0's are counted, not listed.
+
+With ``--checksums check`` every byte of a folder is compared with its ``checksums.json``. ``--checksums write`` writes
+that file for the folder as it is now: for one that was changed on purpose, or that another program wrote.
 """
 
 from __future__ import annotations
@@ -12,17 +15,26 @@ import dataclasses
 import math
 import re
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from checkpoints_tools.checksums import (
+    CHECKSUMS,
+    check_small_files,
+    damaged,
+    find_damage,
+    read_checksums,
+    write_checksums,
+)
 from checkpoints_tools.convert import open_source
+from checkpoints_tools.sharded import METADATA, read_metadata
 from checkpoints_tools.source import TensorInfo, expected_shapes, find_problems
 from data.errors import UserError
 
@@ -35,14 +47,14 @@ class InspectArgs:
     """Checkpoint file or folder."""
     all: bool = False
     """List the tensors of every layer."""
+    checksums: Literal["check", "write"] | None = None
+    """'check': compare every byte of the folder with its checksums.json. 'write': write that file anew, for a folder
+    that was changed on purpose."""
 
 
 def read_run_checkpoint(folder: Path) -> dict[str, TensorInfo]:
     """Tensors of a training checkpoint (torch.distributed.checkpoint): parameters and optimizer states."""
-    try:
-        entries = FileSystemReader(folder).read_metadata().state_dict_metadata
-    except Exception as error:  # a pickle: anything can be wrong with it
-        raise UserError(f"{folder / '.metadata'} cannot be read ({error!r}): incomplete training checkpoint") from None
+    entries = read_metadata(folder).state_dict_metadata
     return {
         name: TensorInfo(tuple(entry.size), str(entry.properties.dtype).removeprefix("torch."))
         for name, entry in entries.items()
@@ -79,7 +91,8 @@ def inspect(path: Path, every_layer: bool = False, console: Console | None = Non
         UserError: ``path`` does not exist, or has no known format.
     """
     console = console or Console()
-    if (path / ".metadata").is_file():
+    if (path / METADATA).is_file():
+        check_small_files(path)
         tensors = read_run_checkpoint(path)
         console.print(f"[bold]training checkpoint[/bold] {path}", highlight=False)
         console.print(tensor_table(tensors, every_layer))
@@ -102,9 +115,33 @@ def inspect(path: Path, every_layer: bool = False, console: Console | None = Non
         console.print("every tensor fits the config")
 
 
+def use_checksums(folder: Path, what: Literal["check", "write"], console: Console) -> None:
+    """Compare a folder with its checksums, or write them anew.
+
+    Raises:
+        UserError: it is another kind of folder, or has no checksums to compare with; or files differ, all are named.
+    """
+    if not any((folder / name).is_file() for name in ("config.json", METADATA)):
+        raise UserError(f"--checksums: {folder} is neither a Hugging Face folder nor a training checkpoint.")
+    start = time.perf_counter()
+    if what == "write":
+        write_checksums(folder)
+        console.print(f"wrote {folder / CHECKSUMS} for {len(read_checksums(folder))} files", highlight=False)
+        return
+    sums = read_checksums(folder)
+    if not sums:
+        raise UserError(f"--checksums check: {folder} has no {CHECKSUMS}. To write one: --checksums write.")
+    if found := find_damage(folder):
+        raise damaged(folder, found)
+    seconds, n_bytes = time.perf_counter() - start, sum(file.bytes for file in sums.values())
+    console.print(f"{len(sums)} files, {n_bytes:,} bytes: as they were written ({seconds:.1f} s)", highlight=False)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(InspectArgs, args=argv, prog="python -m checkpoints_tools.inspect", use_underscores=True)
     try:
+        if args.checksums is not None:
+            use_checksums(args.path, args.checksums, Console())
         inspect(args.path, args.all)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,7 +24,7 @@ ITEM_BYTES = {
 }
 
 
-class _Stored(Struct):
+class Stored(Struct):
     """A tensor in the header of a safetensors file."""
 
     dtype: str
@@ -35,7 +35,13 @@ class _Stored(Struct):
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, shapes and dtypes in a safetensors file; compares the offsets with the shapes and the file's size.
+    """Names, shapes and dtypes in a safetensors file; see `read_places`."""
+    found, _ = read_places(path)
+    return {name: TensorInfo(tuple(entry.shape), entry.dtype) for name, entry in found.items()}
+
+
+def read_places(path: Path) -> tuple[dict[str, Stored], int]:
+    """The header of a safetensors file, and where the data begin; compares offsets with shapes and the file's size.
 
     The format: N in 8 bytes (little-endian), N bytes of JSON, then the data, to which offsets in the JSON point.
 
@@ -55,8 +61,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     header.pop("__metadata__", None)
     if len(header) > limits.TENSORS:
         raise UserError(f"{path} has {len(header):,} tensors; the limit for one file is {limits.TENSORS:,}.")
-    found: dict[str, _Stored] = {
-        name: shaped(entry, f"{path} has a damaged header: {name}", _Stored) for name, entry in header.items()
+    found: dict[str, Stored] = {
+        name: shaped(entry, f"{path} has a damaged header: {name}", Stored) for name, entry in header.items()
     }
     end = 8 + length + max((entry.data_offsets[1] for entry in found.values()), default=0)
     if end != size:
@@ -72,4 +78,4 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 f"{position:,}, and {entry.dtype} of the shape {entry.shape} has {count * (item_bytes or 0):,} bytes"
             )
         position = end
-    return {name: TensorInfo(tuple(entry.shape), entry.dtype) for name, entry in found.items()}
+    return found, 8 + length

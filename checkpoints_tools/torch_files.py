@@ -26,7 +26,7 @@ from checkpoints_tools.pickles import Unusable, decode, ordered_dict
 from data.errors import UserError
 from data.files import limits
 
-_DTYPES = {
+DTYPES = {
     name: getattr(torch, name)
     for name in (
         "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool complex64 complex128 "
@@ -79,11 +79,24 @@ def load(path: Path) -> Any:
     Raises:
         UserError: the file is empty, a git-lfs pointer, truncated, damaged or compressed, or holds anything else.
     """
+    return load_part(path, map_file(path))
+
+
+def map_file(path: Path) -> Tensor:
+    """The bytes of a file, ``[n]`` uint8, mapped.
+
+    Raises:
+        UserError: the file is empty, or a git-lfs pointer.
+    """
     size = size_of_weights(path)
     try:
-        content = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
+        return torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
     except RuntimeError as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}).") from None
+
+
+def load_part(path: Path, content: Tensor) -> Any:
+    """As `load`, of a part of a mapped file: training checkpoints have many in one file, one after another."""
     return (_load_zip if _bytes(content[:2]) == b"PK" else _load_old)(path, content)
 
 
@@ -111,7 +124,7 @@ def _members(path: Path, content: Tensor) -> dict[str, Tensor]:
     """The content of each member of a zip archive by name; all of them must be stored, not compressed."""
     try:
         _check_directory(path, content)
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(_Stream(content)) as archive:
             entries = archive.infolist()
     except UserError:
         raise
@@ -128,6 +141,32 @@ def _members(path: Path, content: Tensor) -> dict[str, Tensor]:
             raise UserError(f"{path} is truncated or damaged ({entry.filename} in it is not where it should be).")
         found[entry.filename] = content[begin : begin + entry.file_size]
     return found
+
+
+class _Stream(io.RawIOBase):
+    """Mapped bytes as a file, for `zipfile`, which reads little of them."""
+
+    def __init__(self, content: Tensor) -> None:
+        self.content, self.position = content, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: len(self.content)}[whence]
+        if position < 0:
+            raise ValueError(f"position {position}")
+        self.position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.content[self.position : self.position + len(buffer)].numpy()
+        buffer[: len(found)] = found.data
+        self.position += len(found)
+        return len(found)
 
 
 def _check_directory(path: Path, content: Tensor) -> None:
@@ -253,7 +292,7 @@ _REBUILD: dict[str, Callable[[tuple[Any, ...]], Any]] = {
 # Every name that a file may contain, and what stands for it. Nothing is imported or looked up by name.
 _ADMITTED: dict[str, Any] = (
     _REBUILD
-    | {f"torch.{name}": dtype for name, dtype in _DTYPES.items()}
+    | {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
     | {f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()}
     | {"torch.storage.UntypedStorage": torch.uint8}
 )

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from checkpoints_tools.checksums import write_checksums
 from checkpoints_tools.json_files import write_json
 from data.decoder.fewshot import PromptSpec
 from data.errors import UserError
@@ -133,7 +134,7 @@ def refuse_non_empty(folder: Path) -> None:
 def staged_folder(folder: Path | str) -> Iterator[Path]:
     """A temporary folder to write into, beside ``folder``; renamed to ``folder`` on success and removed on failure.
 
-    So ``folder`` is complete whenever it exists.
+    So ``folder`` is complete whenever it exists. It gets checksums of all files.
     """
     folder = Path(folder).absolute()
     refuse_non_empty(folder)
@@ -143,6 +144,7 @@ def staged_folder(folder: Path | str) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+        write_checksums(staging)
         if folder.exists():
             folder.rmdir()  # it is empty; os.rename to an existing folder fails on some systems
         staging.rename(folder)

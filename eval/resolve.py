@@ -29,7 +29,7 @@ def load_config(argv: Sequence[str]) -> EvalConfig:
     spec = MODELS.get(config.model)
     if config.checkpoint is None and isinstance(spec, ModelSpec) and not (config.combine or config.compare):
         config = replace(config, checkpoint=spec.default_checkpoint)
-    options.report(problems + find_problems(config))
+    options.report(problems + options.text_problems(config) + find_problems(config))
     return config
 
 

@@ -6,23 +6,44 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from checkpoints_tools.checksums import check_small_files, read_checksums
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
 from checkpoints_tools.load import check_family, open_checkpoint
 from checkpoints_tools.registry import ModelConfig, ModelSpec
+from checkpoints_tools.shapes import Layers, Positions, Vocabulary, Width
+from checkpoints_tools.sharded import read_metadata
+from checkpoints_tools.source import compare_tensors, expected_shapes, raise_problems
 from data.encoder.samples import LONGEST_DOCUMENT
 from data.errors import UserError
-from data.files.documents import read_json
+from data.files import limits
+from data.files.documents import read_json, shaped
 from eval.encoder.task import from_label_sets
-from model.encoder import EncoderConfig, Head
-from model.llama import LlamaConfig, RopeScaling
+from model.encoder import EncoderConfig
+from model.llama import LlamaConfig
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, read_state, what_is_missing
 from train.planning.checkpoint import find_config
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".distcp")
 # Of a larger file this many blocks are hashed, evenly spaced from its beginning to its end.
 N_BLOCKS, BLOCK = 64, 1 << 16
+
+
+class _Numbers(msgspec.Struct):
+    """What bounds the size of a stored model: it is built, without memory, before its tensors are compared."""
+
+    dim: Width
+    n_layers: Layers
+    n_heads: Width
+    ffn_dim: Width
+    vocab_size: Vocabulary
+    max_position: Positions
+    head_dim: Annotated[int, msgspec.Meta(ge=0, le=limits.WIDTH)] = 0
+    n_kv_heads: Width = 1
 
 
 @dataclass(frozen=True)
@@ -54,18 +75,25 @@ def find_weights(folder: Path, needed: bool = True) -> Weights:
         needed: weights and tokenizer will be loaded, so they must exist.
 
     Raises:
-        UserError: an incomplete training checkpoint; or a run folder: the message lists its checkpoints.
+        UserError: an incomplete training checkpoint; a run folder: the message lists its checkpoints; or a file of the
+            folder, or of the tokenizer's, differs from its checksums.
     """
     if (folder / RUN_FILE).is_file():
         missing = what_is_missing(folder) if needed else None
         if missing is not None:
-            raise UserError(f"training checkpoint {folder} is incomplete ({missing}). Score another, or the export.")
-        base = Path(read_state(folder).config["checkpoint"])
+            raise UserError(
+                f"training checkpoint {folder} is incomplete or damaged ({missing}). Score another, or the export."
+            )
+        started_from = read_state(folder).config["checkpoint"]
+        if started_from is None:
+            raise UserError(f"{folder / RUN_FILE} does not say which checkpoint the run started from: it is damaged.")
+        base = Path(started_from)
         if needed and not base.is_dir():
             raise UserError(
                 f"training checkpoint {folder} contains no tokenizer. Its run started from {base}, whose tokenizer "
                 "it needs, but that folder is missing. Restore it, or score the run's export."
             )
+        check_small_files(base)
         return Weights(folder, base, is_training=True)
     if not (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
         inside = [
@@ -73,6 +101,7 @@ def find_weights(folder: Path, needed: bool = True) -> Weights:
         ]
         listed = ", ".join(map(str, inside)) or "none yet"
         raise UserError(f"'{folder}' is a run folder. Give --checkpoint one of its checkpoints: {listed}.")
+    check_small_files(folder)
     return Weights(folder, folder, is_training=False)
 
 
@@ -106,17 +135,20 @@ def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[Model
             return find_config(spec, weights.base)
         config = open_checkpoint(weights.base, spec).config
     else:
-        config = _stored_config(read_state(weights.path).identity["model_config"])
+        stored, where = read_state(weights.path).identity["model_config"], f"{weights.path / RUN_FILE}: identity"
+        shaped(stored, f"{where}.model_config", _Numbers)
+        kind = EncoderConfig if "heads" in stored else LlamaConfig
+        config = shaped(stored, f"{where}.model_config", kind)
+        if needed:  # before memory for the model is allocated
+            entries = read_metadata(weights.path).state_dict_metadata
+            found = {
+                name.removeprefix("model."): tuple(entry.size)
+                for name, entry in entries.items()
+                if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+            }
+            raise_problems(str(weights.path), compare_tensors(found, expected_shapes(config), config.tie_embeddings))
     check_family(config, spec, weights.path)
     return config, None
-
-
-def _stored_config(stored: dict[str, Any]) -> ModelConfig:
-    """The config that a training checkpoint stores as a dict."""
-    if "heads" in stored:
-        return EncoderConfig(**{**stored, "heads": tuple(Head(**head) for head in stored["heads"])})
-    scaling = stored["rope_scaling"]
-    return LlamaConfig(**{**stored, "rope_scaling": RopeScaling(**scaling) if scaling is not None else None})
 
 
 def head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]:
@@ -124,7 +156,10 @@ def head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]
     if not config.heads:
         return {}
     if weights.is_training:
-        return from_label_sets(config.heads, read_state(weights.path).labels)
+        labels = read_state(weights.path).labels
+        if unlabelled := [head.name for head in config.heads if head.name not in labels]:
+            raise UserError(f"{weights.path / RUN_FILE} is damaged: it has no labels for {', '.join(unlabelled)}.")
+        return from_label_sets(config.heads, labels)
     return read_head_labels(weights.path / "config.json")
 
 
@@ -140,8 +175,14 @@ def trained_length(weights: Weights, config: EncoderConfig) -> int:
 
 
 def hash_weights(folder: Path) -> str:
-    """A hash that tells a checkpoint's weights from others: see `hash_files`."""
-    return hash_files(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES)
+    """A hash that tells a checkpoint's weights from others: of their checksums, which cover every byte and are compared
+    with all that is read; or, if the folder has none, see `hash_files`."""
+    weights = [path for path in folder.iterdir() if path.suffix in WEIGHT_FILES]
+    sums = read_checksums(folder)
+    if any(path.name not in sums for path in weights):
+        return hash_files(weights)
+    listed = [f"{path.name} {sums[path.name].bytes} {sums[path.name].chunks}\n" for path in sorted(weights)]
+    return hashlib.sha256("".join(listed).encode()).hexdigest()
 
 
 def fingerprint(folder: Path) -> str:

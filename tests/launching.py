@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import runpy
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
 # The fields of data/sample/tickets with 24 training and 8 test rows, so that a run takes seconds.
@@ -22,3 +28,19 @@ def command(script: Path, *args: object, ranks: int = 1) -> list[str]:
     if ranks > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     return [*start, str(script), *map(str, args)]
+
+
+def call_main(patch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
+    """Call a script's ``main`` in this process, as with these arguments; what it set for the process is undone."""
+    patch.setattr(sys, "argv", [script, *map(str, arguments)])
+    threads, root = torch.get_num_threads(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    torch.set_num_threads(1)
+    try:
+        runpy.run_path(str(ROOT / script))["main"]()
+    finally:
+        torch.set_num_threads(threads)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import runpy
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from data.errors import UserError
 from data.task_file import read_task
-from tests.launching import ROOT
+from tests.launching import ROOT, call_main
 
 OLD = ROOT / "tests" / "old_files"
 RUNS = ("tickets", "intent", "joint")
@@ -52,21 +49,7 @@ def program(monkeypatch: pytest.MonkeyPatch, old_root: Path) -> Program:
     """``program("eval.py", *arguments)``, from the folder that old files name others relative to."""
     monkeypatch.chdir(old_root)
 
-    def call(script: str, *arguments: object) -> None:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        threads, root = torch.get_num_threads(), logging.getLogger()
-        handlers, level = root.handlers[:], root.level
-        torch.set_num_threads(1)
-        try:
-            runpy.run_path(str(ROOT / script))["main"]()
-        finally:
-            torch.set_num_threads(threads)
-            root.handlers[:] = handlers
-            root.setLevel(level)
-            if dist.is_initialized():
-                dist.destroy_process_group()
-
-    return call
+    return partial(call_main, monkeypatch)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ import tomlkit
 import tyro
 
 from data.errors import UserError, nearest
+from data.files.documents import parse_toml, read_bytes
 from data.readers.encoding import decode_utf8
 
 T = TypeVar("T")
@@ -203,15 +203,10 @@ def _describe(kind: Any) -> str:
 
 def _read_toml(cls: type, path: Path, problems: list[str]) -> list[Words]:
     try:
-        document = tomllib.loads(decode_utf8(path.read_bytes(), f"--config {path}", path.name))
-    except OSError as error:
-        problems.append(f"--config {path}: cannot be read ({error.strerror}).")
-        return []
+        content = read_bytes(path)
+        document = parse_toml(decode_utf8(content, f"--config {path}", path.name), f"--config {path}")
     except UserError as error:
         problems.append(str(error))
-        return []
-    except tomllib.TOMLDecodeError as error:
-        problems.append(f"--config {path}: not valid TOML ({error}).")
         return []
     found = _known_keys(cls, document, path, problems)
     layer = {name: _to_words(name, value) for name, value in found.items()}
@@ -309,6 +304,18 @@ def to_toml(config: Any, comments: Mapping[str, str] | None = None) -> str:
     for section, table in tables.items():
         document.add(section, table)
     return tomlkit.dumps(document)
+
+
+def text_problems(config: Any) -> list[str]:
+    """Find the options whose text no file can hold: names of files that are not UTF-8."""
+    found = []
+    for name, value in flatten(config).items():
+        for text in map(str, value if isinstance(value, tuple | list) else [value]):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                found.append(f"{name} = {ascii(text)}: not UTF-8, so it cannot be recorded. Rename the file or folder.")
+    return found
 
 
 def report(problems: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
     recipe = options.build(TrainConfig, [recipe_for(given.model.model, given.data.task)])
     layers = [_steps_or_epochs(layer, problems) for layer in layers]
     config = options.parse(TrainConfig, [words for layer in layers for words in layer], recipe)
-    options.report(problems + find_problems(config))
+    options.report(problems + options.text_problems(config) + find_problems(config))
     return resolve_auto(config)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from checkpoints_tools.checksums import read_checksums, write_checksums
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.json_files import write_json
@@ -60,6 +61,7 @@ def export_run(
         write_json(new / TRAINING_FILE, {"options": given, "optim_reason": config.optim_reason})
         if about is not None:
             write_json(new / "best.json", about)
+        write_checksums(new, known=read_checksums(new))  # of the files that are new since export_hf
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
         log.info("exported %s", folder)

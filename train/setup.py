@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 
 from checkpoints_tools.carried import Carried, read_carried
+from checkpoints_tools.checksums import check_small_files
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
 from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, get_model_spec
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
@@ -142,7 +142,7 @@ def open_run(config: TrainConfig) -> Setup:
         "tokenizer": tokenizer.fingerprint,
         "training_data": hash_samples(samples),
     }
-    resume_from = _find_checkpoint(config, identity) if config.checkpoint.resume else None
+    resume_from = find_checkpoint(config, identity) if config.checkpoint.resume else None
     return Setup(
         spec=spec,
         model_config=model_config,
@@ -166,31 +166,6 @@ def _carried(config: TrainConfig) -> Carried:
     """The files of the checkpoint to start from. Random weights have none: a preset's config is not the folder's."""
     folder = config.model.checkpoint
     return read_carried(folder) if folder is not None and config.model.init == "pretrained" else Carried()
-
-
-def require_same(config: TrainConfig, setup: Setup) -> None:
-    """Check that all ranks have the same options, model, data and checkpoint to resume from. Collective.
-
-    Every machine is started by a separate command and opens separate files.
-
-    Raises:
-        UserError: names the ranks that differ from rank 0, and the values.
-    """
-    mine = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
-    mine |= setup.identity | {"checkpoint to resume from": setup.resume_from and setup.resume_from.name}
-    everyone: list[dict[str, str]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(everyone, {name: str(value) for name, value in mine.items()})
-    problems = []
-    for name, value in everyone[0].items():
-        others = {rank: theirs[name] for rank, theirs in enumerate(everyone) if theirs[name] != value}
-        if others:
-            ranks, found = ", ".join(map(str, others)), " or ".join(dict.fromkeys(others.values()))
-            problems.append(f"{name}: rank 0 has {value}, rank(s) {ranks} have {found}")
-    if problems:
-        raise UserError(
-            "the ranks were started differently. Start the same command, with the same files, on every machine.\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-        )
 
 
 def prepare_samples(
@@ -315,6 +290,7 @@ def _open_model(config: TrainConfig, task: Task) -> tuple[ModelSpec, ModelConfig
     architecture = spec.architecture
     if config.model.init == "random":
         assert spec.config is not None, "find_problems allows random weights for presets only"
+        check_small_files(folder)
         tokenizer = architecture.load_tokenizer(folder)
         found = dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size)
     else:
@@ -362,12 +338,21 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def _find_checkpoint(config: TrainConfig, identity: dict[str, Any]) -> Path:
+def find_checkpoint(config: TrainConfig, identity: dict[str, Any], before: Path | None = None) -> Path:
+    """The newest complete checkpoint of the run to resume, which must fit it.
+
+    Args:
+        before: look only at checkpoints that are older than this one.
+
+    Raises:
+        UserError: there is none, or it belongs to another run.
+    """
     checkpoints = config.checkpoint.output / "checkpoints"
-    folder = checkpoint.newest_complete(checkpoints)
+    folder = checkpoint.newest_complete(checkpoints, before)
     if folder is None:
         raise UserError(
-            f"--resume: none of the checkpoints in {checkpoints} is complete. Start a new run in another --output."
+            f"--resume: none of the checkpoints in {checkpoints} is complete and undamaged. Restore one from a copy, "
+            "or start a new run in another --output."
         )
     state, values = checkpoint.read_state(folder), options.flatten(config)
     if values["optim"] == "auto":  # keep what was chosen when the run started, even if another would fit now

@@ -83,3 +83,8 @@ TENSORS = 20_000
 GGUF_VALUES = 2_000_000
 # A token of Meta's tokenizers, which is tried as two parts at every place. (Llama 3's longest has 128.)
 TOKEN_BYTES = 512
+
+# The same of a training checkpoint's ``.metadata``, which has about 145 bytes and 70 steps for each part of a tensor
+# that a rank wrote. (Llama 3 70B, saved by 64 ranks: 20 MB, 9.5 million steps.)
+METADATA_BYTES = 512 * MIB
+METADATA_STEPS = 250_000_000

@@ -97,5 +97,5 @@ def load_config(argv: Sequence[str]) -> PredictConfig:
         value = getattr(config, name)
         if value is not None and value < bound:
             problems.append(f"{name} = {value}: must be at least {bound}.")
-    options.report(problems)
+    options.report(problems + options.text_problems(config))
     return config

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints_tools.checksums import write_checksums
 from data.decoder.fewshot import PromptSpec
 from data.errors import UserError
 from data.source import load_examples
@@ -215,6 +216,7 @@ def test_inputs_longer_than_the_model_was_trained_for_are_counted(tiny_checkpoin
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "short")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 550}))
+    write_checksums(folder)
     options = {"model": "llama", "task": "20ng_7", "cache_dir": tmp_path / "cache"}
     setup = plan(folder, row_length=1500, **options)
     lengths = request_lengths(setup.job)
@@ -293,6 +295,9 @@ def test_checkpoints_that_cannot_be_scored(tiny_checkpoint, tmp_path):
     shutil.copytree(tiny_checkpoint, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"vocab_size": 10}))
+    with pytest.raises(UserError, match=r"other is not what was written: config.json has .* --checksums write"):
+        plan(other, task="massive_intent")
+    write_checksums(other)
     with pytest.raises(UserError, match=r"embed.weight is \[600, 48\], the config says \[10, 48\]"):
         plan(other, task="massive_intent")
 
@@ -356,6 +361,7 @@ def test_a_label_that_the_tokenizer_changes_is_refused_before_anything_runs(tiny
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": {"type": "NFC"}}))
+    write_checksums(folder)
     (tmp_path / "places.csv").write_text("text,kind\nespresso,cafe\u0301\nstout,bar\n", encoding="utf-8")
     task = tmp_path / "task.toml"
     task.write_text('name = "places"\n[files]\ntrain = "places.csv"\ntest = "places.csv"\n[[fields]]\nname = "kind"\n'

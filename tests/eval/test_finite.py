@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints_tools.checksums import write_checksums
 from checkpoints_tools.encoder_config import heads_for
 from data.encoder.tokenizer import load_tokenizer
 from data.source import load_examples
@@ -40,6 +41,7 @@ def damaged_copy(checkpoint, folder, name, value):
     tensors = load_file(folder / "model.safetensors")
     tensors[name].view(-1)[3] = value
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_checksums(folder)  # the tensor was written so
     return folder
 
 

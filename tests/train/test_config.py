@@ -57,6 +57,32 @@ def test_the_papers_recipes(model: str, steps: int) -> None:
     assert (config.optim.beta1, config.optim.beta2, config.optim.weight_decay, config.optim.clip) == (0.9, 0.95, 0, 1)
 
 
+ODD_TEXTS = (
+    'a "b"', "it\'s", "C:\\new\\table", "line\nbreak", "\r\n", "\ttab", "\x00\x01\x1b[31m\x7f\x85",
+    "\u2028\u200b\ufeff", "café cafe\u0301 ☃ \U0001f600", '"""', "'''", "#no = comment", " around ",
+    "[section]", "\\", "${HOME}", "%s",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS, ids=ascii)
+def test_any_text_comes_back_from_the_saved_file(text: str, tmp_path: Path) -> None:
+    values = {"output": Path("runs") / text, "checkpoint": Path(text), "shot_ids": (text, "b"), "task": text}
+    written = options.build(TrainConfig, [values])
+    file = tmp_path / "config.toml"
+    file.write_text(options.to_toml(written, {"optim": "why"}), encoding="utf-8")
+    problems: list[str] = []
+    layers = options.read_layers(TrainConfig, ["--config", str(file)], problems)
+    read = options.flatten(options.parse(TrainConfig, [words for layer in layers for words in layer]))
+    assert not problems and {name: read[name] for name in values} == values
+
+
+def test_a_name_that_is_not_utf8_is_refused_at_once() -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    assert refusal("--output", name) == (
+        r"output = 'caf\udce9': not UTF-8, so it cannot be recorded. Rename the file or folder."
+    )
+
+
 def test_steps_replace_the_recipes_epochs_and_the_other_way(tmp_path: Path) -> None:
     assert load_config(BASE).train.epochs == 1.0
     steps = load_config([*BASE, "--steps", "7"]).train
@@ -127,7 +153,7 @@ def test_every_boolean_is_given_in_all_its_forms() -> None:
         (["--steps", "5", "--warmup_steps", "5"], "warmup_steps = 5"),
         (["--init", "random"], "init = random is for debug models"),
         (["--joint_order", "section"], "20ng_joint only"),
-        (["--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
+        (["--config", "nowhere.toml"], "cannot read nowhere.toml: No such file"),
     ],
 )
 def test_refused(argv: list[str], want: str) -> None:
@@ -175,7 +201,7 @@ def test_any_other_llama_needs_a_folder() -> None:
         ("data = 5", "data = 5: expected text"),
         ('steps = "None"', "a whole number"),
         ("optim_reason = 'x'", "unknown key 'optim_reason'"),
-        ("lr = = 1", "not valid TOML"),
+        ("lr = = 1", "not TOML"),
     ],
 )
 def test_bad_files(text: str, want: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints_tools.checksums import write_checksums
 from data.errors import UserError
 from eval.config import EvalConfig
 from eval.score import score
@@ -54,14 +55,16 @@ def test_a_step_is_scored_as_its_export_is(world: World, train_args: list[str], 
         open_scoring(EvalConfig(model="smollm2_135m", checkpoint=newer, task=str(TICKETS)))
     record = json.loads((newer / "run.json").read_text())
     (newer / "run.json").write_text(json.dumps(record | {"format": 99}))
+    write_checksums(newer)
     with pytest.raises(UserError, match="step_000002 has format 99: a newer version of this code saved it"):
         plan(newer)
     (newer / "run.json").write_text(json.dumps(record))
+    write_checksums(newer)
 
     # The folder asked for must be whole, whatever stands beside it.
     for file in older.glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"step_000001 is incomplete \(.*distcp is missing or cut off\)"):
+    with pytest.raises(UserError, match=r"step_000001 is incomplete or damaged \(.*distcp is missing or cut off\)"):
         plan(older)
     assert plan(newer).weights.path == newer
 

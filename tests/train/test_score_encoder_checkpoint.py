@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints_tools.checksums import CHECKSUMS
 from data.errors import UserError
 from data.source import load_examples
 from data.task_file import TASK_FILE
@@ -63,7 +64,8 @@ def test_a_task_of_the_users_own(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a task of your own, 'tickets': give its TOML file with --task"):
         open_scoring(asked)
     assert open_model(asked, labelled=False).task.fields == get_task(TICKETS).fields  # without labelled examples
-    (tmp_path / "run" / "export" / TASK_FILE).unlink()  # as of an older version
+    for name in (TASK_FILE, CHECKSUMS):  # as of an older version
+        (tmp_path / "run" / "export" / name).unlink()
     with pytest.raises(UserError, match=r"no --task given, and no built-in task has the heads .* queue"):
         open_scoring(asked)
     plan = open_scoring(replace(asked, task=str(TICKETS)))

@@ -9,6 +9,11 @@ interruption. A run folder holds the last K checkpoints::
         run.json                       format, step, resolved config, label sets, identity of model and data
         task.json                      the task: fields, label sets, format of the answer
         prompt.json                    the prompt with its few-shot examples (decoders only)
+        checksums.json                 hashes of all these files, by chunk (`checkpoints_tools/checksums.py`)
+
+Nothing in these files is run: `checkpoints_tools/sharded.py` reads the tensors, and torch's unpickler is not used. What
+is read is compared with its checksums first. A resumed run compares the whole checkpoint before it loads, and takes the
+newest one without damage; it deletes none because of damage. Checkpoints of older code have no checksums.
 
 A checkpoint is written under a temporary name and renamed when every rank has finished, so one with the final name is
 complete. Position in the data and learning rate are not stored: both are pure functions of the step number.
@@ -16,6 +21,7 @@ complete. Position in the data and learning rate are not stored: both are pure f
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import random
@@ -23,13 +29,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -38,7 +44,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from checkpoints_tools.checksums import CheckedFile, check_small_files, find_damage, read_checksums
+from checkpoints_tools.sharded import load_sharded, read_metadata
+from checkpoints_tools.torch_files import load as load_torch
 from data.errors import UserError
+from data.files.documents import read_json, shaped
 from data.json_text import to_json
 from train import options
 from train.config import FREE_ON_RESUME, TrainConfig
@@ -66,12 +76,12 @@ class RunState:
         optim_reason: why ``--optim auto`` chose this optimizer; empty if it was named, and in older checkpoints.
     """
 
-    step: int
+    step: Annotated[int, msgspec.Meta(ge=0)]
     config: dict[str, Any]
     identity: dict[str, Any]
     labels: dict[str, list[str]]
     best: float | None
-    world_size: int
+    world_size: Annotated[int, msgspec.Meta(ge=1)]
     mesh: str = ""
     optim_reason: str = ""
 
@@ -91,58 +101,103 @@ def steps_in(checkpoints: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+class NewerFormat(UserError):
+    """A newer version of this code wrote the checkpoint."""
+
+
+class _Format(msgspec.Struct):
+    format: int = 1
+
+
+class _UsedOptions(msgspec.Struct):
+    """The options of a run that other code than `check_fits` reads from its checkpoints."""
+
+    model: str
+    checkpoint: str | None
+    optim: str
+    row_length: Annotated[int, msgspec.Meta(ge=1)]
+    max_length: Annotated[int, msgspec.Meta(ge=1)] | None
+
+
 def read_state(folder: Path) -> RunState:
     """Read ``run.json``.
 
     Raises:
-        UserError: its format is newer than this version of the code.
+        NewerFormat: its format is newer than this version of the code.
+        UserError: it is missing, damaged or incomplete.
     """
-    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    found = record.pop("format", 1)
-    if found > FORMAT:
-        raise UserError(
-            f"checkpoint {folder} has format {found}: a newer version of this code saved it, and this one knows "
-            f"formats up to {FORMAT}. Use the newer version, or start from the run's export."
+    path = folder / RUN_FILE
+    record, where = read_json(path), f"{path}: identity.model_config"
+    stated: _Format = shaped(record, str(path), _Format)
+    if stated.format > FORMAT:
+        raise NewerFormat(
+            f"checkpoint {folder} has format {stated.format}: a newer version of this code saved it, and this one "
+            f"knows formats up to {FORMAT}. Use the newer version, or start from the run's export."
         )
-    record["config"] = options.from_older(TrainConfig, record["config"])
-    record["config"].setdefault("optim", "adamw")  # of checkpoints from before this option
-    numbers = record["identity"].get("model_config", {})
+    state: RunState = shaped(record, str(path), RunState)
+    # An option that is missing is newer than the checkpoint. Its default, except for optim, is the earlier behaviour.
+    config = _as_json(options.flatten(TrainConfig())) | {"optim": "adamw"}
+    config |= options.from_older(TrainConfig, state.config)
+    shaped(config, f"{path}: config", _UsedOptions)
+    numbers: dict[str, Any] = shaped(state.identity.get("model_config", {}), where, dict[str, Any])
     if numbers.get("head_dim", 0) is None:  # older code stored None for the default width
-        numbers["head_dim"] = numbers["dim"] // numbers["n_heads"]
-    return RunState(**record)
+        width: _Width = shaped(numbers, where, _Width)
+        numbers |= {"head_dim": width.dim // width.n_heads}
+    return dataclasses.replace(state, config=config, identity=state.identity | {"model_config": numbers})
 
 
-def newest_complete(checkpoints: Path) -> Path | None:
-    """The newest complete checkpoint; incomplete ones are skipped with a warning."""
-    for folder in reversed(steps_in(checkpoints)):
+class _Width(msgspec.Struct):
+    dim: int
+    n_heads: Annotated[int, msgspec.Meta(ge=1)]
+
+
+def newest_complete(checkpoints: Path, before: Path | None = None) -> Path | None:
+    """The newest complete checkpoint; incomplete ones are skipped with a warning.
+
+    Args:
+        before: look only at checkpoints that are older than this one.
+    """
+    folders = steps_in(checkpoints)
+    for folder in reversed(folders if before is None else folders[: folders.index(before)]):
         missing = what_is_missing(folder)
         if missing is None:
             return folder
-        log.warning("note: checkpoint %s is incomplete (%s); skipping it.", folder, missing)
+        log.warning("note: checkpoint %s is incomplete or damaged (%s); skipping it.", folder, missing)
     return None
 
 
 def what_is_missing(folder: Path) -> str | None:
-    """Why a checkpoint is incomplete, or None if it is complete.
+    """Why a checkpoint is incomplete, or None if it is complete. Tensors are not read; see `damage_of`.
 
     Raises:
-        UserError: see `read_state`.
+        NewerFormat: see `read_state`.
     """
     try:
-        state = read_state(folder)
-        metadata = dcp.FileSystemReader(folder).read_metadata()
-    except UserError:
+        check_small_files(folder)
+        state, metadata, sums = read_state(folder), read_metadata(folder), read_checksums(folder)
+        for item in metadata.storage_data.values():
+            file = folder / item.relative_path
+            if not file.is_file() or file.stat().st_size < item.offset + item.length:
+                return f"{file.name} is missing or cut off"
+        for name, expected in sums.items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != expected.bytes:
+                return CheckedFile(file, expected).describe([])
+        for rank in range(state.world_size):
+            if rng_file(folder, rank).name not in sums:
+                read_rng(folder, rank)
+    except NewerFormat:
         raise
-    except Exception as error:  # a damaged pickle or JSON file can raise almost any type
-        return f"{type(error).__name__}: {error}"
-    for item in metadata.storage_data.values():
-        file = folder / item.relative_path
-        if not file.is_file() or file.stat().st_size < item.offset + item.length:
-            return f"{file.name} is missing or cut off"
-    for rank in range(state.world_size):
-        if not (folder / f"rng_{rank:05d}.pt").is_file():
-            return f"rng_{rank:05d}.pt is missing"
+    except UserError as error:
+        return str(error)
     return None
+
+
+def damage_of(folder: Path) -> str | None:
+    """What differs from a checkpoint's checksums, or None. Collective: every rank reads an equal share of all bytes."""
+    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, find_damage(folder, dist.get_rank(), dist.get_world_size()))
+    return "; ".join(dict.fromkeys(text for found in everyone for text in found)) or None
 
 
 def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:
@@ -153,10 +208,7 @@ def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str
     Raises:
         UserError: names every differing key with both values.
     """
-    wanted = json.loads(json.dumps({**config, **_by_key(identity)}, default=str))
-    # An option missing from the checkpoint is newer than it; the option's default is the earlier behaviour.
-    defaults = json.loads(json.dumps(options.flatten(TrainConfig()), default=str))
-    found = {**defaults, **state.config, **_by_key(state.identity)}
+    wanted, found = _as_json({**config, **_by_key(identity)}), {**state.config, **_by_key(state.identity)}
     differing = [
         f"  {key}: the checkpoint has {found.get(key)}, this run has {wanted.get(key)}"
         for key in sorted(wanted.keys() | found.keys())
@@ -168,6 +220,11 @@ def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str
             + "\n".join(differing)
             + "\nUse the options of the first start (they are in config.toml), or another --output."
         )
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a checkpoint stores them: paths are texts, tuples are lists."""
+    return json.loads(json.dumps(values, default=str))
 
 
 def _by_key(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +259,7 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
 
 def _read(folder: Path, state: dict[str, Any]) -> None:
     try:
-        dcp.load(state, checkpoint_id=folder)
+        load_sharded(folder, state)
     except CheckpointException as error:  # a BaseException whose message holds a traceback of every rank
         causes = dict.fromkeys(str(cause) for cause, _ in error.failures.values())
         raise UserError(
@@ -222,7 +279,43 @@ def load_rng(folder: Path, state: RunState, mesh: str) -> None:
             mesh,
         )
         return
-    set_rng_state(torch.load(folder / f"rng_{dist.get_rank():05d}.pt", weights_only=True))
+    rank = dist.get_rank()
+    found = read_rng(folder, rank)
+    try:
+        set_rng_state(found)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"{rng_file(folder, rank)} does not have the states of random-number generators ({error})."
+        ) from None
+
+
+class _RngState(msgspec.Struct):
+    """What `rng_state` returns."""
+
+    python: tuple[int, list[int], float | None]
+    numpy: tuple[str, Tensor, int, int, float]
+    torch: Tensor
+    cuda: Tensor | None
+
+
+def rng_file(folder: Path, rank: int) -> Path:
+    return folder / f"rng_{rank:05d}.pt"
+
+
+def read_rng(folder: Path, rank: int) -> dict[str, Any]:
+    """The states of a rank's random-number generators.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds anything else.
+    """
+    path = rng_file(folder, rank)
+    if not path.is_file():
+        raise UserError(f"{path} is missing.")
+    if (sums := read_checksums(folder).get(path.name)) is not None:
+        CheckedFile(path, sums).check()
+    found = load_torch(path)
+    shaped(found, str(path), _RngState)
+    return found
 
 
 def rng_state() -> dict[str, Any]:
@@ -243,6 +336,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
     name, keys, pos, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), pos, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
+    torch.set_rng_state(state["torch"].clone())  # torch 2.13 crashes on a tensor that does not begin its storage
     if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"].clone())

@@ -8,7 +8,7 @@
     copy this rank's shards to host memory
     continue training                               every rank writes its own file (torch.distributed.checkpoint)
       |   each step asks: has the writer failed?    all have written: rename to the final name
-      v                                             delete all but the newest K
+      v                                             write the checksums; delete all but the newest K
 
 Without a writer thread the main thread does its work, and needs no copy. Nothing is gathered: each rank writes its own
 shards. If replicas hold the same shard, one of them writes it: torch gives each item to the rank that has the least to
@@ -16,6 +16,7 @@ write so far, so replicas share the writing evenly. The host copy, however, hold
 
 The writer is a thread, because almost all its time is waiting for the disk, without Python's lock. A process for each
 rank would cost its start, some hundred MB of host memory, and shared memory (containers have 64 MB by default).
+The thread also computes the checksums, from the bytes on their way to the file. That, too, happens without the lock.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -42,8 +43,9 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from checkpoints_tools.checksums import CHECKSUMS, FileSums, Summing, write_checksums
 from train.checkpointing import checkpoint
-from train.checkpointing.checkpoint import RUN_FILE, RunState, step_folder, steps_in
+from train.checkpointing.checkpoint import RUN_FILE, RunState, rng_file, step_folder, steps_in
 from train.checkpointing.disk_space import (
     StoredBytes,
     bytes_to_write,
@@ -198,8 +200,10 @@ class Saver:
             writer = dcp.FileSystemWriter(partial)  # calls fsync on every file
             writer.fs = files
             dcp.save(tensors, storage_writer=writer, process_group=self.group)
-            torch.save(random_state, partial / f"rng_{rank:05d}.pt")
-            sync(partial / f"rng_{rank:05d}.pt")
+            with files.create_stream(rng_file(partial, rank), "wb") as stream:
+                torch.save(random_state, cast(IO[bytes], stream))
+                stream.flush()
+                os.fsync(stream.fileno())
             if rank == 0:
                 state.write(partial)
                 sync(partial / RUN_FILE)
@@ -207,7 +211,12 @@ class Saver:
                 sync(partial)
 
         def complete() -> None:
+            everyone: list[dict[str, FileSums]] = [{}] * dist.get_world_size()
+            dist.all_gather_object(everyone, files.sums, group=self.group)
             if rank == 0:
+                write_checksums(partial, {name: sums for theirs in everyone for name, sums in theirs.items()})
+                sync(partial / CHECKSUMS)
+                sync(partial)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
                 sync(self.checkpoints)
@@ -281,30 +290,41 @@ class HostCopy:
 
 
 class WatchedFiles(FileSystem):
-    """torch's file system for checkpoints, which also records why a write failed.
+    """torch's file system for checkpoints, which also records why a write failed, and checksums of what was written.
 
     torch.save replaces the system's "No space left on device" with "unexpected pos 704 vs 598".
+
+    Attributes:
+        error: the first failure.
+        sums: file name → checksums, of every file that was written.
     """
 
     def __init__(self) -> None:
         self.error: OSError | None = None
+        self.sums: dict[str, FileSums] = {}
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
         try:
             with _WatchedStream(io.FileIO(path, mode), self) as stream:
                 yield stream
+            self.sums[Path(path).name] = stream.summing.sums()
         except OSError as error:
             self.error = self.error or error
             raise
+
+    def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
+        super().rename(path, new_path)
+        self.sums[Path(new_path).name] = self.sums.pop(Path(path).name)
 
 
 class _WatchedStream(io.BufferedWriter):
     def __init__(self, raw: io.FileIO, files: WatchedFiles) -> None:
         super().__init__(raw)
-        self.files = files
+        self.files, self.summing = files, Summing()
 
     def write(self, data: Any) -> int:
+        self.summing.update(data)
         try:
             return super().write(data)
         except OSError as error:

@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from benchmarks.host_memory import AnonymousPeak
+from checkpoints_tools.checksums import read_checksums
 from checkpoints_tools.writer import ShardWriter
+from data.errors import UserError
 from model.llama import LlamaConfig
 from tests.train.tiny_run import TIED, VOCAB, make_trainer
 from train.checkpointing import checkpoint, disk_space, saver
@@ -110,6 +112,39 @@ def not_shared(world: World, output: Path) -> list[str]:
     raise AssertionError("each has a folder of its own")
 
 
+def one_file_is_damaged(world: World, output: Path) -> dict[str, Any]:
+    """A bit of rank 1's file flips: what all ranks find before a run resumes, and what each says when it loads."""
+    trainer = make_trainer(output, world, model_config=SMALL, steps=1)
+    trainer._save()
+    folder = checkpoint.newest_complete(trainer.checkpoints)
+    whole, written = everyone(checkpoint.damage_of(folder)), sorted(read_checksums(folder))
+    file = folder / "__1_0.distcp"
+    if world.is_main:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    dist.barrier()
+
+    def loaded() -> str:
+        try:
+            checkpoint.load_model(folder, trainer.model)
+            checkpoint.load_optimizer(folder, trainer.model, trainer.optimizer)
+        except UserError as error:
+            return str(error)
+        return "loaded"
+
+    listed = sorted(path.name for path in folder.iterdir())
+    return {
+        "whole": whole,
+        "written": written,
+        "listed": listed,
+        "found": everyone(checkpoint.damage_of(folder)),
+        "complete": everyone(checkpoint.newest_complete(trainer.checkpoints) == folder),
+        "said": everyone(loaded()),
+        "bytes": file.stat().st_size,
+    }
+
+
 def export_memory(world: World, output: Path) -> dict[str, Any]:
     """Stream a model of 24 matrices of 16 MB, sharded by rows, into files of 48 MB, as `export_hf` does."""
     from checkpoints_tools import export
@@ -150,6 +185,7 @@ def main() -> None:
         "one_fails": one_fails(world, out / "one_fails"),
         "too_little_space": too_little_space_on_rank_0(world, out / "too_little_space"),
         "not_shared": not_shared(world, out / "not_shared"),
+        "damaged": one_file_is_damaged(world, out / "damaged"),
         "export": export_memory(world, out / "export"),
     }
     if world.is_main:

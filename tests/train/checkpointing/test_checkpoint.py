@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoints_tools.checksums import write_checksums
 from data.errors import UserError
 from model.llama import LlamaConfig
 from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer, whole
@@ -193,6 +194,7 @@ def test_a_newer_format_is_refused_not_skipped(world, tmp_path: Path) -> None:
     record = json.loads((newest / "run.json").read_text())
     assert record["format"] == checkpoint.FORMAT
     (newest / "run.json").write_text(json.dumps({**record, "format": 9, "unheard_of": 1}))
+    write_checksums(newest)
     with pytest.raises(UserError, match=f"step_000004 has format 9: a newer .* up to {checkpoint.FORMAT}"):
         checkpoint.newest_complete(tmp_path / "checkpoints")
 

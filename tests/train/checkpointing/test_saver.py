@@ -171,7 +171,7 @@ def test_a_failed_save_stops_the_run_and_leaves_the_older_one(
     async_save: str, world, tmp_path: Path, slow: SlowWriter
 ) -> None:
     slow.release()
-    slow.on_open = no_space(3)  # data and metadata of the first checkpoint, data of the second
+    slow.on_open = no_space(4)  # data, metadata and random states of the first checkpoint, data of the second
     trainer = make_trainer(tmp_path, world, steps=9, save_every=2, async_save=async_save)
     if async_save == "on":
         trainer.saver.save = lambda *args, save=trainer.saver.save: (save(*args), wait([trainer.saver.flight], WAIT))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints_tools.checksums import CHUNK
 from tests.ranks import run_ranks
 
 
@@ -51,6 +52,19 @@ def test_too_little_space_is_reported_by_both(saved: dict) -> None:
 def test_a_run_folder_that_is_not_shared_is_refused(saved: dict) -> None:
     for message in saved["not_shared"]:
         assert message.startswith("UserError") and "rank(s) 1 do not see a file that rank 0 has written" in message
+
+
+def test_damage_in_one_ranks_file_is_found_and_said_by_both(saved: dict) -> None:
+    found = saved["damaged"]
+    assert found["whole"] == [None, None], "the checksums that the ranks wrote are those of the files"
+    assert found["listed"] == sorted([*found["written"], "checksums.json"]), "every file has them"
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "rng_00001.pt", "run.json"} <= set(found["written"])
+    chunk = found["bytes"] // 2 // CHUNK * CHUNK
+    place = f"__1_0.distcp, bytes {chunk:,} to {min(chunk + CHUNK, found['bytes']) - 1:,}"
+    assert found["found"] == [place, place]
+    assert found["complete"] == [True, True], "which the file's size does not show"
+    first, second = found["said"]
+    assert first == second and f"is not what was written: {place}" in first
 
 
 def test_an_export_holds_one_file_and_one_tensor(saved: dict) -> None:

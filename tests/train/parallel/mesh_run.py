@@ -23,7 +23,7 @@ from train.checkpointing import checkpoint
 from train.parallel import parallelize
 from train.parallel.distributed import World, place, run_guarded, start
 from train.parallel.mesh import MeshShape
-from train.setup import require_same
+from train.together import require_same
 from train.trainer import Trainer
 
 # Four key/value heads, so that four ranks can split them; all other widths leave someone with less than others.
