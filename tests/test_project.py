@@ -113,3 +113,39 @@ def test_gpu_tests_are_skipped_without_a_gpu_alone(available, tmp_path):
     else:
         assert done.returncode == 0 and "1 passed, 1 skipped" in done.stdout, done.stdout
         assert "gpu: needs a CUDA device" in done.stdout
+
+
+# --- what is read from files ------------------------------------------------------------------------------------------
+
+# Decoders without limits, and those that run what a file names. Each is called where its input is bounded.
+DECODERS = {
+    "json.load": (),
+    "json.loads": (
+        "data/files/documents.py",
+        "train/checkpointing/checkpoint.py",
+    ),  # there, of what it has just written
+    "msgspec.json.decode": ("data/files/documents.py",),
+    "tomllib.load": (),
+    "tomllib.loads": ("data/files/documents.py",),
+    "tarfile.open": ("data/files/archive.py",),
+    "torch.load": (),
+    "pickle.load": (),
+    "pickle.loads": (),
+    "pickle.Unpickler": (),
+    "dcp.load": ("checkpoints_tools/sharded.py",),
+    "GGUFReader": (),
+    "zipfile.ZipFile": ("checkpoints_tools/torch_files.py", "data/cache.py"),
+}
+
+
+def called(path: Path) -> set[str]:
+    """The dotted names that a file calls."""
+    return {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+
+
+def test_files_are_decoded_behind_a_door():
+    product = [p for d in ("model", "data", "train", "eval", "checkpoints_tools") for p in (ROOT / d).rglob("*.py")]
+    calls = {str(path.relative_to(ROOT)): called(path) for path in [*product, *ROOT.glob("*.py")]}
+    for decoder, allowed in DECODERS.items():
+        found = {path for path, names in calls.items() if decoder in names}
+        assert found <= set(allowed), f"{decoder} is called outside of its door: use data.files or checkpoints_tools"
