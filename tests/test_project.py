@@ -124,7 +124,7 @@ DECODERS = {
         "data/files/documents.py",
         "train/checkpointing/checkpoint.py",
     ),  # there, of what it has just written
-    "msgspec.json.decode": ("data/files/documents.py",),
+    "msgspec.json.decode": ("data/files/documents.py", "data/decoder/samples.py"),  # there, of its cache, typed
     "tomllib.load": (),
     "tomllib.loads": ("data/files/documents.py",),
     "tarfile.open": ("data/files/archive.py",),
