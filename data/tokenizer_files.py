@@ -14,6 +14,7 @@ from data.files.documents import parse_json as parse_document
 from data.files.documents import read_bytes, readable, shaped
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=limits.TOKENS)]
+_Ids = Annotated[dict[str, _Id], msgspec.Meta(max_length=limits.TOKENS)]
 _IdText = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,9}$")]
 
 
@@ -70,7 +71,7 @@ class _Step(msgspec.Struct):
 
 
 class _Model(msgspec.Struct):
-    vocab: dict[str, _Id] | list[Any]  # a list: of Unigram, which is refused by its type
+    vocab: _Ids | list[Any]  # a list: of Unigram, which is refused by its type
     type: str = ""
     unk_token: str | None = None
 
@@ -86,10 +87,10 @@ class _Tokenizer(msgspec.Struct):
 # What is used of each file.
 _SHAPES: dict[str, Any] = {
     "tokenizer.json": _Tokenizer,
-    "vocab.json": dict[str, _Id],
+    "vocab.json": _Ids,
     "tokenizer_config.json": _Config,
     "special_tokens_map.json": _SpecialTokens,
-    "added_tokens.json": dict[str, _Id],
+    "added_tokens.json": _Ids,
 }
 
 

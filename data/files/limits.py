@@ -45,8 +45,9 @@ COLUMNS = 10_000
 
 # A tokenizer's file that is not JSON: ranks, pieces, merges, words. (Llama 3's tokenizer.model: 2.1 MiB.)
 VOCABULARY_BYTES = 16 * MIB
-# Tokens of a vocabulary, and the largest id. (The largest known vocabularies have some 260,000.)
-TOKENS = 4_000_000
+# Tokens of a vocabulary, and the largest id. (The largest known vocabularies have some 260,000.) The library takes some
+# 650 bytes for each.
+TOKENS = 1_000_000
 
 # An answer of a model that is read as a list or an object, and one in Python's notation instead of JSON's, which takes
 # a hundred times as long. (The longest valid ones have one label for each word: some 15 characters.)
