@@ -8,6 +8,7 @@ them are checked against the bytes that are there. Both are decoded by `pickles`
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -158,7 +159,7 @@ class _Stream(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: len(self.content)}[whence]
         if position < 0:
-            raise ValueError(f"position {position}")
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as a file on a disk; zipfile expects it
         self.position = position
         return position
 

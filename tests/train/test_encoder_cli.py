@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from checkpoints_tools.checksums import write_checksums
 from data.errors import UserError
 from data.source import load_examples
 from eval.held_out import HeldOutScoring
@@ -101,6 +102,7 @@ def test_a_whole_run(encoder_args: list[str], world, tmp_path: Path) -> None:
     path = run / "export" / "config.json"
     swapped = path.read_text().replace("alarm_query", "?").replace("alarm_set", "alarm_query").replace("?", "alarm_set")
     path.write_text(swapped)
+    write_checksums(run / "export")
     with pytest.raises(UserError, match="labels of field 'intent' are not those of task massive_joint: their order di"):
         open_run(load_config([*again, "--output", str(tmp_path / "other")]))
     with pytest.raises(UserError, match="architecture"):
