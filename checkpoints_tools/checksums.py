@@ -24,6 +24,7 @@ A folder without the file loads unchecked.
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -269,5 +270,5 @@ def damaged(folder: Path, found: list[str]) -> Damaged:
 def _way_on(folder: Path) -> str:
     return (
         "Restore it from another copy. If you changed it on purpose, write the checksums anew: "
-        f"python -m checkpoints_tools.inspect {folder} --checksums write"
+        f"python -m checkpoints_tools.inspect {shlex.quote(str(folder))} --checksums write"
     )
