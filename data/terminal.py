@@ -73,6 +73,11 @@ def show(table: Table) -> None:
     console("stdout").print(table)
 
 
+def width() -> int:
+    """Characters in a line of a table on standard output."""
+    return console("stdout").width
+
+
 def literal(text: str, style: str = "") -> Text:
     """A text for a table, shown as it is."""
     return Text(printable(text), style)

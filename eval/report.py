@@ -12,11 +12,12 @@ from pathlib import Path
 from rich.table import Table
 
 from data.errors import UserError
-from data.terminal import literal, say, show
+from data.terminal import literal, say, show, width
 from eval.metrics import main_figures
 from eval.results import Results, read_results, stored_task
 
 Row = tuple[str, list[str]]
+SYSTEM_WIDTH = 16  # of a table at least, if a name is as long
 COUNTS_AND_COSTS = ("examples", "unparsed", "s/example", "prompt tok", "computed tok", "new tok")
 
 
@@ -65,22 +66,52 @@ def _cost(run: Results, name: str, form: str) -> str:
     return format(run.cost[name], form) if name in run.cost else ""
 
 
-def comparison_table(runs: Sequence[Results]) -> Table:
-    """The comparison as a table for the terminal, without empty and zero counts; each column's best figure is bold."""
+def show_comparison(runs: Sequence[Results]) -> None:
+    """Print the comparison, with the counts and costs for which the terminal is wide enough."""
+    table, left_out = comparison_table(runs, width())
+    show(table)
+    if left_out:
+        say(f"The terminal is too narrow for: {', '.join(left_out)}.")
+
+
+def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, list[str]]:
+    """The comparison as a table for the terminal, without columns of zero counts; each column's best figure is bold.
+
+    Args:
+        available: characters in a line.
+
+    Returns:
+        The table; the counts and costs that are omitted because they do not fit.
+    """
     columns, rows = comparison(runs)
     found = all_figures(runs)
     best = {name: max(own[name] for own in found if name in own) for name in columns[: -len(COUNTS_AND_COSTS)]}
     kept = [i for i, name in enumerate(columns) if name in best or any(cells[i] not in ("", "0") for _, cells in rows)]
+    # Figures are never cut, but names are broken: a heading between words, a system's name anywhere.
+    numbers = {i: max(len(cells[i]) for _, cells in rows) for i in kept}
+    whole = {i: max(numbers[i], len(columns[i])) for i in kept}
+    broken = {i: max(numbers[i], *(len(word) for word in columns[i].split())) for i in kept}
+    systems, left_out = max(len(system) for system, _ in rows), list[str]()
+    fits = _table_width([systems, *whole.values()]) <= available
+    while not fits and columns[kept[-1]] not in best:
+        if _table_width([min(systems, SYSTEM_WIDTH), *(broken[i] for i in kept)]) <= available:
+            break
+        left_out.insert(0, columns[kept.pop()])
     table = Table()
     table.add_column("system", overflow="fold")
     for i in kept:
-        table.add_column(literal(columns[i]), justify="right")
+        table.add_column(literal(columns[i]), justify="right", width=None if fits else broken[i])
     for own, (system, cells) in zip(found, rows, strict=True):
         marked = [
             literal(cells[i], "bold" if columns[i] in own and own[columns[i]] == best[columns[i]] else "") for i in kept
         ]
         table.add_row(literal(system), *marked)
-    return table
+    return table, left_out
+
+
+def _table_width(columns: Sequence[int]) -> int:
+    """Characters of a line of rich's table, whose columns have these widths: a border and spaces around each."""
+    return sum(columns) + 3 * len(columns) + 1
 
 
 def markdown(runs: Sequence[Results]) -> str:
@@ -165,7 +196,7 @@ def compare(
         raise UserError(f"--winner_figure {winner_figure!r} needs --winner, the run that should be ahead in it.")
     if winner is not None and winner.resolve() not in [folder.resolve() for folder in folders]:
         raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
-    show(comparison_table(runs))
+    show_comparison(runs)
     if markdown_file is not None:
         markdown_file.parent.mkdir(parents=True, exist_ok=True)
         markdown_file.write_text(markdown(runs), encoding="utf-8")
