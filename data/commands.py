@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import string
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,23 @@ def command(script: str, options: Mapping[str, object], *, ranks: int = 1) -> st
         if value is None or value is False:
             continue
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return shlex.join(words)
+    return " ".join(map(quoted, words))
+
+
+def quoted(word: str) -> str:
+    """A word of a command line as a shell reads it, in letters that a terminal shows and that can be copied from it.
+
+    Other letters, such as those that the encoding of standard output lacks, are written as their bytes: ``$'\\xff'``,
+    which bash, zsh and ksh read.
+    """
+    try:
+        word.encode(sys.stdout.encoding or "utf-8", errors="strict")
+        if word.isprintable():
+            return shlex.quote(word)
+    except UnicodeEncodeError:
+        pass
+    safe = set(b"/._-+=:,@%" + string.ascii_letters.encode() + string.digits.encode())
+    return "$'" + "".join(chr(byte) if byte in safe else f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
 
 
 def ours(name: str) -> str:

@@ -39,7 +39,8 @@ def find_problems(config: EvalConfig) -> list[str]:
     if config.compare and not config.combine:
         return _only(config, modes[0], {"compare", "winner", "winner_figure", "markdown"})
     if config.combine:
-        return _only(config, modes[0], {"combine", "output", "name"})
+        only = _only(config, modes[0], {"combine", "output", "name"})
+        return only + options.not_unicode(config, ("name",))
     problems = [
         f"--{name} is for --compare."
         for name in ("winner", "winner_figure", "markdown")
@@ -58,6 +59,7 @@ def find_problems(config: EvalConfig) -> list[str]:
             problems += problems_of_kind(config, spec, DECODER_ONLY, ENCODER_ONLY)
         if config.checkpoint is None and (spec is not None or not config.model):  # an unknown model may need none
             problems.append("no --checkpoint given: the folder with the weights to score.")
+    problems += options.not_unicode(config, ("name", "checkpoint", "data", "task"))  # results.json has them
     if config.task:
         problems += _errors_of(lambda: _check_task(config))
     problems += shots_problems(config.shots_choice or "balanced", config.shot_ids, config.shots)

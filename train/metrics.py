@@ -145,7 +145,7 @@ class RunLog:
             self._progress.update(self._task, completed=record["step"])
         if record["step"] % self._log_every == 0 or record["step"] in (self._start_step + 1, self._total):
             step = f"step {record['step']:>{len(str(self._total))}}/{self._total}"
-            terminal.say(fitting([step, *parts], self._progress.console.width if self._progress else None))
+            terminal.say(fitting([step, *parts], terminal.width() if terminal.is_terminal("stdout") else None))
 
     def event(self, name: str, **values: Any) -> None:
         """Report something that is not a step, e.g. a held-out score."""

@@ -15,10 +15,11 @@ import contextlib
 import dataclasses
 import functools
 import io
+import sys
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -318,6 +319,20 @@ def written(value: Any) -> str:
 
 def _item(value: Any) -> tomlkit.items.Item:
     return tomlkit.item(str(value) if isinstance(value, Path) else value)
+
+
+def not_unicode(config: Any, names: Iterable[str]) -> list[str]:
+    """A problem for each of these options whose value is no Unicode text, so that no file of ours can hold it.
+
+    Python reads such values from the command line: a file's name may be any bytes.
+    """
+    values = flatten(config)
+    wrong = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in str(values[name]))]
+    return [
+        f"{name} = {str(values[name])!r}: its bytes are no text in this locale's encoding, "
+        f"{sys.getfilesystemencoding()}. Use another name; or, if it is UTF-8, set PYTHONUTF8=1."
+        for name in wrong
+    ]
 
 
 def report(problems: Sequence[str]) -> None:

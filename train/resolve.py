@@ -171,6 +171,7 @@ def find_problems(config: TrainConfig) -> list[str]:
         problems.append(f"holdout = {config.eval.holdout} is never scored: give --eval_every.")
     if known_model and get_model_spec(config.model.model).kind == "encoder" and config.parallel.tp > 1:
         problems.append(f"tp = {config.parallel.tp}: an encoder's matrices are not split. Omit it.")
+    problems += options.not_unicode(config, options.flatten(config))
     if known_model:
         problems += _checkpoint_problems(config)
         problems += problems_of_kind(config, get_model_spec(config.model.model), DECODER_ONLY, ENCODER_ONLY)
