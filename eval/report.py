@@ -75,7 +75,7 @@ def show_comparison(runs: Sequence[Results]) -> None:
 
 
 def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, list[str]]:
-    """The comparison as a table for the terminal, without columns of zero counts; each column's best figure is bold.
+    """The comparison as a table for the terminal, without counts and costs of zero; each column's best figure is bold.
 
     Args:
         available: characters in a line.
@@ -86,7 +86,7 @@ def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, li
     columns, rows = comparison(runs)
     found = all_figures(runs)
     best = {name: max(own[name] for own in found if name in own) for name in columns[: -len(COUNTS_AND_COSTS)]}
-    kept = [i for i, name in enumerate(columns) if name in best or any(cells[i] not in ("", "0") for _, cells in rows)]
+    kept = [i for i, name in enumerate(columns) if name in best or any(cells[i].strip("0.") for _, cells in rows)]
     # Figures are never cut, but names are broken: a heading between words, a system's name anywhere.
     numbers = {i: max(len(cells[i]) for _, cells in rows) for i in kept}
     whole = {i: max(numbers[i], len(columns[i])) for i in kept}
@@ -129,7 +129,7 @@ def show_details(results: Results) -> None:
 
 
 def details_table(results: Results) -> Table:
-    """All figures of one run, grouped by field; counts of zero are omitted."""
+    """All figures of one run, grouped by field; counts and costs of zero are omitted."""
     table = Table("field", "figure", "value")
 
     def group(what: str, rows: Mapping[str, float | int | None]) -> None:
@@ -146,7 +146,7 @@ def details_table(results: Results) -> Table:
     if lenient := lenient_figures(results):
         unparsed = results.metrics["lenient"]["n_unparsed"]
         group("read leniently", lenient | {"examples with an unparsed field": unparsed})
-    for i, (name, cost) in enumerate(results.cost.items()):
+    for i, (name, cost) in enumerate((name, cost) for name, cost in results.cost.items() if cost):
         unit = "" if name.startswith("seconds") else " per example"
         table.add_row("" if i else "cost", name.replace("_", " ") + unit, f"{cost:,.4g}")
     return table

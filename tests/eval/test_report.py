@@ -86,12 +86,14 @@ def test_names_are_shown_as_they_are(tmp_path, capsys):
 
 def test_counts_of_zero_are_omitted():
     run = results("one", intent=0.0)
-    run.counts = {"truncated": 0, "not_stopped": 4}
+    run.counts, run.cost = {"truncated": 0, "not_stopped": 4}, {"new_tokens": 0.0, "prompt_tokens": 0.5}
     run.metrics["n_unparsed"] = run.metrics["fields"]["intent"]["n_unparsed"] = 0
     shown = text_of(details_table(run))
     assert "not stopped" in shown and "truncated" not in shown and "with an unparsed" not in shown
+    assert "prompt tokens" in shown and "new tokens" not in shown, "an encoder writes none"
     assert shown.count("n unparsed") == 1 and "0.00%" in shown, "a figure of zero is none of them"
-    assert "unparsed" not in text_of(comparison_table([run], 200)[0])
+    compared = text_of(comparison_table([run], 200)[0])
+    assert "prompt tok" in compared and "unparsed" not in compared and "new tok" not in compared
     unparsed = text_of(comparison_table([run, results("two")], 200)[0])
     assert "unparsed" in unparsed and "│        0 │" in unparsed
     assert "unparsed" in markdown([run]), "a document's tables keep their columns"
