@@ -6,6 +6,7 @@ import ast
 import io
 import logging
 import sys
+from collections.abc import Iterator
 
 import pytest
 from rich.progress import BarColumn, Progress
@@ -23,9 +24,11 @@ WITHOUT_CURSOR = [{"TERM": "dumb"}, {"TERM": "unknown"}, {"TTY_COMPATIBLE": "0"}
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ABOUT_COLOUR:
         monkeypatch.delenv(name, raising=False)
+    yield
+    terminal.end()  # of a bar that a failed test has left
 
 
 def on_screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
