@@ -14,10 +14,12 @@ import train.allocator  # noqa: F401  # before PyTorch is imported
 # isort: split
 import sys
 
+from data.terminal import open_streams
 from eval.config import DESCRIPTION, EvalConfig
 from train.options import show_help
 
 if __name__ == "__main__":
+    open_streams()
     show_help(EvalConfig, sys.argv[1:], DESCRIPTION)  # before the slow imports below
 
 # isort: split
@@ -28,6 +30,8 @@ import torch
 
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.registry import ApiModel, get_model
+from data.commands import command
+from data.task_file import read_task
 from data.tasks import TokenField
 from eval.api.run import run_api
 from eval.combine import combine
@@ -38,7 +42,7 @@ from eval.memory import ScoringLoad, check_fits, usable_now
 from eval.plan import describe as describe_plan
 from eval.plan import make_plan
 from eval.progress import Progress
-from eval.report import compare, console, details_table
+from eval.report import compare, show_details
 from eval.resolve import load_config
 from eval.results import Results, field_kinds, versions, write_run
 from eval.score import request_lengths, score
@@ -59,7 +63,7 @@ def main() -> None:
     elif options.combine:
         output = options.output or Path("runs/eval") / "+".join(folder.name for folder in options.combine)
         results = combine(*options.combine, output, options.name)
-        console().print(details_table(results))
+        show_details(results)
         log.info("written to %s", output)
     elif isinstance(get_model(options.model), ApiModel):
         run_api(options)
@@ -106,8 +110,22 @@ def run(options: EvalConfig) -> None:
         write_run(setup.output, results, result.predictions)
         if n_cut := result.counts["not_stopped"]:
             log.info("%d of %d answers ran into their limit of tokens (--max_new_tokens)", n_cut, len(job.examples))
-        console().print(details_table(results))
+        show_details(results)
         log.info("written to %s", setup.output)
+        log.info("To label new text, here one line of it:\n  echo 'some text' | %s", predict_command(setup))
+
+
+def predict_command(setup: ScoringSetup) -> str:
+    """The command that labels text with the model that was scored, whose folder may have its task."""
+    given, knows_task = setup.options, read_task(setup.weights.path) is not None
+    options = {
+        "checkpoint": given.checkpoint,
+        "input": "-",
+        "task": None if knows_task else given.task or setup.task.name,
+        "model": None if knows_task else given.model,
+        "tp": given.tp if given.tp > 1 else None,
+    }
+    return command("predict.py", options, ranks=given.tp)
 
 
 def describe(setup: ScoringSetup, result: ScoreResult, precision: str, n_ranks: int, device: torch.device) -> Results:

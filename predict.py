@@ -18,10 +18,12 @@ import train.allocator  # noqa: F401  # before PyTorch is imported
 # isort: split
 import sys
 
+from data.terminal import open_streams
 from eval.predict.config import DESCRIPTION, PredictConfig, load_config
 from train.options import show_help
 
 if __name__ == "__main__":
+    open_streams()
     show_help(PredictConfig, sys.argv[1:], DESCRIPTION)  # before the slow imports below
 
 # isort: split
@@ -29,7 +31,7 @@ import logging
 
 from data.errors import UserError
 from eval.predict.classifier import Classifier, Entity, Label, Result
-from eval.predict.outputs import OutputClosed
+from eval.predict.outputs import STANDARD_OUTPUT, OutputClosed
 from eval.predict.run import predict
 from train.parallel.distributed import run_guarded, set_up_logging
 
@@ -41,10 +43,13 @@ log = logging.getLogger("eval")
 def main() -> None:
     set_up_logging("stderr")  # standard output is for the labels
     try:
-        summary = predict(load_config(sys.argv[1:]))
+        options = load_config(sys.argv[1:])
+        summary = predict(options)
     except OutputClosed:
         return
     log.info("%s", summary.describe())
+    if options.output != STANDARD_OUTPUT:
+        log.info("written to %s", options.output)
     if summary.n_unreadable:
         raise UserError(f"{summary.n_unreadable:,} of the input's records could not be read; their rows say why.")
 

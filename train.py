@@ -8,10 +8,12 @@ import train.allocator  # noqa: F401  # before PyTorch is imported
 # isort: split
 import sys
 
+from data.terminal import open_streams
 from train.config import DESCRIPTION, TrainConfig
 from train.options import show_help
 
 if __name__ == "__main__":
+    open_streams()
     show_help(TrainConfig, sys.argv[1:], DESCRIPTION)  # before the slow imports below
 
 # isort: split

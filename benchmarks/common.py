@@ -35,6 +35,7 @@ from data.errors import UserError
 from data.example import Example
 from data.source import load_examples
 from data.tasks import Task
+from data.terminal import open_streams
 from eval.decoder.decode import Decoded
 from model.llama import Llama
 
@@ -252,6 +253,7 @@ def run_program(
         The exit status: that of ``run``, or 2 after a UserError, whose message is printed.
     """
     argv = sys.argv[1:] if argv is None else argv
+    open_streams()
     given = tyro.cli(options, args=argv, prog=f"python -m benchmarks.{name}", use_underscores=True)
     try:
         return run(given, argv) or 0

@@ -24,6 +24,7 @@ from data.example import Example
 from data.readers.massive import INTENTS, MISMATCHES, OTHER, SLOT_TYPES, UTTERANCES_IN_RELEASE, read_massive
 from data.readers.newsgroups import GROUPS, POSTS_IN_RELEASE, ROOTS, read_newsgroups
 from data.tasks import TASKS, ClassField, Task
+from data.terminal import open_streams
 
 SPLITS = {"20ng": tuple(POSTS_IN_RELEASE), "massive": tuple(UTTERANCES_IN_RELEASE)}
 Splits = dict[str, list[Example]]
@@ -205,6 +206,7 @@ def page(args: CountArgs) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     args = tyro.cli(CountArgs, args=argv, prog="python -m benchmarks.data_counts", use_underscores=True)
     try:
         text = page(args)

@@ -30,6 +30,7 @@ from checkpoints_tools.folder import open_hf
 from checkpoints_tools.formats import is_gguf, is_meta_folder
 from checkpoints_tools.gguf_file import open_gguf
 from checkpoints_tools.hf_config import DTYPES
+from checkpoints_tools.load import preset_of
 from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.other_folders import describe
 from checkpoints_tools.progress import ByteProgress
@@ -37,7 +38,11 @@ from checkpoints_tools.registry import architecture_of
 from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_finite, staged_folder
+from data.commands import command, ours
 from data.errors import UserError
+from data.terminal import open_streams, say, show_logs
+
+SAMPLE_TASK = "data/sample/tickets/tickets.toml"
 
 
 @dataclass
@@ -134,6 +139,8 @@ def _read(source: Source, name: str) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
+    show_logs()
     args = tyro.cli(ConvertArgs, args=argv, prog="python -m checkpoints_tools.convert", use_underscores=True)
     start = time.perf_counter()
     try:
@@ -141,11 +148,14 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--shard_gb is {args.shard_gb}; it must be positive")
         source = convert(args.src, args.dst, args.dtype, args.tokenizer, int(args.shard_gb * 1e9))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", "stderr")
         return 2
     count = sum(torch.Size(shape).numel() for shape in expected_shapes(source.config).values())
     seconds = time.perf_counter() - start
-    print(f"{source.format} {source.path} -> {args.dst}: {count / 1e6:,.1f} M parameters, {seconds:.1f} s")
+    say(f"{source.format} {source.path} -> {args.dst}: {count / 1e6:,.1f} M parameters, {seconds:.1f} s")
+    options = {"model": preset_of(source.config), "checkpoint": args.dst, "task": ours(SAMPLE_TASK)}
+    options["output"] = Path("runs") / args.dst.resolve().name
+    say(f"To fine-tune it, here on a sample task:\n  {command('train.py', options)}")
     return 0
 
 

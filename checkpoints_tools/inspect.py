@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -37,6 +36,7 @@ from checkpoints_tools.convert import open_source
 from checkpoints_tools.sharded import METADATA, read_metadata
 from checkpoints_tools.source import TensorInfo, expected_shapes, find_problems
 from data.errors import UserError
+from data.terminal import literal, open_streams, say, show
 
 
 @dataclass
@@ -75,7 +75,7 @@ def tensor_table(tensors: dict[str, TensorInfo], every_layer: bool) -> Table:
         if first != name and tensors.get(first) == info and not every_layer:
             continue
         times = str(repeats[name] + 1) if name in repeats and not every_layer else ""
-        table.add_row(name, times, str(list(info.shape)), info.dtype, f"{math.prod(info.shape):,}")
+        table.add_row(literal(name), times, str(list(info.shape)), info.dtype, f"{math.prod(info.shape):,}")
     return table
 
 
@@ -84,38 +84,37 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-def inspect(path: Path, every_layer: bool = False, console: Console | None = None) -> None:
+def inspect(path: Path, every_layer: bool = False) -> None:
     """Print a checkpoint's description.
 
     Raises:
         UserError: ``path`` does not exist, or has no known format.
     """
-    console = console or Console()
     if (path / METADATA).is_file():
         check_small_files(path)
         tensors = read_run_checkpoint(path)
-        console.print(f"[bold]training checkpoint[/bold] {path}", highlight=False)
-        console.print(tensor_table(tensors, every_layer))
+        say(f"training checkpoint {path}")
+        show(tensor_table(tensors, every_layer))
         return
     source = open_source(path)
-    console.print(f"[bold]{source.format}[/bold] {source.path}", highlight=False)
+    say(f"{source.format} {source.path}")
     config = Table("config", "value", title="under our names")
     for field in dataclasses.fields(source.config):
-        config.add_row(field.name, str(getattr(source.config, field.name)))
+        config.add_row(field.name, literal(str(getattr(source.config, field.name))))
     for name, value in source.token_ids.items():
-        config.add_row(name, str(value))
-    console.print(config)
-    console.print(tensor_table(source.tensors, every_layer))
+        config.add_row(literal(name), literal(str(value)))
+    show(config)
+    show(tensor_table(source.tensors, every_layer))
     count = sum(math.prod(shape) for shape in expected_shapes(source.config).values())
-    console.print(f"{count:,} parameters; unpacked as {str(source.dtype).removeprefix('torch.')}", highlight=False)
+    say(f"{count:,} parameters; unpacked as {str(source.dtype).removeprefix('torch.')}")
     problems = find_problems(source, expected_shapes(source.config))
     for problem in problems:
-        console.print(f"[red]{problem}[/red]", highlight=False)
+        say(problem)
     if not problems:
-        console.print("every tensor fits the config")
+        say("every tensor fits the config")
 
 
-def use_checksums(folder: Path, what: Literal["check", "write"], console: Console) -> None:
+def use_checksums(folder: Path, what: Literal["check", "write"]) -> None:
     """Compare a folder with its checksums, or write them anew.
 
     Raises:
@@ -126,7 +125,7 @@ def use_checksums(folder: Path, what: Literal["check", "write"], console: Consol
     start = time.perf_counter()
     if what == "write":
         write_checksums(folder)
-        console.print(f"wrote {folder / CHECKSUMS} for {len(read_checksums(folder))} files", highlight=False)
+        say(f"wrote {folder / CHECKSUMS} for {len(read_checksums(folder))} files")
         return
     sums = read_checksums(folder)
     if not sums:
@@ -134,17 +133,18 @@ def use_checksums(folder: Path, what: Literal["check", "write"], console: Consol
     if found := find_damage(folder):
         raise damaged(folder, found)
     seconds, n_bytes = time.perf_counter() - start, sum(file.bytes for file in sums.values())
-    console.print(f"{len(sums)} files, {n_bytes:,} bytes: as they were written ({seconds:.1f} s)", highlight=False)
+    say(f"{len(sums)} files, {n_bytes:,} bytes: as they were written ({seconds:.1f} s)")
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     args = tyro.cli(InspectArgs, args=argv, prog="python -m checkpoints_tools.inspect", use_underscores=True)
     try:
         if args.checksums is not None:
-            use_checksums(args.path, args.checksums, Console())
+            use_checksums(args.path, args.checksums)
         inspect(args.path, args.all)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", "stderr")
         return 2
     return 0
 

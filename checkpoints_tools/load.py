@@ -27,7 +27,7 @@ from checkpoints_tools.hf_config import differences
 from checkpoints_tools.key_maps import template
 from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.progress import ByteProgress
-from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, architecture_of, config_of
+from checkpoints_tools.registry import MODELS, ModelConfig, ModelSpec, Tokenizer, architecture_of, config_of
 from checkpoints_tools.slices import local_slice
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,
@@ -83,6 +83,21 @@ def check_family(config: ModelConfig, spec: ModelSpec, folder: Path | str) -> No
         )
 
 
+def preset_of(config: ModelConfig) -> str:
+    """The ``--model`` of a checkpoint: the first preset with its numbers, else its architecture."""
+    presets = [spec for spec in MODELS.values() if isinstance(spec, ModelSpec) and spec.config is not None]
+    fits = (spec.name for spec in presets if spec.family == config.family and not _mismatches(config, spec))
+    return next(fits, config.family)
+
+
+def _mismatches(config: ModelConfig, spec: ModelSpec) -> list[str]:
+    """In what a checkpoint differs from a preset where it must not; nothing if the preset has no config."""
+    ignore: tuple[str, ...] = ("max_position",)
+    ignore += ("vocab_size",) if spec.recipe.endswith("debug") else ()
+    ignore += spec.architecture.free_fields
+    return differences(config, spec.config, ignore=ignore) if spec.config is not None else []
+
+
 def check_fits_preset(
     config: ModelConfig,
     tokenizer: Tokenizer,
@@ -108,10 +123,7 @@ def check_fits_preset(
             tokenizer with more tokens than the embedding.
     """
     check_family(config, spec, folder)
-    ignore: tuple[str, ...] = ("max_position",)
-    ignore += ("vocab_size",) if spec.recipe.endswith("debug") else ()
-    ignore += spec.architecture.free_fields
-    found = differences(config, spec.config, ignore=ignore) if spec.config is not None else []
+    found = _mismatches(config, spec)
     if found and not allow_mismatch:
         raise UserError(
             f"{folder} holds another model than --model {spec.name}: {'; '.join(found)}. Name the model that fits, or "

@@ -36,18 +36,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from data import terminal
 from data.errors import UserError
 from data.files import limits
 from data.json_text import to_json
+from data.progress import Regular
 from data.readers import massive, newsgroups
 from data.source import DOWNLOAD_DIR
 
@@ -147,17 +142,11 @@ def fetch(url: str, part: Path, attempts: int = ATTEMPTS, wait_s: float = 1.0) -
         UserError: the address is wrong or refuses, or the connection failed ``attempts`` times.
         OSError: ``part`` cannot be written (disk full, no permission).
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     failures, furthest = 0, _size(part)
-    with Progress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(url.rsplit("/", 1)[-1], total=None)
-
-        def show(done: int, total: int | None) -> None:
-            progress.update(bar, completed=done, total=total)
-
+    with _Fetching(url.rsplit("/", 1)[-1]) as progress:
         while True:
             try:
-                return _fetch_rest(url, part, show)
+                return _fetch_rest(url, part, progress.update)
             except urllib.error.HTTPError as error:
                 if error.code < 500:
                     raise UserError(f"{url} answers {error.code} {error.reason}.") from error
@@ -174,6 +163,25 @@ def fetch(url: str, part: Path, attempts: int = ATTEMPTS, wait_s: float = 1.0) -
                 kept = f" {_size(part):,} bytes are kept in {part}; run again to continue." if _size(part) else ""
                 raise UserError(f"cannot fetch {url}: {reason}.{kept}")
             time.sleep(wait_s * 2 ** max(failures - 1, 0))
+
+
+class _Fetching(Regular):
+    """Shows how much of a file is there; how long it is, the server may not say."""
+
+    def __init__(self, what: str) -> None:
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        super().__init__(what, None, True, *columns)
+
+    def update(self, done: int, total: int | None) -> None:
+        n, self.done, self.total = done - self.done, done, total or 0
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, total=total)
+        else:
+            self.say(n)
+
+    def line(self, seconds: float) -> str:
+        of = f" of {self.total / 1e6:,.1f}" if self.total else ""
+        return f"{self.done / 1e6:,.1f}{of} MB"
 
 
 def _fetch_rest(url: str, part: Path, show: Callable[[int, int | None], None]) -> None:
@@ -313,8 +321,9 @@ class DownloadArgs:
 
 
 def main(argv: list[str] | None = None) -> int:
+    terminal.open_streams()
     args = tyro.cli(DownloadArgs, args=argv, prog="python -m data.download", use_underscores=True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    terminal.show_logs("stderr")
     try:
         if args.from_hub and args.release == "20ng":
             raise UserError(
@@ -326,12 +335,12 @@ def main(argv: list[str] | None = None) -> int:
         folder = args.to.expanduser()
         path = download_from_hub(folder) if args.from_hub else download(args.release, folder, args.url)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.say(f"error: {error}", "stderr")
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command continues from here.", file=sys.stderr)
+        terminal.say("stopped; the same command continues from here.", "stderr")
         return 130
-    print(f"{args.release} is at {path}")
+    terminal.say(f"{args.release} is at {path}")
     return 0
 
 

@@ -31,7 +31,7 @@ from data.example import Example
 from data.source import draw_to_score, draw_to_train, holdout, load_examples
 from data.tasks import ClassField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
-from eval.report import comparison_table, console
+from eval.report import show_comparison
 from eval.results import Prediction, Results, field_kinds, versions, write_run
 from train.parallel.distributed import run_guarded, set_up_logging
 
@@ -195,7 +195,7 @@ def main() -> None:
         use_underscores=True,
         args=sys.argv[1:],
     )
-    console().print(comparison_table(run_baselines(config)))
+    show_comparison(run_baselines(config))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from data import terminal
 from data.progress import Bar
 
 LINE_SECONDS = 30.0  # between two lines of `RowProgress`
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Bar):
-    """Counts the finished examples of this rank's share; without a terminal it logs after every tenth of them."""
+    """Counts the finished examples of this rank's share; without a bar it logs after every tenth of them."""
 
     def __init__(self, n_examples: int, world_size: int, show: bool) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -54,8 +55,9 @@ class RowProgress(Bar):
         super().__init__("predicting", 1, show, *bar, TextColumn("{task.fields[line]}", markup=False))
         self.part, self.n_before, self.done, self.n_read = part, n_before, n_before, n_before
         self.start = self.printed = time.perf_counter()
-        if self.bar is not None:
-            self.bar.update(self.task, line="")
+
+    def fields(self) -> dict[str, Any]:
+        return {"line": ""}
 
     def read(self, n: int) -> None:
         """Note that ``n`` more rows have been read."""
@@ -72,7 +74,7 @@ class RowProgress(Bar):
     def say(self, n: int) -> None:
         if time.perf_counter() - self.printed >= LINE_SECONDS:
             self.printed = time.perf_counter()
-            print(f"predicted {self.line()}", file=sys.stderr, flush=True)
+            terminal.say(f"predicted {self.line()}", "stderr")
 
     def line(self) -> str:
         """Rows, rows per second and, if it can be told, the time left."""

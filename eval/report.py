@@ -6,26 +6,19 @@ without a figure is empty, never zero.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from data.errors import UserError
+from data.terminal import literal, say, show, width
 from eval.metrics import main_figures
 from eval.results import Results, read_results, stored_task
 
 Row = tuple[str, list[str]]
-WIDTH_WITHOUT_TERMINAL = 200  # without a terminal rich assumes 80 columns and would break the lines
-
-
-def console() -> Console:
-    """A console that is wide enough for tables also if the output is a file or a pipe."""
-    found = Console()
-    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=WIDTH_WITHOUT_TERMINAL)
+SYSTEM_WIDTH = 16  # of a table at least, if a name is as long
+COUNTS_AND_COSTS = ("examples", "unparsed", "s/example", "prompt tok", "computed tok", "new tok")
 
 
 def figures(results: Results) -> dict[str, float]:
@@ -66,29 +59,59 @@ def comparison(runs: Sequence[Results]) -> tuple[list[str], list[Row]]:
             _cost(run, "new_tokens", ".1f"),
         ]
         rows.append((run.system, cells))
-    return [*columns, "examples", "unparsed", "s/example", "prompt tok", "computed tok", "new tok"], rows
+    return [*columns, *COUNTS_AND_COSTS], rows
 
 
 def _cost(run: Results, name: str, form: str) -> str:
     return format(run.cost[name], form) if name in run.cost else ""
 
 
-def comparison_table(runs: Sequence[Results], title: str = "") -> Table:
-    """The comparison as a table for the terminal; the best figure of each column is bold."""
+def show_comparison(runs: Sequence[Results]) -> None:
+    """Print the comparison, with the counts and costs for which the terminal is wide enough."""
+    table, left_out = comparison_table(runs, width())
+    show(table)
+    if left_out:
+        say(f"The terminal is too narrow for: {', '.join(left_out)}.")
+
+
+def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, list[str]]:
+    """The comparison as a table for the terminal, without counts and costs of zero; each column's best figure is bold.
+
+    Args:
+        available: characters in a line.
+
+    Returns:
+        The table; the counts and costs that are omitted because they do not fit.
+    """
     columns, rows = comparison(runs)
     found = all_figures(runs)
-    best = {name: max(own[name] for own in found if name in own) for name in columns[:-6]}
-    table = Table(title=escape(title) or None)
-    table.add_column("system", no_wrap=True)
-    for name in columns:
-        table.add_column(escape(name), justify="right")
+    best = {name: max(own[name] for own in found if name in own) for name in columns[: -len(COUNTS_AND_COSTS)]}
+    kept = [i for i, name in enumerate(columns) if name in best or any(cells[i].strip("0.") for _, cells in rows)]
+    # Figures are never cut, but names are broken: a heading between words, a system's name anywhere.
+    numbers = {i: max(len(cells[i]) for _, cells in rows) for i in kept}
+    whole = {i: max(numbers[i], len(columns[i])) for i in kept}
+    broken = {i: max(numbers[i], *(len(word) for word in columns[i].split())) for i in kept}
+    systems, left_out = max(len(system) for system, _ in rows), list[str]()
+    fits = _table_width([systems, *whole.values()]) <= available
+    while not fits and columns[kept[-1]] not in best:
+        if _table_width([min(systems, SYSTEM_WIDTH), *(broken[i] for i in kept)]) <= available:
+            break
+        left_out.insert(0, columns[kept.pop()])
+    table = Table()
+    table.add_column("system", overflow="fold")
+    for i in kept:
+        table.add_column(literal(columns[i]), justify="right", width=None if fits else broken[i])
     for own, (system, cells) in zip(found, rows, strict=True):
         marked = [
-            f"[bold]{cell}[/bold]" if name in own and own[name] == best[name] else cell
-            for name, cell in zip(columns, cells, strict=True)
+            literal(cells[i], "bold" if columns[i] in own and own[columns[i]] == best[columns[i]] else "") for i in kept
         ]
-        table.add_row(escape(system), *marked)
-    return table
+        table.add_row(literal(system), *marked)
+    return table, left_out
+
+
+def _table_width(columns: Sequence[int]) -> int:
+    """Characters of a line of rich's table, whose columns have these widths: a border and spaces around each."""
+    return sum(columns) + 3 * len(columns) + 1
 
 
 def markdown(runs: Sequence[Results]) -> str:
@@ -99,30 +122,38 @@ def markdown(runs: Sequence[Results]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
+def show_details(results: Results) -> None:
+    """Print all figures of one run, under a line that says which run it is."""
+    say(f"{results.system}: {results.task}, {results.data} {results.split}")
+    show(details_table(results))
+
+
 def details_table(results: Results) -> Table:
-    """All figures of one run, grouped by field."""
-    title = f"{results.system}: {results.task}, {results.data} {results.split}"
-    table = Table("field", "figure", "value", title=escape(title))
-    for field, own in results.metrics["fields"].items():
-        for i, (name, value) in enumerate(own.items()):
-            table.add_row(escape(field) if i == 0 else "", name.replace("_", " "), _show(value))
+    """All figures of one run, grouped by field; counts and costs of zero are omitted."""
+    table = Table("field", "figure", "value")
+
+    def group(what: str, rows: Mapping[str, float | int | None]) -> None:
+        for i, (name, value) in enumerate((k, v) for k, v in rows.items() if not _is_no_count(v)):
+            table.add_row(literal("" if i else what), literal(name.replace("_", " ")), _show(value))
         table.add_section()
+
+    for field, own in results.metrics["fields"].items():
+        group(field, own)
     if len(results.fields) > 1:
-        table.add_row("all fields", "exact match", _show(results.metrics["exact_match"]))
-    table.add_row("examples", "scored", _show(results.metrics["n_examples"]))
-    table.add_row("", "with an unparsed field", _show(results.metrics["n_unparsed"]))
-    for name, count in results.counts.items():
-        table.add_row("", name.replace("_", " "), _show(count))
-    table.add_section()
+        group("all fields", {"exact match": results.metrics["exact_match"]})
+    counts = {"scored": results.metrics["n_examples"], "with an unparsed field": results.metrics["n_unparsed"]}
+    group("examples", counts | results.counts)
     if lenient := lenient_figures(results):
         unparsed = results.metrics["lenient"]["n_unparsed"]
-        for i, (name, value) in enumerate((lenient | {"examples with an unparsed field": unparsed}).items()):
-            table.add_row("" if i else "read leniently", escape(name), _show(value))
-        table.add_section()
-    for i, (name, cost) in enumerate(results.cost.items()):
+        group("read leniently", lenient | {"examples with an unparsed field": unparsed})
+    for i, (name, cost) in enumerate((name, cost) for name, cost in results.cost.items() if cost):
         unit = "" if name.startswith("seconds") else " per example"
-        table.add_row("cost" if i == 0 else "", name.replace("_", " ") + unit, f"{cost:,.4g}")
+        table.add_row("" if i else "cost", name.replace("_", " ") + unit, f"{cost:,.4g}")
     return table
+
+
+def _is_no_count(value: float | int | None) -> bool:
+    return isinstance(value, int) and value == 0
 
 
 def _show(value: float | int | None) -> str:
@@ -165,12 +196,11 @@ def compare(
         raise UserError(f"--winner_figure {winner_figure!r} needs --winner, the run that should be ahead in it.")
     if winner is not None and winner.resolve() not in [folder.resolve() for folder in folders]:
         raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
-    out = console()
-    out.print(comparison_table(runs))
+    show_comparison(runs)
     if markdown_file is not None:
         markdown_file.parent.mkdir(parents=True, exist_ok=True)
         markdown_file.write_text(markdown(runs), encoding="utf-8")
-        out.print(f"written to {markdown_file}")
+        say(f"written to {markdown_file}")
     if winner is None:
         return True
     expected = read_results(winner)
@@ -180,9 +210,9 @@ def compare(
     others = [run for run, folder in zip(runs, folders, strict=True) if folder.resolve() != winner.resolve()]
     lost = [(name, line) for other in others for name, line in lost_to(expected, other).items()]
     for _, line in lost:
-        out.print(line, markup=False)
+        say(line)
     ahead = not any(winner_figure in (None, name) for name, _ in lost)
     if ahead:
         what = winner_figure or "every figure"
-        out.print(f"{expected.system} beats {', '.join(run.system for run in others)} in {what}", markup=False)
+        say(f"{expected.system} beats {', '.join(run.system for run in others)} in {what}")
     return ahead

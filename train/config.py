@@ -174,7 +174,7 @@ class EvalOptions:
 @dataclass(frozen=True)
 class LogOptions:
     log_every: int = 10
-    """Steps between printed lines if the output is not a terminal (log.jsonl gets every step)."""
+    """Steps between printed lines. log.jsonl gets every step, and so does the line below the bar on a terminal."""
     tensorboard: bool = False
     """Write TensorBoard event files to the run folder as well."""
 

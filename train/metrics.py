@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from data import terminal
 from data.errors import UserError
 from data.json_text import to_json
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 PEAK_BF16_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 SPEED_WINDOW = 20  # steps over which speeds are averaged
+SEPARATOR = "  "  # of a step's figures
 
 
 def device_peak(name: str) -> float | None:
@@ -123,12 +125,10 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tensorboard"))
-        console = Console()
-        if console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self._progress = BarAndLine(*columns, console=console)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = terminal.start_bar(BarAndLine, *columns, stream="stdout", transient=False)
+        if self._progress is not None:
             self._task = self._progress.add_task("", total=total_steps, completed=start_step)
-            self._progress.start()
 
     def step(self, record: dict[str, Any]) -> None:
         """Report one step; ``record["step"]`` counts from 1."""
@@ -139,12 +139,13 @@ class RunLog:
             for name, value in record.items():
                 if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(name, value, record["step"])
-        line = describe(record)
+        parts = describe(record)
         if self._progress is not None:
-            self._progress.line = line
+            self._progress.line = SEPARATOR.join(parts)
             self._progress.update(self._task, completed=record["step"])
-        elif record["step"] % self._log_every == 0 or record["step"] in (self._start_step + 1, self._total):
-            print(f"step {record['step']:>{len(str(self._total))}}/{self._total}  {line}", flush=True)
+        if record["step"] % self._log_every == 0 or record["step"] in (self._start_step + 1, self._total):
+            step = f"step {record['step']:>{len(str(self._total))}}/{self._total}"
+            terminal.say(fitting([step, *parts], terminal.width() if terminal.is_terminal("stdout") else None))
 
     def event(self, name: str, **values: Any) -> None:
         """Report something that is not a step, e.g. a held-out score."""
@@ -161,16 +162,15 @@ class RunLog:
         self._file.write(to_json(record, ascii_only=True) + "\n")
 
     def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        terminal.stop_bar(self._progress)
         if self._board is not None:
             self._board.close()
         if self._file is not None:
             self._file.close()
 
 
-def describe(record: dict[str, Any]) -> str:
-    """Format one step as one line."""
+def describe(record: dict[str, Any]) -> list[str]:
+    """The figures of one step, the most important ones first."""
     parts = [
         f"loss {record['loss']:.4f}",
         f"lr {record['lr']:.2e}",
@@ -182,7 +182,17 @@ def describe(record: dict[str, Any]) -> str:
         parts.append(f"MFU {record['mfu']:.1%}")
     parts.append(f"{record['memory_gib']:.1f} GiB")
     parts.append(f"{duration(record['seconds_left'])} left")
-    return "  ".join(parts)
+    return parts
+
+
+def fitting(parts: Sequence[str], width: int | None) -> str:
+    """The first of ``parts`` as a line of at most ``width`` characters; None: all of them."""
+    line = parts[0]
+    for part in parts[1:]:
+        if width is not None and len(line + SEPARATOR + part) > width:
+            break
+        line += SEPARATOR + part
+    return line
 
 
 def duration(seconds: float) -> str:

@@ -297,13 +297,22 @@ def to_toml(config: Any, comments: Mapping[str, str] | None = None) -> str:
     for option in options_of(type(config)).values():
         if (value := values[option.name]) is None:
             continue
-        item = tomlkit.item(str(value) if isinstance(value, Path) else value)
+        item = _item(value)
         if comment := (comments or {}).get(option.name):
             item.comment(comment)
         (tables[option.section] if option.section else document).add(option.name, item)
     for section, table in tables.items():
         document.add(section, table)
     return tomlkit.dumps(document)
+
+
+def written(value: Any) -> str:
+    """An option's value as in TOML."""
+    return _item(value).as_string()
+
+
+def _item(value: Any) -> tomlkit.items.Item:
+    return tomlkit.item(str(value) if isinstance(value, Path) else value)
 
 
 def text_problems(config: Any) -> list[str]:
@@ -314,7 +323,10 @@ def text_problems(config: Any) -> list[str]:
             try:
                 text.encode()
             except UnicodeEncodeError:
-                found.append(f"{name} = {ascii(text)}: not UTF-8, so it cannot be recorded. Rename the file or folder.")
+                found.append(
+                    f"{name} = {ascii(text)}: not UTF-8, so it cannot be recorded. Rename the file or folder; or, if "
+                    "its name is UTF-8 and the locale is not, set PYTHONUTF8=1."
+                )
     return found
 
 

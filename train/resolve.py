@@ -78,6 +78,20 @@ def resolve_auto(config: TrainConfig) -> TrainConfig:
     return replace(config, train=replace(train, **found))
 
 
+def describe_settings(config: TrainConfig) -> str:
+    """The settings that are not the recipe's, one per line, and where all of them are."""
+    recipe = options.flatten(options.build(TrainConfig, [recipe_for(config.model.model, config.data.task)]))
+    lines = []
+    for name, value in options.flatten(config).items():
+        if value == recipe[name] or value is None:  # None: of steps and epochs, the one that is replaced by the other
+            continue
+        usual = "" if recipe[name] in (None, "", ()) else f" (recipe: {options.written(recipe[name])})"
+        why = f" ({config.optim_reason})" if name == "optim" and config.optim_reason else usual
+        lines.append(f"  {name} = {options.written(value)}{why}")
+    where = config.checkpoint.output / "config.toml"
+    return "\n".join([f"settings that are not those of {config.model.model}'s recipe ({where} has all):", *lines])
+
+
 def choose_optim(config: TrainConfig, name: str, why: str) -> TrainConfig:
     """Replace ``--optim auto`` by the chosen optimizer, and record the reason."""
     reason = f"chosen by --optim auto: {why}; --optim {name} pins it"

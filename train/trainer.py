@@ -21,6 +21,7 @@ from torch import nn
 
 from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.registry import costs_of
+from data import terminal
 from data.decoder.rows import ANSWER
 from data.loader import StepBatch
 from train import options, trial
@@ -32,9 +33,11 @@ from train.errors import Interrupted, NotFinite, RunStopped
 from train.finite import require_finite_weights
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
+from train.next_command import eval_command
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum, launcher
 from train.parallel.parallelize import parallelize
+from train.resolve import describe_settings
 from train.run_export import export_run
 from train.setup import Setup
 
@@ -89,7 +92,7 @@ class Trainer:
         self.scorer = scorer
         self.costs = costs_of(setup.model_config)
         written = options.to_toml(config, {"optim": config.optim_reason})
-        log.info("%s", written.rstrip())
+        log.info("%s", describe_settings(config))
         sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
         self.saver = open_saver(config, sizes, setup.total_steps, setup.resume_from, world)
         with self._explained("building the model"):
@@ -188,6 +191,16 @@ class Trainer:
             self.log.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        log.info("%s", self._next())
+
+    def _next(self) -> str:
+        """What to do with the trained model."""
+        device, config = self.world.device, self.config
+        exported, last = self.output / "export", checkpoint.step_folder(self.checkpoints, self.step)
+        gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        folder = exported if config.checkpoint.export else last
+        return f"To score the model:\n  {eval_command(config, folder, n_parameters, gpu_bytes)}"
 
     def _loop(self) -> None:
         config, total = self.config, self.setup.total_steps
@@ -294,9 +307,9 @@ class Trainer:
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         # Under torchrun a signal from the terminal arrives twice: only the first one counts.
         if self.signum is None and self.world.is_main:
-            print(f"\n{signal.Signals(signum).name}: finishing this step, then saving.", flush=True)
+            terminal.say(f"\n{signal.Signals(signum).name}: finishing this step, then saving.")
             if launcher()[0] == "torchrun":
-                print("torchrun waits 30 seconds for that, unless it was started with --shutdown-timeout.", flush=True)
+                terminal.say("torchrun waits 30 seconds for that, unless it was started with --shutdown-timeout.")
         self.signum = self.signum or signum
 
     def _interrupt(self) -> None:
@@ -347,7 +360,8 @@ class Trainer:
         self.log.event("score", step=self.step, score=score, **figures)
         is_best = self.best is None or score > self.best
         listed = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        log.info("held-out, step %d: %s%s", self.step, listed, " (best so far)" if is_best else "")
+        # The first score is always the best, also that of a model that gets nothing right.
+        log.info("held-out, step %d: %s%s", self.step, listed, " (best so far)" if is_best and score > 0 else "")
         if is_best:
             self.best = score
             self._export("best", {"step": self.step, "score": score, **figures})

@@ -35,7 +35,7 @@ from eval.decoder.score import read_answer
 from eval.gather import ScoreResult, Share, gather_scores
 from eval.job import ScoringRanks
 from eval.progress import Progress
-from eval.report import console, details_table
+from eval.report import show_details
 from eval.results import Results, field_kinds, versions, write_run
 from train.errors import Interrupted, RunStopped
 from train.parallel.distributed import env_world_size
@@ -80,7 +80,7 @@ def run_api(options: EvalConfig) -> None:
     result = score(setup, answers)
     results = to_results(setup, result, answers, attempts, prices, seconds)
     write_run(setup.output, results, result.predictions)
-    console().print(details_table(results))
+    show_details(results)
     log.info("written to %s", setup.output)
 
 

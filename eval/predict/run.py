@@ -21,6 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from checkpoints_tools.hf_config import DTYPES
+from data import terminal
 from data.example import Example
 from data.task_file import task_record
 from eval.config import EvalConfig
@@ -108,7 +109,9 @@ def predict(options: PredictConfig) -> Summary:
             check_fits(load, options.tp, shape.n_data, usable_now(device))
         world = start(device, shape)
         model = build_model(setup, precision, device, world.mesh["tensor"] if options.tp > 1 else None)
-        return _label_all(Classifier(model, setup, device), files, world, options.prefix)
+        # Labels on a terminal are their own progress.
+        silent = options.output == STANDARD_OUTPUT and terminal.is_terminal("stdout")
+        return _label_all(Classifier(model, setup, device), files, world, options.prefix, world.is_main and not silent)
 
 
 def _eval_options(options: PredictConfig) -> EvalConfig:
@@ -161,12 +164,12 @@ def _take(rows: Iterator[Row]) -> Iterator[Row]:
             return
 
 
-def _label_all(classifier: Classifier, files: _Files | None, world: World, prefix: str) -> Summary:
+def _label_all(classifier: Classifier, files: _Files | None, world: World, prefix: str, show_progress: bool) -> Summary:
     ranks, summary = ScoringRanks.of(world), Summary()
     task, is_encoder = classifier.task, classifier.setup.spec.kind == "encoder"
     n_done, closed = files.output.n_written if files is not None else 0, False
     part = files.input.progress if files is not None else lambda: None
-    with RowProgress(part, world.is_main, n_done) as progress:
+    with RowProgress(part, show_progress, n_done) as progress:
         for chunk, texts in _chunks(files, world):
             progress.read(len(chunk))
             before = progress.done

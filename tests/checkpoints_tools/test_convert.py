@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from checkpoints_tools.hf_config import read_token_ids
 from checkpoints_tools.writer import staged_folder
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
+from train.resolve import load_config
+from train.setup import open_run
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -239,7 +242,12 @@ def test_a_file_of_a_folder_names_the_folder(hf_folder):
 def test_command_line(hf_folder, tmp_path, capsys):
     folder, _ = hf_folder()
     assert main([str(folder), str(tmp_path / "out"), "--dtype", "bf16", "--shard_gb", "0.0001"]) == 0
-    assert "Hugging Face folder" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Hugging Face folder" in said
+    words = shlex.split(said.splitlines()[-1])
+    config = load_config(words[2:])  # what train.py makes of them
+    assert words[1].endswith("train.py") and config.model.checkpoint == tmp_path / "out"
+    assert open_run(config).spec.name == config.model.model == "llama"
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert main([str(folder), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("error: ")

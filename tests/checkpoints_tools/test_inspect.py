@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from checkpoints_tools.inspect import inspect, main
 
 
-def shown(path, every_layer: bool = False) -> str:
-    out = io.StringIO()
-    inspect(path, every_layer, Console(file=out, width=150))
-    return out.getvalue()
+@pytest.fixture
+def shown(capsys):
+    def show(path, every_layer: bool = False) -> str:
+        inspect(path, every_layer)
+        return capsys.readouterr().out
+
+    return show
 
 
-def test_hugging_face_folder(hf_folder):
+def test_hugging_face_folder(hf_folder, shown):
     folder, reference = hf_folder(rope_theta=777.0)
     text = shown(folder)
     assert "Hugging Face folder" in text and "777.0" in text and "every tensor fits" in text
@@ -28,7 +28,7 @@ def test_hugging_face_folder(hf_folder):
     assert "layers.1.ffn.w2.weight" in shown(folder, every_layer=True)
 
 
-def test_tensors_that_do_not_fit_are_shown(hf_folder):
+def test_tensors_that_do_not_fit_are_shown(hf_folder, shown):
     folder, _ = hf_folder()
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"] = torch.ones(48, 99)
@@ -38,7 +38,7 @@ def test_tensors_that_do_not_fit_are_shown(hf_folder):
     assert "every tensor fits" not in text
 
 
-def test_training_checkpoint(tmp_path):
+def test_training_checkpoint(tmp_path, shown):
     state = {"model": {"layers.0.ffn.w1.weight": torch.ones(3, 5)}, "step": 7}
     dcp.save(state, checkpoint_id=tmp_path / "step_000007", no_dist=True)
     text = shown(tmp_path / "step_000007")

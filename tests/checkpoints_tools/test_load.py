@@ -95,7 +95,7 @@ def test_pytorchs_own_file_gives_the_same_model(hf_folder, helpers):
 
 
 def test_progress_and_speed_are_logged(hf_folder, helpers, caplog, monkeypatch):
-    monkeypatch.setattr(progress, "LOG_INTERVAL", 0.0)  # seconds
+    monkeypatch.setattr("data.progress.LOG_INTERVAL", 0.0)  # seconds
     folder, reference = hf_folder()
     with caplog.at_level(logging.INFO):
         helpers.load(folder)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 
 from eval import progress
 from eval.progress import RowProgress
+from tests.screen import Screen
 
 
 @pytest.fixture
@@ -49,7 +51,9 @@ def test_a_line_now_and_then_on_standard_error(clock: list[float], capsys: pytes
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], known: bool) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     parts = itertools.count()
     with RowProgress(lambda: next(parts) / 100 if known else None, show=True) as bar:
@@ -57,5 +61,5 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         bar.read(2000)
         bar.advance(1234)
         bar.bar.refresh()
-    out, err = capsys.readouterr()
+    out, err = capsys.readouterr().out, screen.getvalue()
     assert out == "" and "1,234 rows, " in err and ("left" in err) == known and ("━" in err) == known

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from data.errors import UserError
-from eval.report import compare, comparison_table, details_table, lost_to, markdown
+from eval.report import compare, comparison_table, details_table, lost_to, markdown, show_details
 from eval.results import Results, write_run
 
 
@@ -31,8 +31,8 @@ def intent_only(system, accuracy):
     return run
 
 
-def text_of(table):
-    console = Console(width=200)
+def text_of(table, width=200):
+    console = Console(width=width, markup=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -49,7 +49,7 @@ def test_markdown():
 
 
 def test_terminal_tables_hold_every_figure():
-    shown = text_of(comparison_table([results("one", 0.1), results("two", 0.9)]))
+    shown = text_of(comparison_table([results("one", 0.1), results("two", 0.9)], 200)[0])
     assert all(part in shown for part in ("one", "two", "10.0%", "90.0%", "1,234"))
     shown = text_of(details_table(results("one", cost={"seconds": 3.0, "new_tokens": 12.5})))
     for part in (
@@ -62,6 +62,55 @@ def test_terminal_tables_hold_every_figure():
         "12.5",
     ):
         assert part in shown
+
+
+def test_names_are_shown_as_they_are(tmp_path, capsys):
+    """None is rich's markup: that vanished from the tables, or ended in a MarkupError."""
+    names = ["run [lr=1e-4]", "run [lr=3e-4]", "a [/b]", "[bold]b :smile:[/bold]"]
+    for i, name in enumerate(names):
+        run = results(name, cost={"[/x]": 1.0})
+        run.metrics["fields"] = {"in[/]tent": run.metrics["fields"]["intent"], "slots": run.metrics["fields"]["slots"]}
+        run.fields = {"in[/]tent": "class", "slots": "token"}
+        run.task, run.data, run.counts = "[task]", "[/data]", {"[n]": 3}
+        write_run(tmp_path / str(i), run, [])
+        show_details(run)
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"{name}: [task], [/data] test\n")
+        assert all(part in shown for part in ("in[/]tent", "[n]", "[/x]"))
+    folders = [tmp_path / str(i) for i in range(len(names))]
+    compare(folders, winner=folders[2], markdown_file=tmp_path / "[b].md")
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names) and "in[/]tent accuracy" in shown
+    assert f"written to {tmp_path}/[b].md" in shown and "a [/b] 50.0% does not beat" in shown
+
+
+def test_counts_of_zero_are_omitted():
+    run = results("one", intent=0.0)
+    run.counts, run.cost = {"truncated": 0, "not_stopped": 4}, {"new_tokens": 0.0, "prompt_tokens": 0.5}
+    run.metrics["n_unparsed"] = run.metrics["fields"]["intent"]["n_unparsed"] = 0
+    shown = text_of(details_table(run))
+    assert "not stopped" in shown and "truncated" not in shown and "with an unparsed" not in shown
+    assert "prompt tokens" in shown and "new tokens" not in shown, "an encoder writes none"
+    assert shown.count("n unparsed") == 1 and "0.00%" in shown, "a figure of zero is none of them"
+    compared = text_of(comparison_table([run], 200)[0])
+    assert "prompt tok" in compared and "unparsed" not in compared and "new tok" not in compared
+    unparsed = text_of(comparison_table([run, results("two")], 200)[0])
+    assert "unparsed" in unparsed and "│        0 │" in unparsed
+    assert "unparsed" in markdown([run]), "a document's tables keep their columns"
+
+
+def test_figures_are_whole_on_a_narrow_terminal():
+    cost = {"seconds_per_example": 12.3456, "prompt_tokens": 1234.5, "computed_tokens": 345.6, "new_tokens": 7.8}
+    runs = [results("a name that is longer than the column [b]", 0.123, cost=cost), results("two", 1.0)]
+    shown = {}
+    for width in (80, 100, 200):
+        table, left_out = comparison_table(runs, width)
+        shown[width] = text_of(table, width)
+        assert all(len(line) <= width for line in shown[width].splitlines())
+        assert "…" not in shown[width] and "12.3%" in shown[width] and "1,234" in shown[width]
+        assert ("1234.5" in shown[width]) == ("prompt tok" not in left_out)
+    assert comparison_table(runs, 80)[1] == ["s/example", "prompt tok", "computed tok", "new tok"]
+    assert comparison_table(runs, 200)[1] == [] and "intent accuracy" in shown[200]
 
 
 def test_lenient_figures_stand_beside_the_strict_ones_where_a_run_gains():

@@ -47,3 +47,16 @@ def test_the_best_stays_until_a_better_one_also_across_a_resumption(
     assert exported[2:] == [(5, "best"), (6, "export")], "the checkpoint remembers 0.4"
     best = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
     assert (best["step"], best["score"]) == (5, 0.7)
+
+
+def test_a_score_of_zero_is_not_announced_as_the_best(
+    world, train_args: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = iter([0.0, 0.0, 0.4, 0.4, 0.5, 0.0])
+    scorer = SimpleNamespace(score=lambda model: HeldOutScore({"accuracy": 0.0}, next(scores)))
+    config = load_config([*train_args, "--holdout", "0.25", "--eval_every", "1"])
+    with caplog.at_level("INFO"):
+        Trainer(config, open_run(config), world, scorer).run()
+    said = [message for message in caplog.messages if message.startswith("held-out, step")]
+    assert [message.endswith("(best so far)") for message in said] == [False, False, True, False, True, False]
+    assert said[0] == "held-out, step 1: accuracy 0.0000"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from tests.screen import Screen
 from tests.train.tiny_run import make_trainer
 from train import metrics
 
@@ -54,12 +54,17 @@ def test_log_lines(world, tmp_path: Path, capsys: pytest.CaptureFixture) -> None
 
 
 def test_a_terminal_gets_a_bar_and_a_line_below_it(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    terminal = lambda: Console(file=screen, force_terminal=True, width=70, color_system=None)  # noqa: E731
-    monkeypatch.setattr(metrics, "Console", terminal)
-    make_trainer(tmp_path, world, steps=3).run()
-    shown = screen.getvalue()
-    assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in shown and "3/3" in shown, "a bar, and how many steps are done"
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "70")
+    make_trainer(tmp_path, world, steps=5, log_every=2).run()
+    shown, lines = screen.getvalue(), screen.lines()
+    assert any("━" in line and "5/5 0:" in line for line in lines), "a bar, and how many steps are done"
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [line.split()[1] for line in steps] == ["1/5", "2/5", "4/5", "5/5"], "to scroll back to"
+    assert all("grad norm" in line and len(line) <= 70 for line in steps), "only what fits"
+    assert max(i for i, line in enumerate(lines) if "━" in line) > lines.index(steps[-1]), "the bar is below them"
     for part in ("loss", "lr", "grad norm", "tokens/s", "examples/s", "GiB", "0:00 left"):
         assert part in shown, f"{part}: the line is longer than the terminal is wide"
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from data import terminal
 from data.errors import UserError
 from train.errors import Interrupted, RunStopped
 from train.parallel.mesh import MeshShape
@@ -140,21 +139,10 @@ def place(device: torch.device, shape: MeshShape) -> World:
     return World(dist.get_rank(), local_rank, size, device, mesh, shape, data_group)
 
 
-def set_up_logging(stream: Literal["stdout", "stderr"] = "stdout") -> None:
+def set_up_logging(stream: terminal.Stream = "stdout") -> None:
     """Let rank 0 log plain messages to a standard stream, and the other ranks nothing."""
-    level = logging.INFO if env_rank() == 0 else logging.CRITICAL + 1
-    logging.basicConfig(level=level, format="%(message)s", handlers=[_Printer(stream)], force=True)
-
-
-class _Printer(logging.Handler):
-    """Prints to the current ``sys.stdout`` or ``sys.stderr``: a progress bar replaces them to keep lines above it."""
-
-    def __init__(self, stream: Literal["stdout", "stderr"]) -> None:
-        super().__init__()
-        self.stream = stream
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=getattr(sys, self.stream), flush=True)
+    terminal.open_streams()
+    terminal.show_logs(stream, logging.INFO if env_rank() == 0 else logging.CRITICAL + 1)
 
 
 def run_guarded(main: Callable[[], None]) -> None:
@@ -169,7 +157,7 @@ def run_guarded(main: Callable[[], None]) -> None:
         main()
     except Interrupted as stop:
         if env_rank() == 0:  # raised on every rank
-            print(stop, file=sys.stderr, flush=True)
+            _print_at_end(str(stop))
         status = 128 + stop.signum
     except UserError as error:
         _print_error(f"error: {error}", wait=env_rank() != 0)
@@ -185,8 +173,7 @@ def run_guarded(main: Callable[[], None]) -> None:
     if status or several:
         # os._exit even after success. With gloo, one run in ten aborts during interpreter shutdown ("terminate called
         # without an active exception", torch 2.13). torchrun would report such a run as failed.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        terminal.end()
         os._exit(status)
 
 
@@ -194,7 +181,12 @@ def _print_error(message: str, wait: bool) -> None:
     if wait:
         time.sleep(GRACE_SECONDS)
     prefix = f"[rank {env_rank()}] " if env_rank() else ""
-    print(prefix + message, file=sys.stderr, flush=True)
+    _print_at_end(prefix + message)
+
+
+def _print_at_end(message: str) -> None:
+    terminal.end()  # of a bar, if the error passed by its end
+    terminal.say(message, "stderr")
 
 
 def all_sum(values: list[float], device: torch.device) -> list[float]:
