@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.common import Timing, load_average, run_program, say, size_of, table, write_result
+from checkpoints_tools.checksums import write_checksums
 from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
@@ -103,6 +104,7 @@ def write_start(args: Args, task_name: str, folder: Path, dropout: bool) -> None
         stored = read_json(folder / "config.json")
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         write_json(folder / "config.json", stored | off)
+        write_checksums(folder)
 
 
 @dataclass

@@ -81,7 +81,7 @@ FAULTS: dict[str, tuple[Callable[[], object], str, str]] = {
     "exit": (lambda: sys.exit(2), "exception", "SystemExit"),
     "sleep": (lambda: time.sleep(30), "time", "over 1 s"),
     "loop": (lambda: [None for _ in iter(int, 1)], "time", "over 1 s"),
-    "resident": (lambda: b"x" * (100 << 20), "memory", "over 64 MiB"),
+    "resident": (lambda: b"x" * (300 << 20), "memory", "over 64 MiB"),
     "refused": (lambda: bytearray(1 << 40), "memory", "MemoryError"),
     "segfault": (lambda: os.kill(os.getpid(), signal.SIGSEGV), "crash", "SIGSEGV"),
     "abort": (os.abort, "crash", "SIGABRT"),

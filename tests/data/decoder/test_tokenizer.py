@@ -259,7 +259,7 @@ def test_broken_config_beside_a_good_tokenizer_is_named(tiny_folder, tmp_path):
         ("added_tokens.json", '{"a": 99999999999}', "must be a whole number, at most"),
     ):
         (folder / name).write_text(content)
-        with pytest.raises(UserError, match=rf"{name} of the tokenizer: .*{message}"):
+        with pytest.raises(UserError, match=rf"{name}: .*{message}"):
             load_tokenizer(folder)
         (folder / name).unlink()
 

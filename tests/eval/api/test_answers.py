@@ -125,7 +125,7 @@ def test_cut_at_every_byte_of_the_last_line(run, server, tmp_path):
             b'{"id": "a", "answer": "x", "prompt_tokens": "5"}',
             "line 2: prompt_tokens must be .* or null; it is '5'",
         ),
-        (b'{"id": "a", "answer": "x", "prompt_tokens": -5}', "line 2: prompt_tokens: .*>= 0; it is -5"),
+        (b'{"id": "a", "answer": "x", "prompt_tokens": -5}', "line 2: prompt_tokens must be .* at least 0; it is -5"),
         (b'{"lost": "a"}', "line 2: prompt_tokens is missing"),
         (
             b'{"lost": "a", "prompt_tokens": 1, "completion_tokens": null}',
