@@ -216,7 +216,7 @@ class Library:
         model["unk_token"] = unknown if model["type"] == "WordPiece" or unknown in model["vocab"] else None
         if model["type"] == "BPE":
             n = len(model.get("continuing_subword_prefix") or "")
-            pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
+            pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or [])
             model["merges"] = [
                 [a, b] for a, b in pairs if a not in hidden and b not in hidden and a + b[n:] not in hidden
             ]

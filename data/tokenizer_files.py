@@ -15,6 +15,7 @@ from data.files.documents import read_bytes, readable, shaped
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=limits.TOKENS)]
 _Ids = Annotated[dict[str, _Id], msgspec.Meta(max_length=limits.TOKENS)]
+_Merge = Annotated[str, msgspec.Meta(pattern=" ")]  # of two tokens with a space between them
 _IdText = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,9}$")]
 
 
@@ -74,6 +75,8 @@ class _Model(msgspec.Struct):
     vocab: _Ids | list[Any]  # a list: of Unigram, which is refused by its type
     type: str = ""
     unk_token: str | None = None
+    continuing_subword_prefix: str | None = None
+    merges: list[_Merge | tuple[str, str]] = []
 
 
 class _Tokenizer(msgspec.Struct):

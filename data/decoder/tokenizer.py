@@ -260,7 +260,7 @@ class JsonTokenizer(_FileTokenizer):
     def __init__(self, files: dict[str, bytes], folder: Path) -> None:
         path = folder / "tokenizer.json"
         spec = parse_json(files, "tokenizer.json", folder)
-        vocabulary, kind = spec["model"]["vocab"], spec["model"].get("type", "BPE")
+        vocabulary, kind = spec["model"]["vocab"], spec["model"].setdefault("type", "BPE")
         if kind != "BPE" or not isinstance(vocabulary, dict):
             raise UserError(
                 f"{path} holds a tokenizer of type {kind!r}; only BPE is supported (Llama, SmolLM2, GPT-2, RoBERTa)."

@@ -339,7 +339,7 @@ def entry(content: str, i: int, **flags) -> dict[str, object]:
         (entry("<|wow|>", 300, special=True), r"'<\|wow\|>' should have id 300, but 300 is that of"),
         (entry("in", 374), r"'in' should have id 374, but its id in the vocabulary is \d+"),
         (entry("wow", -1), r"added_tokens\[5\].id must be a whole number, at least 0; it is -1"),
-        (entry("wow", 2**32), r"added_tokens\[5\].id must be a whole number, at most 3,999,999"),
+        (entry("wow", 2**32), r"added_tokens\[5\].id must be a whole number, at most 999,999"),
         ({"content": "wow"}, r"added_tokens\[5\].id is missing"),
         ("wow", r"added_tokens\[5\] must be an object; it is 'wow'"),
     ],

@@ -74,6 +74,8 @@ CHARACTERS = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a
         ("json", "tokenizer.json", b"\xff\xfe", "byte 1 is not UTF-8"),
         ("json", "tokenizer.json", b'{"model": {"vocab": {"a": -1}}}', "model.vocab.* at least 0"),
         ("json", "tokenizer.json", b'{"model": {"type": 5, "vocab": {}}}', "model.type must be a text; it is 5"),
+        ("json", "tokenizer.json", b'{"model": {"vocab": {}, "merges": ["ab"]}}', r"model.merges\[0\]"),
+        ("json", "tokenizer.json", b'{"model": {"vocab": {}, "merges": [["a", 1]]}}', "must be a text; it is 1"),
         ("json", "tokenizer.json", b"[" * 5000, "nested more than 64 levels"),
         ("json", "tokenizer.json", b"9" * 5000, "more than 64 digits"),
         ("json", "tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
