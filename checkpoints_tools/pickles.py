@@ -19,6 +19,9 @@ from data.files import limits
 _ARGUMENTS = frozenset("BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE".split())
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# Values in the arguments of one call. (A tensor's: some 30.)
+ARGUMENTS = 1_000
+TRUSTED = "If you trust where the file is from, open it with PyTorch there and save its state_dict as safetensors."
 
 
 class Unusable(ValueError):
@@ -46,13 +49,15 @@ def decode(
     Raises:
         UserError: damaged, too long, or with a name or a step that is not admitted.
     """
-    decoder = _Decoder(admitted, stored)
+    decoder = _Decoder(admitted, stored, steps)
     try:
         for count, (step, argument, _) in enumerate(pickletools.genops(stream)):
             if count >= steps:
                 raise Unusable(f"has more than {steps:,} steps, the limit for such a file")
             decoder.take(step.name, argument)
-        return decoder.stack.pop()
+        found = decoder.stack.pop()
+        check_size(found, steps)
+        return found
     except Unusable as error:
         raise UserError(f"{where} {error}. It was not read.") from None
     except (ValueError, IndexError, KeyError, OverflowError) as error:
@@ -61,12 +66,32 @@ def decode(
         raise UserError(f"{where} is truncated or damaged ({reason}).") from None
 
 
+def check_size(value: Any, limit: int) -> None:
+    """Refuse a value that has more values in it than ``limit``, when each is counted wherever it stands.
+
+    A pickle can put the same list into another one twice, and that one into a third one twice: forty such steps make
+    2^40 values, without memory, until somebody goes through them or prints them.
+    """
+    left, waiting = limit, [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, tuple | list):
+            left -= len(value)
+            waiting += value if left >= 0 else ()
+        elif isinstance(value, dict):
+            left -= len(value)
+            waiting += value.values() if left >= 0 else ()
+        if left < 0:
+            raise Unusable(f"has a value with more than {limit:,} values in it, the limit there")
+
+
 class _Decoder:
     """The stack machine that a pickle is a program for."""
 
-    def __init__(self, admitted: Mapping[str, Any], stored: Callable[[Any], Any] | None):
+    def __init__(self, admitted: Mapping[str, Any], stored: Callable[[Any], Any] | None, steps: int):
         self.admitted = admitted
         self.stored = stored
+        self.steps = steps
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under the marks
         self.memo: dict[int, Any] = {}
@@ -138,26 +163,32 @@ class _Decoder:
             # A tuple of tuples of tuples, each twice the one before, takes forever to hash.
             if isinstance(key, tuple | list | dict | float):
                 raise Unusable(f"has a {type(key).__name__} as a key")
+            # Python gives numbers that differ by a multiple of 2^61 - 1 the same hash.
+            if isinstance(key, int) and abs(key) >= 2**60:
+                raise Unusable("has a number of more than 60 bits as a key")
             target[key] = value
 
     def _named(self, name: str) -> Any:
         if name not in self.admitted:
-            raise Unusable(f"holds more than tensors: it names {name}, which could run code; refused")
+            raise Unusable(f"holds more than tensors: it names {name}, which could run code; refused. {TRUSTED}")
         return self.admitted[name]
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if not callable(function) or not isinstance(arguments, tuple):
             raise Unusable(f"is damaged: it calls a {type(function).__name__}")
+        check_size(arguments, ARGUMENTS)
         return function(arguments)
 
     def _stored(self, found: Any) -> Any:
         if self.stored is None:
             raise Unusable("is damaged: it refers to something outside of it")
+        check_size(found, ARGUMENTS)
         return self.stored(found)
 
     def _set_state(self, state: Any) -> None:
         target = self.stack[-1]
         if hasattr(target, "set_state"):
+            check_size(state, self.steps)
             target.set_state(state)
         elif type(target) is not dict:  # a state dict's is the version of each module, which nothing here needs
             raise Unusable(f"holds more than tensors: it sets the state of a {type(target).__name__}; refused")

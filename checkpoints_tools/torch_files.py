@@ -189,7 +189,7 @@ def _load_old(path: Path, content: Tensor) -> Any:
         raise UserError(f"{path} is truncated or damaged, or not a file that torch.save wrote.")
     version, machine = decode(stream, where, {}), decode(stream, where, {})
     if version != _VERSION or not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise UserError(f"{path} is damaged, or was written by an unknown version of PyTorch: {version!r}.")
+        raise UserError(f"{path} is damaged, or was written by an unknown version of PyTorch: {repr(version)[:60]}.")
     begin = stream.tell()
 
     stated: dict[str, tuple[torch.dtype, int]] = {}
@@ -269,8 +269,10 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
         return torch.empty(sizes, dtype=dtype)
     last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     elements = len(storage.content) // dtype.itemsize
-    if last >= elements or count > elements:
+    if last >= elements:
         raise Unusable(f"is damaged: {shown} has a storage of {elements} elements")
+    if count > elements:
+        raise Unusable(f"has {shown}, which is expanded from {elements} elements: save it again as tensor.contiguous()")
     values = storage.content[: elements * dtype.itemsize].view(dtype)
     return values.as_strided(sizes, strides, values.storage_offset() + offset)
 

@@ -160,7 +160,8 @@ def _collect(
         if differing := [name for name in compared if entry[name] != old[name]]:
             raise UserError(
                 f"{folder}: the files of the tokenizer give the added token {text!r} the {differing[0]} "
-                f"{old[differing[0]]} and {entry[differing[0]]}. Download all of them again."
+                f"{old[differing[0]]} and {entry[differing[0]]}. Write the same into all of them: that with which "
+                "the model was trained."
             )
     return list(found.values())
 

@@ -47,7 +47,7 @@ def skip_damaged(config: TrainConfig, setup: Setup) -> Setup:
     """Compare the checkpoint to resume from with its checksums; if it is damaged, take the newest one that is not.
 
     An older checkpoint is taken, not only offered, because a queue may restart the run while nobody looks. The log says
-    which and why, and nothing is deleted. It is checked before it is loaded, because a rank that finds damage while it
+    which and why. It is checked before it is loaded, because a rank that finds damage while it
     loads would have changed its model already. Collective.
 
     Raises:

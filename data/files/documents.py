@@ -9,6 +9,7 @@ it, what belongs there and what was found::
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import tomllib
@@ -97,7 +98,8 @@ def parse_json(text: bytes | str, where: str, shape: Any = Any) -> Any:
         found = msgspec.json.decode(content)
     except (ValueError, RecursionError):  # DecodeError and UnicodeDecodeError are ValueErrors
         why = _why_not_json(content)
-        advice = " The file is damaged, or its download is incomplete." if why.startswith("not JSON") else ""
+        is_broken = why.startswith("not JSON") and "(it " not in why  # not of a byte order mark, or of NaN
+        advice = " The file is damaged, or its download is incomplete." if is_broken else ""
         raise UserError(f"{where}: {why}.{advice}") from None
     return shaped(found, where, shape)
 
@@ -120,6 +122,8 @@ def parse_line(text: bytes | str, where: str, shape: Any = Any, *, as_python: bo
 
 def _why_not_json(content: bytes, is_line: bool = False) -> str:
     """What is wrong with a document that a decoder refuses. Python's own knows the place."""
+    if content.startswith(codecs.BOM_UTF8):
+        return "not JSON (it begins with a byte order mark; save it as UTF-8 without one)"
     try:
         json.loads(content.decode("utf-8", "surrogatepass"))
         return "not JSON (it has NaN, Infinity, or half of a surrogate pair, which JSON does not have)"

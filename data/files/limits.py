@@ -1,7 +1,8 @@
 """Every limit on what is read, in one place.
 
 A file can come from anywhere. These limits are far above what real checkpoints, tasks and data sets need, and low
-enough that no file takes more than about a gigabyte of memory or more than seconds before it is refused.
+enough that no file takes more than about a gigabyte of memory or more than seconds before it is refused. The metadata
+of a training checkpoint is the exception: a run on hundreds of ranks needs more.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ GGUF_VALUES = 2_000_000
 TOKEN_BYTES = 512
 
 # The same of a training checkpoint's ``.metadata``, which has about 145 bytes and 70 steps for each part of a tensor
-# that a rank wrote. (Llama 3 70B, saved by 64 ranks: 20 MB, 9.5 million steps.)
-METADATA_BYTES = 512 * MIB
-METADATA_STEPS = 250_000_000
+# that a rank wrote. (Llama 3 70B, saved by 64 ranks: 20 MB, 9.5 million steps,
+# some 15 seconds. This is enough for 250 ranks, and takes a minute and up to three gigabytes.)
+METADATA_BYTES = 128 * MIB
+METADATA_STEPS = 40_000_000

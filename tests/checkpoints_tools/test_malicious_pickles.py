@@ -194,6 +194,16 @@ def tensor(elements: int = 6, offset: Any = 0, sizes: Any = (2, 3), strides: Any
     return out.getvalue()
 
 
+def doubled(levels: int) -> Any:
+    """A tuple of which every level has the one below twice: 2**levels values."""
+    return (doubled_below := doubled(levels - 1), doubled_below) if levels else (1, 1)
+
+
+def colliding(keys: int) -> bytes:
+    """A dict whose keys all have the same hash."""
+    return pickle.dumps({n * (2**61 - 1): 0 for n in range(keys)}, protocol=2)
+
+
 def nested_tuples(levels: int) -> bytes:
     """A key of which every level has the one below twice: 2**levels values to hash."""
     return b"\x80\x02})" + b"".join(b"q\x00h\x00\x86" for _ in range(levels)) + b"K\x01s."
@@ -224,13 +234,18 @@ def nested_tuples(levels: int) -> bytes:
         pytest.param(tensor(offset=1), "has a storage of 6 elements", id="offset"),
         pytest.param(tensor(offset=-1), "damaged: a tensor has the sizes", id="negative offset"),
         pytest.param(tensor(sizes=(3, 3)), "has a storage of 6 elements", id="sizes"),
-        pytest.param(tensor(sizes=(10**9, 6), strides=(0, 1)), "has a storage of 6 elements", id="expanded"),
+        pytest.param(tensor(sizes=(10**9, 6), strides=(0, 1)), "expanded from 6 elements", id="expanded"),
         pytest.param(tensor(sizes=(10**30,), strides=(0,)), "damaged: a tensor has the sizes", id="huge"),
         pytest.param(tensor(sizes=(0, 2**40, 2), strides=(1, 1, 1)), "damaged: a tensor of sizes", id="empty, huge"),
         pytest.param(tensor(sizes=(1,) * 100, strides=(1,) * 100), "damaged: a tensor of sizes", id="dimensions"),
         pytest.param(tensor(sizes=(6,)), "damaged: a tensor has the sizes", id="strides missing"),
         pytest.param(tensor(sizes=("6", 1)), "damaged: a tensor has the sizes", id="size a text"),
         pytest.param(tensor(sizes=6), "what it says of a tensor", id="sizes a number"),
+        pytest.param(tensor(sizes=(doubled(40), 1)), "more than 1,000 values", id="sizes doubled"),
+        pytest.param(tensor(strides=(doubled(40), 1)), "more than 1,000 values", id="strides doubled"),
+        pytest.param(tensor(key=doubled(40)), "more than 1,000 values", id="key doubled"),
+        pytest.param(pickle.dumps({"a": [doubled(40)]}, protocol=2), "more than 500,000 values", id="value doubled"),
+        pytest.param(colliding(1000), "more than 60 bits as a key", id="keys of one hash"),
     ],
 )  # fmt: skip
 def test_what_takes_memory_or_time(described, message, tmp_path):

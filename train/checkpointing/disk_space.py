@@ -131,7 +131,10 @@ def leftovers(output: Path, keep: int, resume_from: Path | None) -> list[Path]:
     checkpoints = output / "checkpoints"
     partial = [*checkpoints.glob(".step_*.partial"), *output.glob(".export.new"), *output.glob(".best.new")]
     partial += [*output.glob("..export.new.partial-*"), *output.glob("..best.new.partial-*")]
-    return partial + [folder for folder in steps_in(checkpoints)[:-keep] if folder != resume_from]
+    saved = steps_in(checkpoints)
+    if resume_from in saved:  # newer ones are damaged: they are not counted
+        saved = saved[: saved.index(resume_from) + 1]
+    return partial + saved[:-keep]
 
 
 def run_bytes(

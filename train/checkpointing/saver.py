@@ -220,7 +220,9 @@ class Saver:
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
                 sync(self.checkpoints)
-                for old in steps_in(self.checkpoints)[: -self.keep]:
+                # Newer ones are what a resumed run has skipped, because they are damaged: they are not counted.
+                saved = steps_in(self.checkpoints)
+                for old in saved[: saved.index(final) + 1][: -self.keep]:
                     shutil.rmtree(old)
 
         for step in (make_folder, write_mine, complete):

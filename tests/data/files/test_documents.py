@@ -64,6 +64,7 @@ def test_wrong_types_are_named_by_path(text: str, expected: str):
         ('"\\ud800"', "half of a surrogate pair"),
         (b'"\xff"', "byte 2 is not UTF-8"),
         ("{} 1", "Extra data"),
+        (b"\xef\xbb\xbf{}", "it begins with a byte order mark; save it as UTF-8 without one)."),
     ],
 )
 def test_not_json(text: str | bytes, expected: str):

@@ -118,6 +118,16 @@ def test_a_resumed_run_takes_the_newest_checkpoint_without_damage(damage: str, r
     assert same_export(run.output / "export", finished / "export"), "as if nothing had happened"
 
 
+def test_a_damaged_checkpoint_is_not_counted_among_those_to_keep(run: Programs) -> None:
+    """A newer one would otherwise be the one of ``--keep 1``, and every whole one be deleted."""
+    older, newest = run.steps
+    damaged = newest.rename(newest.with_name("step_000009"))
+    flip(damaged / DATA, 1)
+    run.train("--resume", "--keep", 1)
+    assert run.steps == [newest, damaged]
+    run.train("--resume")
+
+
 def test_if_all_are_damaged_the_run_does_not_start(run: Programs) -> None:
     for folder in run.steps:
         flip(folder / DATA, 1)

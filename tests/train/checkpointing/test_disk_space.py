@@ -80,9 +80,10 @@ def test_what_stands_there_already_counts(tmp_path: Path) -> None:
     assert run_bytes(config(tmp_path), SIZES, 6, 10, newest) == 100 - 200
     assert run_bytes(config(tmp_path, keep=3), SIZES, 6, 10, newest) == 100 - 100
     assert run_bytes(config(tmp_path, keep=1), SIZES, 6, 10, newest) == 100 - 300
-    # The one to resume from stays, whatever is newer and broken.
-    oldest = checkpoints / "step_000002"
-    assert oldest not in disk_space.leftovers(tmp_path, 1, oldest)
+    # Those after the one to resume from are damaged: they stay, and are not counted.
+    oldest, middle = checkpoints / "step_000002", checkpoints / "step_000004"
+    assert disk_space.leftovers(tmp_path, 1, oldest) == [checkpoints / ".step_000008.partial"]
+    assert disk_space.leftovers(tmp_path, 1, middle) == [checkpoints / ".step_000008.partial", oldest]
 
 
 def test_a_full_disk_is_found_before_anything_loads(world, train_args: list[str], monkeypatch) -> None:
