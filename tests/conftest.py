@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +31,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Hide GPUs from the programs that a test starts, unless it is a GPU test: the suite is the same everywhere."""
     if torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = VISIBLE_GPUS if item.get_closest_marker("gpu") else ""
+
+
+@pytest.fixture(autouse=True)
+def _same_logging_for_every_test() -> Iterator[None]:
+    """Undo what a program that ran in a test did to the root logger."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def skip_marked(items: list[pytest.Item], marker: str, reason: str) -> None:

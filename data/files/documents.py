@@ -194,6 +194,8 @@ def shaped(found: Any, where: str, shape: type[T] | Any) -> T:
         return msgspec.convert(found, shape)
     except msgspec.ValidationError as error:
         raise UserError(f"{where}: {_in_words(str(error), found)}") from None
+    except UnicodeEncodeError:  # only of what `parse_line` reads as Python does
+        raise UserError(f"{where}: a name or text has half of a surrogate pair, which is no character.") from None
 
 
 @contextmanager
