@@ -104,7 +104,7 @@ def test_large_documents_are_refused_before_they_are_decoded(monkeypatch: pytest
 
 def test_half_of_a_surrogate_pair_in_a_name():
     with pytest.raises(UserError, match="x: a name or text has half of a surrogate pair"):
-        parse_line('{"\\ud800": 1}', "x", dict[str, Any], as_python=True)
+        parse_line('{"\\ud800": 1}', "x", Config, as_python=True)
 
 
 def test_files(tmp_path: Path):
