@@ -26,6 +26,7 @@ import tomlkit
 import tyro
 
 from data.errors import UserError, nearest
+from data.files import limits
 from data.files.documents import parse_toml, read_bytes
 from data.readers.encoding import decode_utf8
 
@@ -209,6 +210,10 @@ def _read_toml(cls: type, path: Path, problems: list[str]) -> list[Words]:
         problems.append(str(error))
         return []
     found = _known_keys(cls, document, path, problems)
+    for name in [name for name, value in found.items() if _is_no_option(value)]:
+        value = found.pop(name)
+        what = f"a list of {len(value):,}, or of lists" if isinstance(value, list) else "a table"
+        problems.append(f"{path}: {name} is {what}: expected {_describe(options_of(cls)[name].type)}.")
     layer = {name: _to_words(name, value) for name, value in found.items()}
     if not _accepts(cls, list(layer.values())):
         layer = {name: words for name, words in layer.items() if _accepts(cls, [words])}
@@ -220,6 +225,13 @@ def _read_toml(cls: type, path: Path, problems: list[str]) -> list[Words]:
         if name not in valid
     ]
     return list(valid.values())
+
+
+def _is_no_option(value: Any) -> bool:
+    """Whether a value in a file is one that no option has: to print it, or to parse it as words, could take minutes."""
+    if isinstance(value, list):
+        return len(value) > limits.OPTION_WORDS or any(isinstance(item, list | dict) for item in value)
+    return isinstance(value, dict)
 
 
 def _known_keys(cls: type, document: Mapping[str, Any], path: Path, problems: list[str]) -> dict[str, Any]:

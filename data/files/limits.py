@@ -61,6 +61,9 @@ RESPONSE_BYTES = 8 * MIB
 # A release that is downloaded. (MASSIVE: 39 MiB.)
 DOWNLOAD_BYTES = 1024 * MIB
 
+# Words of one option in a file of options.
+OPTION_WORDS = 1_000
+
 # The part of a PyTorch file that says which tensors it has, in bytes and in steps. (A tensor takes about 25 steps, so
 # this is 20,000 tensors in one file; some 2 seconds. Llama 3 70B has 723 tensors.)
 PICKLE_BYTES = 64 * MIB

@@ -21,6 +21,7 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 
+from checkpoints_tools.checksums import CHECKSUMS
 from checkpoints_tools.convert import convert, open_source
 from checkpoints_tools.key_maps import LLAMA_GGUF, to_theirs
 from data.task_file import save_task
@@ -59,6 +60,7 @@ def write_shards(folder: Path) -> None:
     """The decoder in shards, with their index."""
     write_decoder(folder / "whole")
     convert(folder / "whole", folder / "decoder", shard_bytes=20_000)
+    (folder / "decoder" / CHECKSUMS).unlink()  # which would refuse a damaged index before it is read
     shutil.rmtree(folder / "whole")
 
 

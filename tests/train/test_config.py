@@ -76,6 +76,21 @@ def test_any_text_comes_back_from_the_saved_file(text: str, tmp_path: Path) -> N
     assert not problems and {name: read[name] for name in values} == values
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (f"[{'1, ' * 50_000}]", "steps is a list of 50,000, or of lists: expected"),
+        (f"{{{', '.join(f'a{n} = 1' for n in range(5000))}}}", "steps is a table: expected"),
+        ("[[[1]]]", "steps is a list of 1, or of lists"),
+    ],
+)
+def test_values_that_no_option_has_are_not_parsed(value: str, message: str, tmp_path: Path) -> None:
+    """To make words of them, or to print them, took minutes."""
+    file = tmp_path / "bad.toml"
+    file.write_text(f"[train]\nsteps = {value}\n")
+    assert message in refusal("--config", str(file))
+
+
 def test_a_name_that_is_not_utf8_is_refused_at_once() -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     found = refusal("--output", name)
