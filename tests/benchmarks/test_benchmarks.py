@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import against_transformers, batch_flips, decode_speed, gpu, low_precision, step_time
+from benchmarks import against_transformers, batch_flips, decode_speed, gpu, low_precision, optimizer_update, step_time
 from benchmarks.common import command_line, draw_examples, find_gguf, in_turn, load_ours, reference_greedy
 from data.decoder.prompts import build_prompt
 from data.decoder.samples import SampleSet, prepare
@@ -131,6 +132,14 @@ def test_gpu_measures_a_case_in_its_own_process(checkpoint: Path, tmp_path: Path
     assert len(records["short"]["planned"]) == 4
     table = gpu.report(records | {"paper": {"case": "paper", "failed": "no end after 3 s"}})
     assert "| short: " in table and "no end after 3 s" in table
+
+
+def test_optimizer_update(tmp_path: Path) -> None:
+    output = tmp_path / "update.md"
+    optimizer_update.main(optimizer_update.Options(rounds=2, output=output), ["--rounds", "2"])
+    lines = [line for line in output.read_text().splitlines() if line.startswith("| adamw_sr_")]
+    assert len(lines) == (2 if not torch.cuda.is_available() else 4)
+    assert all(re.search(r"\| \d+\.\d \| \d\.\d{3} to \d\.\d{3} \|", line) for line in lines)
 
 
 def test_step_time(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

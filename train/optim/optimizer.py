@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +17,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from train.optim.sharded_adamw import ShardedAdamW, StateFormat
-from train.optim.update import can_compile
 from train.parallel.distributed import all_sum
+
+log = logging.getLogger(__name__)
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -107,8 +111,8 @@ def build_optimizer(
     groups = [g for g in groups if g["params"]]
     if is_fused(formats, offload_states):
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-    return ShardedAdamW(
-        groups,
+    make = functools.partial(
+        ShardedAdamW,
         lr=lr,
         betas=betas,
         eps=eps,
@@ -116,16 +120,34 @@ def build_optimizer(
         stochastic_rounding=formats.stochastic_rounding,
         seed=seed,
         offload=offload_states,
-        compiled=_all_compile(next(model.parameters()).device),
     )
+    return make(groups, compiled=_all_compile(make, formats.weights, next(model.parameters()).device))
 
 
-def _all_compile(device: torch.device) -> bool:
+def _all_compile(make: Callable[..., ShardedAdamW], weights: torch.dtype, device: torch.device) -> bool:
     """Whether the update is compiled: on GPUs, if every rank can. Ranks with the same shard must do the same."""
     if device.type != "cuda":
         return False
-    mine = can_compile(device)
+    mine = can_compile(make, weights, device)
     return mine if not dist.is_initialized() else all_sum([float(not mine)], device) == [0.0]
+
+
+def can_compile(make: Callable[..., ShardedAdamW], weights: torch.dtype, device: torch.device) -> bool:
+    """Whether a compiled step works with these formats: it needs a C compiler and Python's headers."""
+    # A matrix that is large enough to be quantized, and a vector.
+    parameters = [nn.Parameter(torch.zeros(shape, dtype=weights, device=device)) for shape in ((64, 64), (64,))]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        make([{"params": parameters, "weight_decay": 0.0}], compiled=True).step()
+    except Exception as error:  # of the compiler, or of the one that it calls
+        log.warning(
+            "note: the optimizer's update cannot be compiled on this machine (%s), so it takes several times as long. "
+            "It needs a C compiler and Python's header files.",
+            (str(error).strip() or type(error).__name__).splitlines()[0],
+        )
+        return False
+    return True
 
 
 def allocate_states(optimizer: torch.optim.Optimizer) -> None:

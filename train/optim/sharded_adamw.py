@@ -76,7 +76,7 @@ class ShardedAdamW(torch.optim.Optimizer):
         stochastic_rounding: of bf16 weights; False rounds to nearest.
         seed: of stochastic rounding.
         offload: keep states in host memory (`train/optim/host_states.py`).
-        compiled: compile the update, see `can_compile`. All ranks must do the same: it may round differently.
+        compiled: compile the update (`train/optim/update.py`). All ranks must do the same: it may round differently.
     """
 
     def __init__(

@@ -9,7 +9,6 @@ torch 2.13 would compile the first step's learning rate as a constant.
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,8 +19,6 @@ from torch import Tensor
 from train.optim.blockwise import dequantize, make_tables, quantize
 from train.optim.host_states import States
 from train.optim.rounding import flat_indices, random_bits, round_to_bf16
-
-log = logging.getLogger(__name__)
 
 
 class Numbers(NamedTuple):
@@ -134,21 +131,3 @@ def compiled_update(
 @functools.cache
 def _compiled() -> Callable[..., None]:
     return torch.compile(update, dynamic=True, fullgraph=True)
-
-
-@functools.cache
-def can_compile(device: torch.device) -> bool:
-    """Whether `compiled_update` works on a device: its kernels need a C compiler and Python's headers."""
-    part = torch.zeros(2, 2, device=device)
-    numbers = numbers_of_step(lr=0.0, betas=(0.0, 0.0), eps=1.0, weight_decay=0.0, step=1)
-    try:
-        compiled_update(part, part.clone(), {"exp_avg": part.clone(), "exp_avg_sq": part.clone()}, numbers,
-                        Place(0, 0, 2), round_weights=False)  # fmt: skip
-    except Exception as error:  # of the compiler, or of the one that it calls
-        log.warning(
-            "note: the optimizer's update cannot be compiled on this machine (%s), so it takes several times as long. "
-            "It needs a C compiler and Python's header files.",
-            (str(error).strip() or type(error).__name__).splitlines()[0],
-        )
-        return False
-    return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from train.optim import sharded_adamw, update
-from train.optim.optimizer import OPTIMIZERS, build_optimizer
+from train.optim.optimizer import OPTIMIZERS, build_optimizer, can_compile
 from train.optim.sharded_adamw import ShardedAdamW
 
 CASES = [("adamw_sr_bf16", False), ("adamw_sr_8bit", False), ("adamw_sr_8bit", True), ("adamw", True)]
@@ -60,15 +62,30 @@ def test_compiled_it_gives_the_same(optim: str, offload: bool, device: str, monk
                 torch.testing.assert_close(theirs[name], value, rtol=rtol, atol=1e-8, msg=name)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_optimizer_takes_the_one_it_was_told_to(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(*args: object) -> None:
+        calls.append("compiled")
+        update.update(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sharded_adamw, "compiled_update", counted)
+    got, want = steps("adamw_sr_bf16", "cpu", compiled, False), steps("adamw_sr_bf16", "cpu", False, False)
+    assert len(calls) == (5 * 4 if compiled else 0), "five steps of four parameters"
+    assert all(torch.equal(a, b) for a, b in zip(got[0], want[0], strict=True))
+
+
 def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     def fails(*args: object) -> None:
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
 
+    hyper = dict(lr=0.1, betas=(0.9, 0.95), eps=1e-8, states="8bit", stochastic_rounding=True, seed=0)
+    make = functools.partial(ShardedAdamW, **hyper)
+    monkeypatch.setattr(sharded_adamw, "compiled_update", update.update)
+    assert can_compile(make, torch.bfloat16, torch.device("cpu")) and not caplog.text
     monkeypatch.setattr(update, "_compiled", lambda: fails)
-    update.can_compile.cache_clear()
-    try:
-        assert not update.can_compile(torch.device("cpu"))
-    finally:
-        update.can_compile.cache_clear()
+    monkeypatch.setattr(sharded_adamw, "compiled_update", update.compiled_update)
+    assert not can_compile(make, torch.bfloat16, torch.device("cpu"))
     assert "cannot be compiled on this machine (Failed to find C compiler." in caplog.text
     assert "several times as long" in caplog.text and "more" not in caplog.text
