@@ -24,7 +24,6 @@ A folder without the file loads unchecked.
 from __future__ import annotations
 
 import io
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,6 +32,7 @@ import msgspec
 import xxhash
 
 from checkpoints_tools.json_files import write_json
+from data.commands import quoted
 from data.errors import UserError
 from data.files.documents import read_json
 from data.json_text import to_json
@@ -270,5 +270,5 @@ def damaged(folder: Path, found: list[str]) -> Damaged:
 def _way_on(folder: Path) -> str:
     return (
         "Restore it from another copy. If you changed it on purpose, write the checksums anew: "
-        f"python -m checkpoints_tools.inspect {shlex.quote(str(folder))} --checksums write"
+        f"python -m checkpoints_tools.inspect {quoted(str(folder))} --checksums write"
     )

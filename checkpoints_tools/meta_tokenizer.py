@@ -7,7 +7,6 @@ two tokens becomes a merge, in the order of the tokens' scores or ranks. The alg
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from checkpoints_tools.tokenizer_files import byte_level_tokenizer, write_tokenizer_files
 from data import sentencepiece_model
 from data.added_tokens import refusals_named
-from data.decoder.tokenizer import llama3_special_tokens
+from data.decoder.tokenizer import is_rank_file, llama3_special_tokens, read_ranks
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import read_bytes
@@ -64,33 +63,17 @@ def write_tokenizer_json(folder: Path, max_length: int) -> None:
         UserError: a SentencePiece model with other settings than Llama 2's: its ids would be others.
     """
     model = folder / "tokenizer.model"
-    ranks = read_ranks(model)
+    content = read_bytes(model, limits.VOCABULARY_BYTES)
     with refusals_named(model, REMEDY):
-        if ranks is None:
+        if not is_rank_file(content):
             named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
             tokenizer = sentencepiece_tokenizer(model)
         else:
             named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+            ranks = read_ranks(content, model)
+            _check_lengths(model, ranks)
             tokenizer = llama3_tokenizer(ranks)
     write_tokenizer_files(folder, tokenizer, named, max_length, chat_template=None)
-
-
-def read_ranks(path: Path) -> dict[bytes, int] | None:
-    """Read a tiktoken rank file: one line per token, its bytes in base64 and its rank. None: it is another file.
-
-    Raises:
-        UserError: the file is too large, or its ranks are not those of a vocabulary.
-    """
-    content = read_bytes(path, limits.VOCABULARY_BYTES)
-    try:
-        pairs = (line.split() for line in content.splitlines() if line)
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
-    except ValueError:
-        return None
-    if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
-        raise UserError(f"{path} is damaged: its {len(ranks):,} tokens do not have all bytes and the ranks from 0 on.")
-    _check_lengths(path, ranks)
-    return ranks
 
 
 def _check_lengths(path: Path, tokens: Iterable[str | bytes]) -> None:

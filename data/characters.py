@@ -48,6 +48,11 @@ def look_the_same(a: str, b: str) -> bool:
     return a != b and appearance(a).translate(_AS_LATIN) == appearance(b).translate(_AS_LATIN)
 
 
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which JSON can have and no file."""
+    return text if is_text(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def is_text(value: str) -> bool:
     """Whether a string can be encoded as UTF-8. Half a surrogate pair (``"\\ud800"``), valid in JSON, cannot."""
     try:

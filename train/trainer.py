@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from torch import nn
 from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.registry import costs_of
 from data import terminal
+from data.commands import quoted
 from data.decoder.rows import ANSWER
 from data.loader import StepBatch
 from train import options, trial
@@ -321,7 +321,7 @@ class Trainer:
         raise Interrupted(
             f"interrupted: stopped after step {self.step} of {self.setup.total_steps}, saved to "
             f"{checkpoint.step_folder(self.checkpoints, self.step)}. To continue:\n"
-            f"  {shlex.join(again)}",
+            f"  {' '.join(map(quoted, again))}",
             signum,
         )
 

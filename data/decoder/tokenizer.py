@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 from data import sentencepiece_model
 from data.added_tokens import AddedTokens, Library, WordFinder, looks_like_control, read_added_tokens
+from data.characters import whole_characters
 from data.errors import UserError
 from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
 
@@ -116,11 +117,7 @@ class _FileTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text; half a surrogate pair (possible in JSON data) becomes U+FFFD."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self._encode(text)
+        return self._encode(whole_characters(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included; an id without a token (padded embeddings) becomes U+FFFD."""
@@ -222,7 +219,7 @@ class RankFileTokenizer(_FileTokenizer):
     def __init__(self, files: dict[str, bytes], folder: Path) -> None:
         import tiktoken
 
-        ranks = _read_ranks(files["tokenizer.model"], folder / "tokenizer.model")
+        ranks = read_ranks(files["tokenizer.model"], folder / "tokenizer.model")
         n, path = len(ranks), folder / "tokenizer.model"
         reserved = {name: n + i for i, name in enumerate(llama3_special_tokens())}
         vocabulary = {token.decode(): rank for token, rank in ranks.items() if token.isascii()}
@@ -301,9 +298,14 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
             "chat repository, after accepting its licence). Meta's downloads have a tokenizer.model beside the .pth "
             "files or one folder above. For a GGUF file, `python -m checkpoints_tools.convert SRC DST` extracts it."
         )
-    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", files["tokenizer.model"]):
+    if is_rank_file(files["tokenizer.model"]):
         return RankFileTokenizer(files, folder)
     return SentencePieceTokenizer(files, folder)
+
+
+def is_rank_file(content: bytes) -> bool:
+    """Whether a ``tokenizer.model`` is a tiktoken rank file, by its first line; else it is a SentencePiece model."""
+    return re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content) is not None
 
 
 def llama3_special_tokens() -> list[str]:
@@ -331,7 +333,12 @@ def _chat_template(files: dict[str, bytes], config: dict[str, Any]) -> str:
     return template
 
 
-def _read_ranks(content: bytes, path: Path) -> dict[bytes, int]:
+def read_ranks(content: bytes, path: Path) -> dict[bytes, int]:
+    """Read a tiktoken rank file: one line per token, its bytes in base64 and its rank.
+
+    Raises:
+        UserError: a broken line, or ranks that are not those of a vocabulary.
+    """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         try:

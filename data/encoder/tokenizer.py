@@ -33,6 +33,7 @@ from typing import Any
 from tokenizers import pre_tokenizers
 
 from data.added_tokens import Library, read_added_tokens
+from data.characters import whole_characters
 from data.errors import UserError
 from data.json_text import to_json
 from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
@@ -141,7 +142,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens; half a surrogate pair becomes U+FFFD."""
-        return self._texts.encode(_whole_characters(text))
+        return self._texts.encode(whole_characters(text))
 
     def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int]]:
         """Ids of words, each tokenized separately, and the index of each word's first sub-word.
@@ -156,7 +157,7 @@ class Tokenizer:
             are stripped) a word of only combining marks. The caller decides what to do with such words.
         """
         assert not isinstance(words, str), "a list of words is needed; use encode() for a text"
-        ids, word_of = self._words.encode_words([_whole_characters(word) for word in words])
+        ids, word_of = self._words.encode_words([whole_characters(word) for word in words])
         first = [-1] * len(words)
         for place, word in enumerate(word_of):
             assert word is not None, "no special tokens were added"
@@ -290,11 +291,3 @@ def _parts(spec: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 def _set(spec: dict[str, Any], kind: str, name: str, value: bool | None) -> None:
     for part in _parts(spec, kind):
         part[name] = value
-
-
-def _whole_characters(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, possible in JSON data
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

@@ -7,9 +7,9 @@ this file what to tell them.
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import PurePath
 
+from data.commands import quoted
 from data.errors import UserError
 
 START = 4096  # bytes at the beginning of a file that tell what it is
@@ -135,4 +135,4 @@ def _command(encoding: str, file: str) -> str:
     if file == "-":
         return f"iconv -f {encoding} -t utf-8"
     path = PurePath(file)
-    return f"iconv -f {encoding} -t utf-8 {shlex.quote(file)} > {shlex.quote(f'{path.stem}.utf8{path.suffix}')}"
+    return f"iconv -f {encoding} -t utf-8 {quoted(file)} > {quoted(f'{path.stem}.utf8{path.suffix}')}"

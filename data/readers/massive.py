@@ -9,26 +9,15 @@ Each line holds an utterance twice: plain (``utt``) and with its slots in bracke
 
 The words are those of ``utt.split()``, because the plain utterance is what a system gets as input. In some lines the
 annotation has other words (68 of 12,275 in the SLURP-derived file: capitals, ``sacremento``, ``@comcast`` for "at
-comcast"). No line is dropped. The words of such a line are aligned, and the lines are counted by kind:
-
-- ``letter_case``: the words differ in capitals only. Each word takes the label at the same index.
-- ``spelling``: the number of words is the same, but some differ. Equal words (ignoring case) are matched in order.
-  Words between two matches are paired by index: ``rihanna`` takes the label of ``rihana``.
-- ``word_count``: the number of words differs. Where it also differs between two matches, a word takes the label of the
-  annotated word that contains more than half of its letters in one piece: ``comcast`` is in ``@comcast``, ``harry``
-  and ``potter`` are in ``harrypotter``. If there is no such word, it takes Other.
-
-``entities_lost`` counts the bracketed entities that no word of the utterance received. A word that touches two
-brackets (``[person : ann][date : monday]`` without a space between) belongs to the first.
+comcast"). No line is dropped. The words of such a line are aligned, and
+the lines are counted by kind (`data.readers.align`).
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -40,6 +29,7 @@ from data.example import Example
 from data.files import limits
 from data.files.archive import is_tarball, iterate_tarball
 from data.files.documents import parse_line, read_bytes, readable
+from data.readers.align import AnnotatedWord, align
 from data.readers.encoding import START, not_text, not_utf8
 
 INTENTS: tuple[str, ...] = (
@@ -190,15 +180,6 @@ class _Line(msgspec.Struct):
     annot_utt: _Utterance
 
 
-@dataclass(frozen=True)
-class _Word:
-    """A word of the annotated utterance, its slot type and the number of its bracket; None outside brackets."""
-
-    text: str
-    slot: str | None
-    bracket: int | None
-
-
 def load_massive(path: Path, split: str) -> list[Example]:
     """Read one split and log what was found; see :func:`read_massive`."""
     examples, counts = read_massive(path, split)
@@ -263,7 +244,7 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
         annotated = _parse_annotation(row.annot_utt, where)
         if row.partition != split:
             continue
-        slots, bio = _align(row.utt.split(), annotated, row.annot_utt.count("["), counts)
+        slots, bio = align(row.utt.split(), annotated, row.annot_utt.count("["), OTHER, counts)
         counts["empty"] += not row.utt.strip()
         labels: dict[str, str | tuple[str, ...]] = {"intent": row.intent, "slots": slots}
         examples.append(Example(id=name, text=row.utt, labels=labels, bio={"slots": bio}))
@@ -312,20 +293,20 @@ def _parse_line(line: bytes, where: str) -> _Line:
     return row
 
 
-def _parse_annotation(annotation: str, where: str) -> list[_Word]:
+def _parse_annotation(annotation: str, where: str) -> list[AnnotatedWord]:
     """Split ``"wake me at [time : nine am]"`` into words with their types; types are checked."""
     letters: list[tuple[str, str | None, int | None]] = []  # each with its slot and bracket
     for bracket, (slot, text) in enumerate(_pieces(annotation, where)):
         letters += [(letter, slot, bracket if slot else None) for letter in text]
 
-    words: list[_Word] = []
+    words: list[AnnotatedWord] = []
     start = 0
     for end in range(len(letters) + 1):
         if end < len(letters) and not letters[end][0].isspace():
             continue
         if end > start:  # a word has the slot of its first letter in a bracket: "friday," in "[date : friday],"
             _, slot, its_bracket = next((letter for letter in letters[start:end] if letter[1]), letters[start])
-            words.append(_Word("".join(letter for letter, _, _ in letters[start:end]), slot, its_bracket))
+            words.append(AnnotatedWord("".join(letter for letter, _, _ in letters[start:end]), slot, its_bracket))
         start = end + 1
     return words
 
@@ -357,47 +338,3 @@ def _pieces(annotation: str, where: str) -> Iterator[tuple[str | None, str]]:
         if not text:
             raise broken(f"a slot without words ({inside!r})")
         yield slot, text
-
-
-def _align(
-    words: list[str], annotated: list[_Word], n_entities: int, counts: Counter[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The slot types and BIO tags of the utterance's words; adds this line's mismatches to ``counts``."""
-    theirs = [word.text for word in annotated]
-    if words == theirs:
-        matched: list[_Word | None] = list(annotated)
-    else:
-        folded, their_folded = [w.casefold() for w in words], [w.casefold() for w in theirs]
-        same_number = len(words) == len(theirs)
-        kind = "letter_case" if folded == their_folded else "spelling" if same_number else "word_count"
-        counts[kind] += 1
-        matched = _match(folded, their_folded, annotated)
-
-    brackets = [word.bracket if word else None for word in matched]
-    counts["entities_lost"] += n_entities - len(set(brackets) - {None})
-    slots = tuple(word.slot if word and word.slot else OTHER for word in matched)
-    bio = tuple(
-        "O" if bracket is None else f"{'I' if i and brackets[i - 1] == bracket else 'B'}-{slots[i]}"
-        for i, bracket in enumerate(brackets)
-    )
-    return slots, bio
-
-
-def _match(words: list[str], theirs: list[str], annotated: list[_Word]) -> list[_Word | None]:
-    """The annotated word that matches each word, by the rules at the top of this file; None where there is none."""
-    matched: list[_Word | None] = [None] * len(words)
-    blocks = difflib.SequenceMatcher(None, words, theirs, autojunk=False).get_opcodes()
-    for _, start, end, their_start, their_end in blocks:
-        if end - start == their_end - their_start:
-            matched[start:end] = annotated[their_start:their_end]
-            continue
-        for i in range(start, end):
-            shared = [_shared_letters(words[i], theirs[j]) for j in range(their_start, their_end)]
-            if shared and max(shared) * 2 > len(words[i]):
-                matched[i] = annotated[their_start + shared.index(max(shared))]
-    return matched
-
-
-def _shared_letters(a: str, b: str) -> int:
-    """Length of the longest run of letters that both words contain."""
-    return difflib.SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.characters import whole_characters
 from data.errors import UserError
 from data.files.documents import parse_line, read_lines
 from data.json_text import to_json
 from eval.api.answers import HEADER, Answer
-from eval.api.responses import as_count, read_completion, valid_text
+from eval.api.responses import as_count, read_completion
 from eval.api.setup import ApiSetup, Request
 from eval.predict.partial import writable
 
@@ -161,10 +162,10 @@ def _answer_in(record: dict[str, Any], example: str, where: str) -> Answer | str
             raise UserError(f'{where}: no answer for {example}: "answer" must be a string, found {json.dumps(answer)}.')
         return Answer(
             example,
-            valid_text(answer),
-            finish_reason=valid_text(str(record.get("finish_reason", "stop"))),
+            whole_characters(answer),
+            finish_reason=whole_characters(str(record.get("finish_reason", "stop"))),
             refused=record.get("refused") is True,
-            model=valid_text(str(record.get("model", ""))),
+            model=whole_characters(str(record.get("model", ""))),
             prompt_tokens=as_count(record.get("prompt_tokens")),
             completion_tokens=as_count(record.get("completion_tokens")),
         )

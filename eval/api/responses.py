@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from data.characters import whole_characters
 from data.errors import UserError
 from data.files.documents import parse_line
 from eval.api.answers import Answer
@@ -28,13 +29,13 @@ def read_completion(record: Any, example_id: str) -> Answer | None:
         choice = record["choices"][0]
         message, usage = choice["message"], record.get("usage") or {}
         content, refusal = message.get("content"), message.get("refusal")
-        finish_reason = valid_text(str(choice.get("finish_reason") or ""))
+        finish_reason = whole_characters(str(choice.get("finish_reason") or ""))
         return Answer(
             id=example_id,
-            answer=valid_text(str(refusal or "") if content is None else _text(content)),
+            answer=whole_characters(str(refusal or "") if content is None else _text(content)),
             finish_reason=finish_reason,
             refused=bool(refusal) or finish_reason == "content_filter",
-            model=valid_text(str(record.get("model") or "")),
+            model=whole_characters(str(record.get("model") or "")),
             prompt_tokens=as_count(usage.get("prompt_tokens")),
             completion_tokens=as_count(usage.get("completion_tokens")),
         )
@@ -54,11 +55,6 @@ def _text(content: object) -> str:
     if not isinstance(content, str):
         raise TypeError(content)
     return content
-
-
-def valid_text(text: str) -> str:
-    """The text without halves of surrogate pairs, which JSON can have and no file."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def error_details(text: str) -> dict[str, Any]:

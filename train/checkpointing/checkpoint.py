@@ -319,7 +319,7 @@ def read_rng(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def rng_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's generators, in types that ``weights_only=True`` can load."""
+    """The states of Python's, NumPy's and PyTorch's generators, in types that `torch_files` can read."""
     version, words, gauss = random.getstate()
     name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
     assert not isinstance(keys, str)
