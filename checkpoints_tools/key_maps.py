@@ -62,7 +62,8 @@ LLAMA_GGUF = {
 # format under various names, such as model.layers.0.self_attn.rotary_emb.inv_freq (Hugging Face, 2023), rope.freqs
 # (Meta, Llama 2) and rope_freqs.weight (GGUF, Llama 3.1; read by gguf_file.py for the scaling it implies).
 _ROTARY = re.compile(
-    r"(.+\.)?((original_)?inv_freq|freqs(_cis|_cos|_sin)?|(cos|sin)_cached?|(rotary\w*|rope)\.(cos|sin)|rope_freqs\.weight)"
+    r"(.+\.)?((original_)?inv_freq|freqs\w*|(cos|sin)(_sin)?(_cached?)?|rope_cache|rope_freqs\.weight"
+    r"|(rotary\w*|rope)\.(?!(weight|bias)$)\w+)"
 )
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

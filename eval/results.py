@@ -22,6 +22,7 @@ import msgspec
 
 from data.errors import UserError
 from data.example import Example
+from data.files import limits
 from data.files.documents import parse_line, read_json, read_lines, shaped
 from data.json_text import to_json
 from data.tasks import ClassField, TokenField
@@ -29,7 +30,7 @@ from eval.metrics import HasFields, Labels, compute_metrics, main_figure
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
-Name = Annotated[str, msgspec.Meta(max_length=10_000)]  # characters of what tables show
+Name = Annotated[str, msgspec.Meta(max_length=limits.NAME_CHARACTERS)]  # characters of what tables show
 FieldKind = Literal["class", "token"]
 Tag = Annotated[str, msgspec.Meta(pattern="^(O$|[BI]-)")]
 
@@ -124,7 +125,7 @@ class Results:
 
     system: Name
     task: Name
-    fields: Annotated[dict[Name, FieldKind], msgspec.Meta(min_length=1, max_length=1000)]
+    fields: Annotated[dict[Name, FieldKind], msgspec.Meta(min_length=1, max_length=limits.FIELDS)]
     data: Name
     split: Name
     metrics: dict[str, Any]

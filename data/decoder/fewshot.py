@@ -23,6 +23,7 @@ from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
+from data.files import limits
 from data.files.documents import read_json
 from data.json_text import to_json
 from data.tasks import ClassField, Task, TokenField, get_task
@@ -150,7 +151,7 @@ def _cut(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
     return ""
 
 
-_Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+_Tokens = Annotated[int, msgspec.Meta(ge=1, le=limits.POSITIONS)]
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,10 @@ RESPONSE_BYTES = 8 * MIB
 # A release that is downloaded. (MASSIVE: 39 MiB.)
 DOWNLOAD_BYTES = 1024 * MIB
 
+# Characters of a name that tables show, and fields of a task, in results.json.
+NAME_CHARACTERS = 10_000
+FIELDS = 1_000
+
 # Words of one option in a file of options.
 OPTION_WORDS = 1_000
 

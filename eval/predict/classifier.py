@@ -79,12 +79,14 @@ class Result:
         error: why at least one field has no answer; empty otherwise.
         truncated: the text was longer than the model's maximum input and was cut.
         raw: a decoder's answer as it was written.
+        stopped: the answer ended by itself, not at its token limit.
     """
 
     fields: dict[str, Value] = field(default_factory=dict)
     error: str = ""
     truncated: bool = False
     raw: str = ""
+    stopped: bool = True
 
     def __getitem__(self, name: str) -> Value:
         return self.fields[name]
@@ -207,7 +209,7 @@ def _result(task: Task, text: str, found: Prediction) -> Result:
         shown = found.raw if len(found.raw) <= RAW_SHOWN else found.raw[:RAW_SHOWN] + "..."
         cut = "" if found.stopped else ", which was cut at its maximum length"
         error = f"no {' and '.join(found.unparsed)} could be read from the answer {shown!r}{cut}"
-    return Result(values, error, found.truncated, found.raw)
+    return Result(values, error, found.truncated, found.raw, found.stopped)
 
 
 def _entities(labels: Sequence[str], other: str, text: str, bio: Sequence[str] | None = None) -> tuple[Entity, ...]:

@@ -58,6 +58,7 @@ class Summary:
 
     Attributes:
         n_rows, n_truncated: rows that were written, and those whose text was cut.
+        n_not_stopped: rows whose answer was cut at its token limit.
         n_unreadable: records that could not be read at all.
         problems: the first rows without an answer, each with its location and the reason.
         n_problems: how many there are.
@@ -65,6 +66,7 @@ class Summary:
 
     n_rows: int = 0
     n_truncated: int = 0
+    n_not_stopped: int = 0
     n_unreadable: int = 0
     n_problems: int = 0
     problems: tuple[str, ...] = ()
@@ -72,6 +74,7 @@ class Summary:
     def add(self, row: Row, result: Result) -> None:
         self.n_rows += 1
         self.n_truncated += result.truncated
+        self.n_not_stopped += not result.stopped
         self.n_unreadable += not row.columns
         if result.error:
             self.n_problems += 1
@@ -84,6 +87,8 @@ class Summary:
         line = f"{rows}, {self.n_rows - self.n_problems:,} with all labels"
         if self.n_truncated:
             line += f"; {self.n_truncated:,} texts were cut to the model's maximum length"
+        if self.n_not_stopped:
+            line += f"; {self.n_not_stopped:,} answers ran into their limit of tokens"
         if self.n_problems:
             line += f"; {self.n_problems:,} without, of which the first:" if self.n_problems > SHOWN else "; without:"
         return "\n".join([line, *(f"  {problem}" for problem in self.problems)])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers import AutoTokenizer as HFTokenizer
 
+from checkpoints_tools.carried import Carried
 from checkpoints_tools.encoder_config import parse_encoder_config, read_head_labels, read_max_length
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
@@ -82,6 +83,16 @@ def ours(model: Encoder, tokens: torch.Tensor, field: str | None) -> torch.Tenso
 
 def some_tokens(config: EncoderConfig) -> torch.Tensor:
     return torch.randint(4, config.vocab_size, (3, 12), generator=torch.Generator().manual_seed(2))
+
+
+def test_what_the_checkpoint_says_beyond_is_carried_over(tokenizers, tmp_path):
+    config = replace(FAMILIES["roberta"], heads=(CLASS,), vocab_size=tokenizers["roberta"].vocab_size)
+    carried = Carried({"summary_type": "first", "use_cache": False, "num_labels": 9, "model_type": "other"})
+    folder = tmp_path / "out"
+    export_hf(random_model(config), config, tokenizers["roberta"], folder, labels=LABELS, max_length=9, carried=carried)
+    stored = json.loads((folder / "config.json").read_text())
+    assert (stored["summary_type"], stored["use_cache"]) == ("first", False)
+    assert "num_labels" not in stored and stored["model_type"] == "roberta"
 
 
 @pytest.mark.parametrize("head", ["linear", "dense"])

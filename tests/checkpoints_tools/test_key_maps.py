@@ -44,7 +44,9 @@ def test_unknown_names_are_told_and_stored_frequencies_are_not():
     assert rename_all(names, LLAMA_HF) == ({"norm.weight": "model.norm.weight"}, [lora])
     assert rename_all(["rope.freqs"], LLAMA_META) == ({}, [])
     for name in ("model.rotary_emb.inv_freq", "model.layers.9.self_attn.rotary_emb.cos_cached", "model.freqs_cis",
-                 "layers.1.attention.inner_attention.rope.freqs", "rotary_pos_emb.original_inv_freq"):  # fmt: skip
+                 "layers.1.attention.inner_attention.rope.freqs", "rotary_pos_emb.original_inv_freq",
+                 "model.rotary_emb.cos_sin_cache", "layers.0.rope.cache", "rope_cache", "freqs_cis_real", "cos",
+                 "rope.freqs_complex", "model.layers.0.rotary_emb.embed_positions"):  # fmt: skip
         assert rename_all([name], LLAMA_HF) == rename_all([name], LLAMA_META) == ({}, []), name
     for name in ("rope_factors_long.weight", "model.layers.0.europe.weight", "model.cos.weight",
                  "model.layers.0.rope.q_proj.weight", "model.layers.0.rotary_q.weight"):  # fmt: skip

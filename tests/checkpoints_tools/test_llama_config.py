@@ -147,3 +147,9 @@ def test_all_contradictions_are_reported_together():
 def test_each_contradiction(changes, part):
     with pytest.raises(UserError, match=part):
         parse_llama_config(changed(**changes))
+
+
+def test_a_wrong_type_is_named_by_its_path():
+    scaling = {**LLAMA31["rope_scaling"], "factor": "eight"}
+    with pytest.raises(UserError, match="config.json(.|\n)*rope_scaling.factor must be a number; it is 'eight'"):
+        parse_llama_config(changed(rope_scaling=scaling))

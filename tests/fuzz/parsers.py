@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from checkpoints_tools.checksums import check_small_files, find_damage
 from checkpoints_tools.convert import convert
 from checkpoints_tools.inspect import inspect
 from data.decoder.templates import pick_template
@@ -40,6 +41,12 @@ OPTIONS = {"train": load_train_config, "eval": load_eval_config, "predict": load
 
 def load(folder: Path, task: str = "") -> Classifier:
     return Classifier.load(folder, task=task, device="cpu", precision="fp32")
+
+
+def read_sums(file: Path) -> None:
+    """As every program compares a folder with its checksums."""
+    check_small_files(file.parent)
+    find_damage(file.parent)
 
 
 def read_checkpoint(file: Path) -> None:
@@ -176,6 +183,7 @@ PARSERS = {
             "safetensors", samples.write_both, tuple(f"{model}/model.safetensors" for model in BOTH), read_checkpoint
         ),
         Parser("safetensors_index", samples.write_shards, ("decoder/model.safetensors.index.json",), read_checkpoint),
+        Parser("checksums.json", samples.write_with_checksums, ("checksums.json",), read_sums),
         Parser("bin", samples.write_bin, tuple(f"{model}/pytorch_model.bin" for model in BOTH), read_checkpoint),
         Parser(
             "encoder_tokenizer",

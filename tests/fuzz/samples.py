@@ -21,7 +21,7 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 
-from checkpoints_tools.checksums import CHECKSUMS
+from checkpoints_tools.checksums import CHECKSUMS, write_checksums
 from checkpoints_tools.convert import convert, open_source
 from checkpoints_tools.key_maps import LLAMA_GGUF, to_theirs
 from data.task_file import save_task
@@ -49,6 +49,11 @@ def copy(source: Path, target: Path, *names: str) -> Path:
 def write_decoder(folder: Path) -> None:
     """A fine-tuned decoder for a task of a user's own, with its prompt of two examples and its task."""
     save_task(get_task(TICKETS), copy(OLD / "tickets" / "export", folder))
+
+
+def write_with_checksums(folder: Path) -> None:
+    write_decoder(folder)
+    write_checksums(folder)
 
 
 def write_both(folder: Path) -> None:

@@ -184,7 +184,7 @@ def test_a_missing_or_broken_record_is_named(tmp_path):
         ('{"task": [], "template": "b"}', r"task must be a text; it is \[\]"),
         ('{"task": "a", "template": "b", "row_length": "5"}', "row_length must be a whole number or null; it is '5'"),
         ('{"task": "a", "template": "b", "row_length": 1e99}', "row_length"),
-        ('{"task": "a", "template": "b", "row_length": 99999999999}', "row_length must be .* at most 2,147,483,648"),
+        ('{"task": "a", "template": "b", "row_length": 99999999999}', "row_length must be .* at most 1,073,741,824"),
         ('{"task": "a", "template": "b", "shots": [{"id": "1", "text": 5, "labels": {}}]}', r"shots\[0\].text must be"),
         (
             '{"task": "a", "template": "b", "shots": [{"id": "1", "text": "", "labels": {"a": [1]}}]}',

@@ -59,6 +59,15 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def test_answers_that_ran_into_their_limit_are_counted(run, tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("my invoice is wrong\nthe parcel is late\n")
+    whole = run("--input", source, "--output", tmp_path / "whole.jsonl")
+    assert whole.n_not_stopped == 0 and "limit of tokens" not in whole.describe()
+    cut = run("--input", source, "--output", tmp_path / "cut.jsonl", "--max_new_tokens", 1)
+    assert cut.n_not_stopped == 2 and "2 answers ran into their limit of tokens" in cut.describe()
+
+
 def expected(name: str, field: str) -> list:
     """What ``eval.py`` answered."""
     return [line["parsed"][field] for line in lines(OLD / "scored" / name / "predictions.jsonl")]
