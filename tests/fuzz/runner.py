@@ -59,9 +59,13 @@ class Parser:
     read: Callable[[Path], object]
 
 
+# An input is ended after so many times the seconds that it may take: other programs may have the processor meanwhile.
+PATIENCE = 4
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What an input may take: seconds, bytes of resident memory, bytes of address space."""
+    """What an input may take: seconds of the processor, bytes of resident memory, bytes of address space."""
 
     seconds: float = 5.0
     memory: int = 1 << 30
@@ -179,7 +183,7 @@ class _Run:
                 os._exit(0)  # never back into the caller's code
         os.close(writing)
         seed, name = seeds.start, ""
-        for line in _lines(reading, 2 * self.limits.seconds + 30):
+        for line in _lines(reading, 2 * PATIENCE * self.limits.seconds + 30):
             if "reading" in line:
                 name = line["reading"]
                 continue
@@ -221,11 +225,14 @@ class _Run:
                 _clear(self.folder)
                 _put(self.folder / name, content)
                 report({"reading": name})
-                faulthandler.dump_traceback_later(self.limits.seconds, exit=True, file=log)
+                faulthandler.dump_traceback_later(PATIENCE * self.limits.seconds, exit=True, file=log)
                 Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
                 before = _memory("VmRSS")
+                begin = time.process_time()
                 outcome = _outcome(self.parser, self.folder / name)
                 faulthandler.cancel_dump_traceback_later()
+                if time.process_time() - begin > self.limits.seconds:
+                    outcome |= {"kind": "time", "what": f"over {self.limits.seconds:g} s"}
                 if _memory("VmHWM") - before > self.limits.memory:
                     outcome |= {"kind": "memory", "what": f"over {self.limits.memory >> 20:,} MiB"}
                 report(outcome)
