@@ -320,15 +320,22 @@ class WatchedFiles(FileSystem):
         self.sums[Path(new_path).name] = self.sums.pop(Path(path).name)
 
 
+AT_ONCE = 2**18  # bytes that are hashed and written one after the other
+
+
 class _WatchedStream(io.BufferedWriter):
     def __init__(self, raw: io.FileIO, files: WatchedFiles) -> None:
         super().__init__(raw)
         self.files, self.summing = files, Summing()
 
     def write(self, data: Any) -> int:
-        self.summing.update(data)
+        view = memoryview(data).cast("B")
         try:
-            return super().write(data)
+            for start in range(0, len(view), AT_ONCE):  # what was hashed is still in the processor's cache
+                part = view[start : start + AT_ONCE]
+                self.summing.update(part)
+                super().write(part)
+            return len(view)
         except OSError as error:
             self.files.error = self.files.error or error
             raise
