@@ -16,10 +16,12 @@ import sys
 
 from data.terminal import open_streams
 from eval.config import DESCRIPTION, EvalConfig
+from train import stopping
 from train.options import show_help
 
 if __name__ == "__main__":
     open_streams()
+    stopping.watch()
     show_help(EvalConfig, sys.argv[1:], DESCRIPTION)  # before the slow imports below
 
 # isort: split

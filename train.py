@@ -9,11 +9,13 @@ import train.allocator  # noqa: F401  # before PyTorch is imported
 import sys
 
 from data.terminal import open_streams
+from train import stopping
 from train.config import DESCRIPTION, TrainConfig
 from train.options import show_help
 
 if __name__ == "__main__":
     open_streams()
+    stopping.watch()
     show_help(TrainConfig, sys.argv[1:], DESCRIPTION)  # before the slow imports below
 
 # isort: split

@@ -4,6 +4,8 @@
 - Texts are shown as they are. None is read as rich's markup: names, labels and paths may have square brackets.
 - No text can end a program: what the encoding of the stream lacks is escaped, and so are control characters.
 - A line is never broken to fit the terminal, so that paths can be copied.
+- No reader can end or hold up a program: what cannot be written, because the reader has ended or the disk is full, is
+  dropped. A program waits for a reader that is slow or stopped, but no longer once it was told to stop (`hurry`).
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import select
 import sys
-from typing import Literal, TextIO, TypeVar
+import time
+from contextlib import suppress
+from typing import Any, Literal, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
@@ -26,6 +31,10 @@ WIDTH_WITHOUT_TERMINAL = 200  # of tables; rich assumes 80 columns without a ter
 # Control characters, which could move the cursor or end the text; a line break and a tab are harmless.
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
+LOOK_SECONDS = 0.1  # between two looks whether a program that waits for a reader was told to stop
+PATIENCE_SECONDS = 1.0
+
+_hurried = False
 _bar: Progress | None = None  # on the screen now; a terminal has one at a time
 
 
@@ -40,6 +49,67 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            if stream is getattr(sys, f"__{name}__"):  # not one that a test reads
+                setattr(sys, name, _unending(stream))
+
+
+def _unending(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Another stream to the same file, for which no write fails."""
+    with suppress(OSError):
+        stream.flush()
+    raw = _Unending(stream.fileno())
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Unending(io.RawIOBase):
+    """Writes to a file descriptor, which stays open, what can be written there, and claims to have written the rest."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.dropping = fd, False
+        # A pipe that is ready takes a page without waiting. A terminal that is ready may have room for less.
+        self.at_once = 256 if os.isatty(fd) else select.PIPE_BUF
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self.fd)
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        with suppress(OSError):
+            while done < len(view) and self._is_ready():
+                with suppress(BlockingIOError):  # another process may have made it non-blocking
+                    done += os.write(self.fd, view[done : done + self.at_once])
+        return len(view)
+
+    def _is_ready(self) -> bool:
+        """Wait for the reader. False: it does not read, and the program was told to stop."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        since = time.monotonic()
+        while not poll.poll(0 if self.dropping else 1000 * LOOK_SECONDS):
+            if _hurried and (self.dropping or time.monotonic() - since > PATIENCE_SECONDS):
+                self.dropping = True
+                return False
+        self.dropping = False
+        return True
+
+
+def hurry() -> None:
+    """From now on wait `PATIENCE_SECONDS` for a reader that does not read, once, and then no more."""
+    global _hurried
+    _hurried = True
 
 
 def show_logs(stream: Stream = "stdout", level: int = logging.INFO) -> None:

@@ -15,6 +15,7 @@ from data.example import Example
 from data.tasks import Task
 from eval.job import ScoringRanks
 from eval.results import Prediction, count_oddities, measure
+from eval.together import Stopped
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Share:
         seconds: from its first forward pass to its last answer.
         computed_tokens: tokens it passed through the model, without padding.
         counts: of all ranks' examples, added to ``ScoreResult.counts``.
+        stopped: it was told to stop, and has no answers.
     """
 
     indices: list[int]
@@ -56,6 +58,12 @@ class Share:
     seconds: float
     computed_tokens: int
     counts: dict[str, int] = field(default_factory=dict)
+    stopped: bool = False
+
+    @classmethod
+    def without_end(cls) -> Share:
+        """The share of a rank that was told to stop."""
+        return cls([], [], 0.0, 0, stopped=True)
 
 
 def gather_answers(n_examples: int, share: Share, ranks: ScoringRanks) -> list[Prediction]:
@@ -72,9 +80,13 @@ def gather_scores(task: Task, examples: Sequence[Example], share: Share, ranks: 
 
     Args:
         examples: the examples of all ranks, with their gold labels.
+
+    Raises:
+        Stopped: a rank was told to stop. Raised on every rank.
     """
     shares = _gather(share, ranks)
-    result = _assemble(task, examples, shares) if ranks.rank == 0 else None
+    stopped = any(share.stopped for share in shares)
+    result = _assemble(task, examples, shares) if ranks.rank == 0 and not stopped else None
     return _share_figures(result, ranks)
 
 
@@ -115,10 +127,16 @@ def _assemble(task: Task, examples: Sequence[Example], shares: list[Share]) -> S
 
 
 def _share_figures(result: ScoreResult | None, ranks: ScoringRanks) -> ScoreResult:
-    """Send the figures to every rank, because the trainer chooses the best checkpoint on all ranks; not the answers."""
+    """Send the figures to every rank, because the trainer chooses the best checkpoint on all ranks; not the answers.
+
+    Args:
+        result: of rank 0; None there: the scoring was stopped.
+    """
     if ranks.world_size > 1:
         figures: list[Any] = [(result.metrics, result.counts, result.cost) if result else None]
         dist.broadcast_object_list(figures, group=ranks.group, group_src=0)
-        result = result or ScoreResult([], *figures[0])
-    assert result is not None
+        if figures[0] is not None:
+            result = result or ScoreResult([], *figures[0])
+    if result is None:
+        raise Stopped
     return result

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -30,6 +31,7 @@ from eval.job import BATCH_TOKENS, ScoringJob, ScoringRanks
 from eval.memory import ScoringLoad
 from eval.metrics import main_figures, selection_metric
 from eval.score import request_lengths, score
+from eval.together import Stopped
 from model.llama import LlamaConfig
 from train.config import TrainConfig
 from train.parallel.distributed import World, place
@@ -55,25 +57,37 @@ class HeldOutScoring:
         self.copy_world: World | None = None  # the copy's layout of the ranks
         self._is_set_up = False
 
-    def score(self, model: nn.Module) -> HeldOutScore:
-        """Score ``model``, whose parameters are sharded before and after; a collective call of all ranks."""
-        metrics = self.answer(model).metrics
+    def score(self, model: nn.Module, stop: Callable[[], bool]) -> HeldOutScore | None:
+        """Score ``model``, whose parameters are sharded before and after; a collective call of all ranks.
+
+        Args:
+            stop: asked between forward passes. If it is true on any rank, the result is None on all.
+        """
+        try:
+            metrics = self.answer(model, stop).metrics
+        except Stopped:
+            return None
         return HeldOutScore(main_figures(self.setup.task, metrics), selection_metric(self.setup.task, metrics))
 
-    def answer(self, model: nn.Module) -> ScoreResult:
-        """Answers to the held-out examples, and their metrics; a collective call of all ranks."""
+    def answer(self, model: nn.Module, stop: Callable[[], bool] | None = None) -> ScoreResult:
+        """Answers to the held-out examples, and their metrics; a collective call of all ranks.
+
+        Raises:
+            Stopped: ``stop`` was true on a rank.
+        """
         if not self._is_set_up:
             self._set_up(model)
         if self.copy_world is None or not self._copy_fits():
             keep_unsharded(model, self.world.size == 1)  # in the gradients' memory, which is free now
-            result = score(model, self._job(), ScoringRanks.of(self.world, sharded=True))
-            keep_unsharded(model, False)
-            reshard(model)
-            return result
+            try:
+                return score(model, self._job(), ScoringRanks.of(self.world, sharded=True, stop=stop))
+            finally:
+                keep_unsharded(model, False)
+                reshard(model)
         build = partial(self.setup.spec.build, self.setup.model_config)
         mesh = self.copy_world.mesh["tensor"]
         copy = copy_for_scoring(model, build, mesh, self._dtype, self.world.device)
-        return score(copy, self._copy_job, ScoringRanks.of(self.copy_world))
+        return score(copy, self._copy_job, ScoringRanks.of(self.copy_world, stop=stop))
 
     def _set_up(self, model: nn.Module) -> None:
         """Lay out the ranks for a copy of the model, if one is needed. Only once: it creates process groups."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,6 +64,8 @@ class ScoringRanks:
         rank, world_size: among those that share the examples. Ranks that hold slices of one replica count once.
         group: their process group; None: all ranks.
         sharded: the model's forward pass is collective (FSDP2), so all ranks must run the same number of passes.
+        passes: the ranks that run each forward pass together; None: each rank runs its own.
+        stop: asked between forward passes; if it is true on any rank, there is no result (`eval.together.Stopped`).
     """
 
     device: torch.device | str = "cpu"
@@ -71,11 +73,18 @@ class ScoringRanks:
     world_size: int = 1
     group: dist.ProcessGroup | None = None
     sharded: bool = False
+    passes: dist.ProcessGroup | None = None
+    stop: Callable[[], bool] | None = None
 
     @classmethod
-    def of(cls, world: World, sharded: bool = False) -> ScoringRanks:
+    def of(cls, world: World, sharded: bool = False, stop: Callable[[], bool] | None = None) -> ScoringRanks:
         """Share the examples among the data ranks of ``world``."""
-        return cls(world.device, world.data_rank, world.shape.n_data, world.data_group, sharded)
+        passes = None
+        if sharded and world.size > 1:
+            passes = dist.group.WORLD
+        elif stop is not None and world.shape.tensor > 1:  # without it these ranks need not agree on anything
+            passes = world.mesh["tensor"].get_group()
+        return cls(world.device, world.data_rank, world.shape.n_data, world.data_group, sharded, passes, stop)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class NotFinite(UserError):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; the step was finished and a checkpoint saved. Exit status 128 + signal."""
+    """A signal arrived (`train/stopping.py`), and what was to be kept is saved. Exit status 128 + signal."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

@@ -7,10 +7,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,11 +19,10 @@ from torch import nn
 
 from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.registry import costs_of
-from data import terminal
 from data.commands import quoted
 from data.decoder.rows import ANSWER
 from data.loader import StepBatch
-from train import options, trial
+from train import options, stopping, trial
 from train.checkpointing import checkpoint
 from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
@@ -42,6 +40,12 @@ from train.run_export import export_run
 from train.setup import Setup
 
 log = logging.getLogger(__name__)
+
+
+def announcement() -> str:
+    """What a run says as soon as it is told to stop."""
+    grace = " torchrun waits 30 seconds for that, unless it was started with --shutdown-timeout."
+    return "finishing this step, then saving." + (grace if launcher()[0] == "torchrun" else "")
 
 
 def rank_seed(seed: int, rank: int, step: int) -> int:
@@ -68,8 +72,12 @@ class HeldOutScore:
 class HeldOutScorer(Protocol):
     """Scores the held-out examples of a run."""
 
-    def score(self, model: nn.Module) -> HeldOutScore:
-        """Score ``model``, whose parameters are sharded before and after. All ranks call this together."""
+    def score(self, model: nn.Module, stop: Callable[[], bool]) -> HeldOutScore | None:
+        """Score ``model``, whose parameters are sharded before and after. All ranks call this together.
+
+        Args:
+            stop: asked between forward passes. If it is true on any rank, the result is None on all.
+        """
 
 
 class Trainer:
@@ -88,7 +96,8 @@ class Trainer:
         self.saved_step: int | None = None
         self.best: float | None = None
         self.figures: dict[str, float] | None = None  # of the last held-out scoring
-        self.signum: int | None = None
+        self.unscored = False  # a scoring that was due was stopped
+        self.stop = stopping.Stop()
         self.scorer = scorer
         self.costs = costs_of(setup.model_config)
         written = options.to_toml(config, {"optim": config.optim_reason})
@@ -141,7 +150,7 @@ class Trainer:
         if resume is not None:
             state = checkpoint.read_state(resume)
             self.step = self.saved_step = state.step
-            self.best = state.best
+            self.best, self.unscored = state.best, state.unscored
         if self.world.device.type in trial.TRIED_ON and self.step < setup.total_steps:
             self._try_worst_step()
         if resume is not None:
@@ -179,18 +188,16 @@ class Trainer:
         )
         if self.step:
             self.log.event("resume", step=self.step)
-        handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            self._loop()
-            self._save()
-            self.saver.finish()
-            if config.checkpoint.export:
-                self._export("export")
-        finally:
-            self.saver.close()
-            self.log.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        with stopping.held(announcement()) as self.stop:
+            try:
+                self._loop()
+                self._save()
+                self.saver.finish()
+                if config.checkpoint.export:
+                    self._export("export")
+            finally:
+                self.saver.close()
+                self.log.close()
         log.info("%s", self._next())
 
     def _next(self) -> str:
@@ -205,6 +212,10 @@ class Trainer:
     def _loop(self) -> None:
         config, total = self.config, self.setup.total_steps
         speed, plateau = Speed(), Plateau(total)
+        if self.unscored and config.eval.eval_every:  # the run was stopped in the scoring of its last step
+            self.unscored = not self._score()
+            if self.unscored or (self._told_to_stop() and self.step < total):
+                self._interrupt()
         start = time.perf_counter()
         for batch in self.setup.loader.prefetch(self.step, total):
             with self._explained(f"step {self.step + 1}"):
@@ -219,11 +230,15 @@ class Trainer:
                     plateau.window,
                 )
                 self.log.event("plateau", step=self.step)
-            if config.eval.eval_every and (self.step % config.eval.eval_every == 0 or self.step == total):
-                self._score()
-            if config.checkpoint.save_every and self.step % config.checkpoint.save_every == 0:
+            to_score = config.eval.eval_every and (self.step % config.eval.eval_every == 0 or self.step == total)
+            to_save = config.checkpoint.save_every and self.step % config.checkpoint.save_every == 0
+            if to_score:
+                self.unscored = stop or not self._score()
+            if to_save:
                 self._save()
-            if stop and self.step < total:
+            if to_score or to_save:  # both take time, and another step would too
+                stop = self._told_to_stop()
+            if stop and (self.step < total or self.unscored):
                 self._interrupt()
             start = time.perf_counter()
 
@@ -242,7 +257,7 @@ class Trainer:
             losses += parts.detach()
         norm = clip_gradients(self.model, optim.clip).item()
         counted = float(self.world.tensor_rank == 0)  # ranks of a tensor-parallel group have the same losses
-        local = [*(x * counted for x in losses.tolist()), self.signum is not None, self.saver.failed]
+        local = [*(x * counted for x in losses.tolist()), self.stop.noted, self.saver.failed]
         *by_field, n_signals, n_failed = all_sum(local, self.world.device)
         if n_failed:
             self.saver.finish()
@@ -304,20 +319,16 @@ class Trainer:
         saved = checkpoint.steps_in(self.checkpoints)
         return f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint had been saved yet."
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        # Under torchrun a signal from the terminal arrives twice: only the first one counts.
-        if self.signum is None and self.world.is_main:
-            terminal.say(f"\n{signal.Signals(signum).name}: finishing this step, then saving.")
-            if launcher()[0] == "torchrun":
-                terminal.say("torchrun waits 30 seconds for that, unless it was started with --shutdown-timeout.")
-        self.signum = self.signum or signum
+    def _told_to_stop(self) -> bool:
+        """Whether any rank was told to stop. Collective."""
+        return all_sum([self.stop.noted], self.world.device)[0] > 0
 
     def _interrupt(self) -> None:
         self._save()
         self.saver.finish()
         again = [*launcher(), *sys.argv, *([] if self.config.checkpoint.resume else ["--resume"])]
         self.log.event("interrupted", step=self.step)
-        signum = self.signum or signal.SIGTERM
+        signum = self.stop.signum or signal.SIGTERM
         raise Interrupted(
             f"interrupted: stopped after step {self.step} of {self.setup.total_steps}, saved to "
             f"{checkpoint.step_folder(self.checkpoints, self.step)}. To continue:\n"
@@ -339,6 +350,7 @@ class Trainer:
             world_size=self.world.size,
             mesh=self.world.shape.describe(),
             optim_reason=self.config.optim_reason,
+            unscored=self.unscored,
         )
         self.saver.save(self.model, self.optimizer, state, self.setup.save_task)
         self.saved_step = self.step
@@ -350,11 +362,13 @@ class Trainer:
         except NotFinite as error:
             raise RunStopped(f"{what} after step {self.step}: {error} {self._kept()}") from None
 
-    def _score(self) -> None:
-        """Score the held-out examples; export the model to ``best/`` if it is the best so far."""
+    def _score(self) -> bool:
+        """Score the held-out examples; export the model to ``best/`` if it is the best so far. False: was stopped."""
         assert self.scorer is not None
         with self._stops_unless_finite("scoring"):
-            found = self.scorer.score(self.model)
+            found = self.scorer.score(self.model, lambda: self.stop.noted)
+        if found is None:
+            return False
         figures, score = found.figures, found.score
         self.figures = figures
         self.log.event("score", step=self.step, score=score, **figures)
@@ -365,6 +379,7 @@ class Trainer:
         if is_best:
             self.best = score
             self._export("best", {"step": self.step, "score": score, **figures})
+        return True
 
     def _export(self, name: str, about: dict[str, Any] | None = None) -> None:
         folder = self.output / name

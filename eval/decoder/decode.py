@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from eval.decoder.kv_cache import BodyPass, PrefixCache, PrefixPass, SlotCache, TokenPass
 from eval.finite import finite_rows
+from eval.together import any_rank
 from model.attention import build_mask
 
 MAX_BATCH_SIZE = 256  # requests decoded together
@@ -64,6 +65,7 @@ def greedy_decode(
     max_batch_size: int = MAX_BATCH_SIZE,
     group: dist.ProcessGroup | None = None,
     progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[Decoded]:
     """Decode every request greedily: at each step the most probable token, until a stop token or the limit.
 
@@ -81,6 +83,7 @@ def greedy_decode(
         max_batch_size: upper bound on the requests of a batch.
         group: ranks that must run equal numbers of forward passes (FSDP); None for an unsharded model.
         progress: called with the number of requests finished since the last call.
+        stop: asked before each forward pass; all ranks of ``group`` stop if it is true on one.
 
     Returns:
         One `Decoded` per request, in their order.
@@ -88,6 +91,7 @@ def greedy_decode(
     Raises:
         ValueError: an empty body, or unequal numbers of limits and requests.
         NotFiniteLogits: the model gives NaN or infinity.
+        Stopped: ``stop`` was true.
     """
     limits = [max_new_tokens] * len(bodies) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != len(bodies):
@@ -102,7 +106,7 @@ def greedy_decode(
     dummy = {"tokens": torch.zeros(1, 1, dtype=torch.long, device=device)}
     try:
         call = next(passes, None)
-        while _any_rank(call is not None, group, device):
+        while any_rank(call is not None, group, device, stop):
             logits = model(**(call or dummy))
             call = _send(passes, logits) if call is not None else None
     finally:
@@ -242,11 +246,3 @@ def _send(passes: Passes, logits: Tensor) -> Forward | None:
         return passes.send(logits)
     except StopIteration:
         return None
-
-
-def _any_rank(active: bool, group: dist.ProcessGroup | None, device: torch.device | str) -> bool:
-    if group is None:
-        return active
-    flag = torch.tensor(int(active), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
-    return bool(flag.item())

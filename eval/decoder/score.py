@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import cast
 
-import torch.distributed as dist
 from torch import nn
 
 from data.decoder.samples import SampleSet, prepare
@@ -30,6 +29,7 @@ from eval.finite import logits_error
 from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.results import Prediction
+from eval.together import Stopped
 
 BUDGET_MARGIN = 8  # tokens beyond the longest form of the longest answer, for other white space and a fence's language
 
@@ -79,9 +79,12 @@ def answer(
             stop_tokens(job.prompt, cast(Tokenizer, job.tokenizer)),
             device=ranks.device,
             max_batch_tokens=job.max_batch_tokens,
-            group=(ranks.group or dist.group.WORLD) if ranks.sharded and ranks.world_size > 1 else None,
+            group=ranks.passes,
             progress=progress,
+            stop=ranks.stop,
         )
+    except Stopped:
+        return Share.without_end()
     except NotFiniteLogits as error:
         raise logits_error(model, job.examples[own[error.request]]) from None
     seconds = time.perf_counter() - start

@@ -32,6 +32,7 @@ from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.metrics import Labels
 from eval.results import Prediction
+from eval.together import Stopped, any_rank
 
 N_TOP = 5  # most probable labels, stored with their probabilities
 
@@ -59,6 +60,7 @@ def answer(
     start = time.perf_counter()
     try:
         for indices in own:
+            any_rank(True, ranks.passes, ranks.device, ranks.stop)
             batch = build_batch(samples, [indices]).to(ranks.device)
             logits = model(batch.tokens, batch.positions, batch.doc_ids, batch.index)
             not_finite = _first_not_finite(samples, indices, logits)
@@ -70,8 +72,11 @@ def answer(
                 progress(len(indices))
         # Every rank knows the number of rows of all ranks, so dummy passes need no communication.
         for _ in range(max(map(len, rows)) - len(own) if ranks.sharded else 0):
+            any_rank(True, ranks.passes, ranks.device, ranks.stop)
             batch = dummy_batch(samples).to(ranks.device)
             model(batch.tokens, batch.positions, batch.doc_ids, batch.index)
+    except Stopped:
+        return Share.without_end()
     finally:
         model.train(was_training)
     seconds = time.perf_counter() - start

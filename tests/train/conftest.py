@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 
 from tests.launching import ROOT, TICKETS, command, environment
+from train import stopping
+from train.stopping import Stop
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,14 @@ def world() -> Iterator:
     yield start(torch.device("cpu"))
     dist.destroy_process_group()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Stop:
+    """What a run in this process looks at; set ``signum`` to tell it to stop."""
+    stop = Stop()
+    monkeypatch.setattr(stopping, "_stop", stop)
+    return stop
 
 
 @pytest.fixture(scope="session")

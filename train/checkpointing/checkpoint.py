@@ -74,6 +74,7 @@ class RunState:
         world_size: number of ranks that wrote the checkpoint.
         mesh: their layout, as `train.parallel.mesh.MeshShape.describe` writes it; empty in older checkpoints.
         optim_reason: why ``--optim auto`` chose this optimizer; empty if it was named, and in older checkpoints.
+        unscored: the run was stopped in the scoring that was due after this step.
     """
 
     step: Annotated[int, msgspec.Meta(ge=0)]
@@ -84,6 +85,7 @@ class RunState:
     world_size: Annotated[int, msgspec.Meta(ge=1)]
     mesh: str = ""
     optim_reason: str = ""
+    unscored: bool = False
 
     def write(self, folder: Path) -> None:
         record = {"format": FORMAT, **vars(self)}

@@ -89,7 +89,9 @@ class Saver:
         self.checkpoints, self.keep, self.device, self.sizes = checkpoints, keep, device, sizes
         self.copy = HostCopy(pinned=device.type == "cuda") if background else None
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
-        self.group: dist.ProcessGroup | None = None
+        # A group of its own, because the writer's collectives run concurrently with those of training. Made now, because
+        # that takes torchrun's store, which is gone if torchrun has died when the run saves for the last time.
+        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.flight: Future[None] | None = None
         self.flight_step = 0
 
@@ -110,9 +112,6 @@ class Saver:
         """
         self.finish()
         start = time.perf_counter()
-        if self.group is None:
-            # A separate group, because the writer's collectives run concurrently with those of training.
-            self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         tensors = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
         needed = bytes_to_write(tensors)
         require_space(self.checkpoints, needed, f"the checkpoint of step {state.step}", self._advice(), SaveFailed)

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from data import terminal
 from data.errors import UserError
+from train import stopping
 from train.errors import Interrupted, RunStopped
 from train.parallel.mesh import MeshShape
 
@@ -153,6 +154,7 @@ def run_guarded(main: Callable[[], None]) -> None:
     collective; torchrun ends them.
     """
     status = 0
+    stopping.watch()
     try:
         main()
     except Interrupted as stop:
@@ -173,8 +175,7 @@ def run_guarded(main: Callable[[], None]) -> None:
     if status or several:
         # os._exit even after success. With gloo, one run in ten aborts during interpreter shutdown ("terminate called
         # without an active exception", torch 2.13). torchrun would report such a run as failed.
-        terminal.end()
-        os._exit(status)
+        stopping.leave(status)
 
 
 def _print_error(message: str, wait: bool) -> None:

@@ -242,7 +242,8 @@ def score_tiny(checkpoint, ranks=None, **options):
 def score_on_rank(rank, world_size, checkpoint, port_file, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
-    result = score_tiny(checkpoint, ScoringRanks(rank=rank, world_size=world_size, sharded=True))
+    ranks = ScoringRanks(rank=rank, world_size=world_size, sharded=True, passes=dist.group.WORLD)
+    result = score_tiny(checkpoint, ranks)
     if rank == 0:
         torch.save(result, out)
     else:

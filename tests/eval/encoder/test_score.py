@@ -111,7 +111,7 @@ def score_on_rank(rank, world_size, folder, examples, port_file, out):
     model = random_encoder(JOINT, tokenizer)
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
-    ranks = ScoringRanks(rank=rank, world_size=world_size, sharded=True)
+    ranks = ScoringRanks(rank=rank, world_size=world_size, sharded=True, passes=dist.group.WORLD)
     result = score(model, job(JOINT, tokenizer, examples, max_batch_tokens=1), ranks)
     torch.save((result, len(passes)), f"{out}{rank}")
     dist.destroy_process_group()

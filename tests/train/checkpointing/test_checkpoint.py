@@ -261,7 +261,7 @@ def test_weights_that_an_update_made_infinite_are_not_saved(world, tmp_path: Pat
 def test_held_out_examples_without_finite_logits_stop_the_run(world, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, world)
 
-    def score(model: torch.nn.Module) -> None:
+    def score(model: torch.nn.Module, stop: object) -> None:
         raise NotFinite("example a: the logits are NaN.")
 
     trainer.scorer = SimpleNamespace(score=score)

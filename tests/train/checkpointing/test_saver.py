@@ -23,6 +23,7 @@ from tests.train.tiny_run import TIED, make_trainer, whole
 from train.checkpointing import checkpoint, disk_space, saver
 from train.checkpointing.saver import HostCopy, SaveFailed
 from train.errors import Interrupted, RunStopped
+from train.stopping import Stop
 from train.trainer import Trainer
 
 WAIT = 20.0
@@ -224,35 +225,42 @@ def wait_for_writer(trainer: Trainer, slow: SlowWriter) -> None:
     trainer.saver.save = save
 
 
-def test_interrupted_with_a_save_in_flight(world, tmp_path: Path, slow: SlowWriter) -> None:
+def test_interrupted_with_a_save_in_flight(world, tmp_path: Path, slow: SlowWriter, told: Stop) -> None:
     slow.release()
     straight = make_trainer(tmp_path / "a", world, steps=6, model_config=TIED)
     straight.run()
     slow.released.clear()
     n_before = slow.n_opened
 
-    def interrupt(n_opened: int) -> None:
+    def go_on_soon(n_opened: int) -> None:
         if n_opened == n_before + 1:
-            os.kill(os.getpid(), signal.SIGINT)
             threading.Timer(0.3, slow.release).start()
 
-    slow.on_open = interrupt
+    slow.on_open = go_on_soon
     trainer = make_trainer(tmp_path / "b", world, steps=6, save_every=2, model_config=TIED, async_save="on")
     wait_for_writer(trainer, slow)
+    train_step = trainer.train_step
+
+    def told_in_step_3(batch):
+        told.signum = signal.SIGINT if trainer.step == 2 else None
+        return train_step(batch)
+
+    trainer.train_step = told_in_step_3
     with pytest.raises(Interrupted, match="saved to .*step_000003"):
         trainer.run()
     assert [p.name for p in checkpoint.steps_in(trainer.checkpoints)] == ["step_000002", "step_000003"]
     assert len(list(trainer.checkpoints.iterdir())) == 2, "nothing half-written"
+    told.signum = None
     again = resumed(trainer)
     again.run()
     for (name, a), b in zip(everything(straight).items(), everything(again).values(), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-def test_an_interrupt_does_not_claim_a_save_that_failed(world, tmp_path: Path, slow: SlowWriter) -> None:
+def test_an_interrupt_does_not_claim_a_save_that_failed(world, tmp_path: Path, slow: SlowWriter, told: Stop) -> None:
     slow.on_open = no_space(1)
     trainer = make_trainer(tmp_path, world, steps=9, async_save="on")
-    trainer.signum = signal.SIGINT
+    told.signum = signal.SIGINT
     with pytest.raises(SaveFailed, match="step 1 could not be written"):
         trainer.run()
 

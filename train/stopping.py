@@ -1,0 +1,139 @@
+"""How a program stops when it is told to: by a signal, or because its launcher has died.
+
+A signal handler only notes. A thread sees the note, also while the main thread waits in a system call or a collective,
+and does what takes time:
+
+    outside of `held`    it says what is kept (`saying`) and ends the process at once
+    inside of `held`     it says that the program will stop; the program looks at ``Stop.noted`` and does so
+
+The signals are those of Ctrl-C, `kill`, torchrun, a closed terminal, and Slurm's ``--signal=USR1``. They often arrive
+twice: from the terminal and from torchrun. Only the first one counts, unless a program asks for the second one.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from data import terminal
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+LOOK_SECONDS = 0.5  # between two looks for the launcher
+# A rank whose launcher has died has this long to stop in good order: as long as torchrun would give it.
+ORPHAN_SECONDS = 30.0
+
+
+@dataclass
+class Stop:
+    """Whether the program was told to stop.
+
+    Attributes:
+        signum: the first signal; SIGTERM if the launcher has died. None: go on.
+        why: its name, or that the launcher has died.
+    """
+
+    signum: int | None = None
+    why: str = ""
+
+    @property
+    def noted(self) -> bool:
+        return self.signum is not None
+
+
+_stop = Stop()
+_lock = threading.Lock()
+_held: str | None = None  # what is said when a stop is noted inside of `held`
+_second_ends = False
+_watching = False
+_sentences: list[Callable[[], str]] = []
+
+
+def watch() -> None:
+    """Begin to watch, in the main thread; a program calls it before its slow imports."""
+    global _watching
+    if _watching:
+        return
+    _watching = True
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        # Under nohup the end of the terminal is to be ignored.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda signum, frame: None)
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    threading.Thread(target=_watch, args=(reader, launcher), name="stopping", daemon=True).start()
+
+
+@contextmanager
+def held(announcement: str, second_ends: bool = False) -> Iterator[Stop]:
+    """While the block runs, a stop is only noted; rank 0 then prints why, and ``announcement``.
+
+    Args:
+        second_ends: a second signal ends the process at once. Not for programs that torchrun may start.
+    """
+    global _held, _second_ends
+    with _lock:
+        assert _held is None, "held twice"
+        _held, _second_ends = announcement, second_ends
+    try:
+        yield _stop
+    finally:
+        with _lock:
+            _held = None
+
+
+@contextmanager
+def saying(sentence: Callable[[], str]) -> Iterator[None]:
+    """While the block runs, a program that ends at once prints this sentence about what is kept; it may be empty."""
+    _sentences.append(sentence)
+    try:
+        yield
+    finally:
+        _sentences.remove(sentence)
+
+
+def _watch(reader: int, launcher: int | None) -> None:
+    deadline: float | None = None
+    while True:
+        ready, _, _ = select.select([reader], [], [], LOOK_SECONDS)
+        numbers = [number for number in (os.read(reader, 64) if ready else b"") if number in SIGNALS]
+        if numbers:
+            _note(numbers[0], signal.Signals(numbers[0]).name)
+        if launcher is not None and os.getppid() != launcher:
+            if deadline is None:
+                deadline = time.monotonic() + ORPHAN_SECONDS
+                _note(signal.SIGTERM, "torchrun has died")
+            elif time.monotonic() > deadline:
+                os._exit(128 + signal.SIGTERM)
+
+
+def _note(signum: int, why: str) -> None:
+    with _lock:
+        first, announcement = not _stop.noted, _held
+        if first:
+            _stop.signum, _stop.why = signum, why
+    terminal.hurry()
+    if announcement is None and first or announcement is not None and not first and _second_ends:
+        sentences = " ".join(filter(None, (sentence() for sentence in _sentences)))
+        leave(128 + signum, f"{why}: stopped. {sentences}".rstrip())
+    elif first and _is_main():
+        terminal.say(f"\n{why}: {announcement}")
+
+
+def leave(status: int, message: str = "") -> None:
+    """End the process at once, from any thread. Rank 0 prints the message first."""
+    terminal.end()
+    if message and _is_main():
+        terminal.say(message, "stderr")
+    os._exit(status)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
