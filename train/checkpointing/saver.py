@@ -89,8 +89,8 @@ class Saver:
         self.checkpoints, self.keep, self.device, self.sizes = checkpoints, keep, device, sizes
         self.copy = HostCopy(pinned=device.type == "cuda") if background else None
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
-        # A group of its own, because the writer's collectives run concurrently with those of training. Made now, because
-        # that takes torchrun's store, which is gone if torchrun has died when the run saves for the last time.
+        # A group of its own, because the writer's collectives run concurrently with those of training. Made now: that
+        # takes torchrun's store, which is gone if torchrun has died when the run saves for the last time.
         self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.flight: Future[None] | None = None
         self.flight_step = 0
