@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_guarded(main)
+    run_guarded(main, prints_result=False)

@@ -15,6 +15,7 @@ overwritten, and DST appears only when it is complete.
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_finite, staged_folder
 from data.commands import command, ours
 from data.errors import UserError
-from data.terminal import open_streams, say, show_logs
+from data.terminal import open_streams, say, show_logs, status_of
 
 SAMPLE_TASK = "data/sample/tickets/tickets.toml"
 
@@ -150,6 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         say(f"error: {error}", "stderr")
         return 2
+    except KeyboardInterrupt:
+        say(f"stopped; {args.dst} was not made.", "stderr")
+        return 128 + signal.SIGINT
     count = sum(torch.Size(shape).numel() for shape in expected_shapes(source.config).values())
     seconds = time.perf_counter() - start
     say(f"{source.format} {source.path} -> {args.dst}: {count / 1e6:,.1f} M parameters, {seconds:.1f} s")
@@ -160,4 +164,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main()))

@@ -36,7 +36,7 @@ from checkpoints_tools.convert import open_source
 from checkpoints_tools.sharded import METADATA, read_metadata
 from checkpoints_tools.source import TensorInfo, expected_shapes, find_problems
 from data.errors import UserError
-from data.terminal import literal, open_streams, say, show
+from data.terminal import literal, open_streams, say, show, status_of
 
 
 @dataclass
@@ -150,4 +150,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main()))

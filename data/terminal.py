@@ -35,6 +35,7 @@ LOOK_SECONDS = 0.1  # between two looks whether a program that waits for a reade
 PATIENCE_SECONDS = 1.0
 
 _hurried = False
+_lost: OSError | None = None  # why something could not be written
 _bar: Progress | None = None  # on the screen now; a terminal has one at a time
 
 
@@ -85,12 +86,17 @@ class _Unending(io.RawIOBase):
         return os.isatty(self.fd)
 
     def write(self, data: Any) -> int:
+        global _lost
         view = memoryview(data).cast("B")
         done = 0
-        with suppress(OSError):
+        try:
             while done < len(view) and self._is_ready():
                 with suppress(BlockingIOError):  # another process may have made it non-blocking
                     done += os.write(self.fd, view[done : done + self.at_once])
+        except BrokenPipeError:
+            pass  # the reader wants no more
+        except OSError as error:
+            _lost = _lost or error
         return len(view)
 
     def _is_ready(self) -> bool:
@@ -225,6 +231,15 @@ def stop_bar(bar: Progress | None) -> None:
     if bar is not None and bar is _bar:
         _bar = None
         bar.stop()
+
+
+def status_of(status: int) -> int:
+    """The exit status of a program whose result is what it prints: 1 if it would be 0 and something is missing."""
+    end()
+    if _lost is None or status:
+        return status
+    say(f"error: not all could be printed ({_lost.strerror}).", "stderr")
+    return 1
 
 
 def end() -> None:

@@ -211,6 +211,15 @@ def test_an_interrupted_conversion_leaves_nothing(hf_folder, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+def test_an_interrupt_is_no_traceback(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_module, "convert", interrupted)
+    assert main([str(tmp_path), str(tmp_path / "new")]) == 130
+    assert capsys.readouterr().err == f"stopped; {tmp_path / 'new'} was not made.\n"
+
+
 def test_staged_folder_appears_at_the_end(tmp_path):
     with staged_folder(tmp_path / "a" / "b") as staging:
         (staging / "x").write_text("x")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import io
 import logging
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -201,3 +203,33 @@ def test_nothing_prints_but_the_terminal() -> None:
             if called in ("print", "Console", "sys.stdout.write", "sys.stderr.write", "logging.basicConfig"):
                 printing.append(f"{path.relative_to(ROOT)}: {called}")
     assert {line.split(":")[0] for line in printing} == {"data/terminal.py"}, printing
+
+
+# --- readers that end, or are full ------------------------------------------------------------------------------------
+
+PRINT = "from data import terminal; terminal.open_streams(); terminal.say('x' * 200_000); import sys; "
+
+
+def test_what_cannot_be_written_ends_no_program_but_is_a_failure() -> None:
+    code = PRINT + "sys.exit(terminal.status_of(int(sys.argv[1])))"
+    with open("/dev/full", "wb") as full:
+        for status, ended in ((0, 1), (3, 3)):
+            line = [sys.executable, "-c", code, str(status)]
+            done = subprocess.run(line, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+            missing = "error: not all could be printed (No space left on device).\n" if status == 0 else ""
+            assert (done.returncode, done.stderr) == (ended, missing)
+
+
+def test_a_reader_that_wants_no_more_is_no_failure() -> None:
+    code = PRINT + "terminal.say('on'); sys.exit(terminal.status_of(0))"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(3) == b"xxx"
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+
+
+def test_a_slow_reader_gets_everything() -> None:
+    process = subprocess.Popen([sys.executable, "-c", PRINT], cwd=ROOT, stdout=subprocess.PIPE)
+    time.sleep(1)
+    assert process.communicate()[0] == b"x" * 200_000 + b"\n"

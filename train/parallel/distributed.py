@@ -146,8 +146,11 @@ def set_up_logging(stream: terminal.Stream = "stdout") -> None:
     terminal.show_logs(stream, logging.INFO if env_rank() == 0 else logging.CRITICAL + 1)
 
 
-def run_guarded(main: Callable[[], None]) -> None:
+def run_guarded(main: Callable[[], None], prints_result: bool = True) -> None:
     """Run ``main`` and turn what it raises into a message and an exit status. Returns only after success on one rank.
+
+    Args:
+        prints_result: it is a failure (status 1) if not all could be printed, for example because a disk is full.
 
     UserError: the message alone, once, status 2 (RunStopped: 3). Interrupted: status 128 + signal. Anything else: the
     failing rank's traceback, status 1. The process exits without waiting for other ranks, which may hang in a
@@ -169,6 +172,8 @@ def run_guarded(main: Callable[[], None]) -> None:
         from_peer = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
         _print_error(traceback.format_exc(), wait=from_peer and env_world_size() > 1)
         status = 1
+    if prints_result:
+        status = terminal.status_of(status)
     several = dist.is_initialized() and dist.get_world_size() > 1
     if status == 0 and dist.is_initialized():
         dist.destroy_process_group()
