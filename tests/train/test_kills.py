@@ -1,0 +1,125 @@
+"""A run that is killed again and again, at random moments, ends as one that was left alone, bit for bit.
+
+The same command line starts it each time. Kills fall into the start-up, steps, scorings, saves and exports. They are
+drawn with a fixed seed, but their moments depend on the machine's speed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from tests.launching import ROOT, command, environment
+from tests.train.test_stopping import is_running, taken, with_group
+from train.checkpointing import checkpoint
+
+KILLS = 13  # of each kind of run: 52 in all
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SOONEST, LATEST = 1.0, 12.0  # seconds after the start
+STEPS = 600
+
+
+def start(line: list[str], log: Path) -> subprocess.Popen:
+    with log.open("ab") as file:
+        return subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True)
+
+
+def members(session: int) -> list[int]:
+    """The processes of a session that still run: torchrun and its ranks."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and is_running(int(folder.name)):
+            try:
+                if os.getsid(int(folder.name)) == session:
+                    found.append(int(folder.name))
+            except ProcessLookupError:
+                continue
+    return sorted(found)
+
+
+def kill(process: subprocess.Popen, draw: random.Random) -> str:
+    """Kill the run in a random way, and wait until all its processes are gone; says how."""
+    number, alive = draw.choice(SIGNALS), members(process.pid)
+    whom = draw.choice(("launcher", "all", "last")) if len(alive) > 1 else "launcher"
+    if whom == "launcher":
+        process.send_signal(number)
+    elif whom == "all":
+        with_group(process, number)
+    else:
+        os.kill(alive[-1], number)
+    process.wait(120)
+    deadline = time.monotonic() + 60
+    while members(process.pid):
+        assert time.monotonic() < deadline, f"{number.name} to {whom}: processes are left"
+        time.sleep(0.05)
+    return f"{number.name} to {whom}"
+
+
+def everything(run: Path, folder: Path) -> dict[str, Any]:
+    """All tensors of the run's last checkpoint and of its export, by name."""
+    last = checkpoint.steps_in(run / "checkpoints")[-1]
+    dcp_to_torch_save(last, folder / "all.pt")
+    stored = torch.load(folder / "all.pt", weights_only=False)
+    flat = {f"export.{name}": value for name, value in load_file(run / "export" / "model.safetensors").items()}
+
+    def flatten(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                flatten(f"{name}.{key}", inner)
+        elif isinstance(value, torch.Tensor):
+            flat[name] = value
+
+    flatten("checkpoint", stored)
+    return flat
+
+
+def best(run: Path) -> tuple[int, float]:
+    found = json.loads((run / "best" / "best.json").read_text())
+    return found["step"], found["score"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("async_save", ["off", "on"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_runs_end_as_one_that_was_left_alone(
+    ranks: int, async_save: str, train_args: list[str], tmp_path: Path
+) -> None:
+    args = [*train_args, "--steps", STEPS, "--log_every", 100, "--save_every", 7, "--async_save", async_save]
+    args += ["--holdout", "0.25", "--eval_every", 50, "--max_new_tokens", 4, "--resume", "auto"]
+
+    def line(run: Path) -> list[str]:
+        return command(ROOT / "train.py", *args, "--output", run, ranks=ranks)
+
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    straight = subprocess.run(line(alone), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    assert straight.returncode == 0, straight.stdout + straight.stderr
+
+    draw, kills = random.Random(f"{ranks} {async_save}"), []
+    log = tmp_path / "log"
+    while True:
+        process = start(line(killed), log)
+        try:
+            process.wait(draw.uniform(SOONEST, LATEST) if len(kills) < KILLS else 600)
+        except subprocess.TimeoutExpired:
+            kills.append(kill(process, draw))
+            print(f"after {taken(killed)} logged steps: {kills[-1]}")
+            continue
+        assert process.returncode == 0, log.read_text()[-5000:]
+        if len(kills) >= KILLS:
+            break
+    a, b = everything(alone, tmp_path), everything(killed, tmp_path)
+    assert a.keys() == b.keys() and len(a) > 30
+    differing = [name for name in a if not a[name].equal(b[name])]
+    assert not differing, differing
+    assert best(alone) == best(killed)
