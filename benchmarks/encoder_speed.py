@@ -40,6 +40,7 @@ from data.encoder.samples import output_labels
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.files.documents import read_json
+from data.files.paths import PathText
 from data.loader import StepLoader
 from data.tasks import TokenField, get_task
 from model.encoder import ROBERTA_BASE, Encoder
@@ -62,9 +63,9 @@ class Args:
     """Its architecture."""
     tasks: list[str] = field(default_factory=lambda: ["massive_intent", "massive_slots", "20ng_20"])
     """Tasks of one field, for which transformers has a class."""
-    massive: str = "sample"
+    massive: PathText = "sample"
     """MASSIVE: a file or folder of the release, or 'sample'."""
-    newsgroups: str = "sample"
+    newsgroups: PathText = "sample"
     """20 Newsgroups: a file or folder of the release, or 'sample'."""
     max_length: int = 128
     """Longest document in tokens, special tokens included."""

@@ -32,6 +32,7 @@ import torch
 from benchmarks.common import ROOT, load_average, run_program, say, table, write_result
 from checkpoints_tools.registry import costs_of
 from data.errors import UserError
+from data.files.paths import PathText
 from data.loader import StepBatch
 from train import trainer as trainer_module
 from train.config import PlanOptions
@@ -65,7 +66,7 @@ class Options:
 
     llama3: Path
     """Folder with Llama 3's tokenizer.model."""
-    newsgroups: str
+    newsgroups: PathText
     """20 Newsgroups: a path of the release."""
     cases: tuple[str, ...] = tuple(CASES)
     """Lines of the table."""

@@ -19,6 +19,7 @@ import torch
 from benchmarks.common import ROOT, load_average, run_program, table, write_result
 from benchmarks.finetune import run_once, train_once
 from data.decoder.prompts import WORDINGS
+from data.files.paths import PathText
 from data.tasks import TASKS
 from eval.report import figures, lenient_figures
 from eval.results import Results, read_results
@@ -30,9 +31,9 @@ class Options:
 
     checkpoint: Path
     """Converted SmolLM2 folder."""
-    news: str
+    news: PathText
     """20 Newsgroups: a path, or 'sample'."""
-    massive: str
+    massive: PathText
     """MASSIVE: a path, or 'sample'."""
     limit: int = 100
     """Test examples of each task."""

@@ -41,6 +41,7 @@ from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_finite, staged_folder
 from data.commands import command, ours
 from data.errors import UserError
+from data.files.paths import parsed_paths
 from data.terminal import open_streams, say, show_logs, status_of
 
 SAMPLE_TASK = "data/sample/tickets/tickets.toml"
@@ -145,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(ConvertArgs, args=argv, prog="python -m checkpoints_tools.convert", use_underscores=True)
     start = time.perf_counter()
     try:
+        args = parsed_paths(args)
         if args.shard_gb <= 0:
             raise UserError(f"--shard_gb is {args.shard_gb}; it must be positive")
         source = convert(args.src, args.dst, args.dtype, args.tokenizer, int(args.shard_gb * 1e9))

@@ -41,6 +41,7 @@ from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, Transf
 from data import terminal
 from data.errors import UserError
 from data.files import limits
+from data.files.paths import parsed_paths
 from data.json_text import to_json
 from data.progress import Regular
 from data.readers import massive, newsgroups
@@ -332,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         if args.from_hub and args.url:
             raise UserError("--from_hub and --url are two sources; give only one.")
-        folder = args.to.expanduser()
+        folder = parsed_paths(args).to
         path = download_from_hub(folder) if args.from_hub else download(args.release, folder, args.url)
     except UserError as error:
         terminal.say(f"error: {error}", "stderr")

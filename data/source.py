@@ -59,7 +59,7 @@ def load_examples(dataset: str | Task, split: str, path: str | Path | None = Non
 
 def _locate(name: str, path: str | Path | None) -> Path:
     if path is not None:
-        return SAMPLE_DIR if str(path) == "sample" else Path(path).expanduser()
+        return SAMPLE_DIR if str(path) == "sample" else Path(path)
     if not DOWNLOAD_DIR.is_dir():
         raise UserError(
             f"no data: {DOWNLOAD_DIR} does not exist. Fetch it with python -m data.download {name}, point --data "

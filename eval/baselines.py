@@ -28,6 +28,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from data.errors import UserError
 from data.example import Example
+from data.files.paths import PathText, parsed_paths
 from data.source import draw_to_score, draw_to_train, holdout, load_examples
 from data.tasks import ClassField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
@@ -44,9 +45,9 @@ MAX_FEATURES = 200_000  # the most frequent n-grams; all 1.5 million of 20NG wou
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    task: str
+    task: PathText
     """Which task: a name or a TOML file."""
-    data: str | None = None
+    data: PathText | None = None
     """The data set: a path, or 'sample' for the embedded one; default: the folder that data.download writes to."""
     split: Literal["dev", "test"] = "test"
     """The examples to score; training is always on the training split."""
@@ -195,7 +196,7 @@ def main() -> None:
         use_underscores=True,
         args=sys.argv[1:],
     )
-    show_comparison(run_baselines(config))
+    show_comparison(run_baselines(parsed_paths(config)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Literal
 import tyro
 
 from data.decoder.fewshot import SHOT_TOKENS
+from data.files.paths import PathText
 from train.config import PROMPT_OPTIONS
 
 DESCRIPTION = """Score a model on a task, fine-tuned or not. Run alone or under torchrun.
@@ -68,7 +69,7 @@ class EvalConfig:
     """Name of a model preset (see checkpoints_tools/registry.py)."""
     checkpoint: Path | None = None
     """Checkpoint folder, export of a run, or a run's checkpoints/step_N folder; default: checkpoints/<model>."""
-    task: str = ""
+    task: PathText = ""
     """Task name or TOML file; default: the task that the checkpoint was fine-tuned on."""
     list_labels: tyro.conf.DisallowNone[bool | None] = None
     """List the labels in the instruction; default: as in fine-tuning, else on."""
@@ -84,7 +85,7 @@ class EvalConfig:
     """Seed of their choice; default: as in fine-tuning, else seed."""
     shot_ids: tuple[str, ...] = ()
     """Ids of the few-shot examples, for shots_choice ids."""
-    data: str | None = None
+    data: PathText | None = None
     """Path of the data set, or 'sample' for the embedded one; default: the folder that data.download fills."""
     split: Literal["train", "dev", "test"] = "test"
     """Split to score."""

@@ -25,7 +25,7 @@ def load_config(argv: Sequence[str]) -> EvalConfig:
     """
     problems: list[str] = []
     from_toml, from_argv = options.read_layers(EvalConfig, argv, problems)
-    config = options.parse(EvalConfig, [*from_toml, *from_argv])
+    config = options.expand_paths(options.parse(EvalConfig, [*from_toml, *from_argv]), problems)
     spec = MODELS.get(config.model)
     if config.checkpoint is None and isinstance(spec, ModelSpec) and not (config.combine or config.compare):
         config = replace(config, checkpoint=spec.default_checkpoint)

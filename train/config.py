@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import tyro
 
+from data.files.paths import PathText
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -30,9 +32,9 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    task: str = ""
+    task: PathText = ""
     """Task name (20ng_20, 20ng_7, 20ng_joint, massive_intent, massive_slots, massive_joint), or a TOML file."""
-    data: str | None = None
+    data: PathText | None = None
     """Path of the data set, or 'sample' for the embedded one; default: the folder that data.download fills."""
     template: Literal["auto", "llama2", "llama3", "chatml", "smollm2", "plain"] = "auto"
     """Chat template; auto: detected from the checkpoint's tokenizer, else the preset's."""
@@ -206,6 +208,9 @@ class TrainConfig:
     plan: PlanOptions = field(default_factory=PlanOptions)
     optim_reason: tyro.conf.Suppress[str] = ""
     """Not an option: why ``--optim auto`` chose ``optim``; empty if the user named an optimizer."""
+    as_typed: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
+    """Not an option: the paths with ``~`` or a variable as the user wrote them, by option; the options have the paths
+    that they stand for."""
 
 
 # By ModelSpec.recipe. "large" and "small" are the paper's (sections 5.4 and 5.7); the others are ours.

@@ -28,6 +28,7 @@ import tyro
 from data.errors import UserError, nearest
 from data.files import limits
 from data.files.documents import parse_toml, read_bytes
+from data.files.paths import expand, expand_options
 from data.readers.encoding import decode_utf8
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def read_layers(cls: type, argv: Sequence[str], problems: list[str]) -> list[lis
     """
     from_argv = _read_argv(cls, argv, problems)
     path = flatten(parse(cls, from_argv))["config"]
-    return [_read_toml(cls, path, problems) if path is not None else [], from_argv]
+    return [_read_toml(cls, Path(expand(str(path))), problems) if path is not None else [], from_argv]
 
 
 def _read_argv(cls: type, argv: Sequence[str], problems: list[str]) -> list[Words]:
@@ -289,6 +290,20 @@ def build(cls: type[T], layers: Sequence[Mapping[str, Any]]) -> T:
     return cls(**{k: hints[k](**v) if k in sections_of(cls) else v for k, v in top.items()})
 
 
+def expand_paths(config: T, problems: Sequence[str]) -> T:
+    """The options with ``~`` and environment variables in paths replaced by their values (`data.files.paths`).
+
+    Raises:
+        UserError: some path cannot be expanded; the message lists ``problems`` as well. Checks that come later would
+            only complain about the same paths.
+    """
+    wrong: list[str] = []
+    expanded = expand_options(config, wrong)
+    if wrong:
+        report([*problems, *wrong])
+    return expanded
+
+
 def flatten(config: Any) -> dict[str, Any]:
     """All option values of an options object by name."""
     return {
@@ -302,10 +317,12 @@ def to_toml(config: Any, comments: Mapping[str, str] | None = None) -> str:
 
     Args:
         comments: by option, a comment to write after its value.
+
+    Paths are written as the user wrote them (``as_typed``): on another machine ``$SCRATCH`` is another folder.
     """
     document = tomlkit.document()
     tables = {section: tomlkit.table() for section in sections_of(type(config))}
-    values = flatten(config)
+    values = flatten(config) | dict(getattr(config, "as_typed", ()))
     for option in options_of(type(config)).values():
         if (value := values[option.name]) is None:
             continue

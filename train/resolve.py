@@ -36,9 +36,16 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
     given = options.parse(TrainConfig, [words for layer in layers for words in layer])
     recipe = options.build(TrainConfig, [recipe_for(given.model.model, given.data.task)])
     layers = [_steps_or_epochs(layer, problems) for layer in layers]
-    config = options.parse(TrainConfig, [words for layer in layers for words in layer], recipe)
+    config = _expand_paths(options.parse(TrainConfig, [words for layer in layers for words in layer], recipe), problems)
     options.report(problems + options.text_problems(config) + find_problems(config))
     return resolve_auto(config)
+
+
+def _expand_paths(config: TrainConfig, problems: Sequence[str]) -> TrainConfig:
+    expanded = options.expand_paths(config, problems)
+    found = options.flatten(expanded)
+    typed = tuple((name, str(value)) for name, value in options.flatten(config).items() if value != found[name])
+    return replace(expanded, as_typed=typed)
 
 
 def _steps_or_epochs(layer: list[options.Words], problems: list[str]) -> list[options.Words]:

@@ -1,6 +1,6 @@
 """Read a user's own task: the TOML file that describes it, and its CSV or JSON-lines files.
 
-Paths in the TOML file are relative to its folder::
+Paths in the TOML file are relative to its folder; ``~`` and environment variables are replaced by their values::
 
     name = "tickets"                  # used in ids and in the run folder
     document_name = "Ticket"          # used in the prompt's delimiters; default "Document"
@@ -51,6 +51,7 @@ from data.characters import appearance, by_appearance, find, is_text
 from data.errors import UserError, nearest
 from data.example import Example
 from data.files.documents import parse_line, parse_toml, read_bytes, readable, shaped
+from data.files.paths import expand
 from data.readers.encoding import decode_utf8
 from data.readers.tables import ENDINGS, Record, open_table
 from data.readers.tags import SCHEMES, TagReader, types_among
@@ -195,7 +196,11 @@ def read_custom_spec(path: Path) -> CustomSpec:
 
 
 def _data_file(name: str, split: str, path: Path) -> Path:
-    file = path.resolve().parent / name
+    folder = path.resolve().parent
+    try:
+        file = folder / expand(name, folder)
+    except UserError as error:
+        raise UserError(f"{path}: {split} file {error}") from error
     if file.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: {split} file {file.name!r} must end in one of {', '.join(SUFFIXES)}.")
     with readable(file):

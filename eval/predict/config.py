@@ -13,6 +13,7 @@ from typing import Literal
 import tyro
 
 from data.errors import UserError
+from data.files.paths import PathText
 from data.tasks import get_task
 from train import options
 
@@ -27,9 +28,9 @@ class PredictConfig:
     """TOML file with options; the command line overrides it."""
     checkpoint: Path | None = None
     """Export of a run (runs/NAME/export), a run's checkpoints/step_N folder, or any model with --task."""
-    input: str = ""
+    input: PathText = ""
     """File with the texts: .csv, .tsv, .jsonl, .parquet, or .txt with one text per line. '-': standard input."""
-    output: str = "-"
+    output: PathText = "-"
     """File to write, .jsonl or .csv; it must not exist. '-': standard output. An interrupted run leaves OUTPUT.partial;
     the same command continues it."""
     text_column: str | None = None
@@ -42,7 +43,7 @@ class PredictConfig:
     """Format of the output; auto: by the file's ending, and jsonl for standard output."""
     prefix: str = "predicted_"
     """Start of the names of the new columns."""
-    task: str = ""
+    task: PathText = ""
     """Task name or TOML file; default: the task that the checkpoint was fine-tuned on."""
     model: str = ""
     """Name of a model preset; default: read from the checkpoint."""
@@ -76,7 +77,7 @@ def load_config(argv: Sequence[str]) -> PredictConfig:
     """
     problems: list[str] = []
     from_toml, from_argv = options.read_layers(PredictConfig, argv, problems)
-    config = options.parse(PredictConfig, [*from_toml, *from_argv])
+    config = options.expand_paths(options.parse(PredictConfig, [*from_toml, *from_argv]), problems)
     if config.checkpoint is None:
         problems.append("no --checkpoint given: the folder of a model, such as a run's export.")
     if config.model:
