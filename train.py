@@ -21,6 +21,7 @@ if __name__ == "__main__":
 # isort: split
 import logging
 
+from train.checkpointing.base import with_moved_base
 from train.parallel.distributed import run_guarded, set_up_logging, start
 from train.planning.plan import make_plan, settle_optimizer
 from train.planning.report import describe
@@ -41,6 +42,7 @@ def main() -> None:
         if not plan.fits:
             sys.exit(1)
         return
+    config = with_moved_base(config)
     setup = open_run(config)  # checks everything it can before the process group starts
     world = start(setup.device, setup.mesh_shape)
     require_same(config, setup)

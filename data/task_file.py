@@ -2,11 +2,13 @@
 
 Whoever has the folder can score and label new text with it: fields, label sets, format of the answer, and the names
 that the prompt uses. For a user's own task the file also has the text of its TOML file. It has no paths; where labelled
-examples are is not part of a task.
+examples are is not part of a task. So two tasks are the same if their contents are, wherever their TOML files are.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +22,7 @@ from data.tasks import ClassField, Field, Task, TokenField
 TASK_FILE = "task.json"
 FORMAT = 1
 _TEXTS = ("name", "dataset", "document_name", "document_noun", "instruction", "text_column")
+LABELS_SHOWN = 5  # in a sentence about what differs
 
 
 _Name = Annotated[str, msgspec.Meta(min_length=1)]
@@ -69,6 +72,54 @@ def task_record(task: Task) -> dict[str, Any]:
     if task.custom is not None:
         record["toml"] = task.custom.toml
     return record
+
+
+def task_hash(task: Task) -> str:
+    """A hash of everything that `task_changes` compares."""
+    return hashlib.sha256(json.dumps(_content(task)).encode()).hexdigest()
+
+
+def task_changes(had: Task, has: Task, whose: tuple[str, str]) -> list[str]:
+    """What differs between the contents of two tasks: a sentence for each part, empty if they are the same.
+
+    The text of a TOML file is not compared: comments and the places of data files do not matter.
+
+    Args:
+        whose: the two tasks in words, such as ("the checkpoint", "this run").
+    """
+    old, new = _content(had), _content(has)
+    pairs = [(f"task {name}", old[name], new[name]) for name in (*_TEXTS, "opening_is_system")]
+    fields, others = ({field["name"]: field for field in record["fields"]} for record in (old, new))
+    pairs.append(("task fields", ", ".join(fields), ", ".join(others)))
+    kept = [name for name in fields if name in others]
+    for name in kept:
+        one, other = fields[name], others[name]
+        pairs += [(f"task field {name}, {key}", one.get(key), other.get(key)) for key in ("type", "other", "answer")]
+    found = [f"{part}: {whose[0]} has {x!r}, {whose[1]} has {y!r}" for part, x, y in pairs if x != y]
+    for name in kept:
+        one, other = fields[name]["labels"], others[name]["labels"]
+        only = [
+            f"only {who} has {_shortened(labels)}"
+            for who, labels in zip(whose, (_without(one, other), _without(other, one)), strict=True)
+            if labels
+        ]
+        if one != other:
+            found.append(f"task field {name}, labels: {', '.join(only) or 'their order differs'}")
+    return found
+
+
+def _without(labels: list[str], others: list[str]) -> list[str]:
+    known = set(others)
+    return [label for label in labels if label not in known]
+
+
+def _shortened(labels: list[str]) -> str:
+    more = f" and {len(labels) - LABELS_SHOWN:,} more" if len(labels) > LABELS_SHOWN else ""
+    return ", ".join(map(repr, labels[:LABELS_SHOWN])) + more
+
+
+def _content(task: Task) -> dict[str, Any]:
+    return {name: value for name, value in task_record(task).items() if name != "toml"}
 
 
 def _field_record(field: Field) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from data.files.documents import read_json, shaped
 from eval.encoder.task import from_label_sets
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
+from train.checkpointing.base import find_base
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, read_state, what_is_missing
 from train.planning.checkpoint import find_config
 
@@ -75,8 +76,8 @@ def find_weights(folder: Path, needed: bool = True) -> Weights:
         needed: weights and tokenizer will be loaded, so they must exist.
 
     Raises:
-        UserError: an incomplete training checkpoint; a run folder: the message lists its checkpoints; or a file of the
-            folder, or of the tokenizer's, differs from its checksums.
+        UserError: an incomplete training checkpoint, or one without its tokenizer; a run folder: the message lists its
+            checkpoints; or a file of the folder, or of the tokenizer's, differs from its checksums.
     """
     if (folder / RUN_FILE).is_file():
         missing = what_is_missing(folder) if needed else None
@@ -84,17 +85,7 @@ def find_weights(folder: Path, needed: bool = True) -> Weights:
             raise UserError(
                 f"training checkpoint {folder} is incomplete or damaged ({missing}). Score another, or the export."
             )
-        started_from = read_state(folder).config["checkpoint"]
-        if started_from is None:
-            raise UserError(f"{folder / RUN_FILE} does not say which checkpoint the run started from: it is damaged.")
-        base = Path(started_from)
-        if needed and not base.is_dir():
-            raise UserError(
-                f"training checkpoint {folder} contains no tokenizer. Its run started from {base}, whose tokenizer "
-                "it needs, but that folder is missing. Restore it, or score the run's export."
-            )
-        check_small_files(base)
-        return Weights(folder, base, is_training=True)
+        return Weights(folder, find_base(folder, needed), is_training=True)
     if not (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
         inside = [
             p for p in (folder / "export", folder / "best", *sorted(folder.glob("checkpoints/step_*"))) if p.is_dir()

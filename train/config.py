@@ -242,7 +242,7 @@ FREE_ON_RESUME = frozenset(
     " tensorboard cache_dir device activation_checkpointing activation_offload tp sharding nodes"
     " offload_states plan gpu gpus"
     # Paths; hashes check that the contents are the same (`train/setup.py`).
-    " checkpoint data".split()
+    " checkpoint data task".split()
 )
 
 DESCRIPTION = "Fine-tune a model on a text-classification task. Run alone or under torchrun."

@@ -37,7 +37,7 @@ from data.errors import UserError
 from data.example import Example
 from data.loader import StepLoader
 from data.source import draw_to_train, holdout, load_examples
-from data.task_file import save_task
+from data.task_file import save_task, task_hash
 from data.tasks import Task, get_task
 from train import options
 from train.checkpointing import checkpoint
@@ -50,7 +50,7 @@ from train.parallel.tensor_parallel import check_divides
 log = logging.getLogger(__name__)
 
 # Paths, which may differ between machines. Hashes check the contents; every rank must see the files of rank 0.
-MACHINE_OPTIONS = ("config", "checkpoint", "data", "cache_dir", "output")
+MACHINE_OPTIONS = ("config", "checkpoint", "data", "task", "cache_dir", "output")
 
 CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache" / "prepared"
 
@@ -141,8 +141,9 @@ def open_run(config: TrainConfig) -> Setup:
         "model_config": dataclasses.asdict(model_config),
         "tokenizer": tokenizer.fingerprint,
         "training_data": hash_samples(samples),
+        checkpoint.TASK_CONTENT: task_hash(task),
     }
-    resume_from = find_checkpoint(config, identity) if config.checkpoint.resume else None
+    resume_from = find_checkpoint(config, identity, task) if config.checkpoint.resume else None
     return Setup(
         spec=spec,
         model_config=model_config,
@@ -338,7 +339,7 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def find_checkpoint(config: TrainConfig, identity: dict[str, Any], before: Path | None = None) -> Path:
+def find_checkpoint(config: TrainConfig, identity: dict[str, Any], task: Task, before: Path | None = None) -> Path:
     """The newest complete checkpoint of the run to resume, which must fit it.
 
     Args:
@@ -357,7 +358,7 @@ def find_checkpoint(config: TrainConfig, identity: dict[str, Any], before: Path 
     state, values = checkpoint.read_state(folder), options.flatten(config)
     if values["optim"] == "auto":  # keep what was chosen when the run started, even if another would fit now
         values["optim"] = state.config["optim"]
-    checkpoint.check_fits(state, values, identity, folder)
+    checkpoint.check_fits(state, values, identity, folder, task)
     return folder
 
 

@@ -63,6 +63,8 @@ def skip_damaged(config: TrainConfig, setup: Setup) -> Setup:
                 log.info("note: %s has no checksums (older code wrote it), so damage would not be noticed.", folder)
             break
         log.warning("note: checkpoint %s is damaged (%s); skipping it.", folder, damage)
-        setup = dataclasses.replace(setup, resume_from=find_checkpoint(config, setup.identity, before=folder))
+        setup = dataclasses.replace(
+            setup, resume_from=find_checkpoint(config, setup.identity, setup.task, before=folder)
+        )
         require_same(config, setup)
     return setup

@@ -6,8 +6,6 @@ chunk is in memory, and an interrupted run loses at most one chunk.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ import torch.distributed as dist
 from checkpoints_tools.hf_config import DTYPES
 from data import terminal
 from data.example import Example
-from data.task_file import task_record
+from data.task_file import task_hash
 from eval.config import EvalConfig
 from eval.job import ScoringRanks
 from eval.memory import ScoringLoad, check_fits, usable_now
@@ -147,8 +145,7 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
         identity = None
         if opened.path is not None and options.output != STANDARD_OUTPUT:
             identity = {"input": sha256_of(opened.path), "checkpoint": fingerprint(setup.weights.path)}
-            task = json.dumps(task_record(setup.task))  # not its path, whose contents may have changed
-            identity["task"] = hashlib.sha256(task.encode()).hexdigest()
+            identity["task"] = task_hash(setup.task)  # not its path, whose contents may have changed
             identity |= {name: str(getattr(options, name)) for name in IDENTIFYING} | {"precision": precision}
             if opened.format == "tsv":
                 identity["tsv_quoting"] = str(options.tsv_quoting)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from data.task_file import TASK_FILE, read_task, save_task
-from data.tasks import TASKS, get_task
+from data.task_file import TASK_FILE, read_task, save_task, task_changes, task_hash
+from data.tasks import TASKS, Task, get_task
 
 TOML = """
 name = "mail"
@@ -99,3 +99,51 @@ def test_no_object(tmp_path: Path, text: str) -> None:
     (tmp_path / TASK_FILE).write_text(text)
     with pytest.raises(UserError, match=r"task\.json: "):
         read_task(tmp_path)
+
+
+def changes(one: Task, other: Task) -> list[str]:
+    found = task_changes(one, other, ("A", "B"))
+    assert (task_hash(one) == task_hash(other)) is (not found)
+    return found
+
+
+def test_a_task_is_its_content(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.csv").write_text("body,queue,parts\nx,b,none\n")
+    (tmp_path / "here/mail.toml").write_text(TOML)
+    absolute = TOML.replace('"train.csv"', f'"{tmp_path}/there/train.csv"')
+    (tmp_path / "there/post.toml").write_text(f"# a comment\n{absolute}")
+    one, other = get_task(tmp_path / "here/mail.toml"), get_task(tmp_path / "there/post.toml")
+    assert one != other and changes(one, other) == []
+    save_task(one, tmp_path)
+    stored = read_task(tmp_path)
+    assert stored is not None and changes(stored, other) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('"Sort it."', '"Sort."', "task instruction: A has 'Sort it.', B has 'Sort.'"),
+        ('["b", "ü"]', '["b", "ü", "c"]', "task field queue, labels: only B has 'c'"),
+        ('["b", "ü"]', '["b", "u"]', "task field queue, labels: only A has 'ü', only B has 'u'"),
+        ('["b", "ü"]', '["ü", "b"]', "task field queue, labels: their order differs"),
+        ('name = "parts"', 'name = "pieces"', "task fields: A has 'queue, parts', B has 'queue, pieces'"),
+        ('other = "none"', 'other = "no"', "task field parts, other: A has 'none', B has 'no'"),
+        ('other = "none"', 'answer = "list"\nother = "none"', "task field parts, answer: A has 'spans', B has 'list'"),
+        ('name = "mail"', 'name = "post"', "task name: A has 'mail', B has 'post'"),
+    ],
+)
+def test_every_change_of_a_task_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
+    (tmp_path / "train.csv").write_text("body,queue,parts\nx,b,none\n")
+    (tmp_path / "mail.toml").write_text(TOML)
+    one = get_task(tmp_path / "mail.toml")
+    assert old in TOML
+    (tmp_path / "mail.toml").write_text(TOML.replace(old, new))
+    assert changes(one, get_task(tmp_path / "mail.toml")) == [named]
+
+
+def test_of_many_labels_the_first_are_named() -> None:
+    field = dataclasses.replace(get_task("20ng_20").fields[0], labels=tuple(map(str, range(20))))
+    (found,) = changes(get_task("20ng_20"), dataclasses.replace(get_task("20ng_20"), fields=(field,)))
+    assert found.endswith("and 15 more, only B has '0', '1', '2', '3', '4' and 15 more")

@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import random
 import re
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ from checkpoints_tools.torch_files import load as load_torch
 from data.errors import UserError
 from data.files.documents import read_json, shaped
 from data.json_text import to_json
+from data.task_file import read_task, task_changes
+from data.tasks import Task
 from train import options
 from train.config import FREE_ON_RESUME, TrainConfig
 from train.parallel.mesh import MeshShape
@@ -59,6 +62,7 @@ log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 TRAINING_FILE = "training.json"  # in an export: the options of its run, and why it had its optimizer
 FORMAT = 2  # 1: run.json without a format
+TASK_CONTENT = "task_content"  # in a run's identity: `task_hash`
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class RunState:
 
     Attributes:
         step: optimizer steps taken.
-        config: the resolved options by name.
+        config: the resolved options by name; in the file, the paths of ``checkpoint`` and ``output`` are absolute.
         identity: what must be the same when resuming: the model's shape, and hashes of tokenizer and data.
         labels: the task's fields with their label sets.
         best: the best held-out score so far; None before the first.
@@ -88,7 +92,9 @@ class RunState:
     unscored: bool = False
 
     def write(self, folder: Path) -> None:
-        record = {"format": FORMAT, **vars(self)}
+        named = {name: self.config.get(name) for name in ("checkpoint", "output")}
+        absolute = {name: os.path.abspath(path) for name, path in named.items() if path is not None}
+        record = {"format": FORMAT, **vars(self), "config": self.config | absolute}
         text = to_json(record, indent=2, ascii_only=True, default=str)
         (folder / RUN_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -202,19 +208,25 @@ def damage_of(folder: Path) -> str | None:
     return "; ".join(dict.fromkeys(text for found in everyone for text in found)) or None
 
 
-def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:
+def check_fits(
+    state: RunState, config: Mapping[str, Any], identity: Mapping[str, Any], folder: Path, task: Task
+) -> None:
     """Refuse to resume from a checkpoint of another model, task, data set or configuration.
 
-    Options that do not affect results (`FREE_ON_RESUME`) may differ.
+    Options that do not affect results (`FREE_ON_RESUME`) may differ. Of the task the content is compared, not the name
+    of its file. What an older checkpoint does not say of its identity is not compared.
 
     Raises:
         UserError: names every differing key with both values.
     """
     wanted, found = _as_json({**config, **_by_key(identity)}), {**state.config, **_by_key(state.identity)}
-    differing = [
+    trained_on = read_task(folder)
+    changes = task_changes(trained_on, task, ("the checkpoint", "this run")) if trained_on is not None else []
+    skipped = FREE_ON_RESUME | ({TASK_CONTENT} if changes or TASK_CONTENT not in found else set())
+    differing = [f"  {change}" for change in changes] + [
         f"  {key}: the checkpoint has {found.get(key)}, this run has {wanted.get(key)}"
         for key in sorted(wanted.keys() | found.keys())
-        if key not in FREE_ON_RESUME and wanted.get(key) != found.get(key)
+        if key not in skipped and wanted.get(key) != found.get(key)
     ]
     if differing:
         raise UserError(

@@ -14,6 +14,7 @@ import torch
 
 from checkpoints_tools.checksums import write_checksums
 from data.errors import UserError
+from data.tasks import get_task
 from model.llama import LlamaConfig
 from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer, whole
 from train import options
@@ -142,14 +143,17 @@ def test_another_run_is_refused_by_the_names_of_what_differs(world, tmp_path: Pa
     folder = checkpoint.newest_complete(trainer.checkpoints)
     state = checkpoint.read_state(folder)
     config, identity = options.flatten(trainer.config), trainer.setup.identity
-    checkpoint.check_fits(state, config, identity, folder)
-    checkpoint.check_fits(state, {**config, "keep": 9, "log_every": 3, "output": Path("moved")}, identity, folder)
+    checkpoint.check_fits(state, config, identity, folder, trainer.setup.task)
+    checkpoint.check_fits(
+        state, {**config, "keep": 9, "log_every": 3, "output": Path("moved")}, identity, folder, trainer.setup.task
+    )
     wider = {"model_config": {**identity["model_config"], "dim": 60}}
     with pytest.raises(UserError) as error:
-        checkpoint.check_fits(state, {**config, "lr": 2e-2, "task": "20ng_20"}, wider, folder)
+        checkpoint.check_fits(state, {**config, "lr": 2e-2}, wider, folder, get_task("20ng_20"))
     for part in (
         "lr: the checkpoint has 0.01, this run has 0.02",
-        "task: ",
+        "task name: the checkpoint has '20ng_7', this run has '20ng_20'",
+        "task fields: the checkpoint has 'root', this run has 'group'",
         "model_config.dim: the checkpoint has 30,",
     ):
         assert part in str(error.value)
@@ -164,10 +168,16 @@ def test_an_option_younger_than_the_checkpoint_had_its_default(world, tmp_path: 
     del record["format"], record["config"]["clip"], record["config"]["optim"]
     (folder / "run.json").write_text(json.dumps(record))
     config = options.flatten(trainer.config)
-    checkpoint.check_fits(checkpoint.read_state(folder), config, trainer.setup.identity, folder)
+    checkpoint.check_fits(checkpoint.read_state(folder), config, trainer.setup.identity, folder, trainer.setup.task)
     for name, value, had in (("clip", 0.5, "1.0"), ("optim", "adamw_sr", "adamw")):
         with pytest.raises(UserError, match=f"{name}: the checkpoint has {had}, this run has {value}"):
-            checkpoint.check_fits(checkpoint.read_state(folder), config | {name: value}, trainer.setup.identity, folder)
+            checkpoint.check_fits(
+                checkpoint.read_state(folder),
+                config | {name: value},
+                trainer.setup.identity,
+                folder,
+                trainer.setup.task,
+            )
 
 
 def test_a_checkpoint_of_older_code_had_words_for_true_and_false(world, tmp_path: Path) -> None:
@@ -183,9 +193,9 @@ def test_a_checkpoint_of_older_code_had_words_for_true_and_false(world, tmp_path
     state = checkpoint.read_state(folder)
     assert state.config["share_prefix"] is False and state.config["async_save"] == "auto" and not state.optim_reason
     config = options.flatten(trainer.config)
-    checkpoint.check_fits(state, config, trainer.setup.identity, folder)
+    checkpoint.check_fits(state, config, trainer.setup.identity, folder, trainer.setup.task)
     with pytest.raises(UserError, match="packing: the checkpoint has True, this run has False"):
-        checkpoint.check_fits(state, {**config, "packing": False}, trainer.setup.identity, folder)
+        checkpoint.check_fits(state, {**config, "packing": False}, trainer.setup.identity, folder, trainer.setup.task)
 
 
 def test_a_newer_format_is_refused_not_skipped(world, tmp_path: Path) -> None:
@@ -278,7 +288,7 @@ def test_a_head_dim_that_older_code_left_out_is_what_it_stands_for(tmp_path: Pat
     state = checkpoint.read_state(tmp_path)
     assert LlamaConfig(**state.identity["model_config"]) == shape
     values = options.flatten(options.build(TrainConfig, [{"optim": "adamw"}]))
-    checkpoint.check_fits(state, values, {"model_config": dataclasses.asdict(shape)}, tmp_path)
+    checkpoint.check_fits(state, values, {"model_config": dataclasses.asdict(shape)}, tmp_path, get_task("20ng_7"))
     wider = {"model_config": dataclasses.asdict(dataclasses.replace(shape, head_dim=12))}
     with pytest.raises(UserError, match=r"model_config.head_dim: the checkpoint has 10, this run has 12"):
-        checkpoint.check_fits(state, values, wider, tmp_path)
+        checkpoint.check_fits(state, values, wider, tmp_path, get_task("20ng_7"))
