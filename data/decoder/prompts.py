@@ -116,6 +116,11 @@ def _labels(field: Field) -> str:
     return ", ".join(repr(label) for label in field.format.listed)
 
 
+def label_lists(task: Task) -> list[str]:
+    """The lists of labels as the prompt has them, unless ``list_labels`` is off."""
+    return [_labels(field) for field in task.fields]
+
+
 def _outside(field: Field) -> str | None:
     """What a list has for a word outside entities; None if the answer is no such list."""
     return field.format.outside if isinstance(field, TokenField) and isinstance(field.format, TypeList) else None

@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from data.cache import Arrays, cached
+from data.decoder.prompts import label_lists
 from data.decoder.rows import ANSWER, Batch, build_batch, dummy_batch
 from data.decoder.templates import Prompt, Text, encode_pieces
 from data.decoder.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ from data.progress import track
 from data.tasks import Task
 
 CODE_VERSION = 2  # part of the cache key: raise it when the same input gives other tokens
+COUNTED = 1000  # documents at most, for advice about their length
 
 
 @dataclass
@@ -185,8 +187,9 @@ def prepare(
     labels = {a: encode_pieces(prompt.answer(a), tokenizer) if with_labels else [] for a in dict.fromkeys(answers)}
     reserve = max(map(len, labels.values()), default=0) if with_labels else min(budgets, default=1)
     if len(prefix) + len(suffix) + reserve >= max_length:
-        shots = _shot_tokens(prompt, tokenizer)
-        raise _too_short(max_length, len(prefix), shots, len(suffix), reserve, with_labels)
+        parts = _Parts(len(prefix), _list_tokens(prompt, task, tokenizer), _shot_tokens(prompt, tokenizer), len(suffix))
+        documents = _typical([len(labels[a]) for a in answers] if with_labels else budgets, examples, tokenizer)
+        raise _too_short(max_length, parts, reserve, max(documents, reserve + 1), with_labels)
 
     def build() -> SampleSet:
         budget = max_length - len(prefix) - len(suffix)  # for the document and its answer
@@ -230,18 +233,53 @@ def _tokenize(
     )
 
 
-def _too_short(
-    max_length: int, n_prefix: int, n_shots: int, n_suffix: int, reserve: int, with_labels: bool
-) -> UserError:
-    needed = n_prefix + n_suffix + reserve + 1  # at least one token of the document
-    shots = f", of which few-shot examples {n_shots:,}" if n_shots else ""
+@dataclass(frozen=True)
+class _Parts:
+    """The tokens of a prompt: before the document, of those the lists of labels and the examples, and after it."""
+
+    prefix: int
+    lists: int
+    shots: int
+    suffix: int
+
+
+def _too_short(max_length: int, parts: _Parts, reserve: int, typical: int, with_labels: bool) -> UserError:
+    """The error about a row without space for a document.
+
+    Args:
+        typical: tokens that most documents need with their answers: advice on which each document keeps one token
+            would train on nothing.
+    """
+    shares = {"the lists of labels": parts.lists, "few-shot examples": parts.shots}
+    listed = " and ".join(f"{what} {n:,}" for what, n in shares.items() if n)
+    before = f"{parts.prefix:,}, of which {listed}" if listed else f"{parts.prefix:,}"
     answer = "the longest label" if with_labels else "the answer (max_new_tokens)"
-    fewer = " or fewer or shorter few-shot examples (--shots, --shot_tokens)" if n_shots else ""
+    needed = parts.prefix + parts.suffix + typical
+    advice = f"--row_length {needed:,} or more, which cuts at most one in ten documents"
+    without = needed - parts.lists
+    if parts.lists and (without <= max_length or 2 * parts.lists > needed):
+        longer = "" if without <= max_length else f" with --row_length {without:,} or more"
+        taught = "fine-tuning teaches the labels" if with_labels else "for a model that is fine-tuned so"
+        advice = f"--list_labels off{longer} ({taught}); or {advice}"
+    fewer = "; or fewer or shorter few-shot examples (--shots, --shot_tokens)" if parts.shots else ""
     return UserError(
-        f"A row of {max_length:,} tokens is too short: the prompt before the document has {n_prefix:,}{shots}; "
-        f"the prompt after it {n_suffix:,}; {answer} {reserve:,}; and a document needs at least 1. "
-        f"Give --row_length {needed:,} or more{fewer}."
+        f"A row of {max_length:,} tokens is too short: the prompt before the document has {before}; the prompt after "
+        f"it {parts.suffix:,}; {answer} {reserve:,}; and a document needs at least 1. Give {advice}{fewer}."
     )
+
+
+def _typical(answers: Sequence[int], examples: Sequence[Example], tokenizer: Tokenizer) -> int:
+    """The tokens that are enough for nine of ten documents with their answers; counted on some of the examples."""
+    some = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), COUNTED)).astype(int)).tolist()
+    lengths = [len(tokenizer.encode(examples[i].text)) + answers[i] for i in some]
+    return int(np.percentile(lengths, 90, method="inverted_cdf")) if lengths else 0
+
+
+def _list_tokens(prompt: Prompt, task: Task, tokenizer: Tokenizer) -> int:
+    """The number of the prefix's tokens that list the labels; 0 if it does not list them all."""
+    text = "".join(piece.text for piece in prompt.prefix if isinstance(piece, Text))
+    lists = label_lists(task)
+    return sum(len(tokenizer.encode(labels)) for labels in lists) if all(labels in text for labels in lists) else 0
 
 
 def _shot_tokens(prompt: Prompt, tokenizer: Tokenizer) -> int:

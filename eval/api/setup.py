@@ -182,10 +182,13 @@ def build_requests(
     n_around = counter.length_of_messages(to_messages(prompt, "")) + SEAM
     space = max_length - n_around
     if space <= min(budgets):
+        documents = sorted(counter.length(example.text) + n for example, n in zip(examples, budgets, strict=True))
+        needed = n_around + documents[-(-9 * len(documents) // 10) - 1]
         raise UserError(
             f"{max_length:,} tokens are too few: the prompt has {n_around:,} without a document ({counter.how}), the "
-            f"answer needs {min(budgets):,}, and a document at least 1. Give a larger --row_length, unless that is all "
-            "that the model takes; or fewer or shorter few-shot examples (--shots, --shot_tokens)."
+            f"answer needs {min(budgets):,}, and a document at least 1. Give --row_length {needed:,} or more, which "
+            "cuts at most one in ten documents, unless the model takes less; or fewer or shorter few-shot examples "
+            "(--shots, --shot_tokens)."
         )
     requests = []
     for example, budget in zip(examples, budgets, strict=True):

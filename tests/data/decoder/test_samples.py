@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from data.decoder.samples import SampleSet, prepare
 from data.decoder.templates import Prompt, Special, Text
 from data.errors import UserError
 from data.example import Example
-from data.tasks import TASKS
+from data.tasks import TASKS, ClassField
 from tests.screen import Screen
 
 TASK = TASKS["20ng_7"]
@@ -161,14 +162,66 @@ def test_row_shorter_than_prompt_and_label_names_the_figures():
     message = str(error.value)
     assert f"A row of {needed - 1} tokens" in message and "has 16;" in message
     assert "after it 7;" in message and f"longest label {n_label};" in message
-    assert f"--row_length {needed} or more." in message and "--shots" not in message
-    assert run(examples, max_length=needed).lengths.max() + 16 == needed  # what the message proposes works
+    advised = 16 + 7 + 3 + n_label
+    assert f"Give --row_length {advised} or more, which cuts at most one in ten documents." in message
+    assert run(examples, max_length=needed).lengths.max() + 16 == needed
+    assert not run(examples, max_length=advised).truncated.any()  # what the message proposes works
+
+
+def advised(message: str) -> list[int]:
+    """The rows that a message proposes."""
+    return [int(n.replace(",", "")) for n in re.findall(r"--row_length ([\d,]+)", message)]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_proposed_row_cuts_few_documents(labelled: bool):
+    examples = make_examples([*range(1, 91), *[5000] * 10])
+    how = {} if labelled else {"with_labels": False, "max_new_tokens": [30 + i % 7 for i in range(100)]}
+    with pytest.raises(UserError) as error:
+        run(examples, max_length=20, **how)
+    (row,) = advised(str(error.value))
+    assert run(examples, max_length=row, **how).truncated.sum() == 10
+
+
+def test_with_more_labels_than_the_row_holds_the_first_advice_is_to_list_none():
+    field = ClassField("kind", tuple(f"kind {n} of 2000" for n in range(2000)))
+    task = dataclasses.replace(TASK, fields=(field,))
+    examples = [Example(f"x/{i}", "d" * 60, {"kind": field.labels[i]}) for i in range(20)]
+    listed, bare = build_prompt(task, "plain"), build_prompt(task, "plain", list_labels=False)
+
+    def refusal(row: int, **how) -> str:
+        with pytest.raises(UserError) as error:
+            prepare(examples, task, listed, ByteTokenizer(), row, **how)
+        return str(error.value)
+
+    message = refusal(1000)
+    n_lists = len(", ".join(map(repr, field.labels)))
+    assert f"of which the lists of labels {n_lists:,}; " in message
+    assert "Give --list_labels off (fine-tuning teaches the labels); or --row_length " in message
+    assert not prepare(examples, task, bare, ByteTokenizer(), 1000).truncated.any()
+    (row,) = advised(message)
+    assert not prepare(examples, task, listed, ByteTokenizer(), row).truncated.any()
+
+    shorter, longer = advised(refusal(100))
+    assert f"Give --list_labels off with --row_length {shorter} or more (fine-tuning" in refusal(100) and longer == row
+    assert not prepare(examples, task, bare, ByteTokenizer(), shorter).truncated.any()
+    scored = refusal(1000, with_labels=False, max_new_tokens=20)
+    assert "Give --list_labels off (for a model that is fine-tuned so); or" in scored
+
+
+def test_lists_that_are_not_the_cause_are_not_to_be_left_out():
+    with pytest.raises(UserError) as error:
+        run(make_examples([400]), max_length=60, prompt=build_prompt(TASK, "plain"))
+    assert "the lists of labels 50" in str(error.value) and "list_labels off" not in str(error.value)
+    with pytest.raises(UserError) as error:
+        run(make_examples([400]), max_length=60, prompt=build_prompt(TASK, "plain", list_labels=False))
+    assert "list" not in str(error.value)
 
 
 def test_few_shot_examples_longer_than_the_row_are_named():
     shots = make_examples([400, 400])
     task_prompt = build_prompt(TASK, "plain", shots)
-    with pytest.raises(UserError, match=r"of which few-shot examples 9\d\d;.*\(--shots, --shot_tokens\)"):
+    with pytest.raises(UserError, match=r"labels 50 and few-shot examples 9\d\d;.*\(--shots, --shot_tokens\)"):
         run(make_examples([5]), max_length=700, prompt=task_prompt)
 
 

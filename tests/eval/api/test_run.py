@@ -120,8 +120,11 @@ def test_long_documents_are_cut_and_counted(run, server):
     n_cut = sum(document(body).strip() not in whole for body in server.bodies)
     assert 0 < n_cut == read_results(output).counts["truncated"] == sum(p.truncated for p in predictions)
     assert all(any(text.startswith(document(body)) for text in gold("20ng_20")) for body in server.bodies)
-    with pytest.raises(UserError, match="100 tokens are too few: the prompt has .* --row_length"):
+    with pytest.raises(UserError, match="100 tokens are too few: the prompt has .* --row_length") as error:
         run("--row_length", 100, task="20ng_20")
+    advised = re.findall(r"--row_length ([\d,]+) or more", str(error.value))[0].replace(",", "")
+    output = run("--row_length", advised, "--output", output / "longer", task="20ng_20")
+    assert read_results(output).counts["truncated"] <= 0.1 * len(read_predictions(output))
 
 
 # --- failures that pass -----------------------------------------------------------------------------------------------
