@@ -23,7 +23,7 @@ from data.commands import quoted
 from data.decoder.rows import ANSWER
 from data.loader import StepBatch
 from train import options, stopping, trial
-from train.checkpointing import checkpoint
+from train.checkpointing import checkpoint, run_folder
 from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
@@ -107,7 +107,7 @@ class Trainer:
         with self._explained("building the model"):
             self._build_model()
         if world.is_main:
-            (self.output / "config.toml").write_text(written, encoding="utf-8")
+            run_folder.write_config(self.output, written)
             setup.save_task(self.output)
         dist.barrier()
 
