@@ -45,7 +45,9 @@ def export_run(
         setup.save_task(new)
         (new / "README.md").write_text(model_card(config, setup, step, figures), encoding="utf-8")
         given = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
-        write_json(new / TRAINING_FILE, {"options": given, "optim_reason": config.optim_reason})
+        write_json(
+            new / TRAINING_FILE, {"options": given, "optim_reason": config.optim_reason, "identity": setup.identity}
+        )
         if about is not None:
             write_json(new / "best.json", about)
 

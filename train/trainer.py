@@ -23,6 +23,7 @@ from data.commands import quoted
 from data.decoder.rows import ANSWER
 from data.loader import StepBatch
 from train import options, stopping, trial
+from train.best import record_of_best
 from train.checkpointing import checkpoint, run_folder
 from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
@@ -106,6 +107,8 @@ class Trainer:
         self.saver = open_saver(config, sizes, setup.total_steps, setup.resume_from, world)
         with self._explained("building the model"):
             self._build_model()
+        if config.eval.eval_every:
+            self.best = record_of_best(self.output / "best", self.best, config, setup.identity)
         if world.is_main:
             run_folder.write_config(self.output, written)
             setup.save_task(self.output)

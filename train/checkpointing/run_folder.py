@@ -198,7 +198,7 @@ def discard(folder: Path, ours: bool) -> None:
         n += 1
     folder.rename(aside)
     sync(folder.parent)
-    log.warning("note: %s has files that the run has not made. They are kept in %s.", folder, aside)
+    log.warning("note: files of %s that are not this run's, or not as it wrote them, are kept in %s.", folder, aside)
 
 
 def _made_in(folder: Path) -> list[Path]:
