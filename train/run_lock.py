@@ -31,6 +31,7 @@ from data.commands import quoted
 from data.errors import UserError
 from data.files.documents import parse_json
 from data.json_text import to_json
+from train import stopping
 from train.parallel.distributed import env_rank
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,9 @@ def release() -> None:
         lock.file.close()
         for folder in lock.made:
             folder.rmdir()  # an OSError: it is not empty
+
+
+stopping.BEFORE_LEAVING.append(release)
 
 
 def _take(output: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_record_is_the_best_that_exists(
     monkeypatch.setattr(Trainer, "_export", recorded)
     args = [*train_args, "--holdout", "0.25", "--eval_every", "1", "--save_every", "2"]
     scores = iter([0.2, 0.4, 0.8, 0.3, 0.5, 0.6, 0.7])
-    scorer = SimpleNamespace(score=lambda model: HeldOutScore({}, next(scores)))
+    scorer = SimpleNamespace(score=lambda model, stop: HeldOutScore({}, next(scores)))
     with pytest.raises(Killed):
         Trainer(load_config(args), open_run(load_config(args)), world, scorer).run()
     assert exported == [(1, "best"), (2, "best"), (3, "best")]

@@ -259,3 +259,14 @@ def test_a_killed_run_is_resumed_by_the_same_machine(train_args: list[str], tmp_
     del args[i : i + 2]
     done = launch(ROOT / "train.py", *args, "--resume", "--limit", "3")
     assert newest >= 2 and "taking over" in done.stdout and "different run" in done.stderr, done.stderr
+
+
+def test_the_lock_of_a_run_that_a_signal_ends_at_once_is_removed(tmp_path: Path) -> None:
+    code = HOLD.replace("import sys", "from train import stopping\nstopping.watch()\nimport sys")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run"), "60"], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    assert said(process) == "held"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert not (tmp_path / "run").exists()
