@@ -93,7 +93,7 @@ def _examine(folder: Path, config: TrainConfig, identity: Mapping[str, Any]) -> 
 
 def _is_of(training: _Training, config: TrainConfig, identity: Mapping[str, Any], folder: Path) -> bool:
     theirs = identity if training.identity is None else training.identity
-    state = RunState(0, checkpoint.with_newer_options(training.options), dict(theirs), {}, None, 1)
+    state = RunState(0, checkpoint.with_defaults(training.options), dict(theirs), {}, None, 1)
     try:
         checkpoint.check_fits(state, options.flatten(config), identity, folder)
     except UserError:

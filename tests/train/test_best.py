@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from checkpoints_tools.checksums import write_checksums
+from tests.launching import ROOT
 from train.errors import Interrupted
 from train.resolve import load_config
 from train.setup import open_run
@@ -141,6 +142,25 @@ def test_the_record_is_the_best_that_exists(
         assert kept == changed != before, "it is not lost"
     else:
         assert not (run / "kept_best").exists() or what in ("checksums are damaged", "of other data")
+
+
+def test_two_ranks_decide_alike(train_args: list[str], tmp_path: Path, launch) -> None:
+    run = tmp_path / "run"
+    args = [*train_args, "--holdout", "0.25", "--eval_every", "2", "--save_every", "2", "--keep", "9"]
+    assert launch(ROOT / "train.py", *args, ranks=2).returncode == 0
+    for change, message in (
+        (lambda: None, "2.0000; the checkpoint has"),
+        (lambda: flip_a_byte(run), "best is damaged (model"),
+    ):
+        shutil.rmtree(run / "checkpoints" / "step_000006")
+        edit(run, "best.json", lambda it: it.update(score=2.0))  # none is better
+        change()
+        done = launch(ROOT / "train.py", *args, "--resume", ranks=2)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(message) == 1
+        score = json.loads((run / "best" / "best.json").read_text())["score"]
+        assert (score == 2.0) == (message == "2.0000; the checkpoint has")
+    assert (run / "kept_best" / "model.safetensors").is_file()
 
 
 def test_a_score_of_zero_is_not_announced_as_the_best(

@@ -137,7 +137,7 @@ def read_state(folder: Path) -> RunState:
             f"knows formats up to {FORMAT}. Use the newer version, or start from the run's export."
         )
     state: RunState = shaped(record, str(path), RunState)
-    config = with_newer_options(state.config)
+    config = with_defaults(state.config)
     shaped(config, f"{path}: config", _UsedOptions)
     numbers: dict[str, Any] = shaped(state.identity.get("model_config", {}), where, dict[str, Any])
     if numbers.get("head_dim", 0) is None:  # older code stored None for the default width
@@ -146,10 +146,10 @@ def read_state(folder: Path) -> RunState:
     return dataclasses.replace(state, config=config, identity=state.identity | {"model_config": numbers})
 
 
-def with_newer_options(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored options, and those that are newer. Their defaults, except for optim, are the earlier behaviour."""
-    config = _as_json(options.flatten(TrainConfig())) | {"optim": "adamw"}
-    return config | options.from_older(TrainConfig, stored)
+def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run as it stored them. One that is missing is newer: its default, except for optim, is the
+    earlier behaviour."""
+    return _as_json(options.flatten(TrainConfig())) | {"optim": "adamw"} | options.from_older(TrainConfig, stored)
 
 
 class _Width(msgspec.Struct):
