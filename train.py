@@ -26,6 +26,7 @@ from train.parallel.distributed import run_guarded, set_up_logging, start
 from train.planning.plan import make_plan, settle_optimizer
 from train.planning.report import describe
 from train.resolve import load_config
+from train.run_lock import held
 from train.setup import open_run
 from train.together import require_same, skip_damaged
 from train.trainer import Trainer
@@ -42,6 +43,11 @@ def main() -> None:
         if not plan.fits:
             sys.exit(1)
         return
+    with held(config.checkpoint.output):
+        run(config)
+
+
+def run(config: TrainConfig) -> None:
     config = with_moved_base(config)
     setup = open_run(config)  # checks everything it can before the process group starts
     world = start(setup.device, setup.mesh_shape)

@@ -16,7 +16,7 @@ compute ``last_hidden_state[:, 0] @ weight.T + bias``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -54,6 +54,7 @@ def export_hf(
     labels: dict[str, list[str]] | None = None,
     max_length: int | None = None,
     carried: Carried | None = None,
+    add: Callable[[Path], None] | None = None,
 ) -> None:
     """Write config, weights, tokenizer and prompt. A collective: every rank of the process group calls it.
 
@@ -73,6 +74,7 @@ def export_hf(
             ``config.json`` for `eval.setup`, and as the tokenizer's ``model_max_length``, to which transformers
             truncates. Decoders do not store it.
         carried: what the files of the checkpoint that training started from say; see `checkpoints_tools.carried`.
+        add: writes further files into the folder that it is given, on rank 0.
 
     Raises:
         UserError: ``folder`` is not empty; or, on every rank, a tensor holds NaN, infinite values, or values that
@@ -108,6 +110,8 @@ def export_hf(
                     log.warning("warning: the export has no tokenizer.json: %s", error)
             if prompt_spec is not None:
                 prompt_spec.save(staging)
+            if add is not None:
+                add(staging)
     if dist.is_initialized():
         dist.barrier()
 

@@ -17,6 +17,7 @@ from checkpoints_tools.checksums import write_checksums
 from checkpoints_tools.json_files import write_json
 from data.decoder.fewshot import PromptSpec
 from data.errors import UserError
+from data.files.durable import sync, sync_folder
 
 SHARD_BYTES = 5_000_000_000
 
@@ -126,6 +127,10 @@ def refuse_non_empty(folder: Path) -> None:
     """Raise UserError if ``folder`` is a file or not empty, so that nothing is overwritten."""
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not empty; remove it or name another folder")
+    if folder.is_symlink():
+        raise UserError(
+            f"{folder} is a link, which a finished folder cannot replace; name the folder that it is to be in"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} exists and is a file; name a folder to write to")
 
@@ -134,19 +139,26 @@ def refuse_non_empty(folder: Path) -> None:
 def staged_folder(folder: Path | str) -> Iterator[Path]:
     """A temporary folder to write into, beside ``folder``; renamed to ``folder`` on success and removed on failure.
 
-    So ``folder`` is complete whenever it exists. It gets checksums of all files.
+    So ``folder`` is complete and on the disk whenever it exists. It gets checksums of all files.
+
+    Raises:
+        UserError: ``folder`` is not empty, or cannot be written.
     """
     folder = Path(folder).absolute()
     refuse_non_empty(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    staging = folder.with_name(f".{folder.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        yield staging
-        write_checksums(staging)
-        if folder.exists():
-            folder.rmdir()  # it is empty; os.rename to an existing folder fails on some systems
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+        try:
+            yield staging
+            write_checksums(staging)
+            sync_folder(staging)
+            if folder.exists():
+                folder.rmdir()  # it is empty; os.rename to an existing folder fails on some systems
+            staging.rename(folder)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder} could not be written: {error}. Nothing was kept of it.") from error

@@ -267,6 +267,14 @@ def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = No
     Raises:
         UserError: the hub cannot be reached, or its copy does not have the release's columns and counts.
     """
+    target = folder / "massive" / massive.FILE_NAME
+    if target.is_file():  # from an earlier download, or somebody's
+        if (counts := _counts("massive", target)) != massive.UTTERANCES_IN_RELEASE:
+            raise UserError(
+                f"{target} exists, and has {_listed(counts)}, not {_listed(massive.UTTERANCES_IN_RELEASE)} examples. "
+                "Remove it, or name another folder with --to."
+            )
+        return target
     if load_dataset is None:
         import datasets
 
@@ -280,7 +288,6 @@ def download_from_hub(folder: Path, load_dataset: Callable[..., Any] | None = No
             "Without --from_hub, python -m data.download massive fetches the original tarball."
         ) from error
 
-    target = folder / "massive" / massive.FILE_NAME
     part = part_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

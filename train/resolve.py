@@ -19,6 +19,7 @@ from data.decoder.prompts import check_wording
 from data.errors import UserError
 from data.tasks import TASKS, get_task
 from train import options
+from train.checkpointing import run_folder
 from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OTHER_EPOCHS, RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import resolve_device, resolve_precision
@@ -95,7 +96,7 @@ def describe_settings(config: TrainConfig) -> str:
         usual = "" if recipe[name] in (None, "", ()) else f" (recipe: {options.written(recipe[name])})"
         why = f" ({config.optim_reason})" if name == "optim" and config.optim_reason else usual
         lines.append(f"  {name} = {options.written(value)}{why}")
-    where = config.checkpoint.output / "config.toml"
+    where = run_folder.config_file(config.checkpoint.output)
     return "\n".join([f"settings that are not those of {config.model.model}'s recipe ({where} has all):", *lines])
 
 

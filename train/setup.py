@@ -40,7 +40,7 @@ from data.source import draw_to_train, holdout, load_examples
 from data.task_file import save_task, task_hash
 from data.tasks import Task, get_task
 from train import options
-from train.checkpointing import checkpoint
+from train.checkpointing import checkpoint, run_folder
 from train.config import TrainConfig
 from train.metrics import check_tensorboard
 from train.parallel.distributed import env_rank, pick_device
@@ -323,6 +323,7 @@ def _check_output(config: TrainConfig) -> None:
     output = config.checkpoint.output
     if output.exists() and not output.is_dir():
         raise UserError(f"output = {output}: that is a file. Name a folder.")
+    run_folder.check(output)
     if config.checkpoint.resume:
         if not checkpoint.steps_in(output / "checkpoints"):
             raise UserError(f"--resume: there is no checkpoint in {output / 'checkpoints'}. Check --output.")

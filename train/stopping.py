@@ -52,6 +52,7 @@ _held: str | None = None  # what is said when a stop is noted inside of `held`
 _second_ends = False
 _watching = False
 _sentences: list[Callable[[], str]] = []
+BEFORE_LEAVING: list[Callable[[], None]] = []  # called by `leave`, last
 
 
 def watch() -> None:
@@ -132,6 +133,8 @@ def leave(status: int, message: str = "") -> None:
     terminal.end()
     if message and _is_main():
         terminal.say(message, "stderr")
+    for action in BEFORE_LEAVING:
+        action()
     os._exit(status)
 
 

@@ -23,7 +23,8 @@ from data.commands import quoted
 from data.decoder.rows import ANSWER
 from data.loader import StepBatch
 from train import options, stopping, trial
-from train.checkpointing import checkpoint
+from train.best import record_of_best
+from train.checkpointing import checkpoint, run_folder
 from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
@@ -106,8 +107,10 @@ class Trainer:
         self.saver = open_saver(config, sizes, setup.total_steps, setup.resume_from, world)
         with self._explained("building the model"):
             self._build_model()
+        if config.eval.eval_every:
+            self.best = record_of_best(self.output / "best", self.best, config, setup.identity, setup.task)
         if world.is_main:
-            (self.output / "config.toml").write_text(written, encoding="utf-8")
+            run_folder.write_config(self.output, written)
             setup.save_task(self.output)
         dist.barrier()
 

@@ -329,6 +329,19 @@ def test_the_hub_copy_is_written_in_the_releases_format(tmp_path: Path, small: d
     assert massive.read_massive(tmp_path, "dev")[0][0].id == "massive/dev/2"
 
 
+def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path, small: dict[str, bytes]) -> None:
+    def not_asked(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    path = download_from_hub(tmp_path, hub)
+    assert download_from_hub(tmp_path, not_asked) == path
+    mine = "".join(path.read_text().splitlines(keepends=True)[1:])
+    path.write_text(mine)
+    with pytest.raises(UserError, match="exists, and has .* Remove it, or name another folder with --to"):
+        download_from_hub(tmp_path, not_asked)
+    assert path.read_text() == mine
+
+
 def test_a_hub_copy_that_is_not_the_release(tmp_path: Path, small: dict[str, bytes]) -> None:
     with pytest.raises(UserError, match="it has 2 train, 2 dev, 1 test, not 2 train, 1 dev, 1 test"):
         download_from_hub(tmp_path, lambda *_, **__: hub(*_, **__) | {"more": HubSplit([ROWS[2] | {"id": "9"}])})

@@ -143,15 +143,19 @@ def read_state(folder: Path) -> RunState:
             f"knows formats up to {FORMAT}. Use the newer version, or start from the run's export."
         )
     state: RunState = shaped(record, str(path), RunState)
-    # An option that is missing is newer than the checkpoint. Its default, except for optim, is the earlier behaviour.
-    config = _as_json(options.flatten(TrainConfig())) | {"optim": "adamw"}
-    config |= options.from_older(TrainConfig, state.config)
+    config = with_defaults(state.config)
     shaped(config, f"{path}: config", _UsedOptions)
     numbers: dict[str, Any] = shaped(state.identity.get("model_config", {}), where, dict[str, Any])
     if numbers.get("head_dim", 0) is None:  # older code stored None for the default width
         width: _Width = shaped(numbers, where, _Width)
         numbers |= {"head_dim": width.dim // width.n_heads}
     return dataclasses.replace(state, config=config, identity=state.identity | {"model_config": numbers})
+
+
+def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run as it stored them. One that is missing is newer: its default, except for optim, is the
+    earlier behaviour."""
+    return _as_json(options.flatten(TrainConfig())) | {"optim": "adamw"} | options.from_older(TrainConfig, stored)
 
 
 class _Width(msgspec.Struct):
@@ -202,9 +206,13 @@ def what_is_missing(folder: Path) -> str | None:
 
 
 def damage_of(folder: Path) -> str | None:
-    """What differs from a checkpoint's checksums, or None. Collective: every rank reads an equal share of all bytes."""
+    """What differs from a folder's checksums, or None. Collective: every rank reads an equal share of all bytes."""
     everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, find_damage(folder, dist.get_rank(), dist.get_world_size()))
+    try:
+        found = find_damage(folder, dist.get_rank(), dist.get_world_size())
+    except UserError as error:
+        found = [str(error)]
+    dist.all_gather_object(everyone, found)
     return "; ".join(dict.fromkeys(text for found in everyone for text in found)) or None
 
 

@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.registry import ModelConfig, ModelSpec
 from data.errors import UserError
-from train.checkpointing.checkpoint import read_state, steps_in
+from train.checkpointing import run_folder
+from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.optim.sharded_adamw import state_bytes
@@ -128,13 +129,10 @@ def max_new_folders(existing: int, coming: int, keep: int) -> int:
 def leftovers(output: Path, keep: int, resume_from: Path | None) -> list[Path]:
     """Folders that a run deletes when it starts or resumes: incomplete ones of a killed run, and checkpoints beyond
     the newest ``keep``."""
-    checkpoints = output / "checkpoints"
-    partial = [*checkpoints.glob(".step_*.partial"), *output.glob(".export.new"), *output.glob(".best.new")]
-    partial += [*output.glob("..export.new.partial-*"), *output.glob("..best.new.partial-*")]
-    saved = steps_in(checkpoints)
+    saved = run_folder.checkpoints_in(output)
     if resume_from in saved:  # newer ones are damaged: they are not counted
         saved = saved[: saved.index(resume_from) + 1]
-    return partial + saved[:-keep]
+    return run_folder.leftovers(output) + saved[:-keep]
 
 
 def run_bytes(
@@ -143,7 +141,7 @@ def run_bytes(
     """Free disk space in bytes that a run needs at its peak; 0 or less means none."""
     options, output = config.checkpoint, config.checkpoint.output
     remaining, removed = total_steps - first_step, leftovers(output, options.keep, resume_from)
-    existing = len([folder for folder in steps_in(output / "checkpoints") if folder not in removed])
+    existing = len([folder for folder in run_folder.checkpoints_in(output) if folder not in removed])
     every = options.save_every or total_steps
     saves = (total_steps - 1) // every - first_step // every + 1 if remaining else 0
     checkpoints = max_new_folders(existing, saves, options.keep)

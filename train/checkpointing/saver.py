@@ -44,8 +44,9 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from checkpoints_tools.checksums import CHECKSUMS, FileSums, Summing, write_checksums
-from train.checkpointing import checkpoint
-from train.checkpointing.checkpoint import RUN_FILE, RunState, rng_file, step_folder, steps_in
+from data.files.durable import sync
+from train.checkpointing import checkpoint, run_folder
+from train.checkpointing.checkpoint import RunState, rng_file, step_folder, steps_in
 from train.checkpointing.disk_space import (
     StoredBytes,
     bytes_to_write,
@@ -192,8 +193,9 @@ class Saver:
 
         def make_folder() -> None:
             if rank == 0:
-                shutil.rmtree(partial, ignore_errors=True)
+                run_folder.discard(partial, ours=True)
                 partial.mkdir(parents=True)
+                sync(self.checkpoints.parent)
 
         def write_mine() -> None:
             writer = dcp.FileSystemWriter(partial)  # calls fsync on every file
@@ -205,8 +207,9 @@ class Saver:
                 os.fsync(stream.fileno())
             if rank == 0:
                 state.write(partial)
-                sync(partial / RUN_FILE)
                 save_task(partial)
+                for path in partial.glob("*.json"):
+                    sync(path)
                 sync(partial)
 
         def complete() -> None:
@@ -216,13 +219,13 @@ class Saver:
                 write_checksums(partial, {name: sums for theirs in everyone for name, sums in theirs.items()})
                 sync(partial / CHECKSUMS)
                 sync(partial)
-                shutil.rmtree(final, ignore_errors=True)
+                run_folder.discard(final, run_folder.is_checkpoint(final))
                 partial.rename(final)
                 sync(self.checkpoints)
                 # Newer ones are what a resumed run has skipped, because they are damaged: they are not counted.
-                saved = steps_in(self.checkpoints)
+                saved = run_folder.checkpoints_in(self.checkpoints.parent)
                 for old in saved[: saved.index(final) + 1][: -self.keep]:
-                    shutil.rmtree(old)
+                    run_folder.discard(old, ours=True)
 
         for step in (make_folder, write_mine, complete):
             problem = problem_of(step, files)
@@ -371,11 +374,14 @@ def open_saver(
     """
     options = config.checkpoint
     require_shared(options.output)
+    if world.is_main:
+        run_folder.recover(options.output)
+    dist.barrier()
     check_run(config, sizes, total_steps, resume_from)
     if world.is_main:
         for folder in leftovers(options.output, options.keep, resume_from):
             log.info("removing %s: incomplete, or older than the %d checkpoints to keep", folder, options.keep)
-            shutil.rmtree(folder)
+            run_folder.discard(folder, ours=True)
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     ranks_a_copy = world.size // world.shape.replicate
     copy_bytes = sizes.checkpoint * ranks_here // ranks_a_copy
@@ -388,12 +394,3 @@ def open_saver(
 def partial_folder(final: Path) -> Path:
     """The temporary folder into which a checkpoint is written."""
     return final.with_name(f".{final.name}.partial")
-
-
-def sync(path: Path) -> None:
-    """Call fsync on a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

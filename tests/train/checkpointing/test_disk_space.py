@@ -73,7 +73,7 @@ def test_what_stands_there_already_counts(tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
     for name in ("step_000002", "step_000004", "step_000006", ".step_000008.partial"):
         (checkpoints / name).mkdir(parents=True)
-        (checkpoints / name / "data").write_bytes(bytes(100))
+        (checkpoints / name / "run.json").write_bytes(bytes(100))
     newest = checkpoints / "step_000006"
     # The half-written one goes, and with --keep 2 the oldest: 200 bytes. What is to come is one more than the two.
     assert [p.name for p in disk_space.leftovers(tmp_path, 2, newest)] == [".step_000008.partial", "step_000002"]

@@ -1,0 +1,323 @@
+"""Nothing in a run folder is deleted or overwritten that no run has made, and an export is replaced by a whole one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoints_tools.checksums import find_damage
+from data.errors import UserError
+from tests.launching import ROOT, call_main
+from train.checkpointing import run_folder
+from train.resolve import load_config
+from train.setup import open_run
+
+OLD = ROOT / "tests" / "old_files"
+
+
+def snapshot(folder: Path) -> dict[str, bytes | str]:
+    """Every path in a folder with its contents."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def folder_with(path: Path, *names: str) -> None:
+    path.mkdir(parents=True)
+    for name in names:
+        (path / name).write_text("precious")
+
+
+def link(path: Path) -> None:
+    (path.parent / "elsewhere").mkdir(parents=True)
+    path.symlink_to("elsewhere")
+
+
+IN_THE_WAY: dict[str, Callable[[Path], None]] = {
+    "export/thesis.txt": lambda out: folder_with(out / "export", "thesis.txt"),
+    "an HF model in export/": lambda out: folder_with(out / "export", "config.json", "model.safetensors"),
+    "best/notes": lambda out: folder_with(out / "best", "notes"),
+    "an export of another run": lambda out: folder_with(out / "export", "config.json", "training.json"),
+    "export is a link": lambda out: link(out / "export"),
+    "best is a dangling link": lambda out: (out / "best").symlink_to("nowhere"),
+    "export is a file": lambda out: (out / "export").write_text("precious"),
+    ".best.new": lambda out: folder_with(out / ".best.new", "notes"),
+    ".export.old": lambda out: folder_with(out / ".export.old", "notes"),
+    "task.json": lambda out: (out / "task.json").write_text("precious"),
+    "prompt.json": lambda out: (out / "prompt.json").write_text("precious"),
+    "log.jsonl": lambda out: (out / "log.jsonl").write_text('{"level": "info"}\n'),
+    "task.json is a folder": lambda out: folder_with(out / "task.json", "notes"),
+    "log.jsonl is a link": lambda out: (out / "log.jsonl").symlink_to("nowhere"),
+    "checkpoints/vgg.pt": lambda out: folder_with(out / "checkpoints", "vgg.pt"),
+    "checkpoints is a file": lambda out: (out / "checkpoints").write_text("precious"),
+    "tensorboard is a file": lambda out: (out / "tensorboard").write_text("precious"),
+}
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_what_no_run_has_made_is_named_before_any_work(what: str, train_args: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    IN_THE_WAY[what](tmp_path / "run")
+    before = snapshot(tmp_path / "run")
+    with pytest.raises(UserError) as error:
+        open_run(load_config(train_args))
+    named = what.split("/")[0].split(" ")[-1] if what.startswith("an ") else what.split("/")[0].split(" ")[0]
+    assert f"\n  {named}: " in str(error.value) or what == "an export of another run"
+    assert "Nothing was changed. Name another --output, or move it out of the way." in str(error.value)
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_all_that_is_in_the_way_is_named_together(train_args: list[str], tmp_path: Path) -> None:
+    for what in ("export/thesis.txt", "best/notes", "task.json"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        IN_THE_WAY[what](tmp_path / "run")
+    with pytest.raises(UserError, match=r"(?s)\n  export: .*\n  best: .*\n  task.json: "):
+        open_run(load_config(train_args))
+
+
+def test_other_files_and_empty_folders_are_in_nobodys_way(train_args: list[str], tmp_path: Path) -> None:
+    folder_with(tmp_path / "run", "notes.txt", "config.json")
+    for name in ("export", "best"):
+        (tmp_path / "run" / name).mkdir()
+    open_run(load_config(train_args))
+
+
+def test_a_users_export_in_a_run_folder_is_refused_and_ours_is_not(tmp_path: Path) -> None:
+    for name in ("tickets", "intent", "joint"):  # of older code, before training.json
+        run = tmp_path / name
+        shutil.copytree(OLD / name, run)
+        assert run_folder.has_run(run)
+        run_folder.check(run)
+        shutil.rmtree(run / "export", ignore_errors=True)
+        folder_with(run / "export", "thesis.txt")
+        with pytest.raises(UserError, match="export: no run has exported it"):
+            run_folder.check(run)
+
+
+# --- replacing --------------------------------------------------------------------------------------------------------
+
+
+def export(folder: Path, step: int) -> None:
+    folder.mkdir()
+    for name in ("config.json", "training.json", "best.json", "model.safetensors", "README.md"):
+        (folder / name).write_text(json.dumps({"step": step}))
+
+
+def step_of(folder: Path) -> int:
+    return json.loads((folder / "best.json").read_text())["step"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("moment", range(9))
+def test_a_kill_leaves_the_old_or_the_new_export(moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends before the n-th change of the disk; the next start finds a whole export under its name."""
+    best = tmp_path / "best"
+    export(best, 1)
+    export(run_folder.new_folder(best), 2)
+    left = moment
+    real = {name: getattr(Path, name) for name in ("rename", "unlink", "rmdir")}
+
+    def counted(name: str) -> Callable:
+        def change(path: Path, *args: object) -> object:
+            nonlocal left
+            if not left:
+                raise Killed
+            left -= 1
+            return real[name](path, *args)
+
+        return change
+
+    with monkeypatch.context() as patch:
+        for name in real:
+            patch.setattr(Path, name, counted(name))
+        if moment < 8:
+            with pytest.raises(Killed):
+                run_folder.replace_export(best)
+        else:
+            run_folder.replace_export(best)
+            assert left == 0, "all moments were tried"
+    run_folder.recover(tmp_path)
+    for folder in run_folder.leftovers(tmp_path):
+        run_folder.discard(folder, ours=True)
+    assert step_of(best) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
+
+
+def test_the_old_export_comes_back_if_there_is_no_new_one(tmp_path: Path) -> None:
+    export(run_folder.old_folder(tmp_path / "best"), 1)
+    run_folder.recover(tmp_path)
+    assert step_of(tmp_path / "best") == 1
+
+
+def test_an_incomplete_new_export_of_older_code_replaces_nothing(tmp_path: Path) -> None:
+    export(tmp_path / "best", 1)
+    new = run_folder.new_folder(tmp_path / "best")
+    export(new, 2)
+    (new / "training.json").unlink()
+    (new / "task.json").write_text("{}")
+    run_folder.recover(tmp_path)
+    assert step_of(tmp_path / "best") == 1
+    assert run_folder.leftovers(tmp_path) == [new]
+
+
+def test_what_a_user_put_into_an_export_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (2, 3):
+        best = tmp_path / "best"
+        if not best.exists():
+            export(best, 1)
+        (best / "notes.txt").write_text("precious")
+        (best / "scored").mkdir()
+        (best / "scored" / "results.json").write_text("{}")
+        export(run_folder.new_folder(best), step)
+        run_folder.replace_export(best)
+        assert step_of(best) == step
+    for kept in (tmp_path / "kept_best", tmp_path / "kept_best_2"):
+        assert sorted(snapshot(kept)) == ["notes.txt", "scored/results.json"]
+        assert any(str(kept) in message for message in caplog.messages)
+
+
+def test_an_edited_model_card_is_kept(tmp_path: Path) -> None:
+    from checkpoints_tools.checksums import write_checksums
+
+    best = tmp_path / "best"
+    for edited in (False, True):
+        export(run_folder.new_folder(best), 1)
+        write_checksums(run_folder.new_folder(best))
+        run_folder.replace_export(best)
+        if edited:
+            stat = (best / "checksums.json").stat()
+            (best / "README.md").write_text("what I think of it")
+            os.utime(best / "README.md", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    export(run_folder.new_folder(best), 2)
+    run_folder.replace_export(best)
+    assert snapshot(tmp_path / "kept_best") == {"README.md": b"what I think of it"}
+
+
+@pytest.mark.parametrize("what", ["a file", "a link", "a user's folder"])
+def test_what_appears_during_the_run_is_moved_aside(what: str, tmp_path: Path) -> None:
+    export_folder, theirs = tmp_path / "export", tmp_path / "theirs"
+    folder_with(theirs, "config.json")
+    if what == "a file":
+        export_folder.write_text("precious")
+    elif what == "a link":
+        export_folder.symlink_to(theirs)
+    else:
+        folder_with(export_folder, "config.json")
+    export(run_folder.new_folder(export_folder), 4)
+    run_folder.replace_export(export_folder)
+    assert step_of(export_folder) == 4 and os.path.lexists(tmp_path / "kept_export")
+    assert (theirs / "config.json").read_text() == "precious"
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def test_keep_deletes_only_checkpoints(train_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's ``step_000001`` stays; ``step_000004`` makes way under another name; notes in a checkpoint are kept."""
+    args = [*train_args, "--save_every", "1", "--keep", "1"]
+    call_main(monkeypatch, "train.py", *args, "--steps", "6", "--export", "off")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(checkpoints / "step_000006")
+    call_main(monkeypatch, "train.py", *args[:-2], "--output", tmp_path / "other", "--keep", "9", "--export", "off")
+    for step in (2, 3):
+        shutil.copytree(tmp_path / "other" / "checkpoints" / f"step_00000{step}", checkpoints / f"step_00000{step}")
+    folder_with(checkpoints / "step_000001", "mine.txt")
+    folder_with(checkpoints / "step_000004", "task.json")
+    folder_with(checkpoints / ".step_000005.partial", "mine.txt", "__0_0.distcp")
+    (checkpoints / "step_000002" / "notes.txt").write_text("precious")
+    call_main(monkeypatch, "train.py", *args, "--resume", "--export", "off")
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == ["kept_step_000002", "kept_step_000004", "kept_step_000005", "step_000001", "step_000006"]
+    assert snapshot(checkpoints / "kept_step_000002") == {"notes.txt": b"precious"}
+    assert snapshot(checkpoints / "kept_step_000004") == {"task.json": b"precious"}
+    assert snapshot(checkpoints / "kept_step_000005") == {"mine.txt": b"precious"}
+    assert snapshot(checkpoints / "step_000001") == {"mine.txt": b"precious"}
+
+
+def test_a_users_config_in_the_output_folder_stays(
+    train_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    text = "# my notes\n[train]\nsteps = 2\n"
+    (run / "config.toml").write_text(text)
+    args = [*train_args, "--config", str(run / "config.toml"), "--export", "off"]
+    i = args.index("--steps")
+    del args[i : i + 2]
+    call_main(monkeypatch, "train.py", *args)
+    assert (run / "config.toml").read_text() == text
+    assert "steps = 2" in (run / "config.resolved.toml").read_text()
+    assert f"{run / 'config.resolved.toml'} has all" in capsys.readouterr().out
+    call_main(monkeypatch, "train.py", *args, "--resume")
+    assert (run / "config.toml").read_text() == text
+
+
+def test_our_config_is_ours_until_somebody_changes_it(tmp_path: Path) -> None:
+    for values in ("lr = 1\n", "lr = 2\n"):
+        run_folder.write_config(tmp_path, values)
+        assert (tmp_path / "config.toml").read_text().split("\n", 1)[1] == values
+    with (tmp_path / "config.toml").open("a") as file:
+        file.write("# why 2\n")
+    changed = (tmp_path / "config.toml").read_text()
+    run_folder.write_config(tmp_path, "lr = 3\n")
+    assert (tmp_path / "config.toml").read_text() == changed
+    assert (tmp_path / "config.resolved.toml").read_text().endswith("lr = 3\n")
+    (tmp_path / "config.resolved.toml").write_text("mine")
+    run_folder.write_config(tmp_path, "lr = 4\n")
+    assert (tmp_path / "kept_config.resolved.toml").read_text() == "mine"
+
+
+def test_a_start_killed_while_it_wrote_its_small_files_can_be_repeated(
+    train_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step the folder has config.toml, task.json and prompt.json, and no log."""
+    call_main(monkeypatch, "train.py", *train_args, "--export", "off")
+    run = tmp_path / "run"
+    shutil.rmtree(run / "checkpoints")
+    (run / "log.jsonl").unlink()
+    assert {path.name for path in run.iterdir()} >= {"config.toml", "task.json", "prompt.json"}
+    (run / ".config.toml.0123abcd.new").write_text("half")
+    call_main(monkeypatch, "train.py", *train_args)
+    assert not (run / ".config.toml.0123abcd.new").exists()
+    assert find_damage(run / "export") == []
+
+
+# --- on the disk ------------------------------------------------------------------------------------------------------
+
+
+def test_exports_and_checkpoints_are_on_the_disk_before_they_have_their_names(
+    train_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[tuple[int, int]] = set()  # by inode
+    missing: list[str] = []
+    real_sync, real_rename = os.fsync, os.rename
+
+    def sync(fd: int) -> None:
+        real_sync(fd)
+        stat = os.fstat(fd)
+        synced.add((stat.st_ino, stat.st_mtime_ns))
+
+    def rename(source, target, **kwargs) -> None:
+        if Path(target).name in (".export.new", ".best.new") or Path(target).name.startswith("step_"):
+            for path in (Path(source), *Path(source).iterdir()):
+                if (path.stat().st_ino, path.stat().st_mtime_ns) not in synced:
+                    missing.append(f"{Path(target).name}: {path.name}")
+            renamed.append(Path(target).name)
+        real_rename(source, target, **kwargs)
+
+    renamed: list[str] = []
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", rename)
+    call_main(monkeypatch, "train.py", *train_args, "--save_every", "3", "--holdout", "0.3", "--eval_every", "3")
+    assert {".export.new", ".best.new", "step_000003", "step_000006"} <= set(renamed)
+    assert missing == []
