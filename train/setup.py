@@ -43,7 +43,8 @@ from train import options
 from train.checkpointing import checkpoint
 from train.config import TrainConfig
 from train.metrics import check_tensorboard
-from train.parallel.distributed import env_rank, pick_device
+from train.parallel.distributed import pick_device
+from train.parallel.launched import env_rank
 from train.parallel.mesh import MeshShape, lay_out_world
 from train.parallel.tensor_parallel import check_divides
 

@@ -31,9 +31,10 @@ from train.errors import Interrupted, NotFinite, RunStopped
 from train.finite import require_finite_weights
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
-from train.next_command import eval_command
+from train.next_command import eval_command, launcher
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
-from train.parallel.distributed import World, all_sum, launcher
+from train.parallel.distributed import World, all_sum
+from train.parallel.launched import under_torchrun
 from train.parallel.parallelize import parallelize
 from train.resolve import describe_settings
 from train.run_export import export_run
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 def announcement() -> str:
     """What a run says as soon as it is told to stop."""
     grace = " torchrun waits 30 seconds for that, unless it was started with --shutdown-timeout."
-    return "finishing this step, then saving." + (grace if launcher()[0] == "torchrun" else "")
+    return "finishing this step, then saving." + (grace if under_torchrun() else "")
 
 
 def rank_seed(seed: int, rank: int, step: int) -> int:

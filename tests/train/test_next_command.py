@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import UserError
 from eval.resolve import load_config as load_eval_config
-from tests.launching import ROOT, TICKETS
+from tests.launching import ROOT, TICKETS, pretend
 from train.next_command import eval_command
 from train.resolve import describe_settings, load_config, recipe_for
 
@@ -23,7 +23,6 @@ def words(config, n_parameters=10**8, gpu_bytes=None) -> list[str]:
 
 def test_the_command_that_scores_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     base = ["--model", "llama3_8b", "--output", "runs/a b"]
     own = load_eval_config(words(load_config([*base, "--task", str(TICKETS)]))[2:])
     assert (own.model, own.checkpoint, own.task) == ("llama3_8b", Path("runs/a b/export"), str(TICKETS))
@@ -34,7 +33,7 @@ def test_the_command_that_scores_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_larger_than_a_gpu_is_scored_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    pretend(monkeypatch, 8)
     config = load_config(["--model", "llama3_70b", "--task", "massive_joint"])
     assert words(config, 70 * 10**9, GPU)[-2:] == ["--tp", "8"]
     assert "--nproc_per_node" in words(config, 8 * 10**9, GPU) and "--tp" not in words(config, 8 * 10**9, GPU)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.errors import UserError
-from tests.launching import ROOT, TICKETS, command, environment
+from tests.launching import ROOT, TICKETS, command, environment, pretend
 from train.parallel.distributed import World
 from train.resolve import load_config
 from train.setup import open_run
@@ -235,7 +235,7 @@ def test_not_a_number_exits_with_status_3(launch: Launch, train_args: list[str])
 
 
 def test_fewer_samples_than_ranks(train_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    pretend(monkeypatch, 2)
     with pytest.raises(UserError, match="Fewer samples than ranks: 1 samples for 2 ranks"):
         open_run(load_config([*train_args, "--limit", "1"]))
 

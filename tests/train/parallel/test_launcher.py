@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from train.parallel.distributed import launcher
+from tests.launching import pretend
+from train.next_command import launcher
 
 
 @pytest.mark.parametrize(
@@ -16,8 +17,6 @@ from train.parallel.distributed import launcher
     ],
 )
 def test_launcher(environment: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in ({"TORCHELASTIC_RUN_ID": "x"} | environment if environment else {}).items():
-        monkeypatch.setenv(name, value)
+    if environment:
+        pretend(monkeypatch, 16, TORCHELASTIC_RUN_ID="x", **environment)
     assert " ".join(launcher()) == command
