@@ -39,7 +39,7 @@ from data.loader import StepLoader
 from data.source import draw_to_train, holdout, load_examples
 from data.task_file import save_task
 from data.tasks import Task, get_task
-from train import options
+from train import options, starting
 from train.checkpointing import checkpoint
 from train.config import TrainConfig
 from train.metrics import check_tensorboard
@@ -143,7 +143,12 @@ def open_run(config: TrainConfig) -> Setup:
         "tokenizer": tokenizer.fingerprint,
         "training_data": hash_samples(samples),
     }
-    resume_from = find_checkpoint(config, identity) if config.checkpoint.resume else None
+    resume_from = None
+    if checkpoint.steps_in(config.checkpoint.output / "checkpoints"):  # without --resume refused above
+        resume_from = find_checkpoint(config, identity)
+    elif starting.left_by_a_start(config.checkpoint.output):
+        log.info("note: %s has what a start left that ended before its first checkpoint. Starting from step 1.",
+                 config.checkpoint.output)  # fmt: skip
     return Setup(
         spec=spec,
         model_config=model_config,
@@ -323,11 +328,7 @@ def _check_output(config: TrainConfig) -> None:
     output = config.checkpoint.output
     if output.exists() and not output.is_dir():
         raise UserError(f"output = {output}: that is a file. Name a folder.")
-    if config.checkpoint.resume:
-        if not checkpoint.steps_in(output / "checkpoints"):
-            raise UserError(f"--resume: there is no checkpoint in {output / 'checkpoints'}. Check --output.")
-    elif (output / "log.jsonl").exists() or (output / "checkpoints").exists():
-        raise UserError(f"output = {output} holds a run already. Continue it with --resume, or name another --output.")
+    starting.check_folder(config)
     parent = next(p for p in (output, *output.absolute().parents) if p.exists())
     if not (parent.is_dir() and _writable(parent)):
         raise UserError(f"output = {output}: {parent} is not writable.")
@@ -355,10 +356,8 @@ def find_checkpoint(config: TrainConfig, identity: dict[str, Any], before: Path 
             f"--resume: none of the checkpoints in {checkpoints} is complete and undamaged. Restore one from a copy, "
             "or start a new run in another --output."
         )
-    state, values = checkpoint.read_state(folder), options.flatten(config)
-    if values["optim"] == "auto":  # keep what was chosen when the run started, even if another would fit now
-        values["optim"] = state.config["optim"]
-    checkpoint.check_fits(state, values, identity, folder)
+    state = checkpoint.read_state(folder)
+    checkpoint.check_fits(state, checkpoint.keep_optimizer(options.flatten(config), state), identity, folder)
     return folder
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.commands import python
 from data.errors import UserError
 from tests.launching import ROOT, TICKETS, command, environment, pretend
 from train.parallel.distributed import World
@@ -158,7 +159,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert stopped["event"] == "interrupted" and 3 <= stopped["step"] < 24, output
     assert f"{number.name}: finishing this step" in output and "--resume" in output
     assert ("--shutdown-timeout" in output) == (ranks == 2)
-    assert ("  torchrun --nproc_per_node 2 " if ranks == 2 else "  python ") in output
+    start = f"{python()} -m torch.distributed.run --standalone --nproc_per_node 2" if ranks == 2 else python()
+    assert f"To continue:\n  {start} {TRAIN} --model" in output and "--resume auto\n" in output
+    assert f"{run / 'resume.sh'} has this command" in output and start in (run / "resume.sh").read_text()
     if ranks == 1:
         assert process.returncode == 128 + number and "Traceback" not in output
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step_{stopped['step']:06d}"]

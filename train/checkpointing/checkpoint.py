@@ -137,15 +137,19 @@ def read_state(folder: Path) -> RunState:
             f"knows formats up to {FORMAT}. Use the newer version, or start from the run's export."
         )
     state: RunState = shaped(record, str(path), RunState)
-    # An option that is missing is newer than the checkpoint. Its default, except for optim, is the earlier behaviour.
-    config = _as_json(options.flatten(TrainConfig())) | {"optim": "adamw"}
-    config |= options.from_older(TrainConfig, state.config)
+    config = with_defaults(state.config)
     shaped(config, f"{path}: config", _UsedOptions)
     numbers: dict[str, Any] = shaped(state.identity.get("model_config", {}), where, dict[str, Any])
     if numbers.get("head_dim", 0) is None:  # older code stored None for the default width
         width: _Width = shaped(numbers, where, _Width)
         numbers |= {"head_dim": width.dim // width.n_heads}
     return dataclasses.replace(state, config=config, identity=state.identity | {"model_config": numbers})
+
+
+def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run as it stored them. One that is missing is newer: its default, except for optim, is the
+    earlier behaviour."""
+    return _as_json(options.flatten(TrainConfig())) | {"optim": "adamw"} | options.from_older(TrainConfig, stored)
 
 
 class _Width(msgspec.Struct):
@@ -222,6 +226,11 @@ def check_fits(state: RunState, config: Mapping[str, Any], identity: Mapping[str
             + "\n".join(differing)
             + "\nUse the options of the first start (they are in config.toml), or another --output."
         )
+
+
+def keep_optimizer(values: dict[str, Any], state: RunState) -> dict[str, Any]:
+    """Options with "auto" replaced by what it chose when the run started, even if another would fit now."""
+    return values | {"optim": state.config["optim"]} if values["optim"] == "auto" else values
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:

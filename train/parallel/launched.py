@@ -95,6 +95,11 @@ def under_torchrun() -> bool:
     return bool(os.environ.get("RANK")) and "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def may_restart() -> bool:
+    """Whether torchrun starts the same command again after a failure (--max-restarts)."""
+    return under_torchrun() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
 def left_over() -> str | None:
     """A sentence about several ranks in the environment of a process that is alone."""
     size = os.environ.get("WORLD_SIZE", "")
