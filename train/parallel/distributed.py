@@ -7,7 +7,6 @@ CPU and NCCL on CUDA; on CUDA there is a gloo group as well, for checkpoints and
 from __future__ import annotations
 
 import logging
-import os
 import time
 import traceback
 from collections.abc import Callable
