@@ -133,6 +133,8 @@ def open_run(config: TrainConfig) -> Setup:
     log.info("training data: %s", samples.describe())
 
     loader = build_loader(config, samples, rank=env_rank() // shape.tensor, world_size=shape.n_data)
+    if repeats := describe_repeats(loader):
+        log.warning("warning: %s", repeats)
     total_steps = count_steps(config, loader)
     if config.optim.warmup_steps >= total_steps:
         raise UserError(
@@ -208,6 +210,19 @@ def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size
         seed=config.train.seed,
         rank=rank,
         world_size=world_size,
+    )
+
+
+def describe_repeats(loader: StepLoader) -> str | None:
+    """What to say, and to set, if a step takes the training data more than once; else None."""
+    n, batch, unit = loader.units_per_epoch, loader.batch_size, loader.batch_unit
+    if batch <= n:
+        return None
+    rows = f", which fill {n} row(s) of --row_length {loader.row_length}," if unit == "rows" else ""
+    other = ", a smaller --row_length, or --batch_unit samples" if unit == "rows" else ""
+    return (
+        f"a step of --batch_size {batch} {unit} takes the {len(loader.samples)} training samples{rows} {batch / n:.1f} "
+        f"times. Set --batch_size to {n} or less{other}."
     )
 
 
