@@ -73,17 +73,11 @@ stage "score before fine-tuning" "$RUN/before/results.json" \
   ${slots[@]+"${slots[@]}"} --list_labels "$LIST_LABELS" --batch_tokens 16384 --name before --output "$RUN/before"
 
 threads "$RANKS"
-resume=()
-if [ -n "$(ls -d "$RUN"/train/checkpoints/step_* 2>/dev/null)" ]; then
-  resume=(--resume)
-elif [ ! -e "$RUN/train/export/config.json" ]; then
-  rm -rf "$RUN/train"  # interrupted before its first checkpoint, so there is nothing to resume
-fi
 stage "fine-tune all weights with FSDP2 on $RANKS processes" "$RUN/train/export/config.json" \
   "$VENV/bin/torchrun" --standalone --nproc_per_node "$RANKS" train.py --model $MODEL --checkpoint $CHECKPOINT \
   --task "$TASK" --data sample ${slots[@]+"${slots[@]}"} --list_labels "$LIST_LABELS" \
   --epochs "$EPOCHS" --lr "$LR" --warmup_steps "$WARMUP" --batch_size "$BATCH_SIZE" --seed "$SEED" --save_every 0 --keep 1 --output "$RUN/train" \
-  ${resume[@]+"${resume[@]}"}
+  --resume auto
 
 threads 1
 stage "score after fine-tuning" "$RUN/after/results.json" \

@@ -22,13 +22,15 @@ if __name__ == "__main__":
 import logging
 
 from train.checkpointing.base import with_moved_base
+from train.next_command import scoring_advice
 from train.parallel.distributed import run_guarded, set_up_logging, start
+from train.planning.memory import count_parameters
 from train.planning.plan import make_plan, settle_optimizer
 from train.planning.report import describe
 from train.resolve import load_config
 from train.run_lock import held
 from train.setup import open_run
-from train.together import require_same, skip_damaged
+from train.together import is_finished, require_same, skip_damaged
 from train.trainer import Trainer
 
 log = logging.getLogger("train")
@@ -52,6 +54,11 @@ def run(config: TrainConfig) -> None:
     setup = open_run(config)  # checks everything it can before the process group starts
     world = start(setup.device, setup.mesh_shape)
     require_same(config, setup)
+    if is_finished(config, setup):
+        n_parameters = count_parameters(setup.spec, setup.model_config).total
+        log.info("the run in %s has finished: all %d steps are taken.\n%s", config.checkpoint.output, setup.total_steps,
+                 scoring_advice(config, setup.total_steps, n_parameters, world.device))  # fmt: skip
+        return
     setup = skip_damaged(config, setup)
     scorer = None
     if config.eval.eval_every:

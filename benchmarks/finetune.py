@@ -102,8 +102,7 @@ def train_once(output: Path, arguments: list[str], ranks: int = 1) -> None:
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     arguments = [*arguments, "--export_dtype", "fp32", "--keep", "1", "--output", str(output)]
-    resume = ["--resume"] if (output / "checkpoints").is_dir() else []
-    call([*launcher, "train.py", *arguments, *resume])
+    call([*launcher, "train.py", *arguments, "--resume", "auto"])
 
 
 def call(command: list[str]) -> None:

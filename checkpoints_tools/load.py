@@ -196,7 +196,7 @@ def load_pretrained(
     if config.tie_embeddings:
         check_tied(source, local_slice(parameters["embed.weight"])[1][0])
 
-    is_main = int(os.environ.get("RANK", "0")) == 0
+    is_main = os.environ.get("RANK", "0") == "0"
     places = {name: local_slice(parameters[name]) for name in source.tensors if name in parameters}
     sizes = {
         name: local.numel() * SAFETENSORS_DTYPES[source.tensors[name].dtype].itemsize

@@ -21,7 +21,7 @@ def command(script: str, options: Mapping[str, object], *, ranks: int = 1) -> st
         options: values by option name; options that are None or False are omitted, True is a switch.
         ranks: with more than one, under torchrun.
     """
-    words = [*_python(ranks), ours(script)]
+    words = [*([python()] if ranks == 1 else [*torchrun(), "--nproc_per_node", str(ranks)]), ours(script)]
     for name, value in options.items():
         if value is None or value is False:
             continue
@@ -50,15 +50,17 @@ def ours(name: str) -> str:
     return name if Path(name).exists() and Path(name).samefile(ROOT / name) else str(ROOT / name)
 
 
-def _python(ranks: int) -> list[str]:
-    """The start of a command that runs this interpreter: its name if the shell finds it by that, else its path."""
+def python() -> str:
+    """The word that runs this interpreter: its name if the shell finds it by that, else its path."""
     names = [name for name in ("python", "python3") if _is_this_interpreter(shutil.which(name))]
-    python = names[0] if names else sys.executable
-    if ranks == 1:
-        return [python]
-    torchrun = shutil.which("torchrun")
-    ours = torchrun is not None and _folder(torchrun) == _folder(sys.executable)
-    return [*(["torchrun"] if ours else [python, "-m", "torch.distributed.run"]), "--nproc_per_node", str(ranks)]
+    return names[0] if names else sys.executable
+
+
+def torchrun() -> list[str]:
+    """The words that run this interpreter's torchrun."""
+    found = shutil.which("torchrun")
+    ours = found is not None and _folder(found) == _folder(sys.executable)
+    return ["torchrun"] if ours else [python(), "-m", "torch.distributed.run"]
 
 
 def _is_this_interpreter(path: str | None) -> bool:

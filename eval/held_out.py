@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import cast
@@ -35,6 +34,7 @@ from eval.together import Stopped
 from model.llama import LlamaConfig
 from train.config import TrainConfig
 from train.parallel.distributed import World, place
+from train.parallel.launched import launched
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, keep_unsharded, reshard, reshards_after_forward
 from train.planning.hardware import usable
@@ -97,7 +97,7 @@ class HeldOutScoring:
         if not needs_copy or setup.spec.kind == "encoder":
             return
         config = cast(LlamaConfig, setup.model_config)
-        tp = tp_for(config, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
+        tp = tp_for(config, launched().local_size)
         if tp > 1:
             self.copy_world = place(world.device, MeshShape(shard=world.size // tp, tensor=tp))
             log.info("held-out scoring: with a temporary copy of the model, split over %d ranks", tp)

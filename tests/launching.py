@@ -30,6 +30,14 @@ def command(script: Path, *args: object, ranks: int = 1) -> list[str]:
     return [*start, str(script), *map(str, args)]
 
 
+def pretend(patch: pytest.MonkeyPatch, size: int, **more: object) -> None:
+    """Set what a launcher sets for rank 0 of ``size`` ranks, and more variables."""
+    for name, value in dict(RANK=0, WORLD_SIZE=size, MASTER_ADDR="here", MASTER_PORT=1).items():
+        patch.setenv(name, str(value))
+    for name, value in more.items():
+        patch.setenv(name, str(value))
+
+
 def call_main(patch: pytest.MonkeyPatch, script: str, *arguments: object) -> None:
     """Call a script's ``main`` in this process, as with these arguments; what it set for the process is undone."""
     patch.setattr(sys, "argv", [script, *map(str, arguments)])

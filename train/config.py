@@ -147,8 +147,9 @@ class ParallelOptions:
 class CheckpointOptions:
     output: Path = Path("runs/default")
     """Run folder: config, log, checkpoints, export."""
-    resume: bool = False
-    """Continue from the newest complete checkpoint in the run folder."""
+    resume: Literal["on", "off", "auto"] = "off"
+    """Continue from the newest complete checkpoint in the run folder (--resume alone means on). auto: the same if there
+    is one, else start, so that one command starts the run and continues it after any end."""
     save_every: int = 500
     """Steps between checkpoints; 0: only at the end."""
     keep: int = 2

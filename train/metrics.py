@@ -99,8 +99,8 @@ class BarAndLine(Progress):
 class RunLog:
     """The reporter of rank 0; on other ranks its methods do nothing.
 
-    ``log.jsonl`` gets one line per step and per event. A resumed run appends. If a step occurs twice, the later line is
-    valid.
+    ``log.jsonl`` gets one line per step and per event. A run that starts at step 0 writes it anew, over that of a start
+    that was killed; a resumed run appends. If a step occurs twice, the later line is valid.
     """
 
     def __init__(
@@ -120,11 +120,12 @@ class RunLog:
         self._log_every, self._total, self._start_step = log_every, total_steps, start_step
         if not active:
             return
-        self._file = open(folder / "log.jsonl", "a", encoding="utf-8", buffering=1)
+        self._file = open(folder / "log.jsonl", "a" if start_step else "w", encoding="utf-8", buffering=1)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            # Steps that are taken again replace those of the start before.
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = terminal.start_bar(BarAndLine, *columns, stream="stdout", transient=False)
         if self._progress is not None:

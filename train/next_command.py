@@ -1,16 +1,33 @@
-"""What to type after a training run."""
+"""What to type after a training run: the command that goes on with it, and the one that scores its model."""
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from data.commands import command
+from data.commands import command, python, quoted, torchrun
+from train.checkpointing.checkpoint import step_folder
 from train.config import TrainConfig
+from train.parallel.launched import launched, under_torchrun
 
+RESUME_SCRIPT = "resume.sh"  # in the run folder
+OURS = "# Goes on with this run; train.py wrote it when the run started."
 SHARE_FOR_WEIGHTS = 0.7  # of a GPU's memory; the rest is for keys, values and activations of scoring
+
+log = logging.getLogger(__name__)
+
+
+def scoring_advice(config: TrainConfig, step: int, n_parameters: int, device: torch.device) -> str:
+    """What to type to score the model of a run that has taken ``step`` steps."""
+    output = config.checkpoint.output
+    folder = output / "export" if config.checkpoint.export else step_folder(output / "checkpoints", step)
+    gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return f"To score the model:\n  {eval_command(config, folder, n_parameters, gpu_bytes)}"
 
 
 def eval_command(config: TrainConfig, folder: Path, n_parameters: int, gpu_bytes: int | None) -> str:
@@ -21,7 +38,7 @@ def eval_command(config: TrainConfig, folder: Path, n_parameters: int, gpu_bytes
         n_parameters: of the model, which is scored in bf16 on GPUs.
         gpu_bytes: memory of one GPU; None: on CPUs.
     """
-    ranks, data = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), config.data
+    ranks, data = launched().local_size, config.data
     needs_split = gpu_bytes is not None and n_parameters * torch.bfloat16.itemsize > SHARE_FOR_WEIGHTS * gpu_bytes
     options = {
         "model": config.model.model,
@@ -34,3 +51,88 @@ def eval_command(config: TrainConfig, folder: Path, n_parameters: int, gpu_bytes
         "tp": ranks if needs_split and ranks > 1 else None,
     }
     return command("eval.py", options, ranks=ranks)
+
+
+def resume_command(config: TrainConfig) -> str:
+    """The command that goes on with this run, wherever it stops: the one that started it, launcher included."""
+    words = [*launcher(), *sys.argv]
+    return " ".join(map(quoted, words if config.checkpoint.resume != "off" else [*words, "--resume", "auto"]))
+
+
+def write_resume_script(line: str, output: Path) -> None:
+    """Write a command line, and the folder to type it in, into the run folder: it is there after any kill."""
+    script, place = output / RESUME_SCRIPT, launched()
+    if os.path.lexists(script) and not is_resume_script(script):
+        log.info(
+            "note: %s is not of this program and stays; the command that goes on with the run is:\n  %s", script, line
+        )
+        return
+    notes = [f"{OURS} To run it: bash {RESUME_SCRIPT}"]
+    if place.machines > 1:
+        notes.append(f"# The run had {place.machines} machines: start it on each, with the options of that machine.")
+    if place.size > 1 and not under_torchrun():
+        notes.append(f"# The run had {place.size} processes: start it with the launcher that started them.")
+    lines = [
+        "#!/usr/bin/env bash",
+        *notes,
+        f"cd {quoted(os.getcwd())} || exit",
+        f"PATH={quoted(os.path.dirname(sys.executable))}:$PATH",
+        f"exec {line}",
+    ]
+    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    script.chmod(0o755)
+
+
+def is_resume_script(path: Path) -> bool:
+    """Whether `write_resume_script` has written this file."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return OURS.encode() in file.read(2 * len(OURS))
+
+
+def launcher() -> list[str]:
+    """The words of this run's command line before those of our program.
+
+    torchrun's are those of its process. Where they cannot be read (another system, another launcher), the environment
+    tells what it can.
+    """
+    if not under_torchrun():
+        return [python(), *(before(sys.argv, sys.orig_argv) or [])[1:]]
+    if words := torchrun_words(before(sys.argv, _words_of_parent())):
+        return words
+    place = launched()
+    # Several machines also need a rendezvous endpoint, which torchrun does not pass on.
+    several = ["--nnodes", str(place.machines), "..."] if place.machines > 1 else []
+    return [*torchrun(), "--nproc_per_node", str(place.local_size), *several]
+
+
+def before(end: Sequence[str], words: Sequence[str]) -> list[str] | None:
+    """What stands before the words ``end``; None if ``words`` does not end in them."""
+    n = len(words) - len(end)
+    return list(words[:n]) if n > 0 and list(words[n:]) == list(end) else None
+
+
+def torchrun_words(words: list[str] | None) -> list[str] | None:
+    """The start of torchrun's command line, with this interpreter's names; None if it is not torchrun's."""
+    if not words:
+        return None
+    if Path(words[0]).name == "torchrun":
+        return [*torchrun(), *words[1:]]
+    at = 1
+    while at < len(words) and words[at].startswith("-") and words[at] != "-m":  # the interpreter's options
+        at += 2 if words[at] in ("-X", "-W") else 1
+    if words[at : at + 1] == ["-m"] and words[at + 1 : at + 2] == ["torch.distributed.run"]:
+        return [python(), *words[1:]]
+    if at < len(words) and Path(words[at]).name == "torchrun":
+        run = torchrun() if at == 1 else [python(), *words[1:at], "-m", "torch.distributed.run"]
+        return [*run, *words[at + 1 :]]
+    return None
+
+
+def _words_of_parent() -> list[str]:
+    try:
+        content = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:  # not Linux, or it has died
+        return []
+    return [os.fsdecode(word) for word in content.split(b"\0")[:-1]]

@@ -54,6 +54,11 @@ class Option:
         """Whether it is a boolean (or a boolean that may be None, for "not given")."""
         return self.type in (bool, bool | None)
 
+    @property
+    def may_be_switched(self) -> bool:
+        """Whether ``--name`` alone turns it on: also an option with other values beside "on" and "off"."""
+        return self.is_switch or {"on", "off"} <= set(typing.get_args(self.type))
+
 
 def options_of(cls: type) -> dict[str, Option]:
     """All options of an options class by name, in the order they are declared.
@@ -110,12 +115,23 @@ def parse(cls: type[T], layer: Sequence[Words], default: T | None = None, descri
 
 
 def _as_flag(words: Words, options: Mapping[str, Option]) -> Words:
-    """Translate ``--packing off`` to tyro's form, ``--no_packing``; other words stay unchanged."""
+    """Translate a switch to tyro's forms: ``--packing off`` to ``--no_packing``, ``--resume`` to ``--resume on``.
+
+    Other words stay unchanged.
+    """
     name, values = _split_words(words)
-    option = options.get(name)
-    if option is None or not option.is_switch or len(values) != 1 or values[0].lower() not in SWITCH:
+    option, negated = options.get(name), options.get(name.removeprefix("no_"))
+    if option is not None and option.may_be_switched and len(values) == 1 and values[0].lower() in SWITCH:
+        value = SWITCH[values[0].lower()]
+    elif not values and option is not None and option.may_be_switched:
+        value = True
+    elif not values and option is None and negated is not None and negated.may_be_switched:
+        option, value = negated, False
+    else:
         return words
-    return [f"--{name}" if SWITCH[values[0].lower()] else f"--no_{name}"]
+    if option.is_switch:
+        return [f"--{option.name}" if value else f"--no_{option.name}"]
+    return [f"--{option.name}", "on" if value else "off"]
 
 
 def _split_words(words: Words) -> tuple[str, Words]:
@@ -179,7 +195,7 @@ def _error_in(cls: type, words: Words) -> str:
     options = options_of(cls)
     name, values = _split_words(words)
     negated = options.get(name.removeprefix("no_"))
-    if name not in options and negated is not None and negated.is_switch:
+    if name not in options and negated is not None and negated.may_be_switched:
         return f"--{name} takes no value (found '{' '.join(values)}')."
     if name not in options:
         return (
@@ -263,6 +279,8 @@ def _has_type_of(value: Any, read: Any) -> bool:
     """Whether a TOML value has the type that tyro parsed from it: ``lr = "1e-4"`` is text, not a number."""
     if isinstance(read, bool):
         return value is read or value == ("on" if read else "off")
+    if isinstance(value, bool):
+        return read == ("on" if value else "off")
     if isinstance(read, tuple):
         return isinstance(value, list) and all(_has_type_of(v, r) for v, r in zip(value, read, strict=True))
     return isinstance(value, str) if isinstance(read, Path) else value == read

@@ -39,11 +39,12 @@ from data.loader import StepLoader
 from data.source import draw_to_train, holdout, load_examples
 from data.task_file import save_task, task_hash
 from data.tasks import Task, get_task
-from train import options
+from train import options, starting
 from train.checkpointing import checkpoint, run_folder
 from train.config import TrainConfig
 from train.metrics import check_tensorboard
-from train.parallel.distributed import env_rank, pick_device
+from train.parallel.distributed import pick_device
+from train.parallel.launched import env_rank
 from train.parallel.mesh import MeshShape, lay_out_world
 from train.parallel.tensor_parallel import check_divides
 
@@ -116,7 +117,7 @@ def open_run(config: TrainConfig) -> Setup:
     task = get_task(config.data.task, config.data.joint_order, config.data.slot_answer, config.data.slot_tags)
     model = attempt(lambda: _open_model(config, task))
     examples = attempt(lambda: load_examples(task, "train", config.data.data))
-    attempt(lambda: _check_output(config))
+    attempt(lambda: _check_output(config, task))
     if config.log.tensorboard:
         attempt(check_tensorboard)
     options.report(problems)
@@ -132,6 +133,8 @@ def open_run(config: TrainConfig) -> Setup:
     log.info("training data: %s", samples.describe())
 
     loader = build_loader(config, samples, rank=env_rank() // shape.tensor, world_size=shape.n_data)
+    if repeats := describe_repeats(loader):
+        log.warning("warning: %s", repeats)
     total_steps = count_steps(config, loader)
     if config.optim.warmup_steps >= total_steps:
         raise UserError(
@@ -143,7 +146,12 @@ def open_run(config: TrainConfig) -> Setup:
         "training_data": hash_samples(samples),
         checkpoint.TASK_CONTENT: task_hash(task),
     }
-    resume_from = find_checkpoint(config, identity, task) if config.checkpoint.resume else None
+    resume_from = None
+    if checkpoint.steps_in(config.checkpoint.output / "checkpoints"):  # without --resume refused above
+        resume_from = find_checkpoint(config, identity, task)
+    elif starting.left_by_a_start(config.checkpoint.output):
+        log.info("note: %s has what a start left that ended before its first checkpoint. Starting from step 1.",
+                 config.checkpoint.output)  # fmt: skip
     return Setup(
         spec=spec,
         model_config=model_config,
@@ -203,6 +211,19 @@ def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size
         seed=config.train.seed,
         rank=rank,
         world_size=world_size,
+    )
+
+
+def describe_repeats(loader: StepLoader) -> str | None:
+    """What to say, and to set, if a step takes the training data more than once; else None."""
+    n, batch, unit = loader.units_per_epoch, loader.batch_size, loader.batch_unit
+    if batch <= n:
+        return None
+    rows = f", which fill {n} row(s) of --row_length {loader.row_length}," if unit == "rows" else ""
+    other = ", a smaller --row_length, or --batch_unit samples" if unit == "rows" else ""
+    return (
+        f"a step of --batch_size {batch} {unit} takes the {len(loader.samples)} training samples{rows} {batch / n:.1f} "
+        f"times. Set --batch_size to {n} or less{other}."
     )
 
 
@@ -318,17 +339,13 @@ def config_for_task(found: ModelConfig, spec: ModelSpec, task: Task, config: Tra
     return spec.architecture.with_task(found, task, config.model.head, folder)
 
 
-def _check_output(config: TrainConfig) -> None:
+def _check_output(config: TrainConfig, task: Task) -> None:
     """Check that the run folder is new or holds the run to resume; nothing is ever overwritten."""
     output = config.checkpoint.output
     if output.exists() and not output.is_dir():
         raise UserError(f"output = {output}: that is a file. Name a folder.")
     run_folder.check(output)
-    if config.checkpoint.resume:
-        if not checkpoint.steps_in(output / "checkpoints"):
-            raise UserError(f"--resume: there is no checkpoint in {output / 'checkpoints'}. Check --output.")
-    elif (output / "log.jsonl").exists() or (output / "checkpoints").exists():
-        raise UserError(f"output = {output} holds a run already. Continue it with --resume, or name another --output.")
+    starting.check_folder(config, task)
     parent = next(p for p in (output, *output.absolute().parents) if p.exists())
     if not (parent.is_dir() and _writable(parent)):
         raise UserError(f"output = {output}: {parent} is not writable.")
@@ -356,9 +373,8 @@ def find_checkpoint(config: TrainConfig, identity: dict[str, Any], task: Task, b
             f"--resume: none of the checkpoints in {checkpoints} is complete and undamaged. Restore one from a copy, "
             "or start a new run in another --output."
         )
-    state, values = checkpoint.read_state(folder), options.flatten(config)
-    if values["optim"] == "auto":  # keep what was chosen when the run started, even if another would fit now
-        values["optim"] = state.config["optim"]
+    state = checkpoint.read_state(folder)
+    values = checkpoint.keep_optimizer(options.flatten(config), state)
     checkpoint.check_fits(state, values, identity, folder, task)
     return folder
 

@@ -1,4 +1,5 @@
-"""What the ranks of a run settle together, before anything is loaded: equal options, and an undamaged checkpoint."""
+"""What the ranks of a run settle together, before anything is loaded: equal options, whether there is anything left to
+do, and an undamaged checkpoint."""
 
 from __future__ import annotations
 
@@ -41,6 +42,18 @@ def require_same(config: TrainConfig, setup: Setup) -> None:
             "the ranks were started differently. Start the same command, with the same files, on every machine.\n"
             + "\n".join(f"  {problem}" for problem in problems)
         )
+
+
+def is_finished(config: TrainConfig, setup: Setup) -> bool:
+    """Whether ``--resume auto`` finds the run with its last step taken and its model exported. Collective."""
+    done = False
+    if config.checkpoint.resume == "auto" and setup.resume_from is not None:
+        state = checkpoint.read_state(setup.resume_from)
+        exported = (config.checkpoint.output / "export" / checkpoint.TRAINING_FILE).is_file()
+        done = state.step >= setup.total_steps and not state.unscored and (exported or not config.checkpoint.export)
+    everyone = [done] * dist.get_world_size()
+    dist.all_gather_object(everyone, done)
+    return all(everyone)
 
 
 def skip_damaged(config: TrainConfig, setup: Setup) -> Setup:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +18,6 @@ from torch import nn
 
 from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.registry import costs_of
-from data.commands import quoted
 from data.decoder.rows import ANSWER
 from data.loader import StepBatch
 from train import options, stopping, trial
@@ -32,9 +30,10 @@ from train.errors import Interrupted, NotFinite, RunStopped
 from train.finite import require_finite_weights
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
-from train.next_command import eval_command
+from train.next_command import RESUME_SCRIPT, resume_command, scoring_advice, write_resume_script
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
-from train.parallel.distributed import World, all_sum, launcher
+from train.parallel.distributed import World, all_sum
+from train.parallel.launched import under_torchrun
 from train.parallel.parallelize import parallelize
 from train.resolve import describe_settings
 from train.run_export import export_run
@@ -46,7 +45,7 @@ log = logging.getLogger(__name__)
 def announcement() -> str:
     """What a run says as soon as it is told to stop."""
     grace = " torchrun waits 30 seconds for that, unless it was started with --shutdown-timeout."
-    return "finishing this step, then saving." + (grace if launcher()[0] == "torchrun" else "")
+    return "finishing this step, then saving." + (grace if under_torchrun() else "")
 
 
 def rank_seed(seed: int, rank: int, step: int) -> int:
@@ -105,6 +104,9 @@ class Trainer:
         log.info("%s", describe_settings(config))
         sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
         self.saver = open_saver(config, sizes, setup.total_steps, setup.resume_from, world)
+        self.again = resume_command(config)  # now: torchrun may have died when it is needed
+        if world.is_main:
+            write_resume_script(self.again, self.output)
         with self._explained("building the model"):
             self._build_model()
         if config.eval.eval_every:
@@ -205,12 +207,8 @@ class Trainer:
 
     def _next(self) -> str:
         """What to do with the trained model."""
-        device, config = self.world.device, self.config
-        exported, last = self.output / "export", checkpoint.step_folder(self.checkpoints, self.step)
-        gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
         n_parameters = sum(p.numel() for p in self.model.parameters())
-        folder = exported if config.checkpoint.export else last
-        return f"To score the model:\n  {eval_command(config, folder, n_parameters, gpu_bytes)}"
+        return scoring_advice(self.config, self.step, n_parameters, self.world.device)
 
     def _loop(self) -> None:
         config, total = self.config, self.setup.total_steps
@@ -329,13 +327,12 @@ class Trainer:
     def _interrupt(self) -> None:
         self._save()
         self.saver.finish()
-        again = [*launcher(), *sys.argv, *([] if self.config.checkpoint.resume else ["--resume"])]
         self.log.event("interrupted", step=self.step)
         signum = self.stop.signum or signal.SIGTERM
         raise Interrupted(
             f"interrupted: stopped after step {self.step} of {self.setup.total_steps}, saved to "
-            f"{checkpoint.step_folder(self.checkpoints, self.step)}. To continue:\n"
-            f"  {' '.join(map(quoted, again))}",
+            f"{checkpoint.step_folder(self.checkpoints, self.step)}. To continue:\n  {self.again}\n"
+            f"{self.output / RESUME_SCRIPT} has this command, too.",
             signum,
         )
 

@@ -38,7 +38,7 @@ from eval.progress import Progress
 from eval.report import show_details
 from eval.results import Results, field_kinds, versions, write_run
 from train.errors import Interrupted, RunStopped
-from train.parallel.distributed import env_world_size
+from train.parallel.launched import env_world_size
 
 log = logging.getLogger("eval")
 

@@ -36,7 +36,8 @@ from eval.score import request_lengths
 from eval.setup import ModelSetup, build_model, open_model
 from eval.weights import fingerprint
 from train.errors import Interrupted
-from train.parallel.distributed import World, env_rank, pick_device, resolve_precision, start
+from train.parallel.distributed import World, pick_device, resolve_precision, start
+from train.parallel.launched import env_rank
 from train.parallel.mesh import lay_out_world
 
 log = logging.getLogger("eval")

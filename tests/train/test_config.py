@@ -122,18 +122,18 @@ def test_the_saved_config_gives_the_same_run(tmp_path: Path) -> None:
 
 
 def test_flags_with_and_without_values() -> None:
-    assert load_config([*BASE, "--resume"]).checkpoint.resume
-    assert not load_config([*BASE, "--resume", "--no_resume"]).checkpoint.resume
+    assert load_config([*BASE, "--resume"]).checkpoint.resume == "on"
+    assert load_config([*BASE, "--resume", "--no_resume"]).checkpoint.resume == "off"
     assert load_config([*BASE, "--batch-size", "9"]).batch.batch_size == 9
     assert load_config([*BASE, "--weight_decay", "1e-2"]).optim.weight_decay == 0.01
-    assert "--resume = 'yes': expected true or false" in refusal("--resume=yes")
+    assert "--resume = 'yes': expected on | off | auto" in refusal("--resume=yes")
     assert "--no_resume takes no value (found 'on')" in refusal("--no_resume", "on")
     assert "--lr needs a value: a number." in refusal("--lr")
 
 
 def test_every_boolean_is_given_in_all_its_forms() -> None:
     switches = [option for option in options.options_of(TrainConfig).values() if option.is_switch]
-    assert {"packing", "export", "resume", "plan"} <= {option.name for option in switches}
+    assert {"packing", "export", "plan"} <= {option.name for option in switches}
     forms = {
         True: ["--{}", "--{} on", "--{}=on", "--{} true"],
         False: ["--no_{}", "--{} off", "--{}=off", "--{} false"],
@@ -147,6 +147,27 @@ def test_every_boolean_is_given_in_all_its_forms() -> None:
                 assert options.flatten(load_config([*BASE, *argv]))[option.name] is wanted, argv
 
 
+@pytest.mark.parametrize("name", ["resume", "async_save"])
+def test_a_switch_may_have_one_more_value(name: str, tmp_path: Path) -> None:
+    forms = {"on": [[], ["on"], ["true"]], "off": [["off"], ["False"]], "auto": [["auto"]]}
+    for wanted, written in forms.items():
+        for values in written:
+            argv = [f"--{name}", *values]
+            assert options.flatten(load_config([*BASE, *argv]))[name] == wanted, argv
+            if values:
+                assert options.flatten(load_config([*BASE, "=".join(argv)]))[name] == wanted, argv
+    assert options.flatten(load_config([*BASE, f"--{name}", "auto", f"--no_{name}"]))[name] == "off"
+    # As older code wrote it, and as it is written now.
+    for text, wanted in (("true", "on"), ("false", "off"), ('"on"', "on"), ('"off"', "off"), ('"auto"', "auto")):
+        (tmp_path / "run.toml").write_text(f"[checkpoint]\n{name} = {text}\n")
+        config = load_config([*BASE, "--config", str(tmp_path / "run.toml")])
+        assert options.flatten(config)[name] == wanted
+        (tmp_path / "again.toml").write_text(options.to_toml(config))
+        again = load_config([*BASE, "--config", str(tmp_path / "again.toml")])
+        assert options.flatten(again)[name] == wanted
+    assert options.flatten(load_config([*BASE, "--config", str(tmp_path / "run.toml"), f"--no_{name}"]))[name] == "off"
+
+
 @pytest.mark.parametrize(
     ("argv", "want"),
     [
@@ -157,7 +178,8 @@ def test_every_boolean_is_given_in_all_its_forms() -> None:
         (["--schedule", "liner"], "linear | cosine | constant"),
         (["--batch_size", "2.5"], "a whole number"),
         (["--packing", "maybe"], "--packing = 'maybe': expected true or false."),
-        (["--async_save", "true"], "auto | on | off"),
+        (["--async_save", "maybe"], "auto | on | off"),
+        (["--resume", "maybe"], "--resume = 'maybe': expected on | off | auto."),
         (["--lr", "1e-4", "stray"], "'stray' is not an option"),
         (["--no_lr"], "unknown option --no_lr. Did you mean '--lr'?"),
         (["--optim_reason", "x"], "unknown option --optim_reason."),
@@ -212,9 +234,11 @@ def test_any_other_llama_needs_a_folder() -> None:
         ('lr = "1e-4"', 'lr = "1e-4": expected a number'),
         ("batch_size = 2.5", "a whole number"),
         ("batch_size = true", "a whole number"),
-        ("resume = 1", "true or false"),
+        ("resume = 1", "on | off | auto"),
+        ('resume = "yes"', "on | off | auto"),
         ('packing = "maybe"', 'packing = "maybe": expected true or false'),
-        ("async_save = true", "auto | on | off"),
+        ("async_save = 1", "auto | on | off"),
+        ("optim = true", "adamw"),
         ("data = 5", "data = 5: expected text"),
         ('steps = "None"', "a whole number"),
         ("optim_reason = 'x'", "unknown key 'optim_reason'"),

@@ -1,13 +1,16 @@
-"""How the training split is divided."""
+"""How the training split is divided, and how often a step takes it."""
 
 from __future__ import annotations
+
+import pytest
 
 from data.decoder.fewshot import choose_shots
 from data.source import load_examples
 from data.tasks import TASKS
 from train import options
 from train.config import TrainConfig
-from train.setup import divide
+from train.resolve import load_config
+from train.setup import divide, open_run
 
 
 def test_holding_out_changes_no_few_shot_examples() -> None:
@@ -39,3 +42,28 @@ def test_few_shot_examples_have_a_choice_and_a_seed_of_their_own() -> None:
 def test_ids_of_examples_are_saved_with_the_options() -> None:
     config = options.build(TrainConfig, [dict(shots_choice="ids", shot_ids=("a", "b c"))])
     assert 'shot_ids = ["a", "b c"]' in options.to_toml(config)
+
+
+def test_a_step_that_takes_the_data_several_times_says_so(
+    train_args: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(*more: str) -> str:
+        caplog.clear()
+        setup = open_run(load_config([*train_args, *more]))
+        steps = setup.loader.batch_size / setup.loader.units_per_epoch
+        assert ("a step of --batch_size" in caplog.text) == (steps > 1)
+        return caplog.text
+
+    # 24 samples of about 70 tokens fill 2 rows of 1024.
+    text = said("--batch_unit", "rows", "--batch_size", "8")
+    assert (
+        "a step of --batch_size 8 rows takes the 24 training samples, which fill 2 row(s) of --row_length 1024, "
+        in text
+    )
+    assert "4.0 times. Set --batch_size to 2 or less, a smaller --row_length, or --batch_unit samples." in text
+    assert "times" not in said("--batch_unit", "rows", "--batch_size", "2")
+    text = said("--batch_size", "60")
+    assert (
+        "a step of --batch_size 60 samples takes the 24 training samples 2.5 times. Set --batch_size to 24 or" in text
+    )
+    assert "times" not in said("--batch_size", "24")

@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.commands import python
 from data.errors import UserError
-from tests.launching import ROOT, TICKETS, command, environment
+from tests.launching import ROOT, TICKETS, command, environment, pretend
 from train.parallel.distributed import World
 from train.resolve import load_config
 from train.setup import open_run
@@ -158,7 +159,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert stopped["event"] == "interrupted" and 3 <= stopped["step"] < 24, output
     assert f"{number.name}: finishing this step" in output and "--resume" in output
     assert ("--shutdown-timeout" in output) == (ranks == 2)
-    assert ("  torchrun --nproc_per_node 2 " if ranks == 2 else "  python ") in output
+    start = f"{python()} -m torch.distributed.run --standalone --nproc_per_node 2" if ranks == 2 else python()
+    assert f"To continue:\n  {start} {TRAIN} --model" in output and "--resume auto\n" in output
+    assert f"{run / 'resume.sh'} has this command" in output and start in (run / "resume.sh").read_text()
     if ranks == 1:
         assert process.returncode == 128 + number and "Traceback" not in output
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step_{stopped['step']:06d}"]
@@ -235,7 +238,7 @@ def test_not_a_number_exits_with_status_3(launch: Launch, train_args: list[str])
 
 
 def test_fewer_samples_than_ranks(train_args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    pretend(monkeypatch, 2)
     with pytest.raises(UserError, match="Fewer samples than ranks: 1 samples for 2 ranks"):
         open_run(load_config([*train_args, "--limit", "1"]))
 

@@ -244,6 +244,11 @@ def check_fits(
         )
 
 
+def keep_optimizer(values: dict[str, Any], state: RunState) -> dict[str, Any]:
+    """Options with "auto" replaced by what it chose when the run started, even if another would fit now."""
+    return values | {"optim": state.config["optim"]} if values["optim"] == "auto" else values
+
+
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a checkpoint stores them: paths are texts, tuples are lists."""
     return json.loads(json.dumps(values, default=str))

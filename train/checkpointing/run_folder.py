@@ -74,6 +74,11 @@ def has_run(output: Path) -> bool:
     return _is_log(output / "log.jsonl") or bool(checkpoints_in(output))
 
 
+def has_config(output: Path) -> bool:
+    """Whether a start has written its options into this folder."""
+    return any(path.exists() and _is_config(path) for path in (output / CONFIG, output / OTHER_CONFIG))
+
+
 def _is_log(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
@@ -89,8 +94,7 @@ def check(output: Path) -> None:
         UserError: names everything that is in the way.
     """
     taken, started = [], has_run(output)
-    configs = [output / name for name in (CONFIG, OTHER_CONFIG)]
-    prepared = started or any(path.exists() and _is_config(path) for path in configs)  # config.toml is written first
+    prepared = started or has_config(output)  # config.toml is written first
     for name in EXPORTS:
         hidden = (new_folder(output / name), old_folder(output / name))
         for folder in (output / name, *hidden):

@@ -60,6 +60,7 @@ from train.checkpointing.disk_space import (
 from train.config import TrainConfig
 from train.errors import RunStopped
 from train.parallel.distributed import World
+from train.parallel.launched import launched
 
 log = logging.getLogger(__name__)
 
@@ -382,7 +383,7 @@ def open_saver(
         for folder in leftovers(options.output, options.keep, resume_from):
             log.info("removing %s: incomplete, or older than the %d checkpoints to keep", folder, options.keep)
             run_folder.discard(folder, ours=True)
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    ranks_here = launched().local_size
     ranks_a_copy = world.size // world.shape.replicate
     copy_bytes = sizes.checkpoint * ranks_here // ranks_a_copy
     if world.device.type == "cuda":

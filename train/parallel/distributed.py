@@ -7,7 +7,6 @@ CPU and NCCL on CUDA; on CUDA there is a gloo group as well, for checkpoints and
 from __future__ import annotations
 
 import logging
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -22,7 +21,10 @@ from data import terminal
 from data.errors import UserError
 from train import stopping
 from train.errors import Interrupted, RunStopped
+from train.parallel.launched import env_rank, env_world_size, launched, left_over, meet
 from train.parallel.mesh import MeshShape
+
+log = logging.getLogger(__name__)
 
 # Before a rank prints an error that rank 0 prints too, or that another rank's exit has caused, it waits this long.
 # torchrun normally kills it first, so the cause is printed once. If no other rank prints, this one does.
@@ -62,25 +64,6 @@ class World:
         return self.rank == 0
 
 
-def env_rank() -> int:
-    """This process's rank from torchrun's environment, known before there is a process group; 0 without torchrun."""
-    return int(os.environ.get("RANK", 0))
-
-
-def env_world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def launcher() -> list[str]:
-    """The start of the command line, before the script's name, as far as the environment tells."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ["python"]
-    per_node, machines = os.environ["LOCAL_WORLD_SIZE"], os.environ["GROUP_WORLD_SIZE"]
-    # Several machines also need a rendezvous endpoint, which torchrun does not pass on.
-    several = ["--nnodes", machines, "..."] if machines != "1" else []
-    return ["torchrun", "--nproc_per_node", per_node, *several]
-
-
 def resolve_device(wanted: str) -> str:
     """What ``--device`` means on this machine, "cpu" or "cuda": "auto" is CUDA if available."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
@@ -108,30 +91,42 @@ def pick_device(wanted: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("device = cuda: PyTorch finds no CUDA device. Use --device cpu or a machine with a GPU.")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    place = launched()
+    if place.local_rank is None and place.size > 1:
+        raise UserError(
+            "the environment has no LOCAL_RANK, so this rank does not know its GPU. Start with torchrun, or let your "
+            "launcher set it to the number of the rank on its machine."
+        )
+    local_rank = place.local_rank or 0
     if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"{os.environ['LOCAL_WORLD_SIZE']} ranks on this machine, but only {torch.cuda.device_count()} GPUs. "
-            "Start torchrun with a smaller --nproc_per_node."
+            f"{place.local_size} ranks on this machine, but only {torch.cuda.device_count()} GPUs. Start torchrun with "
+            "a smaller --nproc_per_node."
         )
     return torch.device("cuda", local_rank)
 
 
 def start(device: torch.device, shape: MeshShape | None = None, timeout: timedelta = timedelta(minutes=30)) -> World:
-    """Join torchrun's process group, or make one of a single rank. ``shape`` None: sharded over all ranks."""
+    """Join the launcher's process group, or make one of a single rank. ``shape`` None: sharded over all ranks.
+
+    Raises:
+        UserError: the launcher's environment is not whole, or the ranks do not find each other.
+    """
+    me = launched()
+    if note := left_over():
+        log.info("note: %s", note)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "TORCHELASTIC_RUN_ID" in os.environ or "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:  # a hash store needs no port, so no port can collide
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    # A hash store needs no port, so no port can collide.
+    store = meet(me, timeout) if me.size > 1 else dist.HashStore()
+    dist.init_process_group(backend, store=store, rank=me.rank, world_size=me.size, timeout=timeout)
     return place(device, shape or MeshShape(shard=dist.get_world_size()))
 
 
 def place(device: torch.device, shape: MeshShape) -> World:
     """Lay out the ranks of the process group in ``shape``; returns this process's view. Collective."""
-    size, local_rank = dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0))
+    size, local_rank = dist.get_world_size(), launched().local_rank or 0
     assert shape.n_ranks == size, (shape, size)
     mesh, data_group = shape.build(device.type), None
     if shape.tensor > 1:

@@ -17,13 +17,13 @@ over the mesh is in `train/parallel/parallelize.py`.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from data.errors import UserError
+from train.parallel.launched import launched
 
 Sharding = Literal["full", "hybrid"]
 
@@ -107,11 +107,10 @@ def lay_out_world(*, tp: int = 1, sharding: Sharding = "full", nodes: int | None
     """`lay_out` for the ranks that torchrun started (one without torchrun); needs no process group.
 
     Raises:
-        UserError: see `lay_out`; or the machines have different numbers of ranks.
+        UserError: see `lay_out` and `launched`; or the machines have different numbers of ranks.
     """
-    n_ranks = int(os.environ.get("WORLD_SIZE", 1))
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", n_ranks))
-    machines = int(os.environ.get("GROUP_WORLD_SIZE", n_ranks // per_node))
+    place = launched()
+    n_ranks, per_node, machines = place.size, place.local_size, place.machines
     if per_node * machines != n_ranks:
         raise UserError(
             f"{n_ranks} ranks on {machines} machines, and {per_node} of them on this one: start torchrun with the same "

@@ -8,7 +8,6 @@ them. What is missing is assumed, and the plan lists what it assumes. `train.pla
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -27,7 +26,8 @@ from train import options
 from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
 from train.optim.optimizer import OPTIMIZERS, is_fused
-from train.parallel.distributed import World, env_world_size
+from train.parallel.distributed import World
+from train.parallel.launched import env_world_size, launched
 from train.parallel.mesh import MeshShape, lay_out
 from train.planning.advice import Job, check_enough, choose_optimizer
 from train.planning.checkpoint import find_config, find_tokenizer
@@ -196,7 +196,7 @@ def settle_optimizer(config: TrainConfig, setup: Setup, world: World) -> TrainCo
         assert config.optim.optim != "auto", "resolve_auto decides on a CPU"
         return config
     memory = _smallest_gpu(world)
-    ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    ranks_per_node = launched().local_size
     job = make_job(config, setup.spec, setup.model_config, world.shape, ranks_per_node, setup.loader)
     if config.optim.optim == "auto":
         name, why = choose_optimizer(job, memory)

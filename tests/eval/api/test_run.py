@@ -27,6 +27,7 @@ from eval.resolve import load_config
 from eval.results import read_predictions, read_results
 from tests.eval.api.conftest import gold
 from tests.eval.api.server import MODEL, completion, cut_off, document, drop, error, hang, send
+from tests.launching import pretend
 
 OVER_QUOTA = error(429, "You exceeded your current quota", code="insufficient_quota", type="insufficient_quota")
 TOO_LONG = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens."
@@ -357,7 +358,7 @@ def test_without_the_package(run, server, monkeypatch):
 
 
 def test_under_torchrun(run, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    pretend(monkeypatch, 2)
     with pytest.raises(UserError, match="Run eval.py alone, not under torchrun"):
         run()
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from checkpoints_tools.registry import MODELS
 from data.errors import UserError
+from tests.launching import pretend
 from train.config import FREE_ON_RESUME
 from train.parallel.mesh import MeshShape, lay_out, lay_out_world
 from train.resolve import load_config
@@ -59,8 +60,7 @@ def test_torchrun_says_how_many_machines(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert lay_out_world() == MeshShape(1, 1, 1), "without torchrun"
-    for name, value in {"WORLD_SIZE": "12", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "3"}.items():
-        monkeypatch.setenv(name, value)
+    pretend(monkeypatch, 12, LOCAL_WORLD_SIZE=4, GROUP_WORLD_SIZE=3)
     assert lay_out_world(sharding="hybrid", tp=2) == MeshShape(3, 2, 2)
     for local in ("8", "2"):  # as seen on either of two machines that have 8 and 4
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
@@ -84,8 +84,7 @@ def test_the_options_are_checked_and_free_on_resume() -> None:
 def test_a_run_says_all_that_does_not_divide_before_it_starts_processes(
     tiny_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
+    pretend(monkeypatch, 4, LOCAL_WORLD_SIZE=4, GROUP_WORLD_SIZE=1)
     run = [*RUN, "--checkpoint", str(tiny_tokenizer), "--output", str(tmp_path / "run"), "--device", "cpu"]
     with pytest.raises(UserError) as error:
         open_run(load_config([*run, "--tp", "2", "--nodes", "3"]))

@@ -21,7 +21,7 @@ from data.loader import StepLoader
 from data.packing import PADDING_DOC
 from data.source import load_examples
 from model.attention import allowed
-from tests.launching import ROOT, TICKETS
+from tests.launching import ROOT, TICKETS, pretend
 from tests.meta_reference import random_weights, write_meta_folder, write_rank_file
 from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
 from train.optim.optimizer import OPTIMIZERS
@@ -215,6 +215,7 @@ def settled(monkeypatch, memory: int, words: str, n: int = 8, resumed: Path | No
     )
     world = SimpleNamespace(device=torch.device("cuda"), shape=MeshShape(shard=n), size=n)
     monkeypatch.setattr(train.planning.plan, "_smallest_gpu", lambda world: memory)
+    pretend(monkeypatch, n)
     return settle_optimizer(config, setup, world)
 
 
