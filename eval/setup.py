@@ -42,6 +42,7 @@ from eval.config import EvalConfig
 from eval.decoder.tensor_parallel import to_plain_tensors
 from eval.encoder.task import encoder_task, needs_toml, output_order
 from eval.job import ScoringJob
+from eval.output import default_output
 from eval.weights import Weights, find_weights, head_labels, model_config, trained_length
 from model.encoder import EncoderConfig
 from train.checkpointing.checkpoint import load_model
@@ -135,7 +136,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         | {
             "examples": choose_examples(found.task, found.prompt, options, missing),
             "name": options.name or name,
-            "output": options.output or Path("runs/eval") / folder,
+            "output": options.output or default_output(folder, options.split, options.limit),
             "missing": tuple(missing),
         }
     )

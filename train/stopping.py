@@ -50,6 +50,7 @@ _stop = Stop()
 _lock = threading.Lock()
 _held: str | None = None  # what is said when a stop is noted inside of `held`
 _second_ends = False
+_told: Callable[[], None] | None = None
 _watching = False
 _sentences: list[Callable[[], str]] = []
 
@@ -72,21 +73,22 @@ def watch() -> None:
 
 
 @contextmanager
-def held(announcement: str, second_ends: bool = False) -> Iterator[Stop]:
+def held(announcement: str, second_ends: bool = False, told: Callable[[], None] | None = None) -> Iterator[Stop]:
     """While the block runs, a stop is only noted; rank 0 then prints why, and ``announcement``.
 
     Args:
         second_ends: a second signal ends the process at once. Not for programs that torchrun may start.
+        told: called in another thread when a stop is noted, for programs that do not look at ``Stop.noted``.
     """
-    global _held, _second_ends
+    global _held, _second_ends, _told
     with _lock:
         assert _held is None, "held twice"
-        _held, _second_ends = announcement, second_ends
+        _held, _second_ends, _told = announcement, second_ends, told
     try:
         yield _stop
     finally:
         with _lock:
-            _held = None
+            _held = _told = None
 
 
 @contextmanager
@@ -116,15 +118,18 @@ def _watch(reader: int, launcher: int | None) -> None:
 
 def _note(signum: int, why: str) -> None:
     with _lock:
-        first, announcement = not _stop.noted, _held
+        first, announcement, told = not _stop.noted, _held, _told
         if first:
             _stop.signum, _stop.why = signum, why
     terminal.hurry()
     if announcement is None and first or announcement is not None and not first and _second_ends:
         sentences = " ".join(filter(None, (sentence() for sentence in _sentences)))
         leave(128 + signum, f"{why}: stopped. {sentences}".rstrip())
-    elif first and _is_main():
-        terminal.say(f"\n{why}: {announcement}")
+    elif first:
+        if told is not None:
+            told()
+        if _is_main():
+            terminal.say(f"\n{why}: {announcement}")
 
 
 def leave(status: int, message: str = "") -> None:
