@@ -13,6 +13,8 @@ import pytest
 
 from data.errors import UserError
 from eval import kept_lines
+from eval.api.run import run_api
+from eval.resolve import load_config
 from eval.results import PREDICTIONS, RESULTS, read_predictions, read_results
 from tests.eval.api.server import document
 from tests.launching import ROOT, environment
@@ -268,3 +270,17 @@ def test_documents_differ_in_these_tests(run, server):
     """Requests are counted by their document."""
     run("--limit", 1000)
     assert len(server.asked) == len(server.bodies) and document(server.bodies[0])
+
+
+def test_without_an_output_every_limit_has_its_result_and_no_answer_is_paid_twice(
+    words, server, tmp_path, monkeypatch, printed
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no_vocabulary"))
+    words = [*words[: words.index("--output")], *words[words.index("--output") + 2 :], "--task", "massive_intent"]
+    for limit in (2, 4):
+        run_api(load_config([*words, "--limit", str(limit)]))
+        output = tmp_path / f"runs/eval/fake-massive_intent-0shot-limit{limit}"
+        assert read_results(output).metrics["n_examples"] == limit == len(server.bodies)
+        assert sorted(path.name for path in output.iterdir()) == [PREDICTIONS, RESULTS]
+    assert [path.name for path in (tmp_path / "runs/eval/fake-massive_intent-0shot").iterdir()] == ["answers.jsonl"]
