@@ -29,6 +29,7 @@ import logging
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.registry import ApiModel, get_model
@@ -38,20 +39,31 @@ from data.tasks import TokenField
 from eval.api.run import run_api
 from eval.combine import combine
 from eval.gather import ScoreResult
+from eval.identity import identity_of
 from eval.job import ScoringRanks
 from eval.lengths import warn_of_length
 from eval.memory import ScoringLoad, check_fits, usable_now
+from eval.output import check_free, output_folder
+from eval.partial import PartialAnswers, open_partial_answers
 from eval.plan import describe as describe_plan
 from eval.plan import make_plan
 from eval.progress import Progress
 from eval.report import compare, show_details
 from eval.resolve import load_config
-from eval.results import Results, field_kinds, versions, write_run
+from eval.results import Results, field_kinds, hash_examples, versions, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
 from eval.weights import hash_weights, trained_with
-from train.parallel.distributed import pick_device, resolve_precision, run_guarded, set_up_logging, start
-from train.parallel.mesh import lay_out_world
+from train.parallel.distributed import (
+    env_rank,
+    env_world_size,
+    pick_device,
+    resolve_precision,
+    run_guarded,
+    set_up_logging,
+    start,
+)
+from train.parallel.mesh import MeshShape, lay_out_world
 
 log = logging.getLogger("eval")
 
@@ -84,11 +96,43 @@ def run(options: EvalConfig) -> None:
     shape = lay_out_world(tp=options.tp)
     setup = open_scoring(options)
     precision = resolve_precision(options.precision, device.type)
-    job = setup.job
+    results = describe(setup, precision, device)
+    # Ranks of one tensor-parallel group decode the same examples; replicas decode different ones.
+    rank = env_rank() // options.tp if env_rank() % options.tp == 0 else None
+    identity = identity_of(setup, precision, results.weights)
+    with output_folder(setup.output):
+        check_free(setup.output, results)
+        with open_partial_answers(setup.output, len(setup.job.examples), identity, rank) as partial:
+            with stopping.saying(partial.kept):
+                result = answer_all(setup, precision, device, shape, partial)
+            if env_rank() == 0:
+                results.metrics, results.counts, results.cost = result.metrics, result.counts, result.cost
+                results.settings["kept_answers"] = len(partial.answers)
+                write_run(setup.output, results, result.predictions)
+            dist.barrier()
+            partial.remove()
+    if env_rank() == 0:
+        if n_cut := result.counts["not_stopped"]:
+            n = len(result.predictions)
+            log.info("%d of %d answers ran into their limit of tokens (--max_new_tokens)", n_cut, n)
+        show_details(results)
+        if partial.answers:
+            n_new = len(result.predictions) - len(partial.answers)
+            log.info("continued: seconds and computed tokens are those of the last %d examples", n_new)
+        log.info("written to %s", setup.output)
+        log.info("To label new text, here one line of it:\n  echo 'some text' | %s", predict_command(setup))
+
+
+def answer_all(
+    setup: ScoringSetup, precision: str, device: torch.device, shape: MeshShape, partial: PartialAnswers
+) -> ScoreResult:
+    """Load the model, and let it answer what is left."""
+    options, job = setup.options, setup.job
     if device.type == "cuda":
         load = ScoringLoad(setup.spec, setup.config, DTYPES[precision], request_lengths(job), job.max_batch_tokens)
         check_fits(load, options.tp, shape.n_data, usable_now(device))
     world = start(device, shape)
+    partial.agree()
     log.info("scoring %s on %s (%s): %d examples, %s, %d rank(s) on %s", setup.weights.path, setup.task.name,
              options.split, len(job.examples), precision, world.size, device.type)  # fmt: skip
     if setup.prompt is not None:
@@ -98,23 +142,15 @@ def run(options: EvalConfig) -> None:
         warn_of_length(setup)
     else:
         log.info("documents are cut to %d tokens, packed into rows of %d", job.max_length, job.max_batch_tokens)
-    # Ranks of one tensor-parallel group decode the same examples; replicas decode different ones.
     n_replicas = world.shape.n_data
+    if partial.done:
+        log.info("continuing: %d of %d examples are answered in %s",
+                 len(partial.done), len(job.examples), setup.output)  # fmt: skip
     if options.tp > 1:
         log.info("%d replica(s) of the model, each split over %d ranks", n_replicas, options.tp)
     model = build_model(setup, precision, device, world.mesh["tensor"] if options.tp > 1 else None)
-    weights_hash = hash_weights(setup.weights.path) if world.is_main else ""
-    with Progress(len(job.examples), n_replicas, show=world.is_main) as progress:
-        result = score(model, job, ScoringRanks.of(world), progress.advance)
-    if world.is_main:
-        results = describe(setup, result, precision, world.size, device)
-        results.weights = weights_hash
-        write_run(setup.output, results, result.predictions)
-        if n_cut := result.counts["not_stopped"]:
-            log.info("%d of %d answers ran into their limit of tokens (--max_new_tokens)", n_cut, len(job.examples))
-        show_details(results)
-        log.info("written to %s", setup.output)
-        log.info("To label new text, here one line of it:\n  echo 'some text' | %s", predict_command(setup))
+    with Progress(len(job.examples), n_replicas, world.is_main, len(partial.done)) as progress:
+        return score(model, job, ScoringRanks.of(world), progress.advance, partial)
 
 
 def predict_command(setup: ScoringSetup) -> str:
@@ -130,8 +166,8 @@ def predict_command(setup: ScoringSetup) -> str:
     return command("predict.py", options, ranks=given.tp)
 
 
-def describe(setup: ScoringSetup, result: ScoreResult, precision: str, n_ranks: int, device: torch.device) -> Results:
-    """Collect the contents of ``results.json``."""
+def describe(setup: ScoringSetup, precision: str, device: torch.device) -> Results:
+    """Collect the contents of ``results.json`` that are known before the first answer: all but the figures."""
     options = setup.options
     data = Path(options.data).name if options.data else setup.task.dataset
     return Results(
@@ -140,13 +176,11 @@ def describe(setup: ScoringSetup, result: ScoreResult, precision: str, n_ranks: 
         fields=field_kinds(setup.task),
         data=data,
         split=options.split,
-        metrics=result.metrics,
+        metrics={},
         model=setup.spec.name,
         checkpoint=setup.weights.name,
         shots=len(setup.prompt.shots) if setup.prompt is not None else 0,
         prompt=setup.prompt.record() if setup.prompt is not None else None,
-        counts=result.counts,
-        cost=result.cost,
         settings={
             "fine_tuned": setup.fine_tuned,
             "answers": {f.name: f.answer for f in setup.task.fields if isinstance(f, TokenField)}
@@ -159,12 +193,14 @@ def describe(setup: ScoringSetup, result: ScoreResult, precision: str, n_ranks: 
             "batch_tokens": options.batch_tokens,
             "limit": options.limit,
             "seed": options.seed,
-            "ranks": n_ranks,
+            "ranks": env_world_size(),
             "tp": options.tp,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
         },
         versions=versions(),
+        weights=hash_weights(setup.weights.path),
+        examples=hash_examples(setup.job.examples),
     )
 
 

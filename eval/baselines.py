@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,8 +33,9 @@ from data.files.paths import PathText, parsed_paths
 from data.source import draw_to_score, draw_to_train, holdout, load_examples
 from data.tasks import ClassField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
+from eval.output import check_free, output_folder
 from eval.report import show_comparison
-from eval.results import Prediction, Results, field_kinds, versions, write_run
+from eval.results import Prediction, Results, field_kinds, hash_examples, versions, write_run
 from train.parallel.distributed import run_guarded, set_up_logging
 
 log = logging.getLogger(__name__)
@@ -141,7 +143,8 @@ def run_baselines(config: BaselineConfig) -> list[Results]:
     """Train, score and write both baselines.
 
     Raises:
-        UserError: unknown task, missing data, or nothing to train on.
+        UserError: unknown task, missing data, nothing to train on, or output folders that cannot be written or have
+            other results.
     """
     task = get_task(config.task)
     train = load_examples(task, "train", config.data)
@@ -155,36 +158,52 @@ def run_baselines(config: BaselineConfig) -> list[Results]:
         test = draw_to_score(test, config.score_limit, config.seed)
     if not train or not test:
         raise UserError(f"{task.name}: {len(train)} training and {len(test)} {config.split} examples; both are needed.")
-    written = []
-    for key, system in SYSTEMS.items():
-        start = time.perf_counter()
-        answers = majority(task, train, test) if key == "majority" else tfidf_lr(task, train, test, config.seed)
-        seconds = time.perf_counter() - start
-        names = {field.name for field in task.fields}
-        predictions = [
-            Prediction(
-                id=example.id,
-                gold={name: value for name, value in example.labels.items() if name in names},
-                gold_bio={name: tags for name, tags in example.bio.items() if name in names},
-                raw="",
-                parsed=answer,
-            )
-            for example, answer in zip(test, answers, strict=True)
-        ]
-        results = Results(
-            system=system,
-            task=task.name,
-            fields=field_kinds(task),
-            data=Path(config.data).name if config.data else task.dataset,
-            split="train, held out" if config.holdout else config.split,
-            metrics=compute_metrics(task, test, predictions),
-            settings={"seed": config.seed, "train_examples": len(train), "train_and_predict_seconds": seconds},
-            versions=versions(),
+    with ExitStack() as stack:
+        new = {key: _about(config, task, system, train, test) for key, system in SYSTEMS.items()}
+        for key, results in new.items():
+            stack.enter_context(output_folder(config.output / key))
+            check_free(config.output / key, results)
+        for key, results in new.items():
+            _run(config, task, key, results, train, test)
+    return list(new.values())
+
+
+def _about(config: BaselineConfig, task: Task, system: str, train: list[Example], test: list[Example]) -> Results:
+    """The results but for the figures."""
+    return Results(
+        system=system,
+        task=task.name,
+        fields=field_kinds(task),
+        data=Path(config.data).name if config.data else task.dataset,
+        split="train, held out" if config.holdout else config.split,
+        metrics={},
+        settings={"seed": config.seed, "train_examples": len(train)},
+        versions=versions(),
+        examples=hash_examples(test),
+    )
+
+
+def _run(
+    config: BaselineConfig, task: Task, key: str, results: Results, train: list[Example], test: list[Example]
+) -> None:
+    """Train and score one baseline; completes and writes its results."""
+    start = time.perf_counter()
+    answers = majority(task, train, test) if key == "majority" else tfidf_lr(task, train, test, config.seed)
+    results.settings["train_and_predict_seconds"] = seconds = time.perf_counter() - start
+    names = {field.name for field in task.fields}
+    predictions = [
+        Prediction(
+            id=example.id,
+            gold={name: value for name, value in example.labels.items() if name in names},
+            gold_bio={name: tags for name, tags in example.bio.items() if name in names},
+            raw="",
+            parsed=answer,
         )
-        write_run(config.output / key, results, predictions)
-        log.info("%s: %.1f s, written to %s", system, seconds, config.output / key)
-        written.append(results)
-    return written
+        for example, answer in zip(test, answers, strict=True)
+    ]
+    results.metrics = compute_metrics(task, test, predictions)
+    write_run(config.output / key, results, predictions)
+    log.info("%s: %.1f s, written to %s", results.system, seconds, config.output / key)
 
 
 def main() -> None:

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError
+from eval.output import check_free, output_folder
 from eval.results import (
     Prediction,
     Results,
     count_oddities,
+    hash_examples,
     measure,
     read_predictions,
     read_results,
@@ -55,6 +57,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         counts=count_oddities(predictions)
         | {"limit_shortened": a.counts.get("limit_shortened", 0) + b.counts.get("limit_shortened", 0)},
         cost={name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost},
+        examples=hash_examples([p.example for p in predictions]),
         settings={"combined": [_origin(a), _origin(b)]},
         versions=versions(),
     )
@@ -65,10 +68,16 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
 
 
 def combine(folder_a: Path, folder_b: Path, output: Path, name: str | None = None) -> Results:
-    """Join two runs and write the joint run to ``output``, in the same format; ``name`` is its name in tables."""
-    results, predictions = combine_runs(folder_a, folder_b)
-    results.system = name or results.system
-    write_run(output, results, predictions)
+    """Join two runs and write the joint run to ``output``, in the same format; ``name`` is its name in tables.
+
+    Raises:
+        UserError: see `combine_runs`, `eval.output.output_folder` and `check_free`.
+    """
+    with output_folder(output):
+        results, predictions = combine_runs(folder_a, folder_b)
+        results.system = name or results.system
+        check_free(output, results)
+        write_run(output, results, predictions)
     return results
 
 

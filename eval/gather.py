@@ -5,7 +5,7 @@ Shared by decoders (`eval/decoder/score.py`) and encoders (`eval/encoder/score.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,8 @@ class ScoreResult:
         cost: ``seconds`` from the first forward pass to the last answer, on the slowest rank;
             ``seconds_per_example``, which is ``seconds`` / examples: a latency only for batches of one on one rank;
             and mean tokens per example: ``prompt_tokens`` (prefix included), ``computed_tokens`` (prefix counted
-            once per rank) and ``new_tokens``.
+            once per rank) and ``new_tokens``. In a scoring that was continued, seconds and computed tokens are those of
+            the examples that were left, and per example of these; they are missing if none was left.
     """
 
     predictions: list[Prediction]
@@ -72,21 +73,28 @@ def gather_answers(n_examples: int, share: Share, ranks: ScoringRanks) -> list[P
     With several ranks a collective call of ``ranks.group``.
     """
     shares = _gather(share, ranks)
-    return _in_order(n_examples, shares) if ranks.rank == 0 else []
+    return _in_order(n_examples, shares, {}) if ranks.rank == 0 else []
 
 
-def gather_scores(task: Task, examples: Sequence[Example], share: Share, ranks: ScoringRanks) -> ScoreResult:
+def gather_scores(
+    task: Task,
+    examples: Sequence[Example],
+    share: Share,
+    ranks: ScoringRanks,
+    earlier: Mapping[int, Prediction] | None = None,
+) -> ScoreResult:
     """Gather the ranks' shares: with several ranks a collective call of ``ranks.group``.
 
     Args:
         examples: the examples of all ranks, with their gold labels.
+        earlier: on rank 0, the answers of an interrupted scoring, by the index of their example.
 
     Raises:
         Stopped: a rank was told to stop. Raised on every rank.
     """
     shares = _gather(share, ranks)
     stopped = any(share.stopped for share in shares)
-    result = _assemble(task, examples, shares) if ranks.rank == 0 and not stopped else None
+    result = _assemble(task, examples, shares, earlier or {}) if ranks.rank == 0 and not stopped else None
     return _share_figures(result, ranks)
 
 
@@ -98,31 +106,37 @@ def _gather(share: Share, ranks: ScoringRanks) -> list[Share]:
     return shares or []
 
 
-def _in_order(n_examples: int, shares: list[Share]) -> list[Prediction]:
-    placed: dict[int, Prediction] = {}
+def _in_order(n_examples: int, shares: list[Share], earlier: Mapping[int, Prediction]) -> list[Prediction]:
+    placed = dict(earlier)
     for share in shares:
         placed.update(zip(share.indices, share.answers, strict=True))
     assert sorted(placed) == list(range(n_examples)), "an example was dropped or scored twice"
-    assert sum(len(share.indices) for share in shares) == n_examples, "an example was scored twice"
+    n_scored = len(earlier) + sum(len(share.indices) for share in shares)
+    assert n_scored == n_examples, "an example was scored twice"
     return [placed[i] for i in range(n_examples)]
 
 
-def _assemble(task: Task, examples: Sequence[Example], shares: list[Share]) -> ScoreResult:
+def _assemble(
+    task: Task, examples: Sequence[Example], shares: list[Share], earlier: Mapping[int, Prediction]
+) -> ScoreResult:
     """Put the ranks' answers into the order of the examples, and compute the figures."""
-    predictions = _in_order(len(examples), shares)
-    n = max(len(predictions), 1)
+    predictions = _in_order(len(examples), shares, earlier)
+    n, n_new = max(len(predictions), 1), len(predictions) - len(earlier)
     seconds = max(share.seconds for share in shares)
+    cost = {
+        "seconds": seconds,
+        "seconds_per_example": seconds / max(n_new, 1),
+        "prompt_tokens": sum(p.n_prompt_tokens for p in predictions) / n,
+        "computed_tokens": sum(share.computed_tokens for share in shares) / max(n_new, 1),
+        "new_tokens": sum(p.n_new_tokens for p in predictions) / n,
+    }
+    if earlier and not n_new:  # nothing was computed
+        cost = {name: cost[name] for name in ("prompt_tokens", "new_tokens")}
     return ScoreResult(
         predictions=predictions,
         metrics=measure(task, examples, predictions),
         counts=count_oddities(predictions) | shares[0].counts,
-        cost={
-            "seconds": seconds,
-            "seconds_per_example": seconds / n,
-            "prompt_tokens": sum(p.n_prompt_tokens for p in predictions) / n,
-            "computed_tokens": sum(share.computed_tokens for share in shares) / n,
-            "new_tokens": sum(p.n_new_tokens for p in predictions) / n,
-        },
+        cost=cost,
     )
 
 

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -17,6 +18,7 @@ from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.example import Example
+from data.packing import balance_counts
 from data.tasks import Task
 from train.parallel.distributed import World
 
@@ -117,3 +119,9 @@ class BatchSize:
     n_tokens: int
     slot_length: int = 0
     n_new_tokens: int = 0
+
+
+def divide(lengths: Sequence[int] | np.ndarray, n_ranks: int, done: Collection[int] = ()) -> list[list[int]]:
+    """Divide the examples over ``n_ranks``: for each rank the indices of its examples, without those that are done."""
+    left = [i for i in range(len(lengths)) if i not in done]
+    return [[left[k] for k in part] for part in balance_counts([lengths[i] for i in left], n_ranks)]

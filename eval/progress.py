@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 from rich.progress import (
     BarColumn,
@@ -26,18 +26,29 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Bar):
-    """Counts the finished examples of this rank's share; without a bar it logs after every tenth of them."""
+    """Counts the finished examples of this rank's share; without a bar it logs after every tenth of them.
 
-    def __init__(self, n_examples: int, world_size: int, show: bool) -> None:
+    Args:
+        n_before: examples of all ranks that an interrupted scoring has finished.
+    """
+
+    def __init__(self, n_examples: int, world_size: int, show: bool, n_before: int = 0) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         super().__init__("scoring", -(-n_examples // world_size), show, *columns)
         self.start = time.perf_counter()
+        self.n_before = self.done = n_before // world_size
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done)
+        return self
 
     def say(self, n: int) -> None:
         total = max(self.total, 1)
         if 10 * self.done // total > 10 * (self.done - n) // total:
             seconds = time.perf_counter() - self.start
-            left = seconds / self.done * (self.total - self.done)
+            left = seconds / (self.done - self.n_before) * max(self.total - self.done, 0)
             log.info("scored %d of %d, %.0f s, about %.0f s left", self.done, self.total, seconds, left)
 
 

@@ -13,10 +13,13 @@ from rich.table import Table
 
 from data.errors import UserError
 from data.terminal import literal, say, show, width
+from eval.kept_lines import writable
 from eval.metrics import main_figures
 from eval.results import Results, read_results, stored_task
 
 Row = tuple[str, list[str]]
+FIRST_COLUMN = "system"
+TABLE_START = f"| {FIRST_COLUMN} | ".encode()  # of a Markdown file
 SYSTEM_WIDTH = 16  # of a table at least, if a name is as long
 COUNTS_AND_COSTS = ("examples", "unparsed", "s/example", "prompt tok", "computed tok", "new tok")
 
@@ -117,7 +120,7 @@ def _table_width(columns: Sequence[int]) -> int:
 def markdown(runs: Sequence[Results]) -> str:
     """The comparison as a Markdown table."""
     columns, rows = comparison(runs)
-    lines = [["system", *columns], ["---", *["---:"] * len(columns)]]
+    lines = [[FIRST_COLUMN, *columns], ["---", *["---:"] * len(columns)]]
     lines += [[system, *cells] for system, cells in rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
@@ -172,6 +175,25 @@ def lost_to(winner: Results, other: Results) -> dict[str, str]:
     }
 
 
+def _check_markdown(path: Path) -> None:
+    """Check that a table can be written, and overwrites nothing but another table."""
+    name = f"--markdown {path}"
+    if path.is_dir():
+        raise UserError(f"{name}: this is a folder. Give the name of a file.")
+    is_new = not path.exists()
+    if not is_new and not path.is_file():
+        return  # a device or a pipe
+    with writable(name, " Give another file."):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            file.seek(0)
+            start = file.read(len(TABLE_START))
+        if is_new:
+            path.unlink()  # it is written when the table is there
+    if start not in (b"", TABLE_START):
+        raise UserError(f"{name} is a file that is no table of ours, and it would be overwritten. Give another name.")
+
+
 def compare(
     folders: Sequence[Path],
     winner: Path | None = None,
@@ -191,6 +213,8 @@ def compare(
     Raises:
         UserError: a folder is not a scored run, ``winner`` is not among the runs or lacks ``winner_figure``.
     """
+    if markdown_file is not None:
+        _check_markdown(markdown_file)
     runs = [read_results(folder) for folder in folders]
     if winner is None and winner_figure is not None:
         raise UserError(f"--winner_figure {winner_figure!r} needs --winner, the run that should be ahead in it.")
@@ -198,8 +222,8 @@ def compare(
         raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
     show_comparison(runs)
     if markdown_file is not None:
-        markdown_file.parent.mkdir(parents=True, exist_ok=True)
-        markdown_file.write_text(markdown(runs), encoding="utf-8")
+        with writable(markdown_file):
+            markdown_file.write_text(markdown(runs), encoding="utf-8")
         say(f"written to {markdown_file}")
     if winner is None:
         return True

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,7 @@ from data.files import limits
 from data.files.documents import parse_line, read_json, read_lines, shaped
 from data.json_text import to_json
 from data.tasks import ClassField, TokenField
+from eval.kept_lines import sha256_of, writable
 from eval.metrics import HasFields, Labels, compute_metrics, main_figure
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
@@ -121,6 +123,7 @@ class Results:
             files.
         predictions: SHA-256 of the ``predictions.jsonl`` of the same scoring, made by `write_run`; empty in older
             files.
+        examples: hash of the examples with their gold labels (`hash_examples`); empty in older files.
     """
 
     system: Name
@@ -139,6 +142,7 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     weights: str = ""
     predictions: str = ""
+    examples: str = ""
 
 
 class _Figures(msgspec.Struct):
@@ -205,27 +209,44 @@ def versions() -> dict[str, str]:
     return found
 
 
+def hash_examples(examples: Sequence[Example]) -> str:
+    """A hash of what is scored: the examples in their order, with texts and gold labels."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(to_json(dataclasses.asdict(example), ascii_only=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def write_run(folder: Path, results: Results, predictions: Sequence[Prediction]) -> None:
-    """Write both files; existing ones are replaced when both are complete.
+    """Write both files; existing ones are replaced when both are complete and on the disk.
 
     ``results`` gets the hash of the predictions, so that `read_results` notices a pair of two scorings. If the process
     is killed between the two, there are predictions without results.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    new = {name: folder / f".{name}.new" for name in (PREDICTIONS, RESULTS)}
-    with new[PREDICTIONS].open("w", encoding="utf-8", newline="\n") as file:
-        for prediction in predictions:
-            file.write(to_json(dataclasses.asdict(prediction)) + "\n")
-    results.predictions = _sha256(new[PREDICTIONS])
-    new[RESULTS].write_text(to_json(dataclasses.asdict(results), indent=2) + "\n", encoding="utf-8")
-    (folder / RESULTS).unlink(missing_ok=True)
-    for name, path in new.items():
-        path.replace(folder / name)
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        new = {name: folder / new_name(name) for name in (PREDICTIONS, RESULTS)}
+        _write(new[PREDICTIONS], (to_json(dataclasses.asdict(prediction)) + "\n" for prediction in predictions))
+        results.predictions = sha256_of(new[PREDICTIONS])
+        _write(new[RESULTS], [to_json(dataclasses.asdict(results), indent=2) + "\n"])
+        (folder / RESULTS).unlink(missing_ok=True)
+        for name, path in new.items():
+            path.replace(folder / name)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def new_name(name: str) -> str:
+    """The name of one of the two files until both are complete."""
+    return f".{name}.new"
+
+
+def _write(path: Path, texts: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(texts)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_results(folder: Path) -> Results:
@@ -247,7 +268,7 @@ def read_results(folder: Path) -> Results:
             if not isinstance(figures.fields.get(name, {}).get(main_figure(kind)), int | float):
                 raise UserError(f"{path}: metrics.fields.{name}.{main_figure(kind)} is missing. Score again.")
     predictions = path.parent / PREDICTIONS
-    if results.predictions and predictions.is_file() and _sha256(predictions) != results.predictions:
+    if results.predictions and predictions.is_file() and sha256_of(predictions) != results.predictions:
         raise UserError(
             f"'{predictions}' is not of the scoring that wrote {RESULTS} beside it: another was interrupted between "
             "the two, or a file was replaced or changed. Score again."

@@ -10,6 +10,7 @@ from eval.decoder import score as decoder_score
 from eval.encoder import score as encoder_score
 from eval.gather import ScoreResult, gather_answers, gather_scores
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
+from eval.partial import PartialAnswers
 from eval.results import Prediction
 
 # Both modules define `answer`, `request_lengths` and `batch_sizes`.
@@ -36,19 +37,22 @@ def score(
     job: ScoringJob,
     ranks: ScoringRanks | None = None,
     progress: Callable[[int], None] | None = None,
+    partial: PartialAnswers | None = None,
 ) -> ScoreResult:
     """Score ``model`` on the job's examples: a decoder by its decoded answers, an encoder by its heads.
 
     Args:
         ranks: None: a single process on the CPU.
         progress: called with the number of examples newly finished on this rank.
+        partial: answers of an interrupted scoring, which are taken as they are; it keeps the new ones as they come.
+            None: they are kept nowhere.
 
     Raises:
         UserError, NotFinite: see `eval.decoder.score.answer`.
     """
     ranks = ranks or ScoringRanks()
-    share = SCORERS[job.kind].answer(model, job, ranks, progress)
-    return gather_scores(job.task, job.examples, share, ranks)
+    share = SCORERS[job.kind].answer(model, job, ranks, progress, partial)
+    return gather_scores(job.task, job.examples, share, ranks, partial.answers if partial else {})
 
 
 def request_lengths(job: ScoringJob) -> RequestLengths:

@@ -42,7 +42,8 @@ from eval.config import EvalConfig
 from eval.decoder.tensor_parallel import to_plain_tensors
 from eval.encoder.task import encoder_task, needs_toml, output_order
 from eval.job import ScoringJob
-from eval.weights import Weights, find_weights, head_labels, model_config, trained_length
+from eval.output import default_output
+from eval.weights import Weights, check_carries_task, find_weights, head_labels, model_config, trained_length
 from model.encoder import EncoderConfig
 from train.checkpointing.checkpoint import load_model
 from train.config import RECIPES
@@ -135,7 +136,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         | {
             "examples": choose_examples(found.task, found.prompt, options, missing),
             "name": options.name or name,
-            "output": options.output or Path("runs/eval") / folder,
+            "output": options.output or default_output(folder, options.split, options.limit),
             "missing": tuple(missing),
         }
     )
@@ -154,6 +155,7 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
     assert options.checkpoint is not None
     spec, missing = get_model_spec(options.model), []
     weights = find_weights(options.checkpoint, needed=not options.plan)
+    check_carries_task(weights, spec.kind, options.new_prompt)
     config, assumption = model_config(weights, spec, needed=not options.plan)
     assumed = [assumption] if assumption is not None else []
     order: dict[str, list[int]] = {}

@@ -18,10 +18,12 @@ from checkpoints_tools.registry import ModelConfig, ModelSpec
 from checkpoints_tools.shapes import Layers, Positions, Vocabulary, Width
 from checkpoints_tools.sharded import read_metadata
 from checkpoints_tools.source import compare_tensors, expected_shapes, raise_problems
+from data.decoder.fewshot import PROMPT_FILE
 from data.encoder.samples import LONGEST_DOCUMENT
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import read_json, shaped
+from data.task_file import TASK_FILE
 from eval.encoder.task import from_label_sets
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
@@ -110,6 +112,37 @@ def trained_with(weights: Weights) -> dict[str, str] | None:
     else:
         return None
     return {"optim": options.get("optim", ""), "optim_reason": reason}
+
+
+def check_carries_task(weights: Weights, kind: str, new_prompt: bool) -> None:
+    """Check that a checkpoint that was fine-tuned here still has its task, and a decoder its prompt.
+
+    Without them another prompt would be built, and nobody would know why the model answers badly. Folders of older
+    code, and of other programs, do not say that they were fine-tuned here, or never had the file.
+
+    Args:
+        new_prompt: the user asks for another prompt.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    record = weights.path / (RUN_FILE if weights.is_training else TRAINING_FILE)
+    if not record.is_file():
+        return
+    options = read_json(record).get("config" if weights.is_training else "options")
+    if not isinstance(options, dict):  # another program's file of this name; `read_state` has checked ours
+        return
+    needed = [PROMPT_FILE] if kind == "decoder" and not new_prompt else []
+    if "slot_answer" in options and not (kind == "decoder" and new_prompt):  # as old as this option
+        needed.append(TASK_FILE)
+    if missing := [name for name in needed if not (weights.path / name).is_file()]:
+        files = " and ".join(missing)
+        advice = " To score with a prompt that it was not trained on, give eval.py --new_prompt and --task."
+        raise UserError(
+            f"{weights.path} was fine-tuned here ({record.name} says so), but has no {files}: what it learned to "
+            f"answer is not known. Restore {'it' if len(missing) == 1 else 'them'}, for example from the folder that "
+            f"this one was copied from.{advice if kind == 'decoder' else ''}"
+        )
 
 
 def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[ModelConfig, str | None]:

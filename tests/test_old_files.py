@@ -183,7 +183,7 @@ def test_scored_runs_are_compared_and_combined(program: Program, tmp_path: Path)
     assert (tmp_path / "compared.md").read_text() == (scored / "compared.md").read_text()
     program("eval.py", "--combine", scored / "intent", scored / "slots", "--output", tmp_path / "dual")
     new, old = (read_json(folder / "results.json") for folder in (tmp_path / "dual", scored / "dual"))
-    assert new.pop("predictions") and new.pop("weights") == "", "hashes; the old files have none"
+    assert new.pop("predictions") and new.pop("examples") and new.pop("weights") == "", "the old files have no hashes"
     assert new | {"versions": {}} == old | {"versions": {}, "counts": old["counts"] | NEW_COUNTS}
     after, before = (read_lines(folder / "predictions.jsonl") for folder in (tmp_path / "dual", scored / "dual"))
     assert after == [line | NEW_FLAGS | {"lenient": None, "parsed_bio": {}} for line in before]

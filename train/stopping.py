@@ -50,6 +50,7 @@ _stop = Stop()
 _lock = threading.Lock()
 _held: str | None = None  # what is said when a stop is noted inside of `held`
 _second_ends = False
+_told: Callable[[], None] | None = None
 _watching = False
 _sentences: list[Callable[[], str]] = []
 BEFORE_LEAVING: list[Callable[[], None]] = []  # called by `leave`, last
@@ -73,21 +74,22 @@ def watch() -> None:
 
 
 @contextmanager
-def held(announcement: str, second_ends: bool = False) -> Iterator[Stop]:
+def held(announcement: str, second_ends: bool = False, told: Callable[[], None] | None = None) -> Iterator[Stop]:
     """While the block runs, a stop is only noted; rank 0 then prints why, and ``announcement``.
 
     Args:
         second_ends: a second signal ends the process at once. Not for programs that torchrun may start.
+        told: called in another thread when a stop is noted, for programs that do not look at ``Stop.noted``.
     """
-    global _held, _second_ends
+    global _held, _second_ends, _told
     with _lock:
         assert _held is None, "held twice"
-        _held, _second_ends = announcement, second_ends
+        _held, _second_ends, _told = announcement, second_ends, told
     try:
         yield _stop
     finally:
         with _lock:
-            _held = None
+            _held = _told = None
 
 
 @contextmanager
@@ -117,25 +119,29 @@ def _watch(reader: int, launcher: int | None) -> None:
 
 def _note(signum: int, why: str) -> None:
     with _lock:
-        first, announcement = not _stop.noted, _held
+        first, announcement, told = not _stop.noted, _held, _told
         if first:
             _stop.signum, _stop.why = signum, why
     terminal.hurry()
     if announcement is None and first or announcement is not None and not first and _second_ends:
-        sentences = " ".join(filter(None, (sentence() for sentence in _sentences)))
-        leave(128 + signum, f"{why}: stopped. {sentences}".rstrip())
-    elif first and _is_main():
-        terminal.say(f"\n{why}: {announcement}")
+        leave(128 + signum, lambda: " ".join([f"{why}: stopped.", *filter(None, (say() for say in _sentences))]))
+    elif first:
+        if told is not None:
+            told()
+        if _is_main():
+            terminal.say(f"\n{why}: {announcement}")
 
 
-def leave(status: int, message: str = "") -> None:
-    """End the process at once, from any thread. Rank 0 prints the message first."""
-    terminal.end()
-    if message and _is_main():
-        terminal.say(message, "stderr")
-    for action in BEFORE_LEAVING:
-        action()
-    os._exit(status)
+def leave(status: int, message: Callable[[], str] | None = None) -> None:
+    """End the process at once, from any thread, whatever fails. Rank 0 prints the message first."""
+    try:
+        terminal.end()
+        if message is not None and _is_main():
+            terminal.say(message(), "stderr")
+        for action in BEFORE_LEAVING:
+            action()
+    finally:
+        os._exit(status)
 
 
 def _is_main() -> bool:

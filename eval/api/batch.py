@@ -21,10 +21,10 @@ from data.characters import whole_characters
 from data.errors import UserError
 from data.files.documents import parse_line, read_lines
 from data.json_text import to_json
-from eval.api.answers import HEADER, Answer
+from eval.api.answers import Answer
 from eval.api.responses import as_count, read_completion
 from eval.api.setup import ApiSetup, Request
-from eval.predict.partial import writable
+from eval.kept_lines import HEADER, writable
 
 URL = "/v1/chat/completions"
 SHOWN = 5  # ids named in an error message

@@ -10,15 +10,9 @@ From the answer's text on, everything is as for decoders.
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from types import FrameType
-from typing import Any
 
 from checkpoints_tools.registry import ApiModel, get_model
 from data.errors import UserError
@@ -34,9 +28,12 @@ from eval.config import EvalConfig
 from eval.decoder.score import read_answer
 from eval.gather import ScoreResult, Share, gather_scores
 from eval.job import ScoringRanks
+from eval.kept_lines import sha256_of
+from eval.output import check_free, output_folder
 from eval.progress import Progress
 from eval.report import show_details
-from eval.results import Results, field_kinds, versions, write_run
+from eval.results import Results, field_kinds, hash_examples, versions, write_run
+from train import stopping
 from train.errors import Interrupted, RunStopped
 from train.parallel.launched import env_world_size
 
@@ -49,7 +46,7 @@ def run_api(options: EvalConfig) -> None:
     Raises:
         UserError: bad input, or a failure of the server; answers so far are kept.
         RunStopped: the budget is used up; answers so far are kept.
-        Interrupted: SIGINT or SIGTERM; answers so far are kept.
+        Interrupted: a signal; answers so far are kept.
     """
     spec = get_model(options.model)
     assert isinstance(spec, ApiModel)
@@ -66,22 +63,28 @@ def run_api(options: EvalConfig) -> None:
         log.info("%s", describe(estimate(setup.task, setup.requests, setup.counter), setup.counter, prices))
         log.info("written to %s", options.api.dump_requests)
         return
-    seconds, attempts = None, list[Lost]()
-    if options.api.answers is not None:
-        answers = read_answers(setup, options.api.answers)
-    else:
-        with open_answers(setup.output, setup.identity()) as file:
-            found, seconds = _get_answers(setup, prices, file)
-            attempts = file.lost
-        if len(found) < len(setup.requests):
+    results = about(setup)
+    with output_folder(setup.output):
+        check_free(setup.output, results)
+        answers, attempts, seconds = _all_answers(setup, prices)
+        if len(answers) < len(setup.requests):
             log.info("nothing was asked")
             return
-        answers = [found[request.example.id] for request in setup.requests]
-    result = score(setup, answers)
-    results = to_results(setup, result, answers, attempts, prices, seconds)
-    write_run(setup.output, results, result.predictions)
+        result = score(setup, answers)
+        complete(results, setup, result, answers, attempts, prices, seconds)
+        write_run(setup.output, results, result.predictions)
     show_details(results)
     log.info("written to %s", setup.output)
+
+
+def _all_answers(setup: ApiSetup, prices: Prices | None) -> tuple[list[Answer], list[Lost], float | None]:
+    """The answers in the order of the requests, fewer if the user says no; and see `complete`."""
+    if setup.options.api.answers is not None:
+        return read_answers(setup, setup.options.api.answers), [], None
+    with open_answers(setup.answers, setup.identity()) as file:
+        found, seconds = _get_answers(setup, prices, file)
+        ids = [request.example.id for request in setup.requests]
+        return [found[name] for name in ids if name in found], file.lost, seconds
 
 
 def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> tuple[dict[str, Answer], float | None]:
@@ -94,7 +97,7 @@ def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> t
     found, n_other = match(file.answers, setup.requests)
     left = [request for request in setup.requests if request.example.id not in found]
     if found:
-        log.info("continuing: %d of %d examples are answered in %s", len(found), len(setup.requests), file.path)
+        log.info("continuing: %d of %d examples are answered in %s", len(found), len(setup.requests), file.file.path)
     if n_other:
         log.info("not used: %d answers there to other requests (--row_length, --max_new_tokens, vocabulary)", n_other)
     if not left:
@@ -112,7 +115,7 @@ def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> t
     def kept() -> str:
         if not found:
             return ""
-        return f" {len(found):,} of {len(setup.requests):,} answers are in {file.path}; the same command goes on."
+        return f"{len(found):,} of {len(setup.requests):,} answers are in {file.file.path}; the same command goes on."
 
     def keep(request: Request, answer: Answer) -> None:
         file.add(answer)
@@ -120,17 +123,22 @@ def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> t
         progress.advance(1)
 
     start = time.perf_counter()
-    with _stoppable(asking.stop, kept) as signals, Progress(len(left), 1, show=True) as progress:
+    announcement = "waiting for the answers in flight; again: stop at once"
+    with (
+        stopping.saying(kept),
+        stopping.held(announcement, second_ends=True, told=asking.stop.set) as stop,
+        Progress(len(left), 1, show=True) as progress,
+    ):
         try:
             affordable = ask_all(asking, left, keep)
         except UserError as error:
-            raise UserError(f"{error}{kept()}") from None
-    if signals:
-        raise Interrupted(f"{signal.Signals(signals[0]).name}: stopped.{kept()}", signals[0])
+            raise UserError(f"{error} {kept()}".rstrip()) from None
+    if stop.signum is not None:
+        raise Interrupted(f"{stop.why}: stopped. {kept()}".rstrip(), stop.signum)
     if not affordable:
         raise RunStopped(
             f"--max_cost {options.max_cost:g}: the next request may pass it; about ${asking.budget.spent:.4f} are "
-            f"spent.{kept()} Give a higher --max_cost."
+            f"spent. {kept()} Give a higher --max_cost.".replace("  ", " ")
         )
     return found, time.perf_counter() - start
 
@@ -147,31 +155,6 @@ def _check_maximum(max_cost: float | None, prices: Prices | None, spent: float, 
             f"--max_cost {max_cost:g} does not suffice for the next request, which may cost up to "
             f"${most(prices, request):.4f}{before}. Give at least {needed:.4f}."
         )
-
-
-@contextmanager
-def _stoppable(stop: threading.Event, kept: Callable[[], str]) -> Iterator[list[int]]:
-    """Let SIGINT and SIGTERM set ``stop``, so that answers in flight are still kept; a second one raises.
-
-    Yields:
-        the signals that have arrived.
-    """
-    signals: list[int] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        signals.append(signum)
-        if len(signals) > 1:
-            raise Interrupted(f"{signal.Signals(signum).name}: stopped at once.{kept()}", signum)
-        stop.set()
-        # Not by print, which may be at work in this thread.
-        os.write(2, f"{signal.Signals(signum).name}: waiting for the answers in flight; again: stop at once\n".encode())
-
-    handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def score(setup: ApiSetup, answers: Sequence[Answer]) -> ScoreResult:
@@ -202,62 +185,70 @@ def score(setup: ApiSetup, answers: Sequence[Answer]) -> ScoreResult:
     return gather_scores(setup.task, setup.examples, share, ScoringRanks())
 
 
-def to_results(
-    setup: ApiSetup,
-    result: ScoreResult,
-    answers: Sequence[Answer],
-    attempts: Sequence[Lost],
-    prices: Prices | None,
-    seconds: float | None,
-) -> Results:
-    """Collect the contents of ``results.json``. It has no key, and of the server's URL only the host.
-
-    Args:
-        attempts: those that may have been charged without an answer.
-        seconds: of asking in this run, which may have had answers before; None: it asked nothing.
-    """
-    options, cost = setup.options, dict(result.cost)
+def about(setup: ApiSetup) -> Results:
+    """The contents of ``results.json`` that are known before the first answer. It has no key, and of the server's URL
+    only the host."""
+    options = setup.options
     asked = options.api.answers is None  # else it is not known how
-    settings: dict[str, Any] = {
-        "fine_tuned": False,
-        "answers": {f.name: f.answer for f in setup.task.fields if isinstance(f, TokenField)},
-        "api_model": setup.api_model,
-        "reported_models": sorted({answer.model for answer in answers if answer.model}),
-        "host": setup.host if asked else None,
-        "answers_file": None if options.api.answers is None else options.api.answers.name,
-        "prices": prices.record() if prices is not None else None,
-        "dollars": None,
-        "temperature": 0 if asked else None,
-        "row_length": setup.max_length,
-        "max_new_tokens": options.max_new_tokens,
-        "limit": options.limit,
-        "seed": options.seed,
-        "concurrency": options.api.concurrency if asked else None,
-        "seconds_of_asking": seconds,
-        "tokens_counted_by": setup.counter.how,
-        "resent": sum(answer.attempts - 1 for answer in answers),
-        "lost": len(attempts),
-    }
-    if prices is not None:
-        spent = total(prices, answers, attempts, setup.requests)
-        settings["dollars"], cost["dollars"] = spent, spent / len(answers)
-    if not asked:
-        cost = {name: value for name, value in cost.items() if not name.startswith("seconds")}
     return Results(
         system=setup.name,
         task=setup.task.name,
         fields=field_kinds(setup.task),
         data=setup.data,
         split=options.split,
-        metrics=result.metrics,
+        metrics={},
         model=setup.spec.name,
         shots=len(setup.prompt.shots),
         prompt=setup.prompt.record(),
-        counts=result.counts,
-        cost=cost,
-        settings=settings,
+        settings={
+            "fine_tuned": False,
+            "answers": {f.name: f.answer for f in setup.task.fields if isinstance(f, TokenField)},
+            "api_model": setup.api_model,
+            "host": setup.host if asked else None,
+            "answers_file": None if options.api.answers is None else options.api.answers.name,
+            "answers_hash": None if options.api.answers is None else sha256_of(options.api.answers),
+            "temperature": 0 if asked else None,
+            "row_length": setup.max_length,
+            "max_new_tokens": options.max_new_tokens,
+            "limit": options.limit,
+            "seed": options.seed,
+            "concurrency": options.api.concurrency if asked else None,
+            "tokens_counted_by": setup.counter.how,
+        },
         versions=_versions(),
+        examples=hash_examples(setup.examples),
     )
+
+
+def complete(
+    results: Results,
+    setup: ApiSetup,
+    result: ScoreResult,
+    answers: Sequence[Answer],
+    attempts: Sequence[Lost],
+    prices: Prices | None,
+    seconds: float | None,
+) -> None:
+    """Add what is known after the last answer.
+
+    Args:
+        attempts: those that may have been charged without an answer.
+        seconds: of asking in this run, which may have had answers before; None: it asked nothing.
+    """
+    results.metrics, results.counts, results.cost = result.metrics, result.counts, dict(result.cost)
+    results.settings |= {
+        "reported_models": sorted({answer.model for answer in answers if answer.model}),
+        "prices": prices.record() if prices is not None else None,
+        "dollars": None,
+        "seconds_of_asking": seconds,
+        "resent": sum(answer.attempts - 1 for answer in answers),
+        "lost": len(attempts),
+    }
+    if prices is not None:
+        spent = total(prices, answers, attempts, setup.requests)
+        results.settings["dollars"], results.cost["dollars"] = spent, spent / len(answers)
+    if setup.options.api.answers is not None:
+        results.cost = {name: value for name, value in results.cost.items() if not name.startswith("seconds")}
 
 
 def _versions() -> dict[str, str]:

@@ -26,6 +26,7 @@ from data.tasks import Task
 from eval.api.tokens import Characters, Counter, counter_for
 from eval.config import EvalConfig
 from eval.decoder.score import BUDGET_MARGIN
+from eval.output import default_output
 from eval.setup import choose_examples, new_prompt
 
 ROW_LENGTH = 16_384  # the paper's
@@ -74,6 +75,7 @@ class ApiSetup:
         base_url: the server; empty if there is none to ask (``--dump_requests``, ``--answers``).
         max_length: maximum tokens of messages and answer together.
         name: the run's name in tables.
+        answers: the folder of the file that keeps the answers; without ``--output`` the same for every ``--limit``.
         requests: one for each example.
     """
 
@@ -87,6 +89,7 @@ class ApiSetup:
     max_length: int
     name: str
     output: Path
+    answers: Path
     requests: tuple[Request, ...]
 
     @property
@@ -143,7 +146,7 @@ def open_api(options: EvalConfig, spec: ApiModel) -> ApiSetup:
         max_length = min(max_length, int(spec.context * counter.share))
     api_model = options.api.api_model or spec.name
     shots = len(prompt.shots)
-    name, folder = f"{api_model}, {shots}-shot", f"{api_model}-{task.name}-{shots}shot".replace("/", "-")
+    name, folder = f"{api_model}, {shots}-shot", f"{api_model}-{task.name}-{shots}shot"
     return ApiSetup(
         options=options,
         spec=spec,
@@ -154,7 +157,8 @@ def open_api(options: EvalConfig, spec: ApiModel) -> ApiSetup:
         counter=counter,
         max_length=max_length,
         name=options.name or name,
-        output=options.output or Path("runs/eval") / folder,
+        output=options.output or default_output(folder, options.split, options.limit),
+        answers=options.output or default_output(folder, options.split, None),
         requests=tuple(build_requests(task, prompt.build(task), examples, counter, max_length, options.max_new_tokens)),
     )
 

@@ -12,7 +12,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,7 +64,7 @@ def greedy_decode(
     max_batch_tokens: int = 4096,
     max_batch_size: int = MAX_BATCH_SIZE,
     group: dist.ProcessGroup | None = None,
-    progress: Callable[[int], None] | None = None,
+    finished: Callable[[Mapping[int, Decoded]], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[Decoded]:
     """Decode every request greedily: at each step the most probable token, until a stop token or the limit.
@@ -82,7 +82,7 @@ def greedy_decode(
         max_batch_tokens: upper bound on the tokens of a batch, answers included; a longer request runs alone.
         max_batch_size: upper bound on the requests of a batch.
         group: ranks that must run equal numbers of forward passes (FSDP); None for an unsharded model.
-        progress: called with the number of requests finished since the last call.
+        finished: called with the requests that have finished since the last call, by their index.
         stop: asked before each forward pass; all ranks of ``group`` stop if it is true on one.
 
     Returns:
@@ -102,7 +102,7 @@ def greedy_decode(
     was_training = model.training
     model.eval()
     results = [Decoded() for _ in bodies]
-    passes = _all_passes(prefix, bodies, limits, stop_ids, results, max_batch_tokens, max_batch_size, device, progress)
+    passes = _all_passes(prefix, bodies, limits, stop_ids, results, max_batch_tokens, max_batch_size, device, finished)
     dummy = {"tokens": torch.zeros(1, 1, dtype=torch.long, device=device)}
     try:
         call = next(passes, None)
@@ -136,7 +136,7 @@ def batches(
     return grouped
 
 
-def _all_passes(prefix, bodies, limits, stop_ids, results, max_tokens, max_size, device, progress) -> Passes:
+def _all_passes(prefix, bodies, limits, stop_ids, results, max_tokens, max_size, device, finished) -> Passes:
     if not bodies:
         return
     cache = PrefixCache(len(prefix))
@@ -146,7 +146,7 @@ def _all_passes(prefix, bodies, limits, stop_ids, results, max_tokens, max_size,
         own_bodies = [bodies[i] for i in batch]
         slots = SlotCache(len(batch), max(map(len, own_bodies)) + max(limits[i] for i in batch))
         first = yield from _prefill_bodies(own_bodies, cache, slots, device)
-        answers = _Answers(batch, [results[i] for i in batch], [limits[i] for i in batch], stop_ids, progress)
+        answers = _Answers(batch, [results[i] for i in batch], [limits[i] for i in batch], stop_ids, finished)
         yield from _decode_tokens(first, own_bodies, answers, cache, slots, device)
 
 
@@ -219,13 +219,13 @@ class _Answers:
         results: list[Decoded],
         limits: list[int],
         stop_ids: set[int],
-        progress: Callable[[int], None] | None,
+        finished: Callable[[Mapping[int, Decoded]], None] | None,
     ) -> None:
         self.rows = list(zip(requests, results, limits, strict=True))
-        self.stop_ids, self.progress = stop_ids, progress
+        self.stop_ids, self.finished = stop_ids, finished
 
     def take(self, tokens: list[int]) -> list[int]:
-        keep = []
+        keep, finished = [], {}
         for row, ((request, result, limit), token) in enumerate(zip(self.rows, tokens, strict=True)):
             if token == NO_TOKEN:
                 raise NotFiniteLogits(request)
@@ -234,9 +234,11 @@ class _Answers:
             elif len(result.tokens) < limit:
                 result.tokens.append(token)
                 keep.append(row)
+                continue
+            finished[request] = result
         # The token after the limit is computed but not kept: it may be the stop token.
-        if self.progress is not None and len(keep) < len(self.rows):
-            self.progress(len(self.rows) - len(keep))
+        if self.finished is not None and finished:
+            self.finished(finished)
         self.rows = [self.rows[row] for row in keep]
         return keep
 

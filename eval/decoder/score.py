@@ -10,7 +10,7 @@ truncated, and no example is dropped. Several ranks share the examples; rank 0 r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -22,12 +22,12 @@ from data.decoder.templates import stop_tokens
 from data.decoder.tokenizer import Tokenizer
 from data.example import Example
 from data.lenient import read_leniently
-from data.packing import balance_counts
 from data.tasks import Task
 from eval.decoder.decode import Decoded, NotFiniteLogits, batches, greedy_decode
 from eval.finite import logits_error
 from eval.gather import Share
-from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
+from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, divide
+from eval.partial import PartialAnswers
 from eval.results import Prediction
 from eval.together import Stopped
 
@@ -51,12 +51,17 @@ class Requests:
 
 
 def answer(
-    model: nn.Module, job: ScoringJob, ranks: ScoringRanks, progress: Callable[[int], None] | None = None
+    model: nn.Module,
+    job: ScoringJob,
+    ranks: ScoringRanks,
+    progress: Callable[[int], None] | None = None,
+    partial: PartialAnswers | None = None,
 ) -> Share:
     """This rank's share of the answers that ``model`` decodes to the job's examples.
 
     Args:
         progress: called with the number of examples newly finished on this rank.
+        partial: keeps each answer as it comes; examples that it has an answer to are not decoded.
 
     Raises:
         UserError: the prompt leaves no space for any document in ``max_length``.
@@ -66,8 +71,21 @@ def answer(
     requests = prepare_requests(job)
     samples, limits = requests.samples, requests.limits
     n_shortened = sum(limit < reserved for limit, reserved in zip(limits, requests.reserved, strict=True))
-    own = balance_counts(samples.lengths, ranks.world_size)[ranks.rank]
+    own = divide(samples.lengths, ranks.world_size, partial.done if partial else ())[ranks.rank]
     bodies = [samples.body(i).tolist() for i in own]
+    answers: dict[int, Prediction] = {}
+    seconds_reading = 0.0
+
+    def finished(found: Mapping[int, Decoded]) -> None:
+        nonlocal seconds_reading
+        begin = time.perf_counter()
+        new = {own[k]: _read(job, samples, own[k], decoded) for k, decoded in found.items()}
+        answers.update(new)
+        if partial is not None:
+            partial.add(new)
+        if progress is not None:
+            progress(len(new))
+        seconds_reading += time.perf_counter() - begin
 
     start = time.perf_counter()
     try:
@@ -80,18 +98,16 @@ def answer(
             device=ranks.device,
             max_batch_tokens=job.max_batch_tokens,
             group=ranks.passes,
-            progress=progress,
+            finished=finished,
             stop=ranks.stop,
         )
     except Stopped:
         return Share.without_end()
     except NotFiniteLogits as error:
         raise logits_error(model, job.examples[own[error.request]]) from None
-    seconds = time.perf_counter() - start
-
-    answers = [_read(job, samples, i, found) for i, found in zip(own, decoded, strict=True)]
+    seconds = time.perf_counter() - start - seconds_reading
     computed = (len(samples.prefix) if own else 0) + sum(map(len, bodies)) + sum(len(d.tokens) for d in decoded)
-    return Share(own, answers, seconds, computed, {"limit_shortened": n_shortened})
+    return Share(own, [answers[i] for i in own], seconds, computed, {"limit_shortened": n_shortened})
 
 
 def prepare_requests(job: ScoringJob) -> Requests:
@@ -138,7 +154,7 @@ def request_lengths(job: ScoringJob) -> RequestLengths:
 def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) -> list[list[BatchSize]]:
     """The batches that each of ``n_ranks`` decodes, in order."""
     ranks = []
-    for own in balance_counts(lengths.bodies, n_ranks):
+    for own in divide(lengths.bodies, n_ranks):
         bodies, limits = [lengths.bodies[i] for i in own], [lengths.limits[i] for i in own]
         sizes = []
         for batch in batches(bodies, limits, max_batch_tokens):

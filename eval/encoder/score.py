@@ -14,7 +14,7 @@ document (`model/attention.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -25,12 +25,13 @@ from data.encoder.rows import build_batch, dummy_batch
 from data.encoder.samples import SampleSet, prepare, tag_set
 from data.encoder.tokenizer import Tokenizer
 from data.example import Example
-from data.packing import balance_counts, pack, padded_length
+from data.packing import pack, padded_length
 from data.tasks import ClassField, Task, TokenField
 from eval.finite import finite_rows, logits_error
 from eval.gather import Share
-from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
+from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, divide
 from eval.metrics import Labels
+from eval.partial import PartialAnswers
 from eval.results import Prediction
 from eval.together import Stopped, any_rank
 
@@ -39,7 +40,11 @@ N_TOP = 5  # most probable labels, stored with their probabilities
 
 @torch.no_grad()
 def answer(
-    model: nn.Module, job: ScoringJob, ranks: ScoringRanks, progress: Callable[[int], None] | None = None
+    model: nn.Module,
+    job: ScoringJob,
+    ranks: ScoringRanks,
+    progress: Callable[[int], None] | None = None,
+    partial: PartialAnswers | None = None,
 ) -> Share:
     """This rank's share of the answers to the job's examples: the heads' most probable labels, without dropout.
 
@@ -47,12 +52,13 @@ def answer(
         model: maps ``(tokens, positions, doc_ids, output_index)`` to logits by field, as `model.encoder.Encoder`; its
             heads are exactly the task's fields.
         progress: called with the number of examples newly finished on this rank.
+        partial: keeps each answer as it comes; examples that it has an answer to are left out.
 
     Raises:
         NotFinite: the model gives NaN or infinity for an example.
     """
     samples = prepare_samples(job)
-    rows = rows_by_rank(samples.lengths, ranks.world_size, job.max_batch_tokens)
+    rows = rows_by_rank(samples.lengths, ranks.world_size, job.max_batch_tokens, partial.done if partial else ())
     own = rows[ranks.rank]
     answers: dict[int, Prediction] = {}
     was_training = model.training
@@ -66,8 +72,10 @@ def answer(
             not_finite = _first_not_finite(samples, indices, logits)
             if not_finite is not None:
                 raise logits_error(model, job.examples[not_finite])
-            found = _read(job.task, job.examples, samples, indices, logits)
-            answers.update(zip(indices, found, strict=True))
+            found = dict(zip(indices, _read(job.task, job.examples, samples, indices, logits), strict=True))
+            answers.update(found)
+            if partial is not None:
+                partial.add(found)
             if progress is not None:
                 progress(len(indices))
         # Every rank knows the number of rows of all ranks, so dummy passes need no communication.
@@ -107,9 +115,11 @@ def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) ->
     ]
 
 
-def rows_by_rank(lengths: np.ndarray, n_ranks: int, max_batch_tokens: int) -> list[list[list[int]]]:
-    """For each rank its rows; a row is the list of indices of its examples."""
-    return [_rows(lengths, own, max_batch_tokens) for own in balance_counts(lengths, n_ranks)]
+def rows_by_rank(
+    lengths: np.ndarray, n_ranks: int, max_batch_tokens: int, done: Collection[int] = ()
+) -> list[list[list[int]]]:
+    """For each rank its rows; a row is the list of indices of its examples. Examples in ``done`` are left out."""
+    return [_rows(lengths, own, max_batch_tokens) for own in divide(lengths, n_ranks, done)]
 
 
 def _rows(lengths: np.ndarray, indices: Sequence[int], capacity: int) -> list[list[int]]:

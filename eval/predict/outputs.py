@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from data.errors import UserError
 from data.json_text import to_json
 from data.readers.tables import plain
+from eval.kept_lines import writable
 from eval.predict.inputs import Row, format_of
 from eval.predict.partial import (
     Partial,
@@ -26,7 +27,6 @@ from eval.predict.partial import (
     kept_rows,
     open_partial,
     partial_path,
-    writable,
 )
 
 STANDARD_OUTPUT = "-"

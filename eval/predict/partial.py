@@ -7,9 +7,6 @@ goes on after the last complete record. Encoding the records is left to ``output
 from __future__ import annotations
 
 import csv
-import fcntl
-import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,33 +15,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.errors import UserError
-from data.files.documents import read_json, readable
+from data.files.documents import read_json
 from data.json_text import to_json
+from eval.kept_lines import check_same, lock, writable
 
 ADVICE = "Remove that file to start over, or give another --output."
-
-log = logging.getLogger("eval")
-
-
-def sha256_of(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file, which is read in blocks.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    with readable(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def writable(name: Path | str, advice: str = "") -> Iterator[None]:
-    """Turn an OSError about an output (no permission, a full disk) into a UserError, except for a closed pipe."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot write {name}: {error.strerror or error}.{advice}") from error
 
 
 def partial_path(output: Path) -> Path:
@@ -185,26 +160,6 @@ def open_partial(
     finally:
         with suppress(OSError):  # a full disk was reported before; `finish` reports all that matters
             file.close()
-
-
-def lock(file: BinaryIO, path: Path) -> None:
-    """Lock the file until it is closed; the system releases the lock if this process dies.
-
-    Raises:
-        UserError: another process has locked it.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{path}: another process is writing it. Wait for that, or give another --output.") from None
-    except OSError as error:
-        log.warning("No lock for %s (%s): let no second process write the same --output.", path, error)
-
-
-def check_same(file: BinaryIO, path: Path) -> None:
-    """Raise UserError unless an open file is still the one with its name."""
-    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        raise UserError(f"{path} was removed, renamed or replaced by another process. Start again.")
 
 
 def _read_identity(output: Path) -> dict[str, str]:

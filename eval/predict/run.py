@@ -7,13 +7,11 @@ chunk is in memory, and an interrupted run loses at most one chunk.
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
@@ -24,18 +22,19 @@ from data.example import Example
 from data.task_file import task_hash
 from eval.config import EvalConfig
 from eval.job import ScoringRanks
+from eval.kept_lines import sha256_of
 from eval.memory import ScoringLoad, check_fits, usable_now
 from eval.predict.classifier import Classifier, Result, model_name
 from eval.predict.columns import columns_of, to_columns
 from eval.predict.config import PredictConfig
 from eval.predict.inputs import Input, Row, open_input
 from eval.predict.outputs import STANDARD_OUTPUT, Output, OutputClosed, open_output
-from eval.predict.partial import kept_rows, partial_path, sha256_of
+from eval.predict.partial import kept_rows, partial_path
 from eval.progress import RowProgress
 from eval.score import request_lengths
 from eval.setup import ModelSetup, build_model, open_model
 from eval.weights import fingerprint
-from train.errors import Interrupted
+from train import stopping
 from train.parallel.distributed import World, pick_device, resolve_precision, start
 from train.parallel.launched import env_rank
 from train.parallel.mesh import lay_out_world
@@ -98,13 +97,12 @@ def predict(options: PredictConfig) -> Summary:
 
     Raises:
         UserError: a checkpoint, task, input or output that cannot be used.
-        Interrupted: SIGINT or SIGTERM; finished chunks are kept.
         OutputClosed: on rank 0, the reader of standard output wants no more.
     """
     device, shape = pick_device(options.device), lay_out_world(tp=options.tp)
     setup = open_model(_eval_options(options), labelled=False)
     precision = resolve_precision(options.precision, device.type)
-    with ExitStack() as stack, _stoppable(options):
+    with ExitStack() as stack, stopping.saying(lambda: _kept(options)):
         files = stack.enter_context(_open_files(options, setup, precision)) if env_rank() == 0 else None
         if files is not None and device.type == "cuda":
             examples = [Example("", row.text, {}) for row in files.first if row.text is not None]
@@ -212,21 +210,7 @@ def _chunks(files: _Files | None, world: World) -> Iterator[tuple[list[Row], lis
         chunk = list(_take(files.rest)) if files is not None else []
 
 
-@contextmanager
-def _stoppable(options: PredictConfig) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted`."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        for number in handlers:
-            signal.signal(number, signal.SIG_IGN)  # under torchrun a signal from the terminal arrives twice
-        name = signal.Signals(signum).name
-        output = Path(options.output)
-        done = f" {kept_rows(output, Path(options.input).is_file())}" if partial_path(output).exists() else ""
-        raise Interrupted(f"{name}: stopped.{done}", signum)
-
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+def _kept(options: PredictConfig) -> str:
+    """A sentence about the rows that are done, if the program is ended now; empty if there are none to go on with."""
+    output = Path(options.output)
+    return kept_rows(output, Path(options.input).is_file()) if partial_path(output).exists() else ""

@@ -80,6 +80,6 @@ def test_they_are_trained_and_scored_on_what_train_and_eval_draw(tmp_path, monke
     assert seen == [kept] and len(kept) == 50
     assert [p.id for p in read_predictions(tmp_path / "tfidf_lr")] == [e.id for e in held_out]
     assert results.split == "train, held out" and results.settings["train_examples"] == 50
-    run_baselines(BaselineConfig("massive_intent", "sample", score_limit=20, seed=3, output=tmp_path))
+    run_baselines(BaselineConfig("massive_intent", "sample", score_limit=20, seed=3, output=tmp_path / "few"))
     found = open_scoring(EvalConfig(model="llama", checkpoint=OLD_INTENT, data="sample", limit=20, seed=3))
-    assert [p.id for p in read_predictions(tmp_path / "tfidf_lr")] == [e.id for e in found.examples]
+    assert [p.id for p in read_predictions(tmp_path / "few" / "tfidf_lr")] == [e.id for e in found.examples]

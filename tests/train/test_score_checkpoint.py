@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from checkpoints_tools.checksums import write_checksums
+from checkpoints_tools.checksums import CHECKSUMS, write_checksums
+from data.decoder.fewshot import PROMPT_FILE
 from data.errors import UserError
+from data.task_file import TASK_FILE
 from eval.config import EvalConfig
 from eval.score import score
-from eval.setup import ScoringSetup, build_model, open_scoring
+from eval.setup import ScoringSetup, build_model, open_model, open_scoring
 from eval.weights import Weights, trained_with
 from tests.launching import TICKETS
 from train.parallel.distributed import World
@@ -67,6 +70,34 @@ def test_a_step_is_scored_as_its_export_is(world: World, train_args: list[str], 
     with pytest.raises(UserError, match=r"step_000001 is incomplete or damaged \(.*distcp is missing or cut off\)"):
         plan(older)
     assert plan(newer).weights.path == newer
+
+
+def test_a_fine_tuned_checkpoint_without_its_prompt_or_task(
+    world: World, train_args: list[str], tmp_path: Path
+) -> None:
+    """Another prompt than the one that it learned would be scored, and nothing would say so."""
+    config = load_config([*train_args, "--steps", "1", "--save_every", "1"])
+    Trainer(config, open_run(config), world).run()
+    for folder, record in (("export", "training.json"), ("checkpoints/step_000001", "run.json")):
+        copy = shutil.copytree(tmp_path / "run" / folder, tmp_path / "copy" / folder)
+        (copy / CHECKSUMS).unlink()
+        (copy / PROMPT_FILE).unlink()
+        message = rf"was fine-tuned here \({record} says so\), but has no {PROMPT_FILE}: .* give eval.py --new_prompt"
+        with pytest.raises(UserError, match=message):
+            plan(copy)
+        with pytest.raises(UserError, match=message):  # as predict.py
+            open_model(EvalConfig(model="llama_debug", checkpoint=copy), labelled=False)
+        assert not plan(copy, new_prompt=True).fine_tuned, "it was asked for"
+        (copy / TASK_FILE).unlink()
+        with pytest.raises(UserError, match=f"has no {PROMPT_FILE} and {TASK_FILE}"):
+            plan(copy)
+        shutil.copy(tmp_path / "run" / folder / PROMPT_FILE, copy)
+        with pytest.raises(UserError, match=f"has no {TASK_FILE}"):
+            plan(copy)
+        options = json.loads((copy / record).read_text())
+        options["config" if "config" in options else "options"].pop("slot_answer")
+        (copy / record).write_text(json.dumps(options))
+        assert plan(copy).fine_tuned, "older code wrote no such file"
 
 
 def test_where_nothing_says_how_the_weights_were_made(tmp_path: Path) -> None:

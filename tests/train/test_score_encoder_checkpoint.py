@@ -18,6 +18,7 @@ from eval.score import score
 from eval.setup import build_model, open_model, open_scoring
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS
+from train.checkpointing.checkpoint import TRAINING_FILE
 from train.parallel.distributed import World
 from train.resolve import load_config
 from train.setup import open_run
@@ -64,8 +65,11 @@ def test_a_task_of_the_users_own(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a task of your own, 'tickets': give its TOML file with --task"):
         open_scoring(asked)
     assert open_model(asked, labelled=False).task.fields == get_task(TICKETS).fields  # without labelled examples
-    for name in (TASK_FILE, CHECKSUMS):  # as of an older version
+    for name in (TASK_FILE, CHECKSUMS):
         (tmp_path / "run" / "export" / name).unlink()
+    with pytest.raises(UserError, match=r"export was fine-tuned here \(training.json says so\), but has no task.json"):
+        open_scoring(replace(asked, task=str(TICKETS)))
+    (tmp_path / "run" / "export" / TRAINING_FILE).unlink()  # as of an older version
     with pytest.raises(UserError, match=r"no --task given, and no built-in task has the heads .* queue"):
         open_scoring(asked)
     plan = open_scoring(replace(asked, task=str(TICKETS)))

@@ -12,8 +12,10 @@ import time
 import pytest
 
 from data.errors import UserError
-from eval.api import answers
-from eval.results import read_predictions, read_results
+from eval import kept_lines
+from eval.api.run import run_api
+from eval.resolve import load_config
+from eval.results import PREDICTIONS, RESULTS, read_predictions, read_results
 from tests.eval.api.server import document
 from tests.launching import ROOT, environment
 
@@ -29,7 +31,17 @@ def start(words, *options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def wait_for(stream, text):
+    assert any(text in line for line in stream), "the program ended"
+
+
+def forget(output):
+    """Remove the result and keep the answers, as the message about another result says."""
+    for name in (RESULTS, PREDICTIONS):
+        (output / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGKILL"])
 def test_interrupted_and_continued(run, words, server, tmp_path, name):
     """The server holds the fourth request and those after it until the signal has arrived."""
     held, go = threading.Event(), threading.Event()
@@ -47,7 +59,7 @@ def test_interrupted_and_continued(run, words, server, tmp_path, name):
             time.sleep(0.01)
         process.send_signal(getattr(signal, name))
         if name != "SIGKILL":
-            assert "waiting for the answers in flight" in process.stderr.readline()
+            wait_for(process.stdout, "waiting for the answers in flight")
         else:
             process.wait()
         server.before = lambda body: None
@@ -83,11 +95,11 @@ def test_a_second_signal_stops_at_once(words, server, tmp_path):
         assert held.wait(120)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert "waiting for the answers in flight" in process.stderr.readline()
+        wait_for(process.stdout, "waiting for the answers in flight")
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM and time.monotonic() - began < 10
-    assert "SIGTERM: stopped at once. 2 of 6 answers" in err
+    assert "SIGTERM: stopped. 2 of 6 answers" in err
 
 
 def test_cut_at_every_byte_of_the_last_line(run, server, tmp_path):
@@ -146,6 +158,7 @@ def test_a_damaged_line_is_named(run, server, damage, message):
 
 def test_answers_of_something_else_are_refused(run, server, tmp_path):
     path = run("--limit", 2) / "answers.jsonl"
+    forget(path.parent)
     before, n = path.read_bytes(), len(server.bodies)
     for options, name in (
         ({"task": "massive_slots"}, "task: 'massive_intent "),
@@ -179,20 +192,28 @@ def test_a_file_that_is_not_ours_is_left_as_it_is(run, server, tmp_path, content
 def test_a_larger_limit_goes_on_from_a_smaller(run, server):
     output = run("--limit", 3)
     assert len(server.bodies) == 3
+    with pytest.raises(UserError, match=r"result of another scoring, with another limit \(3 there, 1000 now\)"):
+        run("--limit", 1000)
+    forget(output)
     assert read_results(run("--limit", 1000)).metrics["n_examples"] == len(server.asked) > 20
     assert set(server.asked.values()) == {1}
+    forget(output)
     run("--limit", 3)
     assert read_results(output).metrics["n_examples"] == 3 and set(server.asked.values()) == {1}
 
 
 def test_only_requests_that_change_are_asked_again(run, server, capsys):
-    first = read_results(run(task="20ng_20"))
+    output = run(task="20ng_20")
+    first = read_results(output)
+    forget(output)
     cut = read_results(run("--row_length", 375, task="20ng_20"))
     n_cut = cut.counts["truncated"]
     assert first.counts["truncated"] == 0 < n_cut < 6 and len(server.bodies) == 6 + n_cut
     assert f"not used: {n_cut} answers there to other requests" in capsys.readouterr().out
+    forget(output)
     run(task="20ng_20")
     assert len(server.bodies) == 6 + n_cut
+    forget(output)
     run("--max_new_tokens", 3, task="20ng_20")
     assert len(server.bodies) == 6 + n_cut + 6 and server.bodies[-1]["max_tokens"] == 3
 
@@ -210,13 +231,13 @@ def test_one_process_at_a_time(run, words, server, tmp_path):
 
 
 def test_a_file_that_is_removed_before_it_is_locked(run, server, tmp_path, monkeypatch):
-    real = answers.lock
+    real = kept_lines.lock
 
     def remove_and_lock(file, path):
         path.unlink()
         real(file, path)
 
-    monkeypatch.setattr(answers, "lock", remove_and_lock)
+    monkeypatch.setattr(kept_lines, "lock", remove_and_lock)
     with pytest.raises(UserError, match="answers.jsonl was removed, renamed or replaced"):
         run()
     assert not server.bodies
@@ -249,3 +270,17 @@ def test_documents_differ_in_these_tests(run, server):
     """Requests are counted by their document."""
     run("--limit", 1000)
     assert len(server.asked) == len(server.bodies) and document(server.bodies[0])
+
+
+def test_without_an_output_every_limit_has_its_result_and_no_answer_is_paid_twice(
+    words, server, tmp_path, monkeypatch, printed
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no_vocabulary"))
+    words = [*words[: words.index("--output")], *words[words.index("--output") + 2 :], "--task", "massive_intent"]
+    for limit in (2, 4):
+        run_api(load_config([*words, "--limit", str(limit)]))
+        output = tmp_path / f"runs/eval/fake-massive_intent-0shot-limit{limit}"
+        assert read_results(output).metrics["n_examples"] == limit == len(server.bodies)
+        assert sorted(path.name for path in output.iterdir()) == [PREDICTIONS, RESULTS]
+    assert [path.name for path in (tmp_path / "runs/eval/fake-massive_intent-0shot").iterdir()] == ["answers.jsonl"]

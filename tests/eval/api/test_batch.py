@@ -132,7 +132,9 @@ def test_answers_that_a_batch_could_not_get(run, outputs, tmp_path, capsys):
     assert results.metrics["fields"]["intent"]["accuracy"] == pytest.approx(4 / 6)
     assert [p.unparsed for p in predictions[4:]] == [("intent",)] * 2
     lines += outputs[4:]  # from a second batch
-    assert read_results(offline(run, write(path, lines))).metrics["exact_match"] == 1.0
+    with pytest.raises(UserError, match="result of another scoring, with another answers_hash "):
+        offline(run, write(path, lines))
+    assert read_results(offline(run, write(path, lines), "--output", tmp_path / "again")).metrics["exact_match"] == 1.0
 
 
 def test_a_line_with_half_a_character(run, outputs, tmp_path):

@@ -104,10 +104,14 @@ def test_equals_transformers_generate(bodies) -> None:
         assert result.tokens == (new[:-1] if new[-1] in stop else new[:12])
 
 
-def test_progress_counts_every_request(net, bodies, stop) -> None:
-    seen: list[int] = []
-    greedy_decode(net, PREFIX, bodies, 5, stop, max_batch_tokens=100, progress=seen.append)
-    assert sum(seen) == len(bodies)
+def test_every_request_is_handed_over_once_when_it_is_finished(net, bodies, stop) -> None:
+    seen: list[tuple[int, list[int], bool]] = []
+    results = greedy_decode(
+        net, PREFIX, bodies, 5, stop, max_batch_tokens=100,
+        finished=lambda found: seen.extend((i, list(one.tokens), one.stopped) for i, one in found.items()),
+    )  # fmt: skip
+    assert len(seen) == len(bodies) > 1, "once"
+    assert sorted(seen) == [(i, one.tokens, one.stopped) for i, one in enumerate(results)], "and complete"
 
 
 def test_batches_keep_every_request_and_the_bound() -> None:

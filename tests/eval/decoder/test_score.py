@@ -40,16 +40,23 @@ def tokenizer(tiny_checkpoint):
     return load_tokenizer(tiny_checkpoint)
 
 
+def decode_nothing(model, prefix, bodies, *_, finished, **__):
+    found = [Decoded([], True) for _ in bodies]
+    finished(dict(enumerate(found)))
+    return found
+
+
 def score_scripted(monkeypatch, tokenizer, examples, answers, task=JOINT, **options):
     """Score answers from a script, keyed by the text of the document the decoder is shown."""
     prompt = build_prompt(task, "plain")
 
-    def decode(model, prefix, bodies, limits, stop_ids, **_):
+    def decode(model, prefix, bodies, limits, stop_ids, *, finished, **_):
         found = []
         for body, limit in zip(bodies, limits, strict=True):
             document = tokenizer.decode(body).split("\nEnd of <<")[0]
             ids = tokenizer.encode(answers[document])
             found.append(Decoded(ids[:limit], stopped=len(ids) <= limit))
+        finished(dict(enumerate(found)))
         return found
 
     monkeypatch.setattr(eval.decoder.score, "greedy_decode", decode)
@@ -178,9 +185,7 @@ def test_long_documents_are_truncated_and_none_is_dropped(monkeypatch, tokenizer
         labels={"intent": "alarm_set", "slots": ("Other",) * words},
         bio={"slots": ("O",) * words},
     )
-    monkeypatch.setattr(
-        eval.decoder.score, "greedy_decode", lambda model, prefix, bodies, *_, **__: [Decoded([], True) for _ in bodies]
-    )
+    monkeypatch.setattr(eval.decoder.score, "greedy_decode", decode_nothing)
     prompt = build_prompt(JOINT, "plain")
     result = score(None, ScoringJob(JOINT, tokenizer, [example, long], 2400, prompt, max_new_tokens=50))
     assert result.counts["truncated"] == 1
@@ -204,9 +209,9 @@ def test_an_example_that_cannot_fit_costs_the_others_nothing(monkeypatch, tokeni
     assert long_budget > budget and len(tokenizer.encode(long.text)) > budget // 2
     limits = {}
 
-    def decode(model, prefix, bodies, limits_given, *_, **__):
+    def decode(model, prefix, bodies, limits_given, *_, **given):
         limits[len(bodies)] = limits_given
-        return [Decoded([], True) for _ in bodies]
+        return decode_nothing(model, prefix, bodies, **given)
 
     monkeypatch.setattr(eval.decoder.score, "greedy_decode", decode)
     both = score(None, ScoringJob(slots, tokenizer, [example, long], n_prompt + budget, prompt))

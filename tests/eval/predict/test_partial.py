@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
+from eval.kept_lines import sha256_of
 from eval.predict.inputs import Row, open_input
 from eval.predict.outputs import FORMATS, open_output
-from eval.predict.partial import sha256_of
 from tests.eval.predict.rows import COLUMNS, IDENTITY, PREDICTED, ROOT, ROWS, WRITER, one, partial, write
 
 
