@@ -45,7 +45,8 @@ def main() -> None:
         if not plan.fits:
             sys.exit(1)
         return
-    with held(config.checkpoint.output):
+    nothing = "No step was taken since this start, so there is nothing to save. The same command starts again."
+    with held(config.checkpoint.output), stopping.saying(lambda: nothing):
         run(config)
 
 
