@@ -48,12 +48,13 @@ from eval.partial import PartialAnswers, open_partial_answers
 from eval.plan import describe as describe_plan
 from eval.plan import make_plan
 from eval.progress import Progress
-from eval.report import compare, show_details
+from eval.report import compare, compare_command, show_details
 from eval.resolve import load_config
 from eval.results import Results, field_kinds, hash_examples, versions, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
 from eval.weights import hash_weights, trained_with
+from train.next_command import planned_command
 from train.parallel.distributed import (
     env_rank,
     env_world_size,
@@ -79,6 +80,7 @@ def main() -> None:
         results = combine(*options.combine, output, options.name)
         show_details(results)
         log.info("written to %s", output)
+        log.info("To see them beside each other:\n  %s", compare_command(*options.combine, output))
     elif isinstance(get_model(options.model), ApiModel):
         run_api(options)
     elif options.plan:
@@ -86,6 +88,8 @@ def main() -> None:
         log.info("%s", describe_plan(plan))
         if not plan.fits:
             sys.exit(1)
+        nodes = plan.mesh.n_ranks // plan.per_node
+        log.info("\nTo start it:\n  %s", planned_command(plan.per_node, nodes))
     else:
         run(options)
 

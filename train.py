@@ -22,7 +22,7 @@ if __name__ == "__main__":
 import logging
 
 from train.checkpointing.base import with_moved_base
-from train.next_command import scoring_advice
+from train.next_command import planned_command, scoring_advice
 from train.parallel.distributed import run_guarded, set_up_logging, start
 from train.planning.memory import count_parameters
 from train.planning.plan import make_plan, settle_optimizer
@@ -44,6 +44,7 @@ def main() -> None:
         log.info("%s", describe(plan))
         if not plan.fits:
             sys.exit(1)
+        log.info("\nTo start it:\n  %s", planned_command(plan.job.ranks_per_node, plan.nodes))
         return
     nothing = "No step was taken since this start, so there is nothing to save. The same command starts again."
     with held(config.checkpoint.output), stopping.saying(lambda: nothing):

@@ -7,26 +7,47 @@ import shlex
 import shutil
 import string
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def command(script: str, options: Mapping[str, object], *, ranks: int = 1) -> str:
+def command(
+    script: str, options: Mapping[str, object], *, ranks: int = 1, nodes: int = 1, given: Sequence[str] = ()
+) -> str:
     """A quoted command line that starts one of our scripts.
 
     Args:
         script: its name, such as ``eval.py``.
-        options: values by option name; options that are None or False are omitted, True is a switch.
-        ranks: with more than one, under torchrun.
+        options: values by option name; options that are None or False are omitted, True is a switch, a tuple has
+            several values.
+        ranks: on a machine; with more than one, under torchrun.
+        nodes: with more than one machine, the rendezvous is left open.
+        given: the words of other options.
     """
-    words = [*([python()] if ranks == 1 else [*torchrun(), "--nproc_per_node", str(ranks)]), ours(script)]
+    if nodes > 1:
+        start = [*torchrun(), "--nnodes", str(nodes), "--nproc_per_node", str(ranks), "..."]
+    else:
+        start = [python()] if ranks == 1 else [*torchrun(), "--nproc_per_node", str(ranks)]
+    words = [*start, ours(script), *given]
     for name, value in options.items():
         if value is None or value is False:
             continue
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        values = () if value is True else value if isinstance(value, tuple) else (value,)
+        words += [f"--{name}", *map(str, values)]
     return " ".join(map(quoted, words))
+
+
+def without(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """The words of a command line without these options and their values."""
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("--"):
+            dropping = word[2:].split("=")[0] in names
+        if not dropping:
+            kept.append(word)
+    return kept
 
 
 def quoted(word: str) -> str:

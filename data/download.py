@@ -39,6 +39,7 @@ import tyro
 from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from data import terminal
+from data.commands import command
 from data.errors import UserError
 from data.files import limits
 from data.files.paths import parsed_paths
@@ -349,6 +350,10 @@ def main(argv: list[str] | None = None) -> int:
         terminal.say("stopped; the same command continues from here.", "stderr")
         return 130
     terminal.say(f"{args.release} is at {path}")
+    task = {"20ng": "20ng_joint", "massive": "massive_joint"}[args.release]
+    data = None if args.to == DOWNLOAD_DIR else path
+    plan = command("train.py", {"model": "llama3_8b", "task": task, "data": data, "plan": True})
+    terminal.say(f"To see what it takes to fine-tune a model on it:\n  {plan}")
     return 0
 
 

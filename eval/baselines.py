@@ -34,7 +34,7 @@ from data.source import draw_to_score, draw_to_train, holdout, load_examples
 from data.tasks import ClassField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
 from eval.output import check_free, output_folder
-from eval.report import show_comparison
+from eval.report import compare_command, show_comparison
 from eval.results import Prediction, Results, field_kinds, hash_examples, versions, write_run
 from train.parallel.distributed import run_guarded, set_up_logging
 
@@ -215,7 +215,10 @@ def main() -> None:
         use_underscores=True,
         args=sys.argv[1:],
     )
-    show_comparison(run_baselines(parsed_paths(config)))
+    config = parsed_paths(config)
+    show_comparison(run_baselines(config))
+    folders = [config.output / key for key in SYSTEMS]
+    log.info("To see a scored model beside them, add its folder to:\n  %s", compare_command(*folders))
 
 
 if __name__ == "__main__":

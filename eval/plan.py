@@ -45,6 +45,11 @@ class ScoringPlan:
     assumed: tuple[str, ...]
 
     @property
+    def per_node(self) -> int:
+        """Ranks of a machine."""
+        return min(PER_NODE, self.mesh.n_ranks)
+
+    @property
     def limit(self) -> int:
         """Usable bytes of a GPU."""
         return usable(self.gpu.memory)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from data.commands import command
 from data.errors import UserError
 from data.terminal import literal, say, show, width
 from eval.kept_lines import writable
@@ -192,6 +193,11 @@ def _check_markdown(path: Path) -> None:
             path.unlink()  # it is written when the table is there
     if start not in (b"", TABLE_START):
         raise UserError(f"{name} is a file that is no table of ours, and it would be overwritten. Give another name.")
+
+
+def compare_command(*folders: Path) -> str:
+    """The command that shows scored runs beside each other."""
+    return command("eval.py", {"compare": folders})
 
 
 def compare(

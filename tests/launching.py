@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def environment() -> dict[str, str]:
     """Without what a torchrun around the tests, or the user, may have set."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
     return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+
+
+def with_signals() -> None:
+    """For ``preexec_fn``: take signals that this process was told to ignore, by nohup or a shell's ``&``."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def command(script: Path, *args: object, ranks: int = 1) -> list[str]:

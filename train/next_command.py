@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data.commands import command, python, quoted, torchrun
+from data.commands import command, python, quoted, torchrun, without
 from train.checkpointing.checkpoint import step_folder
 from train.config import TrainConfig
 from train.parallel.launched import launched, under_torchrun
@@ -51,6 +51,19 @@ def eval_command(config: TrainConfig, folder: Path, n_parameters: int, gpu_bytes
         "tp": ranks if needs_split and ranks > 1 else None,
     }
     return command("eval.py", options, ranks=ranks)
+
+
+PLANNING = ("plan", "no_plan", "gpu", "gpus")  # options of --plan
+
+
+def planned_command(ranks: int, nodes: int) -> str:
+    """What to type to start what was planned: this program's command line without `PLANNING`.
+
+    Args:
+        ranks: on a machine.
+    """
+    script = Path(sys.argv[0]).name
+    return command(script, {}, ranks=ranks, nodes=nodes, given=without(sys.argv[1:], PLANNING))
 
 
 def resume_command(config: TrainConfig) -> str:

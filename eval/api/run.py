@@ -31,7 +31,7 @@ from eval.job import ScoringRanks
 from eval.kept_lines import sha256_of
 from eval.output import check_free, output_folder
 from eval.progress import Progress
-from eval.report import show_details
+from eval.report import compare_command, show_details
 from eval.results import Results, field_kinds, hash_examples, versions, write_run
 from train import stopping
 from train.errors import Interrupted, RunStopped
@@ -62,6 +62,7 @@ def run_api(options: EvalConfig) -> None:
         dump_requests(setup, options.api.dump_requests)
         log.info("%s", describe(estimate(setup.task, setup.requests, setup.counter), setup.counter, prices))
         log.info("written to %s", options.api.dump_requests)
+        log.info("When the server has answered them, the same command with --answers FILE scores the answers.")
         return
     results = about(setup)
     with output_folder(setup.output):
@@ -75,6 +76,7 @@ def run_api(options: EvalConfig) -> None:
         write_run(setup.output, results, result.predictions)
     show_details(results)
     log.info("written to %s", setup.output)
+    log.info("To see other scored runs beside it, add their folders to:\n  %s", compare_command(setup.output))
 
 
 def _all_answers(setup: ApiSetup, prices: Prices | None) -> tuple[list[Answer], list[Lost], float | None]:

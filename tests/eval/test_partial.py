@@ -24,7 +24,7 @@ from eval.results import Prediction
 from eval.score import SCORERS, score
 from tests.eval.encoder.test_score import folders as folders
 from tests.eval.test_together import decoder, encoder
-from tests.launching import ROOT, call_main, command, environment
+from tests.launching import ROOT, call_main, command, environment, with_signals
 
 IDENTITY = {"weights": "abc", "examples": "9 (def)"}
 
@@ -231,7 +231,7 @@ def test_killed_and_continued_on_other_ranks(tiny_checkpoint: Path, tmp_path: Pa
         options = words(tiny_checkpoint, tmp_path, "--max_new_tokens", 40, "--limit", 60, "--output", folder)
         return subprocess.Popen(
             command(ROOT / "eval.py", *options, ranks=ranks), env=environment(), cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=with_signals,
         )  # fmt: skip
 
     with start(tmp_path / "whole", 1) as process:

@@ -186,6 +186,7 @@ def test_the_command_prints_its_plan(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(ROOT / "eval.py"), run_name="script")["main"]()
     printed = capsys.readouterr().out
     assert "Plan for scoring llama3_8b" in printed and "It fits" in printed
+    assert printed.endswith(f"eval.py --model llama3_8b --task massive_joint --checkpoint {tmp_path}\n")
     monkeypatch.setattr(sys, "argv", ["eval.py", *words, "--model", "llama3_70b"])
     with pytest.raises(SystemExit, match="1"):  # for scripts that ask before they submit
         runpy.run_path(str(ROOT / "eval.py"), run_name="script")["main"]()

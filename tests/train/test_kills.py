@@ -1,7 +1,7 @@
 """A run that is killed again and again, at random moments, ends as one that was left alone, bit for bit.
 
 The same command line starts it each time. Kills fall into the start-up, steps, scorings, saves and exports. They are
-drawn with a fixed seed, but their moments depend on the machine's speed.
+drawn with a fixed seed, but what a kill meets depends on the machine's speed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,21 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from tests.launching import ROOT, command, environment
+from tests.launching import ROOT, command, environment, with_signals
 from tests.train.test_stopping import is_running, taken, with_group
 from train.checkpointing import checkpoint
 
 KILLS = 13  # of each kind of run: 52 in all
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SOONEST, LATEST = 1.0, 12.0  # seconds after the start
 STEPS = 600
+IN_START_UP = 0.25  # of the kills
 
 
 def start(line: list[str], log: Path) -> subprocess.Popen:
     with log.open("ab") as file:
-        return subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(
+            line, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True, preexec_fn=with_signals
+        )
 
 
 def members(session: int) -> list[int]:
@@ -64,6 +67,18 @@ def kill(process: subprocess.Popen, draw: random.Random) -> str:
         assert time.monotonic() < deadline, f"{number.name} to {whom}: processes are left"
         time.sleep(0.05)
     return f"{number.name} to {whom}"
+
+
+def wait_for_moment(process: subprocess.Popen, run: Path, draw: random.Random) -> None:
+    """Wait until the next kill, or the end of the run."""
+    if draw.random() < IN_START_UP:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.5, 8.0))
+        return
+    before, more = taken(run), draw.randint(1, 2 * STEPS // (KILLS + 3))
+    while process.poll() is None and taken(run) - before < more:
+        time.sleep(0.005)
+    time.sleep(draw.uniform(0.0, 0.1))
 
 
 def everything(run: Path, folder: Path) -> dict[str, Any]:
@@ -105,19 +120,19 @@ def test_killed_runs_end_as_one_that_was_left_alone(
     straight = subprocess.run(line(alone), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
     assert straight.returncode == 0, straight.stdout + straight.stderr
 
-    draw, kills = random.Random(f"{ranks} {async_save}"), []
-    log = tmp_path / "log"
+    draw, kills, log = random.Random(f"{ranks} {async_save}"), [], tmp_path / "log"
     while True:
         process = start(line(killed), log)
-        try:
-            process.wait(draw.uniform(SOONEST, LATEST) if len(kills) < KILLS else 600)
-        except subprocess.TimeoutExpired:
-            kills.append(kill(process, draw))
-            print(f"after {taken(killed)} logged steps: {kills[-1]}")
-            continue
-        assert process.returncode == 0, log.read_text()[-5000:]
-        if len(kills) >= KILLS:
+        if len(kills) == KILLS:
             break
+        wait_for_moment(process, killed, draw)
+        if process.poll() is None:
+            kills.append(kill(process, draw))
+            print(f"{ranks} rank(s), async_save {async_save}: after {taken(killed)} steps in the log: {kills[-1]}")
+        else:
+            assert process.returncode == 0, log.read_text()[-5000:]
+    assert process.wait(600) == 0, log.read_text()[-5000:]
+    assert not list(killed.glob("kept_*")) and not (killed / "run.lock").exists()
     a, b = everything(alone, tmp_path), everything(killed, tmp_path)
     assert a.keys() == b.keys() and len(a) > 30
     differing = [name for name in a if not a[name].equal(b[name])]

@@ -185,3 +185,33 @@ def test_a_users_file_of_the_scripts_name_stays(tmp_path: Path, caplog: pytest.L
     with caplog.at_level("INFO"):
         next_command.write_resume_script("python train.py --lr 1", tmp_path)
     assert script.read_text() == "#!/bin/sh\necho mine\n" and "python train.py --lr 1" in caplog.text
+
+
+def test_what_is_planned_is_started_with_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--model", "x", "--plan", "--gpus=16", "--gpu", "h200", "--lr", "1e-4", "--plan", "on"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    assert next_command.planned_command(1, 1) == f"{python()} train.py --model x --lr 1e-4"
+    start = " ".join([*torchrun(), "--nnodes", "2", "--nproc_per_node", "8", "..."])
+    assert next_command.planned_command(8, 2) == f"{start} train.py --model x --lr 1e-4"
+
+
+def test_results_without_a_model_end_with_a_comparison(tmp_path: Path) -> None:
+    """Baselines, and two runs joined to one: the command that they name shows them beside each other."""
+    line = [sys.executable, "-m", "eval.baselines", "--data", "sample"]
+    for name in ("intent", "slots"):
+        task = ["--task", f"massive_{name}", "--output", str(tmp_path / name)]
+        printed = subprocess.run([*line, *task], cwd=ROOT, env=environment(), capture_output=True, text=True).stdout
+        shown = run_last(printed)
+        assert "majority" in shown and "TF-IDF" in shown
+    runs = [str(tmp_path / name / "tfidf_lr") for name in ("intent", "slots")]
+    line = [sys.executable, "eval.py", "--combine", *runs, "--output", str(tmp_path / "both")]
+    printed = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True).stdout
+    assert "intent" in run_last(printed)
+
+
+def run_last(printed: str) -> str:
+    """What the command in the last line prints."""
+    command_line = printed.splitlines()[-1].strip()
+    done = subprocess.run(["bash", "-c", command_line], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, (command_line, done.stderr)
+    return done.stdout

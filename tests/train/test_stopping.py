@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.launching import ROOT, command, environment
+from tests.launching import ROOT, command, environment, with_signals
 from train import stopping
 from train.checkpointing import checkpoint
 from train.errors import Interrupted
@@ -33,7 +33,8 @@ WAIT = 120.0
 def running(args: list[str], run: Path, until: int, ranks: int = 1, **pipes) -> Iterator[subprocess.Popen]:
     """``train.py``, once it has taken a number of steps; it has many to go. It is killed if the test fails."""
     line = command(TRAIN, *args, "--output", run, "--steps", "100000", "--save_every", "0", ranks=ranks)
-    process = subprocess.Popen(line, cwd=ROOT, env=environment(), start_new_session=True, **pipes)
+    more = {"preexec_fn": with_signals} | pipes
+    process = subprocess.Popen(line, cwd=ROOT, env=environment(), start_new_session=True, **more)
     try:
         wait_for(lambda: taken(run) >= until, process)
         yield process

@@ -16,6 +16,7 @@ import torch
 
 import train.planning.plan
 from checkpoints_tools.registry import MODELS
+from data.commands import quoted, torchrun
 from data.errors import UserError
 from data.loader import StepLoader
 from data.packing import PADDING_DOC
@@ -248,6 +249,8 @@ def test_the_command_prints_its_plan(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(ROOT / "train.py"), run_name="script")["main"]()
     printed = capsys.readouterr().out
     assert "Plan for llama3_70b on 20ng_joint" in printed and "fit" in printed
+    start = f"{' '.join(map(quoted, torchrun()))} --nproc_per_node 8 train.py --model llama3_70b --task 20ng_joint"
+    assert printed.endswith(f"To start it:\n  {start} --checkpoint {tmp_path} --steps 10\n")
     monkeypatch.setattr(sys, "argv", ["train.py", *words, "--gpus", "1"])
     with pytest.raises(SystemExit, match="1"):  # for scripts that ask before they submit
         runpy.run_path(str(ROOT / "train.py"), run_name="script")["main"]()
