@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from tests.launching import ROOT, command, environment, with_signals
-from tests.train.test_stopping import is_running, taken, with_group
+from tests.train.test_stopping import is_running, taken
 from train.checkpointing import checkpoint
 
 KILLS = 13  # of each kind of run: 52 in all
@@ -38,32 +38,25 @@ def start(line: list[str], log: Path) -> subprocess.Popen:
         )
 
 
-def members(session: int) -> list[int]:
-    """The processes of a session that still run: torchrun and its ranks."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and is_running(int(folder.name)):
-            try:
-                if os.getsid(int(folder.name)) == session:
-                    found.append(int(folder.name))
-            except ProcessLookupError:
-                continue
-    return sorted(found)
+def family(pid: int) -> list[int]:
+    """A process and its children: torchrun, then its ranks."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        children = []
+    return [pid, *sorted(map(int, children))]
 
 
 def kill(process: subprocess.Popen, draw: random.Random) -> str:
     """Kill the run in a random way, and wait until all its processes are gone; says how."""
-    number, alive = draw.choice(SIGNALS), members(process.pid)
-    whom = draw.choice(("launcher", "all", "last")) if len(alive) > 1 else "launcher"
-    if whom == "launcher":
-        process.send_signal(number)
-    elif whom == "all":
-        with_group(process, number)
-    else:
-        os.kill(alive[-1], number)
+    number, alive = draw.choice(SIGNALS), family(process.pid)
+    whom = draw.choice(("torchrun", "all", "a rank")) if len(alive) > 1 else "the process"
+    for pid in {"torchrun": alive[:1], "a rank": [draw.choice(alive[1:] or alive)]}.get(whom, alive):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
     process.wait(120)
     deadline = time.monotonic() + 60
-    while members(process.pid):
+    while any(map(is_running, alive)):
         assert time.monotonic() < deadline, f"{number.name} to {whom}: processes are left"
         time.sleep(0.05)
     return f"{number.name} to {whom}"
