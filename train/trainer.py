@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 def announcement() -> str:
     """What a run says as soon as it is told to stop."""
-    grace = " torchrun waits 30 seconds for that, unless it was started with --shutdown-timeout."
+    grace = " There are 30 seconds for that, unless torchrun was started with a longer --shutdown-timeout."
     return "finishing this step, then saving." + (grace if under_torchrun() else "")
 
 
