@@ -17,6 +17,7 @@ import fcntl
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -135,6 +136,8 @@ def _lock(path: Path) -> BinaryIO:
         if (mine := _create(path)) is not None:
             return mine
         try:
+            if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would be waited for, a link lead anywhere
+                raise UserError(f"output = {path.parent}: {path.name} there is not a file of this program. Remove it.")
             file = path.open("rb")
         except FileNotFoundError:
             continue  # released just now

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -162,6 +163,16 @@ def test_a_file_that_is_no_lock_stays(content: bytes, tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match=r"run\.lock is no lock of this program, or damaged\. .*: rm "), held(tmp_path):
         pass
     assert (tmp_path / LOCK).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/not/there", path)], ids=["pipe", "folder", "link"]
+)
+def test_what_is_no_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / LOCK)
+    with pytest.raises(UserError, match=r"run\.lock there is not a file of this program"), held(tmp_path):
+        pass
+    assert os.path.lexists(tmp_path / LOCK)
 
 
 ME = Holder("node1", "m1", "boot1", 50, "ns1", 0, "/run", "now", True)
