@@ -59,6 +59,17 @@ def resume_command(config: TrainConfig) -> str:
     return " ".join(map(quoted, words if config.checkpoint.resume != "off" else [*words, "--resume", "auto"]))
 
 
+def advice_to_continue(line: str, output: Path) -> str:
+    """What to type after an interruption.
+
+    Args:
+        line: see `resume_command`.
+    """
+    script = output / RESUME_SCRIPT
+    too = f"\n{script} has this command, too." if is_resume_script(script) else ""  # it may be the user's own
+    return f"To continue:\n  {line}{too}"
+
+
 def write_resume_script(line: str, output: Path) -> None:
     """Write a command line, and the folder to type it in, into the run folder: it is there after any kill.
 

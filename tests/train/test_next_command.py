@@ -186,7 +186,9 @@ def test_a_users_file_of_the_scripts_name_stays(tmp_path: Path, caplog: pytest.L
     next_command.write_resume_script("python train.py", tmp_path)
     next_command.write_resume_script("python train.py --resume", tmp_path)
     assert "exec python train.py --resume" in script.read_text() and next_command.is_resume_script(script)
+    assert next_command.advice_to_continue("x", tmp_path) == f"To continue:\n  x\n{script} has this command, too."
     script.write_text("#!/bin/sh\necho mine\n")
     with caplog.at_level("INFO"):
         next_command.write_resume_script("python train.py --lr 1", tmp_path)
     assert script.read_text() == "#!/bin/sh\necho mine\n" and "python train.py --lr 1" in caplog.text
+    assert next_command.advice_to_continue("x", tmp_path) == "To continue:\n  x"
