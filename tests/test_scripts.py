@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import ROOT, plan, script_of
+from train.stopping import SIGNALS
 
 SCRIPTS = ["run_demo.sh", "run_tests.sh", ".ci/run", "scripts/environment.sh", "scripts/train.slurm"]
 
@@ -155,6 +156,7 @@ def test_the_slurm_scripts_command_is_understood(tmp_path, monkeypatch):
     assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 8)
     assert (config.rdzv_backend, config.rdzv_endpoint, config.run_id) == ("c10d", "node7:23456", "123456")
     assert config.shutdown_timeout == 840, "less than the time between Slurm's signal and its end"
+    assert {signal.name for signal in SIGNALS} <= set(config.signals_to_handle.split(",")), "others kill torchrun"
 
 
 @pytest.mark.parametrize("name", ["run_demo.sh", "run_tests.sh"])

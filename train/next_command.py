@@ -72,8 +72,22 @@ def resume_command(config: TrainConfig) -> str:
     return " ".join(map(quoted, words if config.checkpoint.resume != "off" else [*words, "--resume", "auto"]))
 
 
+def advice_to_continue(line: str, output: Path) -> str:
+    """What to type after an interruption.
+
+    Args:
+        line: see `resume_command`.
+    """
+    script = output / RESUME_SCRIPT
+    too = f"\n{script} has this command, too." if is_resume_script(script) else ""  # it may be the user's own
+    return f"To continue:\n  {line}{too}"
+
+
 def write_resume_script(line: str, output: Path) -> None:
-    """Write a command line, and the folder to type it in, into the run folder: it is there after any kill."""
+    """Write a command line, and the folder to type it in, into the run folder: it is there after any kill.
+
+    The script goes on with the run that it lies beside: where it was moved to, and whatever ``$SCRATCH`` is now.
+    """
     script, place = output / RESUME_SCRIPT, launched()
     if os.path.lexists(script) and not is_resume_script(script):
         log.info(
@@ -85,12 +99,14 @@ def write_resume_script(line: str, output: Path) -> None:
         notes.append(f"# The run had {place.machines} machines: start it on each, with the options of that machine.")
     if place.size > 1 and not under_torchrun():
         notes.append(f"# The run had {place.size} processes: start it with the launcher that started them.")
+    typed = line.removesuffix(f" --output {quoted(str(output))}")  # of the script before, so that it does not grow
     lines = [
         "#!/usr/bin/env bash",
         *notes,
+        'run=$(cd "$(dirname "$0")" && pwd) || exit',
         f"cd {quoted(os.getcwd())} || exit",
         f"PATH={quoted(os.path.dirname(sys.executable))}:$PATH",
-        f"exec {line}",
+        f'exec {typed} --output "$run"',
     ]
     script.write_text("\n".join(lines) + "\n", encoding="utf-8")
     script.chmod(0o755)

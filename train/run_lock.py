@@ -5,7 +5,7 @@ which is atomic on network file systems too: of two runs that start at the same 
 on flock, but uses it where it works. A lock is taken over if its holder is certainly gone:
 
     on this machine        the process has ended, its number belongs to another one, or the machine was restarted
-    on any machine         it was an earlier attempt of this Slurm job or of this torchrun, which end an attempt first
+    on another machine     it was an earlier attempt of this Slurm job or of this torchrun, which end an attempt first
 
 Otherwise the run is refused, and the message says how to remove the lock.
 """
@@ -17,6 +17,7 @@ import fcntl
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,7 +51,8 @@ class Holder(msgspec.Struct, frozen=True):
             since the machine's.
         folder, time: what was locked, and when.
         flock: the file is locked by flock, too, as long as the process lives.
-        slurm, torchrun: ids of the jobs, or empty; and how often they have been restarted.
+        slurm, torchrun: ids of the jobs, or empty; and how often they have been restarted. torchrun's is that of
+            ``--rdzv-id`` with the address where its ranks meet.
     """
 
     host: str
@@ -134,6 +136,8 @@ def _lock(path: Path) -> BinaryIO:
         if (mine := _create(path)) is not None:
             return mine
         try:
+            if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would be waited for, a link lead anywhere
+                raise UserError(f"output = {path.parent}: {path.name} there is not a file of this program. Remove it.")
             file = path.open("rb")
         except FileNotFoundError:
             continue  # released just now
@@ -166,19 +170,19 @@ def gone(holder: Holder, me: Holder, free: bool) -> str | None:
     Args:
         free: this process could lock the file by flock.
     """
+    here, free = _one_machine(holder, me), free and holder.flock
+    if here and holder.namespace == me.namespace:  # then it can be seen, whatever a job says of its attempts
+        if _started(holder.pid) != holder.started:
+            return "the process has ended"
+        return f"the lock is a copy of that in {holder.folder}" if free and holder.folder != me.folder else None
     if holder.slurm and holder.slurm == me.slurm and holder.slurm_restarts < me.slurm_restarts:
         return "an earlier attempt of this Slurm job"
     if holder.torchrun and holder.torchrun == me.torchrun and holder.torchrun_restarts < me.torchrun_restarts:
         return "an earlier attempt of this torchrun"
-    if not _one_machine(holder, me):
-        same_name = (holder.host, holder.machine) == (me.host, me.machine)
-        return "the machine was restarted since" if same_name and holder.boot and me.boot else None
-    free = free and holder.flock
-    if holder.namespace != me.namespace:  # in another container, where its number means another process
+    if here:  # in another container, where its number means another process
         return "the process has ended" if free else None
-    if _started(holder.pid) != holder.started:
-        return "the process has ended"
-    return f"the lock is a copy of that in {holder.folder}" if free and holder.folder != me.folder else None
+    same_name = (holder.host, holder.machine) == (me.host, me.machine)
+    return "the machine was restarted since" if same_name and holder.boot and me.boot else None
 
 
 def _one_machine(holder: Holder, me: Holder) -> bool:
@@ -202,7 +206,9 @@ def describe_me(folder: Path) -> Holder:
         flock=False,
         slurm=environment.get("SLURM_JOB_ID", ""),
         slurm_restarts=_number("SLURM_RESTART_COUNT"),
-        torchrun="" if run == "none" else run,  # "none" is torchrun's default for several machines
+        # People give one --rdzv-id to all their jobs, and without it several machines have "none". Where the ranks of
+        # a torchrun meet stays the same over its restarts, and no other one has it at that time.
+        torchrun="" if run == "none" else f"{run} at {environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}",
         torchrun_restarts=_number("TORCHELASTIC_RESTART_COUNT"),
     )
 

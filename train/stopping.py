@@ -69,7 +69,9 @@ def watch() -> None:
         # Under nohup the end of the terminal is to be ignored.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda signum, frame: None)
-    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    # Without a rank it is a program that a rank, or a shell below one, has started: its parent may end.
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK")
+    launcher = os.getppid() if by_torchrun else None
     threading.Thread(target=_watch, args=(reader, launcher), name="stopping", daemon=True).start()
 
 
@@ -145,4 +147,4 @@ def leave(status: int, message: Callable[[], str] | None = None) -> None:
 
 
 def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return (os.environ.get("RANK") or "0") == "0"

@@ -30,7 +30,7 @@ from train.errors import Interrupted, NotFinite, RunStopped
 from train.finite import require_finite_weights
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
-from train.next_command import RESUME_SCRIPT, resume_command, scoring_advice, write_resume_script
+from train.next_command import advice_to_continue, resume_command, scoring_advice, write_resume_script
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum
 from train.parallel.launched import under_torchrun
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 def announcement() -> str:
     """What a run says as soon as it is told to stop."""
-    grace = " torchrun waits 30 seconds for that, unless it was started with --shutdown-timeout."
+    grace = " There are 30 seconds for that, unless torchrun was started with a longer --shutdown-timeout."
     return "finishing this step, then saving." + (grace if under_torchrun() else "")
 
 
@@ -331,8 +331,7 @@ class Trainer:
         signum = self.stop.signum or signal.SIGTERM
         raise Interrupted(
             f"interrupted: stopped after step {self.step} of {self.setup.total_steps}, saved to "
-            f"{checkpoint.step_folder(self.checkpoints, self.step)}. To continue:\n  {self.again}\n"
-            f"{self.output / RESUME_SCRIPT} has this command, too.",
+            f"{checkpoint.step_folder(self.checkpoints, self.step)}. {advice_to_continue(self.again, self.output)}",
             signum,
         )
 

@@ -149,15 +149,17 @@ def test_the_command_that_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_script_in_the_run_folder_goes_on_after_a_kill(ranks: int, train_args: list[str], tmp_path: Path) -> None:
-    """As typed: in another folder, with relative paths, and an apostrophe in them. Then called from yet another one."""
+    """As typed: in another folder, with relative paths, and an apostrophe in them. Then moved, called from yet another
+    one, and without the variable."""
     work = tmp_path / "it's here"
     work.mkdir()
     words = command(
-        ROOT / "train.py", *train_args, "--output", "a run", "--steps", "20", "--save_every", "2", ranks=ranks
+        ROOT / "train.py", *train_args, "--output", "$HERE/a run", "--steps", "20", "--save_every", "2", ranks=ranks
     )
     if ranks > 1:
         words[3:3] = ["--max-restarts", "0", "--shutdown-timeout", "77"]
-    process = subprocess.Popen(words, cwd=work, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = environment() | {"HERE": "."}
+    process = subprocess.Popen(words, cwd=work, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
     while not (work / "a run" / "checkpoints" / "step_000002").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -166,12 +168,15 @@ def test_the_script_in_the_run_folder_goes_on_after_a_kill(ranks: int, train_arg
     for pid in [process.pid, *map(int, children)]:
         os.kill(pid, signal.SIGKILL)
     process.wait()
-    script = work / "a run" / "resume.sh"
+    run = (work / "a run").rename(tmp_path / "mo$ved")
+    script = run / "resume.sh"
+    n_outputs = script.read_text().count("--output")
     assert ("--max-restarts 0 --shutdown-timeout 77" in script.read_text()) == (ranks > 1)
     away = environment() | {"PATH": "/usr/bin:/bin"}  # the virtual environment is not active
     done = subprocess.run(["bash", script], cwd="/", env=away, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and "resuming after step" in done.stdout, done.stdout + done.stderr
-    assert (work / "a run" / "export" / "model.safetensors").is_file()
+    assert (run / "export" / "model.safetensors").is_file() and not (work / "a run").exists()
+    assert script.read_text().count("--output") == n_outputs, "it does not grow"
     again = subprocess.run(["bash", script], cwd="/", env=away, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0 and "has finished" in again.stdout, again.stdout + again.stderr
 
@@ -181,10 +186,12 @@ def test_a_users_file_of_the_scripts_name_stays(tmp_path: Path, caplog: pytest.L
     next_command.write_resume_script("python train.py", tmp_path)
     next_command.write_resume_script("python train.py --resume", tmp_path)
     assert "exec python train.py --resume" in script.read_text() and next_command.is_resume_script(script)
+    assert next_command.advice_to_continue("x", tmp_path) == f"To continue:\n  x\n{script} has this command, too."
     script.write_text("#!/bin/sh\necho mine\n")
     with caplog.at_level("INFO"):
         next_command.write_resume_script("python train.py --lr 1", tmp_path)
     assert script.read_text() == "#!/bin/sh\necho mine\n" and "python train.py --lr 1" in caplog.text
+    assert next_command.advice_to_continue("x", tmp_path) == "To continue:\n  x"
 
 
 def test_what_is_planned_is_started_with_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:

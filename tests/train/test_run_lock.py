@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -164,7 +165,18 @@ def test_a_file_that_is_no_lock_stays(content: bytes, tmp_path: Path, monkeypatc
     assert (tmp_path / LOCK).read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/not/there", path)], ids=["pipe", "folder", "link"]
+)
+def test_what_is_no_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / LOCK)
+    with pytest.raises(UserError, match=r"run\.lock there is not a file of this program"), held(tmp_path):
+        pass
+    assert os.path.lexists(tmp_path / LOCK)
+
+
 ME = Holder("node1", "m1", "boot1", 50, "ns1", 0, "/run", "now", True)
+ALIVE = {"pid": os.getpid(), "started": run_lock._started(os.getpid())}
 
 
 @pytest.mark.parametrize(
@@ -185,12 +197,33 @@ ME = Holder("node1", "m1", "boot1", 50, "ns1", 0, "/run", "now", True)
         ({"host": "node2", "boot": "boot2", "slurm": "7"}, {"slurm": "8", "slurm_restarts": 1}, False, None),
         ({"host": "node2", "boot": "boot2", "torchrun": "a"}, {"torchrun": "a", "torchrun_restarts": 1}, False, "torc"),
         ({"host": "node2", "boot": "boot2"}, {"torchrun_restarts": 1}, False, None),
+        # One that can be seen to live is not gone: two torchruns were given one --rdzv-id, and the second restarts.
+        ({"torchrun": "a", **ALIVE}, {"torchrun": "a", "torchrun_restarts": 1}, False, None),
+        ({"slurm": "7", **ALIVE}, {"slurm": "7", "slurm_restarts": 1}, False, None),
+        (ALIVE, {}, True, None),
+        ({**ALIVE, "folder": "/other"}, {}, True, "copy"),
     ],
 )
 def test_when_a_holder_is_gone(holder: dict, me: dict, free: bool, expected: str | None) -> None:
     replace = msgspec.structs.replace
-    found = gone(replace(ME, started=5, **holder), replace(ME, **me), free)
+    found = gone(replace(ME, **{"started": 5, **holder}), replace(ME, **me), free)
     assert (found is None) == (expected is None) and (expected is None or expected in (found or ""))
+
+
+def test_torchruns_are_told_apart_by_where_they_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """People give all their jobs the same --rdzv-id; the second one's restarts are not those of the first."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "100")
+    found = []
+    for address in ("node1", "node2"):
+        monkeypatch.setenv("MASTER_ADDR", address)
+        monkeypatch.setenv("MASTER_PORT", "29500")
+        found.append(msgspec.structs.replace(describe_me(tmp_path), host=address, boot=address, torchrun_restarts=1))
+    first, second = found
+    earlier = msgspec.structs.replace(first, torchrun_restarts=0)
+    assert gone(earlier, second, False) is None
+    assert gone(earlier, msgspec.structs.replace(first, host="node3", boot="node3"), False) is not None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert describe_me(tmp_path).torchrun == ""
 
 
 def test_a_holder_on_another_machine_is_named_with_how_to_remove_its_lock(tmp_path: Path) -> None:

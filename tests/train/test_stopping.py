@@ -186,22 +186,26 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_launcher_that_died_waits_for_no_step_for_ever(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", ["1", "", None])
+def test_a_rank_waits_for_no_step_for_ever_when_its_launcher_has_died(rank: str | None) -> None:
+    """A program that is no rank goes on: the shell or program that started it may end."""
     code = (
         "import subprocess, sys, os\n"
         "inner = 'import time; from train import stopping; stopping.ORPHAN_SECONDS = 1.0; stopping.watch()\\n'\n"
         'inner += \'with stopping.held("stopping"): print("ready", flush=True); time.sleep(600)\'\n'
-        "child = subprocess.Popen([sys.executable, '-c', inner], stdout=subprocess.PIPE)\n"
+        "child = subprocess.Popen([sys.executable, '-c', inner], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)\n"
         "child.stdout.readline()\n"
         "print(child.pid, flush=True)\n"
         "os._exit(0)\n"
     )
-    env = {**environment(), "TORCHELASTIC_RUN_ID": "1", "RANK": "1"}
+    env = {**environment(), "TORCHELASTIC_RUN_ID": "1", **({} if rank is None else {"RANK": rank})}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=WAIT)
-    child, deadline = int(done.stdout), time.monotonic() + 10
-    while is_running(child):
-        assert time.monotonic() < deadline
+    child, deadline = int(done.stdout), time.monotonic() + (10 if rank else 4)
+    while is_running(child) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert is_running(child) == (not rank)
+    if not rank:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_scoring_that_is_stopped_is_made_up_for(world, train_args: list[str], tmp_path: Path, told: Stop) -> None:
