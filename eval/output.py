@@ -142,5 +142,5 @@ def _what(results: Results) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else to_json(value)
+    text = value if isinstance(value, str) else "none" if value is None else to_json(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -155,6 +155,12 @@ def test_another_scoring_is_refused_and_the_same_may_be_repeated(score: Run, tmp
         with pytest.raises(UserError, match=rf"--output {output} has the result of another scoring, with {message}"):
             score(*options)
     assert {path: path.read_bytes() for path in output.iterdir()} == before
+    old = json.loads((output / RESULTS).read_text())
+    old["settings"]["limit"] = None
+    (output / RESULTS).write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"another limit \(none there, 3 now\)"):
+        score()
+    (output / RESULTS).write_bytes(before[output / RESULTS])
     capsys.readouterr()
     score()
     assert "the result of an earlier scoring of the same, which this one will replace" in capsys.readouterr().out
