@@ -60,8 +60,8 @@ def record_of_best(
         best, problem = None, f"is damaged ({damage})"
     if best is not None:
         if best.score != stored:
-            before = "no score" if stored is None else f"{stored:.4f}"
-            log.info("%s is of step %d and scored %.4f; the checkpoint has %s", folder, best.step, best.score, before)
+            before = "" if stored is None else f" (the checkpoint has {stored:.4f})"
+            log.info("%s is of step %d and scored %.4f%s", folder, best.step, best.score, before)
         return best.score
     if problem is None:
         return stored

@@ -13,6 +13,7 @@ twice: from the terminal and from torchrun. Only the first one counts, unless a 
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import threading
@@ -20,13 +21,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from data import terminal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 LOOK_SECONDS = 0.5  # between two looks for the launcher
-# A rank whose launcher has died has this long to stop in good order: as long as torchrun would give it.
-ORPHAN_SECONDS = 30.0
+GRACE_SECONDS = 30.0  # torchrun's default
 
 
 @dataclass
@@ -72,7 +73,18 @@ def watch() -> None:
     # Without a rank it is a program that a rank, or a shell below one, has started: its parent may end.
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK")
     launcher = os.getppid() if by_torchrun else None
-    threading.Thread(target=_watch, args=(reader, launcher), name="stopping", daemon=True).start()
+    grace = grace_seconds()
+    threading.Thread(target=_watch, args=(reader, launcher, grace), name="stopping", daemon=True).start()
+
+
+def grace_seconds() -> float:
+    """How long torchrun gives its ranks to stop, and a rank itself if torchrun has died."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:  # not Linux, or it has died
+        words = b""
+    found = re.search(rb"\0--shutdown[-_]timeout[=\0](\d+)\0", words)
+    return float(found[1]) if found else GRACE_SECONDS
 
 
 @contextmanager
@@ -104,7 +116,7 @@ def saying(sentence: Callable[[], str]) -> Iterator[None]:
         _sentences.remove(sentence)
 
 
-def _watch(reader: int, launcher: int | None) -> None:
+def _watch(reader: int, launcher: int | None, grace: float) -> None:
     deadline: float | None = None
     while True:
         ready, _, _ = select.select([reader], [], [], LOOK_SECONDS)
@@ -113,7 +125,7 @@ def _watch(reader: int, launcher: int | None) -> None:
             _note(numbers[0], signal.Signals(numbers[0]).name)
         if launcher is not None and os.getppid() != launcher:
             if deadline is None:
-                deadline = time.monotonic() + ORPHAN_SECONDS
+                deadline = time.monotonic() + grace
                 _note(signal.SIGTERM, "torchrun has died")
             elif time.monotonic() > deadline:
                 os._exit(128 + signal.SIGTERM)

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 def announcement() -> str:
     """What a run says as soon as it is told to stop."""
-    grace = " There are 30 seconds for that, unless torchrun was started with a longer --shutdown-timeout."
+    grace = f" There are {stopping.grace_seconds():.0f} seconds for that (torchrun's --shutdown-timeout)."
     return "finishing this step, then saving." + (grace if under_torchrun() else "")
 
 

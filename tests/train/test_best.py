@@ -79,7 +79,7 @@ def edit(run: Path, name: str, change: Callable[[dict], None]) -> None:
 BETWEEN: dict[str, tuple[Callable[[Path], object], list[tuple[int, str]], float, str | None]] = {
     # What happens to best/, scored 0.8 in step 3, beyond the checkpoint of step 2 with its 0.4; what the resumed run
     # exports with scores 0.3, 0.5, 0.6, 0.7; the last record; what the log says.
-    "nothing": (lambda run: None, [], 0.8, "is of step 3 and scored 0.8000; the checkpoint has 0.4000"),
+    "nothing": (lambda run: None, [], 0.8, "is of step 3 and scored 0.8000 (the checkpoint has 0.4000)"),
     "deleted": (lambda run: shutil.rmtree(run / "best"), [3, 4, 5, 6], 0.7, "best does not exist"),
     "damaged": (flip_a_byte, [3, 4, 5, 6], 0.7, "is damaged (model.safetensors, bytes "),
     "best.json is damaged": (lambda run: (run / "best" / "best.json").write_text("{"), [3, 4, 5, 6], 0.7, "is damaged"),
@@ -96,7 +96,7 @@ BETWEEN: dict[str, tuple[Callable[[Path], object], list[tuple[int, str]], float,
     ),
     "an older copy": (
         lambda run: edit(run, "best.json", lambda it: it.update(score=0.2, step=1)), [3, 4, 5, 6], 0.7,
-        "is of step 1 and scored 0.2000; the checkpoint has 0.4000",
+        "is of step 1 and scored 0.2000 (the checkpoint has 0.4000)",
     ),
     "of older code": (
         lambda run: edit(run, "training.json", lambda it: it.pop("identity")),
@@ -149,7 +149,7 @@ def test_two_ranks_decide_alike(train_args: list[str], tmp_path: Path, launch) -
     args = [*train_args, "--holdout", "0.25", "--eval_every", "2", "--save_every", "2", "--keep", "9"]
     assert launch(ROOT / "train.py", *args, ranks=2).returncode == 0
     for change, message in (
-        (lambda: None, "2.0000; the checkpoint has"),
+        (lambda: None, "2.0000 (the checkpoint has"),
         (lambda: flip_a_byte(run), "best is damaged (model"),
     ):
         shutil.rmtree(run / "checkpoints" / "step_000006")
@@ -159,7 +159,7 @@ def test_two_ranks_decide_alike(train_args: list[str], tmp_path: Path, launch) -
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(message) == 1
         score = json.loads((run / "best" / "best.json").read_text())["score"]
-        assert (score == 2.0) == (message == "2.0000; the checkpoint has")
+        assert (score == 2.0) == (message == "2.0000 (the checkpoint has")
     assert (run / "kept_best" / "model.safetensors").is_file()
 
 

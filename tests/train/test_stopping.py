@@ -179,6 +179,16 @@ def test_ranks_stop_when_torchrun_has_died(train_args: list[str], tmp_path: Path
     assert saved(run) == [taken(run)]
 
 
+@pytest.mark.parametrize("given", [("--shutdown-timeout", "77"), ("--shutdown_timeout=77",), ()])
+def test_the_time_that_torchrun_gives(given: tuple[str, ...]) -> None:
+    """Of a process whose parent has these words in its command line."""
+    inner = "from train import stopping; print(stopping.grace_seconds())"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    line = [sys.executable, "-c", code, *given, "train.py"]
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert float(done.stdout) == (77.0 if given else stopping.GRACE_SECONDS), done.stderr
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -191,7 +201,7 @@ def test_a_rank_waits_for_no_step_for_ever_when_its_launcher_has_died(rank: str 
     """A program that is no rank goes on: the shell or program that started it may end."""
     code = (
         "import subprocess, sys, os\n"
-        "inner = 'import time; from train import stopping; stopping.ORPHAN_SECONDS = 1.0; stopping.watch()\\n'\n"
+        "inner = 'import time; from train import stopping; stopping.GRACE_SECONDS = 1.0; stopping.watch()\\n'\n"
         'inner += \'with stopping.held("stopping"): print("ready", flush=True); time.sleep(600)\'\n'
         "child = subprocess.Popen([sys.executable, '-c', inner], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)\n"
         "child.stdout.readline()\n"
