@@ -31,16 +31,31 @@ shared prefix: document 0 is an ordinary document. Padding is document -1::
       2    . . x x x
       .    . . . . . x
 
-The mask depends only on `doc_ids` and is built once per row, not once per layer: by `build_mask` for decoders, by
-`build_bidirectional_mask` for encoders. This file does not depend on models, caches or parallelism.
+Where documents branch, a token sees its own path to the root. Tokens are in depth-first order, and `end[j]` is the index
+after the last descendant of j. For a prefix (`0`), document 1 with two continuations (`a`, then `b` or `c`) and
+document 2::
+
+    i attends to j   <=>   j <= i < end[j]
+
+           0 1 a b c 2     end      With one branch per document, this is the decoder's rule.
+      0    x                6
+      1    x x              5
+      a    x x x            5
+      b    x x x x          4
+      c    x x x . x        5
+      2    x . . . . x      6
+
+The mask depends only on `doc_ids` or `end` and is built once per row, not once per layer: by `build_mask` and
+`build_tree_mask` for decoders, by `build_bidirectional_mask` for encoders. This file does not depend on models, caches or parallelism.
 
 Shapes: B rows, T tokens (queries), S keys, H heads, K key/value heads, D head width; t tokens of one chunk of queries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -76,6 +91,7 @@ class SdpaMask:
 
 
 PackedMask = SdpaMask | BlockMask | None  # None: one document per row, plain causal
+_Rows = Callable[[int, int], Tensor]  # (start, end) -> a rule's dense mask of these queries, [B, end - start, S] bool
 
 
 def allowed(doc_ids: Tensor, n_cached: int = 0, start: int = 0, end: int | None = None) -> Tensor:
@@ -114,28 +130,58 @@ def build_mask(doc_ids: Tensor | None, n_cached: int = 0) -> PackedMask:
     return _flex_mask(doc_ids, n_cached) if doc_ids.is_cuda else _sdpa_mask(doc_ids, n_cached)
 
 
-def _flex_mask(doc_ids: Tensor, n_cached: int) -> BlockMask:
-    """The rule as a FlexAttention block mask: the blocks of keys that each block of queries sees partly or fully.
+def build_tree_mask(ends: Tensor, queries: Tensor, n_prefix: int) -> PackedMask:
+    """Build the mask of one row of trees, for the device's backend (see the top of the file).
 
-    `create_block_mask` would materialize the [T, S] mask several times, 1 GB at 16,384 tokens. This function
-    materializes it for one block of queries at a time.
+    Args:
+        ends: [S] int64, for each key the index after the last token of its subtree.
+        queries: [T] int64, increasing: the index of each query among the keys. Keys that are no queries are cached.
+        n_prefix: keys before the first query of which every query is a descendant.
     """
+
+    if ends.is_cuda:
+        return _tree_blocks(ends, queries)
+    return _chunked_mask(partial(_tree_rows, ends, queries), len(queries), n_prefix)
+
+
+def _tree_rows(ends: Tensor, queries: Tensor, start: int, end: int) -> Tensor:
+    i, j = queries[start:end, None], torch.arange(len(ends), device=ends.device)
+    return ((j <= i) & (i < ends))[None]  # [1, end - start, S]
+
+
+def _tree_blocks(ends: Tensor, queries: Tensor) -> BlockMask:
+    def rule(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j <= queries[i]) & (queries[i] < ends[j])
+
+    return _block_mask(partial(_tree_rows, ends, queries), rule, len(queries), len(ends))
+
+
+def _flex_mask(doc_ids: Tensor, n_cached: int) -> BlockMask:
     T, key_docs = doc_ids.shape[1], _key_docs(doc_ids, n_cached)
     offset = torch.tensor(n_cached, device=doc_ids.device)  # a tensor: a Python int would be compiled as a constant
 
     def rule(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i + offset) & ((key_docs[b, j] == doc_ids[b, i]) | (key_docs[b, j] == 0))
 
+    return _block_mask(partial(allowed, doc_ids, n_cached), rule, T, n_cached + T)
+
+
+def _block_mask(rows: _Rows, rule: Callable[..., Tensor], T: int, S: int) -> BlockMask:
+    """A rule as a FlexAttention block mask: the blocks of keys that each block of queries sees partly or fully.
+
+    `create_block_mask` would materialize the [T, S] mask several times, 1 GB at 16,384 tokens. This function
+    materializes it for one block of queries at a time.
+    """
     seen, full = [], []
     for start in range(0, T, FLEX_BLOCK):
-        rows = allowed(doc_ids, n_cached, start, start + FLEX_BLOCK)  # [B, t, S]
-        blocks = F.pad(rows, (0, -rows.shape[-1] % FLEX_BLOCK)).unflatten(-1, (-1, FLEX_BLOCK))
+        dense = rows(start, start + FLEX_BLOCK)  # [B, t, S]
+        blocks = F.pad(dense, (0, -S % FLEX_BLOCK)).unflatten(-1, (-1, FLEX_BLOCK))
         seen.append(blocks.any(dim=(1, 3)))  # [B, S / block]
         full.append(blocks.all(dim=3).all(dim=1))
     in_full = torch.stack(full, dim=1)[:, None]  # [B, 1, T / block, S / block]
     in_part = torch.stack(seen, dim=1)[:, None] & ~in_full
     return BlockMask.from_kv_blocks(
-        *_block_list(in_part), *_block_list(in_full), FLEX_BLOCK, rule, seq_lengths=(T, n_cached + T)
+        *_block_list(in_part), *_block_list(in_full), FLEX_BLOCK, rule, seq_lengths=(T, S)
     )
 
 
@@ -146,13 +192,16 @@ def _block_list(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sdpa_mask(doc_ids: Tensor, n_cached: int) -> SdpaMask:
-    T = doc_ids.shape[1]
     # Tokens that are prefix in every row. Only those at the start of the rows can be one slice.
     in_prefix = (doc_ids == 0).all(dim=0)  # [T]
     n_prefix = n_cached + int(in_prefix.long().cumprod(0).sum())
+    return _chunked_mask(partial(allowed, doc_ids, n_cached), doc_ids.shape[1], n_prefix)
+
+
+def _chunked_mask(rows: _Rows, T: int, n_prefix: int) -> SdpaMask:
     chunks = []
     for start in range(0, T, SDPA_CHUNK):
-        mask = allowed(doc_ids, n_cached, start, start + SDPA_CHUNK)[:, None]  # [B, 1, t, S]
+        mask = rows(start, start + SDPA_CHUNK)[:, None]  # [B, 1, t, S]
         own = mask[..., n_prefix:].flatten(0, 2).any(dim=0).nonzero()
         first = n_prefix + int(own[0]) if len(own) else n_prefix
         last = n_prefix + int(own[-1]) + 1 if len(own) else n_prefix

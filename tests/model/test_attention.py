@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor
 
 import model.attention
 from checkpoints_tools.registry import MODELS
-from model.attention import allowed, attention, build_bidirectional_mask, build_mask
+from model.attention import allowed, attention, build_bidirectional_mask, build_mask, build_tree_mask
 from model.llama import Llama
 from train.parallel.parallelize import compile_forward
 
@@ -49,6 +51,59 @@ def test_chunked_attention_equals_dense_softmax(docs, chunk: int, monkeypatch: p
     scores = scores.masked_fill(~allowed(doc_ids)[:, None], float("-inf"))
     expected = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v.repeat_interleave(2, 2))
     torch.testing.assert_close(attention(q, k, v, build_mask(doc_ids)), expected, atol=1e-6, rtol=1e-5)
+
+
+def random_trees(n_prefix: int, sizes: list[int]) -> tuple[list[int], list[int]]:
+    """The parent of each token of a prefix and of random trees after it, depth first; and the ends of the subtrees."""
+    rng, parents = random.Random(0), list(range(-1, n_prefix - 1))
+    for size in sizes:
+        path = [n_prefix - 1]
+        for _ in range(size):
+            path = path[: rng.randint(max(1, len(path) - 2), len(path))]
+            parents.append(path[-1])
+            path.append(len(parents) - 1)
+    ends = list(range(1, len(parents) + 1))
+    for token in reversed(range(len(parents))):
+        if parents[token] >= 0:
+            ends[parents[token]] = max(ends[parents[token]], ends[token])
+    return parents, ends
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+@pytest.mark.parametrize("sizes", [[9, 1, 30], [300, 200]])
+@pytest.mark.parametrize("cached", [0, 6, 20])
+def test_a_token_of_a_tree_sees_its_ancestors(sizes, cached: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both backends against paths followed upwards, with cached keys at the front and between the queries."""
+    monkeypatch.setattr(model.attention, "SDPA_CHUNK", chunk)
+    n_prefix = 6
+    parents, ends = random_trees(n_prefix, sizes)
+    S = len(parents)
+    seen = torch.zeros(S, S, dtype=torch.bool)
+    for i in range(S):
+        j = i
+        while j >= 0:
+            seen[i, j], j = True, parents[j]
+    branches = sum(parents[i] != i - 1 for i in range(n_prefix + 1, S))
+    assert branches >= 5
+    is_query = torch.arange(S) >= min(cached, n_prefix)
+    if cached > n_prefix:
+        is_query[n_prefix + sizes[0] : n_prefix + sizes[0] + 1] = False
+    queries = is_query.nonzero()[:, 0]
+
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, len(queries), 6, 8), torch.randn(1, S, 3, 8), torch.randn(1, S, 3, 8)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k.repeat_interleave(2, 2)) / 8**0.5
+    weights = scores.masked_fill(~seen[queries], float("-inf")).softmax(-1)
+    expected = torch.einsum("bhij,bjhd->bihd", weights, v.repeat_interleave(2, 2))
+    mask = build_tree_mask(torch.tensor(ends), queries, min(cached, n_prefix))
+    torch.testing.assert_close(attention(q, k, v, mask), expected, atol=1e-6, rtol=1e-5)
+
+    blocks = model.attention._tree_blocks(torch.tensor(ends), queries)
+    i, j = torch.meshgrid(torch.arange(len(queries)), torch.arange(S), indexing="ij")
+    assert torch.equal(blocks.mask_mod(0, 0, i, j), seen[queries])
+    listed = blocks.to_dense()[0, 0].bool()
+    padded = F.pad(seen[queries], (0, -S % 128, 0, -len(queries) % 128)).unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
+    assert torch.equal(listed, padded.any(dim=(1, 3)))
 
 
 @pytest.mark.parametrize("n_cached", [0, 5, 200])
