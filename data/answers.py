@@ -292,7 +292,7 @@ def iob2(tags: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-Answer = str | list[str] | dict[str, str | list[str]]
+Answer = str | Sequence[str] | dict[str, str | Sequence[str]]
 
 
 def one_line(answer: Answer) -> str:

@@ -123,7 +123,11 @@ class Task:
             labels: by field name.
             words: of the document; a field whose answer is spans needs them.
         """
-        return one_line(self._joined([field.format.write(labels[field.name], words) for field in self.fields]))
+        return self.join([field.format.write(labels[field.name], words) for field in self.fields])
+
+    def join(self, values: Sequence[str | Sequence[str]]) -> str:
+        """The answer whose fields have these values, each as its format writes it."""
+        return one_line(self._joined(values))
 
     def read(self, text: str, words: Sequence[str]) -> Parsed:
         """The labels in an answer; never raises.
@@ -156,13 +160,13 @@ class Task:
         Args:
             length: of a label, in tokens.
         """
-        return one_line(self._joined([field.format.longest(words, length) for field in self.fields]))
+        return self.join([field.format.longest(words, length) for field in self.fields])
 
     def longest_forms(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
         """The same answer in all forms in which models often write it (`data.answers.forms`)."""
         return forms(self._joined([field.format.longest(words, length) for field in self.fields]))
 
-    def _joined(self, values: Sequence[str | list[str]]) -> Answer:
+    def _joined(self, values: Sequence[str | Sequence[str]]) -> Answer:
         return dict(zip(self.keys, values, strict=True)) if self.is_joint else values[0]
 
     def with_slot_answer(self, answer: str) -> Task:

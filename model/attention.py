@@ -31,8 +31,8 @@ shared prefix: document 0 is an ordinary document. Padding is document -1::
       2    . . x x x
       .    . . . . . x
 
-Where documents branch, a token sees its own path to the root. Tokens are in depth-first order, and `end[j]` is the index
-after the last descendant of j. For a prefix (`0`), document 1 with two continuations (`a`, then `b` or `c`) and
+Where documents branch, a token sees its own path to the root. Tokens are in depth-first order, and `end[j]` is the
+index after the last descendant of j. For a prefix (`0`), document 1 with two continuations (`a`, then `b` or `c`) and
 document 2::
 
     i attends to j   <=>   j <= i < end[j]
@@ -46,7 +46,8 @@ document 2::
       2    x . . . . x      6
 
 The mask depends only on `doc_ids` or `end` and is built once per row, not once per layer: by `build_mask` and
-`build_tree_mask` for decoders, by `build_bidirectional_mask` for encoders. This file does not depend on models, caches or parallelism.
+`build_tree_mask` for decoders, by `build_bidirectional_mask` for encoders. This file does not depend on models, caches
+or parallelism.
 
 Shapes: B rows, T tokens (queries), S keys, H heads, K key/value heads, D head width; t tokens of one chunk of queries.
 """
@@ -180,9 +181,7 @@ def _block_mask(rows: _Rows, rule: Callable[..., Tensor], T: int, S: int) -> Blo
         full.append(blocks.all(dim=3).all(dim=1))
     in_full = torch.stack(full, dim=1)[:, None]  # [B, 1, T / block, S / block]
     in_part = torch.stack(seen, dim=1)[:, None] & ~in_full
-    return BlockMask.from_kv_blocks(
-        *_block_list(in_part), *_block_list(in_full), FLEX_BLOCK, rule, seq_lengths=(T, S)
-    )
+    return BlockMask.from_kv_blocks(*_block_list(in_part), *_block_list(in_full), FLEX_BLOCK, rule, seq_lengths=(T, S))
 
 
 def _block_list(blocks: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Greedy decoding: token ids in, token ids out.
 
-There are three kinds of forward pass, one small function each: `_prefill_prefix` once per run, `_prefill_bodies` once
+There are three kinds of forward pass, one small function each: `prefill_prefix` once per run, `_prefill_bodies` once
 per batch of requests, `_decode_tokens` until all requests of the batch are done. They are generators: each yields the
-arguments of a forward pass and is sent the logits. Only `greedy_decode` calls the model, once per iteration of one
+arguments of a forward pass and is sent the logits. Only `run_passes` calls the model, once per iteration of one
 loop. This loop keeps ranks in step: under FSDP every forward pass is a collective, so a rank without requests runs
 dummy passes until the last rank is done.
 
@@ -52,7 +52,6 @@ class NotFiniteLogits(ValueError):
         self.request = request
 
 
-@torch.no_grad()
 def greedy_decode(
     model: nn.Module,
     prefix: Sequence[int],
@@ -99,10 +98,27 @@ def greedy_decode(
     empty = [i for i, body in enumerate(bodies) if not len(body)]
     if empty:
         raise ValueError(f"request {empty[0]} is empty: it needs at least one token after the prefix")
-    was_training = model.training
-    model.eval()
     results = [Decoded() for _ in bodies]
     passes = _all_passes(prefix, bodies, limits, stop_ids, results, max_batch_tokens, max_batch_size, device, finished)
+    run_passes(model, passes, device, group, stop)
+    return results
+
+
+@torch.no_grad()
+def run_passes(
+    model: nn.Module,
+    passes: Passes,
+    device: torch.device | str,
+    group: dist.ProcessGroup | None,
+    stop: Callable[[], bool] | None,
+) -> None:
+    """Run the forward passes that a generator asks for, on every rank of ``group`` equally many.
+
+    Raises:
+        Stopped: ``stop`` was true.
+    """
+    was_training = model.training
+    model.eval()
     dummy = {"tokens": torch.zeros(1, 1, dtype=torch.long, device=device)}
     try:
         call = next(passes, None)
@@ -111,7 +127,6 @@ def greedy_decode(
             call = _send(passes, logits) if call is not None else None
     finally:
         model.train(was_training)
-    return results
 
 
 def batches(
@@ -141,7 +156,7 @@ def _all_passes(prefix, bodies, limits, stop_ids, results, max_tokens, max_size,
         return
     cache = PrefixCache(len(prefix))
     if len(prefix):
-        yield from _prefill_prefix(prefix, cache, device)
+        yield from prefill_prefix(prefix, cache, device)
     for batch in batches([len(body) for body in bodies], limits, max_tokens, max_size):
         own_bodies = [bodies[i] for i in batch]
         slots = SlotCache(len(batch), max(map(len, own_bodies)) + max(limits[i] for i in batch))
@@ -150,7 +165,7 @@ def _all_passes(prefix, bodies, limits, stop_ids, results, max_tokens, max_size,
         yield from _decode_tokens(first, own_bodies, answers, cache, slots, device)
 
 
-def _prefill_prefix(prefix: Sequence[int], cache: PrefixCache, device: torch.device | str) -> Passes:
+def prefill_prefix(prefix: Sequence[int], cache: PrefixCache, device: torch.device | str) -> Passes:
     tokens = torch.tensor([list(prefix)], device=device)
     positions = torch.arange(len(prefix), device=device)[None]
     last = torch.tensor([len(prefix) - 1], device=device)

@@ -11,10 +11,11 @@ has emitted (e)::
 
 A request's tokens have positions P, P + 1, ...; offset s of a slot has position P + s.
 
-The model gets one of three caches, one for each kind of forward pass. Each defines which tokens attend to which:
+The model gets one of four caches, one for each kind of forward pass. Each defines which tokens attend to which:
 
     `PrefixPass`   the prefix alone, plain causal; stores its keys and values
     `BodyPass`     all bodies end to end in one packed row after the cached prefix (`model/attention.py`'s rule)
+    `TreePass`     new tokens of several requests, as trees, in one packed row
     `TokenPass`    one new token per request
 
 Shapes: R requests (slots), T tokens of a packed row, P prefix, S slot length, H heads, K key/value heads,
@@ -24,11 +25,13 @@ G = H / K, D head width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.attention import PackedMask, attention
+from model.attention import PackedMask, attention, build_tree_mask
 
 
 class PrefixCache:
@@ -92,6 +95,99 @@ class BodyPass:
             k = torch.cat([self.prefix.keys[layer][None], k], dim=1)  # [1, P + T, K, D]
             v = torch.cat([self.prefix.values[layer][None], v], dim=1)
         return attention(q, k, v, self.mask)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What one request feeds in a `TreePass`: tokens after those of its slot, as a tree.
+
+    Attributes:
+        slot: its slot.
+        n_stored: tokens of the slot that they follow.
+        ends: for each new token, in depth-first order, the index after the last token of its subtree.
+        n_kept: the first so many new tokens are stored in the slot, after its ``n_stored``.
+    """
+
+    slot: int
+    n_stored: int
+    ends: Sequence[int]
+    n_kept: int
+
+
+class TreePass:
+    """Forward pass over new tokens of several requests, packed end to end in one row, [1, T].
+
+    A token attends to the prefix, to its request's stored tokens, and to its ancestors among the new ones
+    (`model.attention.build_tree_mask`). The keys of a pass are these, in this order::
+
+        prefix | stored tokens of the first request, its new ones | those of the second | ...
+
+    Args:
+        slots: may be None if nothing is stored, before or after.
+    """
+
+    def __init__(
+        self, prefix: PrefixCache, slots: SlotCache | None, branches: Sequence[Branch], device: torch.device | str
+    ) -> None:
+        self.prefix, self.slots = prefix, slots
+        ends: list[int] = []  # of the keys after the prefix
+        new: list[int] = []  # the place of each new token among these keys
+        stored, kept = _Places(), _Places()
+        for branch in branches:
+            first = prefix.n_tokens + len(ends)
+            after = first + branch.n_stored + len(branch.ends)
+            stored.add(first, branch.slot, 0, branch.n_stored)
+            kept.add(len(new), branch.slot, branch.n_stored, branch.n_kept)
+            ends += [after] * branch.n_stored
+            ends += [first + branch.n_stored + end for end in branch.ends]
+            new += range(first + branch.n_stored, after)
+        self.n_keys = prefix.n_tokens + len(ends)
+        assert slots is not None or not (stored.keys or kept.keys)
+        self.new = torch.tensor(new, device=device)
+        self.stored, self.kept = stored.to(device), kept.to(device)
+        all_ends = torch.tensor([self.n_keys] * prefix.n_tokens + ends, device=device)
+        self.mask = build_tree_mask(all_ends, self.new, prefix.n_tokens)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = (self._gathered(cached, layer, x[0]) for cached, x in (("keys", k), ("values", v)))
+        rows, slot, offset = self.kept
+        if len(rows):
+            assert self.slots is not None
+            self.slots.write(layer, slot, offset, k[0, rows], v[0, rows])
+        return attention(q, keys[None], values[None], self.mask)
+
+    def _gathered(self, cached: str, layer: int, new: Tensor) -> Tensor:
+        """The keys or values of the pass, [S, K, D]."""
+        out = new.new_empty(self.n_keys, *new.shape[1:])
+        out[self.new] = new
+        if self.prefix.n_tokens:
+            out[: self.prefix.n_tokens] = getattr(self.prefix, cached)[layer]
+        place, slot, offset = self.stored
+        if len(place):
+            out[place] = getattr(self.slots, cached)[layer][slot, :, offset]
+        return out
+
+
+class _Places:
+    """Tokens of a pass and their places in slots."""
+
+    def __init__(self) -> None:
+        self.keys: list[int] = []
+        self.slots: list[int] = []
+        self.offsets: list[int] = []
+
+    def add(self, key: int, slot: int, offset: int, n: int) -> None:
+        """Add n tokens that follow each other."""
+        self.keys += range(key, key + n)
+        self.slots += [slot] * n
+        self.offsets += range(offset, offset + n)
+
+    def to(self, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+        """Each [n] int64."""
+        keys, slots, offsets = (
+            torch.tensor(x, dtype=torch.int64, device=device) for x in (self.keys, self.slots, self.offsets)
+        )
+        return keys, slots, offsets
 
 
 class TokenPass:

@@ -26,7 +26,7 @@ from eval.predict.config import load_config as load_predict_config
 from eval.predict.inputs import open_input
 from eval.report import compare
 from eval.resolve import load_config as load_eval_config
-from tests.data.conftest import write_tiny_sentencepiece
+from tests.decoder_tokenizers import write_tiny_sentencepiece
 from tests.fuzz import samples
 from tests.fuzz.runner import OUTPUT, Parser
 from tests.launching import TICKETS

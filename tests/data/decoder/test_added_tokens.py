@@ -15,7 +15,7 @@ from data.decoder.tokenizer import JsonTokenizer, RankFileTokenizer, SentencePie
 from data.errors import UserError
 from data.sentencepiece_model import read_settings
 from tests.added_tokens import LOOK_ALIKES, WORDS, assert_equal_ids, mixed_texts
-from tests.data.conftest import TRAINING_TEXT
+from tests.decoder_tokenizers import TRAINING_TEXT
 
 transformers = pytest.importorskip("transformers")
 
