@@ -39,6 +39,7 @@ from typing import Protocol
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import parse_line
+from data.valid import State, list_of, spans_of, tags_of
 
 Labels = str | tuple[str, ...]  # of one field: one label, or one per word
 
@@ -157,6 +158,15 @@ class TypeList:
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
         return [max((*self.listed, self.outside), key=length)] * len(words)
 
+    def valid(self, words: Sequence[str]) -> State:
+        """All answers that are read without a correction."""
+        return list_of(self.entries, len(words))
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The valid entries of a list."""
+        return tuple(dict.fromkeys((self.outside, *self.listed)))
+
     @property
     def listed(self) -> tuple[str, ...]:
         return self.labels
@@ -190,6 +200,9 @@ class TagList(TypeList):
     def boundaries(self, value: list, labels: Sequence[str]) -> Boundaries:
         entries = [*value, *[self.outside] * len(labels)]
         return iob2(["O" if kind == self.other else entry for kind, entry in zip(labels, entries, strict=False)])
+
+    def valid(self, words: Sequence[str]) -> State:
+        return tags_of(self.entries, len(words))
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -252,6 +265,10 @@ class Spans:
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
         kind = max(self.labels, key=length)
         return [f"{kind}: {word}" for word in words]
+
+    def valid(self, words: Sequence[str]) -> State:
+        """The answers that are read without a correction, in the order of the text."""
+        return spans_of(self.labels, words)
 
     @property
     def listed(self) -> tuple[str, ...]:

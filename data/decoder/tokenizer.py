@@ -22,12 +22,14 @@ import base64
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from data import sentencepiece_model
 from data.added_tokens import AddedTokens, Library, WordFinder, looks_like_control, read_added_tokens
 from data.characters import whole_characters
+from data.decoder.pieces import json_pieces, sentence_pieces
 from data.errors import UserError
 from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
 
@@ -87,6 +89,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def pieces(self) -> dict[int, bytes]: ...
+
     def save(self, folder: Path) -> None: ...
 
 
@@ -133,6 +137,15 @@ class _FileTokenizer:
         parts.append(self._decode(run))
         return "".join(parts)
 
+    def pieces(self) -> dict[int, bytes]:
+        """The UTF-8 bytes of every token but the special ones, by id; one token may have a part of a character.
+
+        Raises:
+            UserError: the bytes of this tokenizer's tokens are not known.
+        """
+        words = {i: text.encode() for i, text in self._text.items() if text not in self.special}
+        return {i: piece for i, piece in self._pieces().items() if i not in self._text} | words
+
     def save(self, folder: Path) -> None:
         """Write the files this tokenizer was read from, byte for byte."""
         folder = Path(folder)
@@ -144,6 +157,9 @@ class _FileTokenizer:
         raise NotImplementedError
 
     def _decode(self, ids: list[int]) -> str:
+        raise NotImplementedError
+
+    def _pieces(self) -> dict[int, bytes]:
         raise NotImplementedError
 
 
@@ -194,10 +210,10 @@ class SentencePieceTokenizer(_FileTokenizer):
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for part in self._words.cut(text):
-            ids += self._pieces(part) if isinstance(part, str) else [part]
+            ids += self._encode_part(part) if isinstance(part, str) else [part]
         return ids
 
-    def _pieces(self, text: str) -> list[int]:
+    def _encode_part(self, text: str) -> list[int]:
         if not self._joins_spaces:
             return self._model.encode(text)
         spaced, joined = self._spaced.normalize(text), self._joined.normalize(text)
@@ -207,6 +223,11 @@ class SentencePieceTokenizer(_FileTokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids) if ids else ""
+
+    def _pieces(self) -> dict[int, bytes]:
+        model, ids = self._model, range(self._model.vocab_size())
+        unused = {i for i in ids if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)}
+        return sentence_pieces({model.id_to_piece(i): i for i in ids if i not in unused})
 
 
 class RankFileTokenizer(_FileTokenizer):
@@ -246,6 +267,9 @@ class RankFileTokenizer(_FileTokenizer):
     def _decode(self, ids: list[int]) -> str:
         return self._bpe.decode(ids)
 
+    def _pieces(self) -> dict[int, bytes]:
+        return {i: self._bpe.decode_single_token_bytes(i) for i in self._ordinary}
+
 
 class JsonTokenizer(_FileTokenizer):
     """``tokenizer.json`` of the Hugging Face ``tokenizers`` library, BPE only: SmolLM2, Llama 3, GPT-2, RoBERTa.
@@ -267,6 +291,7 @@ class JsonTokenizer(_FileTokenizer):
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             spec[part] = _without_dummy_space(spec.get(part))
         self._library = Library(spec, added, path)
+        self._read_pieces = partial(json_pieces, vocabulary, spec["decoder"], path)
         super().__init__(files, frozenset(vocabulary.values()), added)
 
     def _encode(self, text: str) -> list[int]:
@@ -274,6 +299,9 @@ class JsonTokenizer(_FileTokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         return self._library.decode(ids)
+
+    def _pieces(self) -> dict[int, bytes]:
+        return self._read_pieces()
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:

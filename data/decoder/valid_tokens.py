@@ -1,0 +1,170 @@
+"""The tokens that may come next in an answer, so that no answer can be written that is not valid.
+
+The valid answers are an automaton over text (`data.valid`). A token may come next if the automaton can read its bytes,
+also if it ends within a word, a label or a character, or reaches over several edges (``"],``).
+
+We follow text, and not the tokens that training writes, because the words of a document may have other tokens in an
+answer: the end of ``"time: 9 p.m.",`` is ``."`` and ``,`` or one token, and which is known only after it. The tokens
+that training writes are always among those that may come next, and a fine-tuned model chooses them. Only what has no
+choice is given as training writes it: `Writing.forced`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import lru_cache
+
+from data.decoder.label_tokens import Value, beginning
+from data.decoder.templates import Prompt
+from data.decoder.tokenizer import Tokenizer
+from data.tasks import Task, TokenField
+from data.valid import Edge, Fixed, State
+
+Place = tuple[State | None, bytes]  # a state, and what has been written of one of its edges; None: after the value
+
+REMEMBERED = 1 << 14  # sets of tokens
+
+
+class ValidTokens:
+    """The valid answers to the token fields of a task, for one prompt and tokenizer.
+
+    Raises:
+        UserError: see `data.decoder.tokenizer.Tokenizer.pieces`.
+    """
+
+    def __init__(self, task: Task, prompt: Prompt, tokenizer: Tokenizer) -> None:
+        self.task, self.prompt, self.tokenizer = task, prompt, tokenizer
+        self.pieces = tokenizer.pieces()
+        self.ids: dict[bytes, list[int]] = {}
+        for i, piece in self.pieces.items():
+            if piece:
+                self.ids.setdefault(piece, []).append(i)
+        self.sorted = sorted(self.ids)
+        self.forced = lru_cache(maxsize=REMEMBERED)(self._forced)
+        self.next = lru_cache(maxsize=REMEMBERED)(self._next)
+        self.within = lru_cache(maxsize=REMEMBERED)(self._within)
+
+    def start(self, before: Sequence[Value], words: Sequence[str]) -> Writing:
+        """Begin the answer to the token field after those that are answered."""
+        field = self.task.fields[len(before)]
+        assert isinstance(field, TokenField)
+        head, tail = self.prompt.lead, ""
+        if self.task.is_joint:
+            n = len(before)
+            head += f"{beginning(self.task, before)}, " if before else "{"
+            head += f"{json.dumps(self.task.keys[n])}: "
+            tail = f", {json.dumps(self.task.keys[n + 1])}: " if n + 1 < len(self.task.keys) else "}"
+        return Writing(self, head, field.format.valid(words), tail.encode())
+
+    def _forced(self, firsts: tuple[str, ...]) -> list[int]:
+        """The tokens with which all of these texts begin."""
+        return list(os.path.commonprefix([self.tokenizer.encode(text) for text in firsts]))
+
+    def _next(self, places: tuple[Place, ...], tail: bytes) -> list[int]:
+        """The tokens that may come next, in increasing order."""
+        found: set[int] = set()
+        for state, written in places:
+            self._collect(state, written, b"", tail, found)
+        return sorted(found)
+
+    def _collect(self, state: State | None, written: bytes, token: bytes, tail: bytes, found: set[int]) -> None:
+        """Add the tokens that begin with ``token`` and go on along the edges that begin with ``written``."""
+        for text, after in encoded(state) if state is not None else [(tail, None)]:
+            if not text.startswith(written):
+                continue
+            ids, goes_on = self.within(token, text[len(written) :])
+            found.update(ids)
+            if goes_on and state is not None:
+                self._collect(after, b"", token + text[len(written) :], tail, found)
+
+    def _within(self, token: bytes, text: bytes) -> tuple[list[int], bool]:
+        """The tokens that are ``token`` and a beginning of ``text``, and whether one begins with the whole of both."""
+        found: list[int] = []
+        for end in range(len(token) + 1, len(token) + len(text) + 1):
+            longer = (token + text)[:end]
+            if not self._begins(longer):
+                return found, False
+            found += self.ids.get(longer, ())
+        return found, True
+
+    def _begins(self, piece: bytes) -> bool:
+        """Whether a token begins with these bytes."""
+        i = bisect_left(self.sorted, piece)
+        return i < len(self.sorted) and self.sorted[i].startswith(piece)
+
+
+class Writing:
+    """One answer to a token field while it is written.
+
+    Attributes:
+        forced: the tokens with which the answer begins, whatever comes after; the model is not asked for them.
+        value: the answer, as its format writes it; None as long as it is not complete.
+    """
+
+    def __init__(self, valid: ValidTokens, head: str, state: State, tail: bytes) -> None:
+        self.valid, self.tail, self._n_head = valid, tail, len(head.encode())
+        self.value: Value | None = None
+        self._text = b""
+        self._places: tuple[Place, ...] = ((Fixed(head, state), b""),)
+        self.forced = valid.forced(_first_texts(head, state, tail.decode()))
+        self._advance(b"".join(valid.pieces[i] for i in self.forced))
+
+    def next_tokens(self) -> list[int]:
+        """The tokens that may come next; none if the vocabulary lacks a character that has to come."""
+        return self.valid.next(self._places, self.tail)
+
+    def add(self, token: int) -> None:
+        """Write one of `next_tokens`."""
+        self._advance(self.valid.pieces[token])
+
+    def finish(self) -> None:
+        """Complete the answer with as little as possible: the rest of a list is outside entities."""
+        while self.value is None:
+            state, written = self._places[0]
+            assert state is not None
+            self._advance(next(text[len(written) :] for text, _ in encoded(state) if text.startswith(written)))
+
+    def _advance(self, piece: bytes) -> None:
+        self._text += piece
+        places: dict[Place, None] = {}
+        for state, written in self._places:
+            _follow(state, written + piece, places)
+        assert places, f"{piece!r} may not come after {self._text!r}"
+        self._places = tuple(places)
+        for state, after in places:
+            if state is None:
+                self.value = tuple(json.loads(self._text[self._n_head : len(self._text) - len(after)]))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def encoded(state: State) -> list[tuple[bytes, State | None]]:
+    """A state's edges, as bytes."""
+    return [(text.encode(), after) for text, after in state.edges]
+
+
+def _follow(state: State | None, written: bytes, places: dict[Place, None]) -> None:
+    """Add the places that are reached from the beginning of a state."""
+    if state is None:
+        places[None, written] = None
+        return
+    for text, after in encoded(state):
+        if len(written) < len(text):
+            if text.startswith(written):
+                places[state, written] = None
+        elif written.startswith(text):
+            _follow(after, written[len(text) :], places)
+
+
+def _first_texts(head: str, state: State, tail: str) -> tuple[str, ...]:
+    """An answer's text up to its first choice, with each of that choice's texts."""
+    edges: Sequence[Edge] = [("", state)]
+    while len(edges) == 1:
+        ((text, after),) = edges
+        head += text
+        if after is None:
+            return (head + tail,)
+        edges = after.edges
+    return tuple(head + text for text, _ in edges)
