@@ -26,11 +26,10 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 
-from data.answers import Label
 from data.decoder.templates import Prompt, encode_pieces
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
-from data.tasks import ClassField, Task
+from data.tasks import ClassField, Field, Task
 
 WORD = "word"  # of the text whose labels stand in the place of later fields
 REMEMBERED = 1024  # answers to the fields before, whose labels' tokens are kept
@@ -66,7 +65,7 @@ class LabelTokens:
             ids = self.tokenizer.encode(text)
             self._check(ids, text)
             return ids + self.end
-        text = self.prompt.lead + self.task.join([*answers, *self._placeholders(len(answers))])
+        text = self.prompt.lead + self.task.join([*answers, *map(self.placeholder, self.task.fields[len(answers) :])])
         written = self.prompt.lead + beginning(self.task, answers)
         ids = self.tokenizer.encode(text)
         self._check(ids, text)
@@ -80,13 +79,11 @@ class LabelTokens:
                 low = middle + 1
         return ids[:low]
 
-    def _placeholders(self, n_answered: int) -> list[Value]:
-        values: list[Value] = []
-        for field in self.task.fields[n_answered:]:
-            labels = field.labels[0] if isinstance(field.format, Label) else (field.labels[0],)
-            value = field.format.write(labels, [WORD])
-            values.append(value if isinstance(value, str) else tuple(value))
-        return values
+    def placeholder(self, field: Field) -> Value:
+        """An answer in the place of one that is not known yet."""
+        labels = field.labels[0] if isinstance(field, ClassField) else (field.labels[0],)
+        value = field.format.write(labels, [WORD])
+        return value if isinstance(value, str) else tuple(value)
 
     def _check(self, ids: list[int], text: str) -> None:
         if self.tokenizer.decode(ids) != text:

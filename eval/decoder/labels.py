@@ -1,62 +1,115 @@
-"""Answer with the most probable valid answer, and say how probable each label is (``--decode labels``).
+"""Answer with a valid answer, and say how probable each label is (``--decode labels``).
 
-For a class field: the probability of every label of its set, and the most probable one. All labels of all documents of
-a batch are in one pass (`eval.decoder.tree_passes`). A field after another is answered given the answers before it.
+The fields are answered in their order, each given the answers before it:
+
+    class field    the probability of every label of its set, and the most probable one. All labels of all documents of
+                   a batch are in one pass (`eval.decoder.tree_passes`)
+    token field    written greedily, with the tokens of valid answers only (`eval.decoder.writing`)
+
+Between fields a request goes back to the end of its body: the tokens of an answer are those of its whole text, which
+may be others than those of its parts. They are fed again with the next field.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.decoder.label_tokens import LabelTokens, Value
-from data.tasks import ClassField
+from data.decoder.templates import Prompt
+from data.decoder.tokenizer import Tokenizer
+from data.decoder.valid_tokens import ValidTokens
+from data.tasks import ClassField, Task, TokenField
 from eval.decoder.decode import MAX_BATCH_SIZE, Forward, Passes, batches, prefill_prefix, run_passes
 from eval.decoder.kv_cache import PrefixCache, SlotCache
 from eval.decoder.tree_passes import Room, Waiting, score_tries
-from eval.decoder.trie import build_tries
+from eval.decoder.trie import TokenTrie, build_tries
+from eval.decoder.writing import write
 
 MAX_LOGITS = 1 << 28  # of one pass: 512 MiB in bf16
 
 
 @dataclass
-class Chosen:
+class Answered:
     """The answer to one request.
 
     Attributes:
         values: each field's answer, as its format writes it.
         log_probs: for each class field the log-probabilities of its labels, in their order, [L] fp64; they are
             normalized over the labels.
+        stopped: the model wrote all of it; False if an answer to a token field was completed at its limit.
     """
 
     values: list[Value] = field(default_factory=list)
     log_probs: dict[str, Tensor] = field(default_factory=dict)
+    stopped: bool = True
 
 
-def choose_labels(
+class ValidAnswers:
+    """The valid answers of a task as tokens, for one prompt and tokenizer.
+
+    Raises:
+        UserError: a tokenizer whose tokens have unknown bytes, if there is a token field.
+    """
+
+    def __init__(self, task: Task, prompt: Prompt, tokenizer: Tokenizer) -> None:
+        self.task = task
+        self.labels = LabelTokens(task, prompt, tokenizer)
+        self.has_tokens = any(isinstance(task_field, TokenField) for task_field in task.fields)
+        self.tokens = ValidTokens(task, prompt, tokenizer) if self.has_tokens else None
+        self.max_outputs = max(1, MAX_LOGITS // tokenizer.vocab_size)
+        self.tries: Callable[[tuple[Value, ...]], list[TokenTrie]] = lru_cache(maxsize=1024)(self._tries)
+
+    def _tries(self, before: tuple[Value, ...]) -> list[TokenTrie]:
+        return build_tries(self.labels.of(before), self.max_outputs)
+
+    @property
+    def stores(self) -> bool:
+        """Whether a request takes part in several passes."""
+        return len(self.task.fields) > 1 or self.has_tokens or len(self.tries(())) > 1
+
+    def most_tokens(self) -> int:
+        """About the tokens of the largest trie, if all fields before it have their first label."""
+        sizes, before = [1], list[Value]()
+        for task_field in self.task.fields:
+            if isinstance(task_field, ClassField):
+                sizes.append(max(len(trie.tokens) for trie in self.tries(tuple(before))))
+            before.append(self.labels.placeholder(task_field))
+        return max(sizes)
+
+
+def decode_labels(
     model: nn.Module,
     prefix: Sequence[int],
     bodies: Sequence[Sequence[int]],
-    labels: LabelTokens,
+    words: Sequence[Sequence[str]],
+    max_new_tokens: Sequence[int],
+    answers: ValidAnswers,
     *,
     device: torch.device | str = "cpu",
     max_batch_tokens: int = 4096,
     max_batch_size: int = MAX_BATCH_SIZE,
     group: dist.ProcessGroup | None = None,
-    finished: Callable[[Mapping[int, Chosen]], None] | None = None,
+    finished: Callable[[Mapping[int, Answered]], None] | None = None,
     stop: Callable[[], bool] | None = None,
-) -> list[Chosen]:
-    """The most probable label of each class field of every request. For the arguments see `greedy_decode`.
+) -> list[Answered]:
+    """Answer every request with a valid answer. The other arguments are those of `eval.decoder.decode.greedy_decode`.
+
+    Args:
+        words: of each request's document; for token fields.
+        max_new_tokens: for each request, the limit of an answer to a token field, from the answer's first token on.
 
     Raises:
+        UserError: see `data.decoder.label_tokens.LabelTokens`.
         NotFiniteLogits: the model gives NaN or infinity.
         Stopped: ``stop`` was true.
     """
-    results = [Chosen() for _ in bodies]
+    results = [Answered() for _ in bodies]
 
     def passes() -> Passes:
         if not bodies:
@@ -64,15 +117,14 @@ def choose_labels(
         cache = PrefixCache(len(prefix))
         if len(prefix):
             yield from prefill_prefix(prefix, cache, device)
-        lengths = [len(body) for body in bodies]
-        max_outputs = max(1, MAX_LOGITS // labels.tokenizer.vocab_size)
-        for batch in batches(lengths, [_trie_size(labels)] * len(bodies), max_batch_tokens, max_batch_size):
-            slots = None
-            if len(labels.task.fields) > 1 or len(build_tries(labels.of(()), max_outputs)) > 1:
-                slots = SlotCache(len(batch), max(lengths[i] for i in batch))
-            room = Room(cache, slots, max_batch_tokens, max_outputs, device)
-            waiting = [Waiting(i, slot, 0, list(bodies[i])) for slot, i in enumerate(batch)]
-            yield from _answer(waiting, [results[i] for i in batch], labels, room)
+        lengths, largest = [len(body) for body in bodies], answers.most_tokens()
+        sizes = [max(largest, limit + 1 if answers.has_tokens else 0) for limit in max_new_tokens]
+        for batch in batches(lengths, sizes, max_batch_tokens, max_batch_size):
+            written = max(max_new_tokens[i] for i in batch) + 1 if answers.has_tokens else 0
+            slots = SlotCache(len(batch), max(lengths[i] for i in batch) + written) if answers.stores else None
+            room = Room(cache, slots, max_batch_tokens, answers.max_outputs, device)
+            requests = [_Request(i, list(bodies[i]), list(words[i]), max_new_tokens[i], results[i]) for i in batch]
+            yield from _answer(requests, answers, room)
             if finished is not None:
                 finished({i: results[i] for i in batch})
 
@@ -80,26 +132,36 @@ def choose_labels(
     return results
 
 
-def _answer(
-    waiting: Sequence[Waiting], answers: Sequence[Chosen], labels: LabelTokens, room: Room
-) -> Generator[Forward, Tensor, None]:
-    for task_field in labels.task.fields:
-        assert isinstance(task_field, ClassField)
-        tries = {
-            values: build_tries(labels.of(values), room.max_outputs) for values in {tuple(a.values) for a in answers}
-        }
-        scores = yield from score_tries(waiting, [tries[tuple(answer.values)] for answer in answers], room)
-        for answer, score in zip(answers, scores, strict=True):
-            answer.log_probs[task_field.name] = score - score.logsumexp(0)
-            answer.values.append(task_field.labels[int(score.argmax())])
+@dataclass
+class _Request:
+    index: int
+    body: list[int]
+    words: list[str]
+    limit: int
+    answer: Answered
 
 
-def _trie_size(labels: LabelTokens) -> int:
-    """About the tokens of the largest trie of a task's labels."""
-    before: list[Value] = []
-    size = 1
-    for task_field in labels.task.fields:
-        tries = build_tries(labels.of(tuple(before)), 1 << 62)
-        size = max(size, len(tries[0].tokens))
-        before.append(task_field.labels[0])
-    return size
+def _answer(requests: Sequence[_Request], answers: ValidAnswers, room: Room) -> Generator[Forward, Tensor, None]:
+    waiting = [Waiting(request.index, slot, 0, list(request.body)) for slot, request in enumerate(requests)]
+    last = answers.task.fields[-1]
+    for task_field in answers.task.fields:
+        before = [tuple(request.answer.values) for request in requests]
+        if isinstance(task_field, ClassField):
+            scores = yield from score_tries(waiting, [answers.tries(values) for values in before], room)
+            for request, score in zip(requests, scores, strict=True):
+                request.answer.log_probs[task_field.name] = score - score.logsumexp(0)
+                request.answer.values.append(task_field.labels[int(score.argmax())])
+        else:
+            assert answers.tokens is not None
+            writings = [
+                answers.tokens.start(values, request.words) for values, request in zip(before, requests, strict=True)
+            ]
+            limits = [request.limit for request in requests]
+            complete = yield from write(waiting, writings, limits, room, is_last=task_field is last)
+            for request, writing, is_complete in zip(requests, writings, complete, strict=True):
+                assert writing.value is not None
+                request.answer.values.append(writing.value)
+                request.answer.stopped &= is_complete
+        for state, request in zip(waiting, requests, strict=True):
+            state.n_stored = min(state.n_stored, len(request.body) - 1)
+            state.tokens = request.body[state.n_stored :]

@@ -10,9 +10,8 @@ import torch
 import torch.distributed as dist
 
 from checkpoints_tools.load import load_pretrained
-from data.decoder.label_tokens import LabelTokens
 from eval.config import EvalConfig
-from eval.decoder.labels import Chosen, choose_labels
+from eval.decoder.labels import Answered, ValidAnswers, decode_labels
 from eval.decoder.score import prepare_requests
 from eval.setup import ScoringSetup, build_model, open_scoring
 from train.parallel.distributed import place, run_guarded, start
@@ -20,7 +19,7 @@ from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import parallelize
 
 CPU = torch.device("cpu")
-TASKS = ("massive_intent", "20ng_joint")
+TASKS = ("massive_intent", "20ng_joint", "massive_joint", "massive_slots")
 N = 7
 
 
@@ -29,14 +28,23 @@ def setup_of(checkpoint: Path, task: str) -> ScoringSetup:
     return open_scoring(options)
 
 
-def choose(setup: ScoringSetup, model: torch.nn.Module, own: slice, group: dist.ProcessGroup | None) -> list[Chosen]:
-    samples = prepare_requests(setup.job).samples
-    bodies = [samples.body(i).tolist() for i in range(N)][own]
-    labels = LabelTokens(setup.task, setup.job.prompt, setup.tokenizer)
-    return choose_labels(model, samples.prefix.tolist(), bodies, labels, max_batch_tokens=500, group=group)
+def choose(setup: ScoringSetup, model: torch.nn.Module, own: slice, group: dist.ProcessGroup | None) -> list[Answered]:
+    requests = prepare_requests(setup.job)
+    samples, own_ids = requests.samples, range(N)[own]
+    answers = ValidAnswers(setup.task, setup.job.prompt, setup.tokenizer)
+    return decode_labels(
+        model,
+        samples.prefix.tolist(),
+        [samples.body(i).tolist() for i in own_ids],
+        [setup.examples[i].words for i in own_ids],
+        [requests.limits[i] for i in own_ids],
+        answers,
+        max_batch_tokens=500,
+        group=group,
+    )
 
 
-def alone(checkpoint: Path, task: str) -> list[Chosen]:
+def alone(checkpoint: Path, task: str) -> list[Answered]:
     setup = setup_of(checkpoint, task)
     return choose(setup, build_model(setup, "fp32", CPU), slice(None), None)
 
