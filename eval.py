@@ -194,6 +194,7 @@ def describe(setup: ScoringSetup, precision: str, device: torch.device) -> Resul
             "precision": precision,
             "row_length": setup.max_length,
             "max_new_tokens": options.max_new_tokens,
+            "decode": options.decode if setup.prompt is not None else None,
             "batch_tokens": options.batch_tokens,
             "limit": options.limit,
             "seed": options.seed,

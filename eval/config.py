@@ -23,11 +23,11 @@ gpt-4o, gpt-4, gpt-3.5-turbo and, with --api_model and --base_url, any other mod
 --combine and --compare read runs that were scored before; no model is loaded."""
 
 # Options for one kind of model only. An encoder has no prompt and fits on one GPU.
-DECODER_ONLY = (*PROMPT_OPTIONS, "joint_order", "new_prompt", "row_length", "tp")
+DECODER_ONLY = (*PROMPT_OPTIONS, "decode", "joint_order", "new_prompt", "row_length", "tp")
 ENCODER_ONLY = ("max_length",)
 # Options about weights and how they are run. A server that answers for a model has its own.
-WEIGHTS_ONLY = ("checkpoint", "template", "new_prompt", "max_length", "batch_tokens", "tp", "precision", "device",
-                "allow_mismatch", "cache_dir", "plan", "gpu", "gpus")  # fmt: skip
+WEIGHTS_ONLY = ("checkpoint", "decode", "template", "new_prompt", "max_length", "batch_tokens", "tp", "precision",
+                "device", "allow_mismatch", "cache_dir", "plan", "gpu", "gpus")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,9 @@ class EvalConfig:
     else 512 or the model's number of positions, if smaller."""
     max_new_tokens: int | None = None
     """Maximum answer length in tokens; default: each example's longest valid answer, in any form that is read."""
+    decode: Literal["free", "labels"] = "free"
+    """What a decoder may write. free: anything. labels: valid answers only, and the probabilities of a class field's
+    labels."""
     batch_tokens: int = 4096
     """Maximum tokens in a decoding batch, or in an encoder's packed row. 1 decodes one example at a time, so that the
     seconds are the latency of one call."""

@@ -34,6 +34,7 @@ def identity_of(setup: ScoringSetup, precision: str, weights: str) -> dict[str, 
         "examples": f"{len(job.examples)} ({_short(hash_examples(job.examples))})",
         "maximum length": str(setup.max_length),
         "max_new_tokens": str(options.max_new_tokens),
+        **({"decode": options.decode} if options.decode != "free" else {}),
         "precision": precision,
     }
 

@@ -36,6 +36,8 @@ class ScoringJob:
         prompt: None for an encoder. A decoder prefills the prompt's prefix once per rank, not once per example.
         max_new_tokens: maximum tokens of a decoder's answer, without the end-of-turn token. None: each example's
             longest valid answer in its longest form, and a margin (`eval.decoder.score.answer_budgets`).
+        decode: "free": a decoder writes whatever it finds most probable; "labels": valid answers only, with the
+            probabilities of labels (`eval.decoder.labels`).
         fine_tuned: the model learned this prompt; see `eval.decoder.score.prepare_requests`.
         max_batch_tokens: maximum tokens of a decoding batch, answers included, or of an encoder's row. A longer example
             is a batch by itself; with 1, every example is.
@@ -51,6 +53,7 @@ class ScoringJob:
     max_batch_tokens: int = BATCH_TOKENS
     cache_dir: Path | None = None
     fine_tuned: bool = False
+    decode: Literal["free", "labels"] = "free"
 
     @property
     def kind(self) -> Literal["decoder", "encoder"]:

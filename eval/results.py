@@ -31,6 +31,7 @@ from eval.kept_lines import sha256_of, writable
 from eval.metrics import HasFields, Labels, compute_metrics, main_figure
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
+N_TOP = 5  # most probable labels, stored with their probabilities
 
 Name = Annotated[str, msgspec.Meta(max_length=limits.NAME_CHARACTERS)]  # characters of what tables show
 FieldKind = Literal["class", "token"]
@@ -58,7 +59,8 @@ class Prediction:
             set, and spans that are not in the text (see :class:`data.answers.Parsed`). An encoder's missing words are
             those without a sub-word in the (cut) document.
         top: by class-field name, the most probable labels with their probabilities, in decreasing order:
-            ``[[label, p], ...]``. Only from systems that compute probabilities (encoders).
+            ``[[label, p], ...]``. Only from systems that compute probabilities: encoders, and decoders with
+            ``--decode labels``.
     """
 
     id: str

@@ -94,6 +94,7 @@ class ModelSetup:
             max_batch_tokens=self.options.batch_tokens,
             cache_dir=cache_dir,
             fine_tuned=self.fine_tuned,
+            decode=self.options.decode,
         )
 
 

@@ -43,6 +43,11 @@ class Decoded:
     tokens: list[int] = field(default_factory=list)
     stopped: bool = False
 
+    @property
+    def n_fed(self) -> int:
+        """The answer's tokens that the model has read."""
+        return len(self.tokens)
+
 
 class NotFiniteLogits(ValueError):
     """A request's logits are NaN or infinite, so no token is the most probable one."""

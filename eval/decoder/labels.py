@@ -43,11 +43,13 @@ class Answered:
         log_probs: for each class field the log-probabilities of its labels, in their order, [L] fp64; they are
             normalized over the labels.
         stopped: the model wrote all of it; False if an answer to a token field was completed at its limit.
+        n_fed: tokens that the model has read for it after the body, those of labels that were not chosen included.
     """
 
     values: list[Value] = field(default_factory=list)
     log_probs: dict[str, Tensor] = field(default_factory=dict)
     stopped: bool = True
+    n_fed: int = 0
 
 
 class ValidAnswers:
@@ -147,8 +149,10 @@ def _answer(requests: Sequence[_Request], answers: ValidAnswers, room: Room) -> 
     for task_field in answers.task.fields:
         before = [tuple(request.answer.values) for request in requests]
         if isinstance(task_field, ClassField):
-            scores = yield from score_tries(waiting, [answers.tries(values) for values in before], room)
-            for request, score in zip(requests, scores, strict=True):
+            tries = [answers.tries(values) for values in before]
+            scores = yield from score_tries(waiting, tries, room)
+            for request, own, score in zip(requests, tries, scores, strict=True):
+                request.answer.n_fed += sum(len(trie.tokens) for trie in own)
                 request.answer.log_probs[task_field.name] = score - score.logsumexp(0)
                 request.answer.values.append(task_field.labels[int(score.argmax())])
         else:
@@ -158,8 +162,9 @@ def _answer(requests: Sequence[_Request], answers: ValidAnswers, room: Room) -> 
             ]
             limits = [request.limit for request in requests]
             complete = yield from write(waiting, writings, limits, room, is_last=task_field is last)
-            for request, writing, is_complete in zip(requests, writings, complete, strict=True):
+            for state, request, writing, is_complete in zip(waiting, requests, writings, complete, strict=True):
                 assert writing.value is not None
+                request.answer.n_fed += max(0, state.n_stored - len(request.body))
                 request.answer.values.append(writing.value)
                 request.answer.stopped &= is_complete
         for state, request in zip(waiting, requests, strict=True):

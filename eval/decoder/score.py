@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -22,13 +22,14 @@ from data.decoder.templates import stop_tokens
 from data.decoder.tokenizer import Tokenizer
 from data.example import Example
 from data.lenient import read_leniently
-from data.tasks import Task
+from data.tasks import ClassField, Task
 from eval.decoder.decode import Decoded, NotFiniteLogits, batches, greedy_decode
+from eval.decoder.labels import Answered, ValidAnswers, decode_labels
 from eval.finite import logits_error
 from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, divide
 from eval.partial import PartialAnswers
-from eval.results import Prediction
+from eval.results import N_TOP, Prediction
 from eval.together import Stopped
 
 BUDGET_MARGIN = 8  # tokens beyond the longest form of the longest answer, for other white space and a fence's language
@@ -76,7 +77,7 @@ def answer(
     answers: dict[int, Prediction] = {}
     seconds_reading = 0.0
 
-    def finished(found: Mapping[int, Decoded]) -> None:
+    def finished(found: Mapping[int, Decoded] | Mapping[int, Answered]) -> None:
         nonlocal seconds_reading
         begin = time.perf_counter()
         new = {own[k]: _read(job, samples, own[k], decoded) for k, decoded in found.items()}
@@ -87,26 +88,28 @@ def answer(
             progress(len(new))
         seconds_reading += time.perf_counter() - begin
 
+    tokenizer, prefix, own_limits = cast(Tokenizer, job.tokenizer), samples.prefix.tolist(), [limits[i] for i in own]
+    how: dict[str, Any] = {
+        "device": ranks.device,
+        "max_batch_tokens": job.max_batch_tokens,
+        "group": ranks.passes,
+        "finished": finished,
+        "stop": ranks.stop,
+    }
+    decoded: Sequence[Decoded | Answered]
     start = time.perf_counter()
     try:
-        decoded = greedy_decode(
-            model,
-            samples.prefix.tolist(),
-            bodies,
-            [limits[i] for i in own],
-            stop_tokens(job.prompt, cast(Tokenizer, job.tokenizer)),
-            device=ranks.device,
-            max_batch_tokens=job.max_batch_tokens,
-            group=ranks.passes,
-            finished=finished,
-            stop=ranks.stop,
-        )
+        if job.decode == "labels":
+            words, valid = [job.examples[i].words for i in own], ValidAnswers(job.task, job.prompt, tokenizer)
+            decoded = decode_labels(model, prefix, bodies, words, own_limits, valid, **how)
+        else:
+            decoded = greedy_decode(model, prefix, bodies, own_limits, stop_tokens(job.prompt, tokenizer), **how)
     except Stopped:
         return Share.without_end()
     except NotFiniteLogits as error:
         raise logits_error(model, job.examples[own[error.request]]) from None
     seconds = time.perf_counter() - start - seconds_reading
-    computed = (len(samples.prefix) if own else 0) + sum(map(len, bodies)) + sum(len(d.tokens) for d in decoded)
+    computed = (len(samples.prefix) if own else 0) + sum(map(len, bodies)) + sum(answer.n_fed for answer in decoded)
     return Share(own, [answers[i] for i in own], seconds, computed, {"limit_shortened": n_shortened})
 
 
@@ -174,16 +177,34 @@ def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]
     return found
 
 
-def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded) -> Prediction:
-    return read_answer(
+def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded | Answered) -> Prediction:
+    tokenizer = cast(Tokenizer, job.tokenizer)
+    if isinstance(answer, Decoded):
+        raw, n_tokens = tokenizer.decode(answer.tokens), len(answer.tokens) + answer.stopped
+    else:
+        raw = job.task.join(answer.values)
+        n_tokens = len(tokenizer.encode(raw)) + 1
+    prediction = read_answer(
         job.task,
         job.examples[i],
-        cast(Tokenizer, job.tokenizer).decode(answer.tokens),
+        raw,
         truncated=bool(samples.truncated[i]),
         stopped=answer.stopped,
         n_prompt_tokens=len(samples.prefix) + samples.length(i),
-        n_new_tokens=len(answer.tokens) + answer.stopped,
+        n_new_tokens=n_tokens,
     )
+    if isinstance(answer, Answered):
+        prediction.top = {
+            field.name: _most_probable(field, answer) for field in job.task.fields if isinstance(field, ClassField)
+        }
+    return prediction
+
+
+def _most_probable(field: ClassField, answer: Answered) -> list[list[str | float]]:
+    """The `N_TOP` most probable labels of a field with their probabilities."""
+    found = answer.log_probs[field.name].exp()
+    best = found.topk(min(N_TOP, len(field.labels)))
+    return [[field.labels[i], round(p, 6)] for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def read_answer(

@@ -32,10 +32,8 @@ from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, divide
 from eval.metrics import Labels
 from eval.partial import PartialAnswers
-from eval.results import Prediction
+from eval.results import N_TOP, Prediction
 from eval.together import Stopped, any_rank
-
-N_TOP = 5  # most probable labels, stored with their probabilities
 
 
 @torch.no_grad()

@@ -95,6 +95,20 @@ def test_one_pass_for_all_labels_of_all_documents(models: Models) -> None:
     assert shapes == [(1, len(case.prefix)), (1, sum(len(body) + len(trie.tokens) for body in case.bodies))]
 
 
+@pytest.mark.gpu  # FlexAttention, other kernels
+@pytest.mark.parametrize("name", ["bare", "joint"])
+def test_the_same_on_a_gpu(models: Models, name: str) -> None:
+    case = models.setting(TASKS[name], n=60)
+    expected = choose(case)
+    try:
+        found = choose(dataclasses.replace(case, net=case.net.cuda()), device="cuda")
+    finally:
+        case.net.cpu()
+    for one, other in zip(found, expected, strict=True):
+        for field in case.task.fields[:1]:
+            torch.testing.assert_close(one.log_probs[field.name], other.log_probs[field.name], atol=1e-2, rtol=1e-3)
+
+
 def test_each_request_is_handed_over_once(models: Models) -> None:
     case = models.setting(TASKS["joint"])
     seen: list[int] = []

@@ -17,7 +17,7 @@ from data.decoder.prompts import build_prompt
 from data.decoder.templates import encode_pieces, stop_tokens
 from data.decoder.tokenizer import load_tokenizer
 from data.source import load_examples
-from data.tasks import TASKS, TokenField
+from data.tasks import TASKS, ClassField, TokenField
 from eval.config import EvalConfig
 from eval.decoder.decode import Decoded
 from eval.decoder.score import BUDGET_MARGIN, answer_budgets, prepare_requests
@@ -279,3 +279,24 @@ def test_results_and_predictions_come_back_from_disk(monkeypatch, tokenizer, exa
     assert isinstance(result.predictions[3], Prediction) and "\N{SNOWMAN}" in result.predictions[3].raw
     lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(examples)
+
+
+@pytest.mark.parametrize("name", ["20ng_joint", "massive_joint", "massive_slots"])
+def test_labels_have_probabilities_and_every_answer_is_valid(tiny_checkpoint, name):
+    """A random model: what it writes freely is not valid, and what it writes with --decode labels is."""
+    options = EvalConfig(model="llama", checkpoint=tiny_checkpoint, task=name, data="sample", limit=9, row_length=3000)
+    free, labels = (open_scoring(dataclasses.replace(options, decode=decode)) for decode in ("free", "labels"))
+    model = build_model(free, "fp32", torch.device("cpu"))
+    found = score(model, labels.job)
+    assert any(prediction.unparsed for prediction in score(model, free.job).predictions)
+    assert not any(prediction.unparsed for prediction in found.predictions)
+    names = ("labels_missing", "labels_extra", "labels_unknown", "spans_not_found")
+    assert [found.counts[name] for name in names] == [0] * 4
+    for prediction in found.predictions:
+        classes = {field.name: field for field in free.task.fields if isinstance(field, ClassField)}
+        assert prediction.top.keys() == classes.keys()
+        for field, top in prediction.top.items():
+            assert top[0][0] == prediction.parsed[field] and len(top) == 5
+            probabilities = [p for _, p in top]
+            assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1 + 1e-5
+    assert found.cost["computed_tokens"] > found.cost["new_tokens"]

@@ -81,6 +81,7 @@ def test_options_about_prompts_and_text_are_for_decoders():
         "new_prompt": None,
         "row_length": 99,
         "max_new_tokens": 4,
+        "decode": "labels",
         "tp": 2,
     }
     assert set(given) == set(DECODER_ONLY)
