@@ -128,8 +128,8 @@ class EvalConfig:
     allow_mismatch: bool = False
     """Use the checkpoint's config.json even if it differs from the preset."""
     output: Path | None = None
-    """Folder for results.json and predictions.jsonl; default: runs/eval/<checkpoint>-<task>-<shots>shot, with split and
-    limit if they are not the default. One that has the result of another scoring is refused."""
+    """Folder for results.json and predictions.jsonl; default: runs/eval/<checkpoint>-<task>-<shots>shot, with decode,
+    split and limit if they are not the default. One that has the result of another scoring is refused."""
     name: str | None = None
     """Name of this run in tables; default: checkpoint and shots."""
     cache_dir: Path | None = None

@@ -132,6 +132,8 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
     name, folder = found.weights.name, f"{found.weights.name}-{found.task.name}"
     if found.prompt is not None:
         name, folder = f"{name}, {len(found.prompt.shots)}-shot", f"{folder}-{len(found.prompt.shots)}shot"
+    if options.decode != "free":
+        name, folder = f"{name}, {options.decode}", f"{folder}-{options.decode}"
     return ScoringSetup(
         **vars(found)
         | {

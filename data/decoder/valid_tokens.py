@@ -20,6 +20,7 @@ from functools import lru_cache
 from data.decoder.label_tokens import Value, beginning
 from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
+from data.files.documents import parse_line
 from data.tasks import Task, TokenField
 from data.valid import Edge, Fixed, State
 
@@ -136,7 +137,8 @@ class Writing:
         self._places = tuple(places)
         for state, after in places:
             if state is None:
-                self.value = tuple(json.loads(self._text[self._n_head : len(self._text) - len(after)]))
+                value = self._text[self._n_head : len(self._text) - len(after)]
+                self.value = tuple(parse_line(value.decode(), "the answer"))
 
 
 @lru_cache(maxsize=REMEMBERED)

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import against_transformers, batch_flips, decode_speed, gpu, low_precision, optimizer_update, step_time
+from benchmarks import (
+    against_transformers,
+    batch_flips,
+    decode_speed,
+    gpu,
+    label_probabilities,
+    low_precision,
+    optimizer_update,
+    step_time,
+)
 from benchmarks.common import command_line, draw_examples, find_gguf, in_turn, load_ours, reference_greedy
 from data.decoder.prompts import build_prompt
 from data.decoder.samples import SampleSet, prepare
@@ -170,6 +179,14 @@ def test_decode_speed(checkpoint: Path, tmp_path: Path) -> None:
     assert decode_speed.main([*argv.split(), "--output", str(output)]) == 0
     text = output.read_text()
     assert text.count("| 5 of 5 |") == 4  # all four emit the same
+
+
+def test_label_probabilities(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "labels.md"
+    argv = f"--checkpoint {checkpoint} --data sample --tasks massive_intent --examples 3 --rounds 1"
+    assert label_probabilities.main([*argv.split(), "--output", str(output)]) == 0
+    text = output.read_text()
+    assert "| massive_intent | 60 |" in text and all(f"| {answer} |" in text for answer in ("list", "bio", "spans"))
 
 
 def test_batch_flips(checkpoint: Path, tmp_path: Path) -> None:

@@ -236,7 +236,8 @@ def test_combined_runs_and_baselines_too(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_default_folder_names_split_and_limit(tiny_checkpoint: Path) -> None:
     common = {"model": "llama_debug", "checkpoint": tiny_checkpoint, "task": "massive_intent", "data": "sample"}
-    for options, end in (({}, ""), ({"split": "dev"}, "-dev"), ({"split": "dev", "limit": 2}, "-dev-limit2")):
+    for options, end in (({}, ""), ({"split": "dev"}, "-dev"), ({"split": "dev", "limit": 2}, "-dev-limit2"),
+                         ({"decode": "labels", "limit": 2}, "-labels-limit2")):  # fmt: skip
         found = open_scoring(EvalConfig(**common, **options)).output
         assert found == Path(f"runs/eval/checkpoint-massive_intent-0shot{end}")
     assert default_output("org/model", "test", None) == Path("runs/eval/org-model")
