@@ -144,6 +144,7 @@ def test_the_record_is_the_best_that_exists(
         assert not (run / "kept_best").exists() or what in ("checksums are damaged", "of other data")
 
 
+@pytest.mark.slow
 def test_two_ranks_decide_alike(train_args: list[str], tmp_path: Path, launch) -> None:
     run = tmp_path / "run"
     args = [*train_args, "--holdout", "0.25", "--eval_every", "2", "--save_every", "2", "--keep", "9"]
