@@ -15,9 +15,10 @@ from checkpoints_tools.checksums import write_checksums
 from tests.launching import ROOT
 from train.errors import Interrupted
 from train.resolve import load_config
+from train.scorer import HeldOutScore
 from train.setup import open_run
 from train.stopping import Stop
-from train.trainer import HeldOutScore, Trainer
+from train.trainer import Trainer
 
 
 def test_the_best_stays_until_a_better_one_also_across_a_resumption(

@@ -21,9 +21,10 @@ from train import stopping
 from train.checkpointing import checkpoint
 from train.errors import Interrupted
 from train.resolve import load_config
+from train.scorer import HeldOutScore
 from train.setup import open_run
 from train.stopping import Stop
-from train.trainer import HeldOutScore, Trainer
+from train.trainer import Trainer
 
 TRAIN = ROOT / "train.py"
 WAIT = 120.0
