@@ -26,12 +26,12 @@ from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
 from train.errors import Interrupted, NotFinite, RunStopped
 from train.finite import require_finite_weights
+from train.launched import under_torchrun
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
 from train.next_command import advice_to_continue, resume_command, scoring_advice, write_resume_script
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum
-from train.parallel.launched import under_torchrun
 from train.parallel.parallelize import parallelize
 from train.resolve import describe_settings
 from train.run_export import export_run

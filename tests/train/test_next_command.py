@@ -32,7 +32,7 @@ def under(monkeypatch: pytest.MonkeyPatch, *, local: int, machines: int = 1, par
     """Pretend to be rank 0 of torchrun, whose process has these words."""
     more = dict(LOCAL_RANK=0, LOCAL_WORLD_SIZE=local, GROUP_WORLD_SIZE=machines, TORCHELASTIC_RUN_ID="x")
     pretend(monkeypatch, local * machines, **more)
-    monkeypatch.setattr(next_command, "_words_of_parent", lambda: shlex.split(parent))
+    monkeypatch.setattr(next_command, "words_of_parent", lambda: shlex.split(parent))
 
 
 def test_the_command_that_scores_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
