@@ -54,10 +54,9 @@ from eval.results import Results, field_kinds, hash_examples, versions, write_ru
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
 from eval.weights import hash_weights, trained_with
+from train.launched import env_rank, env_world_size
 from train.next_command import planned_command
 from train.parallel.distributed import (
-    env_rank,
-    env_world_size,
     pick_device,
     resolve_precision,
     run_guarded,

@@ -19,10 +19,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from checkpoints_tools.tokenizer_files import byte_level_tokenizer, write_tokenizer_files
 from data import sentencepiece_model
 from data.added_tokens import refusals_named
-from data.decoder.tokenizer import is_rank_file, llama3_special_tokens, read_ranks
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import read_bytes
+from data.rank_file import is_rank_file, llama3_special_tokens, read_ranks
 
 Piece = TypeVar("Piece", str, bytes)
 

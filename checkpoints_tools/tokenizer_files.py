@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.json_files import write_json
-from data.decoder.tokenizer import LLAMA3_SPLIT
 from data.errors import UserError
+from data.rank_file import LLAMA3_SPLIT
 
 # Each of these is a tokenizer.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")

@@ -33,13 +33,13 @@ from eval.score import request_lengths, score
 from eval.together import Stopped
 from model.llama import LlamaConfig
 from train.config import TrainConfig
+from train.launched import launched
 from train.parallel.distributed import World, place
-from train.parallel.launched import launched
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, keep_unsharded, reshard, reshards_after_forward
 from train.planning.hardware import usable
+from train.scorer import HeldOutScore
 from train.setup import CACHE_DIR, Setup, longest_input
-from train.trainer import HeldOutScore
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from eval.job import BatchSize
 from eval.lengths import find_lengths
 from eval.memory import MemoryByMoment, ScoringLoad, what_would_fit
 from eval.setup import ScoringSetup, open_scoring
+from train.launched import env_world_size
 from train.metrics import duration
-from train.parallel.launched import env_world_size
 from train.parallel.mesh import MeshShape, lay_out
 from train.planning.hardware import GIB, GPUS, Gpu, usable
 from train.planning.memory import HOST_BASE, count_parameters

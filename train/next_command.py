@@ -13,7 +13,7 @@ import torch
 from data.commands import command, python, quoted, torchrun, without
 from train.checkpointing.checkpoint import step_folder
 from train.config import TrainConfig
-from train.parallel.launched import launched, under_torchrun
+from train.launched import launched, under_torchrun, words_of_parent
 
 RESUME_SCRIPT = "resume.sh"  # in the run folder
 OURS = "# Goes on with this run; train.py wrote it when the run started."
@@ -128,7 +128,7 @@ def launcher() -> list[str]:
     """
     if not under_torchrun():
         return [python(), *(before(sys.argv, sys.orig_argv) or [])[1:]]
-    if words := torchrun_words(before(sys.argv, _words_of_parent())):
+    if words := torchrun_words(before(sys.argv, words_of_parent())):
         return words
     place = launched()
     # Several machines also need a rendezvous endpoint, which torchrun does not pass on.
@@ -157,11 +157,3 @@ def torchrun_words(words: list[str] | None) -> list[str] | None:
         run = torchrun() if at == 1 else [python(), *words[1:at], "-m", "torch.distributed.run"]
         return [*run, *words[at + 1 :]]
     return None
-
-
-def _words_of_parent() -> list[str]:
-    try:
-        content = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    except OSError:  # not Linux, or it has died
-        return []
-    return [os.fsdecode(word) for word in content.split(b"\0")[:-1]]

@@ -33,7 +33,7 @@ from data.errors import UserError
 from data.files.documents import parse_json
 from data.json_text import to_json
 from train import stopping
-from train.parallel.distributed import env_rank
+from train.launched import env_rank, torchrun_job
 
 log = logging.getLogger(__name__)
 
@@ -192,8 +192,8 @@ def _one_machine(holder: Holder, me: Holder) -> bool:
 
 def describe_me(folder: Path) -> Holder:
     """What this process writes into the lock of a folder."""
-    environment = os.environ
-    run = environment.get("TORCHELASTIC_RUN_ID", "none")
+    torchrun, torchrun_restarts = torchrun_job()
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")
     return Holder(
         host=socket.gethostname(),
         machine=_content("/etc/machine-id"),
@@ -204,12 +204,10 @@ def describe_me(folder: Path) -> Holder:
         folder=str(folder.resolve()),
         time=datetime.now().astimezone().isoformat(" ", "seconds"),
         flock=False,
-        slurm=environment.get("SLURM_JOB_ID", ""),
-        slurm_restarts=_number("SLURM_RESTART_COUNT"),
-        # People give one --rdzv-id to all their jobs, and without it several machines have "none". Where the ranks of
-        # a torchrun meet stays the same over its restarts, and no other one has it at that time.
-        torchrun="" if run == "none" else f"{run} at {environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}",
-        torchrun_restarts=_number("TORCHELASTIC_RESTART_COUNT"),
+        slurm=os.environ.get("SLURM_JOB_ID", ""),
+        slurm_restarts=int(restarts) if restarts.isdecimal() else 0,
+        torchrun=torchrun,
+        torchrun_restarts=torchrun_restarts,
     )
 
 
@@ -225,11 +223,6 @@ def _namespace() -> str:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() else 0
 
 
 def _started(pid: int) -> int:

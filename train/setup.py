@@ -42,9 +42,9 @@ from data.tasks import Task, get_task
 from train import options, starting
 from train.checkpointing import checkpoint, run_folder
 from train.config import TrainConfig
+from train.launched import env_rank
 from train.metrics import check_tensorboard
 from train.parallel.distributed import pick_device
-from train.parallel.launched import env_rank
 from train.parallel.mesh import MeshShape, lay_out_world
 from train.parallel.tensor_parallel import check_divides
 

@@ -25,8 +25,8 @@ from train import options
 from train.checkpointing import run_folder
 from train.checkpointing.checkpoint import TRAINING_FILE, RunState, check_fits, keep_optimizer, steps_in, with_defaults
 from train.config import TrainConfig
+from train.launched import may_restart
 from train.next_command import RESUME_SCRIPT, is_resume_script
-from train.parallel.launched import may_restart
 
 
 def check_folder(config: TrainConfig, task: Task) -> None:

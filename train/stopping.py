@@ -13,7 +13,6 @@ twice: from the terminal and from torchrun. Only the first one counts, unless a 
 from __future__ import annotations
 
 import os
-import re
 import select
 import signal
 import threading
@@ -21,9 +20,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from data import terminal
+from train.launched import env_rank, under_torchrun, words_of_parent
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 LOOK_SECONDS = 0.5  # between two looks for the launcher
@@ -71,20 +70,18 @@ def watch() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda signum, frame: None)
     # Without a rank it is a program that a rank, or a shell below one, has started: its parent may end.
-    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK")
-    launcher = os.getppid() if by_torchrun else None
+    launcher = os.getppid() if under_torchrun() else None
     grace = grace_seconds()
     threading.Thread(target=_watch, args=(reader, launcher, grace), name="stopping", daemon=True).start()
 
 
 def grace_seconds() -> float:
     """How long torchrun gives its ranks to stop, and a rank itself if torchrun has died."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    except OSError:  # not Linux, or it has died
-        words = b""
-    found = re.search(rb"\0--shutdown[-_]timeout[=\0](\d+)\0", words)
-    return float(found[1]) if found else GRACE_SECONDS
+    words = [word for given in words_of_parent() for word in given.split("=", 1)]
+    for option, value in zip(words, words[1:], strict=False):
+        if option in ("--shutdown-timeout", "--shutdown_timeout") and value.isdecimal():
+            return float(value)
+    return GRACE_SECONDS
 
 
 @contextmanager
@@ -142,7 +139,7 @@ def _note(signum: int, why: str) -> None:
     elif first:
         if told is not None:
             told()
-        if _is_main():
+        if env_rank() == 0:
             terminal.say(f"\n{why}: {announcement}")
 
 
@@ -150,13 +147,9 @@ def leave(status: int, message: Callable[[], str] | None = None) -> None:
     """End the process at once, from any thread, whatever fails. Rank 0 prints the message first."""
     try:
         terminal.end()
-        if message is not None and _is_main():
+        if message is not None and env_rank() == 0:
             terminal.say(message(), "stderr")
         for action in BEFORE_LEAVING:
             action()
     finally:
         os._exit(status)
-
-
-def _is_main() -> bool:
-    return (os.environ.get("RANK") or "0") == "0"

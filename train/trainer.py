@@ -6,15 +6,13 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.registry import costs_of
@@ -28,15 +26,16 @@ from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
 from train.errors import Interrupted, NotFinite, RunStopped
 from train.finite import require_finite_weights
+from train.launched import under_torchrun
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
 from train.next_command import advice_to_continue, resume_command, scoring_advice, write_resume_script
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum
-from train.parallel.launched import under_torchrun
 from train.parallel.parallelize import parallelize
 from train.resolve import describe_settings
 from train.run_export import export_run
+from train.scorer import HeldOutScorer
 from train.setup import Setup
 
 log = logging.getLogger(__name__)
@@ -54,30 +53,6 @@ def rank_seed(seed: int, rank: int, step: int) -> int:
 
 
 NAMED_SAMPLES = 20  # ids in the message when a run stops; log.jsonl has all of them
-
-
-@dataclass(frozen=True)
-class HeldOutScore:
-    """The result of scoring the held-out examples.
-
-    Attributes:
-        figures: metrics for the log, by name.
-        score: the number that selects the best model; higher is better.
-    """
-
-    figures: dict[str, float]
-    score: float
-
-
-class HeldOutScorer(Protocol):
-    """Scores the held-out examples of a run."""
-
-    def score(self, model: nn.Module, stop: Callable[[], bool]) -> HeldOutScore | None:
-        """Score ``model``, whose parameters are sharded before and after. All ranks call this together.
-
-        Args:
-            stop: asked between forward passes. If it is true on any rank, the result is None on all.
-        """
 
 
 class Trainer:

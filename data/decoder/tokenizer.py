@@ -18,15 +18,14 @@ The tokens that open and close a chat turn are in `data.decoder.templates`; file
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from data import sentencepiece_model
+from data import rank_file, sentencepiece_model
 from data.added_tokens import AddedTokens, Library, WordFinder, looks_like_control, read_added_tokens
 from data.characters import whole_characters
 from data.decoder.pieces import json_pieces, sentence_pieces
@@ -42,24 +41,6 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-
-# How Llama 3 splits text before merging bytes (published with the model; also in its tokenizer.json).
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# Llama 3's rank file lists ordinary tokens only; 256 special ones follow, of which these have names.
-LLAMA3_SPECIAL = {
-    0: "<|begin_of_text|>",
-    1: "<|end_of_text|>",
-    6: "<|start_header_id|>",
-    7: "<|end_header_id|>",
-    9: "<|eot_id|>",
-}
-N_LLAMA3_SPECIAL = 256
-# tiktoken overflows its stack on longer texts or runs. The reference cuts at the same points, so ids are equal.
-MAX_CHUNK = 400_000
-MAX_RUN = 25_000
 
 
 class Tokenizer(Protocol):
@@ -240,14 +221,16 @@ class RankFileTokenizer(_FileTokenizer):
     def __init__(self, files: dict[str, bytes], folder: Path) -> None:
         import tiktoken
 
-        ranks = read_ranks(files["tokenizer.model"], folder / "tokenizer.model")
+        ranks = rank_file.read_ranks(files["tokenizer.model"], folder / "tokenizer.model")
         n, path = len(ranks), folder / "tokenizer.model"
-        reserved = {name: n + i for i, name in enumerate(llama3_special_tokens())}
+        reserved = {name: n + i for i, name in enumerate(rank_file.llama3_special_tokens())}
         vocabulary = {token.decode(): rank for token, rank in ranks.items() if token.isascii()}
         control = dict.fromkeys(reserved, "control")
-        ids, size = range(n, n + N_LLAMA3_SPECIAL), n + N_LLAMA3_SPECIAL
+        ids, size = range(n, n + rank_file.N_LLAMA3_SPECIAL), n + rank_file.N_LLAMA3_SPECIAL
         added = read_added_tokens(files, path, vocabulary | reserved, (), control, n_vocabulary=size, reserved=ids)
-        self._bpe = tiktoken.Encoding(name=str(folder), pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens={})
+        self._bpe = tiktoken.Encoding(
+            name=str(folder), pat_str=rank_file.LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens={}
+        )
         self._words = WordFinder(added.words, path)
         super().__init__(files, range(n), added)
         if self.bos_id is None:
@@ -261,7 +244,7 @@ class RankFileTokenizer(_FileTokenizer):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += (i for chunk in _chunks(part) for i in self._bpe.encode_ordinary(chunk))
+                ids += (i for chunk in rank_file.chunks(part) for i in self._bpe.encode_ordinary(chunk))
         return ids
 
     def _decode(self, ids: list[int]) -> str:
@@ -326,20 +309,9 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
             "chat repository, after accepting its licence). Meta's downloads have a tokenizer.model beside the .pth "
             "files or one folder above. For a GGUF file, `python -m checkpoints_tools.convert SRC DST` extracts it."
         )
-    if is_rank_file(files["tokenizer.model"]):
+    if rank_file.is_rank_file(files["tokenizer.model"]):
         return RankFileTokenizer(files, folder)
     return SentencePieceTokenizer(files, folder)
-
-
-def is_rank_file(content: bytes) -> bool:
-    """Whether a ``tokenizer.model`` is a tiktoken rank file, by its first line; else it is a SentencePiece model."""
-    return re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content) is not None
-
-
-def llama3_special_tokens() -> list[str]:
-    """Llama 3's special tokens in the order of their ids, which follow the last rank (Meta's tokenizer.py)."""
-    reserved = iter(f"<|reserved_special_token_{i}|>" for i in range(N_LLAMA3_SPECIAL))
-    return [LLAMA3_SPECIAL[i] if i in LLAMA3_SPECIAL else next(reserved) for i in range(N_LLAMA3_SPECIAL)]
 
 
 def _processor(model: bytes, path: Path) -> Any:
@@ -359,37 +331,6 @@ def _chat_template(files: dict[str, bytes], config: dict[str, Any]) -> str:
         named = {t.get("name"): t.get("template", "") for t in template}
         template = named.get("default") or next(iter(named.values()), "")
     return template
-
-
-def read_ranks(content: bytes, path: Path) -> dict[bytes, int]:
-    """Read a tiktoken rank file: one line per token, its bytes in base64 and its rank.
-
-    Raises:
-        UserError: a broken line, or ranks that are not those of a vocabulary.
-    """
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError as error:
-            raise damaged(path, f"broken in line {number} (expected `base64 rank`)") from error
-    if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
-        raise damaged(path, f"incomplete: {len(ranks):,} tokens whose ranks are not 0 to {len(ranks) - 1:,}")
-    return ranks
-
-
-def _chunks(text: str) -> Iterator[str]:
-    """Cut a text every MAX_CHUNK characters; within a chunk, cut runs of (non-)spaces every MAX_RUN."""
-    for start in range(0, len(text), MAX_CHUNK):
-        chunk = text[start : start + MAX_CHUNK]
-        done = 0
-        if len(chunk) > MAX_RUN:
-            for run in re.finditer(rf"\s{{{MAX_RUN + 1},}}|\S{{{MAX_RUN + 1},}}", chunk):
-                for cut in range(run.start() + MAX_RUN, run.end(), MAX_RUN):
-                    yield chunk[done:cut]
-                    done = cut
-        yield chunk[done:]
 
 
 def _read_added_tokens(

@@ -39,8 +39,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +49,11 @@ import msgspec
 from data.characters import appearance, by_appearance, find, is_text
 from data.errors import UserError, nearest
 from data.example import Example
-from data.files.documents import parse_line, parse_toml, read_bytes, readable, shaped
+from data.files.documents import parse_toml, read_bytes, readable, shaped
 from data.files.paths import expand
+from data.readers.cells import class_label, collect_labels, records, token_labels, value_of
 from data.readers.encoding import decode_utf8
-from data.readers.tables import ENDINGS, Record, open_table
-from data.readers.tags import SCHEMES, TagReader, types_among
+from data.readers.tags import SCHEMES, TagReader
 
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -235,7 +234,7 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quot
         split = entry.labels_from or ""
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
-        labels = _collect_labels(files[split], _records(files[split], tsv_quoting), column, kind, other, tags)
+        labels = collect_labels(files[split], records(files[split], tsv_quoting), column, kind, other, tags)
     for label in labels:
         if not appearance(label) or label != label.strip() or "\n" in label:
             raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
@@ -261,36 +260,6 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quot
     if len(labels) < least:
         raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {len(labels)}.")
     return CustomField(name, kind, tuple(labels), column, other, answer, tags)
-
-
-def _collect_labels(
-    file: Path, rows: Iterator[Record], column: str, kind: str, other: str, tags: str | None
-) -> list[str]:
-    found: set[str] = set()
-    for row in rows:
-        value = _column(row, column)
-        found |= {_class_label(value, row, column)} if kind == "class" else set(_token_labels(value, row, column))
-    if kind == "token":
-        try:
-            found, note = types_among(found, other, tags)
-        except UserError as error:
-            raise UserError(f"{file}: {column!r} {error}") from error
-        if note:
-            log.warning("%s, %r: %s", file, column, note)
-    return sorted(_one_of_each(found, file, column))
-
-
-def _one_of_each(labels: set[str], file: Path, column: str) -> list[str]:
-    """Of labels that look the same one: composed letters and single spaces, if that one is among them."""
-    alike: dict[str, list[str]] = defaultdict(list)
-    for label in sorted(labels):
-        alike[appearance(label)].append(label)
-    for look, forms in alike.items():
-        if len(forms) > 1:
-            forms.sort(key=lambda form: form != look)  # stable
-            log.warning("%s, %r: %s look the same and are read as one label, the first.",
-                        file, column, ", ".join(map(ascii, forms)))  # fmt: skip
-    return [forms[0] for forms in alike.values()]
 
 
 def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
@@ -324,13 +293,13 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     seen: dict[str, int] = {}
     classes = {field.name: by_appearance(field.labels) for field in spec.fields if field.type == "class"}
     readers = {f.name: TagReader(f.labels, f.other, f.tags) for f in spec.fields if f.type == "token"}
-    for row in _records(spec.files[split], spec.tsv_quoting):
-        text = _column(row, spec.text_column)
+    for row in records(spec.files[split], spec.tsv_quoting):
+        text = value_of(row, spec.text_column)
         if not isinstance(text, str):
             raise UserError(f"{row.where}: {spec.text_column!r} must be a string, found {json.dumps(text)}.")
         if not is_text(text):
             raise UserError(f"{row.where}: {spec.text_column!r} holds half a character (an unpaired surrogate).")
-        key = str(row.line if spec.id_column is None else _column(row, spec.id_column))
+        key = str(row.line if spec.id_column is None else value_of(row, spec.id_column))
         if key in seen:
             raise UserError(f"{row.where}: id {key!r} was already used in line {seen[key]}; ids must differ.")
         seen[key] = row.line
@@ -338,9 +307,9 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         labels: dict[str, str | tuple[str, ...]] = {}
         bio: dict[str, tuple[str, ...]] = {}
         for field in spec.fields:
-            value = _column(row, field.column, " Texts without labels are for predict.py.")
+            value = value_of(row, field.column, " Texts without labels are for predict.py.")
             if field.type == "class":
-                written = _class_label(value, row, field.column)
+                written = class_label(value, row, field.column)
                 label = find(written, classes[field.name])
                 if label is None:
                     raise UserError(
@@ -349,7 +318,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
                     )
                 labels[field.name] = label
             else:
-                tags = _token_labels(value, row, field.column)
+                tags = token_labels(value, row, field.column)
                 if len(tags) != len(text.split()):
                     raise UserError(
                         f"{row.where}: {field.column!r} has {len(tags)} labels for {len(text.split())} words; "
@@ -367,36 +336,3 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         if problem := reader.mixed():
             log.warning("%s, %r: %s Set tags if that is wrong.", spec.files[split], name, problem)
     return examples, counts
-
-
-def _records(file: Path, tsv_quoting: bool) -> Iterator[Record]:
-    """Yield the records of a CSV, TSV or JSON-lines file. The first that cannot be read is the user's mistake."""
-    with open_table(file, ENDINGS[file.suffix.lower()], tsv_quoting=tsv_quoting) as table:
-        for record in table.records:
-            if record.error:
-                raise UserError(record.error)
-            yield record
-
-
-def _column(row: Record, column: str, advice: str = "") -> Any:
-    if column not in row.values:
-        raise UserError(f"{row.where}: no column {column!r}.{nearest(column, row.values)}{advice}")
-    return row.values[column]
-
-
-def _class_label(value: Any, row: Record, column: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{row.where}: {column!r} must be a label, found {json.dumps(value)}.")
-    return value.strip()
-
-
-def _token_labels(value: Any, row: Record, column: str) -> list[str]:
-    if isinstance(value, str):
-        if not value.lstrip().startswith("["):
-            return value.split()
-        value = parse_line(value, f"{row.where}, column {column!r}")
-    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
-        raise UserError(f"{row.where}: {column!r} must be a list of labels, found {json.dumps(value)}.")
-    return value

@@ -35,7 +35,7 @@ from eval.report import compare_command, show_details
 from eval.results import Results, field_kinds, hash_examples, versions, write_run
 from train import stopping
 from train.errors import Interrupted, RunStopped
-from train.parallel.launched import env_world_size
+from train.launched import env_world_size
 
 log = logging.getLogger("eval")
 

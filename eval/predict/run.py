@@ -35,8 +35,8 @@ from eval.score import request_lengths
 from eval.setup import ModelSetup, build_model, open_model
 from eval.weights import fingerprint
 from train import stopping
+from train.launched import env_rank
 from train.parallel.distributed import World, pick_device, resolve_precision, start
-from train.parallel.launched import env_rank
 from train.parallel.mesh import lay_out_world
 
 log = logging.getLogger("eval")

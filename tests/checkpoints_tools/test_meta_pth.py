@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from checkpoints_tools.convert import convert, open_source
 from checkpoints_tools.meta_pth import ffn_width
 from checkpoints_tools.meta_tokenizer import write_meta_tokenizer
-from data.decoder.tokenizer import LLAMA3_SPLIT, load_tokenizer
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
+from data.rank_file import LLAMA3_SPLIT
 from tests.meta_reference import PARAMS, VOCAB, meta_logits, random_weights, write_meta_folder
 
 

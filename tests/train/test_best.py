@@ -15,9 +15,10 @@ from checkpoints_tools.checksums import write_checksums
 from tests.launching import ROOT
 from train.errors import Interrupted
 from train.resolve import load_config
+from train.scorer import HeldOutScore
 from train.setup import open_run
 from train.stopping import Stop
-from train.trainer import HeldOutScore, Trainer
+from train.trainer import Trainer
 
 
 def test_the_best_stays_until_a_better_one_also_across_a_resumption(
@@ -144,6 +145,7 @@ def test_the_record_is_the_best_that_exists(
         assert not (run / "kept_best").exists() or what in ("checksums are damaged", "of other data")
 
 
+@pytest.mark.slow
 def test_two_ranks_decide_alike(train_args: list[str], tmp_path: Path, launch) -> None:
     run = tmp_path / "run"
     args = [*train_args, "--holdout", "0.25", "--eval_every", "2", "--save_every", "2", "--keep", "9"]

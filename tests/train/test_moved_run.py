@@ -239,3 +239,12 @@ def test_a_run_whose_tokenizer_is_nowhere_is_not_resumed(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="/not/here/base: there is no such folder"):
         resume("--checkpoint", "base", "--task", project / "task/tickets.toml", "--output", project / "run")
+
+
+def test_a_plain_start_does_not_go_on_with_another_base(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError) as error:
+        call_main(monkeypatch, "train.py", *TRAIN, "--checkpoint", "typo", "--task", "task/tickets.toml",
+                  "--output", "run", "--steps", 4)  # fmt: skip
+    assert "goes on with" not in caplog.text + str(error.value) and "typo" in str(error.value)

@@ -32,7 +32,7 @@ def under(monkeypatch: pytest.MonkeyPatch, *, local: int, machines: int = 1, par
     """Pretend to be rank 0 of torchrun, whose process has these words."""
     more = dict(LOCAL_RANK=0, LOCAL_WORLD_SIZE=local, GROUP_WORLD_SIZE=machines, TORCHELASTIC_RUN_ID="x")
     pretend(monkeypatch, local * machines, **more)
-    monkeypatch.setattr(next_command, "_words_of_parent", lambda: shlex.split(parent))
+    monkeypatch.setattr(next_command, "words_of_parent", lambda: shlex.split(parent))
 
 
 def test_the_command_that_scores_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_the_command_that_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "4 processes: start it with the launcher that started them" in (tmp_path / "resume.sh").read_text()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_script_in_the_run_folder_goes_on_after_a_kill(ranks: int, train_args: list[str], tmp_path: Path) -> None:
     """As typed: in another folder, with relative paths, and an apostrophe in them. Then moved, called from yet another
     one, and without the variable."""
@@ -202,6 +202,7 @@ def test_what_is_planned_is_started_with_the_same_words(monkeypatch: pytest.Monk
     assert next_command.planned_command(8, 2) == f"{start} train.py --model x --lr 1e-4"
 
 
+@pytest.mark.slow
 def test_results_without_a_model_end_with_a_comparison(tmp_path: Path) -> None:
     """Baselines, and two runs joined to one: the command that they name shows them beside each other."""
     line = [sys.executable, "-m", "eval.baselines", "--data", "sample"]

@@ -212,7 +212,8 @@ def test_when_a_holder_is_gone(holder: dict, me: dict, free: bool, expected: str
 
 def test_torchruns_are_told_apart_by_where_they_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """People give all their jobs the same --rdzv-id; the second one's restarts are not those of the first."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "100")
+    for name, value in {"TORCHELASTIC_RUN_ID": "100", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
     found = []
     for address in ("node1", "node2"):
         monkeypatch.setenv("MASTER_ADDR", address)

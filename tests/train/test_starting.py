@@ -144,7 +144,7 @@ def test_a_best_model_without_a_checkpoint(world: World, train_args: list[str], 
         opened(args, "--resume", "auto")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_has_finished(ranks: int, launch: Launch, train_args: list[str], tmp_path: Path) -> None:
     args = [*train_args, "--steps", "3", "--resume", "auto"]
     export = tmp_path / "run" / "export" / "model.safetensors"

@@ -21,9 +21,10 @@ from train import stopping
 from train.checkpointing import checkpoint
 from train.errors import Interrupted
 from train.resolve import load_config
+from train.scorer import HeldOutScore
 from train.setup import open_run
 from train.stopping import Stop
-from train.trainer import HeldOutScore, Trainer
+from train.trainer import Trainer
 
 TRAIN = ROOT / "train.py"
 WAIT = 120.0
@@ -208,7 +209,8 @@ def test_a_rank_waits_for_no_step_for_ever_when_its_launcher_has_died(rank: str 
         "print(child.pid, flush=True)\n"
         "os._exit(0)\n"
     )
-    env = {**environment(), "TORCHELASTIC_RUN_ID": "1", **({} if rank is None else {"RANK": rank})}
+    torchrun = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    env = {**environment(), **torchrun, **({} if rank is None else {"RANK": rank})}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=WAIT)
     child, deadline = int(done.stdout), time.monotonic() + (10 if rank else 4)
     while is_running(child) and time.monotonic() < deadline:

@@ -85,7 +85,7 @@ def with_moved_base(config: TrainConfig) -> TrainConfig:
         UserError: see `find_base`.
     """
     named, steps = config.model.checkpoint, steps_in(config.checkpoint.output / "checkpoints")
-    if not config.checkpoint.resume or named is None or named.is_dir() or not steps:
+    if config.checkpoint.resume == "off" or named is None or named.is_dir() or not steps:
         return config
     problems: list[UserError] = []
     for folder in reversed(steps):  # the newest may be damaged

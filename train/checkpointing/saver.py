@@ -59,8 +59,8 @@ from train.checkpointing.disk_space import (
 )
 from train.config import TrainConfig
 from train.errors import RunStopped
+from train.launched import launched
 from train.parallel.distributed import World
-from train.parallel.launched import launched
 
 log = logging.getLogger(__name__)
 

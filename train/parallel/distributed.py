@@ -21,7 +21,8 @@ from data import terminal
 from data.errors import UserError
 from train import stopping
 from train.errors import Interrupted, RunStopped
-from train.parallel.launched import env_rank, env_world_size, launched, left_over, meet
+from train.launched import env_rank, env_world_size, launched, left_over
+from train.parallel.meeting import meet
 from train.parallel.mesh import MeshShape
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from typing import Literal
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from data.errors import UserError
-from train.parallel.launched import launched
+from train.launched import launched
 
 Sharding = Literal["full", "hybrid"]
 

@@ -25,9 +25,9 @@ from data.tasks import Task, get_task
 from train import options
 from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
+from train.launched import env_world_size, launched
 from train.optim.optimizer import OPTIMIZERS, is_fused
 from train.parallel.distributed import World
-from train.parallel.launched import env_world_size, launched
 from train.parallel.mesh import MeshShape, lay_out
 from train.planning.advice import Job, check_enough, choose_optimizer
 from train.planning.checkpoint import find_config, find_tokenizer

@@ -10,16 +10,13 @@ from pathlib import Path
 import pytest
 
 from data.decoder.tokenizer import (
-    LLAMA3_SPLIT,
-    MAX_CHUNK,
-    MAX_RUN,
     JsonTokenizer,
     RankFileTokenizer,
     SentencePieceTokenizer,
-    _chunks,
     load_tokenizer,
 )
 from data.errors import UserError
+from data.rank_file import LLAMA3_SPLIT, MAX_CHUNK, MAX_RUN, chunks
 
 ODD = [
     "",
@@ -170,9 +167,9 @@ def test_dummy_space_of_a_json_tokenizer_is_switched_off(tiny_folder, tmp_path):
 @pytest.mark.parametrize("unit", ["a", " ", "ab ", "\n\n\t"])
 def test_chunks_join_to_the_text_and_hold_no_long_run(length, unit):
     text = "x y" + (unit * length)[:length] + " end"
-    chunks = list(_chunks(text))
-    assert "".join(chunks) == text
-    for chunk in chunks:
+    found = list(chunks(text))
+    assert "".join(found) == text
+    for chunk in found:
         assert len(chunk) <= MAX_CHUNK
         assert all(len(run) <= MAX_RUN for run in chunk.split())
         assert " " * (MAX_RUN + 1) not in chunk

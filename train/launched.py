@@ -1,22 +1,18 @@
-"""What the launcher says about this process: its rank among how many, and where all of them meet.
+"""What the launcher says about this process: its rank among how many, and the launcher's own command line.
 
 The variables are torchrun's; other launchers (mpirun, srun) can be told to set them. They also remain in shells and
 images, one without the others. A process without ``RANK`` has no launcher, whatever else is there.
+
+Nothing here is slow to import: programs ask before they import PyTorch.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
-from datetime import timedelta
-from uuid import uuid4
-
-import torch.distributed as dist
+from pathlib import Path
 
 from data.errors import UserError
-
-POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -100,52 +96,32 @@ def may_restart() -> bool:
     return under_torchrun() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
+def torchrun_job() -> tuple[str, int]:
+    """What is the same for all attempts of this torchrun and for no other one, and how many were before this one.
+
+    The first is empty if it cannot be told. People give one ``--rdzv-id`` to all their jobs, and without it several
+    machines have "none". But where the ranks of a torchrun meet stays the same over its restarts.
+    """
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if not under_torchrun() or run == "none":
+        return "", 0
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return f"{run} at {where}", int(count) if count.isdecimal() else 0
+
+
+def words_of_parent() -> list[str]:
+    """The command line of the process that started this one, such as torchrun; empty if it cannot be read."""
+    try:
+        content = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:  # not Linux, or it has died
+        return []
+    return [os.fsdecode(word) for word in content.split(b"\0")[:-1]]
+
+
 def left_over() -> str | None:
     """A sentence about several ranks in the environment of a process that is alone."""
     size = os.environ.get("WORLD_SIZE", "")
     if os.environ.get("RANK") or size in ("", "1"):
         return None
     return f"WORLD_SIZE = {size} in the environment, but not RANK: no launcher started this process, so it works alone."
-
-
-def meet(place: Launched, timeout: timedelta) -> dist.Store:
-    """A store that the processes of this start share, and that nothing was written to before. Collective.
-
-    torchrun keeps one store for all its attempts (--max-restarts), which still has the addresses of the ranks that have
-    died. Its restart count does not tell the attempts apart: machines count only the restarts that they caused. So rank
-    0 names each attempt, and makes sure that every other rank has the name.
-
-    Raises:
-        UserError: the processes do not find each other.
-    """
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
-        return dist.PrefixStore(_name_attempt(store, place, timeout), store)
-    except dist.DistError as error:
-        raise UserError(
-            f"rank {place.rank} of {place.size} does not reach the other ranks at {where} (MASTER_ADDR, MASTER_PORT): "
-            f"{str(error).splitlines()[0]} Start all ranks, on addresses that reach each other. For a single process: "
-            "unset RANK."
-        ) from None
-
-
-def _name_attempt(store: dist.Store, place: Launched, timeout: timedelta) -> str:
-    me = uuid4().hex
-    if place.rank:
-        store.set(f"process of rank {place.rank}", me)
-        name = store.get(f"attempt of process {me}").decode()  # waits; no earlier process can have been told
-        store.set(f"{name}: told {place.rank}", "")
-        return name
-    others, deadline = set(range(1, place.size)), time.monotonic() + timeout.total_seconds()
-    while others:
-        for rank in sorted(others):
-            if store.check([f"{me}: told {rank}"]):
-                others.remove(rank)
-            elif store.check([process := f"process of rank {rank}"]):  # maybe of one that has died: then it is set anew
-                store.set(f"attempt of process {store.get(process).decode()}", me)
-        if others and time.monotonic() > deadline:
-            raise UserError(f"after {timeout}, rank(s) {', '.join(map(str, sorted(others)))} had not started.")
-        time.sleep(POLL_SECONDS)
-    return me

@@ -15,12 +15,14 @@ import torch.distributed as dist
 
 from data.errors import UserError
 from tests.launching import ROOT, environment
+from train.launched import Launched, env_rank, env_world_size, launched, may_restart, torchrun_job
 from train.parallel.distributed import pick_device, start
-from train.parallel.launched import Launched, _name_attempt, env_rank, env_world_size, launched
+from train.parallel.meeting import _name_attempt
 from train.parallel.mesh import lay_out_world
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-         "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")  # fmt: skip
+         "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_MAX_RESTARTS",
+         "TORCHELASTIC_RESTART_COUNT")  # fmt: skip
 WHOLE = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 
 
@@ -97,6 +99,17 @@ def test_half_of_a_launchers_environment_is_named(changed: dict[str, str], parts
         for part in parts:
             assert part in str(error.value), error.value
     assert (env_rank(), env_world_size()) == (0, 1), "what the error is printed by raises nothing"
+
+
+def test_a_program_that_a_rank_has_started_is_no_rank(given: Callable) -> None:
+    """It has torchrun's other variables, but nobody starts it again, and it shares no lock with that torchrun."""
+    torchrun = {"TORCHELASTIC_RUN_ID": "7", "TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "1"}
+    given(WHOLE | torchrun)
+    assert may_restart() and torchrun_job() == ("7 at node0:29500", 1)
+    given(WHOLE | torchrun | {"RANK": ""})
+    assert not may_restart() and torchrun_job() == ("", 0)
+    given(WHOLE | torchrun | {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_MAX_RESTARTS": "0"})
+    assert not may_restart() and torchrun_job() == ("", 0)
 
 
 def test_a_rank_that_does_not_know_its_gpu(given: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
