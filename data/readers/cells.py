@@ -12,7 +12,8 @@ from typing import Any
 from data.characters import appearance
 from data.errors import UserError, nearest
 from data.files.documents import parse_line
-from data.readers.tables import ENDINGS, Record, open_table
+from data.readers.records import Record
+from data.readers.tables import ENDINGS, open_table
 from data.readers.tags import types_among
 
 log = logging.getLogger("data")

@@ -1,6 +1,7 @@
-"""Read CSV, TSV, JSON lines, Parquet and plain lines record by record, from a file or from standard input.
+"""Read tables record by record, from a file or from standard input: CSV, TSV, JSON, plain lines, CoNLL, Parquet, Arrow.
 
-At most one record is in memory (Parquet: one batch of rows). A record that cannot be read is returned with an
+This file reads the formats that have a record or a row on each line, and opens the others. At most one record is in
+memory (Parquet and Arrow: one batch of rows). A record that cannot be read is returned with an
 ``error``, and the next one is read: the caller decides whether to stop. Which column holds a text or a label is left to
 the callers, ``custom.py`` and ``eval/predict/inputs.py``.
 """
@@ -10,64 +11,41 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import parse_line, readable
+from data.readers import conll
+from data.readers.columnar import open_arrow, open_parquet
 from data.readers.encoding import START, not_text, not_utf8, wrongly_converted
+from data.readers.json_array import array_records
+from data.readers.records import Record, Table, check_columns
 
-ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "lines"}
-FORMATS = tuple(ENDINGS.values())
+ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "lines",
+    **conll.ENDINGS,
+}
+FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
+COLUMNAR = {"parquet": open_parquet, "arrow": open_arrow}
 LINE_COLUMN = "text"  # the one column of plain lines
 
-PARQUET_ROWS = 256  # in a batch
-PARQUET_BUFFER = 1 << 20  # bytes
 ASK_FOR_QUOTING = (
     "To read them as in CSV, set tsv_quoting = true in the task's file, or give --tsv_quoting to predict.py."
 )
 CUT_OFF = " The input ends in this line without a line break; it may be cut off."
 
 log = logging.getLogger("data")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record of a table.
-
-    Attributes:
-        where: its location, for messages: ``"FILE, line 12"``, in Parquet ``"FILE, row 12"``.
-        line: the number of its last line, in Parquet of its row; from 1.
-        values: by column; empty if it could not be read.
-        error: why it could not be read, with its location; empty otherwise.
-    """
-
-    where: str
-    line: int
-    values: dict[str, Any]
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """An open table.
-
-    Attributes:
-        columns: the names of its columns; None in JSON lines, where each record has its own.
-        records: in the order of the input; can be iterated once.
-        progress: returns the part of the input that has been read, from 0 to 1; None if the size is not known.
-    """
-
-    columns: tuple[str, ...] | None
-    records: Iterator[Record]
-    progress: Callable[[], float | None]
 
 
 @contextmanager
@@ -79,7 +57,8 @@ def open_table(source: Path | BinaryIO, format: str, name: str = "", tsv_quoting
     other: a line is a record, and its tabs separate the cells.
 
     Args:
-        source: a file, or a binary stream, which needs no seeking. Parquet can only be read from a file.
+        source: a file, or a binary stream, which needs no seeking. Parquet and Arrow can only be read from a file; a
+            folder that ``datasets`` saved is Arrow.
         format: one of `FORMATS`.
         name: what messages call the source; default: its path.
         tsv_quoting: quotation marks in TSV mean what they mean in CSV.
@@ -91,11 +70,10 @@ def open_table(source: Path | BinaryIO, format: str, name: str = "", tsv_quoting
     """
     assert format in FORMATS, format
     name = name or str(source)
-    if format == "parquet":
+    if format in COLUMNAR:
         if not isinstance(source, Path):
-            raise UserError(f"{name}: Parquet cannot be read from a stream, because its index is at the end. Save it "
-                            "as a file first.")  # fmt: skip
-        with _open_parquet(source, name) as table:
+            raise UserError(f"{name}: {format.capitalize()} cannot be read from a stream. Save it as a file first.")
+        with COLUMNAR[format](source, name) as table:
             yield table
         return
 
@@ -113,6 +91,11 @@ def open_table(source: Path | BinaryIO, format: str, name: str = "", tsv_quoting
     try:
         if format == "jsonl":
             yield Table(None, _json_records(lines), progress)
+        elif format == "json":
+            yield Table(None, array_records(text, name, lines.file), progress)
+        elif format in ("conll", "conllu"):
+            columns, records = conll.sentences(lines, name, format == "conllu")
+            yield Table(columns, records, progress)
         elif format == "lines":
             yield Table((LINE_COLUMN,), _line_records(lines), progress)
         else:
@@ -241,16 +224,8 @@ def _cells(lines: _Lines, delimiter: str, plain: bool) -> Iterator[tuple[int, li
 
 def _header(rows: Iterator[tuple[int, list[str]]], name: str) -> tuple[str, ...]:
     line, columns = next(rows, (0, []))
-    _check_columns(columns, f"{name}, line {line}")
+    check_columns(columns, f"{name}, line {line}")
     return tuple(columns)
-
-
-def _check_columns(columns: list[str], where: str) -> None:
-    if len(columns) > limits.COLUMNS:
-        raise UserError(f"{where}: {len(columns):,} columns; the limit is {limits.COLUMNS:,}. Is it the right format?")
-    repeated = [column for column, count in Counter(columns).items() if count > 1]
-    if repeated:
-        raise UserError(f"{where}: column {repeated[0]!r} is in the header twice.")
 
 
 def _csv_records(
@@ -284,76 +259,3 @@ def _looks_quoted(cells: list[str]) -> str:
 def _is_quoted(cell: str) -> bool:
     """Whether a cell is written as CSV writes one in quotation marks."""
     return len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
-
-
-# -------------------------------------------------------------------------------------------------------- Parquet
-
-
-@contextmanager
-def _open_parquet(path: Path, name: str) -> Iterator[Table]:
-    import pyarrow as pa  # here: it is slow to import, and most runs read no Parquet
-    import pyarrow.parquet as pq
-
-    broken = (pa.ArrowException, OSError, UnicodeDecodeError)
-    with readable(path):
-        path.open("rb").close()  # pyarrow's messages about files that cannot be opened are long
-    try:
-        file = pq.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False)  # else it reads whole row groups
-    except broken as error:
-        raise UserError(f"{name}: not Parquet, damaged or incomplete ({_first_line(error)}).") from error
-    with file:
-        columns = list(file.schema_arrow.names)
-        _check_columns(columns, name)
-        n_rows, done = file.metadata.num_rows, 0
-
-        def records() -> Iterator[Record]:
-            nonlocal done
-            batches = file.iter_batches(batch_size=PARQUET_ROWS)
-            while True:
-                try:
-                    batch = next(batches, None)
-                except broken as error:
-                    raise UserError(f"{name}, after row {done}: damaged ({_first_line(error)}).") from error
-                if batch is None:
-                    return
-                for i in range(batch.num_rows):
-                    done += 1
-                    yield _parquet_record(batch.slice(i, 1), f"{name}, row {done}", done)
-
-        yield Table(tuple(columns), records(), lambda: done / n_rows if n_rows else None)
-
-
-def _parquet_record(row: Any, where: str, number: int) -> Record:
-    """The record of a ``pyarrow.RecordBatch`` of one row."""
-    try:
-        (values,) = row.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is not UTF-8; a date after the year 9999
-        return Record(where, number, {}, f"{where}: cannot be read ({_first_line(error)}).")
-    return Record(where, number, {column: plain(value) for column, value in values.items()})
-
-
-def plain(value: Any) -> Any:
-    """A value from Parquet as JSON can have it.
-
-    Times are written in ISO 8601. Bytes are decoded as UTF-8; those that are not UTF-8 become lone surrogates. NaN
-    becomes None. Other types (decimals, durations, infinity) are written as text.
-    """
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else None if math.isnan(value) else str(value)
-        case bytes():
-            return value.decode("utf-8", errors="surrogateescape")
-        case date() | datetime() | time():
-            return value.isoformat()
-        case dict():
-            return {str(key): plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [plain(item) for item in value]
-    return str(value)
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return "".join(character if character.isprintable() else "?" for character in line)

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 from data.characters import is_text
 from data.errors import UserError, nearest
 from data.files.documents import parse_line, readable
-from data.readers.tables import ENDINGS, LINE_COLUMN, Record, open_table
+from data.readers.records import Record
+from data.readers.tables import ENDINGS, LINE_COLUMN, open_table
 
 STANDARD_INPUT = "-"
 LOOK_AHEAD = 1000  # records, one of which must be readable
