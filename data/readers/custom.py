@@ -37,7 +37,6 @@ are one label. Examples with a blank text are kept, so that a test set never los
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,15 +45,19 @@ import msgspec
 
 from data.characters import appearance
 from data.errors import UserError, nearest
-from data.files.documents import parse_toml, read_bytes, readable, shaped
-from data.files.paths import expand
-from data.readers.cells import collect_labels, records
-from data.readers.encoding import decode_utf8
+from data.files.documents import parse_toml, read_bytes, shaped
+from data.readers.cells import collect_labels
+from data.readers.encoding import check_encoding, decode_utf8
+from data.readers.label_sets import check_labels
+from data.readers.lines import GZIP
+from data.readers.split_files import split_files
+from data.readers.tables import PLAIN, Dialect, ending_of, read_delimiter
 from data.readers.tags import SCHEMES
+from data.template import TextTemplate
 
 SPLITS = ("train", "dev", "test")
-SUFFIXES = (".csv", ".tsv", ".jsonl")
 ANSWERS = ("spans", "list", "bio")
+MISSING = ("error", "skip")
 
 
 class _FieldTable(msgspec.Struct):
@@ -64,6 +67,7 @@ class _FieldTable(msgspec.Struct):
     type: str
     labels: list[str] | None = None
     labels_from: str | None = None
+    names: dict[str, str] | None = None
     column: str | None = None
     other: str | None = None
     tags: str | None = None
@@ -76,10 +80,14 @@ class _Table(msgspec.Struct):
     name: str
     document_name: str = "Document"
     instruction: str | None = None
-    text_column: str = "text"
+    text_column: str | None = None
+    text: str | None = None
     id_column: str | None = None
+    missing: str = MISSING[0]
+    delimiter: str | None = None
+    encoding: str = PLAIN.encoding
     tsv_quoting: bool = False
-    files: dict[str, str] = {}
+    files: dict[str, str | list[str]] = {}
     fields: list[_FieldTable] = []
 
 
@@ -95,6 +103,8 @@ class CustomField:
         other: the label of a word that has none of ``labels``; unused for class fields.
         answer: how a decoder writes the labels of a token field: "spans", "list" or "bio" (see `data.answers`).
         tags: how the files' labels are written, a key of `data.readers.tags.SCHEMES`; None: as each label shows.
+        names: of a class field, labels by the codes that the files have in their place; None: the files have labels.
+        labels_from: the split from which the labels were collected; None: they were listed.
     """
 
     name: str
@@ -104,6 +114,8 @@ class CustomField:
     other: str = "Other"
     answer: str = "spans"
     tags: str | None = None
+    names: dict[str, str] | None = None
+    labels_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,23 +127,27 @@ class CustomSpec:
         document_name: what the prompt's delimiters call a document.
         instruction: the user's own sentences in the prompt, or None.
         fields: in the order of the answer.
-        files: by split, the absolute path of its file.
+        files: by split, the absolute paths of its files.
         text_column, id_column: the columns of the document and of its id (None: the line number).
+        template: makes the document of several columns; then ``text_column`` is not used.
         path: the TOML file itself.
         toml: its text.
-        tsv_quoting: see `data.readers.tables.open_table`.
+        dialect: how all files are written.
+        missing: what to do about examples without a text or a label, one of `MISSING`.
     """
 
     name: str
     document_name: str
     instruction: str | None
     fields: tuple[CustomField, ...]
-    files: dict[str, Path]
+    files: dict[str, tuple[Path, ...]]
     text_column: str
     id_column: str | None
     path: Path
     toml: str
-    tsv_quoting: bool = False
+    dialect: Dialect = PLAIN
+    template: TextTemplate | None = None
+    missing: str = MISSING[0]
 
 
 def read_custom_spec(path: Path) -> CustomSpec:
@@ -158,17 +174,19 @@ def read_custom_spec(path: Path) -> CustomSpec:
         _check_keys(entry, _FieldTable.__struct_fields__, place)
     for part, place in ((table, str(path)), *zip(table.fields, where, strict=True)):
         for key, value in msgspec.structs.asdict(part).items():
-            if isinstance(value, str) and not value.strip():
+            if isinstance(value, str) and not value.strip() and key != "delimiter":
                 raise UserError(f"{place}: {key} is empty.")
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", table.name):
         raise UserError(f"{path}: name {table.name!r}: use only letters, digits, '_', '-' and '.' (it names folders).")
-    files = {split: _data_file(name, split, path) for split, name in table.files.items()}
-    if table.tsv_quoting and not any(file.suffix.lower() == ".tsv" for file in files.values()):
-        raise UserError(f"{path}: tsv_quoting is for .tsv files; [files] has none.")
+    if table.missing not in MISSING:
+        raise UserError(f"{path}: unknown missing {table.missing!r}.{nearest(table.missing, MISSING)}")
+    template = _read_template(table, path)
+    files = split_files(table.files, path)
+    dialect = _read_dialect(table, files, path)
     fields: list[CustomField] = []
     for own, place in zip(table.fields, where, strict=True):
-        field = _read_field(own, place, files, table.tsv_quoting)
+        field = _read_field(own, place, files, dialect)
         if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
         fields.append(field)
@@ -178,30 +196,41 @@ def read_custom_spec(path: Path) -> CustomSpec:
         instruction=table.instruction,
         fields=tuple(fields),
         files=files,
-        text_column=table.text_column,
+        text_column=table.text_column or "text",
         id_column=table.id_column,
         path=path.resolve(),
         toml=text,
-        tsv_quoting=table.tsv_quoting,
+        dialect=dialect,
+        template=template,
+        missing=table.missing,
     )
 
 
-def _data_file(name: str, split: str, path: Path) -> Path:
-    folder = path.resolve().parent
+def _read_template(table: _Table, path: Path) -> TextTemplate | None:
+    if table.text is None:
+        return None
+    if table.text_column is not None:
+        raise UserError(f"{path}: give either text_column (a column) or text (a template of several), not both.")
     try:
-        file = folder / expand(name, folder)
+        return TextTemplate(table.text)
     except UserError as error:
-        raise UserError(f"{path}: {split} file {error}") from error
-    if file.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: {split} file {file.name!r} must end in one of {', '.join(SUFFIXES)}.")
-    with readable(file):
-        there = file.is_file()
-    if not there:
-        raise UserError(f"{path}: no {split} file at {file}.")
-    return file
+        raise UserError(f"{path}: {error}") from error
 
 
-def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quoting: bool) -> CustomField:
+def _read_dialect(table: _Table, files: dict[str, tuple[Path, ...]], path: Path) -> Dialect:
+    endings = {ending_of(file).removesuffix(GZIP) for own in files.values() for file in own}
+    for key, ending in (("tsv_quoting", ".tsv"), ("delimiter", ".csv")):
+        if getattr(table, key) and ending not in endings:
+            raise UserError(f"{path}: {key} is for {ending} files; [files] has none.")
+    try:
+        delimiter = PLAIN.delimiter if table.delimiter is None else read_delimiter(table.delimiter)
+        check_encoding(table.encoding)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Dialect(delimiter, table.encoding, table.tsv_quoting)
+
+
+def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Path, ...]], dialect: Dialect) -> CustomField:
     name, kind = entry.name, entry.type
     if kind not in ("class", "token"):
         raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, ('class', 'token'))}")
@@ -211,8 +240,11 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quot
         raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; a class is answered by its label.")
     if kind == "class" and entry.tags is not None:
         raise UserError(f"{where}: 'tags' is for fields of type \"token\" only.")
-    if (entry.labels is None) == (entry.labels_from is None):
-        raise UserError(f"{where}: give either labels (a list) or labels_from (a split), not both.")
+    if kind == "token" and entry.names is not None:
+        raise UserError(f"{where}: 'names' is for fields of type \"class\" only.")
+    if sum(given is not None for given in (entry.labels, entry.labels_from, entry.names)) != 1:
+        raise UserError(f"{where}: give either labels (a list) or labels_from (a split) or names (a label for each "
+                        "code), and only one of them.")  # fmt: skip
     column, other = entry.column or name, entry.other or "Other"
     answer, tags = entry.answer or ANSWERS[0], entry.tags
     if answer not in ANSWERS:
@@ -220,38 +252,28 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quot
     if tags is not None and tags not in SCHEMES:
         raise UserError(f"{where}: unknown tags {tags!r}.{nearest(tags, SCHEMES)}")
 
-    if entry.labels is not None:
+    if entry.names is not None:
+        labels = _named(entry.names, where)
+    elif entry.labels is not None:
         labels = entry.labels
     else:
         split = entry.labels_from or ""
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
-        labels = collect_labels(files[split], records(files[split], tsv_quoting), column, kind, other, tags)
-    for label in labels:
-        if not appearance(label) or label != label.strip() or "\n" in label:
-            raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
-        if kind == "token" and appearance(label) == appearance(other):
-            raise UserError(f"{where}: {label!r} is the label of words without one (other); remove it from the labels.")
-    seen: dict[str, str] = {}
-    for label in labels:
-        twin = seen.setdefault(appearance(label), label)
-        if label != twin:
-            raise UserError(f"{where}: two labels look the same, {ascii(twin)} and {ascii(label)}. List one of them.")
-    repeated = [label for label, count in Counter(labels).items() if count > 1]
-    if repeated:
-        raise UserError(f"{where}: label {repeated[0]!r} is listed more than once.")
-    if kind == "token" and answer == "spans":
-        for label in labels:
-            longer = next((other for other in labels if other.startswith(f"{label}:")), None)
-            if longer is not None:
-                raise UserError(
-                    f"{where}: in an answer of spans, the label {longer!r} could be read as {label!r} and words after "
-                    'its colon. Rename one of them, or set answer = "list".'
-                )
-    least = 2 if kind == "class" else 1
-    if len(labels) < least:
-        raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {len(labels)}.")
-    return CustomField(name, kind, tuple(labels), column, other, answer, tags)
+        labels = collect_labels(files[split], dialect, column, kind, other, tags)
+    check_labels(labels, kind, other, answer, where)
+    return CustomField(name, kind, tuple(labels), column, other, answer, tags, entry.names, entry.labels_from)
+
+
+def _named(names: dict[str, str], where: str) -> list[str]:
+    """The labels of a field whose files have codes; several codes may have the same name."""
+    codes: dict[str, str] = {}
+    for code in names:
+        twin = codes.setdefault(appearance(code), code)
+        if twin != code or code != code.strip() or not appearance(code):
+            raise UserError(f"{where}: names has the code {code!r}, which is empty, has spaces around it, or looks "
+                            "like another.")  # fmt: skip
+    return list(dict.fromkeys(names.values()))
 
 
 def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 from data.characters import is_text
 from data.errors import UserError
 from data.files import limits
-from data.readers.tables import ENDINGS, FORMATS, PARQUET_ROWS, Record, open_table
+from data.readers.tables import ENDINGS, FORMATS, PARQUET_ROWS, Dialect, Record, ending_of, open_table
 
 TEXT_FORMATS = tuple(format for format in FORMATS if format != "parquet")
 
@@ -68,7 +69,7 @@ def test_quotation_marks_in_tsv_are_characters() -> None:
 
 def test_quotation_marks_in_tsv_as_in_csv_if_asked_for() -> None:
     content = b'"text"\t"n"\n"a\t""b""\nc"\t1\n'
-    with open_table(io.BytesIO(content), "tsv", "t", tsv_quoting=True) as table:
+    with open_table(io.BytesIO(content), "tsv", "t", Dialect(tsv_quoting=True)) as table:
         assert [record.values for record in table.records] == [{"text": 'a\t"b"\nc', "n": "1"}]
 
 
@@ -333,6 +334,11 @@ def test_a_pipe_is_read_as_it_is_written() -> None:
 
 
 def write_rows(path: Path, n: int) -> Path:
+    if path.suffix == ".gz":
+        plain = write_rows(path.with_suffix(""), n)
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+        return path
     rows = [{"text": f"a text of some length, number {i}", "n": i} for i in range(n)]
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -352,14 +358,15 @@ def test_progress(tmp_path: Path, ending: str) -> None:
     with open_table(path, ENDINGS[ending]) as table:
         seen = [table.progress() for _ in table.records]
     assert len(seen) == 10_000 and seen == sorted(seen)
-    assert seen[5000] == pytest.approx(0.5, abs=0.05) and seen[-1] == 1.0
+    # Of a packed file, the part of its packed bytes.
+    assert seen[5000] == pytest.approx(0.5, abs=0.5 if path.suffix == ".gz" else 0.05) and seen[-1] == 1.0
 
 
 def peak_bytes(path: Path) -> int:
     """Most bytes in use while reading a file: Python's and Arrow's."""
     tracemalloc.start()
     arrow = 0
-    with open_table(path, ENDINGS[path.suffix]) as table:
+    with open_table(path, ENDINGS[ending_of(path)]) as table:
         for number, _ in enumerate(table.records):
             if number % 100 == 0:
                 arrow = max(arrow, pa.total_allocated_bytes())
@@ -368,10 +375,10 @@ def peak_bytes(path: Path) -> int:
     return peak + arrow
 
 
-@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending != ".parquet"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".txt", ".csv.gz"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, ending: str) -> None:
     few, many = (write_rows(tmp_path / f"{n}{ending}", n) for n in (2000, 200_000))
-    assert many.stat().st_size > 6_000_000
+    assert many.stat().st_size > (400_000 if many.suffix == ".gz" else 6_000_000)
     peak_bytes(few)  # imports and caches of the first call
     small, large = peak_bytes(few), peak_bytes(many)
     assert large < small + 100_000, (small, large)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.errors import UserError
-from data.readers.tables import ENDINGS
+from data.readers.tables import ENDINGS, Dialect
 from eval.predict.inputs import LOOK_AHEAD, Row, open_input
 
 
@@ -58,9 +58,9 @@ def test_the_format_by_its_name(folder: Path) -> None:
 def test_quotation_marks_in_tsv(folder: Path) -> None:
     (folder / "new.TSV").write_text('text\tid\n"a\t1\nb"\t2\n')
     assert [row.text for row in rows(folder / "new.TSV")] == ['"a', 'b"']
-    assert [row.text for row in rows(folder / "new.TSV", tsv_quoting=True)] == ["a\t1\nb"]
+    assert [row.text for row in rows(folder / "new.TSV", dialect=Dialect(tsv_quoting=True))] == ["a\t1\nb"]
     with pytest.raises(UserError, match="--tsv_quoting is for TSV; --input .*new.csv is read as csv"):
-        rows(folder / "new.csv", tsv_quoting=True)
+        rows(folder / "new.csv", dialect=Dialect(tsv_quoting=True))
 
 
 def test_the_text_column(folder: Path) -> None:
