@@ -5,18 +5,22 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
     name = "tickets"                  # used in ids and in the run folder
     document_name = "Ticket"          # used in the prompt's delimiters; default "Document"
     instruction = "Sort the ticket."  # optional; added to the standard instruction
-    text_column = "text"              # default "text"
+    text_column = "text"              # default "text"; or: text = "{title}\\n{body}", to make it of several columns
     id_column = "ticket_id"           # default: the line number
+    delimiter = ";"                   # between the cells of .csv files; default ","
+    encoding = "windows-1252"         # of all files; default "utf-8"
     tsv_quoting = true                # quotation marks in .tsv files mean what they do in CSV; default: nothing
+    missing = "skip"                  # leave out examples without a text, label or id; default: "error"
 
-    [files]                           # .csv, .tsv or .jsonl, all UTF-8
-    train = "train.csv"
+    [files]                           # .csv, .tsv or .jsonl, also with .gz
+    train = "train-*.csv"             # a file, a pattern, or a list of them
     test = "test.jsonl"
 
     [[fields]]                        # one or more; several are answered as one JSON object
     name = "queue"
     type = "class"
-    labels = ["billing", "sales"]     # or: labels_from = "train", to collect them from that file
+    labels = ["billing", "sales"]     # or: labels_from = "train", to collect them from that split
+                                      # or: names = { 0 = "billing", 1 = "sales" }, if the files have codes
     column = "queue"                  # default: the field's name
 
     [[fields]]
@@ -31,7 +35,7 @@ A token column holds a list of labels in JSON lines, and labels separated by spa
 types or tags of types (``B-product I-product O``), which have the entities' boundaries for the strict slot score; see
 `data.readers.tags`. Without ``tags`` they are recognized; where a label may be either, it must be given. Without tags,
 adjacent equal labels are one entity. Labels that look the same (composed or decomposed letters, invisible characters)
-are one label. Examples with a blank text are kept, so that a test set never loses an example.
+are one label.
 """
 
 from __future__ import annotations
