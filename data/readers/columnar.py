@@ -171,7 +171,9 @@ def saved_files(folder: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:
             raise UserError(f"{state}: the file {name!r} must be in the same folder.")
-        if not (folder / name).is_file():
+        with readable(folder / name):
+            there = (folder / name).is_file()
+        if not there:
             raise UserError(f"{folder}: {name} is missing. The folder is incomplete; copy it again.")
     return [folder / name for name in names]
 

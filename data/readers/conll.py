@@ -18,6 +18,7 @@ from data.files import limits
 from data.readers.records import Record, check_columns
 
 ENDINGS = {".conll": "conll", ".bio": "conll", ".iob": "conll", ".conllu": "conllu", ".conllup": "conllu"}
+FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 UNIVERSAL = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 TOKENS, TAGS, FORM = "tokens", "tags", "form"
 DOCUMENT = "-DOCSTART-"  # the token of a line before a document of CoNLL-2003

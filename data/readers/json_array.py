@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import shaped
-from data.readers.encoding import START, not_text, not_utf8
+from data.readers.lines import Lines
 from data.readers.records import Record
 
 KEY = "data"  # of the list of records in an object
@@ -24,25 +24,18 @@ NUMBER = re.compile(r"[-+.eE\d]*")  # the rest of one
 SHOWN = 20  # keys in a message
 
 
-def array_records(text: TextIO, name: str, file: str) -> Iterator[Record]:
+def array_records(lines: Lines) -> Iterator[Record]:
     """Yield the records of a JSON document. One that is no object is a record with an error.
 
-    Args:
-        text: decoded with ``errors="surrogateescape"``.
-        name: what messages call it.
-        file: what a command calls it.
-
     Raises:
-        UserError: it is no text in UTF-8, no JSON, or has no list of records; with the line.
+        UserError: it is no text of its encoding, no JSON, or has no list of records; with the line.
     """
-    found = _Document(text, name)
+    found = _Document(lines)
     first = found.peek()
-    if problem := not_text(found.buffer[:START].encode("utf-8", "surrogateescape"), file):
-        raise UserError(f"{name}: {problem}")
     if not first:
         return
     if first == "[":
-        yield from _records(found, file)
+        yield from _records(found)
         found.end()
         return
     if first != "{":
@@ -57,7 +50,7 @@ def array_records(text: TextIO, name: str, file: str) -> Iterator[Record]:
         found.take(":")
         if key == KEY and found.peek() == "[":
             has_list = True
-            yield from _records(found, file)
+            yield from _records(found)
         else:
             found.value()
     if found.peek() == "{":
@@ -66,21 +59,17 @@ def array_records(text: TextIO, name: str, file: str) -> Iterator[Record]:
     if not has_list:
         listed = ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
         raise UserError(
-            f"{name}: an object with the keys {listed or '(none)'}. Records are expected in a list, "
+            f"{lines.name}: an object with the keys {listed or '(none)'}. Records are expected in a list, "
             f'[{{...}}, {{...}}], alone or as the value of the key "{KEY}".'
         )
 
 
-def _records(found: _Document, file: str) -> Iterator[Record]:
-    utf8_before = False
+def _records(found: _Document) -> Iterator[Record]:
     found.take("[")
     for number, value in enumerate(_items(found, "]"), 1):
         where = f"{found.name}, record {number} (line {found.began})"
-        error = ""
-        if not found.written.isascii():
-            error = not_utf8(found.written.encode("utf-8", "surrogateescape"), file, utf8_before)
-            utf8_before |= not error
-            error = f"{where}: {error}" if error else ""
+        problem = found.lines.problem(found.written)
+        error = f"{where}: {problem}" if problem else ""
         if not error:
             try:
                 shaped(value, where, dict[str, Any])
@@ -108,9 +97,9 @@ class _Document:
         began, written: of the last value, its first line and its text.
     """
 
-    def __init__(self, text: TextIO, name: str) -> None:
-        self.text, self.name = text, name
-        self.buffer, self.position, self.line, self.at_end = "", 0, 1, False
+    def __init__(self, lines: Lines) -> None:
+        self.lines, self.name = lines, lines.name
+        self.buffer, self.position, self.line, self.started = "", 0, 1, False
         self.began, self.written = 1, ""
         self.decode = json.JSONDecoder().raw_decode
 
@@ -176,6 +165,6 @@ class _Document:
     def _read_on(self) -> bool:
         """Read as much again as is left, so that a long value is tried few times; False at the end of the document."""
         rest = self.buffer[self.position :]
-        more = self.text.read(max(CHUNK, len(rest)))
-        self.buffer, self.position = rest + more, 0
+        more = self.lines.read(max(CHUNK, len(rest)), not self.started)
+        self.buffer, self.position, self.started = rest + more, 0, True
         return bool(more)

@@ -20,12 +20,14 @@ class Record:
         line: the number of its last line, in Parquet, Arrow and JSON documents its own number; from 1.
         values: by column; empty if it could not be read.
         error: why it could not be read, with its location; empty otherwise.
+        is_short: it could not be read because its last cells are missing.
     """
 
     where: str
     line: int
     values: dict[str, Any]
     error: str = ""
+    is_short: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Read tables record by record, from a file or from standard input: CSV, TSV, JSON, plain lines, CoNLL, Parquet, Arrow.
 
-This file reads the formats that have a record or a row on each line, and opens the others. At most one record is in
-memory (Parquet and Arrow: one batch of rows). A record that cannot be read is returned with an
+``lines.py`` opens files of text and reads their lines. CSV, TSV, JSON lines and plain lines are read here, the others
+in ``json_array.py``, ``conll.py`` and ``columnar.py``. At most one record is in memory (Parquet and Arrow: one batch of
+rows). A record that cannot be read is returned with an
 ``error``, and the next one is read: the caller decides whether to stop. Which column holds a text or a label is left to
 the callers, ``custom.py`` and ``eval/predict/inputs.py``.
 """
@@ -9,35 +10,29 @@ the callers, ``custom.py`` and ``eval/predict/inputs.py``.
 from __future__ import annotations
 
 import csv
-import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO
+from typing import Any, BinaryIO, Literal
 
 from data.errors import UserError
 from data.files import limits
-from data.files.documents import parse_line, readable
+from data.files.documents import parse_line
 from data.readers import conll
 from data.readers.columnar import open_arrow, open_parquet
-from data.readers.encoding import START, not_text, not_utf8, wrongly_converted
+from data.readers.encoding import UTF8
 from data.readers.json_array import array_records
+from data.readers.lines import GZIP, Lines, check_length, open_lines
 from data.readers.records import Record, Table, check_columns
 
-ENDINGS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "lines",
-    **conll.ENDINGS,
-}
+_TEXT_ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "json", ".txt": "lines", **conll.ENDINGS}
+_BINARY_ENDINGS = {".parquet": "parquet", ".arrow": "arrow"}
+ENDINGS = _TEXT_ENDINGS | _BINARY_ENDINGS | {f"{end}{GZIP}": format for end, format in _TEXT_ENDINGS.items()}
 FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 COLUMNAR = {"parquet": open_parquet, "arrow": open_arrow}
+DELIMITERS = (",", ";", "\t", "|")  # that messages suggest
 LINE_COLUMN = "text"  # the one column of plain lines
 
 ASK_FOR_QUOTING = (
@@ -48,25 +43,64 @@ CUT_OFF = " The input ends in this line without a line break; it may be cut off.
 log = logging.getLogger("data")
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """How a user's tables are written.
+
+    Attributes:
+        delimiter: separates the cells of CSV: one character, see `read_delimiter`.
+        encoding: of all formats but Parquet and Arrow, see `data.readers.encoding.check_encoding`.
+        tsv_quoting: quotation marks in TSV mean what they mean in CSV.
+        format: one of `FORMATS`, of files whose ending says something else; None: the ending says it.
+        conll_columns: the names of the columns of CoNLL; None: the usual ones, see `data.readers.conll`.
+    """
+
+    delimiter: str = ","
+    encoding: str = UTF8
+    tsv_quoting: bool = False
+    format: str | None = None
+    conll_columns: tuple[str, ...] | None = None
+
+
+PLAIN = Dialect()
+
+
+def ending_of(path: Path) -> str:
+    """The end of a file's name that says its format, such as ``.csv`` or ``.csv.gz``."""
+    last = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + last if last == GZIP else last
+
+
+def read_delimiter(given: str) -> str:
+    """The character that a user gives as delimiter; a backslash and a t are a tab.
+
+    Raises:
+        UserError: no single character, or one that cannot separate cells. Without its place.
+    """
+    delimiter = "\t" if given == r"\t" else given
+    if len(delimiter) != 1 or delimiter.isalnum() or delimiter in '"\r\n\0\ufeff':
+        raise UserError(f'delimiter must be one character, such as ";", "|" or "\\t"; it is {given!r}.')
+    return delimiter
+
+
 @contextmanager
-def open_table(source: Path | BinaryIO, format: str, name: str = "", tsv_quoting: bool = False) -> Iterator[Table]:
+def open_table(source: Path | BinaryIO, format: str, name: str = "", dialect: Dialect = PLAIN) -> Iterator[Table]:
     """Open a table, and close it when the ``with`` block ends (a stream is left open).
 
-    Text is UTF-8. A byte-order mark is dropped. Lines end in LF or CRLF, in CSV and TSV also in CR alone. Blank lines
-    are skipped, except in plain lines, where every line is a record. A quotation mark in TSV is a character like any
-    other: a line is a record, and its tabs separate the cells.
+    A file whose name ends in .gz is unpacked while it is read. A byte-order mark is dropped. Lines end in LF, CRLF or
+    CR alone; plain lines in LF or CRLF. Blank lines are skipped, except in plain lines, where every line is a record. A
+    quotation mark in TSV is a character like any other: a line is a record, and its tabs separate the cells.
 
     Args:
         source: a file, or a binary stream, which needs no seeking. Parquet and Arrow can only be read from a file; a
             folder that ``datasets`` saved is Arrow.
         format: one of `FORMATS`.
         name: what messages call the source; default: its path.
-        tsv_quoting: quotation marks in TSV mean what they mean in CSV.
 
     Raises:
         UserError: here or while iterating, with file and line, for what cannot be skipped: a file that cannot be read,
-            UTF-16, a compressed file, CSV that is not UTF-8 or with wrong quotes, a repeated column, Parquet that is
-            damaged or incomplete.
+            an encoding that does not fit, a damaged compressed file, CSV with bytes that are not of its encoding or
+            with wrong quotes, a repeated column, Parquet that is damaged or incomplete.
     """
     assert format in FORMATS, format
     name = name or str(source)
@@ -77,94 +111,29 @@ def open_table(source: Path | BinaryIO, format: str, name: str = "", tsv_quoting
             yield table
         return
 
-    with readable(name):
-        file = source.open("rb") if isinstance(source, Path) else source
-        size = source.stat().st_size if isinstance(source, Path) else 0  # also 0 for a pipe with a name
-
-    def progress() -> float | None:
-        return min(file.tell() / size, 1.0) if size else None
-
-    # Bytes that are not UTF-8 become lone surrogates, which UTF-8 cannot contain: so the line that has them is known.
-    newline = "" if format in ("csv", "tsv") else "\n"
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
-    lines = _Lines(text, name, source.name if isinstance(source, Path) else "-")
-    try:
+    with open_lines(source, name, "\n" if format == "lines" else "", dialect.encoding) as lines:
         if format == "jsonl":
-            yield Table(None, _json_records(lines), progress)
+            yield Table(None, _json_records(lines), lines.progress)
         elif format == "json":
-            yield Table(None, array_records(text, name, lines.file), progress)
-        elif format in ("conll", "conllu"):
-            columns, records = conll.sentences(lines, name, format == "conllu")
-            yield Table(columns, records, progress)
+            yield Table(None, array_records(lines), lines.progress)
+        elif format in conll.FORMATS:
+            columns, records = conll.sentences(lines, name, format == "conllu", dialect.conll_columns)
+            yield Table(columns, records, lines.progress)
         elif format == "lines":
-            yield Table((LINE_COLUMN,), _line_records(lines), progress)
+            yield Table((LINE_COLUMN,), _line_records(lines), lines.progress)
         else:
-            plain = format == "tsv" and not tsv_quoting
-            rows = _cells(lines, "\t" if format == "tsv" else ",", plain)
+            plain = format == "tsv" and not dialect.tsv_quoting
+            rows = _cells(lines, format, dialect, plain)
             columns = _header(rows, name)
             if plain and columns and all(map(_is_quoted, columns)):
                 raise UserError(f"{name}: the header's columns are in quotation marks, as in CSV. {ASK_FOR_QUOTING}")
-            yield Table(columns, _csv_records(rows, columns, name, plain), progress)
-    finally:
-        text.detach()
-        if isinstance(source, Path):
-            file.close()
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """The lines of a text, with their line breaks.
-
-    Attributes:
-        name: of the source, for messages.
-        file: its last part, for a command.
-    """
-
-    text: TextIO
-    name: str
-    file: str
-
-    def __iter__(self) -> Iterator[tuple[int, str, str]]:
-        """Yield each line's number, the line, and an error (empty unless it has bytes that are not UTF-8).
-
-        Raises:
-            UserError: the first line shows that the input is no text, or text with two or four bytes per character.
-        """
-        utf8_before = warned = False
-        with readable(self.name):
-            lines = iter(lambda: self.text.readline(limits.RECORD_CHARACTERS + 1), "")
-            for number, line in enumerate(lines, start=1):
-                if number == 1 and (problem := not_text(_as_bytes(line[:START]), self.file)):
-                    raise UserError(f"{self.name}: {problem}")
-                _check_length(len(line), self.name, number, number)
-                if line.isascii():
-                    yield number, line, ""
-                    continue
-                error = not_utf8(_as_bytes(line), self.file, utf8_before)
-                utf8_before |= not error
-                if not (warned or error) and (problem := wrongly_converted(line)):
-                    log.warning("%s, line %d: %s", self.name, number, problem)
-                    warned = True
-                yield number, line, f"{self.name}, line {number}: {error}" if error else ""
-
-
-def _check_length(n_characters: int, name: str, first: int, last: int) -> None:
-    if n_characters > limits.RECORD_CHARACTERS:
-        begins = f" It begins in line {first}." if first < last else ""
-        raise UserError(
-            f"{name}, line {last}: a record with more than {limits.RECORD_CHARACTERS:,} characters, the limit.{begins} "
-            "Is a line break or a quotation mark missing?"
-        )
-
-
-def _as_bytes(line: str) -> bytes:
-    return line.encode("utf-8", "surrogateescape")
+            yield Table(columns, _csv_records(rows, columns, name, plain), lines.progress)
 
 
 # ------------------------------------------------------------------------------------- plain lines and JSON lines
 
 
-def _line_records(lines: _Lines) -> Iterator[Record]:
+def _line_records(lines: Lines) -> Iterator[Record]:
     for number, line, error in lines:
         text = line.removesuffix("\n").removesuffix("\r")
         if error and not line.endswith("\n"):
@@ -172,7 +141,7 @@ def _line_records(lines: _Lines) -> Iterator[Record]:
         yield Record(f"{lines.name}, line {number}", number, {} if error else {LINE_COLUMN: text}, error)
 
 
-def _json_records(lines: _Lines) -> Iterator[Record]:
+def _json_records(lines: Lines) -> Iterator[Record]:
     for number, line, error in lines:
         if not line.strip():
             continue
@@ -180,10 +149,10 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
         values: Any = {}
         if not error:
             try:
-                values = parse_line(line.removesuffix("\n"), where, dict[str, Any], as_python=True)
+                values = parse_line(line.rstrip("\r\n"), where, dict[str, Any], as_python=True)
             except UserError as caught:
                 error = str(caught)
-        if error and not line.endswith("\n"):
+        if error and not line.endswith(("\n", "\r")):
             error += CUT_OFF
         yield Record(where, number, {} if error else values, error)
 
@@ -191,7 +160,38 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
 # ---------------------------------------------------------------------------------------------------- CSV and TSV
 
 
-def _cells(lines: _Lines, delimiter: str, plain: bool) -> Iterator[tuple[int, list[str]]]:
+def delimiter_advice(columns: Sequence[str], wanted: Collection[str], format: str, dialect: Dialect) -> str:
+    """What to do about missing columns if a header names more of them with another delimiter; else empty.
+
+    Args:
+        columns: of a table in this format.
+        wanted: the columns that are needed.
+    """
+    if format not in ("csv", "tsv"):
+        return ""
+    header = _delimiter(format, dialect).join(columns)
+    named = {other: len(set(wanted).intersection(next(csv.reader([header], delimiter=other)))) for other in DELIMITERS}
+    best = max(named, key=lambda other: named[other])
+    return _use_instead(best, format) if named[best] > len(set(wanted).intersection(columns)) else ""
+
+
+def _delimiter(format: str, dialect: Dialect) -> str:
+    return "\t" if format == "tsv" else dialect.delimiter
+
+
+def _use_instead(delimiter: str, format: str) -> str:
+    written = "\\t" if delimiter == "\t" else delimiter
+    what = f" Its cells are separated by {delimiter!r}:"
+    if delimiter == ",":
+        return f"{what} {'give the file the ending .csv' if format == 'tsv' else 'omit delimiter'}."
+    ending = " give the file the ending .csv, and" if format == "tsv" else ""
+    return (
+        f"{what}{ending} write delimiter = \"{written}\" in the task's file, or give --delimiter '{written}' to "
+        "predict.py."
+    )
+
+
+def _cells(lines: Lines, format: str, dialect: Dialect, plain: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of a record's last line, and its cells. Blank lines are skipped.
 
     Args:
@@ -199,27 +199,35 @@ def _cells(lines: _Lines, delimiter: str, plain: bool) -> Iterator[tuple[int, li
     """
 
     first, size = 1, 0  # a record's first line, and its characters until now
+    header = ""  # the last line of the header
 
     def checked() -> Iterator[str]:
-        nonlocal size
+        nonlocal size, header
         for number, line, error in lines:
             if error:
                 raise UserError(error)
             size += len(line)
-            _check_length(size, lines.name, first, number)
+            check_length(size, lines.name, first, number)
+            if n_records == 0:
+                header = line
             yield line
 
     csv.field_size_limit(limits.RECORD_CHARACTERS)  # the default is 131,072; this limit is global
     quoting: Literal[0, 3] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    delimiter, n_records = _delimiter(format, dialect), 0
     reader = csv.reader(checked(), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         for cells in reader:
             if cells:
+                n_records += 1
                 yield reader.line_num, cells
             first, size = reader.line_num + 1, 0
     except csv.Error as error:
-        begins = f" The record begins in line {first}." if first < reader.line_num else ""
-        raise UserError(f"{lines.name}, line {reader.line_num}: not CSV ({error}).{begins}") from error
+        advice = f" The record begins in line {first}." if first < reader.line_num else ""
+        if n_records == 0:  # such as "text";"label"
+            others = (d for d in DELIMITERS if d != delimiter and len(next(csv.reader([header], delimiter=d), [])) > 1)
+            advice += next((_use_instead(other, format) for other in others), "")
+        raise UserError(f"{lines.name}, line {reader.line_num}: not CSV ({error}).{advice}") from error
 
 
 def _header(rows: Iterator[tuple[int, list[str]]], name: str) -> tuple[str, ...]:
@@ -244,7 +252,7 @@ def _csv_records(
             begins, ends = (any(cell[at] == '"' for cell in cells if cell) for at in (0, -1))
             if plain and (begins or ends):
                 error += f" A cell {'begins' if begins else 'ends'} with a quotation mark. {ASK_FOR_QUOTING}"
-            yield Record(where, line, {}, error)
+            yield Record(where, line, {}, error, is_short=len(cells) < len(columns))
 
 
 def _looks_quoted(cells: list[str]) -> str:

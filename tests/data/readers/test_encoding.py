@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from data.readers.custom import read_custom, read_custom_spec
+from data.readers.custom import read_custom_spec
+from data.readers.custom_examples import read_custom
 from data.readers.encoding import decode_utf8, not_text, not_utf8
 from data.readers.tables import open_table
 from eval.predict.inputs import open_input

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import threading
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.errors import UserError
-from data.readers.tables import ENDINGS
+from data.readers.tables import ENDINGS, Dialect
+from data.template import TextTemplate
 from eval.predict.inputs import LOOK_AHEAD, Row, open_input
 
 
@@ -58,9 +60,9 @@ def test_the_format_by_its_name(folder: Path) -> None:
 def test_quotation_marks_in_tsv(folder: Path) -> None:
     (folder / "new.TSV").write_text('text\tid\n"a\t1\nb"\t2\n')
     assert [row.text for row in rows(folder / "new.TSV")] == ['"a', 'b"']
-    assert [row.text for row in rows(folder / "new.TSV", tsv_quoting=True)] == ["a\t1\nb"]
+    assert [row.text for row in rows(folder / "new.TSV", dialect=Dialect(tsv_quoting=True))] == ["a\t1\nb"]
     with pytest.raises(UserError, match="--tsv_quoting is for TSV; --input .*new.csv is read as csv"):
-        rows(folder / "new.csv", tsv_quoting=True)
+        rows(folder / "new.csv", dialect=Dialect(tsv_quoting=True))
 
 
 def test_the_text_column(folder: Path) -> None:
@@ -70,6 +72,71 @@ def test_the_text_column(folder: Path) -> None:
     assert rows(folder / "new.csv", default_columns=("none", "text"))[0].text == "t"
     (row,) = rows(folder / "new.csv", text_column="title")
     assert row == Row(f"{folder}/new.csv, line 2", {"body": "b", "text": "t", "title": "h"}, "h")
+
+
+TEMPLATE = TextTemplate("{title}: {body}")
+
+
+def test_a_template_makes_the_texts(folder: Path) -> None:
+    (folder / "new.csv").write_text("title,body,text\nh,b,t\n,b,t\n")
+    with open_input(folder / "new.csv", template=TEMPLATE) as found:
+        assert found.text_column is None
+        first, second = found.rows
+    assert first.text == "h: b" and first.columns == {"title": "h", "body": "b", "text": "t"}
+    assert second.text is None and second.error == "'title' is missing, of which the text is made"
+    assert rows(folder / "new.csv", template=TEMPLATE, text_column="text")[0].text == "t"
+    (folder / "new.jsonl").write_text('{"title": 3, "body": "b"}\n{"title": "h"}\n{"title": [], "body": "b"}\n')
+    one, two, three = rows(folder / "new.jsonl", template=TEMPLATE)
+    assert one.text == "3: b" and two.error.startswith("no column 'body'")
+    assert three.error == "'title' must be a text or a number, found []."
+    pq.write_table(pa.table({"title": [7], "body": ["b"]}), folder / "new.parquet")
+    assert rows(folder / "new.parquet", template=TEMPLATE)[0].text == "7: b"
+
+
+def test_an_input_without_the_columns_of_the_template(folder: Path) -> None:
+    (folder / "new.csv").write_text("titel;body\na, b;c\n")
+    with pytest.raises(
+        UserError, match="no column 'title'. The task makes its texts of title, body.* delimiter = \";\""
+    ):
+        rows(folder / "new.csv", template=TEMPLATE)
+    for name in ("new.txt", "new.jsonl", "new.parquet"):
+        with pytest.raises(
+            UserError, match="no column 'title'. The task makes .* Known: .*text.* name it: --text_column"
+        ):
+            rows(folder / name, template=TEMPLATE)
+    assert rows(folder / "new.txt", template=TEMPLATE, text_column="text")[0].text == "a"
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_another_delimiter(folder: Path, quote: str) -> None:
+    lines = [["id", "text"], ["1", "a, b"], ["2", "c"]]
+    (folder / "new.csv").write_text("".join(";".join(f"{quote}{c}{quote}" for c in line) + "\n" for line in lines))
+    with pytest.raises(
+        UserError, match="Its cells are separated by ';': write delimiter .* --delimiter ';' to predict.py"
+    ):
+        rows(folder / "new.csv")
+    assert [row.text for row in rows(folder / "new.csv", dialect=Dialect(delimiter=";"))] == ["a, b", "c"]
+    with pytest.raises(UserError, match="--delimiter is for CSV; --input .*new.jsonl is read as jsonl"):
+        rows(folder / "new.jsonl", dialect=Dialect(delimiter=";"))
+
+
+@pytest.mark.parametrize("name", ["new.csv", "new.TSV", "new.jsonl", "new.txt"])
+def test_packed_and_in_another_encoding(folder: Path, name: str) -> None:
+    content = (folder / name).read_text().replace("b", "é")
+    (folder / f"{name}.gz").write_bytes(gzip.compress(content.encode("utf-16")))
+    found = rows(folder / f"{name}.gz", dialect=Dialect(encoding="utf-16"))
+    assert [row.text for row in found] == ["a", "é"] and found[1].where.endswith(rows(folder / name)[1].where[-6:])
+    with pytest.raises(UserError, match='this is UTF-16, .* encoding = "utf-16" .* --encoding utf-16 to predict'):
+        rows(folder / f"{name}.gz")
+    stream = io.BytesIO(content.encode("utf-16"))
+    format = ENDINGS[(folder / name).suffix.lower()]
+    assert [row.text for row in rows("-", format=format, stdin=stream, dialect=Dialect(encoding="utf-16"))] == [
+        "a",
+        "é",
+    ]
+    assert not stream.closed
+    with pytest.raises(UserError, match="--encoding is for text; --input .*new.parquet is read as parquet"):
+        rows(folder / "new.parquet", dialect=Dialect(encoding="utf-16"))
 
 
 def test_standard_input() -> None:
@@ -153,7 +220,7 @@ def test_a_wrong_text_column(folder: Path) -> None:
     ("line", "error"),
     [
         (b'{"text": 3}', "the text is not a string, but 3"),
-        (b'{"text": ["' + b"a" * 100 + b'"]}', 'the text is not a string, but ["' + "a" * 55 + "..."),
+        (b'{"text": {"a": "' + b"a" * 100 + b'"}}', 'the text is not a string, but {"a": "' + "a" * 50 + "..."),
         (b'{"text": null}', "the text is missing (null)"),
         (b'{"txt": "a"}', "no column 'text'. Did you mean 'txt'? Known: txt."),
         (b'{"text": ""}', "the text is empty"),
