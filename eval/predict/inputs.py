@@ -20,6 +20,7 @@ from data.characters import is_text
 from data.errors import UserError, nearest
 from data.files.documents import parse_line, readable
 from data.readers import conll
+from data.readers.columnar import SPLITS_FILE, STATE_FILE
 from data.readers.records import Record
 from data.readers.tables import (
     COLUMNAR,
@@ -61,7 +62,7 @@ class Input:
 
     Attributes:
         name: what messages call it.
-        path: its file; None if it can be read only once (standard input, a pipe).
+        path: its file; None if it can be read only once (standard input, a pipe) or is a folder.
         format: one of `data.readers.tables.FORMATS`.
         columns: the names of its columns; in JSON lines those of the first record that can be read.
         text_column: the one that has the texts; None: a template makes them.
@@ -109,10 +110,15 @@ def open_input(
             found = "lines" if format == "auto" else format
         else:
             name, file = str(path), Path(path)
-            _check_file(file)
-            found = format_of(file, ENDINGS, "input", "format") if format == "auto" else format
+            is_folder = _check_file(file)
+            if format == "auto":
+                found = "arrow" if is_folder else format_of(file, ENDINGS, "input", "format")
+            else:
+                found = format
             source = file
-            if not file.is_file():  # a pipe with a name
+            if is_folder:
+                file = None
+            elif not file.is_file():  # a pipe with a name
                 with readable(file):
                     source, file = stack.enter_context(file.open("rb")), None
         _check_dialect(dialect, found, name)
@@ -152,12 +158,15 @@ def open_input(
         yield Input(name, file, found, columns, column, rows, table.progress)
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path) -> bool:
+    """Whether a path is that of a folder which ``datasets`` saved, not of a file."""
     with readable(path):
         if path.is_dir():
-            raise UserError(f"--input {path}: this is a folder; give one file.")
+            if not ((path / STATE_FILE).exists() or (path / SPLITS_FILE).exists()):
+                raise UserError(f"--input {path}: this is a folder; give one file.")
+            return True
         if path.exists():
-            return
+            return False
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=1)
     hint = f" Did you mean {path.with_name(close[0])}?" if close else ""

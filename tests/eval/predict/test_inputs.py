@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
 from data.errors import UserError
 from data.readers.tables import ENDINGS, Dialect
@@ -257,3 +258,29 @@ def test_rows_with_an_error_in_other_formats(tmp_path: Path) -> None:
     found = rows(tmp_path / "t.parquet")
     assert found[0].text == "a" and found[1].error == "the text is missing (null)"
     assert found[2].error.startswith("the text holds") and found[2].columns["n"] == 3
+
+
+# ----------------------------------------------------------------------------------------- words, saved data sets
+
+
+def test_words_and_other_formats(tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("to O\nRome B-city\n\nok O\n")
+    assert [row.text for row in rows(tmp_path / "t.conll")] == ["to Rome", "ok"]
+    assert rows(tmp_path / "t.conll")[0].columns == {"tokens": ["to", "Rome"], "tags": ["O", "B-city"]}
+    (tmp_path / "t.conllu").write_text("1\tgo" + "\t_" * 8 + "\n")
+    assert rows(tmp_path / "t.conllu")[0].text == "go"
+    (tmp_path / "t.json").write_text('[{"text": "a"}, {"text": ["b", "c"]}, {"text": ["b c"]}]')
+    a, words, wrong = rows(tmp_path / "t.json")
+    assert (a.text, words.text, wrong.text) == ("a", "b c", None)
+    assert wrong.error.startswith("'text' has 'b c' as word 1 of 1, which has a space within")
+    Dataset.from_dict({"tokens": [["a", "b"]]}).save_to_disk(tmp_path / "saved")
+    with open_input(tmp_path / "saved", text_column="tokens") as found:
+        assert (found.format, found.path) == ("arrow", None)
+        assert [row.text for row in found.rows] == ["a b"]
+    with pytest.raises(UserError, match="--encoding is for text; --input .* is read as arrow"):
+        rows(tmp_path / "saved", dialect=Dialect(encoding="utf-16"))
+    with pytest.raises(UserError, match="this is a folder; give one file"):
+        rows(tmp_path)
+    DatasetDict({"train": Dataset.from_dict({"text": ["a"]})}).save_to_disk(tmp_path / "both")
+    with pytest.raises(UserError, match="both: it has the splits train. Name one of these folders"):
+        rows(tmp_path / "both")
