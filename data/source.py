@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.errors import UserError, nearest
 from data.example import Example
+from data.quotas import quotas
 from data.readers.custom_examples import load_custom
 from data.readers.massive import load_massive
 from data.readers.newsgroups import SAMPLE_DIR, load_newsgroups
@@ -86,7 +87,7 @@ def holdout(examples: list[Example], fraction: float, seed: int) -> tuple[list[E
     examples' ids and the seed, not on their order. Both parts keep the given order.
 
     Returns:
-        The examples to train on, and those held out: ``round(fraction * len(examples))``, or fewer if a label would
+        The examples to train on, and those held out: ``round(fraction * len(examples))``, or fewer if every label would
         lose its last training example.
 
     Raises:
@@ -99,14 +100,11 @@ def holdout(examples: list[Example], fraction: float, seed: int) -> tuple[list[E
     for example in sorted(examples, key=lambda example: example.id):
         strata[next((label for label in example.labels.values() if isinstance(label, str)), "")].append(example)
 
-    quotas = {label: int(len(members) * fraction) for label, members in strata.items()}
-    by_remainder = sorted(strata, key=lambda label: (len(strata[label]) * fraction % 1, len(strata[label])))
-    while by_remainder and sum(quotas.values()) < wanted:
-        label = by_remainder.pop()
-        quotas[label] += quotas[label] + 1 < len(strata[label])
+    shares = {label: len(members) * fraction for label, members in strata.items()}
+    sizes = quotas(shares, {label: len(members) - 1 for label, members in strata.items()}, wanted)
     held_ids: set[str] = set()
     for label, members in strata.items():
-        held_ids |= {example.id for example in random.Random(f"{seed}/{label}").sample(members, quotas[label])}
+        held_ids |= {example.id for example in random.Random(f"{seed}/{label}").sample(members, sizes[label])}
 
     train = [example for example in examples if example.id not in held_ids]
     held = [example for example in examples if example.id in held_ids]

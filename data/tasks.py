@@ -95,6 +95,7 @@ class Task:
         opening_is_system: the first sentences are the system text (listings 11 and 12).
         text_column: the column of new texts in a table.
         text_template: makes a new text of several columns (`data.template`); empty: they are in ``text_column``.
+        split: how splits are cut from its training examples (`data.readers.cut.Cut`), in words; empty: they are given.
         custom: a user's own task: where its examples are and how to read them.
     """
 
@@ -107,6 +108,7 @@ class Task:
     opening_is_system: bool = False
     text_column: str = "text"
     text_template: str = ""
+    split: str = ""
     custom: CustomSpec | None = None
 
     @property
@@ -299,5 +301,6 @@ def _custom_task(path: Path) -> Task:
         instruction=spec.instruction or "",
         text_column=spec.text_column,
         text_template=spec.template.written if spec.template else "",
+        split="" if spec.cut is None else str(spec.cut),
         custom=spec,
     )

@@ -127,6 +127,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         UserError: see `open_model`; missing or broken data.
     """
     found = open_model(options)
+    _check_cut(found)
     missing = list(found.missing)
     # A decoder's runs are named by their number of shots; an encoder has none.
     name, folder = found.weights.name, f"{found.weights.name}-{found.task.name}"
@@ -209,6 +210,20 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
         assumed=tuple(assumed),
         missing=tuple(missing),
     )
+
+
+def _check_cut(found: ModelSetup) -> None:
+    """Refuse to score on a split that another cut than that of training makes: it may have training examples."""
+    task, split = found.task, found.options.split
+    trained_on = read_task(found.weights.path)
+    if trained_on is None or trained_on.name != task.name or task.custom is None or task.custom.cut is None:
+        return
+    if split in task.custom.cut.fractions and task.split != trained_on.split:
+        raise UserError(
+            f"{found.weights.path} was trained with the split '{trained_on.split or 'none'}', and {task.custom.path} "
+            f"has '{task.split}': its {split} examples may be among those that were trained on. Write [split] as it "
+            f"was, or give the {split} examples as a file."
+        )
 
 
 def choose_examples(

@@ -16,6 +16,12 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
     train = "train-*.csv"             # a file, a pattern, or a list of them
     test = "test.jsonl"
 
+    [split]                           # cuts splits from the train files (`data.readers.cut`)
+    dev = 0.1                         # a fraction of their examples
+    seed = 0                          # of the draw; default 0
+    stratify = "queue"                # a class field, or false; default: the first class field
+    group = "customer"                # a column whose values are not divided between splits
+
     [[fields]]                        # one or more; several are answered as one JSON object
     name = "queue"
     type = "class"
@@ -52,9 +58,10 @@ from data.errors import UserError, nearest
 from data.files.documents import parse_toml, read_bytes, shaped
 from data.readers import conll
 from data.readers.cells import SPANS, collect_labels
+from data.readers.cut import Cut, SplitTable, read_cut
 from data.readers.encoding import check_encoding, decode_utf8
 from data.readers.label_sets import check_labels
-from data.readers.sources import Source, dataset_splits, format_of
+from data.readers.sources import DEFAULT_SPLITS, Source, dataset_splits, format_of
 from data.readers.split_files import split_files
 from data.readers.tables import FORMATS, PLAIN, Dialect, read_delimiter
 from data.readers.tags import SCHEMES, types_among
@@ -100,6 +107,7 @@ class _Table(msgspec.Struct):
     dataset_config: str | None = None
     revision: str | None = None
     splits: dict[str, str] = {}
+    split: SplitTable | None = None
     fields: list[_FieldTable] = []
 
 
@@ -149,6 +157,7 @@ class CustomSpec:
         toml: its text.
         dialect: how all files are written.
         missing: what to do about examples without a text or a label, one of `MISSING`.
+        cut: how splits are cut from the train files, which ``files`` does not have; None: they are not.
     """
 
     name: str
@@ -165,6 +174,7 @@ class CustomSpec:
     dialect: Dialect = PLAIN
     template: TextTemplate | None = None
     missing: str = MISSING[0]
+    cut: Cut | None = None
 
 
 def read_custom_spec(path: Path) -> CustomSpec:
@@ -190,7 +200,11 @@ def read_custom_spec(path: Path) -> CustomSpec:
     where = [f"{path}, [[fields]] number {number}" for number in range(1, len(table.fields) + 1)]
     for entry, place in zip(found["fields"], where, strict=True):
         _check_keys(entry, _FieldTable.__struct_fields__, place)
-    for part, place in ((table, str(path)), *zip(table.fields, where, strict=True)):
+    parts: list[tuple[msgspec.Struct, str]] = [(table, str(path)), *zip(table.fields, where, strict=True)]
+    if table.split is not None:
+        _check_keys(found["split"], SplitTable.__struct_fields__, f"{path}, [split]")
+        parts.append((table.split, f"{path}, [split]"))
+    for part, place in parts:
         for key, value in msgspec.structs.asdict(part).items():
             if isinstance(value, str) and not value.strip() and key != "delimiter":
                 raise UserError(f"{place}: {key} is empty.")
@@ -209,6 +223,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
         fields.append(field)
+    types = {field.name: field.type for field in fields}
     return CustomSpec(
         name=table.name,
         document_name=table.document_name,
@@ -224,6 +239,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         dialect=dialect,
         template=template,
         missing=table.missing,
+        cut=None if table.split is None else read_cut(table.split, files, types, path),
     )
 
 
@@ -249,7 +265,9 @@ def _read_sources(table: _Table, path: Path) -> dict[str, tuple[Source, ...]]:
     for key in ("files", "format"):
         if getattr(table, key):
             raise UserError(f"{path}: give either a dataset or {key}, not both.")
-    return dataset_splits(table.dataset, table.dataset_config, table.revision, table.splits, path)
+    cut = {} if table.split is None else table.split.cut()
+    splits = table.splits or {split: theirs for split, theirs in DEFAULT_SPLITS.items() if split not in cut}
+    return dataset_splits(table.dataset, table.dataset_config, table.revision, splits, path)
 
 
 def _read_dialect(table: _Table, files: dict[str, tuple[Source, ...]], path: Path) -> Dialect:

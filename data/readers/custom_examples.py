@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from data.characters import by_appearance, find, is_text
@@ -13,6 +14,8 @@ from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.cells import SPANS, class_label, missing_column, no_column, parsed_list, records, token_labels
 from data.readers.custom import CustomField, CustomSpec
+from data.readers.cut import TRAIN, divide
+from data.readers.groups import check_groups, group_of
 from data.readers.records import Record
 from data.readers.sources import name_of
 from data.readers.spans import SpanReader
@@ -43,21 +46,25 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         The examples, and how many were skipped, by the column in which they have no value.
 
     Raises:
-        UserError: there is no file for the split. Or, with file and line number: a line that is not of its encoding,
-            CSV or JSON, a missing column, missing values (unless they are skipped), a label outside its set, unequal
-            numbers of labels and words, a repeated id. Training examples that all have the same label.
+        UserError: there is no file for the split, or it cannot be cut from the train files (`data.readers.cut`). Or,
+            with file and line number: a line that is not of its encoding, CSV or JSON, a missing column, missing values
+            (unless they are skipped), a label outside its set, unequal numbers of labels and words, a repeated id, a
+            group in two splits. Training examples that all have the same label.
     """
-    if split not in spec.files:
-        hint = " Hold out a part of the training data instead: --holdout 0.1" if split == "dev" else ""
-        where = "splits" if spec.dataset else "[files]"
-        raise UserError(f"{spec.path}: no {split} file; {where} has only {', '.join(spec.files)}.{hint}")
-    files = spec.files[split]
-    ids = () if spec.id_column is None else (spec.id_column,)
+    source, is_cut = _source(spec, split)
+    files = spec.files[source]
+    others = () if spec.id_column is None else (spec.id_column,)
+    group_column = None if spec.cut is None else spec.cut.group
+    if group_column is not None:
+        others = (*others, group_column)
+        check_groups(spec.files, group_column, spec.dialect)
     text_columns = (spec.text_column,) if spec.template is None else spec.template.columns
-    needed = (*text_columns, *ids, *(field.column for field in spec.fields))
-    readers = [_ClassReader(f, split) if f.type == "class" else _TokenReader(f) for f in spec.fields]
-    gaps = _Gaps(spec, split)
+    needed = (*text_columns, *others, *(field.column for field in spec.fields))
+    readers = [_ClassReader(f, source) if f.type == "class" else _TokenReader(f) for f in spec.fields]
+    gaps = _Gaps(spec, source)
     examples: list[Example] = []
+    keys: list[str] = []
+    groups: list[str] = []
     seen: dict[str, str] = {}
     for file, prefix in zip(files, id_prefixes(files), strict=True):
         for row in records(file, spec.dialect, needed, WITHOUT_LABELS):
@@ -75,12 +82,43 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
             for reader in readers:
                 reader.read(row, text, labels, bio)
             examples.append(Example(id=f"{spec.name}/{split}/{key}", text=text, labels=labels, bio=bio))
+            if is_cut:
+                keys.append(key)
+                if group_column is not None:
+                    groups.append(group_of(row, group_column))
     gaps.report()
     if not examples:
         raise UserError(f"{name_of(files)}: no examples in it.{gaps.all_skipped()}")
+    if is_cut:
+        examples = _only(split, examples, keys, groups, spec)
     for reader in readers:
-        reader.finish(spec, split)
+        reader.finish(spec, split, examples)
     return examples, gaps.columns
+
+
+def _source(spec: CustomSpec, split: str) -> tuple[str, bool]:
+    """The split whose files have the examples of a split, and whether only a part of them is meant."""
+    cut = {} if spec.cut is None else spec.cut.fractions
+    if split in cut or (cut and split == TRAIN):
+        return TRAIN, True
+    if split in spec.files:
+        return split, False
+    hint = " Hold out a part of the training data instead: --holdout 0.1" if split == "dev" else ""
+    if split != TRAIN and TRAIN in spec.files:
+        hint = f"{hint}, or cut" if hint else " Cut"
+        hint += f" it from the train files: write {split} = 0.1 below [split]."
+    where = "splits" if spec.dataset else "[files]"
+    raise UserError(f"{spec.path}: no {split} file; {where} has only {', '.join(spec.files)}.{hint}")
+
+
+def _only(split: str, examples: list[Example], keys: list[str], groups: list[str], spec: CustomSpec) -> list[Example]:
+    """The examples of the train files that are of this split; logs how they are cut."""
+    assert spec.cut is not None
+    field = spec.cut.stratify
+    labels = [] if field is None else [example.class_label(field) for example in examples]
+    found, how = divide(keys, labels, groups, spec.cut, spec.path)
+    log.info("%s: %s", spec.name, how)
+    return [example for example, its_split in zip(examples, found, strict=True) if its_split == split]
 
 
 def _text(spec: CustomSpec, row: Record) -> str:
@@ -187,11 +225,11 @@ class _ClassReader:
             raise UserError(f"{what} labels.{nearest(written, self.field.labels)}{advice}")
         return label
 
-    def finish(self, spec: CustomSpec, split: str) -> None:
-        used = set(self.found.values())
-        if split == "train" and len(used) == 1:
+    def finish(self, spec: CustomSpec, split: str, examples: Sequence[Example]) -> None:
+        used = {example.class_label(self.field.name) for example in examples}
+        if split == TRAIN and len(used) == 1:
             raise UserError(
-                f"{name_of(spec.files[split])}: every example has the label {used.pop()!r} in {self.column!r}, so "
+                f"{name_of(spec.files[TRAIN])}: every example has the label {used.pop()!r} in {self.column!r}, so "
                 "there is nothing to learn. Training needs examples of at least two labels."
             )
         _note_unused(spec, split, self.field, used)
@@ -225,12 +263,14 @@ class _TokenReader:
         except UserError as error:
             raise UserError(f"{row.where}: {self.column!r} {error}") from error
 
-    def finish(self, spec: CustomSpec, split: str) -> None:
+    def finish(self, spec: CustomSpec, split: str, examples: Sequence[Example]) -> None:
         if self.spans is not None and (note := self.spans.note()):
             log.info("%s %s, %r: %s", spec.name, split, self.column, note)
         if problem := self.tags.mixed():
-            log.warning("%s, %r: %s Set tags if that is wrong.", name_of(spec.files[split]), self.field.name, problem)
-        _note_unused(spec, split, self.field, {kind for kind, _ in self.tags.found.values()})
+            files = spec.files[_source(spec, split)[0]]
+            log.warning("%s, %r: %s Set tags if that is wrong.", name_of(files), self.field.name, problem)
+        used = set(chain.from_iterable(example.word_labels(self.field.name) for example in examples))
+        _note_unused(spec, split, self.field, used)
 
 
 def _note_unused(spec: CustomSpec, split: str, field: CustomField, used: set[str]) -> None:

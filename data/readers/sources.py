@@ -39,7 +39,6 @@ def dataset_splits(
         UserError: neither a folder nor a name of the hub; a folder without the splits; a configuration or a revision of
             a folder.
     """
-    splits = splits or DEFAULT_SPLITS
     try:
         name = expand(dataset, path.resolve().parent)
     except UserError as error:

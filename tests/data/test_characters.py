@@ -15,6 +15,11 @@ def test_one_appearance(text: str) -> None:
     assert appearance(text) == "café"
 
 
+@pytest.mark.parametrize("text", ["a b", " a  b ", "a\tb", "a\nb\x07", "a\u00a0b"])
+def test_spaces(text: str) -> None:
+    assert appearance(text) == "a b"
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [
