@@ -190,6 +190,8 @@ def read_custom_spec(path: Path) -> CustomSpec:
     text = decode_utf8(read_bytes(path), str(path), path.name)
     found = parse_toml(text, str(path))
     _check_keys(found, _Table.__struct_fields__, str(path))
+    if isinstance(found.get("splits"), dict) and any(isinstance(x, int | float) for x in found["splits"].values()):
+        raise UserError(f"{path}: splits has the dataset's names, so each must be a text. Write fractions in [split].")
     table: _Table = shaped(found, str(path), _Table)
     if not table.files and table.dataset is None:
         raise UserError(f'{path}: a [files] table is needed, such as train = "train.csv", or a dataset.')

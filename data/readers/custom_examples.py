@@ -116,8 +116,10 @@ def _only(split: str, examples: list[Example], keys: list[str], groups: list[str
     assert spec.cut is not None
     field = spec.cut.stratify
     labels = [] if field is None else [example.class_label(field) for example in examples]
-    found, how = divide(keys, labels, groups, spec.cut, spec.path)
+    found, how, absent = divide(keys, labels, groups, spec.cut, spec.path)
     log.info("%s: %s", spec.name, how)
+    if absent:
+        log.warning("%s: %s", spec.name, absent)
     return [example for example, its_split in zip(examples, found, strict=True) if its_split == split]
 
 

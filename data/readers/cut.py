@@ -138,14 +138,15 @@ def _stratify(given: str | bool | None, fields: Mapping[str, str], where: str) -
         raise UserError(f"{where}: stratify = {given!r} is not a field.{nearest(given, classes)}")
     if given not in classes:
         raise UserError(
-            f'{where}: stratify = {given!r} is a field of type {fields[given]!r}; one of type "class" is needed. {known}'
+            f'{where}: stratify = {given!r} is a field of type {fields[given]!r}; one of type "class" is needed.'
+            f" {known}"
         )
     return given, True
 
 
 def divide(
     keys: Sequence[str], labels: Sequence[str], groups: Sequence[str], cut: Cut, path: Path
-) -> tuple[list[str], str]:
+) -> tuple[list[str], str, str]:
     """The split of every example.
 
     Args:
@@ -155,7 +156,7 @@ def divide(
         path: the task file, for messages.
 
     Returns:
-        The splits, and a sentence that says how they were made.
+        The splits; what was done, in words; and which labels could not be both in train and in test, empty if all are.
 
     Raises:
         UserError: a split without examples, or a label that cannot be in train and test although the user asks for it.
@@ -172,13 +173,14 @@ def divide(
     sizes = Counter(found)
     done = f"{len(keys):,} examples"
     if groups:
-        done += f" in {len(set(groups)):,} groups of {cut.group}"
+        n_groups = len(set(groups))
+        done += f" in {n_groups:,} group{'s' if n_groups > 1 else ''} of {cut.group}"
     for split in (*cut.fractions, TRAIN):
         if not sizes[split]:
             raise UserError(f"{where}: {split} would have no example: {done}, cut into {cut}. Change the fractions, or "
                             "add examples.")  # fmt: skip
     done += f" cut into {', '.join(f'{sizes[split]:,} for {split}' for split in ORDER if sizes[split])} ({cut})"
-    return found, done + _absent(labels, found, [label for label, n in n_units.items() if n > 1], cut)
+    return found, done, _absent(labels, found, [label for label, n in n_units.items() if n > 1], cut)
 
 
 def _draw(keys: Sequence[str], labels: Sequence[str], cut: Cut, where: str) -> list[str]:
@@ -246,7 +248,9 @@ def _absent(labels: Sequence[str], found: Sequence[str], several: Iterable[str],
     absent = sorted(label for label in several if any((split, label) not in there for split in splits))
     if not absent or cut.stratify is None:
         return ""
-    return f"; not in {' and '.join(splits)}: {cut.stratify} {_listed(absent)}"
+    return (
+        f"the cut has no examples in {' and '.join(splits)} of every label of {cut.stratify}: not of {_listed(absent)}"
+    )
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -1,0 +1,429 @@
+"""Splits that are cut from the train files: sizes, labels, groups, and that a cut is always the same."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from data.errors import UserError
+from data.example import Example
+from data.readers.custom import CustomSpec, read_custom_spec
+from data.readers.custom_examples import load_custom, read_custom
+from data.readers.cut import Cut, divide
+from data.tasks import get_task
+from tests.launching import ROOT
+
+QUEUE = '[[fields]]\nname = "queue"\ntype = "class"\nlabels_from = "train"\n'
+SIZES = {"sales": 50, "help": 31, "spam": 13, "other": 4, "rare": 2}
+SPLITS = ("train", "dev", "test")
+TASK = Path("task.toml")
+
+
+def rows(sizes: dict[str, int] = SIZES) -> list[str]:
+    """Lines of CSV: an id, a text, a label, and one of ten customers."""
+    labels = [label for label, n in sizes.items() for _ in range(n)]
+    random.Random(0).shuffle(labels)
+    return [f"id{i},text {i},{label},c{i * 7 % 10}" for i, label in enumerate(labels)]
+
+
+def write(folder: Path, lines: list[str], name: str = "all.csv") -> None:
+    (folder / name).write_text("\n".join(["id,text,queue,customer", *lines]) + "\n")
+
+
+def spec_of(
+    folder: Path, split: str, top: str = 'id_column = "id"', files: str = 'train = "all.csv"', fields: str = QUEUE
+) -> CustomSpec:
+    split = f"[split]\n{split}\n" if split else ""
+    (folder / "task.toml").write_text(f'name = "t"\n{top}\n[files]\n{files}\n{split}{fields}')
+    return read_custom_spec(folder / "task.toml")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, rows())
+    return tmp_path
+
+
+def read(spec: CustomSpec, splits: tuple[str, ...] = SPLITS) -> dict[str, list[Example]]:
+    return {split: read_custom(spec, split)[0] for split in splits}
+
+
+def texts(examples: list[Example]) -> set[str]:
+    return {example.text for example in examples}
+
+
+def by_label(examples: list[Example]) -> Counter[str]:
+    return Counter(example.class_label("queue") for example in examples)
+
+
+# ---------------------------------------------------------------------------------------------------------------- sizes
+
+
+def test_two_lines_of_toml(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    spec = spec_of(folder, "test = 0.2\ndev = 0.1", top="")
+    found = read(spec)
+    assert {split: len(own) for split, own in found.items()} == {"train": 70, "dev": 10, "test": 20}
+    assert len(texts(found["train"]) | texts(found["dev"]) | texts(found["test"])) == 100
+    for split, own in found.items():
+        numbers = [int(example.id.removeprefix(f"t/{split}/")) for example in own]
+        assert numbers == sorted(numbers), "ids name the split and the line, examples are in the file's order"
+    assert by_label(found["test"]) == {"sales": 10, "help": 6, "spam": 2, "other": 1, "rare": 1}
+    assert set(by_label(found["train"])) == set(SIZES)
+    assert (
+        "t: 100 examples cut into 20 for test, 10 for dev, 70 for train "
+        "(test 0.2, dev 0.1, stratified by queue, seed 0)" in caplog.text
+    )
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_sizes_are_rounded_to_the_nearest_number(folder: Path) -> None:
+    write(folder, rows({"a": 30, "b": 27}))
+    found = read(spec_of(folder, "test = 0.25\ndev = 0.15"))  # 14.25, 8.55
+    assert (len(found["test"]), len(found["dev"]), len(found["train"])) == (14, 9, 34)
+
+
+def test_sizes_of_labels_are_those_of_scikit_learn() -> None:
+    draw, compared = random.Random(3), 0
+    for seed in range(60):
+        labels = draw.choices("abcdef", [draw.random() ** 2 + 0.05 for _ in range(6)], k=draw.randint(60, 400))
+        wanted, sizes = round(0.2 * len(labels)), Counter(labels)
+        found, _, absent = divide([str(i) for i in range(len(labels))], labels, [], cut(test=0.2, seed=seed), TASK)
+        own = Counter(label for label, split in zip(labels, found, strict=True) if split == "test")
+        assert own.total() == wanted and not absent
+        assert all(own[label] and own[label] < n for label, n in sizes.items() if n > 1)
+        if min(sizes.values()) < 5:
+            continue  # scikit-learn gives a small label none of the test examples
+        test = train_test_split(labels, test_size=wanted, stratify=labels, random_state=seed)[1]
+        assert all(abs(own[label] - Counter(test)[label]) <= 1 for label in sizes)
+        compared += 1
+    assert compared > 30
+
+
+def cut(test: float = 0.0, dev: float = 0.0, seed: int = 0, group: str | None = None, required: bool = False) -> Cut:
+    fractions = {split: fraction for split, fraction in (("test", test), ("dev", dev)) if fraction}
+    return Cut(fractions, seed, "queue", required, group)
+
+
+def test_a_label_with_one_example_is_for_training(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(folder, rows(SIZES | {"once": 1}))
+    found = read(spec_of(folder, "test = 0.2\ndev = 0.1"))
+    assert by_label(found["train"])["once"] == 1 and len(found["test"]) == 20 and len(found["dev"]) == 10
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_fewer_test_examples_than_labels(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = read(spec_of(folder, "test = 0.03"), ("train", "test"))
+    assert by_label(found["test"]) == {"sales": 2, "help": 1}
+    assert "t: the cut has no examples in train and test of every label of queue: not of 'other', 'rare', 'spam'" in (
+        caplog.text
+    )
+
+
+def test_random_without_a_class_field(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    stratified = read(spec_of(folder, "test = 0.2"), ("test",))["test"]
+    found = read(spec_of(folder, "test = 0.2\nstratify = false"), ("test",))["test"]
+    assert len(found) == 20 and by_label(found) != by_label(stratified)
+    assert "(test 0.2, at random, seed 0)" in caplog.text
+    token = '[[fields]]\nname = "queue"\ntype = "token"\nlabels_from = "train"\n'
+    write(folder, [f"{i},word,x,c" for i in range(10)])
+    assert len(read(spec_of(folder, "test = 0.2", fields=token), ("test",))["test"]) == 2
+
+
+def test_another_field_to_stratify_by(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    fields = QUEUE + QUEUE.replace("queue", "customer")
+    found = read(spec_of(folder, 'test = 0.2\nstratify = "customer"', fields=fields), ("test",))["test"]
+    assert set(Counter(example.labels["customer"] for example in found).values()) == {2}
+    assert "stratified by customer" in caplog.text
+
+
+def test_only_dev_is_cut_and_test_is_a_file(folder: Path) -> None:
+    write(folder, rows({"sales": 5, "help": 5}), "test.csv")
+    found = read(spec_of(folder, "dev = 0.2", files='train = "all.csv"\ntest = "test.csv"'))
+    assert {split: len(own) for split, own in found.items()} == {"train": 80, "dev": 20, "test": 10}
+
+
+def test_what_is_skipped_is_not_counted(folder: Path) -> None:
+    write(folder, [*rows(), *(f"x{i},,sales,c" for i in range(50))])
+    spec = spec_of(folder, "test = 0.2", top='id_column = "id"\nmissing = "skip"')
+    assert {split: len(own) for split, own in read(spec, ("train", "test")).items()} == {"train": 80, "test": 20}
+
+
+def test_a_data_set(tmp_path: Path) -> None:
+    table = {"text": [str(i) for i in range(10)], "queue": ["a", "b"] * 5}
+    DatasetDict({"train": Dataset.from_dict(table)}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "task.toml").write_text(f'name = "t"\ndataset = "saved"\n[split]\ntest = 0.2\n{QUEUE}')
+    found = read(read_custom_spec(tmp_path / "task.toml"), ("train", "test"))
+    assert by_label(found["test"]) == {"a": 1, "b": 1} and len(found["train"]) == 8
+
+
+# ------------------------------------------------------------------------------------------------------ always the same
+
+
+def test_a_cut_depends_on_ids_and_seed_alone(folder: Path) -> None:
+    lines = rows()
+    found = read(spec_of(folder, "test = 0.2\ndev = 0.1"))
+    write(folder, random.Random(1).sample(lines, len(lines)))
+    text = (folder / "task.toml").read_text()
+    (folder / "task.toml").write_text(text.replace('"t"', '"renamed"'))
+    again = read(read_custom_spec(folder / "task.toml"))
+    assert {split: texts(own) for split, own in found.items()} == {split: texts(own) for split, own in again.items()}
+    other = read(spec_of(folder, "test = 0.2\ndev = 0.1\nseed = 1"))
+    assert texts(other["test"]) != texts(found["test"])
+    assert texts(read(spec_of(folder, "test = 0.2\ndev = 0.3"))["test"]) == texts(found["test"])
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ([], "train train dev train dev test test train"),
+        (list("xyzxyzwv"), "dev train test dev train test train train"),
+    ],
+)
+def test_a_cut_is_that_of_other_processes_and_of_earlier_versions(groups: list[str], expected: str) -> None:
+    """Trained models are scored by later versions; hashes of texts differ from process to process."""
+    keys, labels = list("abcdefgh"), list("mmmnnnmn")
+    code = (
+        "from pathlib import Path; from data.readers.cut import Cut, divide;"
+        f"c = Cut({{'test': 0.25, 'dev': 0.25}}, 0, 'q', False, None);"
+        f"print(*divide({keys}, {labels}, {groups}, c, Path('t'))[0])"
+    )
+    for hash_seed in "12":
+        env = os.environ | {"PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == expected.split()
+
+
+def test_the_cut_is_part_of_the_task(folder: Path) -> None:
+    spec_of(folder, "test = 0.20\ndev = 0.1\nseed = 3")
+    assert get_task(folder / "task.toml").split == "test 0.2, dev 0.1, stratified by queue, seed 3"
+    spec_of(folder, 'test = 0.2\ngroup = "customer"\nstratify = false')
+    assert get_task(folder / "task.toml").split == "test 0.2, at random, groups of customer, seed 0"
+    write(folder, ["a,b,help,x"], "test.csv")
+    spec_of(folder, 'group = "customer"', files='train = "all.csv"\ntest = "test.csv"')
+    assert get_task(folder / "task.toml").split == ""  # nothing is cut
+
+
+# --------------------------------------------------------------------------------------------------------------- groups
+
+
+def test_groups_are_not_divided(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    found = read(spec_of(folder, 'test = 0.2\ndev = 0.1\ngroup = "customer"'))
+    customers = {line.split(",")[1]: line.split(",")[3] for line in rows()}
+    by_split = {split: {customers[text] for text in texts(own)} for split, own in found.items()}
+    assert [len(by_split[split]) for split in ("test", "dev", "train")] == [2, 1, 7]
+    assert len(set().union(*by_split.values())) == 10
+    assert "100 examples in 10 groups of customer cut into 20 for test, 10 for dev, 70 for train" in caplog.text
+
+
+def test_groups_that_look_the_same_are_one(folder: Path) -> None:
+    names = ("Café", "Cafe\u0301 ", "x", "y")
+    write(folder, [f"{i},{i},{'ab'[i % 2]},{names[i // 2 % 4]}" for i in range(40)])
+    found = read(spec_of(folder, 'test = 0.3\ngroup = "customer"'), ("train", "test"))
+    cafe = {str(i) for i in range(40) if i // 2 % 4 < 2}
+    assert texts(found["train"]) >= cafe and len(found["test"]) == 10
+
+
+def test_labels_of_groups_are_shared_out_as_well_as_by_scikit_learn() -> None:
+    ours, theirs = 0.0, 0.0
+    for seed in range(10):
+        draw = random.Random(seed)
+        groups = draw.choices([f"g{i}" for i in range(80)], [draw.random() ** 2 for _ in range(80)], k=800)
+        bias = {group: [draw.random() ** 3 + 0.02 for _ in range(5)] for group in sorted(set(groups))}
+        labels = [draw.choices("abcde", bias[group])[0] for group in groups]
+        found, _, absent = divide(
+            [str(i) for i in range(800)], labels, groups, cut(test=0.2, seed=seed, group="g"), TASK
+        )
+        test = [i for i, split in enumerate(found) if split == "test"]
+        assert not absent and not {groups[i] for i in test} & {groups[i] for i in range(800) if found[i] != "test"}
+        folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+        reference = next(folds.split(np.zeros(800), labels, groups))[1]
+        ours += worst_share(labels, test)
+        theirs += worst_share(labels, list(reference))
+    assert ours / 10 < 0.02 and ours <= theirs
+
+
+def worst_share(labels: list[str], part: list[int]) -> float:
+    """The largest difference between 0.2 and the part's share of a label."""
+    sizes, own = Counter(labels), Counter(labels[i] for i in part)
+    return max(abs(own[label] / n - 0.2) for label, n in sizes.items())
+
+
+def test_a_label_in_two_groups_is_in_train_and_test() -> None:
+    groups = ["a"] * 40 + ["b"] * 30 + ["c"] * 10 + ["d"] * 10 + ["e", "f"]
+    labels = ["x", "y"] * 45 + ["z", "z"]
+    for seed in range(5):
+        found, _, absent = divide(list(map(str, range(92))), labels, groups, cut(test=0.1, seed=seed, group="g"), TASK)
+        assert sorted(found[-2:]) == ["test", "train"] and not absent
+
+
+# -------------------------------------------------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("test = 0.5\ndev = 0.5", r"\[split\]: test = 0.5 \+ dev = 0.5 is 1, which leaves nothing for training"),
+        ("test = 0.7\ndev = 0.4", "is 1.1, which leaves nothing"),
+        ("test = 1", "test = 1 must be between 0 and 1, such as 0.2"),
+        ("test = 0.0", "test = 0 must be between 0 and 1"),
+        ("dev = -0.1", "dev = -0.1 must be between 0 and 1"),
+        ("test = nan", "test = nan must be between 0 and 1"),
+        ("train = 0.6\ntest = 0.3", r"0.6 \+ 0.3 is 0.9, not 1. Omit train"),
+        ("train = 0.6", "train has no effect without a split to cut"),
+        ("seed = 3", "seed has no effect without a split to cut, such as test = 0.2"),
+        ('stratify = "queue"', "stratify has no effect"),
+        ('group = "customer"', "group has no effect: there is one split"),
+        ("", r"\[split\] is empty. Name a split to cut"),
+        ("tests = 0.2", r"\[split\]: unknown key 'tests'. Did you mean 'test'"),
+        ('test = "test.csv"', "split.test must be a number"),
+        ("test = 0.2\nseed = 0.5", "split.seed must be a whole number"),
+        ("test = 0.2\nstratify = true", "name a field of type .class., or write false. The task has queue"),
+        ('test = 0.2\nstratify = "quue"', "stratify = 'quue' is not a field. Did you mean 'queue'"),
+        (
+            'test = 0.2\nstratify = "tags"',
+            "stratify = 'tags' is a field of type 'token'; one of type .class. is needed",
+        ),
+        ('test = 0.2\nstratify = ""', "stratify is empty"),
+        ('test = 0.2\ngroup = " "', "group is empty"),
+    ],
+)
+def test_wrong_keys(folder: Path, split: str, message: str) -> None:
+    tags = '[[fields]]\nname = "tags"\ntype = "token"\nlabels = ["x"]\n'
+    with pytest.raises(UserError, match=message) as error:
+        spec_of(folder, split or "# nothing", fields=QUEUE + tags)
+    assert str(folder / "task.toml") in str(error.value)
+
+
+def test_fractions_may_name_train(folder: Path) -> None:
+    assert len(read(spec_of(folder, "train = 0.7\ntest = 0.2\ndev = 0.1"))["train"]) == 70
+
+
+def test_a_split_that_is_given_and_cut(folder: Path) -> None:
+    write(folder, rows(), "test.csv")
+    with pytest.raises(UserError, match=r"test is given \(train, test\) and cut \(test = 0.2\). Remove one"):
+        spec_of(folder, "test = 0.2", files='train = "all.csv"\ntest = "test.csv"')
+    with pytest.raises(UserError, match=r"the train files are cut, and only test is given"):
+        spec_of(folder, "dev = 0.2", files='test = "all.csv"', fields=QUEUE.replace('"train"', '"test"'))
+
+
+def test_fractions_in_the_names_of_a_data_set(folder: Path) -> None:
+    (folder / "task.toml").write_text(f'name = "t"\n[files]\ntrain = "all.csv"\n[splits]\ntest = 0.2\n{QUEUE}')
+    with pytest.raises(UserError, match=r"splits has the dataset's names.* Write fractions in \[split\]"):
+        read_custom_spec(folder / "task.toml")
+
+
+def test_a_split_that_is_neither_given_nor_cut(folder: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"no test file; \[files\] has only train. Cut it from .* test = 0.1 below \[split"
+    ):
+        read_custom(spec_of(folder, ""), "test")
+    with pytest.raises(UserError, match=r"no dev file.*--holdout 0.1, or cut it from the train files"):
+        read_custom(spec_of(folder, "test = 0.2"), "dev")
+
+
+@pytest.mark.parametrize("end", ["csv", "jsonl"])
+def test_a_group_column_that_does_not_exist(folder: Path, end: str) -> None:
+    (folder / "all.jsonl").write_text('{"id": 1, "text": "a", "queue": "x", "customer": "c"}\n')
+    fields = QUEUE.replace('labels_from = "train"', f"labels = {['x', *SIZES]}")
+    spec = spec_of(folder, 'test = 0.2\ngroup = "custmer"', files=f'train = "all.{end}"', fields=fields)
+    with pytest.raises(UserError, match=f"all.{end}.*: no column 'custmer'. Did you mean 'customer'"):
+        read_custom(spec, "train")
+
+
+def test_an_example_without_a_group(folder: Path) -> None:
+    write(folder, [*rows(), "x,text,sales,"])
+    with pytest.raises(UserError, match="line 102: 'customer' is empty. Fill them in"):
+        read_custom(spec_of(folder, 'test = 0.2\ngroup = "customer"'), "test")
+    (folder / "all.jsonl").write_text('{"id": 1, "text": "a", "queue": "x", "customer": ["c"]}\n')
+    fields = QUEUE.replace('labels_from = "train"', 'labels = ["x", "y"]')
+    spec = spec_of(folder, 'test = 0.2\ngroup = "customer"', files='train = "all.jsonl"', fields=fields)
+    with pytest.raises(UserError, match="line 1: 'customer' must be a text or a number: it names the example's group"):
+        read_custom(spec, "test")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_group_in_two_given_splits(folder: Path, split: str) -> None:
+    write(folder, ["1,a,sales,c3", "2,b,help,new", "3,c,help,c4"], "test.csv")
+    spec = spec_of(folder, 'group = "customer"', files='train = "all.csv"\ntest = "test.csv"')
+    message = (
+        r"group 'c3' of 'customer' is in train \(.*all.csv, line 11\) and in test \(.*test.csv, line 2\). 2 groups"
+    )
+    with pytest.raises(UserError, match=message):
+        read_custom(spec, split)
+    write(folder, ["2,b,help,new"], "test.csv")
+    assert len(read(spec, (split,))[split]) == {"train": 100, "test": 1}[split]
+
+
+def test_a_group_column_that_only_the_other_split_lacks(folder: Path) -> None:
+    (folder / "test.jsonl").write_text('{"id": 1, "text": "a", "queue": "help"}\n')
+    spec = spec_of(folder, 'group = "customer"', files='train = "all.csv"\ntest = "test.jsonl"')
+    with pytest.raises(UserError, match="test.jsonl, line 1: no column 'customer'"):
+        read_custom(spec, "train")
+
+
+def test_too_few_examples_to_stratify(folder: Path) -> None:
+    write(folder, rows(SIZES | {"once": 1}))
+    with pytest.raises(
+        UserError, match="queue 'once': only one example, which cannot be in two splits. Add more, or omit"
+    ):
+        read_custom(spec_of(folder, 'test = 0.2\nstratify = "queue"'), "train")
+    write(folder, rows())
+    with pytest.raises(UserError, match="test = 0.03 of 100 examples is 3, fewer than the 5 labels of queue"):
+        read_custom(spec_of(folder, 'test = 0.03\nstratify = "queue"'), "train")
+    lines = [f"{i},{i},{'abc'[i % 3]},{'only' if i % 3 == 0 else i}" for i in range(30)]
+    write(folder, lines)
+    with pytest.raises(UserError, match="queue 'a': only one group of 'customer'"):
+        read_custom(spec_of(folder, 'test = 0.2\nstratify = "queue"\ngroup = "customer"'), "train")
+
+
+@pytest.mark.parametrize(
+    ("n", "split", "message"),
+    [
+        (20, "test = 0.01", r"test would have no example: 20 examples, cut into test 0.01, stratified"),
+        (3, "test = 0.3\ndev = 0.3\nstratify = false", None),
+        (2, "test = 0.5\ndev = 0.3\nstratify = false", "dev would have no example"),
+        (20, 'test = 0.2\ngroup = "text"', None),
+        (20, 'test = 0.2\ngroup = "customer"', "test would have no example: 20 examples in 1 group of customer"),
+    ],
+)
+def test_an_empty_split(folder: Path, n: int, split: str, message: str | None) -> None:
+    write(folder, [f"{i},text {i},{'ab'[i % 2]},same" for i in range(n)])
+    spec = spec_of(folder, split)
+    if message is None:
+        assert read_custom(spec, "test")[0]
+        return
+    with pytest.raises(UserError, match=message):
+        read_custom(spec, "test")
+
+
+def test_training_examples_that_all_have_one_label(folder: Path) -> None:
+    """Reported for what is left after the cut, and labels without examples by split."""
+    write(folder, rows({"sales": 9, "help": 1}))
+    spec = spec_of(folder, "test = 0.1")
+    assert by_label(read(spec, ("train",))["train"]) == {"sales": 8, "help": 1}
+    write(folder, ["1,a,sales,p", "2,b,sales,p", "3,c,help,q", "4,d,help,q"])
+    with pytest.raises(UserError, match="every example has the label"):
+        read_custom(spec_of(folder, 'test = 0.4\ngroup = "customer"'), "train")
+
+
+def test_labels_without_test_examples_are_named_for_the_part(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    load_custom(spec_of(folder, "test = 0.03"), "test")
+    assert "t test: no example has the queue label 'other', 'rare', 'spam'" in caplog.text
+    assert "t test: 3 examples" in caplog.text

@@ -1,0 +1,127 @@
+"""A run on a task whose splits are cut: resumed, scored and used with the same cut, and with no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from checkpoints_tools.checksums import write_checksums
+from data.errors import UserError
+from data.source import load_examples
+from data.task_file import read_task
+from data.tasks import get_task
+from tests.launching import ROOT, TICKETS, call_main
+
+COMMON = ["--model", "llama_debug", "--device", "cpu", "--cache_dir", "cache"]
+TRAIN = [*COMMON, "--init", "random", "--checkpoint", "base", "--batch_size", 4, "--row_length", 1024,
+         "--precision", "fp32", "--steps", 2, "--save_every", 1,
+         "--task", "task/tickets.toml", "--output", "run"]  # fmt: skip
+SPLIT = "[split]\ntest = 0.25\ndev = 0.25\n"
+SCORE = [*COMMON, "--task", "task/tickets.toml", "--max_new_tokens", 3]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``task`` (24 rows in one file, cut into 12, 6 and 6) and ``run``, of 2 steps."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "tests/old_files/llama", project / "base")
+    shutil.copytree(TICKETS.parent, project / "task")
+    task = project / "task/tickets.toml"
+    task.write_text(task.read_text().replace('test = "test.csv"\n', f"\n{SPLIT}"))
+    assert SPLIT in task.read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        call_main(patch, "train.py", *TRAIN)
+    return project
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "project"))
+    return Path.cwd()
+
+
+def change(old: str, new: str) -> None:
+    task = Path("task/tickets.toml")
+    assert old in task.read_text()
+    task.write_text(task.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("weights", ["run/export", "run/checkpoints/step_000002"])
+def test_an_export_and_a_checkpoint_are_scored_on_what_was_not_trained_on(
+    project: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = get_task("task/tickets.toml")
+    train = {example.text for example in load_examples(task, "train")}
+    assert len(train) == 12
+    for split in ("test", "dev"):
+        call_main(monkeypatch, "eval.py", *SCORE, "--checkpoint", weights, "--split", split, "--output", split)
+        lines = [json.loads(line) for line in Path(split, "predictions.jsonl").read_text().splitlines()]
+        examples = load_examples(task, split)
+        assert [line["id"] for line in lines] == [example.id for example in examples] and len(lines) == 6
+        assert train.isdisjoint(example.text for example in examples)
+
+
+def test_a_run_with_another_cut_is_another_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resume = partial(call_main, monkeypatch, "train.py", *TRAIN, "--resume")
+    shutil.rmtree("run/checkpoints/step_000002")
+    change(SPLIT, SPLIT + "seed = 1\n")
+    message = (
+        "task split: the checkpoint has 'test 0.25, dev 0.25, stratified by queue, seed 0', this run has .* seed 1'"
+    )
+    with pytest.raises(UserError, match=message):
+        resume()
+    change(SPLIT + "seed = 1\n", SPLIT + "seed = 0  # the default\n")
+    resume()
+    assert Path("run/checkpoints/step_000002").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("new", "split", "refused"),
+    [
+        (SPLIT + "seed = 1\n", "test", True),
+        (SPLIT + "seed = 1\n", "dev", True),
+        (SPLIT + "seed = 1\n", "train", False),
+        (SPLIT.replace("0.25\n", "0.3\n"), "test", True),
+        ("", "train", False),
+    ],
+)
+def test_another_cut_is_not_scored(
+    project: Path, new: str, split: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(SPLIT, new)
+    score = partial(call_main, monkeypatch, "eval.py", *SCORE, "--checkpoint", "run/export", "--split", split,
+                    "--output", "scored", "--limit", 2)  # fmt: skip
+    if refused:
+        message = "was trained with the split 'test 0.25, .* may be among those that were trained on. Write .split. as"
+        with pytest.raises(UserError, match=message):
+            score()
+        assert not Path("scored").exists()
+    else:
+        score()
+
+
+def test_a_model_that_was_trained_on_everything_is_not_scored_on_a_part(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path("run/export/task.json")
+    record = json.loads(file.read_text())
+    del record["split"]  # as if the run had been started without [split]
+    file.write_text(json.dumps(record))
+    write_checksums(file.parent)
+    with pytest.raises(UserError, match="was trained with the split 'none'"):
+        call_main(monkeypatch, "eval.py", *SCORE, "--checkpoint", "run/export", "--output", "scored")
+
+
+def test_new_texts_need_neither_the_file_nor_the_cut(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree("task")
+    task = read_task(Path("run/export"))
+    assert task is not None and task.split == "test 0.25, dev 0.25, stratified by queue, seed 0"
+    Path("in.txt").write_text("where is my parcel\n")
+    call_main(monkeypatch, "predict.py", "--checkpoint", "run/export", "--input", "in.txt", "--output", "out.jsonl",
+              "--max_new_tokens", 3, "--device", "cpu")  # fmt: skip
+    assert len(Path("out.jsonl").read_text().splitlines()) == 1
