@@ -273,6 +273,8 @@ def wrongly_converted(line: str) -> str:
 
 def wrongly_read(line: str, encoding: str) -> str:
     """What is suspicious about the characters of a line in an encoding that was named; empty if nothing."""
+    if is_wide(encoding):
+        return wrongly_converted(line)
     if (found := _WINDOWS_AS_LATIN1.search(line)) is None:
         return ""
     return f"control character U+{ord(found[0]):04X} in {encoding}. This is probably {_WESTERN}. {_name_it(_WESTERN)}"
