@@ -297,4 +297,8 @@ def _command(encoding: str, file: str) -> str:
     if file == "-":
         return f"iconv -f {encoding} -t utf-8"
     path = PurePath(file)
+    if path.suffix.lower() == ".gz":
+        unpacked = PurePath(path.stem)
+        target = quoted(f"{unpacked.stem}.utf8{unpacked.suffix}")
+        return f"gunzip -c {quoted(file)} | iconv -f {encoding} -t utf-8 > {target}"
     return f"iconv -f {encoding} -t utf-8 {quoted(file)} > {quoted(f'{path.stem}.utf8{path.suffix}')}"
