@@ -117,6 +117,9 @@ class TrainOptions:
     """Optimizer steps (instead of epochs)."""
     epochs: float | None = None
     """Passes over the training data (instead of steps)."""
+    class_weights: tuple[str, ...] = ()
+    """Weights of labels in the loss, for data in which some are rare. balanced: n / (labels * count), for every field
+    with one label a text. FIELD=balanced: for this field. LABEL=2.5 (or FIELD:LABEL=2.5): given; its others weigh 1."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: compute in bf16; optim says how weights are stored. fp32: everything in fp32. auto: bf16 on CUDA, on CPUs
     with bf16 hardware (AVX512-BF16, AMX) and with bf16 weights; else fp32, as emulated bf16 is several times slower."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from checkpoints_tools.registry import ModelSpec, get_model_spec, model_names
+from data.class_weights import read_weights
 from data.decoder.fewshot import shots_problems
 from data.decoder.prompts import check_wording
 from data.errors import UserError
@@ -129,6 +130,7 @@ def find_problems(config: TrainConfig) -> list[str]:
         data = config.data
         task = get_task(data.task, data.joint_order, data.slot_answer, data.slot_tags)
         check_wording(data.wording, task, data.list_labels)
+        read_weights(config.train.class_weights, task, problems)
     except UserError as error:
         problems.append(str(error))
 

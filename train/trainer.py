@@ -168,6 +168,8 @@ class Trainer:
         )
         if self.step:
             self.log.event("resume", step=self.step)
+        if self.setup.class_weights:
+            self.log.event("class_weights", weights=self.setup.class_weights)
         with stopping.held(announcement()) as self.stop:
             try:
                 self._loop()
@@ -228,7 +230,7 @@ class Trainer:
         lr = learning_rate(self.step, self.setup.total_steps, optim.lr, optim.schedule, optim.warmup_steps)
         losses = torch.zeros(len(batch.n_label_tokens), dtype=torch.float64, device=self.world.device)
         for micro_batch in batch.batches:
-            parts = field_losses(self.model, micro_batch.to(self.world.device), batch.n_label_tokens)
+            parts = field_losses(self.model, micro_batch.to(self.world.device), batch.total_weights)
             parts.sum().backward()
             losses += parts.detach()
         norm = clip_gradients(self.model, optim.clip).item()
@@ -250,6 +252,7 @@ class Trainer:
             "step": self.step,
             "epoch": round(batch.epoch, 4),
             "loss": total_loss,
+            **({"weighted": True} if self.setup.class_weights else {}),
             **{f"loss/{name}": x for name, x in named if name != ANSWER},
             "lr": lr,
             "grad_norm": norm,
