@@ -164,6 +164,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(ckpt.keep >= 1, "keep", "at least 1")
     must(0 <= config.eval.holdout < 1, "holdout", "in [0, 1)")
     must(config.eval.eval_every >= 0, "eval_every", "0 (off) or more")
+    must(config.eval.patience is None or config.eval.patience >= 1, "patience", "at least 1")
     must(config.eval.max_new_tokens is None or config.eval.max_new_tokens >= 1, "max_new_tokens", "at least 1")
     must(config.log.log_every >= 1, "log_every", "at least 1")
     if train.activation_offload and train.activation_checkpointing != "full":
@@ -179,6 +180,11 @@ def find_problems(config: TrainConfig) -> list[str]:
         problems.append(f"eval_every = {config.eval.eval_every} needs held-out examples: give --holdout, e.g. 0.05.")
     if config.eval.holdout and not config.eval.eval_every:
         problems.append(f"holdout = {config.eval.holdout} is never scored: give --eval_every.")
+    if config.eval.patience is not None and not config.eval.eval_every:
+        problems.append(
+            f"patience = {config.eval.patience} counts held-out scorings, and there are none: give --holdout and "
+            "--eval_every."
+        )
     if known_model and get_model_spec(config.model.model).kind == "encoder" and config.parallel.tp > 1:
         problems.append(f"tp = {config.parallel.tp}: an encoder's matrices are not split. Omit it.")
     if known_model:
