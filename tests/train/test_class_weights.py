@@ -21,7 +21,7 @@ from train.trainer import Trainer
 
 
 def test_balanced_in_a_run(world, train_args: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    few = [*train_args, "--steps", "2", "--limit", "30"]  # of the sample all labels have equally many
+    few = [*train_args, "--steps", "2", "--limit", "11"]  # of the sample all labels have equally many
     run, args = tmp_path / "run", [*few, "--class_weights", "balanced"]
     config = load_config(args)
     with caplog.at_level("INFO"):
@@ -45,14 +45,14 @@ def test_balanced_in_a_run(world, train_args: list[str], tmp_path: Path, caplog:
 
 def test_the_weights_are_of_the_examples_to_train_on(train_args: list[str]) -> None:
     config = load_config(
-        [*train_args, "--class_weights", "balanced", "--limit", "20", "--holdout", "0.3", "--eval_every", "1"]
+        [*train_args, "--class_weights", "balanced", "--limit", "11", "--holdout", "0.3", "--eval_every", "1"]
     )
     setup = open_run(config)
 
     _, _, examples = divide(load_examples(setup.task, "train", None), setup.task, config)
     for name, weights in setup.class_weights.items():
         counts = Counter(example.class_label(name) for example in examples)
-        assert sum(counts.values()) == len(examples) == len(setup.samples) <= 20
+        assert sum(counts.values()) == len(examples) == len(setup.samples) == 11
         assert weights == {label: len(examples) / (len(counts) * n) for label, n in sorted(counts.items())}
 
 
