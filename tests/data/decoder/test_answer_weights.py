@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,38 @@ def test_a_joint_answer(kind: str, weights: ClassWeights, tmp_path: Path) -> Non
         found = samples.weights(i)
         assert found is not None and found.tolist() == pytest.approx(expected), example.labels
         assert samples.sum_weights([i, i]) == {ANSWER: pytest.approx(2 * sum(expected), rel=1e-6)}
+
+
+class Pairs:
+    """A tokenizer whose tokens are two characters each: some write a quotation mark and a letter beside it."""
+
+    def __init__(self, inner: Tokenizer) -> None:
+        self.inner, self.known = inner, list[str]()
+
+    def encode(self, text: str) -> list[int]:
+        pairs = [text[i : i + 2] for i in range(0, len(text), 2)]
+        self.known += [pair for pair in dict.fromkeys(pairs) if pair not in self.known]
+        return [self.known.index(pair) for pair in pairs]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.known[i] for i in ids)
+
+    def pieces(self) -> dict[int, bytes]:
+        return {i: pair.encode() for i, pair in enumerate(self.known)}
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+
+def test_a_token_that_writes_a_quotation_mark_and_a_letter(tmp_path: Path) -> None:
+    tokenizer, weights = Pairs(load_tokenizer(TINY["json"](tmp_path))), {"a": OF_A, "b": OF_B}
+    prompt = build_prompt(JOINT, "chatml", list_labels=False)
+    samples = prepare(made(JOINT), JOINT, prompt, tokenizer, 4096)
+    samples.label_weights = answer_weights(samples, made(JOINT), JOINT, prompt, tokenizer, weights)
+    for i, example in enumerate(made(JOINT)):
+        expected = by_hand(samples.label(i).tolist(), example, prompt, tokenizer, weights)
+        assert samples.weights(i).tolist() == pytest.approx(expected), example.labels
+    assert {'"t', 'h"'} <= set(tokenizer.known), "at both ends of a label"
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
