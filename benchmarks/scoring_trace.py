@@ -304,9 +304,9 @@ def main(batch_tokens: tuple[int, ...] = (4000, 16_384), layers: int | None = No
                 rows += found
     body = (
         "Rank 0 of `--tp` ranks, bf16, requests with the tasks' lengths; GiB. *plan* is `eval/memory.py`, *trace* "
-        "the live storages of fake tensors while `greedy_decode` decodes, or `decode_labels` answers *labels* (in brackets: seconds of the trace). The "
-        "prefill's attention is replaced by what FlexAttention and flash attention allocate on CUDA; everything else "
-        "is the scoring code itself.\n\n"
+        "the live storages of fake tensors while `greedy_decode` decodes, or `decode_labels` answers (*labels*; in "
+        "brackets: seconds of the trace). The prefill's attention is replaced by what FlexAttention and flash "
+        "attention allocate on CUDA; everything else is the scoring code itself.\n\n"
         + table(["", "", "plan", "trace", "off by"], rows)
         + "\n\nNeither was measured on a GPU. CUDA's context, NCCL's buffers and the allocator's gaps need memory in "
         "addition (`train/planning/hardware.py`)."
