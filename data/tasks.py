@@ -107,7 +107,7 @@ class Task:
     opening_is_system: bool = False
     text_column: str = "text"
     text_template: str = ""
-    custom: CustomSpec | None = None
+    custom: CustomSpec | None = dataclasses.field(default=None, hash=False)  # it has a dict
 
     @property
     def is_joint(self) -> bool:
