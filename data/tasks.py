@@ -109,7 +109,7 @@ class Task:
     text_column: str = "text"
     text_template: str = ""
     split: str = ""
-    custom: CustomSpec | None = None
+    custom: CustomSpec | None = dataclasses.field(default=None, hash=False)  # it has a dict
 
     @property
     def is_joint(self) -> bool:

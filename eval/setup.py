@@ -97,6 +97,11 @@ class ModelSetup:
             decode=self.options.decode,
         )
 
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the labels of class fields get probabilities."""
+        return self.spec.kind == "encoder" or self.options.decode == "labels"
+
 
 @dataclass(frozen=True)
 class ScoringSetup(ModelSetup):

@@ -212,11 +212,13 @@ class Rows:
         n_read: number of rows until now.
 
     Raises:
-        UserError: a column twice, or a description of the columns that is damaged.
+        UserError: no column, a column twice, or a description of the columns that is damaged.
     """
 
     def __init__(self, name: str, schema: Any) -> None:
         check_columns(list(schema.names), name)
+        if not schema.names:
+            raise UserError(f"{name}: it has no columns.")
         features = _features(schema, name)
         self.name, self.columns, self.n_read = name, tuple(schema.names), 0
         self._convert = [_converter(field.type, features.get(field.name)) for field in schema]

@@ -6,13 +6,17 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
     document_name = "Ticket"          # used in the prompt's delimiters; default "Document"
     instruction = "Sort the ticket."  # optional; added to the standard instruction
     text_column = "text"              # default "text"; or: text = "{title}\\n{body}", to make it of several columns
+                                      # or: tokens_column = "tokens", if it has lists of words
     id_column = "ticket_id"           # default: the line number
     delimiter = ";"                   # between the cells of .csv files; default ","
     encoding = "windows-1252"         # of all files; default "utf-8"
     tsv_quoting = true                # quotation marks in .tsv files mean what they do in CSV; default: nothing
     missing = "skip"                  # leave out examples without a text, label or id; default: "error"
 
-    [files]                           # .csv, .tsv or .jsonl, also with .gz
+    format = "conll"                  # of all files; default: as their endings say, see `data.readers.tables`
+    conll_columns = ["tokens", "ner"] # names of the columns of CoNLL; default: see `data.readers.conll`
+
+    [files]                           # or: dataset = "owner/name", see `data.readers.sources`
     train = "train-*.csv"             # a file, a pattern, or a list of them
     test = "test.jsonl"
 
@@ -35,6 +39,7 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
     labels = ["product", "date"]
     other = "Other"                   # the label of words that have none of these; default "Other"
     tags = "iob2"                     # how the files' labels are written: "types", "iob1", "iob2", "iobes", "bilou"
+                                      # or: "spans", spans of characters, see `data.readers.spans`
     answer = "spans"                  # a decoder writes the entities; "list" or "bio": a label or a tag for each word
 
 A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. They are

@@ -273,6 +273,8 @@ def wrongly_converted(line: str) -> str:
 
 def wrongly_read(line: str, encoding: str) -> str:
     """What is suspicious about the characters of a line in an encoding that was named; empty if nothing."""
+    if is_wide(encoding):
+        return wrongly_converted(line)
     if (found := _WINDOWS_AS_LATIN1.search(line)) is None:
         return ""
     return f"control character U+{ord(found[0]):04X} in {encoding}. This is probably {_WESTERN}. {_name_it(_WESTERN)}"
@@ -295,4 +297,8 @@ def _command(encoding: str, file: str) -> str:
     if file == "-":
         return f"iconv -f {encoding} -t utf-8"
     path = PurePath(file)
+    if path.suffix.lower() == ".gz":
+        unpacked = PurePath(path.stem)
+        target = quoted(f"{unpacked.stem}.utf8{unpacked.suffix}")
+        return f"gunzip -c {quoted(file)} | iconv -f {encoding} -t utf-8 > {target}"
     return f"iconv -f {encoding} -t utf-8 {quoted(file)} > {quoted(f'{path.stem}.utf8{path.suffix}')}"

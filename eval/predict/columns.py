@@ -1,8 +1,8 @@
 """The columns that predict.py adds to a row.
 
 predicted_queue                 the label of a class field, or None
-predicted_queue_probability     encoders: its probability
-predicted_queue_next            encoders: the next most probable labels, [{"label": ..., "probability": ...}, ...]
+predicted_queue_probability     its probability; not with --decode free
+predicted_queue_next            the next most probable labels, [{"label": ..., "probability": ...}, ...]; likewise
 predicted_slots                 a token field: [{"type": ..., "text": ..., "start": ..., "end": ...}, ...], or None
 predicted_truncated             the text was cut
 predicted_error                 why there is no label, or None

@@ -218,6 +218,12 @@ def test_a_description_of_columns_that_is_damaged(tmp_path: Path) -> None:
         records(write_arrow(tmp_path / "t.arrow", table))
 
 
+def test_a_table_without_columns(tmp_path: Path) -> None:
+    """Its number of rows would be whatever it claims."""
+    with pytest.raises(UserError, match=r"t\.arrow: it has no columns"):
+        records(write_arrow(tmp_path / "t.arrow", pa.table({"a": [1, 2]}).select([])))
+
+
 def test_large_rows_are_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.readers.columnar.BATCH_BYTES", 1000)
     taken: list[int] = []
