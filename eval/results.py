@@ -29,9 +29,9 @@ from data.json_text import to_json
 from data.tasks import ClassField, TokenField
 from eval.kept_lines import sha256_of, writable
 from eval.metrics import HasFields, Labels, compute_metrics, main_figure
+from eval.probabilities import answered_figures, probability_figures, unsure_of, with_probabilities
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
-N_TOP = 5  # most probable labels, stored with their probabilities
 
 Name = Annotated[str, msgspec.Meta(max_length=limits.NAME_CHARACTERS)]  # characters of what tables show
 FieldKind = Literal["class", "token"]
@@ -60,7 +60,11 @@ class Prediction:
             those without a sub-word in the (cut) document.
         top: by class-field name, the most probable labels with their probabilities, in decreasing order:
             ``[[label, p], ...]``. Only from systems that compute probabilities: encoders, and decoders with
-            ``--decode labels``.
+            ``--decode labels``. At the temperature of the checkpoint's calibration, if it has one.
+        log_probs: by class-field name, the log-probabilities of all labels, in the order of `Results.labels`, without
+            temperature. Only where ``top`` is.
+        abstained: the class fields of which the label is not given, because it is not probable enough
+            (``--abstain_below``). ``parsed`` has it nevertheless.
     """
 
     id: str
@@ -80,6 +84,8 @@ class Prediction:
     top: dict[str, list[list[str | float]]] = field(default_factory=dict)
     lenient: Labels | None = None
     parsed_bio: dict[str, tuple[Tag, ...]] = field(default_factory=dict)
+    log_probs: dict[str, list[float]] = field(default_factory=dict)
+    abstained: tuple[str, ...] = ()
 
     @property
     def labels(self) -> Labels:
@@ -126,6 +132,7 @@ class Results:
         predictions: SHA-256 of the ``predictions.jsonl`` of the same scoring, made by `write_run`; empty in older
             files.
         examples: hash of the examples with their gold labels (`hash_examples`); empty in older files.
+        labels: by class field with probabilities, its labels, in the order of ``Prediction.log_probs``.
     """
 
     system: Name
@@ -145,6 +152,12 @@ class Results:
     weights: str = ""
     predictions: str = ""
     examples: str = ""
+    labels: dict[Name, list[str]] = field(default_factory=dict)
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """By class field, the temperature of its probabilities; without those that have none."""
+        return self.settings.get("temperature") or {}
 
 
 class _Figures(msgspec.Struct):
@@ -160,15 +173,42 @@ class _Metrics(_Figures):
     lenient: _Figures | None = None
 
 
-def measure(task: HasFields, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
+def measure(
+    task: HasFields,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    temperatures: Mapping[str, float] | None = None,
+    abstain_below: float | None = None,
+) -> dict[str, Any]:
     """The metrics of a run (:func:`eval.metrics.compute_metrics`).
 
-    If the answers are text, ``"lenient"`` has the same of the lenient reading (`data.lenient`).
+    If the answers are text, ``"lenient"`` has the same of the lenient reading (`data.lenient`). If class fields have
+    probabilities, their figures have those of `eval.probabilities.probability_figures`, and ``"coverage"`` the curves.
+    With ``abstain_below`` there is also ``"abstaining"`` (`eval.probabilities.answered_figures`); all other figures are
+    those of all answers.
+
+    Args:
+        temperatures: by class field, those of the probabilities.
+        abstain_below: the threshold with which the predictions were marked (`mark_unsure`).
     """
     metrics = compute_metrics(task, examples, predictions)
+    fields = with_probabilities(task.fields, predictions)
+    for own in fields:
+        gold = [example.class_label(own.name) for example in examples]
+        found, curve = probability_figures(own, gold, predictions, (temperatures or {}).get(own.name))
+        metrics["fields"][own.name] |= found
+        metrics.setdefault("coverage", {})[own.name] = curve
+    if abstain_below is not None:
+        metrics["abstaining"] = {"below": abstain_below} | answered_figures(task, examples, predictions, fields)
     if any(p.lenient is not None for p in predictions):
         metrics["lenient"] = compute_metrics(task, examples, [p.read_leniently for p in predictions])
     return metrics
+
+
+def mark_unsure(predictions: Sequence[Prediction], below: float | None) -> None:
+    """Mark the labels that are not given, because they are less probable than ``below``; None: all are given."""
+    for prediction in predictions:
+        prediction.abstained = unsure_of(prediction, below) if below is not None else ()
 
 
 def count_oddities(predictions: Sequence[Prediction]) -> dict[str, int]:
@@ -195,9 +235,15 @@ def field_kinds(task: HasFields) -> dict[str, FieldKind]:
     return {f.name: "token" if isinstance(f, TokenField) else "class" for f in task.fields}
 
 
+def label_sets(task: HasFields) -> dict[str, list[str]]:
+    """The labels of each class field: `Results.labels` of a run with probabilities."""
+    return {f.name: list(f.labels) for f in task.fields if isinstance(f, ClassField)}
+
+
 def stored_task(results: Results) -> StoredTask:
     kinds: dict[str, type[ClassField] | type[TokenField]] = {"token": TokenField, "class": ClassField}
-    return StoredTask(results.task, tuple(kinds[kind](name, ()) for name, kind in results.fields.items()))
+    labels = {name: tuple(results.labels.get(name, ())) for name in results.fields}
+    return StoredTask(results.task, tuple(kinds[kind](name, labels[name]) for name, kind in results.fields.items()))
 
 
 def versions() -> dict[str, str]:
@@ -278,11 +324,11 @@ def read_results(folder: Path) -> Results:
     return results
 
 
-def read_predictions(folder: Path, fields: Mapping[str, str] | None = None) -> list[Prediction]:
+def read_predictions(folder: Path, results: Results | None = None) -> list[Prediction]:
     """Read ``predictions.jsonl``.
 
     Args:
-        fields: `Results.fields` of the same scoring, if the predictions are to be scored.
+        results: of the same scoring, if the predictions are to be scored.
 
     Raises:
         UserError: no such file, or a line that is not a prediction of these fields (the message has its number).
@@ -293,8 +339,10 @@ def read_predictions(folder: Path, fields: Mapping[str, str] | None = None) -> l
     predictions = []
     for where, line in read_lines(path):
         prediction: Prediction = parse_line(line, where, Prediction)
-        for name, kind in (fields or {}).items():
-            _check_field(prediction, name, str if kind == "class" else tuple, where)
+        if results is not None:
+            for name, kind in results.fields.items():
+                _check_field(prediction, name, str if kind == "class" else tuple, where)
+                _check_probabilities(prediction, name, len(results.labels.get(name, ())), where)
         predictions.append(prediction)
     return predictions
 
@@ -309,3 +357,10 @@ def _check_field(prediction: Prediction, name: str, wanted: type, where: str) ->
     for tags in (prediction.gold_bio.get(name), prediction.parsed_bio.get(name)):
         if tags is not None and len(tags) != len(gold or ()):
             raise UserError(f"{where}: {len(tags)} boundaries of {name!r} for {len(gold or ())} words. Score again.")
+
+
+def _check_probabilities(prediction: Prediction, name: str, n_labels: int, where: str) -> None:
+    """Refuse probabilities of other labels than those of the results."""
+    found, top = prediction.log_probs.get(name), prediction.top.get(name)
+    if found is not None and (len(found) != n_labels or not top or not isinstance(top[0][-1], int | float)):
+        raise UserError(f"{where}: log_probs and top of {name!r} must be those of {n_labels} labels. Score again.")

@@ -52,7 +52,8 @@ def score(
     """
     ranks = ranks or ScoringRanks()
     share = SCORERS[job.kind].answer(model, job, ranks, progress, partial)
-    return gather_scores(job.task, job.examples, share, ranks, partial.answers if partial else {})
+    earlier = partial.answers if partial else {}
+    return gather_scores(job.task, job.examples, share, ranks, earlier, job.temperatures, job.abstain_below)
 
 
 def request_lengths(job: ScoringJob) -> RequestLengths:

@@ -113,7 +113,7 @@ def test_damaged_predictions_are_named(tmp_path, line, message):
     bad = line if isinstance(line, bytes) else json.dumps(line).encode()
     (tmp_path / PREDICTIONS).write_bytes(good + b"\n" + bad + b"\n" + good)
     with pytest.raises(UserError, match=rf"predictions.jsonl, line 2: .*{message}"):
-        read_predictions(tmp_path, {"s": "token"})
+        read_predictions(tmp_path, Results("s", "t", {"s": "token"}, "d", "test", METRICS))
 
 
 def test_names_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
