@@ -138,13 +138,19 @@ def details_table(results: Results) -> Table:
 
     def group(what: str, rows: Mapping[str, float | int | None]) -> None:
         for i, (name, value) in enumerate((k, v) for k, v in rows.items() if not _is_no_count(v)):
-            table.add_row(literal("" if i else what), literal(name.replace("_", " ")), _show(value))
+            table.add_row(literal("" if i else what), literal(name.replace("_", " ")), _show(name, value))
         table.add_section()
 
     for field, own in results.metrics["fields"].items():
         group(field, own)
     if len(results.fields) > 1:
         group("all fields", {"exact match": results.metrics["exact_match"]})
+    if abstaining := results.metrics.get("abstaining"):
+        given = f"given from {abstaining['below']:.0%} on"
+        for field, own in abstaining["fields"].items():
+            group(f"{field}, {given}", own)
+        if len(abstaining["fields"]) > 1 or len(results.fields) > 1:
+            group(f"all class fields {given}", {name: abstaining[name] for name in ("answered", "exact_match")})
     counts = {"scored": results.metrics["n_examples"], "with an unparsed field": results.metrics["n_unparsed"]}
     group("examples", counts | results.counts)
     if lenient := lenient_figures(results):
@@ -160,9 +166,11 @@ def _is_no_count(value: float | int | None) -> bool:
     return isinstance(value, int) and value == 0
 
 
-def _show(value: float | int | None) -> str:
+def _show(name: str, value: float | int | None) -> str:
     if value is None:
-        return "no gold boundaries"
+        return "no gold boundaries" if name.startswith("strict") else "none"
+    if name.startswith("nll"):
+        return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2%}"
 
 
