@@ -132,7 +132,7 @@ def run(options: EvalConfig) -> None:
 
 def calibrate(setup: ScoringSetup, result: ScoreResult) -> None:
     """Fit the temperatures of the class fields to the answers, and store them with the checkpoint."""
-    found = fit(setup.task, setup.job.prompt, result.predictions, setup.options.split)
+    found = fit(setup.job, result.predictions, setup.options.split)
     with writable(setup.weights.path):
         found.save(setup.weights.path)
     log.info("%s\nwritten to %s", found.describe(), setup.weights.path / CALIBRATION_FILE)

@@ -17,19 +17,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import cast
+from pathlib import Path
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from data.decoder.tokenizer import Tokenizer
+from data.errors import UserError
+from data.tasks import ClassField
+from eval.decoder.labels import ValidAnswers
 from eval.decoder.tensor_parallel import copy_for_scoring
 from eval.gather import ScoreResult
 from eval.job import BATCH_TOKENS, ScoringJob, ScoringRanks
 from eval.memory import ScoringLoad
 from eval.metrics import main_figures, selection_metric
 from eval.score import request_lengths, score
+from eval.stored_calibration import fit
 from eval.together import Stopped
 from model.llama import LlamaConfig
 from train.config import TrainConfig
@@ -38,7 +45,7 @@ from train.parallel.distributed import World, place
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, keep_unsharded, reshard, reshards_after_forward
 from train.planning.hardware import usable
-from train.scorer import HeldOutScore
+from train.scorer import Calibrated, HeldOutScore
 from train.setup import CACHE_DIR, Setup, longest_input
 
 log = logging.getLogger(__name__)
@@ -47,6 +54,13 @@ log = logging.getLogger(__name__)
 def tp_for(config: LlamaConfig, local_ranks: int) -> int:
     """Tensor-parallel ranks of a copy: the most that divide heads, hidden units and a machine's ranks."""
     return math.gcd(config.n_kv_heads, config.ffn_dim, local_ranks)
+
+
+class Nothing:
+    """The calibration of a model that has none."""
+
+    def save(self, folder: Path) -> None:
+        """Write nothing."""
 
 
 class HeldOutScoring:
@@ -69,7 +83,33 @@ class HeldOutScoring:
             return None
         return HeldOutScore(main_figures(self.setup.task, metrics), selection_metric(self.setup.task, metrics))
 
-    def answer(self, model: nn.Module, stop: Callable[[], bool] | None = None) -> ScoreResult:
+    def calibrate(self, model: nn.Module, stop: Callable[[], bool]) -> Calibrated | None:
+        """Fit temperatures to the probabilities of the held-out examples' labels; otherwise as `score`.
+
+        Nothing is fitted for a task without class fields, or for a tokenizer that has no tokens for its answers.
+        """
+        setup = self.setup
+        if not any(isinstance(field, ClassField) for field in setup.task.fields):
+            return Nothing()
+        if setup.prompt is not None:
+            try:  # on every rank alike, before any pass
+                ValidAnswers(setup.task, setup.prompt, cast(Tokenizer, setup.tokenizer)).most_tokens()
+            except UserError as error:
+                log.info("note: the exports have no calibration. %s", error)
+                return Nothing()
+        try:
+            predictions = self.answer(model, stop, decode="labels").predictions
+        except Stopped:
+            return None
+        if not predictions:  # on ranks other than 0
+            return Nothing()
+        found = fit(self._job(), predictions, "held-out")
+        log.info("probabilities: %s", found.describe())
+        return found
+
+    def answer(
+        self, model: nn.Module, stop: Callable[[], bool] | None = None, decode: Literal["free", "labels"] = "free"
+    ) -> ScoreResult:
         """Answers to the held-out examples, and their metrics; a collective call of all ranks.
 
         Raises:
@@ -80,14 +120,14 @@ class HeldOutScoring:
         if self.copy_world is None or not self._copy_fits():
             keep_unsharded(model, self.world.size == 1)  # in the gradients' memory, which is free now
             try:
-                return score(model, self._job(), ScoringRanks.of(self.world, sharded=True, stop=stop))
+                return score(model, self._job(decode=decode), ScoringRanks.of(self.world, sharded=True, stop=stop))
             finally:
                 keep_unsharded(model, False)
                 reshard(model)
         build = partial(self.setup.spec.build, self.setup.model_config)
         mesh = self.copy_world.mesh["tensor"]
         copy = copy_for_scoring(model, build, mesh, self._dtype, self.world.device)
-        return score(copy, self._copy_job, ScoringRanks.of(self.copy_world, stop=stop))
+        return score(copy, replace(self._copy_job, decode=decode), ScoringRanks.of(self.copy_world, stop=stop))
 
     def _set_up(self, model: nn.Module) -> None:
         """Lay out the ranks for a copy of the model, if one is needed. Only once: it creates process groups."""
@@ -113,7 +153,7 @@ class HeldOutScoring:
     def _dtype(self) -> torch.dtype:
         return PRECISIONS[self.config.train.precision].compute
 
-    def _job(self, max_batch_tokens: int = BATCH_TOKENS) -> ScoringJob:
+    def _job(self, max_batch_tokens: int = BATCH_TOKENS, decode: Literal["free", "labels"] = "free") -> ScoringJob:
         config, setup = self.config, self.setup
         return ScoringJob(
             task=setup.task,
@@ -125,6 +165,7 @@ class HeldOutScoring:
             max_batch_tokens=max_batch_tokens,
             cache_dir=config.data.cache_dir or CACHE_DIR,
             fine_tuned=True,
+            decode=decode,
         )
 
     @property

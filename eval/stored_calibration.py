@@ -25,6 +25,8 @@ from data.task_file import task_hash
 from data.tasks import ClassField, Task
 from eval.calibration import COLDEST, HOTTEST, calibration_error, fit_temperature, scaled
 from eval.config import EvalConfig
+from eval.job import ScoringJob
+from eval.probabilities import gold_indices
 from eval.results import Prediction, hash_examples
 from eval.weights import WEIGHT_FILES, Weights, hash_files
 
@@ -85,20 +87,25 @@ class Calibration(msgspec.Struct, frozen=True):
         return f"{fields} (on the {self.n_examples:,} {self.split} examples that it was fitted to){rough}{limit}"
 
 
-def fit(task: Task, prompt: Prompt | None, predictions: Sequence[Prediction], split: str) -> Calibration:
-    """Fit a temperature for each class field to predictions with probabilities; there is at least one of each."""
+def fit(job: ScoringJob, predictions: Sequence[Prediction], split: str) -> Calibration:
+    """Fit a temperature for each class field to the answers of a job, with their probabilities.
+
+    Args:
+        job: has at least one example and one class field.
+        split: of its examples, in words.
+    """
     fields = {}
-    for field in (field for field in task.fields if isinstance(field, ClassField)):
+    for field in (field for field in job.task.fields if isinstance(field, ClassField)):
         scores = np.array([prediction.log_probs[field.name] for prediction in predictions])
-        gold = [field.labels.index(str(prediction.gold[field.name])) for prediction in predictions]
+        gold = gold_indices(field, [example.class_label(field.name) for example in job.examples])
         correct = [prediction.parsed[field.name] == prediction.gold[field.name] for prediction in predictions]
         temperature = fit_temperature(scores, gold)
         before, after = (
             calibration_error(np.exp(scaled(scores, value).max(axis=-1)), correct) for value in (1.0, temperature)
         )
         fields[field.name] = FieldCalibration(temperature, before, after)
-    examples = hash_examples([prediction.example for prediction in predictions])
-    return Calibration(1, fields, len(predictions), split, examples, task_hash(task), hash_prompt(prompt))
+    examples = hash_examples(job.examples)
+    return Calibration(1, fields, len(predictions), split, examples, task_hash(job.task), hash_prompt(job.prompt))
 
 
 def read_calibration(folder: Path, task: Task, prompt: Prompt | None) -> Calibration | None:
