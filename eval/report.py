@@ -21,6 +21,14 @@ from eval.results import Results, read_results, stored_task
 Row = tuple[str, list[str]]
 FIRST_COLUMN = "system"
 TABLE_START = f"| {FIRST_COLUMN} | ".encode()  # of a Markdown file
+_NAMES = {  # of figures whose key does not say enough
+    "ece": "calibration error",
+    "nll": "-log p of the gold label",
+    "ece_uncalibrated": "calibration error, no temperature",
+    "nll_uncalibrated": "-log p, no temperature",
+    "accuracy_at_80": "accuracy of the surest 80%",
+    "accuracy_at_90": "accuracy of the surest 90%",
+}
 SYSTEM_WIDTH = 16  # of a table at least, if a name is as long
 COUNTS_AND_COSTS = ("examples", "unparsed", "s/example", "prompt tok", "computed tok", "new tok")
 
@@ -138,7 +146,8 @@ def details_table(results: Results) -> Table:
 
     def group(what: str, rows: Mapping[str, float | int | None]) -> None:
         for i, (name, value) in enumerate((k, v) for k, v in rows.items() if not _is_no_count(v)):
-            table.add_row(literal("" if i else what), literal(name.replace("_", " ")), _show(name, value))
+            shown = _NAMES.get(name, name.replace("_", " "))
+            table.add_row(literal("" if i else what), literal(shown), _show(name, value))
         table.add_section()
 
     for field, own in results.metrics["fields"].items():

@@ -121,7 +121,11 @@ def test_calibrated_on_one_split_and_scored_on_another(export, run, capsys):
     assert len(curve) > 10 and curve[-1]["coverage"] == 1 and curve[-1]["accuracy"] == figures["accuracy"]
     show_details(after)
     shown = capsys.readouterr().out
-    assert f"{figures['ece']:.2%}" in shown and f"{figures['nll']:.4f}" in shown and "ece uncalibrated" in shown
+    assert (
+        f"{figures['ece']:.2%}" in shown
+        and f"{figures['nll']:.4f}" in shown
+        and "calibration error, no temperature" in shown
+    )
 
 
 def test_unsure_answers_are_not_given(export, run, capsys):
