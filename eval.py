@@ -222,7 +222,7 @@ def describe(setup: ScoringSetup, precision: str, device: torch.device) -> Resul
         versions=versions(),
         weights=hash_weights(setup.weights.path),
         examples=hash_examples(setup.job.examples),
-        labels=label_sets(setup.task) if setup.job.has_probabilities else {},
+        labels=label_sets(setup.task) if setup.has_probabilities else {},
     )
 
 

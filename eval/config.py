@@ -31,6 +31,23 @@ WEIGHTS_ONLY = ("checkpoint", "decode", "abstain_below", "calibrate", "template"
                 "gpus")  # fmt: skip
 
 
+def abstain_problems(below: float | None, decode: str | None) -> list[str]:
+    """Problems in ``--abstain_below``.
+
+    Args:
+        decode: what a decoder may write; None: the model is an encoder, or it may write valid answers only.
+    """
+    if below is None:
+        return []
+    problems = [] if 0 < below <= 1 else [f"abstain_below = {below}: must be above 0 and at most 1."]
+    if decode == "free":
+        problems.append(f"--abstain_below {NEEDS_PROBABILITIES}")
+    return problems
+
+
+NEEDS_PROBABILITIES = "needs the probabilities of labels, and --decode free has none. Give --decode labels."
+
+
 @dataclass(frozen=True)
 class ApiOptions:
     api_model: str | None = None

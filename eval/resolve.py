@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from checkpoints_tools.registry import MODELS, ApiModel, ModelSpec, get_model, model_names
 from data.decoder.fewshot import shots_problems
@@ -12,7 +11,7 @@ from data.decoder.prompts import check_wording
 from data.errors import UserError
 from data.tasks import get_task
 from eval.api.options import api_problems, misplaced
-from eval.config import DECODER_ONLY, ENCODER_ONLY, EvalConfig
+from eval.config import DECODER_ONLY, ENCODER_ONLY, NEEDS_PROBABILITIES, EvalConfig, abstain_problems
 from train import options
 from train.resolve import problems_of_kind
 
@@ -57,7 +56,7 @@ def find_problems(config: EvalConfig) -> list[str]:
         problems += misplaced(config)
         if spec is not None:
             problems += problems_of_kind(config, spec, DECODER_ONLY, ENCODER_ONLY)
-            problems += probability_problems(spec, config)
+            problems += probability_problems(config, spec)
         if config.checkpoint is None and (spec is not None or not config.model):  # an unknown model may need none
             problems.append("no --checkpoint given: the folder with the weights to score.")
     if config.task:
@@ -72,34 +71,19 @@ def find_problems(config: EvalConfig) -> list[str]:
     return problems
 
 
-class _Sure(Protocol):
-    """The options about probabilities, of ``eval.py`` or ``predict.py``."""
-
-    @property
-    def decode(self) -> str: ...
-    @property
-    def abstain_below(self) -> float | None: ...
-
-
-def probability_problems(spec: ModelSpec, config: _Sure) -> list[str]:
+def probability_problems(config: EvalConfig, spec: ModelSpec) -> list[str]:
     """Problems in options that need probabilities, of models whose weights are loaded here."""
-    below = config.abstain_below
-    names = {"abstain_below": below is not None, "calibrate": isinstance(config, EvalConfig) and config.calibrate}
-    problems = [
-        f"--{name} needs the probabilities of labels, and --decode free has none. Give --decode labels."
-        for name, given in names.items()
-        if given and spec.kind == "decoder" and config.decode == "free"
-    ]
-    if below is not None and not 0 < below <= 1:
-        problems.append(f"abstain_below = {below}: must be above 0 and at most 1.")
-    if isinstance(config, EvalConfig) and config.calibrate:
-        if config.split == "test":
-            problems.append(
-                "--calibrate fits to the scored examples, and on --split test all figures would be of examples that it "
-                "was fitted to. Give --split dev."
-            )
-        if below is not None:
-            problems.append("--calibrate scores without a temperature. Give --abstain_below when you score with it.")
+    decode = config.decode if spec.kind == "decoder" else None
+    problems = abstain_problems(config.abstain_below, decode)
+    if config.calibrate and decode == "free":
+        problems.append(f"--calibrate {NEEDS_PROBABILITIES}")
+    if config.calibrate and config.split == "test":
+        problems.append(
+            "--calibrate fits to the scored examples, and on --split test all figures would be of examples that it was "
+            "fitted to. Give --split dev."
+        )
+    if config.calibrate and config.abstain_below is not None:
+        problems.append("--calibrate scores without a temperature. Give --abstain_below when you score with it.")
     return problems
 
 

@@ -102,6 +102,11 @@ class ModelSetup:
             abstain_below=self.options.abstain_below,
         )
 
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the labels of class fields get probabilities."""
+        return self.spec.kind == "encoder" or self.options.decode == "labels"
+
 
 @dataclass(frozen=True)
 class ScoringSetup(ModelSetup):

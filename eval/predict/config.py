@@ -15,6 +15,7 @@ import tyro
 from data.errors import UserError
 from data.files.paths import PathText
 from data.tasks import get_task
+from eval.config import abstain_problems
 from train import options
 
 DESCRIPTION = """Label new texts with a fine-tuned model, or with any decoder and --task. Run alone or under torchrun.
@@ -59,6 +60,11 @@ class PredictConfig:
     """Maximum document length of an encoder in tokens; default: as in fine-tuning."""
     max_new_tokens: int | None = None
     """Maximum answer length in tokens; default: each text's longest valid answer, in any form that is read."""
+    decode: Literal["labels", "free"] | None = None
+    """What a decoder may write. labels (default): valid answers only, and the probabilities of a class field's labels.
+    free: anything, as eval.py does by default."""
+    abstain_below: float | None = None
+    """Do not give labels that are less probable than this, in (0, 1]: they are in a column of their own instead."""
     batch_tokens: int = 4096
     """Maximum tokens in a batch. More may be faster and need more memory."""
     tp: int = 1
@@ -98,5 +104,6 @@ def load_config(argv: Sequence[str]) -> PredictConfig:
         value = getattr(config, name)
         if value is not None and value < bound:
             problems.append(f"{name} = {value}: must be at least {bound}.")
+    problems += abstain_problems(config.abstain_below, config.decode)
     options.report(problems + options.text_problems(config))
     return config

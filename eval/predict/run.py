@@ -24,7 +24,7 @@ from eval.config import EvalConfig
 from eval.job import ScoringRanks
 from eval.kept_lines import sha256_of
 from eval.memory import ScoringLoad, check_fits, usable_now
-from eval.predict.classifier import Classifier, Result, model_name
+from eval.predict.classifier import Classifier, Result, decoding_of, model_name
 from eval.predict.columns import columns_of, to_columns
 from eval.predict.config import PredictConfig
 from eval.predict.inputs import Input, Row, open_input
@@ -47,7 +47,7 @@ SHOWN = 5  # rows without an answer that are named at the end
 
 # Options on which the answers or their columns depend, besides checkpoint and input.
 IDENTIFYING = ("text_column", "format", "prefix", "model", "slot_answer", "list_labels", "template",
-               "row_length", "max_length", "max_new_tokens")  # fmt: skip
+               "row_length", "max_length", "max_new_tokens", "abstain_below")  # fmt: skip
 
 
 @dataclass
@@ -57,6 +57,7 @@ class Summary:
     Attributes:
         n_rows, n_truncated: rows that were written, and those whose text was cut.
         n_not_stopped: rows whose answer was cut at its token limit.
+        n_unsure: rows with a label that is not given because it is not probable enough.
         n_unreadable: records that could not be read at all.
         problems: the first rows without an answer, each with its location and the reason.
         n_problems: how many there are.
@@ -65,6 +66,7 @@ class Summary:
     n_rows: int = 0
     n_truncated: int = 0
     n_not_stopped: int = 0
+    n_unsure: int = 0
     n_unreadable: int = 0
     n_problems: int = 0
     problems: tuple[str, ...] = ()
@@ -73,6 +75,7 @@ class Summary:
         self.n_rows += 1
         self.n_truncated += result.truncated
         self.n_not_stopped += not result.stopped
+        self.n_unsure += bool(result.unsure) and not result.error
         self.n_unreadable += not row.columns
         if result.error:
             self.n_problems += 1
@@ -82,7 +85,9 @@ class Summary:
     def describe(self) -> str:
         """A line about all rows, and one for each of the first that have no answer."""
         rows = "1 row" if self.n_rows == 1 else f"{self.n_rows:,} rows"
-        line = f"{rows}, {self.n_rows - self.n_problems:,} with all labels"
+        line = f"{rows}, {self.n_rows - self.n_problems - self.n_unsure:,} with all labels"
+        if self.n_unsure:
+            line += f"; {self.n_unsure:,} with a label that is not probable enough to be given"
         if self.n_truncated:
             line += f"; {self.n_truncated:,} texts were cut to the model's maximum length"
         if self.n_not_stopped:
@@ -119,9 +124,10 @@ def predict(options: PredictConfig) -> Summary:
 def _eval_options(options: PredictConfig) -> EvalConfig:
     assert options.checkpoint is not None
     same = ("checkpoint", "task", "slot_answer", "list_labels", "template", "row_length", "max_length",
-            "max_new_tokens", "batch_tokens", "tp")  # fmt: skip
+            "max_new_tokens", "abstain_below", "batch_tokens", "tp")  # fmt: skip
     given = {name: getattr(options, name) for name in same}
-    return EvalConfig(model=options.model or model_name(options.checkpoint), **given)
+    model = options.model or model_name(options.checkpoint)
+    return EvalConfig(model=model, decode=decoding_of(model, options.decode), **given)
 
 
 @dataclass
@@ -137,7 +143,7 @@ class _Files:
 @contextmanager
 def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> Iterator[_Files]:
     defaults = (setup.task.text_column, "text")
-    names = columns_of(setup.task, options.prefix, setup.spec.kind == "encoder")
+    names = columns_of(setup.task, options.prefix, setup.has_probabilities, options.abstain_below is not None)
     with open_input(
         options.input, options.format, options.text_column, defaults, tsv_quoting=options.tsv_quoting
     ) as opened:
@@ -146,6 +152,8 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
             identity = {"input": sha256_of(opened.path), "checkpoint": fingerprint(setup.weights.path)}
             identity["task"] = task_hash(setup.task)  # not its path, whose contents may have changed
             identity |= {name: str(getattr(options, name)) for name in IDENTIFYING} | {"precision": precision}
+            if setup.prompt is not None:
+                identity["decode"] = setup.options.decode
             if opened.format == "tsv":
                 identity["tsv_quoting"] = str(options.tsv_quoting)
         with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
@@ -167,7 +175,8 @@ def _take(rows: Iterator[Row]) -> Iterator[Row]:
 
 def _label_all(classifier: Classifier, files: _Files | None, world: World, prefix: str, show_progress: bool) -> Summary:
     ranks, summary = ScoringRanks.of(world), Summary()
-    task, is_encoder = classifier.task, classifier.setup.spec.kind == "encoder"
+    task, setup = classifier.task, classifier.setup
+    more = setup.has_probabilities, setup.options.abstain_below is not None
     n_done, closed = files.output.n_written if files is not None else 0, False
     part = files.input.progress if files is not None else lambda: None
     with RowProgress(part, show_progress, n_done) as progress:
@@ -179,7 +188,7 @@ def _label_all(classifier: Classifier, files: _Files | None, world: World, prefi
             if files is None:
                 continue
             found = [Result.unanswered(task, row.error) if row.text is None else next(answers) for row in chunk]
-            columns = (to_columns(result, task, prefix, is_encoder) for result in found)
+            columns = (to_columns(result, task, prefix, *more) for result in found)
             try:
                 files.output.write(zip(chunk, columns, strict=True))
                 files.output.flush()

@@ -23,7 +23,7 @@ def test_what_a_copy_needs(tiny_checkpoint, tmp_path):
     setup = open_run(config)
     scoring = HeldOutScoring(config, setup, SimpleNamespace(device=torch.device("cpu")))
     scoring.copy_world = SimpleNamespace(shape=MeshShape(shard=2, tensor=3))
-    model, job = setup.model_config, scoring._copy_job
+    model, job = setup.model_config, scoring._copy_job()
     assert job.max_batch_tokens == 3 * BATCH_TOKENS and len(job.examples) == len(setup.held_out) > 2
     lengths = request_lengths(job)
     a_token = 2 * 2 * model.n_layers * model.n_kv_heads * model.head_dim // 3

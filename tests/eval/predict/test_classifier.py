@@ -14,12 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.errors import UserError
 from data.source import load_examples
-from data.task_file import TASK_FILE, save_task
+from data.task_file import TASK_FILE, save_task, task_hash
 from data.tasks import TASKS, ClassField, TokenField, get_task
+from eval.config import EvalConfig
 from eval.predict.classifier import Classifier, Entity, Label, _entities
+from eval.score import answer
+from eval.setup import build_model, open_scoring
+from eval.stored_calibration import Calibration, FieldCalibration, hash_prompt
 from tests.launching import TICKETS
 
 OLD = Path(__file__).resolve().parents[2] / "old_files"
@@ -36,7 +41,7 @@ def load(folder: Path, **options) -> Classifier:
 
 def test_a_decoder_answers_as_eval_does(tickets):
     examples, expected = load_examples(get_task(TICKETS), "test"), scored("tickets")
-    classifier = load(tickets)
+    classifier = load(tickets, decode="free")
     results = classifier([example.text for example in examples])
     assert 1 < sum(not line["unparsed"] for line in expected) < len(expected), "answers of both kinds"
     for example, result, line in zip(examples, results, expected, strict=True):
@@ -46,7 +51,68 @@ def test_a_decoder_answers_as_eval_does(tickets):
         assert bool(result.error) == bool(line["unparsed"])
     alone = [classifier([example.text])[0] for example in examples]
     assert alone == results
-    assert load(OLD / "tickets" / "export", task=str(TICKETS))([examples[0].text]) == results[:1]
+    assert load(OLD / "tickets" / "export", task=str(TICKETS), decode="free")([examples[0].text]) == results[:1]
+
+
+def test_a_decoder_says_how_probable_its_labels_are(tickets):
+    """As ``eval.py --decode labels``; and every text has an answer."""
+    options = EvalConfig(model="llama", checkpoint=tickets, task=str(TICKETS), decode="labels")
+    setup, free = open_scoring(options), scored("tickets")
+    expected = answer(build_model(setup, "fp32", torch.device("cpu")), setup.job)
+    results = load(tickets)([example.text for example in setup.examples])
+    assert any(line["unparsed"] for line in free) and {line["raw"] for line in free} & {r.raw for r in results}
+    for result, prediction in zip(results, expected, strict=True):
+        assert (result.raw, result.error) == (prediction.raw, "")
+        for name, label in result.fields.items():
+            assert isinstance(label, Label) and label.label == prediction.parsed[name]
+            top = [(label.label, label.probability), *label.next_best]
+            assert top == [tuple(pair) for pair in prediction.top[name]]
+            assert sum(p for _, p in top) == pytest.approx(1, abs=1e-5) or len(top) == 5
+
+
+def test_labels_that_are_not_probable_enough_are_not_given(tickets, tiny_checkpoint):
+    texts = [example.text for example in load_examples(str(TICKETS), "test")]
+    all_given = load(tickets)(texts)
+    below = sorted(result["queue"].probability for result in all_given)[len(texts) // 2]
+    found = load(tickets, abstain_below=below)(texts)
+    assert 0 < sum("queue" in result.unsure for result in found) < len(texts)
+    for before, result in zip(all_given, found, strict=True):
+        assert (result.raw, result.error, before.unsure) == (before.raw, "", {})
+        for name, label in before.fields.items():
+            is_given = label.probability >= below
+            assert result[name] == (label if is_given else None), "from the threshold on"
+            assert result.unsure.get(name) == (None if is_given else label)
+    for value in (0.0, 1.01, -0.5, float("nan")):
+        with pytest.raises(UserError, match="abstain_below = .*: must be above 0 and at most 1"):
+            load(tickets, abstain_below=value)
+    with pytest.raises(UserError, match="--abstain_below needs the probabilities .*Give --decode labels"):
+        load(tickets, abstain_below=0.5, decode="free")
+    assert load(OLD / "joint" / "export", abstain_below=1.0)(["wake me up"])[0].unsure["intent"].probability < 1
+    with pytest.raises(UserError, match="about the probabilities of class fields, and task massive_slots has none"):
+        load(tiny_checkpoint, task="massive_slots", abstain_below=0.5)
+
+
+def test_a_stored_temperature_is_used(tickets, tmp_path):
+    texts, folder = (
+        ["The parcel has not arrived.", "I was charged twice."],
+        shutil.copytree(tickets, tmp_path / "export"),
+    )
+    setup = load(folder).setup
+    fields = {name: FieldCalibration(2.0, 0.2, 0.1) for name in ("queue", "urgency")}
+    made = {"task": task_hash(setup.task), "prompt": hash_prompt(setup.prompt.build(setup.task))}
+    Calibration(1, fields, 9, "dev", "", **made).save(folder)
+    for before, after in zip(load(tickets)(texts), load(folder)(texts), strict=True):
+        for name, label in before.fields.items():
+            top = {label.label: label.probability} | dict(label.next_best)
+            found = {after[name].label: after[name].probability} | dict(after[name].next_best)
+            root = {other: p**0.5 for other, p in top.items()}
+            assert found == pytest.approx({other: p / sum(root.values()) for other, p in root.items()}, abs=2e-3)
+            assert after[name].label == label.label and after[name].probability < label.probability
+
+
+def test_an_encoder_writes_nothing():
+    with pytest.raises(UserError, match="--decode free is for decoders: roberta is an encoder"):
+        load(OLD / "joint" / "export", decode="free")
 
 
 def test_an_encoder_answers_as_eval_does():
@@ -168,7 +234,7 @@ def test_metas_own_files():
 def test_a_training_checkpoint(monkeypatch):
     monkeypatch.chdir(OLD.parent.parent)  # its tokenizer is where its run started from, a path relative to this
     examples = load_examples(get_task(TICKETS), "test")
-    classifier = load(OLD / "tickets" / "checkpoints" / "step_000094", task=str(TICKETS))
+    classifier = load(OLD / "tickets" / "checkpoints" / "step_000094", task=str(TICKETS), decode="free")
     results = classifier([example.text for example in examples])
     assert [result.raw for result in results] == [line["raw"] for line in scored("tickets_step")]
 
