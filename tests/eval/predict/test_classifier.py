@@ -71,7 +71,7 @@ def test_a_decoder_says_how_probable_its_labels_are(tickets):
 
 
 def test_labels_that_are_not_probable_enough_are_not_given(tickets, tiny_checkpoint):
-    texts = [example.text for example in load_examples(str(TICKETS), "test")]
+    texts = [example.text for example in load_examples(get_task(TICKETS), "test")]
     all_given = load(tickets)(texts)
     below = sorted(result["queue"].probability for result in all_given)[len(texts) // 2]
     found = load(tickets, abstain_below=below)(texts)
