@@ -27,6 +27,7 @@ from data.files import limits
 from data.files.documents import parse_line, read_json, read_lines, shaped
 from data.json_text import to_json
 from data.tasks import ClassField, TokenField
+from eval.calibration import COLDEST, HOTTEST
 from eval.kept_lines import sha256_of, writable
 from eval.metrics import HasFields, Labels, compute_metrics, main_figure
 from eval.probabilities import answered_figures, probability_figures, unsure_of, with_probabilities
@@ -35,6 +36,8 @@ RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
 Name = Annotated[str, msgspec.Meta(max_length=limits.NAME_CHARACTERS)]  # characters of what tables show
 FieldKind = Literal["class", "token"]
+LogProb = Annotated[float, msgspec.Meta(le=0, ge=-1e9)]
+Temperature = Annotated[float, msgspec.Meta(ge=COLDEST, le=HOTTEST)]
 Tag = Annotated[str, msgspec.Meta(pattern="^(O$|[BI]-)")]
 
 
@@ -84,7 +87,7 @@ class Prediction:
     top: dict[str, list[list[str | float]]] = field(default_factory=dict)
     lenient: Labels | None = None
     parsed_bio: dict[str, tuple[Tag, ...]] = field(default_factory=dict)
-    log_probs: dict[str, list[float]] = field(default_factory=dict)
+    log_probs: dict[str, list[LogProb]] = field(default_factory=dict)
     abstained: tuple[str, ...] = ()
 
     @property
@@ -156,8 +159,13 @@ class Results:
 
     @property
     def temperatures(self) -> dict[str, float]:
-        """By class field, the temperature of its probabilities; without those that have none."""
-        return self.settings.get("temperature") or {}
+        """By class field, the temperature of its probabilities; without those that have none.
+
+        Raises:
+            UserError: the setting has another form.
+        """
+        found = self.settings.get("temperature") or {}
+        return shaped(found, f"{RESULTS}: settings.temperature", dict[str, Temperature])
 
 
 class _Figures(msgspec.Struct):
@@ -342,7 +350,7 @@ def read_predictions(folder: Path, results: Results | None = None) -> list[Predi
         if results is not None:
             for name, kind in results.fields.items():
                 _check_field(prediction, name, str if kind == "class" else tuple, where)
-                _check_probabilities(prediction, name, len(results.labels.get(name, ())), where)
+                _check_probabilities(prediction, name, results.labels.get(name, []), where)
         predictions.append(prediction)
     return predictions
 
@@ -359,8 +367,14 @@ def _check_field(prediction: Prediction, name: str, wanted: type, where: str) ->
             raise UserError(f"{where}: {len(tags)} boundaries of {name!r} for {len(gold or ())} words. Score again.")
 
 
-def _check_probabilities(prediction: Prediction, name: str, n_labels: int, where: str) -> None:
+def _check_probabilities(prediction: Prediction, name: str, labels: Sequence[str], where: str) -> None:
     """Refuse probabilities of other labels than those of the results."""
-    found, top = prediction.log_probs.get(name), prediction.top.get(name)
-    if found is not None and (len(found) != n_labels or not top or not isinstance(top[0][-1], int | float)):
-        raise UserError(f"{where}: log_probs and top of {name!r} must be those of {n_labels} labels. Score again.")
+    if name not in prediction.log_probs:
+        return
+    best = next(iter(prediction.top.get(name, [])), [])
+    is_pair = len(best) == 2 and isinstance(best[1], int | float) and 0 <= best[1] <= 1
+    if not is_pair or len(prediction.log_probs[name]) != len(labels) or prediction.gold[name] not in labels:
+        raise UserError(
+            f"{where}: gold, top and log_probs of {name!r} must be of the {len(labels)} labels in {RESULTS}. "
+            "Score again."
+        )

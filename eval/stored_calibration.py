@@ -27,7 +27,7 @@ from eval.calibration import COLDEST, HOTTEST, calibration_error, fit_temperatur
 from eval.config import EvalConfig
 from eval.job import ScoringJob
 from eval.probabilities import gold_indices
-from eval.results import Prediction, hash_examples
+from eval.results import Prediction, Temperature, hash_examples
 from eval.weights import WEIGHT_FILES, Weights, hash_files
 
 CALIBRATION_FILE = "calibration.json"
@@ -41,7 +41,7 @@ _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 class FieldCalibration(msgspec.Struct, frozen=True):
     """The temperature of a class field, and the calibration error without and with it on the fitted examples."""
 
-    temperature: Annotated[float, msgspec.Meta(ge=COLDEST, le=HOTTEST)]
+    temperature: Temperature
     ece_before: _Share
     ece_after: _Share
 
