@@ -30,7 +30,8 @@ from eval.report import show_details
 from eval.resolve import load_config
 from eval.results import read_predictions, read_results
 from eval.setup import open_scoring
-from eval.stored_calibration import CALIBRATION_FILE, hash_prompt
+from eval.stored_calibration import CALIBRATION_FILE, check_can_fit, hash_prompt
+from eval.weights import Weights
 from model.encoder import ROBERTA_BASE, Encoder
 from tests.encoder_reference import scaled_down
 from tests.encoder_tokenizers import write_roberta
@@ -271,6 +272,8 @@ def test_combined_and_compared_runs_take_no_such_options():
 def test_what_cannot_be_calibrated(export, tiny_checkpoint, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--split train: the checkpoint was fine-tuned on these"):
         plan(export, calibrate=True, split="train")
+    with pytest.raises(UserError, match="step_9 is a training checkpoint, which its run replaces. Calibrate the run's ex"):
+        check_can_fit(Weights(tmp_path / "step_9", export, is_training=True), "dev", fine_tuned=True)
     slots = {"model": "llama_debug", "decode": "labels", "task": "massive_slots"}
     for more, name in ({"calibrate": True, "split": "dev"}, "calibrate"), ({"abstain_below": 0.5}, "abstain_below"):
         with pytest.raises(
