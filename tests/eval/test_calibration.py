@@ -88,6 +88,8 @@ def bounds():
 def test_calibration_error_by_hand():
     assert calibration_error([1.0, 1.0], [True, False]) == pytest.approx(0.5)
     assert calibration_error([0.9, 0.9, 0.2, 0.2], [True, True, False, True]) == pytest.approx((0.2 + 0.6) / 4)
+    # 0.2 is the upper bound of a bin, and 0.25 is in the next one
+    assert calibration_error([0.2, 0.2, 0.25], [True, True, False]) == pytest.approx((1.6 + 0.25) / 3)
     assert calibration_error([], []) == 0.0
 
 
