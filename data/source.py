@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.errors import UserError, nearest
 from data.example import Example
-from data.readers.custom import load_custom
+from data.readers.custom_examples import load_custom
 from data.readers.massive import load_massive
 from data.readers.newsgroups import SAMPLE_DIR, load_newsgroups
 from data.tasks import Task

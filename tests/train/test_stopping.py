@@ -25,7 +25,7 @@ from train.resolve import load_config
 from train.scorer import HeldOutScore
 from train.setup import open_run
 from train.stopping import Stop
-from train.together import is_finished
+from train.together import how_it_ended
 from train.trainer import Trainer
 
 TRAIN = ROOT / "train.py"
@@ -280,11 +280,11 @@ def test_a_run_that_is_stopped_in_its_last_calibration_is_calibrated_when_it_goe
     told.signum = None
     config = load_config([*args, "--resume", "auto"])
     setup, scorer = open_run(config), ScriptedScorer(score)
-    assert not is_finished(config, setup)
+    assert how_it_ended(config, setup) is None
     trainer = Trainer(config, setup, world, scorer)
     trainer.run()
     assert scorer.n_calibrated == 1, "a model that is the best and the last is calibrated once"
     stored = [json.loads((output / name / "calibration.json").read_text()) for name in ("export", "best")]
     assert stored == [{"number": 1}] * 2
-    assert is_finished(config, open_run(config)) is not best, "the checkpoint says that its scoring was not complete"
+    assert how_it_ended(config, open_run(config)) is not None
     assert "calibration.json" in read_checksums(output / "export")

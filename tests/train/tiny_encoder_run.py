@@ -38,7 +38,10 @@ CASES: dict[str, dict[str, Any]] = {
     "empty_rank": {"batch_size": 1},
     "full": {"activation_checkpointing": "full"},
     "selective": {"activation_checkpointing": "selective"},
+    "weighted": {"class_weights": ("made up",), "batch_size": 16},
+    "weighted, accumulated": {"class_weights": ("made up",), "batch_size": 16, "row_length": 24},
 }
+OF_TOPICS = np.array([0, 0.25, 0.5, 1, 2, 4, 8], dtype=np.float32)
 
 
 def make_trainer(
@@ -51,6 +54,8 @@ def make_trainer(
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
     samples = make_encoder_samples(60)
+    if config.train.class_weights:
+        samples.weights["topic"] = OF_TOPICS
     loader = StepLoader(
         samples,
         batch_size=config.batch.batch_size,
