@@ -65,6 +65,9 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
                 gaps.add(row, None if row.error else column)
                 continue
             text = _text(spec, row)
+            if not text:  # a list without words
+                gaps.add(row, spec.text_column)
+                continue
             key = f"{prefix}{row.line}"
             if spec.id_column is not None:
                 key = str(row.values[spec.id_column])
