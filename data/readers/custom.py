@@ -9,7 +9,7 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
                                       # or: tokens_column = "tokens", if it has lists of words
     id_column = "ticket_id"           # default: the line number
     delimiter = ";"                   # between the cells of .csv files; default ","
-    encoding = "windows-1252"         # of all files; default "utf-8"
+    encoding = "windows-1252"         # of all files of text; default "utf-8"
     tsv_quoting = true                # quotation marks in .tsv files mean what they do in CSV; default: nothing
     missing = "skip"                  # leave out examples without a text, label or id; default: "error"
 
@@ -61,7 +61,7 @@ from data.readers.encoding import check_encoding, decode_utf8
 from data.readers.label_sets import check_labels
 from data.readers.sources import Source, dataset_splits, format_of
 from data.readers.split_files import split_files
-from data.readers.tables import FORMATS, PLAIN, Dialect, read_delimiter
+from data.readers.tables import COLUMNAR, FORMATS, PLAIN, Dialect, read_delimiter
 from data.readers.tags import SCHEMES, types_among
 from data.template import TextTemplate
 
@@ -96,7 +96,7 @@ class _Table(msgspec.Struct):
     id_column: str | None = None
     missing: str = MISSING[0]
     delimiter: str | None = None
-    encoding: str = PLAIN.encoding
+    encoding: str | None = None
     tsv_quoting: bool = False
     format: str | None = None
     conll_columns: list[str] | None = None
@@ -261,16 +261,21 @@ def _read_dialect(table: _Table, files: dict[str, tuple[Source, ...]], path: Pat
     columns = None if table.conll_columns is None else tuple(table.conll_columns)
     dialect = Dialect(tsv_quoting=table.tsv_quoting, format=table.format, conll_columns=columns)
     formats = {format_of(file, dialect) for own in files.values() for file in own}
-    for key, its_formats in (("tsv_quoting", {"tsv"}), ("delimiter", {"csv"}), ("conll_columns", set(conll.FORMATS))):
+    for key, its_formats, kind in (
+        ("tsv_quoting", {"tsv"}, ".tsv files"),
+        ("delimiter", {"csv"}, ".csv files"),
+        ("conll_columns", set(conll.FORMATS), ".conll and .conllu files"),
+        ("encoding", set(FORMATS) - COLUMNAR.keys(), "files of text"),
+    ):
         if getattr(table, key) and not formats & its_formats:
-            raise UserError(f"{path}: {key} is for {' and '.join(f'.{f}' for f in sorted(its_formats))} files; [files] "
-                            "has none.")  # fmt: skip
+            raise UserError(f"{path}: {key} is for {kind}; {'[files]' if table.dataset is None else 'dataset'} has none.")
+    encoding = PLAIN.encoding if table.encoding is None else table.encoding
     try:
         delimiter = PLAIN.delimiter if table.delimiter is None else read_delimiter(table.delimiter)
-        check_encoding(table.encoding)
+        check_encoding(encoding)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return replace(dialect, delimiter=delimiter, encoding=table.encoding)
+    return replace(dialect, delimiter=delimiter, encoding=encoding)
 
 
 def _tokens_column(table: _Table, files: dict[str, tuple[Source, ...]], dialect: Dialect, path: Path) -> str | None:
