@@ -261,6 +261,7 @@ def _read_dialect(table: _Table, files: dict[str, tuple[Source, ...]], path: Pat
     columns = None if table.conll_columns is None else tuple(table.conll_columns)
     dialect = Dialect(tsv_quoting=table.tsv_quoting, format=table.format, conll_columns=columns)
     formats = {format_of(file, dialect) for own in files.values() for file in own}
+    place = "[files]" if table.dataset is None else "the dataset"
     for key, its_formats, kind in (
         ("tsv_quoting", {"tsv"}, ".tsv files"),
         ("delimiter", {"csv"}, ".csv files"),
@@ -268,7 +269,7 @@ def _read_dialect(table: _Table, files: dict[str, tuple[Source, ...]], path: Pat
         ("encoding", set(FORMATS) - COLUMNAR.keys(), "files of text"),
     ):
         if getattr(table, key) and not formats & its_formats:
-            raise UserError(f"{path}: {key} is for {kind}; {'[files]' if table.dataset is None else 'dataset'} has none.")
+            raise UserError(f"{path}: {key} is for {kind}; {place} has none.")
     encoding = PLAIN.encoding if table.encoding is None else table.encoding
     try:
         delimiter = PLAIN.delimiter if table.delimiter is None else read_delimiter(table.delimiter)

@@ -87,7 +87,7 @@ def test_a_saved_data_set_with_its_splits(tmp_path: Path, rows: Dataset) -> None
         ('dataset = "saved"\nsplits = { train = 3 }', "splits.* must be a text"),
         ('dataset = "savd"', "dataset 'savd' is neither a folder .* nor the name of a data set of the hub"),
         ('dataset = "a/b/c"', "neither a folder"),
-        ('dataset = "saved"\nsplits = { train = "train" }\nencoding = "utf-16"', "encoding is for files of text; dataset has none"),
+        ('dataset = "saved"\nencoding = "utf-16"\nsplits.train = "train"', "encoding is for files of text; the"),
         ('dataset = "saved"\nformat = "json"', "give either a dataset or format"),
         ('dataset = "saved"\n[files]\ntrain = "x.csv"', "give either a dataset or files"),
         ('splits = { train = "x" }\n[files]\ntrain = "x.csv"', "splits is for a dataset, and none is named"),
