@@ -341,7 +341,7 @@ def new_prompt(
             return task, None
         shots = choose_shots(examples, task, options.shots or 0, seed, choice, options.shot_ids)
         if tokenizer is not None:
-            shots = cut_shots(shots, tokenizer, options.shot_tokens)
+            shots = cut_shots(shots, task, tokenizer, options.shot_tokens)
     if tokenizer is None and options.template == "auto":
         template = Choice(spec.chat_template, "the preset's: there is no tokenizer")
     else:  # as in training

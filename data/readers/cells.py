@@ -69,10 +69,10 @@ def collect_labels(
             raise UserError(f"{file}: {column!r} {error}") from error
         if note:
             log.warning("%s, %r: %s", file, column, note)
-    return sorted(_one_of_each(found, file, column))
+    return sorted(one_of_each(found, file, column))
 
 
-def _one_of_each(labels: set[str], file: Path, column: str) -> list[str]:
+def one_of_each(labels: set[str], file: Path, column: str) -> list[str]:
     """Of labels that look the same one: composed letters and single spaces, if that one is among them."""
     alike: dict[str, list[str]] = defaultdict(list)
     for label in sorted(labels):

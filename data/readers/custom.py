@@ -27,15 +27,24 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
     tags = "iob2"                     # how the files' labels are written: "types", "iob1", "iob2", "iobes", "bilou"
     answer = "spans"                  # a decoder writes the entities; "list" or "bio": a label or a tag for each word
 
+    [[fields]]
+    name = "topics"
+    type = "multi"                    # any number of labels, none included
+    labels = ["refund", "delivery"]
+    separator = "|"                   # between the labels in a cell; default: a cell has a JSON list
+    # or: columns = ["refund", "delivery"], instead of labels: a column of 0 and 1 for each
+
 A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. They are
 types or tags of types (``B-product I-product O``), which have the entities' boundaries for the strict slot score; see
 `data.readers.tags`. Without ``tags`` they are recognized; where a label may be either, it must be given. Without tags,
-adjacent equal labels are one entity. Labels that look the same (composed or decomposed letters, invisible characters)
-are one label. Examples with a blank text are kept, so that a test set never loses an example.
+adjacent equal labels are one entity. How a table has the labels of a multi field: `data.readers.multi`. Labels that
+look the same (composed or decomposed letters, invisible characters) are one label. Examples with a blank text are kept,
+so that a test set never loses an example.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -50,10 +59,12 @@ from data.files.documents import parse_toml, read_bytes, readable, shaped
 from data.files.paths import expand
 from data.readers.cells import collect_labels, records
 from data.readers.encoding import decode_utf8
+from data.readers.multi import MultiCells, collect_multi, columns_of, key_problem
 from data.readers.tags import SCHEMES
 
 SPLITS = ("train", "dev", "test")
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+TYPES = ("class", "multi", "token")
 ANSWERS = ("spans", "list", "bio")
 
 
@@ -68,6 +79,8 @@ class _FieldTable(msgspec.Struct):
     other: str | None = None
     tags: str | None = None
     answer: str | None = None
+    separator: str | None = None
+    columns: list[str] | dict[str, str] | None = None
 
 
 class _Table(msgspec.Struct):
@@ -89,12 +102,13 @@ class CustomField:
 
     Attributes:
         name: its key in the examples' labels.
-        type: ``"class"`` (one label per document) or ``"token"`` (one per word).
+        type: ``"class"`` (one label per document), ``"multi"`` (any number) or ``"token"`` (one per word).
         labels: the label set, in the order in which the prompt lists it; for token fields without ``other``.
         column: the column or key of the data files that holds it.
         other: the label of a word that has none of ``labels``; unused for class fields.
         answer: how a decoder writes the labels of a token field: "spans", "list" or "bio" (see `data.answers`).
         tags: how the files' labels are written, a key of `data.readers.tags.SCHEMES`; None: as each label shows.
+        separator, columns: of a multi field; see `data.readers.multi.MultiCells`.
     """
 
     name: str
@@ -104,6 +118,13 @@ class CustomField:
     other: str = "Other"
     answer: str = "spans"
     tags: str | None = None
+    separator: str | None = None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cells(self) -> MultiCells:
+        """Where a table has the labels of a multi field."""
+        return MultiCells(self.column, self.separator, self.columns)
 
 
 @dataclass(frozen=True)
@@ -158,7 +179,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         _check_keys(entry, _FieldTable.__struct_fields__, place)
     for part, place in ((table, str(path)), *zip(table.fields, where, strict=True)):
         for key, value in msgspec.structs.asdict(part).items():
-            if isinstance(value, str) and not value.strip():
+            if isinstance(value, str) and not (value if key == "separator" else value.strip()):
                 raise UserError(f"{place}: {key} is empty.")
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", table.name):
@@ -203,15 +224,24 @@ def _data_file(name: str, split: str, path: Path) -> Path:
 
 def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quoting: bool) -> CustomField:
     name, kind = entry.name, entry.type
-    if kind not in ("class", "token"):
-        raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, ('class', 'token'))}")
-    if kind == "class" and entry.other is not None:
+    if kind not in TYPES:
+        raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, TYPES)}")
+    if kind != "token" and entry.other is not None:
         raise UserError(f"{where}: 'other' is for fields of type \"token\" only; put it among the labels instead.")
-    if kind == "class" and entry.answer is not None:
-        raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; a class is answered by its label.")
-    if kind == "class" and entry.tags is not None:
+    if kind != "token" and entry.answer is not None:
+        raise UserError(
+            f"{where}: 'answer' is for fields of type \"token\" only; other fields are answered in one way."
+        )
+    if kind != "token" and entry.tags is not None:
         raise UserError(f"{where}: 'tags' is for fields of type \"token\" only.")
-    if (entry.labels is None) == (entry.labels_from is None):
+    for key in ("separator", "columns"):
+        if kind != "multi" and getattr(entry, key) is not None:
+            raise UserError(f"{where}: '{key}' is for fields of type \"multi\" only.")
+    labels_given = entry.labels is not None or entry.labels_from is not None
+    if problem := key_problem(entry.columns, entry.separator, entry.column, labels_given):
+        raise UserError(f"{where}: {problem}")
+    columns = columns_of(entry.columns)
+    if not columns and (entry.labels is None) == (entry.labels_from is None):
         raise UserError(f"{where}: give either labels (a list) or labels_from (a split), not both.")
     column, other = entry.column or name, entry.other or "Other"
     answer, tags = entry.answer or ANSWERS[0], entry.tags
@@ -220,16 +250,27 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quot
     if tags is not None and tags not in SCHEMES:
         raise UserError(f"{where}: unknown tags {tags!r}.{nearest(tags, SCHEMES)}")
 
-    if entry.labels is not None:
+    if columns:
+        labels = list(columns)
+    elif entry.labels is not None:
         labels = entry.labels
     else:
         split = entry.labels_from or ""
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
-        labels = collect_labels(files[split], records(files[split], tsv_quoting), column, kind, other, tags)
+        rows = records(files[split], tsv_quoting)
+        if kind == "multi":
+            labels = collect_multi(files[split], rows, MultiCells(column, entry.separator, {}))
+        else:
+            labels = collect_labels(files[split], rows, column, kind, other, tags)
     for label in labels:
         if not appearance(label) or label != label.strip() or "\n" in label:
             raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
+        if entry.separator is not None and entry.separator in label:
+            raise UserError(
+                f"{where}: label {label!r} has the separator {entry.separator!r} in it, so it would be read as "
+                "several. Choose another separator, or give the labels as JSON lists."
+            )
         if kind == "token" and appearance(label) == appearance(other):
             raise UserError(f"{where}: {label!r} is the label of words without one (other); remove it from the labels.")
     seen: dict[str, str] = {}
@@ -251,7 +292,7 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quot
     least = 2 if kind == "class" else 1
     if len(labels) < least:
         raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {len(labels)}.")
-    return CustomField(name, kind, tuple(labels), column, other, answer, tags)
+    return CustomField(name, kind, tuple(labels), column, other, answer, tags, entry.separator, columns)
 
 
 def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:

@@ -11,6 +11,7 @@ from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.cells import class_label, records, token_labels, value_of
 from data.readers.custom import CustomSpec
+from data.readers.multi import MultiReader
 from data.readers.tags import TagReader
 
 log = logging.getLogger("data")
@@ -38,6 +39,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     seen: dict[str, int] = {}
     classes = {field.name: by_appearance(field.labels) for field in spec.fields if field.type == "class"}
     readers = {f.name: TagReader(f.labels, f.other, f.tags) for f in spec.fields if f.type == "token"}
+    multi = {field.name: MultiReader(field.labels, field.cells) for field in spec.fields if field.type == "multi"}
     for row in records(spec.files[split], spec.tsv_quoting):
         text = value_of(row, spec.text_column)
         if not isinstance(text, str):
@@ -52,6 +54,9 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         labels: dict[str, str | tuple[str, ...]] = {}
         bio: dict[str, tuple[str, ...]] = {}
         for field in spec.fields:
+            if field.type == "multi":
+                labels[field.name] = multi[field.name].read(row)
+                continue
             value = value_of(row, field.column, " Texts without labels are for predict.py.")
             if field.type == "class":
                 written = class_label(value, row, field.column)

@@ -4,7 +4,7 @@ The fields are answered in their order, each given the answers before it:
 
     class field    the probability of every label of its set, and the most probable one. All labels of all documents of
                    a batch are in one pass (`eval.decoder.tree_passes`)
-    token field    written greedily, with the tokens of valid answers only (`eval.decoder.writing`)
+    other fields   lists: written greedily, with the tokens of valid answers only (`eval.decoder.writing`)
 
 Between fields a request goes back to the end of its body: the tokens of an answer are those of its whole text, which
 may be others than those of its parts. They are fed again with the next field.
@@ -24,7 +24,7 @@ from data.decoder.label_tokens import LabelTokens, Value
 from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.decoder.valid_tokens import ValidTokens
-from data.tasks import ClassField, Task, TokenField
+from data.tasks import ClassField, Task
 from eval.decoder.decode import MAX_BATCH_SIZE, Forward, Passes, batches, prefill_prefix, run_passes
 from eval.decoder.kv_cache import PrefixCache, SlotCache
 from eval.decoder.tree_passes import Room, Waiting, score_tries
@@ -42,7 +42,7 @@ class Answered:
         values: each field's answer, as its format writes it.
         log_probs: for each class field the log-probabilities of its labels, in their order, [L] fp64; they are
             normalized over the labels.
-        stopped: the model wrote all of it; False if an answer to a token field was completed at its limit.
+        stopped: the model wrote all of it; False if a list was completed at its limit.
         n_fed: tokens that the model has read for it after the body, those of labels that were not chosen included.
     """
 
@@ -56,14 +56,14 @@ class ValidAnswers:
     """The valid answers of a task as tokens, for one prompt and tokenizer.
 
     Raises:
-        UserError: a tokenizer whose tokens have unknown bytes, if there is a token field.
+        UserError: a tokenizer whose tokens have unknown bytes, if there are lists to write.
     """
 
     def __init__(self, task: Task, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self.task = task
         self.labels = LabelTokens(task, prompt, tokenizer)
-        self.has_tokens = any(isinstance(task_field, TokenField) for task_field in task.fields)
-        self.tokens = ValidTokens(task, prompt, tokenizer) if self.has_tokens else None
+        self.has_lists = any(not isinstance(task_field, ClassField) for task_field in task.fields)
+        self.tokens = ValidTokens(task, prompt, tokenizer) if self.has_lists else None
         self.max_outputs = max(1, MAX_LOGITS // tokenizer.vocab_size)
         self.tries: Callable[[tuple[Value, ...]], list[TokenTrie]] = lru_cache(maxsize=1024)(self._tries)
 
@@ -73,7 +73,7 @@ class ValidAnswers:
     @property
     def stores(self) -> bool:
         """Whether a request takes part in several passes."""
-        return len(self.task.fields) > 1 or self.has_tokens or len(self.tries(())) > 1
+        return len(self.task.fields) > 1 or self.has_lists or len(self.tries(())) > 1
 
     def most_tokens(self) -> int:
         """About the tokens of the largest trie, if all fields before it have their first label."""
@@ -104,7 +104,7 @@ def decode_labels(
 
     Args:
         words: of each request's document; for token fields.
-        max_new_tokens: for each request, the limit of an answer to a token field, from the answer's first token on.
+        max_new_tokens: for each request, the limit of a list, from the answer's first token on.
 
     Raises:
         UserError: see `data.decoder.label_tokens.LabelTokens`.
@@ -120,9 +120,9 @@ def decode_labels(
         if len(prefix):
             yield from prefill_prefix(prefix, cache, device)
         lengths, largest = [len(body) for body in bodies], answers.most_tokens()
-        sizes = [max(largest, limit + 1 if answers.has_tokens else 0) for limit in max_new_tokens]
+        sizes = [max(largest, limit + 1 if answers.has_lists else 0) for limit in max_new_tokens]
         for batch in batches(lengths, sizes, max_batch_tokens, max_batch_size):
-            written = max(max_new_tokens[i] for i in batch) + 1 if answers.has_tokens else 0
+            written = max(max_new_tokens[i] for i in batch) + 1 if answers.has_lists else 0
             slots = SlotCache(len(batch), max(lengths[i] for i in batch) + written) if answers.stores else None
             room = Room(cache, slots, max_batch_tokens, answers.max_outputs, device)
             requests = [_Request(i, list(bodies[i]), list(words[i]), max_new_tokens[i], results[i]) for i in batch]

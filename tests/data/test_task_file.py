@@ -62,7 +62,7 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "has format 2.*newer version"),
+        ({"format": 3}, "has format 3.*newer version"),
         ({"format": None}, "format must be a whole number; it is None"),
         ({"format": "1"}, "format must be a whole number; it is '1'"),
         ({"name": 1}, "name must be a text; it is 1"),
