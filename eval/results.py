@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,7 +26,7 @@ from data.example import Example
 from data.files import limits
 from data.files.documents import parse_line, read_json, read_lines, shaped
 from data.json_text import to_json
-from data.tasks import ClassField, TokenField
+from data.tasks import ClassField, Field, FieldKind, MultiField, TokenField
 from eval.kept_lines import sha256_of, writable
 from eval.metrics import HasFields, Labels, compute_metrics, main_figure
 
@@ -34,7 +34,6 @@ RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 N_TOP = 5  # most probable labels, stored with their probabilities
 
 Name = Annotated[str, msgspec.Meta(max_length=limits.NAME_CHARACTERS)]  # characters of what tables show
-FieldKind = Literal["class", "token"]
 Tag = Annotated[str, msgspec.Meta(pattern="^(O$|[BI]-)")]
 
 
@@ -61,6 +60,8 @@ class Prediction:
         top: by class-field name, the most probable labels with their probabilities, in decreasing order:
             ``[[label, p], ...]``. Only from systems that compute probabilities: encoders, and decoders with
             ``--decode labels``.
+        multi_top: by multi-field name, the same with the probability of each label by itself: all labels that were
+            given, and at least `N_TOP`. Only from encoders.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Prediction:
     top: dict[str, list[list[str | float]]] = field(default_factory=dict)
     lenient: Labels | None = None
     parsed_bio: dict[str, tuple[Tag, ...]] = field(default_factory=dict)
+    multi_top: dict[str, list[list[str | float]]] = field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:
@@ -111,7 +113,7 @@ class Results:
     Attributes:
         system: a name for tables.
         task: name of the task.
-        fields: field name → ``"class"`` or ``"token"``, in the task's order.
+        fields: field name → ``"class"``, ``"multi"`` or ``"token"``, in the task's order.
         model, checkpoint: names of the preset and of the checkpoint folder; empty for baselines.
         shots: number of few-shot examples in the prompt.
         prompt: the content of ``prompt.json``; None if there is no prompt.
@@ -153,7 +155,7 @@ class _Figures(msgspec.Struct):
     n_examples: int
     n_unparsed: int
     exact_match: float
-    fields: dict[str, dict[str, int | float | None]]
+    fields: dict[str, dict[str, int | float | dict[str, dict[str, int | float]] | None]]
 
 
 class _Metrics(_Figures):
@@ -188,16 +190,17 @@ class StoredTask:
     """The fields of a scored run, without label sets: what metrics and tables need."""
 
     name: str
-    fields: tuple[ClassField | TokenField, ...]
+    fields: tuple[Field, ...]
 
 
 def field_kinds(task: HasFields) -> dict[str, FieldKind]:
-    return {f.name: "token" if isinstance(f, TokenField) else "class" for f in task.fields}
+    return {field.name: field.kind for field in task.fields}
 
 
 def stored_task(results: Results) -> StoredTask:
-    kinds: dict[str, type[ClassField] | type[TokenField]] = {"token": TokenField, "class": ClassField}
-    return StoredTask(results.task, tuple(kinds[kind](name, ()) for name, kind in results.fields.items()))
+    kinds: list[type[Field]] = [ClassField, MultiField, TokenField]
+    by_kind = {own.kind: own for own in kinds}
+    return StoredTask(results.task, tuple(by_kind[kind](name, ()) for name, kind in results.fields.items()))
 
 
 def versions() -> dict[str, str]:
@@ -304,7 +307,7 @@ def _check_field(prediction: Prediction, name: str, wanted: type, where: str) ->
     gold = prediction.gold.get(name)
     others = (prediction.parsed.get(name), (prediction.lenient or {}).get(name))
     if not isinstance(gold, wanted) or not all(labels is None or isinstance(labels, wanted) for labels in others):
-        what = "a label" if wanted is str else "one label for each word"
+        what = "a label" if wanted is str else "a list of labels"
         raise UserError(f"{where}: gold and parsed must have {what} of {name!r}. Score again.")
     for tags in (prediction.gold_bio.get(name), prediction.parsed_bio.get(name)):
         if tags is not None and len(tags) != len(gold or ()):

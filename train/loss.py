@@ -5,7 +5,10 @@ its own label positions and divides by the same global count. The losses and gra
 the step, for any packing, number of ranks and number of accumulation passes. A decoder's answer is one field. An
 encoder's fields have a head, a count and a loss each, and the losses are added with equal weights (the paper's §5.4).
 
-Shapes: N label positions of a pass, V vocabulary.
+In a multi field each label of a document is decided by itself. Its loss at a document's position is the binary
+cross-entropy summed over the labels: like that of a class field, the negative logarithm of the answer's probability.
+
+Shapes: N label positions of a pass, V vocabulary, or labels of an encoder's field.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ def label_loss(logits: Tensor, targets: Tensor, n_label_tokens: int) -> Tensor:
 
     Args:
         logits: [N, V], in any dtype; N may be 0.
-        targets: [N] token ids.
+        targets: [N] token ids; for a multi field [N, V] 0 or 1.
         n_label_tokens: label positions of the step, over all ranks and passes.
 
     Returns:
         A scalar; summed over all ranks and passes it is the mean over the step's label positions.
     """
+    if targets.dim() == 2:
+        return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum") / n_label_tokens
     return F.cross_entropy(logits.float(), targets, reduction="sum") / n_label_tokens
 
 

@@ -1,11 +1,12 @@
-"""Score an encoder: compare each head's most probable label per document or word with the gold labels.
+"""Score an encoder: compare each head's most probable labels of documents or words with the gold labels.
 
-    examples ─► prepare ─► balanced over ranks ─► packed rows ─► heads ─► argmax ─► gathered, in order ─►
+    examples ─► prepare ─► balanced over ranks ─► packed rows ─► heads ─► labels ─► gathered, in order ─►
     compute_metrics
 
-A token field's tags (``O``, ``B-time``, ``I-time``) give one type per word, as decoders write them: for the main score
-equal neighbours form one entity. The strict score keeps the boundaries in the tags. A word without sub-words in the
-model's input (truncated, or tokenized to nothing) is Other and counted as missing. No example is dropped.
+A class field has its most probable label, a multi field every label that is more probable than not (above 0.5). A token
+field's tags (``O``, ``B-time``, ``I-time``) give one type per word, as decoders write them: for the main score equal
+neighbours form one entity. The strict score keeps the boundaries in the tags. A word without sub-words in the model's
+input (truncated, or tokenized to nothing) is Other and counted as missing. No example is dropped.
 
 Packing changes the order of the examples. That does not change the answers, because tokens attend only to their own
 document (`model/attention.py`).
@@ -26,7 +27,7 @@ from data.encoder.samples import SampleSet, prepare, tag_set
 from data.encoder.tokenizer import Tokenizer
 from data.example import Example
 from data.packing import pack, padded_length
-from data.tasks import ClassField, Task, TokenField
+from data.tasks import ClassField, MultiField, Task, TokenField
 from eval.finite import finite_rows, logits_error
 from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, divide
@@ -146,17 +147,22 @@ def _read(
     """The answers to one row's samples, in the row's order.
 
     Args:
-        logits: per class field [documents, labels], per token field [words in the input, tags].
+        logits: per class or multi field [documents, labels], per token field [words in the input, tags].
     """
     labels: list[Labels] = [{} for _ in indices]
     bio: list[dict[str, tuple[str, ...]]] = [{} for _ in indices]
     top: list[dict[str, list[list[str | float]]]] = [{} for _ in indices]
+    multi_top: list[dict[str, list[list[str | float]]]] = [{} for _ in indices]
     n_missing = [0] * len(indices)
     for field in task.fields:
         if isinstance(field, ClassField):
             for k, most_probable in enumerate(_most_probable(field, logits[field.name])):
                 labels[k][field.name] = str(most_probable[0][0])
                 top[k][field.name] = most_probable
+        elif isinstance(field, MultiField):
+            for k, (own, most_probable) in enumerate(_more_probable_than_not(field, logits[field.name])):
+                labels[k][field.name] = own
+                multi_top[k][field.name] = most_probable
         else:
             in_input = [samples.first(i) >= 0 for i in indices]  # per document, [words] bool
             tags = iter(_most_probable_tags(field, logits[field.name]))
@@ -181,6 +187,7 @@ def _read(
             n_prompt_tokens=int(samples.lengths[i]),
             n_missing=n_missing[k],
             top=top[k],
+            multi_top=multi_top[k],
         )
         for k, i in enumerate(indices)
     ]
@@ -195,6 +202,18 @@ def _most_probable(field: ClassField, logits: Tensor) -> list[list[list[str | fl
         [[field.labels[index], round(p, 6)] for index, p in zip(*row, strict=True)]
         for row in zip(indices.tolist(), found.tolist(), strict=True)
     ]
+
+
+def _more_probable_than_not(field: MultiField, logits: Tensor) -> list[tuple[tuple[str, ...], list[list[str | float]]]]:
+    """Per document its labels, and its most probable labels with probabilities; ``logits``: [documents, labels]."""
+    found = []
+    for row in logits.float().sigmoid().tolist():
+        order = sorted(range(len(row)), key=lambda i: -row[i])
+        chosen = [i for i in range(len(row)) if row[i] > 0.5]
+        shown = order[: max(N_TOP, len(chosen))]
+        top: list[list[str | float]] = [[field.labels[i], round(row[i], 6)] for i in shown]
+        found.append((tuple(field.labels[i] for i in chosen), top))
+    return found
 
 
 def _most_probable_tags(field: TokenField, logits: Tensor) -> list[str]:

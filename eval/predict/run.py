@@ -179,7 +179,8 @@ def _label_all(classifier: Classifier, files: _Files | None, world: World, prefi
             if files is None:
                 continue
             found = [Result.unanswered(task, row.error) if row.text is None else next(answers) for row in chunk]
-            columns = (to_columns(result, task, prefix, is_encoder) for result in found)
+            is_csv = files.output.format == "csv"
+            columns = (to_columns(result, task, prefix, is_encoder, is_csv) for result in found)
             try:
                 files.output.write(zip(chunk, columns, strict=True))
                 files.output.flush()
