@@ -160,8 +160,8 @@ def _read(
                 labels[k][field.name] = str(most_probable[0][0])
                 top[k][field.name] = most_probable
         elif isinstance(field, MultiField):
-            for k, (own, most_probable) in enumerate(_more_probable_than_not(field, logits[field.name])):
-                labels[k][field.name] = own
+            for k, (chosen, most_probable) in enumerate(_more_probable_than_not(field, logits[field.name])):
+                labels[k][field.name] = chosen
                 multi_top[k][field.name] = most_probable
         else:
             in_input = [samples.first(i) >= 0 for i in indices]  # per document, [words] bool
