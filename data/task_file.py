@@ -38,7 +38,7 @@ class _ClassRecord(msgspec.Struct, tag="class", tag_field="type"):
 class _MultiRecord(msgspec.Struct, tag="multi", tag_field="type"):
     name: str
     labels: _Labels
-    separator: str | None = None
+    separator: _Name | None = None
 
 
 class _TokenRecord(msgspec.Struct, tag="token", tag_field="type"):
