@@ -30,7 +30,7 @@ from train.planning.report import describe
 from train.resolve import load_config
 from train.run_lock import held
 from train.setup import open_run
-from train.together import is_finished, require_same, skip_damaged
+from train.together import how_it_ended, require_same, skip_damaged
 from train.trainer import Trainer
 
 log = logging.getLogger("train")
@@ -56,9 +56,9 @@ def run(config: TrainConfig) -> None:
     setup = open_run(config)  # checks everything it can before the process group starts
     world = start(setup.device, setup.mesh_shape)
     require_same(config, setup)
-    if is_finished(config, setup):
+    if ended := how_it_ended(config, setup):
         n_parameters = count_parameters(setup.spec, setup.model_config).total
-        log.info("the run in %s has finished: all %d steps are taken.\n%s", config.checkpoint.output, setup.total_steps,
+        log.info("the run in %s has finished: %s\n%s", config.checkpoint.output, ended,
                  scoring_advice(config, setup.total_steps, n_parameters, world.device))  # fmt: skip
         return
     setup = skip_damaged(config, setup)

@@ -110,7 +110,7 @@ def run(args: Args, argv: list[str]) -> None:
             (
                 name,
                 len(own.labels),
-                ValidAnswers(task, prompt, tokenizer).most_tokens(),
+                ValidAnswers(task, prompt, tokenizer).load.longest(0),
                 f"{timings['free'].median / n:.3f}",
                 f"{timings['labels'].median / n:.3f}",
                 f"{timings['labels'].median / timings['free'].median:.2f}",

@@ -1,9 +1,10 @@
 """Compare the bytes of `eval/memory.py` with a trace of the scoring code over fake tensors.
 
 The model has fake parameters, laid out as by `eval.setup.build_model` on rank 0 of fake ranks.
-`eval.decoder.decode.greedy_decode` decodes synthetic requests with it. After every operation the live storages are
-added up. Only the attention of the prefill passes is replaced. The replacement allocates what FlexAttention and flash
-attention allocate on CUDA: the output and a log-sum-exp per head and token.
+`eval.decoder.decode.greedy_decode` decodes synthetic requests with it, or `eval.decoder.labels.decode_labels` answers
+them. After every operation the live storages are added up. Only the attention of the prefill passes is replaced. The
+replacement allocates what FlexAttention and flash attention allocate on CUDA: the output and a log-sum-exp per head and
+token.
 
     python -m benchmarks.scoring_trace
 """
@@ -11,6 +12,7 @@ attention allocate on CUDA: the output and a log-sum-exp per head and token.
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 import time
 import weakref
@@ -33,11 +35,14 @@ from benchmarks.common import load_average, table, write_result
 from benchmarks.memory_trace import fake_ranks
 from checkpoints_tools.registry import MODELS
 from data.packing import padded_length
+from data.tasks import ClassField, Task
 from eval.decoder.decode import greedy_decode
-from eval.decoder.kv_cache import BodyPass, PrefixPass, TokenPass
+from eval.decoder.kv_cache import BodyPass, PrefixPass, TokenPass, TreePass
+from eval.decoder.labels import decode_labels, max_outputs
 from eval.decoder.score import batch_sizes
 from eval.decoder.tensor_parallel import to_plain_tensors
-from eval.job import RequestLengths
+from eval.decoder.trie import TokenTrie, build_tries
+from eval.job import RequestLengths, TrieLoad
 from eval.memory import MemoryByMoment, decoder_memory
 from model.attention import build_bidirectional_mask
 from model.encoder import Encoder, EncoderConfig
@@ -48,7 +53,6 @@ from train.planning.hardware import GIB
 
 STOP = 0  # a token that ends an answer
 N_TOKENS = 2  # tokens emitted per answer; one answer of each batch ends after one
-FIGURES = 6  # figures per trace
 
 
 class LiveBytes(TorchDispatchMode):
@@ -117,13 +121,19 @@ def fake_model(config: LlamaConfig, dtype: torch.dtype, tp: int, mode: FakeTenso
 
 
 def trace_decoder(
-    config: LlamaConfig, dtype: torch.dtype, tp: int, lengths: RequestLengths, max_batch_tokens: int
+    config: LlamaConfig,
+    dtype: torch.dtype,
+    tp: int,
+    lengths: RequestLengths,
+    max_batch_tokens: int,
+    labels: Labels | None = None,
 ) -> dict[str, int]:
-    """Decode on rank 0 of ``tp``, `N_TOKENS` tokens of each answer.
+    """Decode on rank 0 of ``tp``, `N_TOKENS` tokens of each answer; or, with ``labels``, their probabilities.
 
     Returns:
         Bytes: ``weights``; the maxima of ``keys and values of the prefix`` and ``keys and values of a batch``; the
-        peaks of passes over the ``prefix``, over ``bodies`` and over ``one token`` per request.
+        peaks of passes over the ``prefix``, over ``bodies`` (with labels: and what is computed from their logits) and,
+        without labels, over ``one token`` per request.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
@@ -139,7 +149,8 @@ def trace_decoder(
             nonlocal moment, step
             found[moment] = max(found.get(moment, 0), live.restart())
             cache = call["cache"]
-            moment = {PrefixPass: "prefix", BodyPass: "bodies", TokenPass: "one token"}[type(cache)]
+            moment = {PrefixPass: "prefix", TokenPass: "one token"}.get(type(cache), "bodies")
+            assert moment != "bodies" or type(cache) is (BodyPass if labels is None else TreePass)
             step = step + 1 if moment == "one token" else 0
             for kind, held in (("the prefix", cache.prefix), ("a batch", getattr(cache, "slots", None))):
                 if held is not None:
@@ -148,23 +159,51 @@ def trace_decoder(
                     found[name] = max(found.get(name, 0), n_bytes)
 
         def emitted(tokens: FakeTensor) -> list[int]:
-            """One request of each batch ends early, the others after the last token."""
+            """One request of each batch ends early, the others after the last token. Log-probabilities are zero."""
+            if labels is not None:
+                return [0] * tokens.numel()
             stops = [step >= N_TOKENS] * (len(tokens) - 1) + [step >= 1]
             return [STOP if stop else STOP + 1 for stop in stops]
 
         model.register_forward_pre_hook(note, with_kwargs=True)
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", emitted))
         stack.enter_context(mock.patch("eval.decoder.decode.build_mask", lambda doc_ids, n_cached: "packed"))
+        stack.enter_context(mock.patch("eval.decoder.kv_cache.build_tree_mask", lambda *arguments: "packed"))
+        stack.enter_context(mock.patch.object(FakeTensor, "__bool__", lambda self: True, create=True))  # all finite
+        stack.enter_context(mock.patch.object(FakeTensor, "__int__", lambda self: 0, create=True))  # the best label
         stack.enter_context(mock.patch("eval.decoder.kv_cache.attention", attention_like_cuda))
         stack.enter_context(mode)
         stack.enter_context(live)
-        bodies = [[STOP + 1] * n for n in lengths.bodies]
-        greedy_decode(
-            model, [STOP + 1] * lengths.prefix, bodies, lengths.limits, {STOP}, max_batch_tokens=max_batch_tokens
-        )  # fmt: skip
+        prefix, bodies = [STOP + 1] * lengths.prefix, [[STOP + 1] * n for n in lengths.bodies]
+        if labels is None:
+            greedy_decode(model, prefix, bodies, lengths.limits, {STOP}, max_batch_tokens=max_batch_tokens)
+        else:
+            decode_labels(model, prefix, bodies, [[]] * len(bodies), lengths.limits, labels,  # type: ignore[arg-type]
+                          max_batch_tokens=max_batch_tokens)  # fmt: skip
         found[moment] = max(found.get(moment, 0), live.restart())
     del found[""]
     return found
+
+
+class Labels:
+    """Stands for `eval.decoder.labels.ValidAnswers`: class fields with so many labels, of some tokens each."""
+
+    tokens = None
+
+    def __init__(self, sizes: Sequence[int], config: LlamaConfig) -> None:
+        rng = random.Random(0)
+        fields = (ClassField(f"f{k}", tuple(f"l{i}" for i in range(n))) for k, n in enumerate(sizes))
+        self.task = Task("labels", "custom", tuple(fields))
+        limit = max_outputs(config.vocab_size)
+        beginning = list(range(1, 7))  # a key, with which all answers begin
+        labels = [[[*beginning, *rng.sample(range(10, 10 + n), 3), i + 10] for i in range(n)] for n in sizes]
+        self._tries = [build_tries(own, limit) for own in labels]
+        (*tries,) = (trie for (trie,) in self._tries)
+        fields = tuple((len(trie.tokens), len(trie.outputs)) for trie in tries)
+        self.load = TrieLoad(fields, limit, stores=len(sizes) > 1)
+
+    def tries(self, before: tuple) -> list[TokenTrie]:
+        return self._tries[len(before)]
 
 
 def trace_encoder(config: EncoderConfig, dtype: torch.dtype, documents: Sequence[int]) -> dict[str, int]:
@@ -206,17 +245,14 @@ def requests(task: str, max_batch_tokens: int) -> RequestLengths:
     return RequestLengths(1535, [12_000, *(100 + 1500 * i // n for i in range(n))], [29] * (n + 1))
 
 
-def figures(memory: MemoryByMoment) -> dict[str, int]:
+def figures(memory: MemoryByMoment, with_labels: bool = False) -> dict[str, int]:
     """The plan's values of the figures that `trace_decoder` returns."""
     totals = {moment: memory.weights + sum(parts.values()) for moment, parts in memory.moments.items()}
-    one_token = memory.moments["one token"]
-    return {
-        "weights": memory.weights,
-        **{name: n for name, n in one_token.items() if name.startswith("keys and values")},
-        "prefix": totals["prefix"],
-        "bodies": totals["bodies"],
-        "one token": max(totals["one token"], totals["logits"]),
-    }
+    caches = {name: n for name, n in memory.moments["bodies"].items() if name.startswith("keys and values")}
+    found = {"weights": memory.weights, **caches, "prefix": totals["prefix"], "bodies": totals["bodies"]}
+    if with_labels:
+        return found | {"bodies": max(totals["bodies"], totals["logits"], totals["labels"])}
+    return found | {"one token": max(totals["one token"], totals["logits"])}
 
 
 def planned(
@@ -227,19 +263,25 @@ def planned(
 
 
 CASES = (("llama3_8b", 1), ("llama3_70b", 8), ("llama3_70b", 2))  # model, --tp
+TASKS = (("massive_joint", None), ("20ng_joint", None), ("20ng_joint", (20, 7)))  # labels of fields: --decode labels
 
 
-def compare(name: str, tp: int, task: str, max_batch_tokens: int, layers: int | None) -> list[list[object]]:
-    """Table rows for one trace."""
+def compare(
+    name: str, tp: int, task: str, sizes: tuple[int, ...] | None, max_batch_tokens: int, layers: int | None
+) -> list[list[object]]:
+    """Table rows for one trace; ``sizes``: the numbers of labels of class fields, whose probabilities are computed."""
     config, dtype = MODELS[name].config, torch.bfloat16
     assert isinstance(config, LlamaConfig)
     if layers is not None:
         config = dataclasses.replace(config, n_layers=layers)
     lengths, start = requests(task, max_batch_tokens), time.perf_counter()
-    traced = trace_decoder(config, dtype, tp, lengths, max_batch_tokens)
+    labels = Labels(sizes, config) if sizes is not None else None
+    if labels is not None:
+        lengths, task = dataclasses.replace(lengths, tries=labels.load), f"{task}, labels"
+    traced = trace_decoder(config, dtype, tp, lengths, max_batch_tokens, labels)
     what = f"{name}, tp {tp}, {task}, batches of {max_batch_tokens:,} ({time.perf_counter() - start:.0f} s)"
     rows = []
-    for kind, ours in figures(planned(config, dtype, tp, lengths, max_batch_tokens)).items():
+    for kind, ours in figures(planned(config, dtype, tp, lengths, max_batch_tokens), labels is not None).items():
         rows.append([what, kind, f"{ours / GIB:.3f}", f"{traced[kind] / GIB:.3f}", f"{ours / traced[kind] - 1:+.2%}"])
         what = ""
     return rows
@@ -256,14 +298,15 @@ def main(batch_tokens: tuple[int, ...] = (4000, 16_384), layers: int | None = No
     load, rows = load_average(), []
     for name, tp in CASES:
         for n in batch_tokens:
-            for task in ("massive_joint", "20ng_joint"):
-                rows += compare(name, tp, task, n, layers)
-                print(*rows[-FIGURES:], sep="\n", file=sys.stderr, flush=True)
+            for task, sizes in TASKS:
+                found = compare(name, tp, task, sizes, n, layers)
+                print(*found, sep="\n", file=sys.stderr, flush=True)
+                rows += found
     body = (
         "Rank 0 of `--tp` ranks, bf16, requests with the tasks' lengths; GiB. *plan* is `eval/memory.py`, *trace* "
-        "the live storages of fake tensors while `greedy_decode` decodes (in brackets: seconds of the trace). The "
-        "prefill's attention is replaced by what FlexAttention and flash attention allocate on CUDA; everything else "
-        "is the scoring code itself.\n\n"
+        "the live storages of fake tensors while `greedy_decode` decodes, or `decode_labels` answers (*labels*; in "
+        "brackets: seconds of the trace). The prefill's attention is replaced by what FlexAttention and flash "
+        "attention allocate on CUDA; everything else is the scoring code itself.\n\n"
         + table(["", "", "plan", "trace", "off by"], rows)
         + "\n\nNeither was measured on a GPU. CUDA's context, NCCL's buffers and the allocator's gaps need memory in "
         "addition (`train/planning/hardware.py`)."

@@ -19,6 +19,7 @@ class Batch(Protocol):
         sample_ids: ids of the samples, row by row.
         n_real_tokens: tokens that are not padding; 0 for a dummy.
         dummy: True for a batch without targets that only keeps this rank in step with the others.
+        weights: by field, ``[N]`` fp32 weights of the targets in the loss; no entry: all are 1.
     """
 
     tokens: torch.Tensor
@@ -27,6 +28,7 @@ class Batch(Protocol):
     sample_ids: list[str]
     n_real_tokens: int
     dummy: bool
+    weights: dict[str, torch.Tensor]
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Run the model on the batch; return ``[N, V]`` logits and ``[N]`` targets by field."""
@@ -72,4 +74,8 @@ class Samples(Protocol):
 
     def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
         """By field, the number of output positions of these samples."""
+        ...
+
+    def sum_weights(self, indices: Sequence[int]) -> dict[str, float]:
+        """By field, the weights of these samples' targets in the loss, summed; without weights, their number."""
         ...

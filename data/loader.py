@@ -59,7 +59,9 @@ class StepBatch:
 
     Attributes:
         batches: this rank's micro-batches, filled up with dummies to an equal number on every rank.
-        n_label_tokens: by field, label tokens on all ranks: the denominators of the fields' losses.
+        n_label_tokens: by field, label tokens on all ranks.
+        total_weights: by field, their weights, summed: the denominators of the fields' losses. Without weights it is
+            their number.
         sample_ids: ids of the samples on all ranks.
         row_prefix: tokens of the shared prefix at the start of every row; 0 without sharing.
         row_lengths: for every row on all ranks, the tokens of each sample, without a shared prefix.
@@ -71,6 +73,7 @@ class StepBatch:
 
     batches: list[Batch]
     n_label_tokens: dict[str, int]
+    total_weights: dict[str, float]
     sample_ids: list[str]
     row_prefix: int
     row_lengths: list[np.ndarray]
@@ -327,6 +330,7 @@ class StepLoader:
         return StepBatch(
             batches=batches,
             n_label_tokens=self.samples.count_targets(indices),
+            total_weights=self.samples.sum_weights(indices),
             sample_ids=[self.samples.ids[i] for i in indices],
             row_prefix=self.row_prefix,
             row_lengths=[self.row_lengths(row) for row in plan.rows],

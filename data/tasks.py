@@ -126,7 +126,7 @@ class Task:
     instruction: str = ""
     opening_is_system: bool = False
     text_column: str = "text"
-    custom: CustomSpec | None = None
+    custom: CustomSpec | None = dataclasses.field(default=None, hash=False)  # it has a dict
 
     @property
     def is_joint(self) -> bool:

@@ -93,6 +93,30 @@ class ScoringRanks:
 
 
 @dataclass(frozen=True)
+class TrieLoad:
+    """What a request feeds and stores besides its body with ``--decode labels``.
+
+    Attributes:
+        fields: in the order of the answer; of a class field the tokens of its largest trie of labels, and the rows of
+            logits that are read. None: a token field, whose answer is written token by token.
+        max_outputs: upper bound on the rows of logits of a pass; a request with more is alone in it.
+        stores: a request takes part in several passes, so its tokens are kept in a cache.
+    """
+
+    fields: tuple[tuple[int, int] | None, ...]
+    max_outputs: int
+    stores: bool
+
+    def longest(self, limit: int) -> int:
+        """The most tokens after a body, if an answer that is written has at most ``limit``."""
+        return max(self.written(limit), *(field[0] for field in self.fields if field is not None), 0)
+
+    def written(self, limit: int) -> int:
+        """The tokens of a written answer, and one place for the slots without a new token; 0 without such a field."""
+        return limit + 1 if None in self.fields else 0
+
+
+@dataclass(frozen=True)
 class RequestLengths:
     """Lengths of a job's requests, in tokens.
 
@@ -100,28 +124,35 @@ class RequestLengths:
         prefix: the prefix that all requests share; 0 for an encoder.
         bodies: for each example, the tokens after the prefix; for an encoder, the document.
         limits: for each example, its maximum answer; 0 for an encoder.
+        tries: what each request feeds for its labels; None: their probabilities are not computed.
     """
 
     prefix: int
     bodies: Sequence[int]
     limits: Sequence[int]
+    tries: TrieLoad | None = None
 
 
 @dataclass(frozen=True)
 class BatchSize:
     """Size of one batch: requests that are decoded together, or documents that share an encoder's row.
 
+    With ``--decode labels`` that of one pass over a batch, or over a part of it; so a batch has several.
+
     Attributes:
-        n_requests: requests or documents.
-        n_tokens: tokens of all bodies; for an encoder, tokens of the row with its padding.
-        slot_length: tokens of each request's slot in the cache, longest body + maximum answer; 0 for an encoder.
-        n_new_tokens: maximum answer.
+        n_requests: requests or documents of the batch.
+        n_tokens: tokens of all bodies; with tries, tokens of the pass; for an encoder, tokens of the row with its
+            padding.
+        slot_length: tokens of each request's slot in the cache, longest body + maximum answer; 0 without a cache.
+        n_new_tokens: maximum answer that is written token by token after the pass.
+        n_outputs: rows of logits of a pass over tries; 0 without: then one for each request.
     """
 
     n_requests: int
     n_tokens: int
     slot_length: int = 0
     n_new_tokens: int = 0
+    n_outputs: int = 0
 
 
 def divide(lengths: Sequence[int] | np.ndarray, n_ranks: int, done: Collection[int] = ()) -> list[list[int]]:

@@ -6,8 +6,10 @@ import logging
 
 import numpy as np
 
+from data.tasks import ClassField
+from eval.decoder.labels import max_outputs
 from eval.decoder.score import BUDGET_MARGIN
-from eval.job import RequestLengths
+from eval.job import RequestLengths, TrieLoad
 from eval.score import request_lengths
 from eval.setup import ScoringSetup
 from train.planning.workload import assume_samples
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 # Tokens of an answer that is indented, as a multiple of those on one line, and of a code fence. Llama's tokenizers need
 # up to 1.34 and 5 on the paper's tasks.
 LONGEST_FORM, FENCE = 1.5, 6
+CHARACTERS_OF_TOKEN = 3  # at least, in a label
 TEST_SPLITS = {"20ng": 7532, "massive": 2974}  # examples
 
 
@@ -42,7 +45,16 @@ def find_lengths(setup: ScoringSetup) -> tuple[RequestLengths, str | None]:
         budget = setup.options.max_new_tokens or longest_form + BUDGET_MARGIN
     limits = np.clip(setup.max_length - prefix - lengths, 0, budget)
     sentence = f"examples ({' and '.join(setup.missing)}): {n:,}, with the lengths of the training data: {description}"
-    return RequestLengths(prefix, lengths.tolist(), limits.tolist()), sentence
+    tries = _assume_tries(setup) if setup.options.decode == "labels" else None
+    return RequestLengths(prefix, lengths.tolist(), limits.tolist(), tries), sentence
+
+
+def _assume_tries(setup: ScoringSetup) -> TrieLoad:
+    """The tries of a task's labels without a tokenizer: their characters, and that all tokens before are the same."""
+    classes = [field for field in setup.task.fields if isinstance(field, ClassField)]
+    sizes = [sum(len(label) // CHARACTERS_OF_TOKEN + 2 for label in field.labels) for field in classes]
+    fields = tuple((n, n) for n in sizes) + (None,) * (len(setup.task.fields) - len(classes))
+    return TrieLoad(fields, max_outputs(setup.config.vocab_size), stores=len(fields) > 1 or None in fields)
 
 
 def warn_of_length(setup: ScoringSetup) -> None:

@@ -6,9 +6,11 @@ tensors are freed at their last use. A rank always holds its slices of the weigh
 prefix's keys and values. These moments can be the fullest:
 
     prefix       the pass over the prefix
-    bodies       the pass over a batch's bodies, in its last block, when the batch's cache is complete
+    bodies       the pass over a batch's bodies, in its last block, when the batch's cache is complete; with
+                 ``--decode labels`` the bodies and the tries of labels below them
     one token    a pass over one new token for each request of a batch
-    logits       at the end of such a pass
+    logits       at the end of such a pass; with ``--decode labels`` of the pass over bodies and tries
+    labels       while the log-probabilities of labels are computed, after such a pass
 
 Shapes: E model width, A = H * D and KV = K * D widths of queries and of keys or values, F feed-forward width, V
 vocabulary, L layers; P tokens of the prefix, T tokens of a pass, R requests of a batch, S tokens of a request's slot.
@@ -24,6 +26,7 @@ import torch
 
 from checkpoints_tools.registry import ModelConfig, ModelSpec
 from data.errors import UserError
+from eval.decoder.tree_passes import CHUNK
 from eval.job import BatchSize, RequestLengths
 from eval.score import batch_sizes
 from model.encoder import Encoder, EncoderConfig
@@ -101,25 +104,36 @@ def decoder_memory(
     # A pass's logits are freed once the next pass has computed its own. So a batch's first pass holds the logits of the
     # batch before.
     consecutive = {
-        (previous.n_requests, batch)
+        (_outputs(previous), batch)
         for batches in replicas
         for previous, batch in zip([_PREFIX, *batches], batches, strict=False)
     }
     prefix_cache = {"keys and values of the prefix": bytes_per_token * prefix}
     moments = {"prefix": {**prefix_cache, "one pass": _prefill(config, c, tp, prefix, prefix)}}
-    passes = {"bodies": _bodies, "one token": _one_token, "logits": _logits}
+    passes = {"bodies": _bodies, "one token": _one_token, "logits": _logits, "labels": _log_probabilities}
     for name, bytes_of_pass in passes.items():
         candidates = [
             {
                 **prefix_cache,
                 "keys and values of a batch": bytes_per_token * batch.n_requests * batch.slot_length,
                 "one pass": bytes_of_pass(config, c, tp, prefix, batch),
-                "logits": logits * (n_previous if name == "bodies" else batch.n_requests),
+                "logits": logits * _held(name, n_previous, batch),
             }
             for n_previous, batch in consecutive
         ]
         moments[name] = max(candidates, key=lambda parts: sum(parts.values()))
     return MemoryByMoment(decoder_weights(config, dtype, tp), moments)
+
+
+def _outputs(batch: BatchSize) -> int:
+    """Rows of logits of a batch's largest pass."""
+    return batch.n_outputs or batch.n_requests
+
+
+def _held(moment: str, n_previous: int, batch: BatchSize) -> int:
+    """Rows of logits besides those that the pass computes."""
+    is_first = moment == "bodies" or (moment == "logits" and batch.n_outputs)
+    return n_previous if is_first else _outputs(batch)
 
 
 _PREFIX = BatchSize(1, 0)  # precedes the first batch; its last token's logits are still in memory then
@@ -188,6 +202,8 @@ def _tables(config: LlamaConfig, tokens: int) -> int:
 
 def _one_token(config: LlamaConfig, c: int, tp: int, P: int, batch: BatchSize) -> int:
     """Bytes of a pass over one token per request, at the fullest point of its attention, which is in fp32."""
+    if not batch.n_new_tokens:
+        return 0
     R, S = batch.n_requests, batch.slot_length
     H, KV = config.n_heads // tp, config.n_kv_heads * config.head_dim // tp
     cast = FP32 if c < FP32 else 0
@@ -201,9 +217,19 @@ def _one_token(config: LlamaConfig, c: int, tp: int, P: int, batch: BatchSize) -
 
 
 def _logits(config: LlamaConfig, c: int, tp: int, P: int, batch: BatchSize) -> int:
-    """Bytes of new logits; with tensor parallelism also a rank's own slice, as computed and as sent."""
+    """Bytes of new logits; with tensor parallelism also a rank's own slice, as computed and as sent.
+
+    Tries need those of many rows, of which the outputs of the last norm count too, and the pass's tables.
+    """
     own = c * _vocabulary(config, tp)
-    return batch.n_requests * (own if tp == 1 or config.tie_embeddings else own * (tp + 2))
+    rows = c * config.dim * batch.n_outputs + (_tables(config, batch.n_tokens) if batch.n_outputs else 0)
+    return rows + _outputs(batch) * (own if tp == 1 or config.tie_embeddings else own * (tp + 2))
+
+
+def _log_probabilities(config: LlamaConfig, c: int, tp: int, P: int, batch: BatchSize) -> int:
+    """Bytes of some rows of logits in fp32, and of their exponentials."""
+    rows = min(batch.n_outputs, max(1, CHUNK // config.vocab_size))
+    return (2 * FP32 if c < FP32 else FP32) * rows * config.vocab_size
 
 
 def encoder_memory(

@@ -103,7 +103,7 @@ def describe(plan: ScoringPlan) -> str:
         "",
         f"{len(lengths.bodies):,} examples after a prefix of {lengths.prefix:,} tokens; a GPU's share: up to "
         f"{max(map(len, plan.batches)):,} batches, the largest of {largest.n_requests} request(s) and "
-        f"{largest.n_tokens:,} tokens before their answers",
+        f"{largest.n_tokens:,} tokens {'before their answers' if lengths.tries is None else 'with all labels'}",
         f"Longest example: {lengths.prefix + max(lengths.bodies):,} tokens with its prompt",
         f"Time, an estimate: {duration(scoring_seconds(plan, n_parameters))}, if every answer has its maximum length; "
         "never measured on a GPU",

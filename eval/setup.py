@@ -97,6 +97,13 @@ class ModelSetup:
             decode=self.options.decode,
         )
 
+    @property
+    def with_probabilities(self) -> frozenset[str]:
+        """The fields whose labels get probabilities."""
+        kinds = {"class", "multi"} if self.spec.kind == "encoder" else {"class"}
+        given = self.spec.kind == "encoder" or self.options.decode == "labels"
+        return frozenset(field.name for field in self.task.fields if given and field.kind in kinds)
+
 
 @dataclass(frozen=True)
 class ScoringSetup(ModelSetup):

@@ -25,11 +25,21 @@ from train.config import TrainConfig
 log = logging.getLogger(__name__)
 
 
-class _Best(msgspec.Struct):
-    """What is read of ``best.json``."""
+class Best(msgspec.Struct, frozen=True):
+    """What is read of ``best.json``: the step after which the model was scored, and its score."""
 
     step: int
     score: float
+
+
+def read_best(folder: Path) -> Best | None:
+    """Which model of its run an export is, if it is the best one by held-out score; None if it does not say so.
+
+    Raises:
+        UserError: ``best.json`` is damaged.
+    """
+    file = folder / "best.json"
+    return read_json(file, Best) if file.is_file() else None
 
 
 class _Training(msgspec.Struct):
@@ -51,7 +61,7 @@ def record_of_best(
         stored: the record in the checkpoint that the run goes on from, if there is one.
         identity, task: see `train.setup.Setup`.
     """
-    found: list[tuple[_Best | None, str | None]] = [(None, None)]
+    found: list[tuple[Best | None, str | None]] = [(None, None)]
     if dist.get_rank() == 0:
         found = [_examine(folder, config, identity, task)]
     dist.broadcast_object_list(found, src=0)
@@ -78,7 +88,7 @@ MISSING = "does not exist"
 
 def _examine(
     folder: Path, config: TrainConfig, identity: Mapping[str, Any], task: Task
-) -> tuple[_Best | None, str | None]:
+) -> tuple[Best | None, str | None]:
     """What ``best.json`` says, or why it does not count; neither if there is no such file."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return None, MISSING
@@ -88,8 +98,7 @@ def _examine(
             training = read_json(file, _Training)
         if training.options and not _is_of(training, config, identity, folder, task):
             return None, "is of another run"
-        file = folder / "best.json"
-        return (read_json(file, _Best) if file.is_file() else None), None
+        return read_best(folder), None
     except UserError as error:
         return None, f"is damaged ({error})"
 

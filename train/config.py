@@ -117,6 +117,9 @@ class TrainOptions:
     """Optimizer steps (instead of epochs)."""
     epochs: float | None = None
     """Passes over the training data (instead of steps)."""
+    class_weights: tuple[str, ...] = ()
+    """Weights of labels in the loss, for data in which some are rare. balanced: n / (labels * count), for every field
+    with one label a text. FIELD=balanced: for this field. LABEL=2.5 (or FIELD:LABEL=2.5): given; its others weigh 1."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: compute in bf16; optim says how weights are stored. fp32: everything in fp32. auto: bf16 on CUDA, on CPUs
     with bf16 hardware (AVX512-BF16, AMX) and with bf16 weights; else fp32, as emulated bf16 is several times slower."""
@@ -170,6 +173,9 @@ class EvalOptions:
     eval_every: int = 0
     """Score the held-out examples every so many steps, by greedy decoding or an encoder's heads; 0: never. The best
     model is kept in best/."""
+    patience: int | None = None
+    """End the training after so many held-out scorings in a row that are no better than the best before them, and
+    export the best model instead of the last; default: train to the last step and export that model."""
     max_new_tokens: int | None = None
     """Maximum answer length in tokens in held-out scoring; default: enough for each example's longest valid answer."""
 
@@ -239,7 +245,7 @@ ENCODER_ONLY = ("head", "max_length")
 
 # Options that may change when a run is resumed; any other would change its results.
 FREE_ON_RESUME = frozenset(
-    "config output resume save_every keep async_save export export_dtype eval_every max_new_tokens log_every"
+    "config output resume save_every keep async_save export export_dtype eval_every patience max_new_tokens log_every"
     " tensorboard cache_dir device activation_checkpointing activation_offload tp sharding nodes"
     " offload_states plan gpu gpus"
     # Paths; hashes check that the contents are the same (`train/setup.py`).

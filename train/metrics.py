@@ -138,7 +138,7 @@ class RunLog:
         self._write({**record, "time": round(time.time(), 3)})
         if self._board is not None:
             for name, value in record.items():
-                if isinstance(value, int | float) and name != "step":
+                if isinstance(value, int | float) and name not in ("step", "weighted"):
                     self._board.add_scalar(name, value, record["step"])
         parts = describe(record)
         if self._progress is not None:
@@ -173,7 +173,7 @@ class RunLog:
 def describe(record: dict[str, Any]) -> list[str]:
     """The figures of one step, the most important ones first."""
     parts = [
-        f"loss {record['loss']:.4f}",
+        f"{'weighted loss' if record.get('weighted') else 'loss'} {record['loss']:.4f}",
         f"lr {record['lr']:.2e}",
         f"grad norm {record['grad_norm']:.3f}",
         f"{record['tokens_per_second']:,.0f} tokens/s",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import cast
 
+from data.class_weights import listed_weights
 from data.decoder.templates import Prompt, Text
 from data.decoder.tokenizer import Tokenizer
 from data.tasks import Field, Task, TokenField
@@ -69,6 +70,8 @@ def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[lis
         template = f"`{spec.template}` chat template ({spec.template_from})"
         yield ["prompt", f"{template}, {shots} examples in it, {spec.wording} wording"]
     yield ["length", f"{step:,} steps of {batch.batch_size} {batch.batch_unit}: {epochs:.2f} epochs"]
+    for name, weights in setup.class_weights.items():
+        yield [f"class weights of {name}", listed_weights(weights)]
     yield ["peak learning rate", f"{config.optim.lr:g}, {config.optim.schedule} schedule"]
     yield ["optimizer", f"{config.optim.optim}, all weights trained"]
     yield ["seed", str(config.train.seed)]

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 def scoring_advice(config: TrainConfig, step: int, n_parameters: int, device: torch.device) -> str:
     """What to type to score the model of a run that has taken ``step`` steps."""
     output = config.checkpoint.output
-    folder = output / "export" if config.checkpoint.export else step_folder(output / "checkpoints", step)
+    last = step_folder(output / "checkpoints", step) if config.eval.patience is None else output / "best"
+    folder = output / "export" if config.checkpoint.export else last
     gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     return f"To score the model:\n  {eval_command(config, folder, n_parameters, gpu_bytes)}"
 

@@ -282,6 +282,7 @@ def _has_type_of(value: Any, read: Any) -> bool:
     if isinstance(value, bool):
         return read == ("on" if value else "off")
     if isinstance(read, tuple):
+        value = [value] if isinstance(value, str) else value  # class_weights = "balanced"
         return isinstance(value, list) and all(_has_type_of(v, r) for v, r in zip(value, read, strict=True))
     return isinstance(value, str) if isinstance(read, Path) else value == read
 

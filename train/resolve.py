@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from checkpoints_tools.registry import ModelSpec, get_model_spec, model_names
+from data.class_weights import read_weights
 from data.decoder.fewshot import shots_problems
 from data.decoder.prompts import check_wording
 from data.errors import UserError
@@ -129,6 +130,7 @@ def find_problems(config: TrainConfig) -> list[str]:
         data = config.data
         task = get_task(data.task, data.joint_order, data.slot_answer, data.slot_tags)
         check_wording(data.wording, task, data.list_labels)
+        read_weights(config.train.class_weights, task, problems)
     except UserError as error:
         problems.append(str(error))
 
@@ -162,6 +164,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(ckpt.keep >= 1, "keep", "at least 1")
     must(0 <= config.eval.holdout < 1, "holdout", "in [0, 1)")
     must(config.eval.eval_every >= 0, "eval_every", "0 (off) or more")
+    must(config.eval.patience is None or config.eval.patience >= 1, "patience", "at least 1")
     must(config.eval.max_new_tokens is None or config.eval.max_new_tokens >= 1, "max_new_tokens", "at least 1")
     must(config.log.log_every >= 1, "log_every", "at least 1")
     if train.activation_offload and train.activation_checkpointing != "full":
@@ -177,6 +180,11 @@ def find_problems(config: TrainConfig) -> list[str]:
         problems.append(f"eval_every = {config.eval.eval_every} needs held-out examples: give --holdout, e.g. 0.05.")
     if config.eval.holdout and not config.eval.eval_every:
         problems.append(f"holdout = {config.eval.holdout} is never scored: give --eval_every.")
+    if config.eval.patience is not None and not config.eval.eval_every:
+        problems.append(
+            f"patience = {config.eval.patience} counts held-out scorings, and there are none: give --holdout and "
+            "--eval_every."
+        )
     if known_model and get_model_spec(config.model.model).kind == "encoder" and config.parallel.tp > 1:
         problems.append(f"tp = {config.parallel.tp}: an encoder's matrices are not split. Omit it.")
     if known_model:

@@ -3,24 +3,77 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
+from checkpoints_tools.checksums import read_checksums, sums_of
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.json_files import write_json
+from checkpoints_tools.writer import staged_folder
 from data.encoder.samples import output_labels
+from data.errors import UserError
 from train import options
+from train.best import read_best
 from train.checkpointing import run_folder
 from train.checkpointing.checkpoint import TRAINING_FILE
 from train.config import TrainConfig
+from train.errors import RunStopped
 from train.model_card import model_card
 from train.setup import MACHINE_OPTIONS, Setup, longest_input
 
 log = logging.getLogger(__name__)
+
+
+def export_best(best: Path, folder: Path) -> None:
+    """Make ``folder`` a copy of ``best``, the best model of the run, as `export_run` would write it. Collective.
+
+    Raises:
+        RunStopped: there is no such model any more, or its files are damaged.
+    """
+    problem: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            _copy(best, folder)
+        except UserError as error:
+            problem = [str(error)]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise RunStopped(f"the best model was not exported: {problem[0]}")
+
+
+def _copy(best: Path, folder: Path) -> None:
+    found = read_best(best)
+    if found is None:
+        raise UserError(
+            f"{best} does not exist. The newest checkpoint in {best.parent / 'checkpoints'} is the last model."
+        )
+    new, sums = run_folder.new_folder(folder), read_checksums(best)  # none: older code wrote it
+    run_folder.discard(new, ours=True)
+    with staged_folder(new) as staging:
+        for path in best.iterdir():  # what a user has put there stays there
+            if path.name in sums or path.name == "README.md" or (not sums and path.is_file()):
+                shutil.copyfile(path, staging / path.name)
+        bad = [name for name in sums if not (staging / name).is_file() or sums_of(staging / name) != sums[name]]
+        if bad:
+            raise UserError(f"{best} is damaged ({', '.join(bad)}).")
+    run_folder.replace_export(folder)
+    log.info("exported %s: the best model, of step %d (held-out score %.4f)", folder, found.step, found.score)
+
+
+def is_exported(config: TrainConfig) -> bool:
+    """Whether ``export/`` is there and has the model that a run with these options exports at its end."""
+    output = config.checkpoint.output
+    if not (output / "export" / TRAINING_FILE).is_file():
+        return False
+    exported = read_best(output / "export")
+    if config.eval.patience is None:
+        return exported is None
+    return exported is not None and exported == (read_best(output / "best") or exported)
 
 
 def export_run(

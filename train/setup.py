@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,8 @@ from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, 
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.batch import Samples
+from data.class_weights import ClassWeights, describe_weights, read_weights, resolve_weights
+from data.decoder.answer_weights import answer_weights
 from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
 from data.decoder.round_trip import check_labels
 from data.decoder.samples import SampleSet, prepare
@@ -66,6 +68,7 @@ class Setup:
         identity: config and hashes that a checkpoint to resume from must match (`train/checkpointing/checkpoint.py`).
         resume_from: the checkpoint folder to continue from, or None.
         carried: what the files of the checkpoint to start from say, for the exports.
+        class_weights: by field, the weights of labels in the loss; empty without ``--class_weights``.
     """
 
     spec: ModelSpec
@@ -83,6 +86,7 @@ class Setup:
     identity: dict[str, Any]
     resume_from: Path | None
     carried: Carried = Carried()
+    class_weights: ClassWeights = field(default_factory=dict)
 
     def save_task(self, folder: Path) -> None:
         """Write the task, and a decoder's prompt, into a checkpoint, an export or the run folder."""
@@ -131,6 +135,10 @@ def open_run(config: TrainConfig) -> Setup:
                  len(prompt_spec.shots))  # fmt: skip
         _warn_of_length(cast(SampleSet, samples), model_config, config)
     log.info("training data: %s", samples.describe())
+    weights = resolve_weights(read_weights(config.train.class_weights, task, []), examples)
+    if weights:
+        log.info("%s", describe_weights(weights, task))
+        weigh(samples, weights, examples, task, prompt, tokenizer)
 
     loader = build_loader(config, samples, rank=env_rank() // shape.tensor, world_size=shape.n_data)
     if repeats := describe_repeats(loader):
@@ -168,6 +176,7 @@ def open_run(config: TrainConfig) -> Setup:
         identity=identity,
         resume_from=resume_from,
         carried=_carried(config),
+        class_weights=weights,
     )
 
 
@@ -196,6 +205,22 @@ def prepare_samples(
     prompt = prompt_spec.build(task)
     check_labels(task, prompt, decoder_tokenizer)
     return prepare(examples, task, prompt, decoder_tokenizer, max_length, cache_dir=cache_dir), prompt_spec
+
+
+def weigh(
+    samples: SampleSet | EncoderSampleSet,
+    weights: ClassWeights,
+    examples: list[Example],
+    task: Task,
+    prompt: Prompt | None,
+    tokenizer: AnyTokenizer,
+) -> None:
+    """Give the samples of these examples their weights in the loss; ``prompt`` is a decoder's."""
+    if isinstance(samples, EncoderSampleSet):
+        samples.weigh(weights, task)
+    else:
+        assert prompt is not None
+        samples.label_weights = answer_weights(samples, examples, task, prompt, cast(Tokenizer, tokenizer), weights)
 
 
 def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size: int) -> StepLoader:

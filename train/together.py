@@ -14,6 +14,7 @@ from data.errors import UserError
 from train import options
 from train.checkpointing import checkpoint
 from train.config import TrainConfig
+from train.run_export import is_exported
 from train.setup import MACHINE_OPTIONS, Setup, find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -44,16 +45,19 @@ def require_same(config: TrainConfig, setup: Setup) -> None:
         )
 
 
-def is_finished(config: TrainConfig, setup: Setup) -> bool:
-    """Whether ``--resume auto`` finds the run with its last step taken and its model exported. Collective."""
-    done = False
+def how_it_ended(config: TrainConfig, setup: Setup) -> str | None:
+    """What ended the run, if ``--resume auto`` finds it with nothing left to train or export; else None. Collective."""
+    found: str | None = None
     if config.checkpoint.resume == "auto" and setup.resume_from is not None:
-        state = checkpoint.read_state(setup.resume_from)
-        exported = (config.checkpoint.output / "export" / checkpoint.TRAINING_FILE).is_file()
-        done = state.step >= setup.total_steps and not state.unscored and (exported or not config.checkpoint.export)
-    everyone = [done] * dist.get_world_size()
-    dist.all_gather_object(everyone, done)
-    return all(everyone)
+        state, patience = checkpoint.read_state(setup.resume_from), config.eval.patience
+        if not state.unscored and (is_exported(config) or not config.checkpoint.export):
+            if state.watched.ends(patience):
+                found = f"it ended after step {state.step}, as --patience {patience} asks: {state.watched.why()}."
+            elif state.step >= setup.total_steps:
+                found = f"all {setup.total_steps} steps are taken."
+    everyone = [found] * dist.get_world_size()
+    dist.all_gather_object(everyone, found)
+    return found if all(everyone) else None
 
 
 def skip_damaged(config: TrainConfig, setup: Setup) -> Setup:

@@ -33,8 +33,9 @@ from train.next_command import advice_to_continue, resume_command, scoring_advic
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum
 from train.parallel.parallelize import parallelize
+from train.patience import Watched
 from train.resolve import describe_settings
-from train.run_export import export_run
+from train.run_export import export_best, export_run
 from train.scorer import HeldOutScorer
 from train.setup import Setup
 
@@ -70,6 +71,7 @@ class Trainer:
         self.step = 0  # optimizer steps taken
         self.saved_step: int | None = None
         self.best: float | None = None
+        self.watched = Watched()  # the scores that patience counts
         self.figures: dict[str, float] | None = None  # of the last held-out scoring
         self.unscored = False  # a scoring that was due was stopped
         self.stop = stopping.Stop()
@@ -130,8 +132,8 @@ class Trainer:
         if resume is not None:
             state = checkpoint.read_state(resume)
             self.step = self.saved_step = state.step
-            self.best, self.unscored = state.best, state.unscored
-        if self.world.device.type in trial.TRIED_ON and self.step < setup.total_steps:
+            self.best, self.unscored, self.watched = state.best, state.unscored, state.watched
+        if self.world.device.type in trial.TRIED_ON and not self.is_done:
             self._try_worst_step()
         if resume is not None:
             checkpoint.load_optimizer(resume, self.model, self.optimizer)
@@ -148,6 +150,11 @@ class Trainer:
 
     def _explained(self, what: str) -> AbstractContextManager[None]:
         return trial.explain_out_of_memory(what, self.config, self.setup.spec)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left to take."""
+        return self.step >= self.setup.total_steps or self.watched.ends(self.config.eval.patience)
 
     def run(self) -> None:
         """Train to the last step, save and export.
@@ -168,13 +175,16 @@ class Trainer:
         )
         if self.step:
             self.log.event("resume", step=self.step)
+        if self.setup.class_weights:
+            self.log.event("class_weights", weights=self.setup.class_weights)
         with stopping.held(announcement()) as self.stop:
             try:
                 self._loop()
                 self._save()
                 self.saver.finish()
+                self._say_why_early()
                 if config.checkpoint.export:
-                    self._export("export")
+                    self._export_end()
             finally:
                 self.saver.close()
                 self.log.close()
@@ -190,8 +200,11 @@ class Trainer:
         speed, plateau = Speed(), Plateau(total)
         if self.unscored and config.eval.eval_every:  # the run was stopped in the scoring of its last step
             self.unscored = not self._score()
-            if self.unscored or (self._told_to_stop() and self.step < total):
+            self.saved_step = self.step if self.unscored else None  # the checkpoint does not know of this scoring
+            if self.unscored or (self._told_to_stop() and not self.is_done):
                 self._interrupt()
+        if self.is_done:
+            return
         start = time.perf_counter()
         for batch in self.setup.loader.prefetch(self.step, total):
             with self._explained(f"step {self.step + 1}"):
@@ -214,8 +227,10 @@ class Trainer:
                 self._save()
             if to_score or to_save:  # both take time, and another step would too
                 stop = self._told_to_stop()
-            if stop and (self.step < total or self.unscored):
+            if stop and (not self.is_done or self.unscored):
                 self._interrupt()
+            if self.is_done:
+                break
             start = time.perf_counter()
 
     def train_step(self, batch: StepBatch) -> tuple[dict[str, Any], float, bool]:
@@ -228,7 +243,7 @@ class Trainer:
         lr = learning_rate(self.step, self.setup.total_steps, optim.lr, optim.schedule, optim.warmup_steps)
         losses = torch.zeros(len(batch.n_label_tokens), dtype=torch.float64, device=self.world.device)
         for micro_batch in batch.batches:
-            parts = field_losses(self.model, micro_batch.to(self.world.device), batch.n_label_tokens)
+            parts = field_losses(self.model, micro_batch.to(self.world.device), batch.total_weights)
             parts.sum().backward()
             losses += parts.detach()
         norm = clip_gradients(self.model, optim.clip).item()
@@ -250,6 +265,7 @@ class Trainer:
             "step": self.step,
             "epoch": round(batch.epoch, 4),
             "loss": total_loss,
+            **({"weighted": True} if self.setup.class_weights else {}),
             **{f"loss/{name}": x for name, x in named if name != ANSWER},
             "lr": lr,
             "grad_norm": norm,
@@ -325,6 +341,7 @@ class Trainer:
             mesh=self.world.shape.describe(),
             optim_reason=self.config.optim_reason,
             unscored=self.unscored,
+            watched=self.watched,
         )
         self.saver.save(self.model, self.optimizer, state, self.setup.save_task)
         self.saved_step = self.step
@@ -347,13 +364,30 @@ class Trainer:
         self.figures = figures
         self.log.event("score", step=self.step, score=score, **figures)
         is_best = self.best is None or score > self.best
+        self.watched, patience = self.watched.add(score, self.step), self.config.eval.patience
         listed = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         # The first score is always the best, also that of a model that gets nothing right.
-        log.info("held-out, step %d: %s%s", self.step, listed, " (best so far)" if is_best and score > 0 else "")
+        note = " (best so far)" if is_best and score > 0 else ""
+        if patience is not None and self.watched.since:
+            note += f" (no better than step {self.watched.step}, {self.watched.since} of {patience} times)"
+        log.info("held-out, step %d: %s%s", self.step, listed, note)
         if is_best:
             self.best = score
             self._export("best", {"step": self.step, "score": score, **figures})
         return True
+
+    def _say_why_early(self) -> None:
+        patience, total = self.config.eval.patience, self.setup.total_steps
+        if self.watched.ends(patience):
+            log.info("the training ended after step %d of %d, as --patience %d asks: %s.",
+                     self.step, total, patience, self.watched.why())  # fmt: skip
+            self.log.event("early_end", step=self.step, best_step=self.watched.step, best=self.watched.best)
+
+    def _export_end(self) -> None:
+        if self.config.eval.patience is None:
+            return self._export("export")
+        self.saver.before_export(self.output / "export")
+        export_best(self.output / "best", self.output / "export")
 
     def _export(self, name: str, about: dict[str, Any] | None = None) -> None:
         folder = self.output / name

@@ -51,7 +51,7 @@ def try_step(
         torch.cuda.reset_peak_memory_stats(device)
     allocate_states(optimizer)
     for micro_batch in batch.batches:
-        batch_loss(model, micro_batch.to(device), batch.n_label_tokens).backward()
+        batch_loss(model, micro_batch.to(device), batch.total_weights).backward()
     clip_gradients(model, clip)
     optimizer.zero_grad()
     if device.type == "cuda":

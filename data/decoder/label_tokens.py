@@ -69,15 +69,7 @@ class LabelTokens:
         written = self.prompt.lead + beginning(self.task, answers)
         ids = self.tokenizer.encode(text)
         self._check(ids, text)
-        # The last token decides alone: as the quotation mark is one byte, no part of it is in the tokens before.
-        low, high = 0, len(ids)
-        while low < high:
-            middle = (low + high) // 2
-            if self.tokenizer.decode(ids[:middle]).startswith(written):
-                high = middle
-            else:
-                low = middle + 1
-        return ids[:low]
+        return ids[: n_tokens_of(ids, written, self.tokenizer)]
 
     def placeholder(self, field: Field) -> Value:
         """An answer in the place of one that is not known yet."""
@@ -91,6 +83,21 @@ class LabelTokens:
                 f"The model's tokenizer makes {ascii(self.tokenizer.decode(ids))} of the answer {ascii(text)}, so its "
                 "labels have no probabilities. Rename the label, or give --decode free."
             )
+
+
+def n_tokens_of(ids: Sequence[int], written: str, tokenizer: Tokenizer) -> int:
+    """How many tokens of an answer write its beginning ``written``, which ends with a quotation mark.
+
+    The last of them decides alone: as the quotation mark is one byte, no part of it is in the tokens before.
+    """
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if tokenizer.decode(ids[:middle]).startswith(written):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def beginning(task: Task, answers: Sequence[Value]) -> str:

@@ -38,6 +38,7 @@ Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` label tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -64,16 +65,22 @@ class RowSource(Protocol):
 
     def cost(self, i: int) -> int: ...
 
+    def weights(self, i: int) -> np.ndarray | None: ...
+
 
 @dataclass
 class PackedRow:
-    """One row as numpy arrays, each ``[T]``, before rows are stacked into a ``Batch``."""
+    """One row as numpy arrays, each ``[T]``, before rows are stacked into a ``Batch``.
+
+    ``weights`` are the targets' in the loss; None: all are 1.
+    """
 
     tokens: np.ndarray
     positions: np.ndarray
     doc_ids: np.ndarray
     targets: np.ndarray
     sample_ids: list[str]
+    weights: np.ndarray | None = None
 
     @property
     def n_real_tokens(self) -> int:
@@ -94,6 +101,7 @@ class Batch(batch.Batch):
         sample_ids: ids of the samples, row by row.
         n_real_tokens: tokens that are not padding, a shared prefix counted once per row; 0 for a dummy.
         dummy: True for a batch without targets that only keeps this rank in step with the others.
+        weights: ``[N]`` fp32 weights of the targets in the loss, under the only field, `ANSWER`; empty: all are 1.
     """
 
     tokens: torch.Tensor
@@ -104,6 +112,7 @@ class Batch(batch.Batch):
     sample_ids: list[str]
     n_real_tokens: int
     dummy: bool = False
+    weights: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Run the model on the batch; return ``[N, V]`` logits and ``[N]`` targets of the only field, `ANSWER`."""
@@ -118,6 +127,7 @@ class Batch(batch.Batch):
             doc_ids=change(self.doc_ids),
             targets=change(self.targets),
             target_index=change(self.target_index),
+            weights={name: change(weights) for name, weights in self.weights.items()},
         )
 
 
@@ -141,6 +151,7 @@ def build_row(samples: RowSource, indices: Sequence[int], share_prefix: bool, le
     positions = np.zeros(total, dtype=np.int64)
     doc_ids = np.full(total, PADDING_DOC, dtype=np.int32)
     targets = np.full(total, IGNORE, dtype=np.int64)
+    weights: np.ndarray | None = None
     at = 0
     if share_prefix:
         tokens[:n_prefix] = prefix
@@ -159,30 +170,36 @@ def build_row(samples: RowSource, indices: Sequence[int], share_prefix: bool, le
         if len(label):
             # The last body token predicts the label's first token, and so on to the end of turn.
             targets[at - 1 : at - 1 + len(label)] = label
+            if (of_label := samples.weights(i)) is not None:
+                weights = np.ones(total, dtype=np.float32) if weights is None else weights
+                weights[at - 1 : at - 1 + len(label)] = of_label
             at += len(label) - 1
         first = n_prefix if share_prefix else 0
         positions[start:at] = np.arange(first, first + at - start)
         doc_ids[start:at] = doc
-    return PackedRow(tokens, positions, doc_ids, targets, [samples.ids[i] for i in indices])
+    return PackedRow(tokens, positions, doc_ids, targets, [samples.ids[i] for i in indices], weights)
 
 
 def collate(rows: Sequence[PackedRow]) -> Batch:
     """Stack rows into a micro-batch; shorter ones are padded to the longest."""
     length = max(len(row.tokens) for row in rows)
 
-    def stack(name: str, fill: int) -> torch.Tensor:  # [B, T]
+    def stack(name: str, fill: float) -> torch.Tensor:  # [B, T]
         padded = [np.pad(a, (0, length - len(a)), constant_values=fill) for a in (getattr(r, name) for r in rows)]
         return torch.from_numpy(np.stack(padded))
 
     targets = stack("targets", IGNORE)
+    index = torch.nonzero(targets.reshape(-1) != IGNORE).reshape(-1)
+    weighted = all(row.weights is not None for row in rows)
     return Batch(
         tokens=stack("tokens", 0),
         positions=stack("positions", 0),
         doc_ids=stack("doc_ids", PADDING_DOC),
         targets=targets,
-        target_index=torch.nonzero(targets.reshape(-1) != IGNORE).reshape(-1),
+        target_index=index,
         sample_ids=[i for row in rows for i in row.sample_ids],
         n_real_tokens=sum(row.n_real_tokens for row in rows),
+        weights={ANSWER: stack("weights", 1).flatten()[index]} if weighted else {},
     )
 
 

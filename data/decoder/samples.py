@@ -50,6 +50,7 @@ class SampleSet:
         body_end, label_end: ``[S]`` int64, offsets into ``tokens``.
         document_tokens: ``[S]`` int32, the documents' lengths before any truncation.
         truncated: ``[S]`` bool.
+        label_weights: ``[L]`` fp32, the weights in the loss of all samples' label tokens, concatenated; None: all 1.
     """
 
     prefix: np.ndarray
@@ -59,6 +60,7 @@ class SampleSet:
     label_end: np.ndarray
     document_tokens: np.ndarray
     truncated: np.ndarray
+    label_weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         start = np.concatenate([[0], self.label_end[:-1]]).astype(np.int64)[: len(self.ids)]
@@ -66,6 +68,7 @@ class SampleSet:
         self.label_lengths = self.label_end - self.body_end  # [S]
         self.costs = self.lengths - (self.label_lengths > 0)  # [S] tokens in a row, without the last label token
         self._start = start
+        self._label_tokens = np.cumsum(self.label_lengths)  # [S] offsets into label_weights
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,6 +87,14 @@ class SampleSet:
         """Tokens the sample adds to a row after a shared prefix: ``len(body) + len(label) - 1``."""
         return int(self.costs[i])
 
+    def weights(self, i: int) -> np.ndarray | None:
+        """The weights of the label's tokens in the loss; None: all are 1."""
+        return None if self.label_weights is None else self.label_weights[self._places(i)]
+
+    def _places(self, i: int) -> slice:
+        end = self._label_tokens[i]
+        return slice(end - self.label_lengths[i], end)
+
     def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> Batch:
         """The micro-batch of these rows of sample indices, padded to ``length`` tokens."""
         return build_batch(self, rows, share_prefix, length)
@@ -95,6 +106,12 @@ class SampleSet:
     def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
         """The number of label tokens of these samples, under the only field, `ANSWER`."""
         return {ANSWER: int(self.label_lengths[list(indices)].sum())}
+
+    def sum_weights(self, indices: Sequence[int]) -> dict[str, float]:
+        """The sum of these samples' weights in the loss, under the only field, `ANSWER`."""
+        if self.label_weights is None:
+            return dict(self.count_targets(indices))
+        return {ANSWER: sum(float(self.label_weights[self._places(i)].sum(dtype=np.float64)) for i in indices)}
 
     def contents(self) -> list[np.ndarray]:
         """The arrays that training depends on, to be hashed."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ TOKENIZER_FILES = (
 )
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Hashable, Protocol):
     """The interface of all tokenizers.
 
     Attributes:

@@ -19,6 +19,7 @@ Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` outputs of a field.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -39,6 +40,7 @@ class RowSource(Protocol):
     ids: list[str]
     kinds: dict[str, FieldKind]
     targets: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
     lengths: np.ndarray
     pad_id: int
 
@@ -64,6 +66,7 @@ class Batch(batch.Batch):
         sample_ids: ids of the samples, row by row.
         n_real_tokens: tokens that are not padding; 0 for a dummy.
         dummy: True for a batch that only keeps this rank in step with the others; every ``N`` is 0.
+        weights: by class field that has weights, ``[N]`` fp32 weights of the targets in the loss.
     """
 
     tokens: torch.Tensor
@@ -74,6 +77,7 @@ class Batch(batch.Batch):
     sample_ids: list[str]
     n_real_tokens: int
     dummy: bool = False
+    weights: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Run the model on the batch; return ``[N, labels]`` logits and the targets by field."""
@@ -88,6 +92,7 @@ class Batch(batch.Batch):
             doc_ids=change(self.doc_ids),
             index={name: change(index) for name, index in self.index.items()},
             targets={name: change(numbers) for name, numbers in self.targets.items()},
+            weights={name: change(weights) for name, weights in self.weights.items()},
         )
 
 
@@ -119,14 +124,16 @@ def build_batch(samples: RowSource, rows: Sequence[Sequence[int]], length: int |
             for field in samples.targets:
                 numbers[field].append(samples.target(field, i))
             at += len(ids)
+    targets = {field: _joined([samples.targets[field][:0], *arrays]) for field, arrays in numbers.items()}
     return Batch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         doc_ids=torch.from_numpy(doc_ids),
         index={field: _joined([NONE, *arrays]) for field, arrays in index.items()},
-        targets={field: _joined([samples.targets[field][:0], *arrays]) for field, arrays in numbers.items()},
+        targets=targets,
         sample_ids=[samples.ids[i] for row in rows for i in row],
         n_real_tokens=int((doc_ids != PADDING_DOC).sum()),
+        weights={field: torch.from_numpy(of)[targets[field]] for field, of in samples.weights.items()},
     )
 
 

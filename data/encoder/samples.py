@@ -17,6 +17,7 @@ Samples are packed into rows in `data.encoder.rows`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import Arrays, cached
+from data.class_weights import ClassWeights
 from data.encoder.rows import Batch, build_batch, dummy_batch
 from data.encoder.tokenizer import Tokenizer
 from data.errors import UserError
@@ -58,6 +60,7 @@ class SampleSet:
         truncated: ``[S]`` bool.
         kinds: by field name, in the task's order; set even if there are no targets.
         pad_id: id of the padding token.
+        weights: by class field, ``[labels]`` weights in the loss; a field that is not in it has none.
     """
 
     ids: list[str]
@@ -70,6 +73,7 @@ class SampleSet:
     truncated: np.ndarray
     kinds: dict[str, FieldKind]
     pad_id: int
+    weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._start = np.concatenate([[0], self.end[:-1]]).astype(np.int64)[: len(self.ids)]
@@ -115,6 +119,21 @@ class SampleSet:
     def count_targets(self, indices: Sequence[int]) -> dict[str, int]:
         """By field, the number of targets of these samples."""
         return {field: int(self.n_outputs(field)[list(indices)].sum()) for field in self.kinds}
+
+    def sum_weights(self, indices: Sequence[int]) -> dict[str, float]:
+        """By field, the sum of these samples' weights in the loss; for a field without weights, its targets."""
+        sums: dict[str, float] = dict(self.count_targets(indices))
+        return sums | {
+            field: float(by_label[self.targets[field][list(indices)]].sum(dtype=np.float64))
+            for field, by_label in self.weights.items()
+        }
+
+    def weigh(self, weights: ClassWeights, task: Task) -> None:
+        """Weigh the labels of class fields in the loss."""
+        for field in task.fields:
+            if (by_label := weights.get(field.name)) is not None:
+                assert isinstance(field, ClassField), field
+                self.weights[field.name] = np.array([by_label.get(x, 0.0) for x in field.labels], dtype=np.float32)
 
     def contents(self) -> list[np.ndarray]:
         """The arrays that training depends on, to be hashed."""

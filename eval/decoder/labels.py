@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from eval.decoder.kv_cache import PrefixCache, SlotCache
 from eval.decoder.tree_passes import Room, Waiting, score_tries
 from eval.decoder.trie import TokenTrie, build_tries
 from eval.decoder.writing import write
+from eval.job import TrieLoad
 
 MAX_LOGITS = 1 << 28  # of one pass: 512 MiB in bf16
 
@@ -52,6 +53,11 @@ class Answered:
     n_fed: int = 0
 
 
+def max_outputs(vocab_size: int) -> int:
+    """Upper bound on the rows of logits of a pass."""
+    return max(1, MAX_LOGITS // vocab_size)
+
+
 class ValidAnswers:
     """The valid answers of a task as tokens, for one prompt and tokenizer.
 
@@ -64,25 +70,31 @@ class ValidAnswers:
         self.labels = LabelTokens(task, prompt, tokenizer)
         self.has_lists = any(not isinstance(task_field, ClassField) for task_field in task.fields)
         self.tokens = ValidTokens(task, prompt, tokenizer) if self.has_lists else None
-        self.max_outputs = max(1, MAX_LOGITS // tokenizer.vocab_size)
+        self.max_outputs = max_outputs(tokenizer.vocab_size)
         self.tries: Callable[[tuple[Value, ...]], list[TokenTrie]] = lru_cache(maxsize=1024)(self._tries)
 
     def _tries(self, before: tuple[Value, ...]) -> list[TokenTrie]:
         return build_tries(self.labels.of(before), self.max_outputs)
 
-    @property
-    def stores(self) -> bool:
-        """Whether a request takes part in several passes."""
-        return len(self.task.fields) > 1 or self.has_lists or len(self.tries(())) > 1
-
-    def most_tokens(self) -> int:
-        """About the tokens of the largest trie, if all fields before it have their first label."""
-        sizes, before = [1], list[Value]()
+    @cached_property
+    def load(self) -> TrieLoad:
+        """The largest trie of each field, if all fields before it have their first label."""
+        sizes, before, n_tries = list[tuple[int, int] | None](), list[Value](), 0
         for task_field in self.task.fields:
             if isinstance(task_field, ClassField):
-                sizes.append(max(len(trie.tokens) for trie in self.tries(tuple(before))))
+                tries = self.tries(tuple(before))
+                n_tries += len(tries)
+                sizes.append((max(len(trie.tokens) for trie in tries), max(len(trie.outputs) for trie in tries)))
+            else:
+                sizes.append(None)
             before.append(self.labels.placeholder(task_field))
-        return max(sizes)
+        return TrieLoad(tuple(sizes), self.max_outputs, stores=n_tries > 1 or None in sizes)
+
+
+@lru_cache(maxsize=1)
+def valid_answers(task: Task, prompt: Prompt, tokenizer: Tokenizer) -> ValidAnswers:
+    """The valid answers, built once for jobs with the same prompt, such as the parts of a file."""
+    return ValidAnswers(task, prompt, tokenizer)
 
 
 def decode_labels(
@@ -119,12 +131,11 @@ def decode_labels(
         cache = PrefixCache(len(prefix))
         if len(prefix):
             yield from prefill_prefix(prefix, cache, device)
-        lengths, largest = [len(body) for body in bodies], answers.most_tokens()
-        sizes = [max(largest, limit + 1 if answers.has_lists else 0) for limit in max_new_tokens]
-        for batch in batches(lengths, sizes, max_batch_tokens, max_batch_size):
-            written = max(max_new_tokens[i] for i in batch) + 1 if answers.has_lists else 0
-            slots = SlotCache(len(batch), max(lengths[i] for i in batch) + written) if answers.stores else None
-            room = Room(cache, slots, max_batch_tokens, answers.max_outputs, device)
+        lengths, load = [len(body) for body in bodies], answers.load
+        for batch in label_batches(lengths, max_new_tokens, load, max_batch_tokens, max_batch_size):
+            written = load.written(max(max_new_tokens[i] for i in batch))
+            slots = SlotCache(len(batch), max(lengths[i] for i in batch) + written) if load.stores else None
+            room = Room(cache, slots, max_batch_tokens, load.max_outputs, device)
             requests = [_Request(i, list(bodies[i]), list(words[i]), max_new_tokens[i], results[i]) for i in batch]
             yield from _answer(requests, answers, room)
             if finished is not None:
@@ -132,6 +143,17 @@ def decode_labels(
 
     run_passes(model, passes(), device, group, stop)
     return results
+
+
+def label_batches(
+    lengths: Sequence[int],
+    limits: Sequence[int],
+    load: TrieLoad,
+    max_batch_tokens: int,
+    max_batch_size: int = MAX_BATCH_SIZE,
+) -> list[list[int]]:
+    """Group requests as `eval.decoder.decode.batches` does, with a trie, or a written answer if longer, after each."""
+    return batches(lengths, [load.longest(limit) for limit in limits], max_batch_tokens, max_batch_size)
 
 
 @dataclass

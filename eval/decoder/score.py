@@ -10,7 +10,7 @@ truncated, and no example is dropped. Several ranks share the examples; rank 0 r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -24,10 +24,11 @@ from data.example import Example
 from data.lenient import read_leniently
 from data.tasks import ClassField, Task
 from eval.decoder.decode import Decoded, NotFiniteLogits, batches, greedy_decode
-from eval.decoder.labels import Answered, ValidAnswers, decode_labels
+from eval.decoder.labels import Answered, decode_labels, label_batches, valid_answers
+from eval.decoder.tree_passes import grouped_by_size
 from eval.finite import logits_error
 from eval.gather import Share
-from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, divide
+from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, TrieLoad, divide
 from eval.partial import PartialAnswers
 from eval.results import N_TOP, Prediction
 from eval.together import Stopped
@@ -100,7 +101,7 @@ def answer(
     start = time.perf_counter()
     try:
         if job.decode == "labels":
-            words, valid = [job.examples[i].words for i in own], ValidAnswers(job.task, job.prompt, tokenizer)
+            words, valid = [job.examples[i].words for i in own], valid_answers(job.task, job.prompt, tokenizer)
             decoded = decode_labels(model, prefix, bodies, words, own_limits, valid, **how)
         else:
             decoded = greedy_decode(model, prefix, bodies, own_limits, stop_tokens(job.prompt, tokenizer), **how)
@@ -151,7 +152,10 @@ def request_lengths(job: ScoringJob) -> RequestLengths:
         UserError: see `prepare_requests`.
     """
     requests = prepare_requests(job)
-    return RequestLengths(len(requests.samples.prefix), requests.samples.lengths.tolist(), requests.limits)
+    assert job.prompt is not None, "a decoder is prompted"
+    labels = job.decode == "labels"
+    tries = valid_answers(job.task, job.prompt, cast(Tokenizer, job.tokenizer)).load if labels else None
+    return RequestLengths(len(requests.samples.prefix), requests.samples.lengths.tolist(), requests.limits, tries)
 
 
 def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) -> list[list[BatchSize]]:
@@ -159,12 +163,43 @@ def batch_sizes(lengths: RequestLengths, n_ranks: int, max_batch_tokens: int) ->
     ranks = []
     for own in divide(lengths.bodies, n_ranks):
         bodies, limits = [lengths.bodies[i] for i in own], [lengths.limits[i] for i in own]
-        sizes = []
-        for batch in batches(bodies, limits, max_batch_tokens):
-            longest, limit = max(bodies[i] for i in batch), max(limits[i] for i in batch)
-            sizes.append(BatchSize(len(batch), sum(bodies[i] for i in batch), longest + limit, limit))
-        ranks.append(sizes)
+        if lengths.tries is None:
+            grouped = batches(bodies, limits, max_batch_tokens)
+            ranks.append([_size([(bodies[i], limits[i]) for i in batch]) for batch in grouped])
+        else:
+            ranks.append(
+                [
+                    size
+                    for batch in label_batches(bodies, limits, lengths.tries, max_batch_tokens)
+                    for size in _passes([(bodies[i], limits[i]) for i in batch], lengths.tries, max_batch_tokens)
+                ]
+            )
     return ranks
+
+
+def _size(requests: Sequence[tuple[int, int]]) -> BatchSize:
+    """Of a batch of requests with these bodies and limits."""
+    longest, limit = max(body for body, _ in requests), max(limit for _, limit in requests)
+    return BatchSize(len(requests), sum(body for body, _ in requests), longest + limit, limit)
+
+
+def _passes(requests: Sequence[tuple[int, int]], tries: TrieLoad, max_batch_tokens: int) -> Iterator[BatchSize]:
+    """Of the passes over a batch with ``--decode labels``; a field after the first one feeds a body's last token."""
+    longest, limit = max(body for body, _ in requests), max(limit for _, limit in requests)
+    slot_length = longest + tries.written(limit) if tries.stores else 0
+    for k, field in enumerate(tries.fields):
+        n_tokens, n_outputs = field or (0, 1)
+        sizes = [((body if k == 0 else 1) + n_tokens, n_outputs) for body, _ in requests]
+        groups = grouped_by_size(sizes, max_batch_tokens, tries.max_outputs)
+        for group in groups:
+            is_written = field is None and group is groups[-1]
+            yield BatchSize(
+                n_requests=len(requests),
+                n_tokens=sum(sizes[i][0] for i in group),
+                slot_length=slot_length,
+                n_new_tokens=limit if is_written else 0,
+                n_outputs=n_outputs * len(group) if field is not None else 0,
+            )
 
 
 def answer_budgets(task: Task, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[tuple[int, int]]:

@@ -82,7 +82,7 @@ def score_tries(
     for part in range(max(map(len, tries), default=0)):
         present = [i for i, own in enumerate(tries) if part < len(own) and own[part].edges]
         sizes = [(len(waiting[i].tokens) + len(tries[i][part].tokens), len(tries[i][part].outputs)) for i in present]
-        for group in _grouped(sizes, room):
+        for group in grouped_by_size(sizes, room.max_tokens, room.max_outputs):
             chosen = [present[k] for k in group]
             yield from _score(
                 [waiting[i] for i in chosen], [tries[i][part] for i in chosen], [found[i] for i in chosen], room
@@ -90,13 +90,13 @@ def score_tries(
     return found
 
 
-def _grouped(sizes: Sequence[tuple[int, int]], room: Room) -> list[list[int]]:
-    """Group requests of these numbers of tokens and outputs into passes, in order."""
+def grouped_by_size(sizes: Sequence[tuple[int, int]], max_tokens: int, max_outputs: int) -> list[list[int]]:
+    """Group requests of these numbers of tokens and outputs into passes, in order; the bounds are those of `Room`."""
     groups: list[list[int]] = []
     n_tokens = n_outputs = 0
     for i, (tokens, outputs) in enumerate(sizes):
         n_tokens, n_outputs = n_tokens + tokens, n_outputs + outputs
-        if not groups or n_tokens > room.max_tokens or n_outputs > room.max_outputs:
+        if not groups or n_tokens > max_tokens or n_outputs > max_outputs:
             groups.append([])
             n_tokens, n_outputs = tokens, outputs
         groups[-1].append(i)
@@ -166,7 +166,7 @@ class _Row:
 def feed(waiting: Sequence[Waiting], room: Room) -> Generator[Forward, Tensor, Tensor]:
     """Store all waiting tokens; the logits after the last of each request, [R, V]."""
     parts = []
-    for group in _grouped([(len(state.tokens), 1) for state in waiting], room):
+    for group in grouped_by_size([(len(state.tokens), 1) for state in waiting], room.max_tokens, room.max_outputs):
         row = _Row(room)
         for i in group:
             row.add(waiting[i], (), (), (), (-1,), len(waiting[i].tokens))

@@ -20,7 +20,7 @@ import msgspec
 import torch
 from torch import nn
 
-from checkpoints_tools.registry import ARCHITECTURES
+from checkpoints_tools.registry import ARCHITECTURES, get_model_spec
 from data.answers import entities
 from data.decoder.templates import stop_tokens
 from data.decoder.tokenizer import Tokenizer
@@ -47,8 +47,8 @@ class Label:
     """The label of a class field.
 
     Attributes:
-        probability: of this label; None from a decoder, whose answers have no probability.
-        next_best: the next most probable labels, in decreasing order; empty from a decoder.
+        probability: of this label; None from a decoder that writes freely, whose answers have no probability.
+        next_best: the next most probable labels, in decreasing order; empty from such a decoder.
     """
 
     label: str
@@ -127,6 +127,7 @@ class Classifier:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         precision: Literal["auto", "bf16", "fp32"] = "auto",
         batch_tokens: int = BATCH_TOKENS,
+        decode: Literal["labels", "free"] | None = None,
     ) -> Classifier:
         """Load a checkpoint: a run's ``export`` or ``best`` folder, a training checkpoint, or any model with ``task``.
 
@@ -135,12 +136,16 @@ class Classifier:
             device: "auto" is CUDA if available.
             precision: number format of weights and compute; "auto" is bf16 with hardware support for it, else fp32.
             batch_tokens: maximum tokens in a batch.
+            decode: what a decoder may write. "labels" (default): valid answers only, and the probabilities of a class
+                field's labels. "free": anything.
 
         Raises:
             UserError: a missing or damaged checkpoint, or one without a task.
         """
         path = Path(checkpoint)
-        options = EvalConfig(model=model_name(path), checkpoint=path, task=task, batch_tokens=batch_tokens)
+        model = model_name(path)
+        options = EvalConfig(model=model, checkpoint=path, task=task, batch_tokens=batch_tokens,
+                             decode=decoding_of(model, decode))  # fmt: skip
         setup, place = open_model(options, labelled=False), pick_device(device)
         return cls(build_model(setup, resolve_precision(precision, place.type), place), setup, place)
 
@@ -257,6 +262,19 @@ def model_name(folder: Path) -> str:
     if kind not in ARCHITECTURES:
         raise UserError(f"{folder}: model_type is {kind!r}.{nearest(str(kind), ARCHITECTURES)}")
     return kind
+
+
+def decoding_of(model: str, decode: Literal["labels", "free"] | None) -> Literal["labels", "free"]:
+    """What a model may write, with the default of its kind.
+
+    Raises:
+        UserError: an encoder, which writes nothing.
+    """
+    if get_model_spec(model).kind == "decoder":
+        return decode or "labels"
+    if decode is not None:
+        raise UserError(f"--decode {decode} is for decoders: {model} is an encoder, whose labels have probabilities.")
+    return "free"
 
 
 class _Config(msgspec.Struct):

@@ -1,8 +1,8 @@
 """The columns that predict.py adds to a row.
 
 predicted_queue                 the label of a class field, or None
-predicted_queue_probability     encoders: its probability
-predicted_queue_next            encoders: the next most probable labels, [{"label": ..., "probability": ...}, ...]
+predicted_queue_probability     its probability; not with --decode free
+predicted_queue_next            the next most probable labels, [{"label": ..., "probability": ...}, ...]; likewise
 predicted_topics                the labels of a multi field, [...], in CSV as in a cell of the task's tables; or None
 predicted_topics_probability    encoders: the probability of each of them
 predicted_topics_next           encoders: the most probable other labels
@@ -13,24 +13,29 @@ predicted_error                 why there is no label, or None
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from data.tasks import MultiField, Task, TokenField
 from eval.predict.classifier import Label, LabelSet, Result
 
 
-def columns_of(task: Task, prefix: str, with_probabilities: bool) -> tuple[str, ...]:
-    """The names of the new columns, the same for every row."""
+def columns_of(task: Task, prefix: str, with_probabilities: Collection[str]) -> tuple[str, ...]:
+    """The names of the new columns, the same for every row.
+
+    Args:
+        with_probabilities: the fields whose labels have them.
+    """
     names = []
     for field in task.fields:
         names.append(prefix + field.name)
-        if with_probabilities and not isinstance(field, TokenField):
+        if field.name in with_probabilities:
             names += [f"{prefix}{field.name}_probability", f"{prefix}{field.name}_next"]
     return (*names, f"{prefix}truncated", f"{prefix}error")
 
 
 def to_columns(
-    result: Result, task: Task, prefix: str, with_probabilities: bool, is_csv: bool = False
+    result: Result, task: Task, prefix: str, with_probabilities: Collection[str], is_csv: bool = False
 ) -> dict[str, Any]:
     """The values of the new columns, in the order of `columns_of`.
 
@@ -51,7 +56,7 @@ def to_columns(
                 found[name] = field.separator.join(value.labels)
         else:
             found[name], probability = (value.label, value.probability) if value else (None, None)
-        if with_probabilities:
+        if field.name in with_probabilities:
             found[f"{name}_probability"] = probability
             next_best = [{"label": other, "probability": p} for other, p in value.next_best] if value else None
             found[f"{name}_next"] = next_best

@@ -59,6 +59,9 @@ class PredictConfig:
     """Maximum document length of an encoder in tokens; default: as in fine-tuning."""
     max_new_tokens: int | None = None
     """Maximum answer length in tokens; default: each text's longest valid answer, in any form that is read."""
+    decode: Literal["labels", "free"] | None = None
+    """What a decoder may write. labels (default): valid answers only, and the probabilities of a class field's labels.
+    free: anything, as eval.py does by default."""
     batch_tokens: int = 4096
     """Maximum tokens in a batch. More may be faster and need more memory."""
     tp: int = 1

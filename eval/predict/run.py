@@ -24,7 +24,7 @@ from eval.config import EvalConfig
 from eval.job import ScoringRanks
 from eval.kept_lines import sha256_of
 from eval.memory import ScoringLoad, check_fits, usable_now
-from eval.predict.classifier import Classifier, Result, model_name
+from eval.predict.classifier import Classifier, Result, decoding_of, model_name
 from eval.predict.columns import columns_of, to_columns
 from eval.predict.config import PredictConfig
 from eval.predict.inputs import Input, Row, open_input
@@ -121,7 +121,8 @@ def _eval_options(options: PredictConfig) -> EvalConfig:
     same = ("checkpoint", "task", "slot_answer", "list_labels", "template", "row_length", "max_length",
             "max_new_tokens", "batch_tokens", "tp")  # fmt: skip
     given = {name: getattr(options, name) for name in same}
-    return EvalConfig(model=options.model or model_name(options.checkpoint), **given)
+    model = options.model or model_name(options.checkpoint)
+    return EvalConfig(model=model, decode=decoding_of(model, options.decode), **given)
 
 
 @dataclass
@@ -137,7 +138,7 @@ class _Files:
 @contextmanager
 def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> Iterator[_Files]:
     defaults = (setup.task.text_column, "text")
-    names = columns_of(setup.task, options.prefix, setup.spec.kind == "encoder")
+    names = columns_of(setup.task, options.prefix, setup.with_probabilities)
     with open_input(
         options.input, options.format, options.text_column, defaults, tsv_quoting=options.tsv_quoting
     ) as opened:
@@ -146,6 +147,8 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
             identity = {"input": sha256_of(opened.path), "checkpoint": fingerprint(setup.weights.path)}
             identity["task"] = task_hash(setup.task)  # not its path, whose contents may have changed
             identity |= {name: str(getattr(options, name)) for name in IDENTIFYING} | {"precision": precision}
+            if setup.prompt is not None:
+                identity["decode"] = setup.options.decode
             if opened.format == "tsv":
                 identity["tsv_quoting"] = str(options.tsv_quoting)
         with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
@@ -167,7 +170,7 @@ def _take(rows: Iterator[Row]) -> Iterator[Row]:
 
 def _label_all(classifier: Classifier, files: _Files | None, world: World, prefix: str, show_progress: bool) -> Summary:
     ranks, summary = ScoringRanks.of(world), Summary()
-    task, is_encoder = classifier.task, classifier.setup.spec.kind == "encoder"
+    task, with_probabilities = classifier.task, classifier.setup.with_probabilities
     n_done, closed = files.output.n_written if files is not None else 0, False
     part = files.input.progress if files is not None else lambda: None
     with RowProgress(part, show_progress, n_done) as progress:
@@ -180,7 +183,7 @@ def _label_all(classifier: Classifier, files: _Files | None, world: World, prefi
                 continue
             found = [Result.unanswered(task, row.error) if row.text is None else next(answers) for row in chunk]
             is_csv = files.output.format == "csv"
-            columns = (to_columns(result, task, prefix, is_encoder, is_csv) for result in found)
+            columns = (to_columns(result, task, prefix, with_probabilities, is_csv) for result in found)
             try:
                 files.output.write(zip(chunk, columns, strict=True))
                 files.output.flush()

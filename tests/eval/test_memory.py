@@ -101,6 +101,33 @@ def test_a_traced_run_takes_what_the_arithmetic_says(case):
     assert peaks[0] == pytest.approx(peaks[1], rel=0.001)
 
 
+LABELS = {  # by the fullest moment; the numbers of labels of class fields, and of requests
+    "bodies": ("llama3_8b", 1, "20ng_joint", 4000, BF16, (20, 7), None),
+    "bodies, fp32": ("llama2_7b", 1, "massive_joint", 4000, torch.float32, (60, 7), None),
+    "logits, no cache": ("llama3_70b", 8, "massive_joint", 16_384, BF16, (60,), None),
+    "labels, one pass": ("llama3_8b", 1, "massive_joint", 4000, BF16, (60,), 12),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_traced_probabilities_of_labels_take_what_the_arithmetic_says(case):
+    name, tp, task, batch_tokens, dtype, sizes, n = LABELS[case]
+    config = dataclasses.replace(MODELS[name].config, n_layers=3)
+    labels = scoring_trace.Labels(sizes, config)
+    lengths = scoring_trace.requests(task, batch_tokens)
+    lengths = RequestLengths(lengths.prefix, lengths.bodies[:n], lengths.limits[:n], labels.load)
+    (passes,) = batch_sizes("decoder", lengths, 1, batch_tokens)
+    assert (len({size.n_outputs for size in passes}) > 1) == (n is None) and labels.load.stores == (len(sizes) > 1)
+    traced = scoring_trace.trace_decoder(config, dtype, tp, lengths, batch_tokens, labels)
+    memory = scoring_trace.planned(config, dtype, tp, lengths, batch_tokens)
+    assert memory.fullest == case.split(",")[0]
+    ours = scoring_trace.figures(memory, with_labels=True)
+    if memory.fullest == "labels":  # half of it, the exponentials, are inside one operation, which a trace cannot see
+        ours["bodies"] -= memory.moments["labels"]["one pass"] // 2
+    for kind, n_bytes in traced.items():
+        assert ours[kind] == pytest.approx(n_bytes, rel=0.0002), kind
+
+
 @pytest.mark.parametrize("documents", [[300] * 13, [20] * 200])
 def test_a_traced_row_of_an_encoder_takes_what_the_arithmetic_says(documents):
     heads = (Head("intent", "class", 60), Head("slots", "token", 111))

@@ -23,7 +23,7 @@ from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig
 from eval.decoder.decode import MAX_BATCH_SIZE
-from eval.decoder.kv_cache import BodyPass, PrefixPass
+from eval.decoder.kv_cache import BodyPass, PrefixPass, TreePass
 from eval.job import RequestLengths
 from eval.plan import ScoringPlan, describe, make_plan
 from eval.resolve import load_config
@@ -62,6 +62,28 @@ def assert_planned(plan: ScoringPlan, calls: list[dict]) -> None:
     assert [s.slot_length for s in slots] == [batch.slot_length for batch in batches]
     longest = sum(batch.n_new_tokens for batch in batches)
     assert 0 < len(calls) - 1 - len(bodies) <= longest, "answers may end earlier"
+
+
+@pytest.mark.parametrize(
+    ("task", "batch_tokens"),
+    [("massive_intent", 900), ("20ng_joint", 900), ("massive_joint", 900), ("massive_slots", 99)],
+)
+def test_passes_over_tries_of_labels_are_planned(tiny_checkpoint, tmp_path, task, batch_tokens):
+    """Exactly those of the first field; what is fed for another one depends on the answer before it."""
+    options = dict(task=task, limit=5, decode="labels", row_length=4000, cache_dir=tmp_path / "cache")
+    plan, calls = plan_and_passes(tiny_checkpoint, batch_tokens=batch_tokens, **options)
+    (passes,), fields = plan.batches, plan.load.lengths.tries.fields
+    assert len(passes) > len(fields), "several batches"
+    trees = [call for call in calls if isinstance(call["cache"], TreePass)]
+    for size, call in zip(passes, trees, strict=True):
+        n_tokens, n_outputs = call["tokens"].numel(), len(call["output_index"])
+        assert n_outputs == (size.n_outputs or size.n_requests)
+        if size.n_new_tokens:  # the beginning of an answer that is written is fed with the tokens before it
+            assert size.n_tokens < n_tokens < size.n_tokens + size.n_requests * size.n_new_tokens
+        else:
+            assert n_tokens == pytest.approx(size.n_tokens, rel=0 if len(fields) == 1 else 0.02)
+        slots = call["cache"].slots
+        assert (slots.slot_length if slots is not None else 0) == size.slot_length
 
 
 def test_a_drawn_sample_without_the_examples_that_the_prompt_shows(tiny_checkpoint, tmp_path):

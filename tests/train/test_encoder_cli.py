@@ -146,3 +146,22 @@ def test_another_architecture_is_said_before_its_tokenizer_is_opened(minilm_fold
     for model in ("llama", "roberta"):
         with pytest.raises(UserError, match=f"holds a model of the 'bert' architecture, --model {model} is of"):
             open_run(load_config(["--model", model, *where, "--epochs", "1"]))
+
+
+def test_class_weights_are_of_class_fields(encoder_args: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """Balanced intents of MASSIVE's joint task: every label weighs the same in all, and slots have no weights."""
+    setup = open_run(load_config([*encoder_args, "--class_weights", "balanced"]))
+    samples, intents = setup.samples, setup.task.fields[0]
+    of_samples = [samples.sum_weights([i])["intent"] for i in range(len(samples))]
+    numbers = samples.targets["intent"].tolist()
+    sums = {n: sum(w for w, m in zip(of_samples, numbers, strict=True) if m == n) for n in set(numbers)}
+    assert list(sums.values()) == pytest.approx([len(samples) / len(sums)] * len(sums))
+    assert len(set(of_samples)) > 1 and len(sums) < len(intents.labels), "some labels are rarer, and some have none"
+    step = setup.loader.step(0)
+    assert step.total_weights["slots"] == step.n_label_tokens["slots"]
+    for batch in step.batches:
+        assert batch.weights.keys() == {"intent"}
+        expected = [setup.class_weights["intent"][intents.labels[n]] for n in batch.targets["intent"].tolist()]
+        assert batch.weights["intent"].tolist() == pytest.approx(expected)
+    with pytest.raises(UserError, match="'slots' has one label for every word, not for the text"):
+        load_config([*encoder_args, "--class_weights", "slots=balanced"])

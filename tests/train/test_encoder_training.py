@@ -43,9 +43,11 @@ def test_one_process_equals_two_ranks(
         np.testing.assert_allclose(sum(by_field), together["losses"], rtol=1e-9)
         if "empty" in name:
             assert together["dummies"].min() >= 1
-        if name == "accumulated":
+        if name.endswith("accumulated"):
             assert together["passes"].min() > 1
         assert_same_run(alone, together, name)
+    assert_same_run(runs["weighted"], runs["weighted, accumulated"], "weighted")
+    assert np.abs(runs["weighted"]["losses"] - runs["accumulated"]["losses"]).max() > 1e-2, "the weights do something"
     for name in ("unpacked", "full", "selective"):
         assert_same_run(runs["packed"], runs[name], name)
     assert_same_run(runs["multi"], runs["multi, unpacked"], "multi")
@@ -120,6 +122,32 @@ def test_a_multi_fields_loss_is_that_of_each_label_by_itself() -> None:
     # The negative logarithm of the probability of exactly the gold labels, on average.
     probability = torch.where(chosen, logits.sigmoid(), 1 - logits.sigmoid()).prod(dim=1)
     torch.testing.assert_close(by_field[list(counts).index("marks")], -probability.log().mean())
+
+
+def test_weights_are_those_of_torch() -> None:
+    """The value of PyTorch's weighted mean over all documents, however they are packed and cut into passes."""
+    samples = make_encoder_samples(12)
+    model = Encoder(QUIET)
+    model.init_weights(torch.Generator().manual_seed(0))
+    whole = samples.batch([list(range(12))], True, 256)
+    logits = model(whole.tokens, whole.positions, whole.doc_ids, whole.index)
+    of_topics = torch.from_numpy(tiny_encoder_run.OF_TOPICS)
+    expected = [
+        F.cross_entropy(logits["topic"], whole.targets["topic"], weight=of_topics),
+        F.cross_entropy(logits["slots"], whole.targets["slots"]),
+    ]
+    samples.weights["topic"] = tiny_encoder_run.OF_TOPICS
+    totals = samples.sum_weights(range(12))
+    assert totals["topic"] != 12 and totals["slots"] == samples.count_targets(range(12))["slots"]
+    rows = [[list(range(12))]], [[list(range(5))], [list(range(5, 12))]], [[[i] for i in range(12)]]
+    for passes in rows:
+        parts = [samples.batch(row, True, 256) for row in passes] + [samples.dummy()]
+        by_field = sum(field_losses(model, part, totals) for part in parts)
+        torch.testing.assert_close(by_field, torch.stack(expected))
+    ignored = int(np.flatnonzero(samples.targets["topic"] == 0)[0])  # its topic weighs 0
+    assert samples.sum_weights([ignored])["topic"] == 0
+    alone = field_losses(model, samples.batch([[ignored]], True, 64), samples.sum_weights([ignored]))
+    assert alone[0] == 0, "a step whose documents all weigh nothing learns nothing, and is not NaN"
 
 
 def test_each_fields_loss_is_logged(world, tmp_path: Path) -> None:

@@ -42,3 +42,22 @@ def test_softmax_is_taken_in_fp32() -> None:
     logits = torch.tensor([[20.0, 0.0, 0.125]], dtype=torch.bfloat16)
     want = F.cross_entropy(logits.double(), torch.tensor([1]))
     torch.testing.assert_close(label_loss(logits, torch.tensor([1]), 1).double(), want, rtol=1e-6, atol=0)
+
+
+def test_weights_are_those_of_torch_however_passes_are_cut() -> None:
+    torch.manual_seed(0)
+    logits, targets, by_label = torch.randn(9, 5, requires_grad=True), torch.randint(0, 5, (9,)), torch.rand(5)
+    F.cross_entropy(logits, targets, weight=by_label).backward()
+    want, logits.grad = logits.grad, None
+    weights = by_label[targets]
+    total = float(weights.sum())
+    parts = [label_loss(logits[a:b], targets[a:b], total, weights[a:b]) for a, b in ((0, 1), (1, 1), (1, 9))]
+    sum(parts).backward()
+    torch.testing.assert_close(sum(parts), F.cross_entropy(logits, targets, weight=by_label))
+    torch.testing.assert_close(logits.grad, want)
+
+
+def test_without_weights_nothing_is_rounded_otherwise() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(7, 50), torch.randint(0, 50, (7,))
+    assert label_loss(logits, targets, 7) == F.cross_entropy(logits, targets, reduction="sum") / 7

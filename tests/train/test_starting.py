@@ -22,7 +22,7 @@ from train.checkpointing import checkpoint, run_folder
 from train.parallel.distributed import World
 from train.resolve import load_config
 from train.setup import Setup, open_run
-from train.together import is_finished
+from train.together import how_it_ended
 from train.trainer import Trainer
 
 TRAIN = ROOT / "train.py"
@@ -171,12 +171,12 @@ def test_a_scoring_that_is_still_due_is_something_to_do(
     args = [*train_args, "--steps", "2", "--resume", "auto", "--export", "off"]
     run_here(args, world)
     config, setup = load_config(args), opened(args)
-    assert is_finished(config, setup)
-    assert not is_finished(load_config([*args, "--export", "on"]), setup), "no export yet"
-    assert not is_finished(load_config([*args, "--resume", "on"]), setup), "exports again"
+    assert how_it_ended(config, setup)
+    assert not how_it_ended(load_config([*args, "--export", "on"]), setup), "no export yet"
+    assert not how_it_ended(load_config([*args, "--resume", "on"]), setup), "exports again"
     read_state = checkpoint.read_state
     monkeypatch.setattr(checkpoint, "read_state", lambda folder: dataclasses.replace(read_state(folder), unscored=True))
-    assert not is_finished(config, setup)
+    assert not how_it_ended(config, setup)
 
 
 def started(args: list[str], *more: str, ranks: int = 2) -> subprocess.Popen:

@@ -176,7 +176,8 @@ def test_ranks_stop_when_torchrun_has_died(train_args: list[str], tmp_path: Path
         while any(map(is_running, ranks)):
             assert time.monotonic() < deadline, (tmp_path / "out").read_text()
             time.sleep(0.05)
-    assert "torchrun has died: finishing this step" in (tmp_path / "out").read_text()
+    # Rank 1 may have noticed first, and rank 0 stopped with it before it looked itself.
+    assert "interrupted: stopped after step" in (tmp_path / "out").read_text()
     assert saved(run) == [taken(run)]
 
 

@@ -29,7 +29,6 @@ HEADS = (Head("topic", "class", 7), Head("slots", "token", 5))
 DROPPING = replace(ROBERTA_DEBUG, dim=30, n_heads=3, ffn_dim=50, heads=HEADS)
 QUIET = replace(DROPPING, dropout=0.0, attention_dropout=0.0)
 BERT = replace(QUIET, family="bert", position_offset=0, n_token_types=2, norm_eps=1e-12, head="dense")
-
 MULTI = replace(QUIET, heads=(*HEADS, Head("marks", "multi", 4)))
 
 CASES: dict[str, dict[str, Any]] = {
@@ -43,7 +42,10 @@ CASES: dict[str, dict[str, Any]] = {
     "empty_rank": {"batch_size": 1},
     "full": {"activation_checkpointing": "full"},
     "selective": {"activation_checkpointing": "selective"},
+    "weighted": {"class_weights": ("made up",), "batch_size": 16},
+    "weighted, accumulated": {"class_weights": ("made up",), "batch_size": 16, "row_length": 24},
 }
+OF_TOPICS = np.array([0, 0.25, 0.5, 1, 2, 4, 8], dtype=np.float32)
 
 
 def make_trainer(
@@ -56,6 +58,8 @@ def make_trainer(
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
     samples = make_encoder_samples(60, multi=model_config == MULTI)
+    if config.train.class_weights:
+        samples.weights["topic"] = OF_TOPICS
     loader = StepLoader(
         samples,
         batch_size=config.batch.batch_size,

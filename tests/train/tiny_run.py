@@ -47,6 +47,8 @@ CASES: dict[str, dict[str, Any]] = {
     "adamw_sr_8bit": {"precision": "bf16", "optim": "adamw_sr_8bit", "model_config": WIDE},
     "full": {"activation_checkpointing": "full"},
     "selective": {"activation_checkpointing": "selective"},
+    "weighted": {"class_weights": ("made up",), "batch_size": 16},
+    "weighted, accumulated": {"class_weights": ("made up",), "batch_size": 16, "row_length": 36, "micro_rows": 1},
 }
 
 
@@ -76,6 +78,9 @@ def make_trainer(
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
     samples = make_samples()
+    if config.train.class_weights:
+        samples.label_weights = np.random.default_rng(1).choice([0, 0.5, 3], samples.label_lengths.sum())
+        samples.label_weights = samples.label_weights.astype(np.float32)
     loader = build_loader(config, samples, rank=world.data_rank, world_size=world.shape.n_data)
     setup = Setup(
         spec=ModelSpec("tiny", "llama", model_config, "plain", "debug"),

@@ -56,6 +56,7 @@ from data.tasks import Task
 from train import options
 from train.config import FREE_ON_RESUME, TrainConfig
 from train.parallel.mesh import MeshShape
+from train.patience import Watched
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class RunState:
         mesh: their layout, as `train.parallel.mesh.MeshShape.describe` writes it; empty in older checkpoints.
         optim_reason: why ``--optim auto`` chose this optimizer; empty if it was named, and in older checkpoints.
         unscored: the run was stopped in the scoring that was due after this step.
+        watched: the held-out scores up to this step; empty in older checkpoints.
     """
 
     step: Annotated[int, msgspec.Meta(ge=0)]
@@ -90,11 +92,12 @@ class RunState:
     mesh: str = ""
     optim_reason: str = ""
     unscored: bool = False
+    watched: Watched = Watched()
 
     def write(self, folder: Path) -> None:
         named = {name: self.config.get(name) for name in ("checkpoint", "output")}
         absolute = {name: os.path.abspath(path) for name, path in named.items() if path is not None}
-        record = {"format": FORMAT, **vars(self), "config": self.config | absolute}
+        record = {"format": FORMAT, **dataclasses.asdict(self), "config": self.config | absolute}
         text = to_json(record, indent=2, ascii_only=True, default=str)
         (folder / RUN_FILE).write_text(text + "\n", encoding="utf-8")
 

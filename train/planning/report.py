@@ -103,7 +103,8 @@ def _work(plan: TrainPlan) -> str:
     return "\n".join(
         [
             "Work",
-            f"  {work.total_steps:,} steps of {values['batch_size']} {values['batch_unit']}, {work.epochs:.2f} epochs",
+            f"  {work.total_steps:,} steps of {values['batch_size']} {values['batch_unit']}, {work.epochs:.2f} epochs"
+            + ("" if values["patience"] is None else f"; fewer if --patience {values['patience']} ends the training"),
             f"  a step, on average: {work.samples:,.1f} samples, {work.real_tokens:,.0f} tokens, "
             f"{work.computed_tokens:,.0f} with padding, {work.flops:.2e} FLOPs",
             f"  the run: {work.flops * work.total_steps:.2e} FLOPs (recomputation not counted)",

@@ -14,12 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.errors import UserError
 from data.source import load_examples
 from data.task_file import TASK_FILE, save_task
 from data.tasks import TASKS, ClassField, TokenField, get_task
+from eval.config import EvalConfig
 from eval.predict.classifier import Classifier, Entity, Label, _entities
+from eval.score import answer
+from eval.setup import build_model, open_scoring
 from tests.launching import TICKETS
 
 OLD = Path(__file__).resolve().parents[2] / "old_files"
@@ -36,7 +40,7 @@ def load(folder: Path, **options) -> Classifier:
 
 def test_a_decoder_answers_as_eval_does(tickets):
     examples, expected = load_examples(get_task(TICKETS), "test"), scored("tickets")
-    classifier = load(tickets)
+    classifier = load(tickets, decode="free")
     results = classifier([example.text for example in examples])
     assert 1 < sum(not line["unparsed"] for line in expected) < len(expected), "answers of both kinds"
     for example, result, line in zip(examples, results, expected, strict=True):
@@ -46,7 +50,28 @@ def test_a_decoder_answers_as_eval_does(tickets):
         assert bool(result.error) == bool(line["unparsed"])
     alone = [classifier([example.text])[0] for example in examples]
     assert alone == results
-    assert load(OLD / "tickets" / "export", task=str(TICKETS))([examples[0].text]) == results[:1]
+    assert load(OLD / "tickets" / "export", task=str(TICKETS), decode="free")([examples[0].text]) == results[:1]
+
+
+def test_a_decoder_says_how_probable_its_labels_are(tickets):
+    """As ``eval.py --decode labels``; and every text has an answer."""
+    options = EvalConfig(model="llama", checkpoint=tickets, task=str(TICKETS), decode="labels")
+    setup, free = open_scoring(options), scored("tickets")
+    expected = answer(build_model(setup, "fp32", torch.device("cpu")), setup.job)
+    results = load(tickets)([example.text for example in setup.examples])
+    assert any(line["unparsed"] for line in free) and {line["raw"] for line in free} & {r.raw for r in results}
+    for result, prediction in zip(results, expected, strict=True):
+        assert (result.raw, result.error) == (prediction.raw, "")
+        for name, label in result.fields.items():
+            assert isinstance(label, Label) and label.label == prediction.parsed[name]
+            top = [(label.label, label.probability), *label.next_best]
+            assert top == [tuple(pair) for pair in prediction.top[name]]
+            assert sum(p for _, p in top) == pytest.approx(1, abs=1e-5) or len(top) == 5
+
+
+def test_an_encoder_writes_nothing():
+    with pytest.raises(UserError, match="--decode free is for decoders: roberta is an encoder"):
+        load(OLD / "joint" / "export", decode="free")
 
 
 def test_an_encoder_answers_as_eval_does():
@@ -168,7 +193,7 @@ def test_metas_own_files():
 def test_a_training_checkpoint(monkeypatch):
     monkeypatch.chdir(OLD.parent.parent)  # its tokenizer is where its run started from, a path relative to this
     examples = load_examples(get_task(TICKETS), "test")
-    classifier = load(OLD / "tickets" / "checkpoints" / "step_000094", task=str(TICKETS))
+    classifier = load(OLD / "tickets" / "checkpoints" / "step_000094", task=str(TICKETS), decode="free")
     results = classifier([example.text for example in examples])
     assert [result.raw for result in results] == [line["raw"] for line in scored("tickets_step")]
 

@@ -61,9 +61,9 @@ def lines(path: Path) -> list[dict]:
 def test_answers_that_ran_into_their_limit_are_counted(run, tmp_path):
     source = tmp_path / "in.txt"
     source.write_text("my invoice is wrong\nthe parcel is late\n")
-    whole = run("--input", source, "--output", tmp_path / "whole.jsonl")
+    whole = run("--input", source, "--output", tmp_path / "whole.jsonl", "--decode", "free")
     assert whole.n_not_stopped == 0 and "limit of tokens" not in whole.describe()
-    cut = run("--input", source, "--output", tmp_path / "cut.jsonl", "--max_new_tokens", 1)
+    cut = run("--input", source, "--output", tmp_path / "cut.jsonl", "--max_new_tokens", 1, "--decode", "free")
     assert cut.n_not_stopped == 2 and "2 answers ran into their limit of tokens" in cut.describe()
 
 
@@ -85,7 +85,7 @@ def write_texts(path: Path, texts: list[str]) -> Path:
 
 def test_a_labelled_table_gets_the_answers_of_eval(run, tmp_path):
     test = TICKETS.parent / "test.csv"
-    summary = run("--input", test, "--output", tmp_path / "out.csv")
+    summary = run("--input", test, "--output", tmp_path / "out.csv", "--decode", "free")
     with (tmp_path / "out.csv").open(newline="") as file, test.open(newline="") as source:
         rows, before = list(csv.DictReader(file)), list(csv.DictReader(source))
     assert list(rows[0]) == [
@@ -101,6 +101,33 @@ def test_a_labelled_table_gets_the_answers_of_eval(run, tmp_path):
     n_read = sum(not row["predicted_error"] for row in rows)
     assert (summary.n_rows, summary.n_rows - summary.n_problems) == (len(before), n_read) and 0 < n_read < len(before)
     assert not (tmp_path / "out.csv.partial").exists() and not (tmp_path / "out.csv.partial.json").exists()
+
+
+def test_a_decoder_writes_labels_and_their_probabilities(run, tmp_path):
+    """By default, also for texts that it has no answer to if it writes freely."""
+    test = TICKETS.parent / "test.csv"
+    assert any(label is None for label in expected("tickets", "queue"))
+    summary = run("--input", test, "--output", tmp_path / "out.jsonl")
+    assert summary.n_rows == len(expected("tickets", "queue")) and not summary.n_problems
+    for row in lines(tmp_path / "out.jsonl"):
+        for field in get_task(TICKETS).fields:
+            top = [row[f"predicted_{field.name}_probability"]]
+            top += [other["probability"] for other in row[f"predicted_{field.name}_next"]]
+            others = {other["label"] for other in row[f"predicted_{field.name}_next"]}
+            assert top == sorted(top, reverse=True) and sum(top) == pytest.approx(1, abs=1e-4)
+            assert others | {row[f"predicted_{field.name}"]} == set(field.labels)
+
+
+def test_a_file_is_not_continued_with_another_way_of_decoding(run, tmp_path, killed_after):
+    write_texts(tmp_path / "in.jsonl", texts_of("tickets")[:6])
+    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    killed_after(1)
+    with pytest.raises(Killed):
+        run(*files)
+    killed_after(None)
+    with pytest.raises(UserError, match="decode"):
+        run(*files, "--decode", "free")
+    assert run(*files, "--decode", "labels").n_rows == 4
 
 
 def test_an_encoder_from_every_format(run, tmp_path):
@@ -157,6 +184,8 @@ def test_a_model_split_over_two_ranks(divisible_checkpoint, tmp_path):
         2048,
         "--max_new_tokens",
         5,
+        "--decode",
+        "free",
     )
     for ranks in (1, 2):
         done = launch(*options, "--output", tmp_path / f"{ranks}.jsonl", "--tp", ranks, ranks=ranks,
@@ -332,7 +361,9 @@ def test_what_cannot_be_used_is_named_before_any_work(run, monkeypatch, tmp_path
 def test_a_bad_line_in_the_middle_costs_the_others_nothing(tickets, tmp_path):
     good = [json.dumps({"text": text}) for text in texts_of("tickets")[:4]]
     (tmp_path / "in.jsonl").write_text("\n".join([*good[:2], "{not json", '{"text": 7}', '{"text": ""}', *good[2:]]))
-    done = launch("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", checkpoint=tickets)
+    done = launch(
+        "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--decode", "free", checkpoint=tickets
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "1 of the input's records could not be read" in done.stderr and "line 3: not JSON" in done.stderr
     rows = lines(tmp_path / "out.jsonl")

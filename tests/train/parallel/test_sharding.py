@@ -39,7 +39,7 @@ def test_one_process_equals_several(
             assert together["dummies"].min() >= 1
         if name == "sliver" and ranks == 3:
             assert together["empty_shards"] > 0
-        if name == "accumulated":
+        if name.endswith("accumulated"):
             assert together["passes"].min() > 1
         assert_same_run(alone, together, tolerance=2e-2 if "precision" in CASES[name] else 2e-5, case=name)
 

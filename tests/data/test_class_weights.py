@@ -1,0 +1,104 @@
+"""--class_weights: what its words may say, and the weights that come of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.utils.class_weight import compute_class_weight
+
+from data.class_weights import describe_weights, read_weights, resolve_weights
+from data.errors import UserError
+from data.example import Example
+from data.tasks import ClassField, Task, TokenField
+
+AREA = ClassField("area", ("billing", "a=b", "other", "never"))
+TONE = ClassField("tone", ("calm", "other"))
+TASK = Task("two", "custom", (AREA, TokenField("slots", ("time",)), TONE))
+ONE = Task("one", "custom", (AREA,))
+
+
+def examples(*labels: tuple[str, str]) -> list[Example]:
+    return [Example(str(i), "x", {"area": area, "tone": tone}) for i, (area, tone) in enumerate(labels)]
+
+
+def read(*words: str, task: Task = TASK) -> dict:
+    problems: list[str] = []
+    found = read_weights(words, task, problems)
+    assert not problems
+    return found
+
+
+def test_words_name_fields_or_labels() -> None:
+    assert read() == {}
+    assert read("balanced") == {"area": "balanced", "tone": "balanced"}
+    assert read("tone=balanced", "a=b=3", "area:other=0", "billing=0.5") == {
+        "tone": "balanced",
+        "area": {"a=b": 3.0, "other": 0.0, "billing": 0.5},
+    }
+    assert read("other=2", task=ONE) == {"area": {"other": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["biling=2"], "there is no label 'biling'. Did you mean 'billing'?"),
+        (["area:biling=2"], "there is no label 'area:biling'."),
+        (["tones=balanced"], "'tones' is no field. Did you mean 'tone'?"),
+        (["slots=balanced"], "'slots' has one label for every word"),
+        (["time=2"], "there is no label 'time'"),
+        (["other=2"], "several fields have the label 'other': write area:other or tone:other"),
+        (["ballanced"], "expected balanced, FIELD=balanced"),
+        (["billing"], "expected balanced, FIELD=balanced"),
+        (["billing=-1"], "the weight '-1' must be 0, or a number from 1e-06 to 1,000,000"),
+        (["billing=nan"], "the weight 'nan' must be"),
+        (["billing=inf"], "the weight 'inf' must be"),
+        (["billing=1e-30"], "the weight '1e-30' must be"),
+        (["billing=much"], "the weight 'much' must be"),
+        (["billing="], "the weight '' must be"),
+        (["billing=2", "area:billing=2"], "field 'area' has weights already"),
+        (["balanced", "billing=2"], "field 'area' has weights already"),
+        (["billing=2", "area=balanced"], "field 'area' has weights already"),
+        (["balanced", "balanced"], "field 'area' has weights already"),
+    ],
+)
+def test_wrong_words_are_named(words: list[str], message: str) -> None:
+    problems: list[str] = []
+    read_weights(words, TASK, problems)
+    assert len(problems) == 1 and problems[0].startswith("class_weights = ") and message in problems[0]
+
+
+def test_every_wrong_word_is_reported_and_a_task_without_a_label_a_text_has_no_weights() -> None:
+    problems: list[str] = []
+    read_weights(["x=1", "billing=-1"], TASK, problems)
+    assert len(problems) == 2
+    problems.clear()
+    read_weights(["balanced"], Task("slots", "custom", (TokenField("slots", ("time",)),)), problems)
+    assert problems == ["class_weights: task slots has no field with one label for the text. Omit the option."]
+
+
+def test_balanced_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(AREA.labels[:3], 200, p=[0.9, 0.08, 0.02]).tolist()
+    found = resolve_weights(read("area=balanced"), examples(*((label, "calm") for label in labels)))
+    classes = np.unique(labels)
+    expected = compute_class_weight("balanced", classes=classes, y=labels)
+    assert found["area"] == pytest.approx(dict(zip(classes.tolist(), expected.tolist(), strict=True)))
+    assert len(classes) == 3 and expected.max() / expected.min() > 10
+    assert sum(found["area"][label] for label in labels) / 200 == pytest.approx(1), "an example weighs 1 on average"
+
+
+def test_a_label_without_examples_has_no_weight_and_is_named() -> None:
+    some = examples(("billing", "calm"), ("billing", "calm"), ("other", "calm"))
+    weights = resolve_weights(read("area:other=3", "tone=balanced", "never=9"), some)
+    assert weights == {"area": {"billing": 1.0, "other": 3.0}, "tone": {"calm": 1.0}}
+    assert describe_weights(weights, TASK).splitlines() == [
+        "class weights in the loss of area: other 3, billing 1; no training examples, so no weight: a=b, never",
+        "class weights in the loss of tone: calm 1; no training examples, so no weight: other",
+    ]
+
+
+def test_something_must_be_left_to_learn() -> None:
+    some = examples(("billing", "calm"), ("other", "calm"))
+    assert resolve_weights(read("billing=0"), some) == {"area": {"billing": 0.0, "other": 1.0}}
+    with pytest.raises(UserError, match="every training example weighs 0 in field 'area'"):
+        resolve_weights(read("billing=0", "area:other=0"), some)
