@@ -18,9 +18,11 @@ from data.errors import UserError
 from data.files.documents import read_json, shaped
 from data.json_text import to_json
 from data.tasks import ClassField, Field, MultiField, Task, TokenField
+from data.template import TextTemplate
 
 TASK_FILE = "task.json"
-FORMAT = 2  # 1: without multi fields, and still written for tasks that have none
+FORMAT = 2
+"""The newest format. A task is written in the oldest that can say it; new in 2: ``text_template``, multi fields."""
 _TEXTS = ("name", "dataset", "document_name", "document_noun", "instruction", "text_column")
 _SETTINGS = ("type", "separator", "other", "answer")  # of fields
 LABELS_SHOWN = 5  # in a sentence about what differs
@@ -63,6 +65,7 @@ class _Record(msgspec.Struct):
     text_column: _Name
     opening_is_system: bool
     fields: Annotated[list[_ClassRecord | _MultiRecord | _TokenRecord], msgspec.Meta(min_length=1)]
+    text_template: str = ""
 
 
 def save_task(task: Task, folder: Path) -> None:
@@ -73,8 +76,11 @@ def save_task(task: Task, folder: Path) -> None:
 
 def task_record(task: Task) -> dict[str, Any]:
     """The content of ``task.json``."""
-    number = FORMAT if any(isinstance(field, MultiField) for field in task.fields) else 1
-    record: dict[str, Any] = {"format": number} | {name: getattr(task, name) for name in _TEXTS}
+    is_new = task.text_template or any(isinstance(field, MultiField) for field in task.fields)
+    record: dict[str, Any] = {"format": FORMAT if is_new else 1}
+    record |= {name: getattr(task, name) for name in _TEXTS}
+    if task.text_template:
+        record["text_template"] = task.text_template
     record["opening_is_system"] = task.opening_is_system
     record["fields"] = [_field_record(field) for field in task.fields]
     if task.custom is not None:
@@ -96,7 +102,8 @@ def task_changes(had: Task, has: Task, whose: tuple[str, str]) -> list[str]:
         whose: the two tasks in words, such as ("the checkpoint", "this run").
     """
     old, new = _content(had), _content(has)
-    pairs = [(f"task {name}", old[name], new[name]) for name in (*_TEXTS, "opening_is_system")]
+    pairs = [(f"task {name}", old.get(name, ""), new.get(name, "")) for name in (*_TEXTS, "text_template")]
+    pairs.append(("task opening_is_system", old["opening_is_system"], new["opening_is_system"]))
     fields, others = ({field["name"]: field for field in record["fields"]} for record in (old, new))
     pairs.append(("task fields", ", ".join(fields), ", ".join(others)))
     kept = [name for name in fields if name in others]
@@ -168,5 +175,10 @@ def read_task(folder: Path) -> Task | None:
             fields.append(MultiField(field.name, labels, field.separator))
         else:
             fields.append(ClassField(field.name, labels))
-    texts = {name: getattr(record, name) for name in _TEXTS}
+    texts = {name: getattr(record, name) for name in (*_TEXTS, "text_template")}
+    if record.text_template:
+        try:
+            TextTemplate(record.text_template)
+        except UserError as error:
+            raise UserError(f"{file}: text_template: {error}") from error
     return Task(fields=tuple(fields), opening_is_system=record.opening_is_system, **texts)

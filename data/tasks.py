@@ -115,6 +115,7 @@ class Task:
         instruction: a user's own sentences, placed after the prompt's first sentence.
         opening_is_system: the first sentences are the system text (listings 11 and 12).
         text_column: the column of new texts in a table.
+        text_template: makes a new text of several columns (`data.template`); empty: they are in ``text_column``.
         custom: a user's own task: where its examples are and how to read them.
     """
 
@@ -126,6 +127,7 @@ class Task:
     instruction: str = ""
     opening_is_system: bool = False
     text_column: str = "text"
+    text_template: str = ""
     custom: CustomSpec | None = dataclasses.field(default=None, hash=False)  # it has a dict
 
     @property
@@ -317,6 +319,7 @@ def _custom_task(path: Path) -> Task:
         document_noun=name.lower(),
         instruction=spec.instruction or "",
         text_column=spec.text_column,
+        text_template=spec.template.written if spec.template else "",
         custom=spec,
     )
 

@@ -5,74 +5,147 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.characters import appearance
 from data.errors import UserError, nearest
 from data.files.documents import parse_line
-from data.readers.tables import ENDINGS, Record, open_table
+from data.readers.records import Record
+from data.readers.sources import Source, format_of, name_of, open_source
+from data.readers.spans import labels_of
+from data.readers.tables import Dialect, delimiter_advice
 from data.readers.tags import types_among
+from data.template import is_missing, scalar_text
+
+SPANS = "spans"  # what `tags` says of a column of spans of characters
+SHOWN = 60  # characters of a value in a message
 
 log = logging.getLogger("data")
 
 
-def records(file: Path, tsv_quoting: bool) -> Iterator[Record]:
-    """Yield the records of a CSV, TSV or JSON-lines file. The first that cannot be read is the user's mistake."""
-    with open_table(file, ENDINGS[file.suffix.lower()], tsv_quoting=tsv_quoting) as table:
+def records(file: Source, dialect: Dialect, wanted: Sequence[str], advice: str = "") -> Iterator[Record]:
+    """Yield the records of a file, or of a split of a data set; those with too few cells with their error.
+
+    Args:
+        wanted: the columns that are needed.
+        advice: for a header that does not name one of them.
+
+    Raises:
+        UserError: the header does not name a column; the first record that cannot be read, or that has too many cells.
+    """
+    with open_source(file, dialect) as table:
+        if table.columns:
+            lacking = next((column for column in wanted if column not in table.columns), None)
+            if lacking is not None:
+                hint = delimiter_advice(table.columns, wanted, format_of(file, dialect), dialect) or advice
+                raise UserError(f"{file}: no column {lacking!r}.{nearest(lacking, table.columns)}{hint}")
         for record in table.records:
-            if record.error:
+            if record.error and not record.is_short:
                 raise UserError(record.error)
             yield record
+
+
+def missing_column(row: Record, columns: Sequence[str]) -> str | None:
+    """The first of these columns in which a record has no value; None if it has all of them."""
+    values = row.values
+    return next((column for column in columns if is_missing(values.get(column))), None)
 
 
 def value_of(row: Record, column: str, advice: str = "") -> Any:
     """The value of a column; a UserError if the record has no such column."""
     if column not in row.values:
-        raise UserError(f"{row.where}: no column {column!r}.{nearest(column, row.values)}{advice}")
+        raise no_column(row, column, advice)
     return row.values[column]
 
 
+def no_column(row: Record, column: str, advice: str = "") -> UserError:
+    """What is wrong with a record that has no such column."""
+    return UserError(f"{row.where}: no column {column!r}.{nearest(column, row.values)}{advice}")
+
+
 def class_label(value: Any, row: Record, column: str) -> str:
-    """The label of a document; a UserError if the value is none."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
+    """The label of a document as it is written, or a number or truth as JSON writes it; a UserError if it is none."""
+    label = scalar_text(value)
+    if label is None:
         raise UserError(f"{row.where}: {column!r} must be a label, found {json.dumps(value)}.")
-    return value.strip()
+    return label.strip()
 
 
-def token_labels(value: Any, row: Record, column: str) -> list[str]:
-    """The labels of a document's words, given as a list or separated by spaces; a UserError if the value is neither."""
-    if isinstance(value, str):
-        if not value.lstrip().startswith("["):
-            return value.split()
-        value = parse_line(value, f"{row.where}, column {column!r}")
-    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
-        raise UserError(f"{row.where}: {column!r} must be a list of labels, found {json.dumps(value)}.")
-    return value
+def token_labels(value: Any, row: Record, column: str, names: dict[str, str] | None = None) -> list[str]:
+    """The labels of a document's words, given as a list or separated by spaces; a UserError if the value is neither.
+
+    Args:
+        names: labels by the codes that the list has in their place.
+    """
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        labels: Any = value.split()
+    else:
+        labels = parsed_list(value, row, column)
+    if names is not None and isinstance(labels, list):
+        return [_named(code, names, row, column) for code in labels]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{row.where}: {column!r} must be a list of labels, found {_short(labels)}.{_advice(labels)}")
+    return labels
+
+
+def parsed_list(value: Any, row: Record, column: str) -> Any:
+    """A cell with a list, in CSV as JSON."""
+    return parse_line(value, f"{row.where}, column {column!r}") if isinstance(value, str) else value
+
+
+def _named(code: Any, names: dict[str, str], row: Record, column: str) -> str:
+    written = scalar_text(code)
+    if written is None or written not in names:
+        raise UserError(f"{row.where}: {column!r} has {_short(code)}, for which names has no name.")
+    return names[written]
+
+
+def _advice(labels: Any) -> str:
+    first = next(iter(labels), None) if isinstance(labels, list | dict) else None
+    if isinstance(labels, dict) or isinstance(first, dict | list):
+        return ' If these are spans of characters, write tags = "spans".'
+    if isinstance(first, int):
+        return ' For numbers, names gives them names: names = { 0 = "O", 1 = "B-city" }.'
+    return ""
+
+
+def _short(value: Any) -> str:
+    found = json.dumps(value)
+    return found if len(found) <= SHOWN else f"{found[:SHOWN]}..."
 
 
 def collect_labels(
-    file: Path, rows: Iterator[Record], column: str, kind: str, other: str, tags: str | None
+    files: Sequence[Source], dialect: Dialect, column: str, kind: str, other: str, tags: str | None
 ) -> list[str]:
-    """The label set of a field, from all records of a file. Arguments as the attributes of `custom.CustomField`."""
+    """The label set of a field, from all records of files that have a label. Arguments as the attributes of
+    `custom.CustomField`."""
     found: set[str] = set()
-    for row in rows:
-        value = value_of(row, column)
-        found |= {class_label(value, row, column)} if kind == "class" else set(token_labels(value, row, column))
-    if kind == "token":
+    name = name_of(files)
+    for file in files:
+        for row in records(file, dialect, [column]):
+            if row.error or is_missing(value := row.values.get(column)):
+                continue  # an error, or skipped, when the split is read
+            if kind == "class":
+                found.add(class_label(value, row, column))
+            elif tags == SPANS:
+                try:
+                    found |= labels_of(parsed_list(value, row, column))
+                except UserError as error:
+                    raise UserError(f"{row.where}: {column!r} {error}") from error
+            else:
+                found.update(token_labels(value, row, column))
+    if kind == "token" and tags != SPANS:
         try:
             found, note = types_among(found, other, tags)
         except UserError as error:
-            raise UserError(f"{file}: {column!r} {error}") from error
+            raise UserError(f"{name}: {column!r} {error}") from error
         if note:
-            log.warning("%s, %r: %s", file, column, note)
-    return sorted(one_of_each(found, file, column))
+            log.warning("%s, %r: %s", name, column, note)
+    return sorted(one_of_each(found, name, column))
 
 
-def one_of_each(labels: set[str], file: Path, column: str) -> list[str]:
+def one_of_each(labels: set[str], file: str, column: str) -> list[str]:
     """Of labels that look the same one: composed letters and single spaces, if that one is among them."""
     alike: dict[str, list[str]] = defaultdict(list)
     for label in sorted(labels):

@@ -5,18 +5,26 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
     name = "tickets"                  # used in ids and in the run folder
     document_name = "Ticket"          # used in the prompt's delimiters; default "Document"
     instruction = "Sort the ticket."  # optional; added to the standard instruction
-    text_column = "text"              # default "text"
+    text_column = "text"              # default "text"; or: text = "{title}\\n{body}", to make it of several columns
+                                      # or: tokens_column = "tokens", if it has lists of words
     id_column = "ticket_id"           # default: the line number
+    delimiter = ";"                   # between the cells of .csv files; default ","
+    encoding = "windows-1252"         # of all files; default "utf-8"
     tsv_quoting = true                # quotation marks in .tsv files mean what they do in CSV; default: nothing
+    missing = "skip"                  # leave out examples without a text, label or id; default: "error"
 
-    [files]                           # .csv, .tsv or .jsonl, all UTF-8
-    train = "train.csv"
+    format = "conll"                  # of all files; default: as their endings say, see `data.readers.tables`
+    conll_columns = ["tokens", "ner"] # names of the columns of CoNLL; default: see `data.readers.conll`
+
+    [files]                           # or: dataset = "owner/name", see `data.readers.sources`
+    train = "train-*.csv"             # a file, a pattern, or a list of them
     test = "test.jsonl"
 
     [[fields]]                        # one or more; several are answered as one JSON object
     name = "queue"
     type = "class"
-    labels = ["billing", "sales"]     # or: labels_from = "train", to collect them from that file
+    labels = ["billing", "sales"]     # or: labels_from = "train", to collect them from that split
+                                      # or: names = { 0 = "billing", 1 = "sales" }, if the files have codes
     column = "queue"                  # default: the field's name
 
     [[fields]]
@@ -25,29 +33,28 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
     labels = ["product", "date"]
     other = "Other"                   # the label of words that have none of these; default "Other"
     tags = "iob2"                     # how the files' labels are written: "types", "iob1", "iob2", "iobes", "bilou"
+                                      # or: "spans", spans of characters, see `data.readers.spans`
     answer = "spans"                  # a decoder writes the entities; "list" or "bio": a label or a tag for each word
 
     [[fields]]
     name = "topics"
     type = "multi"                    # any number of labels, none included
     labels = ["refund", "delivery"]
-    separator = "|"                   # between the labels in a cell; default: a cell has a JSON list
-    # or: columns = ["refund", "delivery"], instead of labels: a column of 0 and 1 for each
+    separator = "|"                   # between the labels in a cell; default: a cell has a list
+    # or: columns = ["refund", "delivery"], instead of labels: a column of 0 and 1 for each; see `data.readers.multi`
 
 A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. They are
 types or tags of types (``B-product I-product O``), which have the entities' boundaries for the strict slot score; see
 `data.readers.tags`. Without ``tags`` they are recognized; where a label may be either, it must be given. Without tags,
-adjacent equal labels are one entity. How a table has the labels of a multi field: `data.readers.multi`. Labels that
-look the same (composed or decomposed letters, invisible characters) are one label. Examples with a blank text are kept,
-so that a test set never loses an example.
+adjacent equal labels are one entity. Labels that look the same (composed or decomposed letters, invisible characters)
+are one label.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +62,22 @@ import msgspec
 
 from data.characters import appearance
 from data.errors import UserError, nearest
-from data.files.documents import parse_toml, read_bytes, readable, shaped
-from data.files.paths import expand
-from data.readers.cells import collect_labels, records
-from data.readers.encoding import decode_utf8
+from data.files.documents import parse_toml, read_bytes, shaped
+from data.readers import conll
+from data.readers.cells import SPANS, collect_labels
+from data.readers.encoding import check_encoding, decode_utf8
+from data.readers.label_sets import check_labels
 from data.readers.multi import MultiCells, collect_multi, columns_of, key_problem
-from data.readers.tags import SCHEMES
+from data.readers.sources import Source, dataset_splits, format_of
+from data.readers.split_files import split_files
+from data.readers.tables import FORMATS, PLAIN, Dialect, read_delimiter
+from data.readers.tags import SCHEMES, types_among
+from data.template import TextTemplate
 
 SPLITS = ("train", "dev", "test")
-SUFFIXES = (".csv", ".tsv", ".jsonl")
 TYPES = ("class", "multi", "token")
 ANSWERS = ("spans", "list", "bio")
+MISSING = ("error", "skip")
 
 
 class _FieldTable(msgspec.Struct):
@@ -75,6 +87,7 @@ class _FieldTable(msgspec.Struct):
     type: str
     labels: list[str] | None = None
     labels_from: str | None = None
+    names: dict[str, str] | None = None
     column: str | None = None
     other: str | None = None
     tags: str | None = None
@@ -89,10 +102,21 @@ class _Table(msgspec.Struct):
     name: str
     document_name: str = "Document"
     instruction: str | None = None
-    text_column: str = "text"
+    text_column: str | None = None
+    tokens_column: str | None = None
+    text: str | None = None
     id_column: str | None = None
+    missing: str = MISSING[0]
+    delimiter: str | None = None
+    encoding: str = PLAIN.encoding
     tsv_quoting: bool = False
-    files: dict[str, str] = {}
+    format: str | None = None
+    conll_columns: list[str] | None = None
+    files: dict[str, str | list[str]] = {}
+    dataset: str | None = None
+    dataset_config: str | None = None
+    revision: str | None = None
+    splits: dict[str, str] = {}
     fields: list[_FieldTable] = []
 
 
@@ -107,7 +131,10 @@ class CustomField:
         column: the column or key of the data files that holds it.
         other: the label of a word that has none of ``labels``; unused for class fields.
         answer: how a decoder writes the labels of a token field: "spans", "list" or "bio" (see `data.answers`).
-        tags: how the files' labels are written, a key of `data.readers.tags.SCHEMES`; None: as each label shows.
+        tags: how the files' labels are written, a key of `data.readers.tags.SCHEMES`, or "spans": spans of characters
+            (see `data.readers.spans`); None: as each label shows.
+        names: labels by the codes that the files have in their place; None: the files have labels.
+        labels_from: the split from which the labels were collected; None: they were listed.
         separator, columns: of a multi field; see `data.readers.multi.MultiCells`.
     """
 
@@ -118,6 +145,8 @@ class CustomField:
     other: str = "Other"
     answer: str = "spans"
     tags: str | None = None
+    names: dict[str, str] | None = None
+    labels_from: str | None = None
     separator: str | None = None
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -136,23 +165,31 @@ class CustomSpec:
         document_name: what the prompt's delimiters call a document.
         instruction: the user's own sentences in the prompt, or None.
         fields: in the order of the answer.
-        files: by split, the absolute path of its file.
+        files: by split, the absolute paths of its files, or the split of a data set.
         text_column, id_column: the columns of the document and of its id (None: the line number).
+        has_words: the column of the document holds a list of its words.
+        dataset: the folder or the name of the data set that has the splits; None: files are named.
+        template: makes the document of several columns; then ``text_column`` is not used.
         path: the TOML file itself.
         toml: its text.
-        tsv_quoting: see `data.readers.tables.open_table`.
+        dialect: how all files are written.
+        missing: what to do about examples without a text or a label, one of `MISSING`.
     """
 
     name: str
     document_name: str
     instruction: str | None
     fields: tuple[CustomField, ...]
-    files: dict[str, Path]
+    files: dict[str, tuple[Source, ...]]
     text_column: str
     id_column: str | None
     path: Path
     toml: str
-    tsv_quoting: bool = False
+    has_words: bool = False
+    dataset: str | None = None
+    dialect: Dialect = PLAIN
+    template: TextTemplate | None = None
+    missing: str = MISSING[0]
 
 
 def read_custom_spec(path: Path) -> CustomSpec:
@@ -169,27 +206,32 @@ def read_custom_spec(path: Path) -> CustomSpec:
     found = parse_toml(text, str(path))
     _check_keys(found, _Table.__struct_fields__, str(path))
     table: _Table = shaped(found, str(path), _Table)
-    if not table.files:
-        raise UserError(f'{path}: a [files] table is needed, such as train = "train.csv".')
+    if not table.files and table.dataset is None:
+        raise UserError(f'{path}: a [files] table is needed, such as train = "train.csv", or a dataset.')
     if not table.fields:
         raise UserError(f"{path}: at least one [[fields]] table is needed; it describes what the model answers.")
     _check_keys(table.files, SPLITS, f"{path}, [files]")
+    _check_keys(table.splits, SPLITS, f"{path}, splits")
     where = [f"{path}, [[fields]] number {number}" for number in range(1, len(table.fields) + 1)]
     for entry, place in zip(found["fields"], where, strict=True):
         _check_keys(entry, _FieldTable.__struct_fields__, place)
     for part, place in ((table, str(path)), *zip(table.fields, where, strict=True)):
         for key, value in msgspec.structs.asdict(part).items():
-            if isinstance(value, str) and not (value if key == "separator" else value.strip()):
+            blank = isinstance(value, str) and not (value if key == "separator" else value.strip())
+            if blank and key != "delimiter":
                 raise UserError(f"{place}: {key} is empty.")
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", table.name):
         raise UserError(f"{path}: name {table.name!r}: use only letters, digits, '_', '-' and '.' (it names folders).")
-    files = {split: _data_file(name, split, path) for split, name in table.files.items()}
-    if table.tsv_quoting and not any(file.suffix.lower() == ".tsv" for file in files.values()):
-        raise UserError(f"{path}: tsv_quoting is for .tsv files; [files] has none.")
+    if table.missing not in MISSING:
+        raise UserError(f"{path}: unknown missing {table.missing!r}.{nearest(table.missing, MISSING)}")
+    template = _read_template(table, path)
+    files = _read_sources(table, path)
+    dialect = _read_dialect(table, files, path)
+    tokens_column = _tokens_column(table, files, dialect, path)
     fields: list[CustomField] = []
     for own, place in zip(table.fields, where, strict=True):
-        field = _read_field(own, place, files, table.tsv_quoting)
+        field = _read_field(own, place, files, dialect)
         if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
         fields.append(field)
@@ -199,100 +241,142 @@ def read_custom_spec(path: Path) -> CustomSpec:
         instruction=table.instruction,
         fields=tuple(fields),
         files=files,
-        text_column=table.text_column,
+        text_column=tokens_column or table.text_column or "text",
+        has_words=tokens_column is not None,
+        dataset=table.dataset,
         id_column=table.id_column,
         path=path.resolve(),
         toml=text,
-        tsv_quoting=table.tsv_quoting,
+        dialect=dialect,
+        template=template,
+        missing=table.missing,
     )
 
 
-def _data_file(name: str, split: str, path: Path) -> Path:
-    folder = path.resolve().parent
+def _read_template(table: _Table, path: Path) -> TextTemplate | None:
+    if table.text is None:
+        return None
+    if table.text_column is not None:
+        raise UserError(f"{path}: give either text_column (a column) or text (a template of several), not both.")
     try:
-        file = folder / expand(name, folder)
+        return TextTemplate(table.text)
     except UserError as error:
-        raise UserError(f"{path}: {split} file {error}") from error
-    if file.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: {split} file {file.name!r} must end in one of {', '.join(SUFFIXES)}.")
-    with readable(file):
-        there = file.is_file()
-    if not there:
-        raise UserError(f"{path}: no {split} file at {file}.")
-    return file
+        raise UserError(f"{path}: {error}") from error
 
 
-def _read_field(entry: _FieldTable, where: str, files: dict[str, Path], tsv_quoting: bool) -> CustomField:
+def _read_sources(table: _Table, path: Path) -> dict[str, tuple[Source, ...]]:
+    if table.dataset is None:
+        for key in ("dataset_config", "revision", "splits"):
+            if getattr(table, key):
+                raise UserError(f"{path}: {key} is for a dataset, and none is named.")
+        if table.format is not None and table.format not in FORMATS:
+            raise UserError(f"{path}: unknown format {table.format!r}.{nearest(table.format, FORMATS)}")
+        return dict(split_files(table.files, path, any_ending=table.format is not None))
+    for key in ("files", "format"):
+        if getattr(table, key):
+            raise UserError(f"{path}: give either a dataset or {key}, not both.")
+    return dataset_splits(table.dataset, table.dataset_config, table.revision, table.splits, path)
+
+
+def _read_dialect(table: _Table, files: dict[str, tuple[Source, ...]], path: Path) -> Dialect:
+    columns = None if table.conll_columns is None else tuple(table.conll_columns)
+    dialect = Dialect(tsv_quoting=table.tsv_quoting, format=table.format, conll_columns=columns)
+    formats = {format_of(file, dialect) for own in files.values() for file in own}
+    for key, its_formats in (("tsv_quoting", {"tsv"}), ("delimiter", {"csv"}), ("conll_columns", set(conll.FORMATS))):
+        if getattr(table, key) and not formats & its_formats:
+            raise UserError(f"{path}: {key} is for {' and '.join(f'.{f}' for f in sorted(its_formats))} files; [files] "
+                            "has none.")  # fmt: skip
+    try:
+        delimiter = PLAIN.delimiter if table.delimiter is None else read_delimiter(table.delimiter)
+        check_encoding(table.encoding)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return replace(dialect, delimiter=delimiter, encoding=table.encoding)
+
+
+def _tokens_column(table: _Table, files: dict[str, tuple[Source, ...]], dialect: Dialect, path: Path) -> str | None:
+    """The column that has the words of a text as a list; None if the text is written as one."""
+    other = next((key for key in ("text_column", "text") if getattr(table, key) is not None), None)
+    formats = {format_of(file, dialect) for own in files.values() for file in own}
+    if not formats & set(conll.FORMATS):
+        if table.tokens_column is not None and other is not None:
+            raise UserError(f"{path}: give either tokens_column (a list of words) or {other} (a text), not both.")
+        return table.tokens_column
+    if other is not None:
+        raise UserError(f"{path}: {other} is for texts, and CoNLL files have words: use tokens_column.")
+    usual = dialect.conll_columns or (conll.UNIVERSAL if "conllu" in formats else (conll.TOKENS,))
+    return table.tokens_column or conll.token_column(usual)
+
+
+def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Source, ...]], dialect: Dialect) -> CustomField:
     name, kind = entry.name, entry.type
     if kind not in TYPES:
         raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, TYPES)}")
     if kind != "token" and entry.other is not None:
         raise UserError(f"{where}: 'other' is for fields of type \"token\" only; put it among the labels instead.")
     if kind != "token" and entry.answer is not None:
-        raise UserError(
-            f"{where}: 'answer' is for fields of type \"token\" only; other fields are answered in one way."
-        )
+        raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; others have one form of answer.")
     if kind != "token" and entry.tags is not None:
         raise UserError(f"{where}: 'tags' is for fields of type \"token\" only.")
+    if entry.names is not None and entry.tags == SPANS:
+        raise UserError(f"{where}: 'names' is for codes in the place of labels; spans have labels.")
     for key in ("separator", "columns"):
         if kind != "multi" and getattr(entry, key) is not None:
             raise UserError(f"{where}: '{key}' is for fields of type \"multi\" only.")
-    labels_given = entry.labels is not None or entry.labels_from is not None
-    if problem := key_problem(entry.columns, entry.separator, entry.column, labels_given):
+    n_given = sum(given is not None for given in (entry.labels, entry.labels_from, entry.names))
+    if problem := key_problem(entry.columns, entry.separator, entry.column, n_given > 0):
         raise UserError(f"{where}: {problem}")
     columns = columns_of(entry.columns)
-    if not columns and (entry.labels is None) == (entry.labels_from is None):
-        raise UserError(f"{where}: give either labels (a list) or labels_from (a split), not both.")
+    if not columns and n_given != 1:
+        raise UserError(f"{where}: give either labels (a list) or labels_from (a split) or names (a label for each "
+                        "code), and only one of them.")  # fmt: skip
     column, other = entry.column or name, entry.other or "Other"
     answer, tags = entry.answer or ANSWERS[0], entry.tags
     if answer not in ANSWERS:
         raise UserError(f"{where}: unknown answer {answer!r}.{nearest(answer, ANSWERS)}")
-    if tags is not None and tags not in SCHEMES:
-        raise UserError(f"{where}: unknown tags {tags!r}.{nearest(tags, SCHEMES)}")
+    if tags is not None and tags not in (*SCHEMES, SPANS):
+        raise UserError(f"{where}: unknown tags {tags!r}.{nearest(tags, (*SCHEMES, SPANS))}")
 
     if columns:
         labels = list(columns)
+    elif entry.names is not None:
+        labels = _named(entry.names, where)
+        if kind == "token":
+            try:
+                labels = sorted(types_among(labels, other, tags)[0])
+            except UserError as error:
+                raise UserError(f"{where}: names {error}") from error
     elif entry.labels is not None:
         labels = entry.labels
     else:
         split = entry.labels_from or ""
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
-        rows = records(files[split], tsv_quoting)
         if kind == "multi":
-            labels = collect_multi(files[split], rows, MultiCells(column, entry.separator, {}))
+            labels = collect_multi(files[split], dialect, MultiCells(column, entry.separator, {}))
         else:
-            labels = collect_labels(files[split], rows, column, kind, other, tags)
-    for label in labels:
-        if not appearance(label) or label != label.strip() or "\n" in label:
-            raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
-        if entry.separator is not None and entry.separator in label:
+            labels = collect_labels(files[split], dialect, column, kind, other, tags)
+    check_labels(labels, kind, other, answer, where)
+    for written in entry.names or labels:
+        if entry.separator is not None and entry.separator in written:
             raise UserError(
-                f"{where}: label {label!r} has the separator {entry.separator!r} in it, so it would be read as "
+                f"{where}: label {written!r} has the separator {entry.separator!r} in it, so it would be read as "
                 "several. Choose another separator, or give the labels as JSON lists."
             )
-        if kind == "token" and appearance(label) == appearance(other):
-            raise UserError(f"{where}: {label!r} is the label of words without one (other); remove it from the labels.")
-    seen: dict[str, str] = {}
-    for label in labels:
-        twin = seen.setdefault(appearance(label), label)
-        if label != twin:
-            raise UserError(f"{where}: two labels look the same, {ascii(twin)} and {ascii(label)}. List one of them.")
-    repeated = [label for label, count in Counter(labels).items() if count > 1]
-    if repeated:
-        raise UserError(f"{where}: label {repeated[0]!r} is listed more than once.")
-    if kind == "token" and answer == "spans":
-        for label in labels:
-            longer = next((other for other in labels if other.startswith(f"{label}:")), None)
-            if longer is not None:
-                raise UserError(
-                    f"{where}: in an answer of spans, the label {longer!r} could be read as {label!r} and words after "
-                    'its colon. Rename one of them, or set answer = "list".'
-                )
-    least = 2 if kind == "class" else 1
-    if len(labels) < least:
-        raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {len(labels)}.")
-    return CustomField(name, kind, tuple(labels), column, other, answer, tags, entry.separator, columns)
+    return CustomField(
+        name, kind, tuple(labels), column, other, answer, tags, entry.names, entry.labels_from, entry.separator, columns
+    )
+
+
+def _named(names: dict[str, str], where: str) -> list[str]:
+    """The labels of a field whose files have codes; several codes may have the same name."""
+    codes: dict[str, str] = {}
+    for code in names:
+        twin = codes.setdefault(appearance(code), code)
+        if twin != code or code != code.strip() or not appearance(code):
+            raise UserError(f"{where}: names has the code {code!r}, which is empty, has spaces around it, or looks "
+                            "like another.")  # fmt: skip
+    return list(dict.fromkeys(names.values()))
 
 
 def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:

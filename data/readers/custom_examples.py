@@ -5,84 +5,271 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 from data.characters import by_appearance, find, is_text
 from data.errors import UserError, nearest
 from data.example import Example
-from data.readers.cells import class_label, records, token_labels, value_of
-from data.readers.custom import CustomSpec
+from data.readers.cells import SPANS, class_label, missing_column, no_column, parsed_list, records, token_labels
+from data.readers.custom import CustomField, CustomSpec
 from data.readers.multi import MultiReader
+from data.readers.records import Record
+from data.readers.sources import name_of
+from data.readers.spans import SpanReader
+from data.readers.split_files import id_prefixes
 from data.readers.tags import TagReader
+from data.readers.words import joined
+
+SHOWN = 5  # records or labels that a message names
+WITHOUT_LABELS = " Texts without labels are for predict.py."
 
 log = logging.getLogger("data")
 
 
 def load_custom(spec: CustomSpec, split: str) -> list[Example]:
     """Read one split and log what was found; see :func:`read_custom`."""
-    examples, counts = read_custom(spec, split)
-    log.info("%s %s: %d examples, %d empty", spec.name, split, len(examples), counts["empty"])
+    examples, skipped = read_custom(spec, split)
+    log.info("%s %s: %d examples", spec.name, split, len(examples))
+    if skipped:
+        log.warning("%s %s: %d more have no value in a column and are skipped: %s.", spec.name, split,
+                    skipped.total(), ", ".join(f"{n} in {column}" for column, n in skipped.most_common()))  # fmt: skip
     return examples
 
 
 def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[str]]:
-    """Read one split of a user's own task, in the file's order, with a count of ``empty`` texts.
+    """Read one split of a user's own task, in the order of its files.
+
+    Returns:
+        The examples, and how many were skipped, by the column in which they have no value.
 
     Raises:
-        UserError: there is no file for the split. Or, with file and line number: a line that is not UTF-8, CSV or
-            JSON, a missing column, a label outside its set, unequal numbers of labels and words, a repeated id.
+        UserError: there is no file for the split. Or, with file and line number: a line that is not of its encoding,
+            CSV or JSON, a missing column, missing values (unless they are skipped), a label outside its set, unequal
+            numbers of labels and words, a repeated id. Training examples that all have the same label.
     """
     if split not in spec.files:
         hint = " Hold out a part of the training data instead: --holdout 0.1" if split == "dev" else ""
-        raise UserError(f"{spec.path}: no {split} file; [files] has only {', '.join(spec.files)}.{hint}")
-    counts: Counter[str] = Counter()
+        where = "splits" if spec.dataset else "[files]"
+        raise UserError(f"{spec.path}: no {split} file; {where} has only {', '.join(spec.files)}.{hint}")
+    files = spec.files[split]
+    ids = () if spec.id_column is None else (spec.id_column,)
+    text_columns = (spec.text_column,) if spec.template is None else spec.template.columns
+    of_labels = (column for field in spec.fields for column in (field.columns.values() or [field.column]))
+    needed = (*text_columns, *ids, *of_labels)
+    may_be_empty = {field.column for field in spec.fields if field.type == "multi" and not field.columns}
+    filled = tuple(column for column in needed if column not in may_be_empty)
+    readers = [_reader(field, split) for field in spec.fields]
+    gaps = _Gaps(spec, split)
     examples: list[Example] = []
-    seen: dict[str, int] = {}
-    classes = {field.name: by_appearance(field.labels) for field in spec.fields if field.type == "class"}
-    readers = {f.name: TagReader(f.labels, f.other, f.tags) for f in spec.fields if f.type == "token"}
-    multi = {field.name: MultiReader(field.labels, field.cells) for field in spec.fields if field.type == "multi"}
-    for row in records(spec.files[split], spec.tsv_quoting):
-        text = value_of(row, spec.text_column)
-        if not isinstance(text, str):
-            raise UserError(f"{row.where}: {spec.text_column!r} must be a string, found {json.dumps(text)}.")
-        if not is_text(text):
-            raise UserError(f"{row.where}: {spec.text_column!r} holds half a character (an unpaired surrogate).")
-        key = str(row.line if spec.id_column is None else value_of(row, spec.id_column))
-        if key in seen:
-            raise UserError(f"{row.where}: id {key!r} was already used in line {seen[key]}; ids must differ.")
-        seen[key] = row.line
-
-        labels: dict[str, str | tuple[str, ...]] = {}
-        bio: dict[str, tuple[str, ...]] = {}
-        for field in spec.fields:
-            if field.type == "multi":
-                labels[field.name] = multi[field.name].read(row)
+    seen: dict[str, str] = {}
+    for file, prefix in zip(files, id_prefixes(files), strict=True):
+        for row in records(file, spec.dialect, needed, WITHOUT_LABELS):
+            column = missing_column(row, filled)
+            if column is None:  # null says that nobody has looked, an empty cell that there is no label
+                column = next((name for name in may_be_empty if row.values.get(name) is None), None)
+            if row.error or column is not None:
+                gaps.add(row, None if row.error else column)
                 continue
-            value = value_of(row, field.column, " Texts without labels are for predict.py.")
-            if field.type == "class":
-                written = class_label(value, row, field.column)
-                label = find(written, classes[field.name])
-                if label is None:
-                    raise UserError(
-                        f"{row.where}: {field.column!r} is {written!r}, which is not one of its labels."
-                        f"{nearest(written, field.labels)}"
-                    )
-                labels[field.name] = label
-            else:
-                tags = token_labels(value, row, field.column)
-                if len(tags) != len(text.split()):
-                    raise UserError(
-                        f"{row.where}: {field.column!r} has {len(tags)} labels for {len(text.split())} words; "
-                        "words are separated by spaces (text.split()), and each needs one label."
-                    )
-                try:
-                    labels[field.name], bio[field.name] = readers[field.name].read(tags)
-                except UserError as error:
-                    raise UserError(f"{row.where}: {field.column!r} {error}") from error
-        counts["empty"] += not text.strip()
-        examples.append(Example(id=f"{spec.name}/{split}/{key}", text=text, labels=labels, bio=bio))
+            text = _text(spec, row)
+            key = f"{prefix}{row.line}"
+            if spec.id_column is not None:
+                key = str(row.values[spec.id_column])
+                if (first := seen.setdefault(key, row.where)) is not row.where:
+                    raise UserError(f"{row.where}: id {key!r} was already used in {first}; ids must differ.")
+            labels: dict[str, str | tuple[str, ...]] = {}
+            bio: dict[str, tuple[str, ...]] = {}
+            for reader in readers:
+                reader.read(row, text, labels, bio)
+            examples.append(Example(id=f"{spec.name}/{split}/{key}", text=text, labels=labels, bio=bio))
+    gaps.report()
     if not examples:
-        raise UserError(f"{spec.files[split]}: no examples in it.")
-    for name, reader in readers.items():
-        if problem := reader.mixed():
-            log.warning("%s, %r: %s Set tags if that is wrong.", spec.files[split], name, problem)
-    return examples, counts
+        raise UserError(f"{name_of(files)}: no examples in it.{gaps.all_skipped()}")
+    for reader in readers:
+        reader.finish(spec, split)
+    return examples, gaps.columns
+
+
+def _text(spec: CustomSpec, row: Record) -> str:
+    if spec.template is None:
+        text, what = row.values[spec.text_column], repr(spec.text_column)
+        if spec.has_words:
+            try:
+                text = joined(parsed_list(text, row, spec.text_column))
+            except UserError as error:
+                raise UserError(f"{row.where}: {what} {error}") from error
+        if not isinstance(text, str):
+            words = " If it has a list of words, write tokens_column in its place." if isinstance(text, list) else ""
+            raise UserError(f"{row.where}: {what} must be a string, found {json.dumps(text)}.{words}")
+    else:
+        what = "the text"
+        try:
+            text = spec.template.fill(row.values)
+        except UserError as error:
+            raise UserError(f"{row.where}: {error}") from error
+    if not is_text(text):
+        raise UserError(f"{row.where}: {what} holds half a character (an unpaired surrogate).")
+    return text
+
+
+class _Gaps:
+    """The records of a split that have no value in a column that is needed."""
+
+    def __init__(self, spec: CustomSpec, split: str) -> None:
+        self.spec, self.split = spec, split
+        self.columns: Counter[str] = Counter()
+        self.first: list[str] = []
+
+    def add(self, row: Record, column: str | None) -> None:
+        """Count one; a UserError if all its file may have another name for the column.
+
+        Args:
+            column: without a value; None if the line is too short.
+        """
+        if column is not None and column not in row.values and self.spec.missing != "skip":
+            raise no_column(row, column, WITHOUT_LABELS)
+        self.columns["a line with too few cells" if column is None else repr(column)] += 1
+        if len(self.first) < SHOWN:
+            if column is None:
+                self.first.append(row.error.rstrip("."))
+            elif column in row.values:
+                self.first.append(f"{row.where}: {column!r} is {'null' if row.values[column] is None else 'empty'}")
+            else:
+                self.first.append(str(no_column(row, column)).rstrip("."))
+
+    def report(self) -> None:
+        """A UserError if there are any and they are not to be skipped."""
+        if not self.first or self.spec.missing == "skip":
+            return
+        raise UserError(
+            f'{self._shown()}. Fill them in, or write missing = "skip" in {self.spec.path.name} to leave them out.'
+        )
+
+    def all_skipped(self) -> str:
+        return f" All were skipped: {self._shown()}." if self.first else ""
+
+    def _shown(self) -> str:
+        n = self.columns.total()
+        more = f"; ... ({n:,} examples of the {self.split} split have no value in a column)" if n > SHOWN else ""
+        return "; ".join(self.first) + more
+
+
+def _reader(field: CustomField, split: str) -> _ClassReader | _MultiReader | _TokenReader:
+    if field.type == "class":
+        return _ClassReader(field, split)
+    return _MultiReader(field) if field.type == "multi" else _TokenReader(field)
+
+
+class _ClassReader:
+    """Reads a class field's column, and remembers which labels occurred."""
+
+    def __init__(self, field: CustomField, split: str) -> None:
+        self.field, self.column = field, field.column
+        self.codes = None if field.names is None else by_appearance(field.names)
+        self.known = by_appearance(field.labels)
+        self.found: dict[str, str] = {}  # by what is written
+        self.elsewhere = field.labels_from if field.labels_from != split else None
+
+    def read(self, row: Record, text: str, labels: dict[str, Any], bio: dict[str, Any]) -> None:
+        value = row.values[self.column]
+        label = self.found.get(value) if value.__class__ is str else None
+        if label is None:
+            written = class_label(value, row, self.column)
+            label = self.found[written] = self._label(written, row)
+            if value.__class__ is str:
+                self.found[value] = label
+        labels[self.field.name] = label
+
+    def _label(self, written: str, row: Record) -> str:
+        what = f"{row.where}: {self.column!r} is {written!r}, which is not one of its"
+        if self.codes is not None:
+            assert self.field.names is not None
+            code = find(written, self.codes)
+            if code is None:
+                raise UserError(f"{what} codes: names has no name for it.{nearest(written, self.field.names)}")
+            return self.field.names[code]
+        label = find(written, self.known)
+        if label is None:
+            advice = ""
+            if self.elsewhere is not None:
+                advice = (
+                    f' The labels are those of the {self.elsewhere} files (labels_from = "{self.elsewhere}"), which do '
+                    "not have it. A model cannot learn it from them: correct the label, add examples of it there, or "
+                    "leave this example out."
+                )
+            raise UserError(f"{what} labels.{nearest(written, self.field.labels)}{advice}")
+        return label
+
+    def finish(self, spec: CustomSpec, split: str) -> None:
+        used = set(self.found.values())
+        if split == "train" and len(used) == 1:
+            raise UserError(
+                f"{name_of(spec.files[split])}: every example has the label {used.pop()!r} in {self.column!r}, so "
+                "there is nothing to learn. Training needs examples of at least two labels."
+            )
+        _note_unused(spec, split, self.field, used)
+
+
+class _MultiReader:
+    """Reads a multi field's columns, and remembers which sets of labels occurred."""
+
+    def __init__(self, field: CustomField) -> None:
+        self.field, self.reader = field, MultiReader(field.labels, field.cells, field.names)
+        self.found = set[tuple[str, ...]]()
+
+    def read(self, row: Record, text: str, labels: dict[str, Any], bio: dict[str, Any]) -> None:
+        labels[self.field.name] = own = self.reader.read(row)
+        self.found.add(own)
+
+    def finish(self, spec: CustomSpec, split: str) -> None:
+        if split == "train" and len(self.found) == 1:
+            every = ", ".join(map(repr, *self.found)) or "none"
+            raise UserError(
+                f"{name_of(spec.files[split])}: every example has the same labels of {self.field.name!r} ({every}), so "
+                "there is nothing to learn. Training needs examples that differ."
+            )
+        _note_unused(spec, split, self.field, {label for own in self.found for label in own})
+
+
+class _TokenReader:
+    """Reads a token field's column, and remembers which types occurred."""
+
+    def __init__(self, field: CustomField) -> None:
+        self.field, self.column = field, field.column
+        self.spans = SpanReader() if field.tags == SPANS else None
+        self.tags = TagReader(field.labels, field.other, field.tags if self.spans is None else "iob2")
+
+    def read(self, row: Record, text: str, labels: dict[str, Any], bio: dict[str, Any]) -> None:
+        value = row.values[self.column]
+        if self.spans is None:
+            tags = token_labels(value, row, self.column, self.field.names)
+        else:
+            try:
+                tags = self.spans.read(text, parsed_list(value, row, self.column))
+            except UserError as error:
+                raise UserError(f"{row.where}: {self.column!r} {error}") from error
+        n_words = len(text.split())
+        if len(tags) != n_words:
+            raise UserError(
+                f"{row.where}: {self.column!r} has {len(tags)} labels for {n_words} words; "
+                "words are separated by spaces (text.split()), and each needs one label."
+            )
+        try:
+            labels[self.field.name], bio[self.field.name] = self.tags.read(tags)
+        except UserError as error:
+            raise UserError(f"{row.where}: {self.column!r} {error}") from error
+
+    def finish(self, spec: CustomSpec, split: str) -> None:
+        if self.spans is not None and (note := self.spans.note()):
+            log.info("%s %s, %r: %s", spec.name, split, self.column, note)
+        if problem := self.tags.mixed():
+            log.warning("%s, %r: %s Set tags if that is wrong.", name_of(spec.files[split]), self.field.name, problem)
+        _note_unused(spec, split, self.field, {kind for kind, _ in self.tags.found.values()})
+
+
+def _note_unused(spec: CustomSpec, split: str, field: CustomField, used: set[str]) -> None:
+    unused: Sequence[str] = [label for label in field.labels if label not in used]
+    if unused:
+        more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
+        log.log(logging.WARNING if split == "train" else logging.INFO, "%s %s: no example has the %s label %s%s.",
+                spec.name, split, field.name, ", ".join(map(repr, unused[:SHOWN])), more)  # fmt: skip

@@ -1,21 +1,32 @@
-"""What the bytes of a text are that is not UTF-8, and how to convert it without damage.
+"""What the bytes of a text are that is not in the expected encoding, and what to do about it.
 
-Nothing is converted here: a wrong guess would change texts without a word. Every reader of text that users write asks
-this file what to tell them.
+Nothing is guessed: a wrong guess would change texts without a word. Text is UTF-8 unless the user names another
+encoding, which is possible for tables only. Every reader of text that users write asks this file what to tell them.
 """
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import PurePath
 
 from data.commands import quoted
-from data.errors import UserError
+from data.errors import UserError, nearest
+
+UTF8 = "utf-8"
+KEEP_BYTES = "data.keep_bytes"
+"""An error handler for decoding and encoding: bytes without a meaning become lone surrogates, and bytes again."""
 
 START = 4096  # bytes at the beginning of a file that tell what it is
 SHOWN = 16  # characters on both sides of the first byte in question
 
-_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+# Encodings of several bytes per character, by their marks, and by order.
+_MARKS = {
+    codecs.BOM_UTF32_LE: ("utf-32", "utf-32-le"),
+    codecs.BOM_UTF32_BE: ("utf-32", "utf-32-be"),
+    codecs.BOM_UTF16_LE: ("utf-16", "utf-16-le"),
+    codecs.BOM_UTF16_BE: ("utf-16", "utf-16-be"),
+}
 # Which of four neighbouring bytes are mostly zero in text without a mark.
 _ZEROS = {
     (False, True, False, True): "utf-16le",
@@ -24,7 +35,7 @@ _ZEROS = {
     (True, True, True, False): "utf-32be",
 }
 _NO_TEXT = {
-    b"\x1f\x8b": "compressed with gzip. Unpack it first (gunzip)",
+    b"\x1f\x8b": "compressed with gzip. Give a file the ending .gz; unpack a stream first (gunzip)",
     b"\x28\xb5\x2f\xfd": "compressed with Zstandard. Unpack it first (unzstd)",
     b"\xfd7zXZ\0": "compressed with xz. Unpack it first (unxz)",
     b"PK\x03\x04": "a zip archive or an Excel workbook. Unpack it, or save the sheet as CSV in UTF-8",
@@ -35,6 +46,8 @@ _NO_TEXT = {
 _WESTERN = "windows-1252"
 _OTHERS = ("windows-1251", "shift_jis", "gb18030", "big5", "euc-kr")
 _LAST = ("macintosh", *_OTHERS)  # the first has a character for every byte
+_COMMON = (UTF8, "utf-16", _WESTERN, "latin-1", *_OTHERS, "macintosh")
+_NOT_FOR_TABLES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7")
 _UTF16_AS_LATIN1 = ("ÿþ".encode(), "þÿ".encode())
 # Characters that nobody writes; in Windows-1252 their numbers are quotation marks, dashes and the euro sign.
 _WINDOWS_AS_LATIN1 = re.compile("[\x80-\x84\x86-\x9f]")
@@ -60,8 +73,13 @@ def decode_utf8(content: bytes, name: str, file: str) -> str:
         raise UserError(f"{name}, line {number}: {problem}") from error
 
 
-def not_text(start: bytes, file: str) -> str:
-    """What a file is whose first bytes are not those of a text in UTF-8 or in an encoding of one byte; else empty."""
+def not_text(start: bytes, file: str, can_be_named: bool = False) -> str:
+    """What a file is whose first bytes are not those of a text in UTF-8 or in an encoding of one byte; else empty.
+
+    Args:
+        file: what the command calls the file; "-" for a stream.
+        can_be_named: the user can name another encoding.
+    """
     for mark, what in _NO_TEXT.items():
         if start.startswith(mark):
             return f"this is no text, but {what}."
@@ -69,21 +87,33 @@ def not_text(start: bytes, file: str) -> str:
         return (
             f"this was UTF-16 and was converted as if it were Latin-1. Convert the original: {_command('utf-16', file)}"
         )
-    encoding = next((encoding for mark, encoding in _MARKS.items() if start.startswith(mark)), None)
-    if encoding is None and b"\0" in start and len(start) >= 4:
-        fours = [start[i::4] for i in range(4)]
-        first, second, third, fourth = (four.count(0) * 2 > len(four) for four in fours)
-        encoding = _ZEROS.get((first, second, third, fourth))
-    if encoding is None:
+    encoding = (_wide(start) or ("",))[0].replace("-le", "le").replace("-be", "be")
+    if not encoding:
         return ""
-    return f"this is {encoding[:6].upper()}, and UTF-8 is needed. Convert it: {_command(encoding, file)}"
+    named = f" {_name_it(encoding)} Or" if can_be_named else ""
+    return (
+        f"this is {encoding[:6].upper()}, and UTF-8 is {'expected' if named else 'needed'}.{named} "
+        f"{'c' if named else 'C'}onvert it: {_command(encoding, file)}"
+    )
 
 
-def not_utf8(line: bytes, file: str, utf8_before: bool) -> str:
+def _wide(start: bytes) -> tuple[str, ...]:
+    """The names of the encoding of two or four bytes per character that a text begins in; empty if in none."""
+    for mark, encodings in _MARKS.items():
+        if start.startswith(mark):
+            return encodings
+    if b"\0" not in start or len(start) < 4:
+        return ()
+    first, second, third, fourth = ((four := start[i::4]).count(0) * 2 > len(four) for i in range(4))
+    encoding = _ZEROS.get((first, second, third, fourth))
+    return (encoding,) if encoding else ()
+
+
+def not_utf8(line: bytes, file: str, utf8_before: bool, can_be_named: bool = False) -> str:
     """What to do about a line that is not UTF-8: where, and how it reads in the encoding that it probably has.
 
     Args:
-        file: what the command calls the file; "-" for a stream.
+        file, can_be_named: as in `not_text`.
         utf8_before: lines before it have characters beyond ASCII in UTF-8.
     """
     try:
@@ -103,19 +133,151 @@ def not_utf8(line: bytes, file: str, utf8_before: bool) -> str:
     candidates = (_WESTERN,) if not re.search(rb"[\x80-\xff]{3}", line) else (_WESTERN, *_OTHERS)
     readings = _readings(line, start, candidates) or _readings(line, start, _LAST)
     shown = ", ".join(f"{text!r} in {encoding}" for encoding, text in readings.items())
+    right = next(iter(readings)) if len(readings) == 1 else "ENCODING"
+    named = f"{_name_it(right)} Or convert" if can_be_named else "Convert" if len(readings) > 1 else "convert"
     if len(readings) == 1:
-        return f"{found}. It reads {shown}; if that is right, convert the file: {_command(next(iter(readings)), file)}"
-    return f"{found}. It reads {shown}. Convert the file from the right one: {_command('ENCODING', file)}"
+        named = named[0].lower() + named[1:]
+        return f"{found}. It reads {shown}; if that is right, {named} the file: {_command(right, file)}"
+    return f"{found}. It reads {shown}. {named} the file from the right one: {_command(right, file)}"
+
+
+def _name_it(encoding: str) -> str:
+    return f'Write encoding = "{encoding}" in the task\'s file, or give --encoding {encoding} to predict.py.'
+
+
+# ------------------------------------------------------------------------------- encodings that the user has named
+
+
+def check_encoding(encoding: str) -> None:
+    """A UserError, without its place, unless this is the name of an encoding for tables."""
+    try:
+        known = codecs.lookup(encoding).name
+        printable = bytes(range(32, 127))
+        is_for_tables = known not in map(_known, _NOT_FOR_TABLES) and (
+            is_wide(encoding) or printable.decode(encoding) == printable.decode("ascii")
+        )
+    except (LookupError, UnicodeError, ValueError, TypeError):
+        is_for_tables = False
+    if not is_for_tables:
+        raise UserError(f"{encoding!r} is no encoding that tables are read in.{nearest(encoding, _COMMON)}")
+
+
+def _known(encoding: str) -> str:
+    return codecs.lookup(encoding).name
+
+
+def is_utf8(encoding: str) -> bool:
+    return _known(encoding) in ("utf-8", "utf-8-sig")
+
+
+def is_wide(encoding: str) -> bool:
+    """Whether every character has two or four bytes."""
+    return _known(encoding).startswith(("utf-16", "utf-32"))
+
+
+def not_as_named(start: bytes, encoding: str) -> str:
+    """What a file is whose first bytes are not those of a text in the encoding that was named; else empty."""
+    for mark, what in _NO_TEXT.items():
+        if start.startswith(mark):
+            return f"this is no text, but {what}."
+    found, instead = _wide(start), ""
+    if start.startswith(codecs.BOM_UTF8):
+        instead = UTF8
+    elif is_wide(encoding) and b"\0" not in start and not found:
+        # Every line break, comma and space of such a text has a zero.
+        instead = "" if not start else UTF8 if _is_start_of_utf8(start) else _WESTERN
+    elif found and _known(encoding) not in map(_known, found):
+        instead = found[0]
+    elif not found and _known(encoding) in ("utf-16", "utf-32"):
+        return (
+            f"encoding = {encoding!r} needs a byte-order mark at the start, and the file has none. Name the order of "
+            f'the bytes: "{encoding}-le" or "{encoding}-be".'
+        )
+    if not instead:
+        return ""
+    return f"encoding = {encoding!r}, but this looks like {instead}. {_set_right(instead)}"
+
+
+def _is_start_of_utf8(start: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder(UTF8)().decode(start)  # not final: the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _set_right(encoding: str) -> str:
+    return "Omit encoding: UTF-8 is the default." if encoding == UTF8 else _name_it(encoding)
+
+
+def looks_like_utf8(line: str, encoding: str) -> str:
+    """A problem if a line beyond ASCII that was decoded as the user has said is most likely UTF-8; else empty."""
+    try:
+        as_utf8 = line.encode(encoding, KEEP_BYTES).decode()
+    except UnicodeDecodeError:
+        return ""
+    # One letter of a Western text is enough: its byte is followed by ASCII. Two bytes that are one Chinese character
+    # may be one of UTF-8 by chance.
+    is_single = len(b"\xe4\xbd".decode(encoding, "replace")) == 2
+    if sum(not character.isascii() for character in as_utf8) < (1 if is_single else 8):
+        return ""
+    first = next(i for i, character in enumerate(as_utf8) if not character.isascii())
+    right, wrong = as_utf8[max(first - SHOWN, 0) : first + SHOWN], line[max(first - SHOWN, 0) : first + SHOWN]
+    return f"encoding = {encoding!r} reads {wrong.strip()!r}, UTF-8 reads {right.strip()!r}. {_set_right(UTF8)}"
+
+
+def undecodable(line: str, encoding: str) -> str:
+    """What to do about bytes that the encoding does not have, in a line that was decoded with `KEEP_BYTES`."""
+    found = _KEPT.search(line)
+    if found is None:
+        return ""
+    problem = f"not {encoding} (byte {ord(found[0]) & 0xFF:#04x})"
+    if is_wide(encoding):
+        return f"{problem}: the file is damaged here, or not {encoding} from here on."
+    content = line.encode(encoding, KEEP_BYTES)
+    readings = _readings(content, len(line[: found.start()].encode(encoding, KEEP_BYTES)), (UTF8, *_COMMON))
+    if UTF8 in readings:
+        return f"{problem}. It reads {readings[UTF8]!r} in UTF-8. {_set_right(UTF8)}"
+    shown = ", ".join(f"{text!r} in {other}" for other, text in readings.items())
+    return (
+        f"{problem}. It reads {shown or 'in no encoding that is known here'}. Name the right one, or correct the line."
+    )
+
+
+_KEPT = re.compile("[\udc00-\udcff]")
+
+
+def _keep_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeDecodeError):
+        return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
+    assert isinstance(error, UnicodeEncodeError)
+    wrong = error.object[error.start : error.end]
+    return bytes(ord(character) & 0xFF if _KEPT.match(character) else ord("?") for character in wrong), error.end
+
+
+codecs.register_error(KEEP_BYTES, _keep_bytes)
+
+
+# ------------------------------------------------------------------------------------------- what both of them say
 
 
 def wrongly_converted(line: str) -> str:
-    """What is suspicious about a line's characters; empty if nothing."""
+    """What is suspicious about the characters of a line of UTF-8; empty if nothing."""
     if (found := _WINDOWS_AS_LATIN1.search(line)) is None:
         return ""
     return (
         f"control character U+{ord(found[0]):04X}, as in Windows-1252 that was converted as if it were Latin-1. If so, "
         f"convert the original: iconv -f {_WESTERN} -t utf-8"
     )
+
+
+def wrongly_read(line: str, encoding: str) -> str:
+    """What is suspicious about the characters of a line in an encoding that was named; empty if nothing."""
+    if is_wide(encoding):
+        return wrongly_converted(line)
+    if (found := _WINDOWS_AS_LATIN1.search(line)) is None:
+        return ""
+    return f"control character U+{ord(found[0]):04X} in {encoding}. This is probably {_WESTERN}. {_name_it(_WESTERN)}"
 
 
 def _readings(line: bytes, start: int, encodings: tuple[str, ...]) -> dict[str, str]:
@@ -135,4 +297,8 @@ def _command(encoding: str, file: str) -> str:
     if file == "-":
         return f"iconv -f {encoding} -t utf-8"
     path = PurePath(file)
+    if path.suffix.lower() == ".gz":
+        unpacked = PurePath(path.stem)
+        target = quoted(f"{unpacked.stem}.utf8{unpacked.suffix}")
+        return f"gunzip -c {quoted(file)} | iconv -f {encoding} -t utf-8 > {target}"
     return f"iconv -f {encoding} -t utf-8 {quoted(file)} > {quoted(f'{path.stem}.utf8{path.suffix}')}"

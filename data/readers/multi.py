@@ -12,16 +12,17 @@ An empty list or cell is no label. The order does not matter, and a label that i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data.answers import literal
 from data.characters import by_appearance, find
 from data.errors import UserError, nearest
-from data.readers.cells import class_label, one_of_each, value_of
-from data.readers.tables import Record
+from data.readers.cells import class_label, one_of_each, records, value_of
+from data.readers.records import Record
+from data.readers.sources import Source, name_of
+from data.readers.tables import Dialect
 
 USUAL_SEPARATORS = "|;,"
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -60,9 +61,7 @@ class MultiCells:
         if isinstance(listed, list):
             return listed
         advice = ""
-        if value is None:
-            advice = " A text without labels has an empty list: []."
-        elif isinstance(value, str):
+        if isinstance(value, str):
             usual = next((separator for separator in USUAL_SEPARATORS if separator in value), "|")
             advice = f' If a character separates the labels, name it in the field: separator = "{usual}".'
         raise UserError(f"{row.where}: {self.column!r} must be a list of labels, found {json.dumps(value)}.{advice}")
@@ -73,10 +72,12 @@ class MultiReader:
 
     Args:
         labels: the label set.
+        names: labels by the codes that the table has in their place.
     """
 
-    def __init__(self, labels: Sequence[str], cells: MultiCells) -> None:
-        self.labels, self.cells, self._known = labels, cells, by_appearance(labels)
+    def __init__(self, labels: Sequence[str], cells: MultiCells, names: dict[str, str] | None = None) -> None:
+        self.labels, self.cells, self.names = labels, cells, names
+        self._known = by_appearance(labels if names is None else names)
 
     def read(self, row: Record) -> tuple[str, ...]:
         """The labels of a record, in the order of the set.
@@ -88,11 +89,12 @@ class MultiReader:
         for written in self.cells.written(row):
             label = find(written, self._known)
             if label is None:
+                what = "labels" if self.names is None else "codes"
                 raise UserError(
-                    f"{row.where}: {self.cells.column!r} has {written!r}, which is not one of its labels."
+                    f"{row.where}: {self.cells.column!r} has {written!r}, which is not one of its {what}."
                     f"{self._advice(written)}"
                 )
-            chosen.add(label)
+            chosen.add(label if self.names is None else self.names[label])
         return tuple(label for label in self.labels if label in chosen)
 
     def _advice(self, written: str) -> str:
@@ -100,12 +102,17 @@ class MultiReader:
         for separator in separators:
             if all(find(part.strip(), self._known) for part in written.split(separator)):
                 return f' It is labels of the set with {separator!r} between them: set separator = "{separator}".'
-        return nearest(written, self.labels)
+        return nearest(written, self.names or self.labels)
 
 
-def collect_multi(file: Path, rows: Iterable[Record], cells: MultiCells) -> list[str]:
-    """The label set of a field, from all records of a file."""
-    return sorted(one_of_each({label for row in rows for label in cells.written(row)}, file, cells.column))
+def collect_multi(files: Sequence[Source], dialect: Dialect, cells: MultiCells) -> list[str]:
+    """The label set of a field, from all records of files that have its column."""
+    found: set[str] = set()
+    for file in files:
+        for row in records(file, dialect, [cells.column]):
+            if not row.error and row.values.get(cells.column) is not None:  # else an error, or skipped, when it is read
+                found.update(cells.written(row))
+    return sorted(one_of_each(found, name_of(files), cells.column))
 
 
 def _flag(row: Record, column: str) -> bool:

@@ -1,6 +1,8 @@
-"""Read CSV, TSV, JSON lines, Parquet and plain lines record by record, from a file or from standard input.
+"""Read tables record by record, from a file or from standard input: CSV, TSV, JSON, plain lines, CoNLL, Parquet, Arrow.
 
-At most one record is in memory (Parquet: one batch of rows). A record that cannot be read is returned with an
+``lines.py`` opens files of text and reads their lines. CSV, TSV, JSON lines and plain lines are read here, the others
+in ``json_array.py``, ``conll.py`` and ``columnar.py``. At most one record is in memory (Parquet and Arrow: one batch of
+rows). A record that cannot be read is returned with an
 ``error``, and the next one is read: the caller decides whether to stop. Which column holds a text or a label is left to
 the callers, ``custom.py`` and ``eval/predict/inputs.py``.
 """
@@ -8,28 +10,31 @@ the callers, ``custom.py`` and ``eval/predict/inputs.py``.
 from __future__ import annotations
 
 import csv
-import io
 import logging
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO
+from typing import Any, BinaryIO, Literal
 
 from data.errors import UserError
 from data.files import limits
-from data.files.documents import parse_line, readable
-from data.readers.encoding import START, not_text, not_utf8, wrongly_converted
+from data.files.documents import parse_line
+from data.readers import conll
+from data.readers.columnar import open_arrow, open_parquet
+from data.readers.encoding import UTF8
+from data.readers.json_array import array_records
+from data.readers.lines import GZIP, Lines, check_length, open_lines
+from data.readers.records import Record, Table, check_columns
 
-ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "lines"}
-FORMATS = tuple(ENDINGS.values())
+_TEXT_ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "json", ".txt": "lines", **conll.ENDINGS}
+_BINARY_ENDINGS = {".parquet": "parquet", ".arrow": "arrow"}
+ENDINGS = _TEXT_ENDINGS | _BINARY_ENDINGS | {f"{end}{GZIP}": format for end, format in _TEXT_ENDINGS.items()}
+FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
+COLUMNAR = {"parquet": open_parquet, "arrow": open_arrow}
+DELIMITERS = (",", ";", "\t", "|")  # that messages suggest
 LINE_COLUMN = "text"  # the one column of plain lines
 
-PARQUET_ROWS = 256  # in a batch
-PARQUET_BUFFER = 1 << 20  # bytes
 ASK_FOR_QUOTING = (
     "To read them as in CSV, set tsv_quoting = true in the task's file, or give --tsv_quoting to predict.py."
 )
@@ -39,149 +44,96 @@ log = logging.getLogger("data")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One record of a table.
+class Dialect:
+    """How a user's tables are written.
 
     Attributes:
-        where: its location, for messages: ``"FILE, line 12"``, in Parquet ``"FILE, row 12"``.
-        line: the number of its last line, in Parquet of its row; from 1.
-        values: by column; empty if it could not be read.
-        error: why it could not be read, with its location; empty otherwise.
+        delimiter: separates the cells of CSV: one character, see `read_delimiter`.
+        encoding: of all formats but Parquet and Arrow, see `data.readers.encoding.check_encoding`.
+        tsv_quoting: quotation marks in TSV mean what they mean in CSV.
+        format: one of `FORMATS`, of files whose ending says something else; None: the ending says it.
+        conll_columns: the names of the columns of CoNLL; None: the usual ones, see `data.readers.conll`.
     """
 
-    where: str
-    line: int
-    values: dict[str, Any]
-    error: str = ""
+    delimiter: str = ","
+    encoding: str = UTF8
+    tsv_quoting: bool = False
+    format: str | None = None
+    conll_columns: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Table:
-    """An open table.
+PLAIN = Dialect()
 
-    Attributes:
-        columns: the names of its columns; None in JSON lines, where each record has its own.
-        records: in the order of the input; can be iterated once.
-        progress: returns the part of the input that has been read, from 0 to 1; None if the size is not known.
+
+def ending_of(path: Path) -> str:
+    """The end of a file's name that says its format, such as ``.csv`` or ``.csv.gz``."""
+    last = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + last if last == GZIP else last
+
+
+def read_delimiter(given: str) -> str:
+    """The character that a user gives as delimiter; a backslash and a t are a tab.
+
+    Raises:
+        UserError: no single character, or one that cannot separate cells. Without its place.
     """
-
-    columns: tuple[str, ...] | None
-    records: Iterator[Record]
-    progress: Callable[[], float | None]
+    delimiter = "\t" if given == r"\t" else given
+    if len(delimiter) != 1 or delimiter.isalnum() or delimiter in '"\r\n\0\ufeff':
+        raise UserError(f'delimiter must be one character, such as ";", "|" or "\\t"; it is {given!r}.')
+    return delimiter
 
 
 @contextmanager
-def open_table(source: Path | BinaryIO, format: str, name: str = "", tsv_quoting: bool = False) -> Iterator[Table]:
+def open_table(source: Path | BinaryIO, format: str, name: str = "", dialect: Dialect = PLAIN) -> Iterator[Table]:
     """Open a table, and close it when the ``with`` block ends (a stream is left open).
 
-    Text is UTF-8. A byte-order mark is dropped. Lines end in LF or CRLF, in CSV and TSV also in CR alone. Blank lines
-    are skipped, except in plain lines, where every line is a record. A quotation mark in TSV is a character like any
-    other: a line is a record, and its tabs separate the cells.
+    A file whose name ends in .gz is unpacked while it is read. A byte-order mark is dropped. Lines end in LF, CRLF or
+    CR alone; plain lines in LF or CRLF. Blank lines are skipped, except in plain lines, where every line is a record. A
+    quotation mark in TSV is a character like any other: a line is a record, and its tabs separate the cells.
 
     Args:
-        source: a file, or a binary stream, which needs no seeking. Parquet can only be read from a file.
+        source: a file, or a binary stream, which needs no seeking. Parquet and Arrow can only be read from a file; a
+            folder that ``datasets`` saved is Arrow.
         format: one of `FORMATS`.
         name: what messages call the source; default: its path.
-        tsv_quoting: quotation marks in TSV mean what they mean in CSV.
 
     Raises:
         UserError: here or while iterating, with file and line, for what cannot be skipped: a file that cannot be read,
-            UTF-16, a compressed file, CSV that is not UTF-8 or with wrong quotes, a repeated column, Parquet that is
-            damaged or incomplete.
+            an encoding that does not fit, a damaged compressed file, CSV with bytes that are not of its encoding or
+            with wrong quotes, a repeated column, Parquet that is damaged or incomplete.
     """
     assert format in FORMATS, format
     name = name or str(source)
-    if format == "parquet":
+    if format in COLUMNAR:
         if not isinstance(source, Path):
-            raise UserError(f"{name}: Parquet cannot be read from a stream, because its index is at the end. Save it "
-                            "as a file first.")  # fmt: skip
-        with _open_parquet(source, name) as table:
+            raise UserError(f"{name}: {format.capitalize()} cannot be read from a stream. Save it as a file first.")
+        with COLUMNAR[format](source, name) as table:
             yield table
         return
 
-    with readable(name):
-        file = source.open("rb") if isinstance(source, Path) else source
-        size = source.stat().st_size if isinstance(source, Path) else 0  # also 0 for a pipe with a name
-
-    def progress() -> float | None:
-        return min(file.tell() / size, 1.0) if size else None
-
-    # Bytes that are not UTF-8 become lone surrogates, which UTF-8 cannot contain: so the line that has them is known.
-    newline = "" if format in ("csv", "tsv") else "\n"
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
-    lines = _Lines(text, name, source.name if isinstance(source, Path) else "-")
-    try:
+    with open_lines(source, name, "\n" if format == "lines" else "", dialect.encoding) as lines:
         if format == "jsonl":
-            yield Table(None, _json_records(lines), progress)
+            yield Table(None, _json_records(lines), lines.progress)
+        elif format == "json":
+            yield Table(None, array_records(lines), lines.progress)
+        elif format in conll.FORMATS:
+            columns, records = conll.sentences(lines, name, format == "conllu", dialect.conll_columns)
+            yield Table(columns, records, lines.progress)
         elif format == "lines":
-            yield Table((LINE_COLUMN,), _line_records(lines), progress)
+            yield Table((LINE_COLUMN,), _line_records(lines), lines.progress)
         else:
-            plain = format == "tsv" and not tsv_quoting
-            rows = _cells(lines, "\t" if format == "tsv" else ",", plain)
+            plain = format == "tsv" and not dialect.tsv_quoting
+            rows = _cells(lines, format, dialect, plain)
             columns = _header(rows, name)
             if plain and columns and all(map(_is_quoted, columns)):
                 raise UserError(f"{name}: the header's columns are in quotation marks, as in CSV. {ASK_FOR_QUOTING}")
-            yield Table(columns, _csv_records(rows, columns, name, plain), progress)
-    finally:
-        text.detach()
-        if isinstance(source, Path):
-            file.close()
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """The lines of a text, with their line breaks.
-
-    Attributes:
-        name: of the source, for messages.
-        file: its last part, for a command.
-    """
-
-    text: TextIO
-    name: str
-    file: str
-
-    def __iter__(self) -> Iterator[tuple[int, str, str]]:
-        """Yield each line's number, the line, and an error (empty unless it has bytes that are not UTF-8).
-
-        Raises:
-            UserError: the first line shows that the input is no text, or text with two or four bytes per character.
-        """
-        utf8_before = warned = False
-        with readable(self.name):
-            lines = iter(lambda: self.text.readline(limits.RECORD_CHARACTERS + 1), "")
-            for number, line in enumerate(lines, start=1):
-                if number == 1 and (problem := not_text(_as_bytes(line[:START]), self.file)):
-                    raise UserError(f"{self.name}: {problem}")
-                _check_length(len(line), self.name, number, number)
-                if line.isascii():
-                    yield number, line, ""
-                    continue
-                error = not_utf8(_as_bytes(line), self.file, utf8_before)
-                utf8_before |= not error
-                if not (warned or error) and (problem := wrongly_converted(line)):
-                    log.warning("%s, line %d: %s", self.name, number, problem)
-                    warned = True
-                yield number, line, f"{self.name}, line {number}: {error}" if error else ""
-
-
-def _check_length(n_characters: int, name: str, first: int, last: int) -> None:
-    if n_characters > limits.RECORD_CHARACTERS:
-        begins = f" It begins in line {first}." if first < last else ""
-        raise UserError(
-            f"{name}, line {last}: a record with more than {limits.RECORD_CHARACTERS:,} characters, the limit.{begins} "
-            "Is a line break or a quotation mark missing?"
-        )
-
-
-def _as_bytes(line: str) -> bytes:
-    return line.encode("utf-8", "surrogateescape")
+            yield Table(columns, _csv_records(rows, columns, name, plain), lines.progress)
 
 
 # ------------------------------------------------------------------------------------- plain lines and JSON lines
 
 
-def _line_records(lines: _Lines) -> Iterator[Record]:
+def _line_records(lines: Lines) -> Iterator[Record]:
     for number, line, error in lines:
         text = line.removesuffix("\n").removesuffix("\r")
         if error and not line.endswith("\n"):
@@ -189,7 +141,7 @@ def _line_records(lines: _Lines) -> Iterator[Record]:
         yield Record(f"{lines.name}, line {number}", number, {} if error else {LINE_COLUMN: text}, error)
 
 
-def _json_records(lines: _Lines) -> Iterator[Record]:
+def _json_records(lines: Lines) -> Iterator[Record]:
     for number, line, error in lines:
         if not line.strip():
             continue
@@ -197,10 +149,10 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
         values: Any = {}
         if not error:
             try:
-                values = parse_line(line.removesuffix("\n"), where, dict[str, Any], as_python=True)
+                values = parse_line(line.rstrip("\r\n"), where, dict[str, Any], as_python=True)
             except UserError as caught:
                 error = str(caught)
-        if error and not line.endswith("\n"):
+        if error and not line.endswith(("\n", "\r")):
             error += CUT_OFF
         yield Record(where, number, {} if error else values, error)
 
@@ -208,7 +160,38 @@ def _json_records(lines: _Lines) -> Iterator[Record]:
 # ---------------------------------------------------------------------------------------------------- CSV and TSV
 
 
-def _cells(lines: _Lines, delimiter: str, plain: bool) -> Iterator[tuple[int, list[str]]]:
+def delimiter_advice(columns: Sequence[str], wanted: Collection[str], format: str, dialect: Dialect) -> str:
+    """What to do about missing columns if a header names more of them with another delimiter; else empty.
+
+    Args:
+        columns: of a table in this format.
+        wanted: the columns that are needed.
+    """
+    if format not in ("csv", "tsv"):
+        return ""
+    header = _delimiter(format, dialect).join(columns)
+    named = {other: len(set(wanted).intersection(next(csv.reader([header], delimiter=other)))) for other in DELIMITERS}
+    best = max(named, key=lambda other: named[other])
+    return _use_instead(best, format) if named[best] > len(set(wanted).intersection(columns)) else ""
+
+
+def _delimiter(format: str, dialect: Dialect) -> str:
+    return "\t" if format == "tsv" else dialect.delimiter
+
+
+def _use_instead(delimiter: str, format: str) -> str:
+    written = "\\t" if delimiter == "\t" else delimiter
+    what = f" Its cells are separated by {delimiter!r}:"
+    if delimiter == ",":
+        return f"{what} {'give the file the ending .csv' if format == 'tsv' else 'omit delimiter'}."
+    ending = " give the file the ending .csv, and" if format == "tsv" else ""
+    return (
+        f"{what}{ending} write delimiter = \"{written}\" in the task's file, or give --delimiter '{written}' to "
+        "predict.py."
+    )
+
+
+def _cells(lines: Lines, format: str, dialect: Dialect, plain: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of a record's last line, and its cells. Blank lines are skipped.
 
     Args:
@@ -216,41 +199,41 @@ def _cells(lines: _Lines, delimiter: str, plain: bool) -> Iterator[tuple[int, li
     """
 
     first, size = 1, 0  # a record's first line, and its characters until now
+    header = ""  # the last line of the header
 
     def checked() -> Iterator[str]:
-        nonlocal size
+        nonlocal size, header
         for number, line, error in lines:
             if error:
                 raise UserError(error)
             size += len(line)
-            _check_length(size, lines.name, first, number)
+            check_length(size, lines.name, first, number)
+            if n_records == 0:
+                header = line
             yield line
 
     csv.field_size_limit(limits.RECORD_CHARACTERS)  # the default is 131,072; this limit is global
     quoting: Literal[0, 3] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    delimiter, n_records = _delimiter(format, dialect), 0
     reader = csv.reader(checked(), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         for cells in reader:
             if cells:
+                n_records += 1
                 yield reader.line_num, cells
             first, size = reader.line_num + 1, 0
     except csv.Error as error:
-        begins = f" The record begins in line {first}." if first < reader.line_num else ""
-        raise UserError(f"{lines.name}, line {reader.line_num}: not CSV ({error}).{begins}") from error
+        advice = f" The record begins in line {first}." if first < reader.line_num else ""
+        if n_records == 0:  # such as "text";"label"
+            others = (d for d in DELIMITERS if d != delimiter and len(next(csv.reader([header], delimiter=d), [])) > 1)
+            advice += next((_use_instead(other, format) for other in others), "")
+        raise UserError(f"{lines.name}, line {reader.line_num}: not CSV ({error}).{advice}") from error
 
 
 def _header(rows: Iterator[tuple[int, list[str]]], name: str) -> tuple[str, ...]:
     line, columns = next(rows, (0, []))
-    _check_columns(columns, f"{name}, line {line}")
+    check_columns(columns, f"{name}, line {line}")
     return tuple(columns)
-
-
-def _check_columns(columns: list[str], where: str) -> None:
-    if len(columns) > limits.COLUMNS:
-        raise UserError(f"{where}: {len(columns):,} columns; the limit is {limits.COLUMNS:,}. Is it the right format?")
-    repeated = [column for column, count in Counter(columns).items() if count > 1]
-    if repeated:
-        raise UserError(f"{where}: column {repeated[0]!r} is in the header twice.")
 
 
 def _csv_records(
@@ -269,7 +252,7 @@ def _csv_records(
             begins, ends = (any(cell[at] == '"' for cell in cells if cell) for at in (0, -1))
             if plain and (begins or ends):
                 error += f" A cell {'begins' if begins else 'ends'} with a quotation mark. {ASK_FOR_QUOTING}"
-            yield Record(where, line, {}, error)
+            yield Record(where, line, {}, error, is_short=len(cells) < len(columns))
 
 
 def _looks_quoted(cells: list[str]) -> str:
@@ -284,76 +267,3 @@ def _looks_quoted(cells: list[str]) -> str:
 def _is_quoted(cell: str) -> bool:
     """Whether a cell is written as CSV writes one in quotation marks."""
     return len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
-
-
-# -------------------------------------------------------------------------------------------------------- Parquet
-
-
-@contextmanager
-def _open_parquet(path: Path, name: str) -> Iterator[Table]:
-    import pyarrow as pa  # here: it is slow to import, and most runs read no Parquet
-    import pyarrow.parquet as pq
-
-    broken = (pa.ArrowException, OSError, UnicodeDecodeError)
-    with readable(path):
-        path.open("rb").close()  # pyarrow's messages about files that cannot be opened are long
-    try:
-        file = pq.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False)  # else it reads whole row groups
-    except broken as error:
-        raise UserError(f"{name}: not Parquet, damaged or incomplete ({_first_line(error)}).") from error
-    with file:
-        columns = list(file.schema_arrow.names)
-        _check_columns(columns, name)
-        n_rows, done = file.metadata.num_rows, 0
-
-        def records() -> Iterator[Record]:
-            nonlocal done
-            batches = file.iter_batches(batch_size=PARQUET_ROWS)
-            while True:
-                try:
-                    batch = next(batches, None)
-                except broken as error:
-                    raise UserError(f"{name}, after row {done}: damaged ({_first_line(error)}).") from error
-                if batch is None:
-                    return
-                for i in range(batch.num_rows):
-                    done += 1
-                    yield _parquet_record(batch.slice(i, 1), f"{name}, row {done}", done)
-
-        yield Table(tuple(columns), records(), lambda: done / n_rows if n_rows else None)
-
-
-def _parquet_record(row: Any, where: str, number: int) -> Record:
-    """The record of a ``pyarrow.RecordBatch`` of one row."""
-    try:
-        (values,) = row.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is not UTF-8; a date after the year 9999
-        return Record(where, number, {}, f"{where}: cannot be read ({_first_line(error)}).")
-    return Record(where, number, {column: plain(value) for column, value in values.items()})
-
-
-def plain(value: Any) -> Any:
-    """A value from Parquet as JSON can have it.
-
-    Times are written in ISO 8601. Bytes are decoded as UTF-8; those that are not UTF-8 become lone surrogates. NaN
-    becomes None. Other types (decimals, durations, infinity) are written as text.
-    """
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else None if math.isnan(value) else str(value)
-        case bytes():
-            return value.decode("utf-8", errors="surrogateescape")
-        case date() | datetime() | time():
-            return value.isoformat()
-        case dict():
-            return {str(key): plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [plain(item) for item in value]
-    return str(value)
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return "".join(character if character.isprintable() else "?" for character in line)

@@ -6,7 +6,7 @@ This file does not import PyTorch, so that ``--help`` is fast.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,8 @@ import tyro
 
 from data.errors import UserError
 from data.files.paths import PathText
+from data.readers.encoding import check_encoding
+from data.readers.tables import PLAIN, Dialect, read_delimiter
 from data.tasks import get_task
 from train import options
 
@@ -29,14 +31,20 @@ class PredictConfig:
     checkpoint: Path | None = None
     """Export of a run (runs/NAME/export), a run's checkpoints/step_N folder, or any model with --task."""
     input: PathText = ""
-    """File with the texts: .csv, .tsv, .jsonl, .parquet, or .txt with one text per line. '-': standard input."""
+    """File with the texts: .csv, .tsv, .jsonl, .json, .conll, .conllu, or .txt with one text per line, also with .gz;
+    .parquet, .arrow, or a folder that `datasets` saved. '-': standard input."""
     output: PathText = "-"
     """File to write, .jsonl or .csv; it must not exist. '-': standard output. An interrupted run leaves OUTPUT.partial;
     the same command continues it."""
     text_column: str | None = None
-    """Column with the texts; default: that of the task, else 'text'."""
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "lines"] = "auto"
+    """Column with the texts, or with lists of their words; default: that of the task, or what its template makes of
+    several; else 'text'."""
+    format: Literal["auto", "csv", "tsv", "jsonl", "json", "parquet", "arrow", "lines", "conll", "conllu"] = "auto"
     """Format of the input; auto: by the file's ending, and lines for standard input."""
+    delimiter: str = PLAIN.delimiter
+    """Character that separates the cells of CSV."""
+    encoding: str = PLAIN.encoding
+    """Encoding of the input, such as utf-16 or windows-1252; not for Parquet and Arrow."""
     tsv_quoting: bool = False
     """Quotation marks in TSV mean what they mean in CSV; default: they are characters of the text."""
     output_format: Literal["auto", "jsonl", "csv"] = "auto"
@@ -71,6 +79,10 @@ class PredictConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if available, else the CPU."""
 
+    @property
+    def dialect(self) -> Dialect:
+        return Dialect(self.delimiter, self.encoding, self.tsv_quoting)
+
 
 def load_config(argv: Sequence[str]) -> PredictConfig:
     """Resolve the options from the command line and the TOML file below it.
@@ -97,6 +109,11 @@ def load_config(argv: Sequence[str]) -> PredictConfig:
             get_task(config.task, slot_answer=config.slot_answer)
         except UserError as error:
             problems.append(str(error))
+    try:
+        config = replace(config, delimiter=read_delimiter(config.delimiter))
+        check_encoding(config.encoding)
+    except UserError as error:
+        problems.append(str(error))
     for name, bound in {"batch_tokens": 1, "tp": 1, "row_length": 16, "max_length": 3, "max_new_tokens": 1}.items():
         value = getattr(config, name)
         if value is not None and value < bound:

@@ -19,7 +19,21 @@ from typing import Any, BinaryIO
 from data.characters import is_text
 from data.errors import UserError, nearest
 from data.files.documents import parse_line, readable
-from data.readers.tables import ENDINGS, LINE_COLUMN, Record, open_table
+from data.readers import conll
+from data.readers.columnar import SPLITS_FILE, STATE_FILE
+from data.readers.records import Record
+from data.readers.tables import (
+    COLUMNAR,
+    ENDINGS,
+    LINE_COLUMN,
+    PLAIN,
+    Dialect,
+    delimiter_advice,
+    ending_of,
+    open_table,
+)
+from data.readers.words import joined
+from data.template import TextTemplate, is_missing
 
 STANDARD_INPUT = "-"
 LOOK_AHEAD = 1000  # records, one of which must be readable
@@ -48,10 +62,10 @@ class Input:
 
     Attributes:
         name: what messages call it.
-        path: its file; None if it can be read only once (standard input, a pipe).
+        path: its file; None if it can be read only once (standard input, a pipe) or is a folder.
         format: one of `data.readers.tables.FORMATS`.
         columns: the names of its columns; in JSON lines those of the first record that can be read.
-        text_column: the one that has the texts.
+        text_column: the one that has the texts; None: a template makes them.
         rows: in the order of the input; can be iterated once.
         progress: returns the part of the input that has been read, from 0 to 1; None if the size is not known.
     """
@@ -60,7 +74,7 @@ class Input:
     path: Path | None
     format: str
     columns: tuple[str, ...]
-    text_column: str
+    text_column: str | None
     rows: Iterator[Row]
     progress: Callable[[], float | None]
 
@@ -72,15 +86,18 @@ def open_input(
     text_column: str | None = None,
     default_columns: Sequence[str] = ("text",),
     stdin: BinaryIO | None = None,
-    tsv_quoting: bool = False,
+    dialect: Dialect = PLAIN,
+    template: TextTemplate | None = None,
 ) -> Iterator[Input]:
     """Open a file or standard input (``-``).
 
     Args:
         format: one of `data.readers.tables.FORMATS`; auto: by the end of the file's name, for standard input lines.
-        text_column: the column that has the texts; None: the first of ``default_columns`` that the input has.
+        text_column: the column that has the texts; None: the first of ``default_columns`` that the input has, unless
+            there is a template.
         stdin: read for ``-``; default: the process's standard input.
-        tsv_quoting: see `data.readers.tables.open_table`.
+        dialect: how the table is written. Parts of it that are not for its format are mistakes.
+        template: makes the texts, unless ``text_column`` has them.
 
     Raises:
         UserError: no such file, a folder, an unknown ending, a file without records or without the column. Or, while
@@ -93,16 +110,28 @@ def open_input(
             found = "lines" if format == "auto" else format
         else:
             name, file = str(path), Path(path)
-            _check_file(file)
-            found = format_of(file, ENDINGS, "input", "format") if format == "auto" else format
+            is_folder = _check_file(file)
+            if format == "auto":
+                found = "arrow" if is_folder else format_of(file, ENDINGS, "input", "format")
+            else:
+                found = format
             source = file
-            if not file.is_file():  # a pipe with a name
+            if is_folder:
+                file = None
+            elif not file.is_file():  # a pipe with a name
                 with readable(file):
                     source, file = stack.enter_context(file.open("rb")), None
-        if tsv_quoting and found != "tsv":
-            raise UserError(f"--tsv_quoting is for TSV; --input {name} is read as {found}.")
-        table = stack.enter_context(open_table(source, found, name, tsv_quoting))
+        _check_dialect(dialect, found, name)
+        table = stack.enter_context(open_table(source, found, name, dialect))
 
+        def choose(columns: Sequence[str], where: str) -> str | TextTemplate:
+            if text_column is None and template is not None:
+                return _checked(template, columns, where, found, dialect)
+            usual = [*default_columns, *((conll.TOKENS, conll.FORM) if found in conll.FORMATS else ())]
+            return _choose(columns, usual if text_column is None else [text_column], where, found, dialect)
+
+        if found in ("csv", "tsv") and table.columns:  # with another delimiter no record may be readable
+            text_of = choose(table.columns, name)
         ahead: list[Record] = []
         for record in table.records:
             ahead.append(record)
@@ -110,29 +139,34 @@ def open_input(
                 break
         if not ahead:
             raise UserError(f"--input {name}: it has no records.")
-        columns, where = table.columns, name
+        columns = table.columns
         if columns is None:
             if ahead[-1].error:
                 raise UserError(
                     f"--input {name}: none of the first {len(ahead)} records can be read as {found}; is it another "
                     f"--format? The first: {ahead[0].error}"
                 )
-            columns, where = tuple(ahead[-1].values), ahead[-1].where
+            columns = tuple(ahead[-1].values)
         if file is None and format == "auto" and _looks_like_json(ahead[0]):
             raise UserError(
                 "standard input looks like JSON lines. Give --format jsonl, or --format lines if each line is a text."
             )
-        column = _choose(columns, [text_column] if text_column is not None else default_columns, where)
-        rows = (_row(record, column) for record in chain(ahead, table.records))
+        if found not in ("csv", "tsv"):
+            text_of = choose(columns, name if table.columns else ahead[-1].where)
+        rows = (_row(record, text_of) for record in chain(ahead, table.records))
+        column = text_of if isinstance(text_of, str) else None
         yield Input(name, file, found, columns, column, rows, table.progress)
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path) -> bool:
+    """Whether a path is that of a folder which ``datasets`` saved, not of a file."""
     with readable(path):
         if path.is_dir():
-            raise UserError(f"--input {path}: this is a folder; give one file.")
+            if not ((path / STATE_FILE).exists() or (path / SPLITS_FILE).exists()):
+                raise UserError(f"--input {path}: this is a folder; give one file.")
+            return True
         if path.exists():
-            return
+            return False
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=1)
     hint = f" Did you mean {path.with_name(close[0])}?" if close else ""
@@ -149,21 +183,42 @@ def format_of(path: Path, endings: Mapping[str, str], option: str, format_option
     Raises:
         UserError: another ending.
     """
-    ending = path.suffix.lower()
+    ending = ending_of(path)
     if ending not in endings:
         raise UserError(
             f"--{option} {path}: the ending {ending!r} is not one of {', '.join(endings)}. Name the format: "
-            f"--{format_option} {', '.join(endings.values())}."
+            f"--{format_option} {', '.join(dict.fromkeys(endings.values()))}."
         )
     return endings[ending]
 
 
-def _choose(columns: Sequence[str], wanted: Sequence[str], where: str) -> str:
+def _check_dialect(dialect: Dialect, format: str, name: str) -> None:
+    if dialect.tsv_quoting and format != "tsv":
+        raise UserError(f"--tsv_quoting is for TSV; --input {name} is read as {format}.")
+    if dialect.delimiter != PLAIN.delimiter and format != "csv":
+        raise UserError(f"--delimiter is for CSV; --input {name} is read as {format}.")
+    if dialect.encoding != PLAIN.encoding and format in COLUMNAR:
+        raise UserError(f"--encoding is for text; --input {name} is read as {format}.")
+
+
+def _choose(columns: Sequence[str], wanted: Sequence[str], where: str, format: str, dialect: Dialect) -> str:
     for column in wanted:
         if column in columns:
             return column
     names = " or ".join(repr(column) for column in dict.fromkeys(wanted))
-    raise UserError(f"{where}: no column {names}.{nearest(wanted[0], columns)} Name the texts' column: --text_column.")
+    advice = delimiter_advice(columns, wanted, format, dialect) or " Name the texts' column: --text_column."
+    raise UserError(f"{where}: no column {names}.{nearest(wanted[0], columns)}{advice}")
+
+
+def _checked(template: TextTemplate, columns: Sequence[str], where: str, format: str, dialect: Dialect) -> TextTemplate:
+    lacking = next((column for column in template.columns if column not in columns), None)
+    if lacking is None:
+        return template
+    advice = delimiter_advice(columns, template.columns, format, dialect)
+    if not advice:
+        advice = " If a column has texts that are made in this way already, name it: --text_column."
+    made = f"The task makes its texts of {', '.join(template.columns)}"
+    raise UserError(f"{where}: no column {lacking!r}. {made}.{nearest(lacking, columns)}{advice}")
 
 
 def _looks_like_json(record: Record) -> bool:
@@ -174,22 +229,40 @@ def _looks_like_json(record: Record) -> bool:
     return True
 
 
-def _row(record: Record, column: str) -> Row:
-    error = record.error.removeprefix(f"{record.where}: ") or _text_error(record.values, column)
-    return Row(record.where, record.values, None if error else record.values[column], error)
+def _row(record: Record, source: str | TextTemplate) -> Row:
+    if record.error:
+        return Row(record.where, record.values, None, record.error.removeprefix(f"{record.where}: "))
+    return Row(record.where, record.values, *_text_of(record.values, source))
 
 
-def _text_error(values: dict[str, Any], column: str) -> str:
-    """What is wrong with a record's text; empty if nothing."""
-    if column not in values:
-        return f"no column {column!r}.{nearest(column, values)}"
-    text = values[column]
+def _text_of(values: dict[str, Any], source: str | TextTemplate) -> tuple[str | None, str]:
+    """A record's text, or what is wrong with it."""
+    columns = (source,) if isinstance(source, str) else source.columns
+    lacking = next((column for column in columns if column not in values), None)
+    if lacking is not None:
+        return None, f"no column {lacking!r}.{nearest(lacking, values)}"
+    if isinstance(source, TextTemplate):
+        empty = next((column for column in columns if is_missing(values[column])), None)
+        if empty is not None:
+            return None, f"{empty!r} is missing, of which the text is made"
+        try:
+            text: Any = source.fill(values)
+        except UserError as error:
+            return None, str(error)
+    else:
+        text = values[source]
+        if isinstance(text, list):
+            try:
+                text = joined(text)
+            except UserError as error:
+                return None, f"{source!r} {error}"
     if text is None:
-        return "the text is missing (null)"
+        return None, "the text is missing (null)"
     if not isinstance(text, str):
         found = json.dumps(text)
-        return f"the text is not a string, but {found if len(found) <= 60 else found[:57] + '...'}"
-    return problem_of(text)
+        return None, f"the text is not a string, but {found if len(found) <= 60 else found[:57] + '...'}"
+    problem = problem_of(text)
+    return (None, problem) if problem else (text, "")
 
 
 def problem_of(text: str) -> str:

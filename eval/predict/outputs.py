@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from data.errors import UserError
 from data.json_text import to_json
-from data.readers.tables import plain
+from data.readers.columnar import plain
 from eval.kept_lines import writable
 from eval.predict.inputs import Row, format_of
 from eval.predict.partial import (

@@ -19,7 +19,9 @@ import torch.distributed as dist
 from checkpoints_tools.hf_config import DTYPES
 from data import terminal
 from data.example import Example
+from data.readers.tables import PLAIN
 from data.task_file import task_hash
+from data.template import TextTemplate
 from eval.config import EvalConfig
 from eval.job import ScoringRanks
 from eval.kept_lines import sha256_of
@@ -139,8 +141,9 @@ class _Files:
 def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> Iterator[_Files]:
     defaults = (setup.task.text_column, "text")
     names = columns_of(setup.task, options.prefix, setup.with_probabilities)
+    template = TextTemplate(setup.task.text_template) if setup.task.text_template else None
     with open_input(
-        options.input, options.format, options.text_column, defaults, tsv_quoting=options.tsv_quoting
+        options.input, options.format, options.text_column, defaults, dialect=options.dialect, template=template
     ) as opened:
         identity = None
         if opened.path is not None and options.output != STANDARD_OUTPUT:
@@ -151,6 +154,9 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
                 identity["decode"] = setup.options.decode
             if opened.format == "tsv":
                 identity["tsv_quoting"] = str(options.tsv_quoting)
+            # Only if they are given: outputs that were begun before these options can be continued.
+            identity |= {name: value for name in ("delimiter", "encoding")
+                         if (value := getattr(options, name)) != getattr(PLAIN, name)}  # fmt: skip
         with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
             if output.n_written:
                 log.info("continuing after the %d rows that are done", output.n_written)

@@ -21,6 +21,13 @@ OWN = Task(
     (ClassField("c", ('a "b"', "it's", "日本", "back\\slash", '"q"', "1")), TokenField("t", ("ü", "x"), other="none")),
 )
 OWN_SPANS = OWN.with_slot_answer("spans")
+# Labels that are the beginning of others.
+DATES = ("date", "date_time", "date time", "date-time-zone", "da")
+PREFIXES = [Task("dates", "custom", (ClassField("c", DATES),))] + [
+    Task("dates", "custom", (*own, TokenField("t", DATES, "d", answer)))
+    for answer in ("list", "bio", "spans")
+    for own in ((), (ClassField("c", DATES),))
+]
 
 
 def task_id(task):
@@ -49,7 +56,7 @@ def random_labels(task, generator, n_words):
     }
 
 
-@pytest.mark.parametrize("task", [*ALL, OWN, OWN_SPANS], ids=task_id)
+@pytest.mark.parametrize("task", [*ALL, OWN, OWN_SPANS, *PREFIXES], ids=task_id)
 def test_what_is_written_is_read(task):
     generator = random.Random(0)
     for n_words in [0, 1, 2, 5, 30] * 40:

@@ -55,6 +55,22 @@ def test_a_users_task_comes_back_with_its_toml_and_without_paths(tmp_path: Path)
     assert json.loads(written)["toml"] == TOML and str(tmp_path) not in written
 
 
+def test_a_template_of_the_text_is_part_of_the_task(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("body,title,queue,parts\nx,y,b,none\n")
+    (tmp_path / "mail.toml").write_text(TOML)
+    without = get_task(tmp_path / "mail.toml")
+    save_task(without, tmp_path)
+    old = json.loads((tmp_path / TASK_FILE).read_text())
+    assert old["format"] == 1 and "text_template" not in old  # as it was before: hashes are the same, old code reads it
+    (tmp_path / "mail.toml").write_text(TOML.replace('text_column = "body"', 'text = "{title}\\n{body}"'))
+    task = get_task(tmp_path / "mail.toml")
+    save_task(task, tmp_path)
+    assert json.loads((tmp_path / TASK_FILE).read_text())["format"] == 2  # old code would take another text
+    found = read_task(tmp_path)
+    assert found == dataclasses.replace(task, custom=None) and found.text_template == "{title}\n{body}"
+    assert "task text_template: A has '', B has '{title}\\n{body}'" in changes(without, task)
+
+
 def test_a_folder_without_one(tmp_path: Path) -> None:
     assert read_task(tmp_path) is None
 
@@ -82,6 +98,8 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
         ),
         ({"fields": []}, "fields: .* length >= 1"),
         ({"fields": {}}, "fields must be a list"),
+        ({"text_template": "{a"}, "text_template: text = '{a': a single"),
+        ({"text_template": 3}, "text_template must be a text"),
         ({"toml": 10**99}, "a number with more than 64 digits"),
     ],
 )

@@ -377,6 +377,9 @@ KINDS: dict[str, Mutation] = {
     ".gz": tarball,
     ".gguf": gguf,
     ".parquet": binary,
+    ".arrow": binary,
+    ".conll": text,
+    ".conllu": text,
     ".distcp": binary,
 }
 """By the ending of a file's name."""

@@ -17,6 +17,7 @@ from data.decoder.templates import pick_template
 from data.decoder.tokenizer import load_tokenizer
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.lenient import read_leniently
+from data.readers.tables import open_table
 from data.source import load_examples
 from data.task_file import TASK_FILE
 from data.tasks import get_task
@@ -119,6 +120,12 @@ def read_input(file: Path) -> None:
             pass
 
 
+def read_saved(file: Path) -> None:
+    with open_table(file.parent, "arrow") as table:
+        for _ in table.records:
+            pass
+
+
 def read_options(file: Path) -> None:
     OPTIONS[file.parent.name](["--config", str(file)])
 
@@ -205,11 +212,24 @@ PARSERS = {
         Parser(
             "predict_input",
             samples.write_tables,
-            ("train.jsonl", "dev.csv", "test.tsv", "texts.txt", "rows.parquet"),
+            (
+                "train.jsonl",
+                "dev.csv",
+                "test.tsv",
+                "texts.txt",
+                "rows.parquet",
+                "stream.arrow",
+                "file.arrow",
+                "list.json",
+                "object.json",
+                "words.conll",
+                "words.conllu",
+            ),
             read_input,
         ),
+        Parser("saved_dataset", samples.write_saved, ("state.json", "data-0.arrow"), read_saved),
         Parser("config.toml", samples.write_options, tuple(f"{name}/config.toml" for name in OPTIONS), read_options),
         Parser("answers", samples.write_answers, samples.ANSWER_FILES, read_answer),
     )
 }
-"""By name; `predict_input` and `training_checkpoint` are beyond the 21 of which the figures are published."""
+"""By name; `predict_input`, `saved_dataset` and `training_checkpoint` are beyond the 21 with published figures."""

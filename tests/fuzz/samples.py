@@ -11,7 +11,9 @@ import io
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -223,7 +225,40 @@ def write_tables(folder: Path) -> None:
         rows = [list(ROWS[0]), *([*list(row.values())[:3], " ".join(row["parts"]), row["topics"]] for row in ROWS)]
         (folder / name).write_text("".join(delimiter.join(row) + "\n" for row in rows))
     (folder / "texts.txt").write_text("".join(str(row["text"]) + "\n" for row in ROWS))
-    pq.write_table(pa.Table.from_pylist(ROWS), folder / "rows.parquet")
+    pq.write_table(arrow_table(), folder / "rows.parquet")
+    write_arrow(folder / "stream.arrow", pa.ipc.new_stream)
+    write_arrow(folder / "file.arrow", pa.ipc.new_file)
+    (folder / "list.json").write_text(json.dumps(ROWS, indent=1))
+    (folder / "object.json").write_text(json.dumps({"version": 1.5, "data": ROWS}))
+    sentences = [list(zip(str(row["text"]).split(), row["parts"], strict=True)) for row in ROWS]
+    lines = ["".join(f"{word}\tX\t{tag}\n" for word, tag in sentence) for sentence in sentences]
+    (folder / "words.conll").write_text("-DOCSTART- X O\n\n# id 1\n" + "\n".join(lines))
+    rest = "\t_" * 7
+    universal = ["".join(f"{i}\t{word}\t{tag}{rest}\n" for i, (word, tag) in enumerate(s, 1)) for s in sentences]
+    (folder / "words.conllu").write_text("# sent_id = 1\n" + "\n# text = x\n".join(universal))
+
+
+def arrow_table() -> pa.Table:
+    """The rows, with the numbers of two columns named as `datasets` does it."""
+    names = {"_type": "ClassLabel", "names": ["returns", "sales"]}
+    features = {"class": names, "classes": {"_type": "List", "feature": names}}
+    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    rows = [row | {"class": i % 2, "classes": [0, 1]} for i, row in enumerate(ROWS)]
+    return pa.Table.from_pylist(rows).replace_schema_metadata(told)
+
+
+def write_arrow(path: Path, new_writer: Callable[..., Any]) -> None:
+    table = arrow_table()
+    with new_writer(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+def write_saved(folder: Path) -> None:
+    """As `datasets` saves it, in two files."""
+    names = ["data-0.arrow", "data-1.arrow"]
+    for name in names:
+        write_arrow(folder / name, pa.ipc.new_stream)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
 
 
 def write_custom(folder: Path) -> None:

@@ -24,7 +24,7 @@ PARTS = '[[fields]]\nname = "parts"\ntype = "token"\ncolumn = "tags"\nlabels = [
 TRAIN = 'text,queue,tags\n"Pay ""now"", please",billing,Other date Other\nbuy\u00a0boat,sales,O B-product\n'
 TEST = [
     {"text": "red car car today", "queue": "sales", "tags": ["B-product", "I-product", "B-product", "date"]},
-    {"text": "", "queue": "billing", "tags": []},
+    {"text": "a", "queue": "billing", "tags": ["Other"]},
 ]
 
 
@@ -43,19 +43,19 @@ def test_the_spec(folder: Path) -> None:
         CustomField("queue", "class", ("billing", "sales"), "queue"),
         CustomField("parts", "token", ("product", "date"), "tags", "Other"),
     )
-    assert spec.files == {"train": folder / "train.csv", "test": folder / "test.jsonl"}
+    assert spec.files == {"train": (folder / "train.csv",), "test": (folder / "test.jsonl",)}
     assert (spec.text_column, spec.id_column) == ("text", None)
 
 
 def test_csv(folder: Path) -> None:
-    examples, counts = read_custom(read_custom_spec(folder / "task.toml"), "train")
+    examples, skipped = read_custom(read_custom_spec(folder / "task.toml"), "train")
     assert [example.id for example in examples] == ["tickets/train/2", "tickets/train/3"]
     assert examples[0].text == 'Pay "now", please'
     assert examples[0].labels == {"queue": "billing", "parts": ("Other", "date", "Other")}
     assert examples[0].bio == {"parts": ("O", "B-date", "O")}
     assert examples[1].words == ["buy", "boat"]  # str.split parts at a no-break space too
     assert examples[1].labels["parts"] == ("Other", "product")
-    assert counts == {"empty": 0}
+    assert not skipped
 
 
 def test_jsonl(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -63,8 +63,7 @@ def test_jsonl(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         examples = load_custom(read_custom_spec(folder / "task.toml"), "test")
     assert examples[0].labels == {"queue": "sales", "parts": ("product", "product", "product", "date")}
     assert examples[0].bio == {"parts": ("B-product", "I-product", "B-product", "B-date")}
-    assert examples[1].text == "" and examples[1].labels == {"queue": "billing", "parts": ()}  # kept
-    assert "tickets test: 2 examples, 1 empty" in caplog.text
+    assert "tickets test: 2 examples" in caplog.text
 
 
 def test_through_the_task(folder: Path) -> None:
@@ -256,7 +255,7 @@ def test_numbers_as_labels(folder: Path) -> None:
         (FILES + QUEUE, "name is missing"),
         ('name = "a/b"\n' + FILES + QUEUE, "name 'a/b': use only letters"),
         ('nmae = "x"\n' + HEAD + FILES + QUEUE, "unknown key 'nmae'. Did you mean 'name'"),
-        ("text_column = 3\n" + HEAD + FILES + QUEUE, "text_column must be a text; it is 3"),
+        ("text_column = 3\n" + HEAD + FILES + QUEUE, "text_column must be a text or null; it is 3"),
         ('text_column = " "\n' + HEAD + FILES + QUEUE, "text_column is empty"),
         ("fields = 3\n" + HEAD + FILES, "fields must be a list; it is 3"),
         ("fields = [3]\n" + HEAD + FILES, r"fields\[0\] must be an object; it is 3"),
@@ -283,7 +282,10 @@ def test_numbers_as_labels(folder: Path) -> None:
         (HEAD + FILES + QUEUE.replace('"sales"', "3"), r"fields\[0\].labels\[1\] must be a text; it is 3"),
         (HEAD + FILES + QUEUE.replace('"sales"', '"sales "'), "label 'sales ' is empty, has spaces"),
         (HEAD + FILES + QUEUE.replace('"sales"', '"billing"'), "label 'billing' is listed more than once"),
-        (HEAD + FILES + QUEUE.replace(', "sales"', ""), "needs at least 2 labels, found 1"),
+        (
+            HEAD + FILES + QUEUE.replace(', "sales"', ""),
+            "needs at least 2 labels, found only 'billing', so there is nothing to",
+        ),
         (HEAD + FILES + PARTS.replace('"date"', '"Other"'), "'Other' is the label of words without one"),
         (HEAD + FILES + PARTS + 'answer = "span"\n', "unknown answer 'span'. Did you mean 'spans'"),
         (HEAD + FILES + QUEUE + 'answer = "list"\n', "'answer' is for fields of type \"token\""),
@@ -323,10 +325,10 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
         ("train", b"text,queue,tags\na,billing,O\na,billing\n", "train.csv, line 3: 2 cells, but .* 3 columns"),
         ("train", b'text,queue,tags\n"a"b,billing,O\n', "train.csv, line 2: not CSV"),
         ("train", b'text,queue,tags\n"a,billing,O\n', "train.csv, line 2: not CSV"),
-        ("train", b"text,queu,tags\na,billing,O\n", "train.csv, line 2: no column 'queue'. Did you mean 'queu'"),
+        ("train", b"text,queu,tags\na,billing,O\n", "train.csv: no column 'queue'. Did you mean 'queu'"),
         ("train", b"text,text,tags\na,billing,O\n", "line 1: column 'text' is in the header twice"),
         ("train", b"text,queue,tags\na,bill,O\n", "line 2: 'queue' is 'bill', which is not .* Did you mean 'billing'"),
-        ("train", b"text,queue,tags\na,,O\n", "line 2: 'queue' must be a label"),
+        ("train", b"text,queue,tags\na,,O\n", "line 2: 'queue' is empty. Fill them in, or write missing"),
         ("train", b'text,queue,tags\n"a\nb",sales,O\n', "line 3: 'tags' has 1 labels for 2 words"),
         ("train", b"text,queue,tags\na,sales,B-dat\n", "line 2: 'tags' is 'dat', which is not .* Did you mean 'date'"),
         ("train", b"text,queue,tags\na,sales,B-\n", "line 2: 'tags' is '', which is not one of its labels"),
@@ -340,7 +342,7 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
         ("test", b"3\n", "test.jsonl, line 1: the document must be an object; it is 3"),
         ("test", b'{"text": 3, "queue": "sales", "tags": []}\n', "line 1: 'text' must be a string, found 3"),
         ("test", b'{"text": "\\ud800", "queue": "sales", "tags": []}\n', "line 1: 'text' holds half a character"),
-        ("test", b'{"text": "a", "queue": true, "tags": ["O"]}\n', "line 1: 'queue' must be a label, found true"),
+        ("test", b'{"text": "a", "queue": [1], "tags": ["O"]}\n', r"line 1: 'queue' must be a label, found \[1\]"),
         ("test", b'{"text": "a", "queue": "sales", "tags": [1]}\n', "line 1: 'tags' must be a list of labels"),
     ],
 )
@@ -353,8 +355,8 @@ def test_a_broken_line_is_named(folder: Path, split: str, content: bytes, messag
 def test_a_long_text(folder: Path) -> None:
     text = "word " * 40_000
     (folder / "task.toml").write_text(HEAD + FILES + QUEUE)
-    (folder / "train.csv").write_text(f"text,queue\n{text},sales\n")
-    (example,), _ = read_custom(read_custom_spec(folder / "task.toml"), "train")
+    (folder / "train.csv").write_text(f"text,queue\n{text},sales\na,billing\n")
+    (example, _), _ = read_custom(read_custom_spec(folder / "task.toml"), "train")
     assert len(example.text) == 200_000 and example.text == text
 
 
@@ -373,7 +375,7 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_id_used_twice(folder: Path) -> None:
     (folder / "task.toml").write_text('id_column = "queue"\n' + HEAD + FILES + QUEUE)
     (folder / "train.csv").write_text("text,queue\na,sales\nb,sales\n")
-    with pytest.raises(UserError, match="line 3: id 'sales' was already used in line 2"):
+    with pytest.raises(UserError, match="line 3: id 'sales' was already used in .*train.csv, line 2; ids must"):
         read_custom(read_custom_spec(folder / "task.toml"), "train")
 
 

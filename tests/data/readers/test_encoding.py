@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import logging
 import shlex
@@ -51,6 +52,15 @@ def test_the_advice_gives_the_text_back(tmp_path: Path, encoding: str, advised: 
         read_custom(spec, "train")
     assert f"iconv -f {advised} " in follow(str(caught.value), tmp_path)
     assert [example.text for example in read_custom(spec, "train")[0]] == ["“Café” – 3 €", "crème"]
+
+
+def test_the_advice_for_a_packed_file(tmp_path: Path) -> None:
+    (tmp_path / "my drinks.csv.gz").write_bytes(gzip.compress(TEXT.encode("cp1252")))
+    with pytest.raises(UserError) as caught, open_table(tmp_path / "my drinks.csv.gz", "csv") as table:
+        list(table.records)
+    command = str(caught.value)[str(caught.value).index("gunzip") :]
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert (tmp_path / "my drinks.utf8.csv").read_text(encoding="utf-8") == TEXT
 
 
 def test_latin_1_is_read_as_the_encoding_that_contains_it(tmp_path: Path) -> None:

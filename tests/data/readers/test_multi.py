@@ -13,14 +13,14 @@ from data.readers.custom_examples import read_custom
 from data.source import load_examples
 from data.tasks import MultiField, get_task
 
-HEAD = 'name = "mail"\n[files]\ntrain = "{}"\n[[fields]]\nname = "topics"\ntype = "multi"\n'
+HEAD = 'name = "mail"\n[files]\ntest = "{}"\n[[fields]]\nname = "topics"\ntype = "multi"\n'
 LABELS = 'labels = ["billing", "refund", "caf\u00e9"]\n'
 
 
-def labels_of(folder: Path, keys: str, table: str, name: str = "train.csv") -> list[tuple[str, ...]]:
+def labels_of(folder: Path, keys: str, table: str, name: str = "table.csv") -> list[tuple[str, ...]]:
     (folder / name).write_text(table, encoding="utf-8")
     (folder / "task.toml").write_text(HEAD.format(name) + keys, encoding="utf-8")
-    examples, _ = read_custom(read_custom_spec(folder / "task.toml"), "train")
+    examples, _ = read_custom(read_custom_spec(folder / "task.toml"), "test")
     return [example.label_set("topics") for example in examples]
 
 
@@ -55,13 +55,13 @@ def test_cells_of_csv(tmp_path: Path, separator: str | None, cell: str, labels: 
 def test_cells_of_json_lines(tmp_path: Path) -> None:
     table = rows(["refund", "billing"], [], "", '["café"]', ["refund", "refund"])
     expected = [("billing", "refund"), (), (), ("café",), ("refund",)]
-    assert labels_of(tmp_path, LABELS, table, "train.jsonl") == expected
+    assert labels_of(tmp_path, LABELS, table, "table.jsonl") == expected
     both = rows("refund|billing", ["café"])
-    assert labels_of(tmp_path, LABELS + 'separator = "|"\n', both, "train.jsonl") == [("billing", "refund"), ("café",)]
+    assert labels_of(tmp_path, LABELS + 'separator = "|"\n', both, "table.jsonl") == [("billing", "refund"), ("café",)]
 
 
 def test_labels_that_are_numbers(tmp_path: Path) -> None:
-    assert labels_of(tmp_path, 'labels = ["1", "2"]\n', rows([2, "1"]), "train.jsonl") == [("1", "2")]
+    assert labels_of(tmp_path, 'labels = ["1", "2"]\n', rows([2, "1"]), "table.jsonl") == [("1", "2")]
 
 
 @pytest.mark.parametrize(
@@ -78,15 +78,15 @@ def test_a_column_for_each_label(tmp_path: Path, columns: str, header: str) -> N
     spec = read_custom_spec(tmp_path / "task.toml")
     assert spec.fields[0].labels == ("billing", "refund", "café")
     flags = json.dumps({"text": "a"} | dict(zip(header.split(","), (True, 0, 1), strict=True)))
-    assert labels_of(tmp_path, f"columns = {columns}\n", flags, "train.jsonl") == [("billing", "refund")]
+    assert labels_of(tmp_path, f"columns = {columns}\n", flags, "table.jsonl") == [("billing", "refund")]
 
 
 def test_labels_are_collected(tmp_path: Path) -> None:
-    keys = 'labels_from = "train"\nseparator = "|"\n'
+    keys = 'labels_from = "test"\nseparator = "|"\n'
     assert labels_of(tmp_path, keys, "text,topics\na,b|a\nb,\nc,c\n") == [("a", "b"), (), ("c",)]
     task = get_task(tmp_path / "task.toml")
     assert task.fields == (MultiField("topics", ("a", "b", "c"), "|"),)
-    assert [example.labels for example in load_examples(task, "train")][1] == {"topics": ()}
+    assert [example.labels for example in load_examples(task, "test")][1] == {"topics": ()}
 
 
 def test_one_label_is_enough(tmp_path: Path) -> None:
@@ -102,14 +102,14 @@ def test_one_label_is_enough(tmp_path: Path) -> None:
         (LABELS + 'answer = "list"\n', "'answer' is for fields of type \"token\" only"),
         (LABELS + 'tags = "bio"\n', "'tags' is for fields of type \"token\" only"),
         (LABELS + 'columns = ["a"]\n', "columns says which labels there are; omit labels and labels_from"),
-        ('labels_from = "train"\ncolumns = ["a"]\n', "columns says which labels there are; omit labels"),
+        ('labels_from = "test"\ncolumns = ["a"]\n', "columns says which labels there are; omit labels"),
         ('columns = ["a"]\nseparator = "|"\n', "columns has a column for each label; omit separator"),
         ('columns = ["a"]\ncolumn = "b"\n', "columns has a column for each label; omit column"),
         ("columns = []\n", "columns is empty"),
         ('columns = ["a", "a"]\n', "columns: 'a' is there twice"),
         ('columns = {a = "x", b = "x"}\n', "columns: 'x' is there twice"),
         ("columns = 3\n", "columns must be"),
-        ("", r"give either labels \(a list\) or labels_from \(a split\), not both"),
+        ("", "give either labels"),
         ("labels = []\n", "needs at least 1 label"),
         ('labels = ["a", "a"]\n', "label 'a' is listed more than once"),
     ],
@@ -123,9 +123,9 @@ def test_wrong_keys(tmp_path: Path, keys: str, message: str) -> None:
 @pytest.mark.parametrize("kind", ["class", "token"])
 def test_keys_of_multi_fields_alone(tmp_path: Path, kind: str) -> None:
     for key in ('separator = "|"', 'columns = ["a"]'):
-        (tmp_path / "train.csv").write_text("text,topics\na,x\n")
+        (tmp_path / "table.csv").write_text("text,topics\na,x\n")
         head = HEAD.replace('"multi"', f'"{kind}"')
-        (tmp_path / "task.toml").write_text(head.format("train.csv") + 'labels = ["x", "y"]\n' + key)
+        (tmp_path / "task.toml").write_text(head.format("table.csv") + 'labels = ["x", "y"]\n' + key)
         with pytest.raises(UserError, match=f"'{key.split()[0]}' is for fields of type \"multi\" only"):
             read_custom_spec(tmp_path / "task.toml")
 
@@ -133,7 +133,7 @@ def test_keys_of_multi_fields_alone(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        (None, r"line 2: 'topics' must be a list of labels, found null. A text without labels has an empty list"),
+        (None, "line 2: 'topics' is null. Fill them in, or write missing = \"skip\""),
         (3, "must be a list of labels, found 3"),
         (True, "must be a list of labels, found true"),
         ({"refund": 1}, r'must be a list of labels, found {"refund": 1}'),
@@ -142,14 +142,14 @@ def test_keys_of_multi_fields_alone(tmp_path: Path, kind: str) -> None:
         ("[refund, billing]", "must be a list of labels"),
         (["refund", None], "'topics' must be a label, found null"),
         (["refund", ["billing"]], "'topics' must be a label, found"),
-        (["refund", ""], "'topics' must be a label, found"),
+        (["refund", ""], "'topics' has '', which is not one of its labels"),
         (["refunds"], "'topics' has 'refunds', which is not one of its labels. Did you mean 'refund'"),
         (["refund;billing"], "It is labels of the set with ';' between them: set separator = \";\""),
     ],
 )
 def test_wrong_cells(tmp_path: Path, cell: object, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        labels_of(tmp_path, LABELS, rows(["refund"], cell), "train.jsonl")
+        labels_of(tmp_path, LABELS, rows(["refund"], cell), "table.jsonl")
     assert "line 2" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -158,15 +158,39 @@ def test_another_separator_is_recognized(tmp_path: Path) -> None:
         labels_of(tmp_path, LABELS + 'separator = "|"\n', "text,topics\na,refund;billing\n")
 
 
-@pytest.mark.parametrize("cell", ["", "2", "yes", "refund"])
+def test_codes_have_names_and_gaps_are_skipped(tmp_path: Path) -> None:
+    keys = 'separator = ","\nnames = {1 = "billing", 2 = "refund", 3 = "refund"}\n'
+    assert labels_of(tmp_path, keys, 'text,topics\na,"3,1"\nb,\n') == [("billing", "refund"), ()]
+    with pytest.raises(UserError, match="'topics' has '4', which is not one of its codes"):
+        labels_of(tmp_path, keys, "text,topics\na,4\n")
+    skipping = HEAD.replace('name = "mail"', 'name = "mail"\nmissing = "skip"')
+    (tmp_path / "table.jsonl").write_text(rows(["refund"], None, []) + '{"text": "no topics"}\n', encoding="utf-8")
+    (tmp_path / "task.toml").write_text(skipping.format("table.jsonl") + LABELS, encoding="utf-8")
+    examples, gaps = read_custom(read_custom_spec(tmp_path / "task.toml"), "test")
+    assert [example.label_set("topics") for example in examples] == [("refund",), ()] and gaps == {"'topics'": 2}
+
+
+def test_the_same_labels_everywhere_are_nothing_to_learn(tmp_path: Path) -> None:
+    for cell, every in (("refund|billing", "'billing', 'refund'"), ("", "none")):
+        table = f"text,topics\na,{cell}\nb,{cell}\n"
+        assert len(labels_of(tmp_path, LABELS + 'separator = "|"\n', table)) == 2, "in another split that is no mistake"
+        task = tmp_path / "task.toml"
+        task.write_text(task.read_text(encoding="utf-8").replace("test =", "train ="), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"every example has the same labels of 'topics' \({every}\)"):
+            read_custom(read_custom_spec(task), "train")
+
+
+@pytest.mark.parametrize("cell", ["2", "yes", "refund"])
 def test_wrong_flags(tmp_path: Path, cell: str) -> None:
     message = rf"line 3: 'refund' must be 0 or 1 \(or false or true\), found \"{cell}\""
     with pytest.raises(UserError, match=message):
         labels_of(tmp_path, 'columns = ["billing", "refund"]\n', f"text,billing,refund\na,0,1\nb,1,{cell}\n")
+    with pytest.raises(UserError, match=r"'refund' is empty. Fill them in"):
+        labels_of(tmp_path, 'columns = ["billing", "refund"]\n', "text,billing,refund\na,0,1\nb,1,\n")
     with pytest.raises(UserError, match=r"no column 'refund'.*Texts without labels are for predict.py"):
         labels_of(tmp_path, 'columns = ["billing", "refund"]\n', "text,billing\na,0\n")
 
 
 def test_no_column(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"line 2: no column 'topics'.*Texts without labels are for predict.py"):
+    with pytest.raises(UserError, match=r"table.csv: no column 'topics'.*Texts without labels are for predict.py"):
         labels_of(tmp_path, LABELS, "text,topic\na,x\n")

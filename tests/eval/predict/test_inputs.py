@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import threading
@@ -11,9 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
 from data.errors import UserError
-from data.readers.tables import ENDINGS
+from data.readers.tables import ENDINGS, Dialect
+from data.template import TextTemplate
 from eval.predict.inputs import LOOK_AHEAD, Row, open_input
 
 
@@ -58,9 +61,9 @@ def test_the_format_by_its_name(folder: Path) -> None:
 def test_quotation_marks_in_tsv(folder: Path) -> None:
     (folder / "new.TSV").write_text('text\tid\n"a\t1\nb"\t2\n')
     assert [row.text for row in rows(folder / "new.TSV")] == ['"a', 'b"']
-    assert [row.text for row in rows(folder / "new.TSV", tsv_quoting=True)] == ["a\t1\nb"]
+    assert [row.text for row in rows(folder / "new.TSV", dialect=Dialect(tsv_quoting=True))] == ["a\t1\nb"]
     with pytest.raises(UserError, match="--tsv_quoting is for TSV; --input .*new.csv is read as csv"):
-        rows(folder / "new.csv", tsv_quoting=True)
+        rows(folder / "new.csv", dialect=Dialect(tsv_quoting=True))
 
 
 def test_the_text_column(folder: Path) -> None:
@@ -70,6 +73,71 @@ def test_the_text_column(folder: Path) -> None:
     assert rows(folder / "new.csv", default_columns=("none", "text"))[0].text == "t"
     (row,) = rows(folder / "new.csv", text_column="title")
     assert row == Row(f"{folder}/new.csv, line 2", {"body": "b", "text": "t", "title": "h"}, "h")
+
+
+TEMPLATE = TextTemplate("{title}: {body}")
+
+
+def test_a_template_makes_the_texts(folder: Path) -> None:
+    (folder / "new.csv").write_text("title,body,text\nh,b,t\n,b,t\n")
+    with open_input(folder / "new.csv", template=TEMPLATE) as found:
+        assert found.text_column is None
+        first, second = found.rows
+    assert first.text == "h: b" and first.columns == {"title": "h", "body": "b", "text": "t"}
+    assert second.text is None and second.error == "'title' is missing, of which the text is made"
+    assert rows(folder / "new.csv", template=TEMPLATE, text_column="text")[0].text == "t"
+    (folder / "new.jsonl").write_text('{"title": 3, "body": "b"}\n{"title": "h"}\n{"title": [], "body": "b"}\n')
+    one, two, three = rows(folder / "new.jsonl", template=TEMPLATE)
+    assert one.text == "3: b" and two.error.startswith("no column 'body'")
+    assert three.error == "'title' must be a text or a number, found []."
+    pq.write_table(pa.table({"title": [7], "body": ["b"]}), folder / "new.parquet")
+    assert rows(folder / "new.parquet", template=TEMPLATE)[0].text == "7: b"
+
+
+def test_an_input_without_the_columns_of_the_template(folder: Path) -> None:
+    (folder / "new.csv").write_text("titel;body\na, b;c\n")
+    with pytest.raises(
+        UserError, match="no column 'title'. The task makes its texts of title, body.* delimiter = \";\""
+    ):
+        rows(folder / "new.csv", template=TEMPLATE)
+    for name in ("new.txt", "new.jsonl", "new.parquet"):
+        with pytest.raises(
+            UserError, match="no column 'title'. The task makes .* Known: .*text.* name it: --text_column"
+        ):
+            rows(folder / name, template=TEMPLATE)
+    assert rows(folder / "new.txt", template=TEMPLATE, text_column="text")[0].text == "a"
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_another_delimiter(folder: Path, quote: str) -> None:
+    lines = [["id", "text"], ["1", "a, b"], ["2", "c"]]
+    (folder / "new.csv").write_text("".join(";".join(f"{quote}{c}{quote}" for c in line) + "\n" for line in lines))
+    with pytest.raises(
+        UserError, match="Its cells are separated by ';': write delimiter .* --delimiter ';' to predict.py"
+    ):
+        rows(folder / "new.csv")
+    assert [row.text for row in rows(folder / "new.csv", dialect=Dialect(delimiter=";"))] == ["a, b", "c"]
+    with pytest.raises(UserError, match="--delimiter is for CSV; --input .*new.jsonl is read as jsonl"):
+        rows(folder / "new.jsonl", dialect=Dialect(delimiter=";"))
+
+
+@pytest.mark.parametrize("name", ["new.csv", "new.TSV", "new.jsonl", "new.txt"])
+def test_packed_and_in_another_encoding(folder: Path, name: str) -> None:
+    content = (folder / name).read_text().replace("b", "é")
+    (folder / f"{name}.gz").write_bytes(gzip.compress(content.encode("utf-16")))
+    found = rows(folder / f"{name}.gz", dialect=Dialect(encoding="utf-16"))
+    assert [row.text for row in found] == ["a", "é"] and found[1].where.endswith(rows(folder / name)[1].where[-6:])
+    with pytest.raises(UserError, match='this is UTF-16, .* encoding = "utf-16" .* --encoding utf-16 to predict'):
+        rows(folder / f"{name}.gz")
+    stream = io.BytesIO(content.encode("utf-16"))
+    format = ENDINGS[(folder / name).suffix.lower()]
+    assert [row.text for row in rows("-", format=format, stdin=stream, dialect=Dialect(encoding="utf-16"))] == [
+        "a",
+        "é",
+    ]
+    assert not stream.closed
+    with pytest.raises(UserError, match="--encoding is for text; --input .*new.parquet is read as parquet"):
+        rows(folder / "new.parquet", dialect=Dialect(encoding="utf-16"))
 
 
 def test_standard_input() -> None:
@@ -153,7 +221,7 @@ def test_a_wrong_text_column(folder: Path) -> None:
     ("line", "error"),
     [
         (b'{"text": 3}', "the text is not a string, but 3"),
-        (b'{"text": ["' + b"a" * 100 + b'"]}', 'the text is not a string, but ["' + "a" * 55 + "..."),
+        (b'{"text": {"a": "' + b"a" * 100 + b'"}}', 'the text is not a string, but {"a": "' + "a" * 50 + "..."),
         (b'{"text": null}', "the text is missing (null)"),
         (b'{"txt": "a"}', "no column 'text'. Did you mean 'txt'? Known: txt."),
         (b'{"text": ""}', "the text is empty"),
@@ -190,3 +258,29 @@ def test_rows_with_an_error_in_other_formats(tmp_path: Path) -> None:
     found = rows(tmp_path / "t.parquet")
     assert found[0].text == "a" and found[1].error == "the text is missing (null)"
     assert found[2].error.startswith("the text holds") and found[2].columns["n"] == 3
+
+
+# ----------------------------------------------------------------------------------------- words, saved data sets
+
+
+def test_words_and_other_formats(tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("to O\nRome B-city\n\nok O\n")
+    assert [row.text for row in rows(tmp_path / "t.conll")] == ["to Rome", "ok"]
+    assert rows(tmp_path / "t.conll")[0].columns == {"tokens": ["to", "Rome"], "tags": ["O", "B-city"]}
+    (tmp_path / "t.conllu").write_text("1\tgo" + "\t_" * 8 + "\n")
+    assert rows(tmp_path / "t.conllu")[0].text == "go"
+    (tmp_path / "t.json").write_text('[{"text": "a"}, {"text": ["b", "c"]}, {"text": ["b c"]}]')
+    a, words, wrong = rows(tmp_path / "t.json")
+    assert (a.text, words.text, wrong.text) == ("a", "b c", None)
+    assert wrong.error.startswith("'text' has 'b c' as word 1 of 1, which has a space within")
+    Dataset.from_dict({"tokens": [["a", "b"]]}).save_to_disk(tmp_path / "saved")
+    with open_input(tmp_path / "saved", text_column="tokens") as found:
+        assert (found.format, found.path) == ("arrow", None)
+        assert [row.text for row in found.rows] == ["a b"]
+    with pytest.raises(UserError, match="--encoding is for text; --input .* is read as arrow"):
+        rows(tmp_path / "saved", dialect=Dialect(encoding="utf-16"))
+    with pytest.raises(UserError, match="this is a folder; give one file"):
+        rows(tmp_path)
+    DatasetDict({"train": Dataset.from_dict({"text": ["a"]})}).save_to_disk(tmp_path / "both")
+    with pytest.raises(UserError, match="both: it has the splits train. Name one of these folders"):
+        rows(tmp_path / "both")

@@ -103,6 +103,28 @@ def test_a_labelled_table_gets_the_answers_of_eval(run, tmp_path):
     assert not (tmp_path / "out.csv.partial").exists() and not (tmp_path / "out.csv.partial.json").exists()
 
 
+def test_the_tasks_template_makes_the_texts(run, tickets, tmp_path):
+    shutil.copytree(tickets, tmp_path / "model")
+    task = json.loads((tmp_path / "model/task.json").read_text())
+    (tmp_path / "model/task.json").write_text(json.dumps(task | {"format": 2, "text_template": "{title}: {body}"}))
+    (tmp_path / "in.csv").write_bytes("title;body\nmy café;invoice is wrong\nthe parcel;is late\n".encode("cp1252"))
+    (tmp_path / "joined.txt").write_text("my café: invoice is wrong\nthe parcel: is late\n", encoding="utf-8")
+    options = ("--delimiter", ";", "--encoding", "windows-1252")
+    run("--input", tmp_path / "in.csv", "--output", tmp_path / "a.jsonl", *options, checkpoint=tmp_path / "model")
+    run("--input", tmp_path / "joined.txt", "--output", tmp_path / "b.jsonl")
+    made, given = lines(tmp_path / "a.jsonl"), lines(tmp_path / "b.jsonl")
+    assert made[0]["title"] == "my café" and made[0]["predicted_queue"] in (
+        "account",
+        "billing",
+        "delivery",
+        "technical",
+    )
+    for row, same in zip(made, given, strict=True):
+        assert {k: v for k, v in row.items() if "predicted" in k} == {k: v for k, v in same.items() if "predicted" in k}
+    with pytest.raises(UserError, match="no column 'title'. The task makes its texts of title, body"):
+        run("--input", tmp_path / "joined.txt", checkpoint=tmp_path / "model")
+
+
 def test_a_decoder_writes_labels_and_their_probabilities(run, tmp_path):
     """By default, also for texts that it has no answer to if it writes freely."""
     test = TICKETS.parent / "test.csv"

@@ -1,0 +1,65 @@
+"""What is wrong with the label set of a field of a user's own task, whether it was listed or collected."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from data.characters import appearance
+from data.errors import UserError
+
+log = logging.getLogger("data")
+
+
+def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, where: str) -> None:
+    """Check a label set; labels that differ only in case or spaces are named in a warning.
+
+    Args:
+        kind, other, answer: as the attributes of `custom.CustomField`.
+        where: the field, for messages.
+
+    Raises:
+        UserError: a label that cannot be written on one line, that is listed twice, or that looks like another; that
+            another could be mistaken for in an answer; too few labels.
+    """
+    for label in labels:
+        if not appearance(label) or label != label.strip() or "\n" in label:
+            raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
+        if kind == "token" and appearance(label) == appearance(other):
+            raise UserError(f"{where}: {label!r} is the label of words without one (other); remove it from the labels.")
+    seen: dict[str, str] = {}
+    for label in labels:
+        twin = seen.setdefault(appearance(label), label)
+        if label != twin:
+            raise UserError(f"{where}: two labels look the same, {ascii(twin)} and {ascii(label)}. List one of them.")
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    if repeated:
+        raise UserError(f"{where}: label {repeated[0]!r} is listed more than once.")
+    if kind == "token" and answer == "spans":
+        for label in labels:
+            longer = next((other for other in labels if other.startswith(f"{label}:")), None)
+            if longer is not None:
+                raise UserError(
+                    f"{where}: in an answer of spans, the label {longer!r} could be read as {label!r} and words after "
+                    'its colon. Rename one of them, or set answer = "list".'
+                )
+    least = 2 if kind == "class" else 1
+    if len(labels) < least:
+        found = f"only {labels[0]!r}, so there is nothing to learn" if labels else "none"
+        raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {found}.")
+    for alike in _alike(labels):
+        log.warning(
+            "%s: the labels %s differ only in case or spaces. If they are one label, correct the data, or give all of "
+            "them the same name with names.",
+            where,
+            " and ".join(map(repr, alike)),
+        )
+
+
+def _alike(labels: Sequence[str]) -> list[list[str]]:
+    """Groups of labels that differ only in case or spaces."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        groups["".join(appearance(label).casefold().split())].append(label)
+    return [group for group in groups.values() if len(group) > 1]

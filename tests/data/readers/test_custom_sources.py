@@ -1,0 +1,232 @@
+"""A user's own task whose examples are in Parquet, Arrow, JSON, CoNLL, a saved data set or one of the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from data.errors import UserError
+from data.example import Example
+from data.readers import hub
+from data.readers.custom import read_custom_spec
+from data.readers.custom_examples import read_custom
+from data.readers.hub import HubSplit
+from data.source import load_examples
+from data.tasks import get_task
+
+QUEUE = '[[fields]]\nname = "queue"\ntype = "class"\nlabels_from = "train"\n'
+PARTS = '[[fields]]\nname = "parts"\ntype = "token"\nlabels_from = "train"\n'
+FEATURES = Features({"text": Value("string"), "queue": ClassLabel(names=["sales", "help"])})
+WORDS = Features({"tokens": List(Value("string")), "parts": List(ClassLabel(names=["O", "B-city", "I-city"]))})
+CITY = {"tokens": ["to", "New", "York"], "parts": ["O", "B-city", "I-city"]}
+SPANS = {"text": "to New York, ok", "parts": [{"start": 3, "end": 11, "label": "city"}]}
+
+
+def task(folder: Path, head: str, fields: str = QUEUE) -> Path:
+    (folder / "task.toml").write_text(f'name = "t"\n{head}\n{fields}')
+    return folder / "task.toml"
+
+
+def train(folder: Path, head: str, fields: str = QUEUE) -> list[Example]:
+    return read_custom(read_custom_spec(task(folder, head, fields)), "train")[0]
+
+
+@pytest.fixture
+def rows() -> Dataset:
+    return Dataset.from_dict({"text": ["a", "b"], "queue": [0, 1]}, features=FEATURES)
+
+
+WRITERS: dict[str, Callable[[Dataset, Path], Any]] = {
+    "train.parquet": lambda rows, path: rows.to_parquet(path),
+    "train.arrow": lambda rows, path: rows.save_to_disk(path),  # a folder, whatever its name
+    "saved": lambda rows, path: rows.save_to_disk(path),
+    "train.json": lambda rows, path: path.write_text(json.dumps({"data": [
+        {"text": row["text"], "queue": FEATURES["queue"].names[row["queue"]]} for row in rows]})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_classes_by_their_names(tmp_path: Path, rows: Dataset, name: str) -> None:
+    WRITERS[name](rows, tmp_path / name)
+    examples = train(tmp_path, f'[files]\ntrain = "{name}"')
+    assert [(example.id, example.text, example.labels) for example in examples] == [
+        ("t/train/1", "a", {"queue": "sales"}),
+        ("t/train/2", "b", {"queue": "help"}),
+    ]
+
+
+def test_a_missing_class(tmp_path: Path) -> None:
+    Dataset.from_dict({"text": list("abc"), "queue": [0, -1, 1]}, features=FEATURES).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="t.parquet, row 2: 'queue' is null"):
+        train(tmp_path, '[files]\ntrain = "t.parquet"')
+    assert len(train(tmp_path, 'missing = "skip"\n[files]\ntrain = "t.parquet"')) == 2
+
+
+# --------------------------------------------------------------------------------------------------- saved and hub
+
+
+def test_a_saved_data_set_with_its_splits(tmp_path: Path, rows: Dataset) -> None:
+    DatasetDict({"train": rows, "validation": rows.select([1])}).save_to_disk(tmp_path / "saved")
+    head = 'dataset = "saved"\nsplits = { train = "train", test = "validation" }'
+    assert len(train(tmp_path, head)) == 2
+    (example,) = load_examples(get_task(tmp_path / "task.toml"), "test")
+    assert (example.id, example.labels) == ("t/test/1", {"queue": "help"})
+    with pytest.raises(UserError, match="no dev file; splits has only train, test. Hold out"):
+        read_custom(read_custom_spec(tmp_path / "task.toml"), "dev")
+    for head, message in (
+        ('dataset = "saved"', "saved has no split 'test' .for test.. Known: train, validation"),
+        ('dataset = "saved/train"', "must be a folder which save_to_disk .* It is one split: name it in .files."),
+        ('dataset = "saved"\nrevision = "v2"', "revision is for data sets of the hub"),
+        ('dataset = "saved"\ndataset_config = "en"', "dataset_config is for data sets of the hub"),
+        ('dataset = "saved"\nsplits = { valid = "train" }', "splits: unknown key 'valid'"),
+        ('dataset = "saved"\nsplits = { train = 3 }', "splits.* must be a text"),
+        ('dataset = "savd"', "dataset 'savd' is neither a folder .* nor the name of a data set of the hub"),
+        ('dataset = "a/b/c"', "neither a folder"),
+        ('dataset = "saved"\nformat = "json"', "give either a dataset or format"),
+        ('dataset = "saved"\n[files]\ntrain = "x.csv"', "give either a dataset or files"),
+        ('splits = { train = "x" }\n[files]\ntrain = "x.csv"', "splits is for a dataset, and none is named"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(tmp_path, head)
+
+
+def test_a_data_set_of_the_hub(tmp_path: Path, rows: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library does with the name is tested in `test_hub.py`."""
+    asked: list[HubSplit] = []
+    monkeypatch.setattr(hub, "_load", lambda source: asked.append(source) or rows)
+    fields = QUEUE.replace('labels_from = "train"', 'labels = ["sales", "help"]')
+    head = 'dataset = "me/mail"\ndataset_config = "en"\nrevision = "v2"'
+    spec = read_custom_spec(task(tmp_path, head, fields))
+    assert spec.files["test"] == (HubSplit("me/mail", "en", "v2", "test"),) and not asked, (
+        "no network for the task alone"
+    )
+    examples, _ = read_custom(spec, "train")
+    assert [example.labels["queue"] for example in examples] == ["sales", "help"]
+    assert asked == [HubSplit("me/mail", "en", "v2", "train")]
+    with pytest.raises(UserError, match="me/mail, en, v2, train: no column 'queu'. Did you mean 'queue'"):
+        train(tmp_path, head, fields + 'column = "queu"')
+
+
+# --------------------------------------------------------------------------------------------------- words and tags
+
+
+@pytest.mark.parametrize("scheme", ["", 'tags = "iob2"\n'])
+def test_lists_of_words_and_classes(tmp_path: Path, scheme: str) -> None:
+    Dataset.from_dict({"tokens": [CITY["tokens"]], "parts": [[0, 1, 2]]}, features=WORDS).to_parquet(
+        tmp_path / "t.parquet"
+    )
+    (example,) = train(tmp_path, 'tokens_column = "tokens"\n[files]\ntrain = "t.parquet"', PARTS + scheme)
+    assert (example.text, example.labels["parts"]) == ("to New York", ("Other", "city", "city"))
+    assert example.bio["parts"] == ("O", "B-city", "I-city")
+    assert get_task(tmp_path / "task.toml").text_column == "tokens"
+
+
+def test_numbers_with_names(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"tokens": CITY["tokens"], "parts": [0, 1, 2]}))
+    head = 'tokens_column = "tokens"\n[files]\ntrain = "t.jsonl"'
+    fields = '[[fields]]\nname = "parts"\ntype = "token"\nnames = { 0 = "O", 1 = "B-city", 2 = "I-city" }\n'
+    (example,) = train(tmp_path, head, fields)
+    assert example.bio["parts"] == ("O", "B-city", "I-city")
+    with pytest.raises(UserError, match="line 1: 'parts' has 2, for which names has no name"):
+        train(tmp_path, head, fields.replace(', 2 = "I-city"', ', 3 = "I-city"'))
+    with pytest.raises(UserError, match="'parts' must be a list of labels, found .0, 1, 2.. For numbers, names"):
+        train(tmp_path, head, PARTS)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (CITY | {"parts": ["O"]}, "t.jsonl, line 1: 'parts' has 1 labels for 3 words"),
+        (CITY | {"tokens": ["to", "New York"]}, "line 1: 'tokens' has 'New York' as word 2 of 2, which has a space"),
+        (CITY | {"tokens": "to New York"}, "line 1, column 'tokens': not JSON"),
+        (CITY | {"tokens": 3}, "line 1: 'tokens' must be a list of words, found 3"),
+    ],
+)
+def test_wrong_words(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    fields = PARTS.replace('labels_from = "train"', 'labels = ["city"]')
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, 'tokens_column = "tokens"\n[files]\ntrain = "t.jsonl"', fields)
+
+
+def test_a_list_in_a_text_column_says_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps(CITY))
+    with pytest.raises(UserError, match="'tokens' must be a string, .* If it has a list of words, write tokens_column"):
+        train(tmp_path, 'text_column = "tokens"\n[files]\ntrain = "t.jsonl"', PARTS)
+    with pytest.raises(UserError, match="give either tokens_column .* or text_column"):
+        train(tmp_path, 'text_column = "a"\ntokens_column = "tokens"\n[files]\ntrain = "t.jsonl"', PARTS)
+
+
+CONLL = "-DOCSTART- X O\n\nto TO O\nNew NNP B-city\nYork NNP I-city\n\nok UH O\n"
+
+
+def test_conll(tmp_path: Path) -> None:
+    for name, head in (("t.conll", ""), ("t.txt", 'format = "conll"\n'), ("t.conll", 'tokens_column = "tokens"\n')):
+        (tmp_path / name).write_text(CONLL)
+        examples = train(tmp_path, f'{head}[files]\ntrain = "{name}"', PARTS + 'column = "tags"\n')
+        assert [(example.id, example.text) for example in examples] == [
+            ("t/train/5", "to New York"),
+            ("t/train/7", "ok"),
+        ]
+        assert examples[0].bio["parts"] == ("O", "B-city", "I-city")
+    named = 'conll_columns = ["word", "pos", "parts"]\n[files]\ntrain = "t.conll"'
+    assert train(tmp_path, named, PARTS)[0].labels["parts"] == ("Other", "city", "city")
+    both = PARTS + PARTS.replace('"parts"', '"pos"') + 'tags = "types"\n'
+    assert train(tmp_path, named, both)[0].labels["pos"] == ("TO", "NNP", "NNP")
+    for head, message in (
+        (named, "no column 'queue'. Known: word, pos, parts"),
+        (named.replace('"pos", ', ""), "t.conll, line 3: 3 columns, but 2 are expected: word, parts"),
+        ('text_column = "x"\n[files]\ntrain = "t.conll"', "text_column is for texts, and CoNLL files have words"),
+        (
+            'conll_columns = ["a"]\n[files]\ntrain = "t.csv"',
+            "conll_columns is for .conll and .conllu files; .files. has",
+        ),
+        ('[files]\ntrain = "t.txt"', 'must end in one of .csv, .* format = "conll"'),
+        ('format = "conl"\n[files]\ntrain = "t.txt"', "unknown format 'conl'. Did you mean 'conll'"),
+    ):
+        (tmp_path / "t.csv").write_text("text,queue\na,b\n")
+        with pytest.raises(UserError, match=message):
+            train(tmp_path, head)
+
+
+def test_conll_u(tmp_path: Path) -> None:
+    (tmp_path / "t.conllu").write_text("# x\n1\tI\ti\tPRON" + "\t_" * 6 + "\n2\tgo\tgo\tVERB" + "\t_" * 6 + "\n")
+    fields = PARTS.replace("parts", "upos") + 'tags = "types"\n'
+    (example,) = train(tmp_path, '[files]\ntrain = "t.conllu"', fields)
+    assert (example.text, example.labels["upos"]) == ("I go", ("PRON", "VERB"))
+
+
+# ------------------------------------------------------------------------------------------------------------ spans
+
+
+def test_spans(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    head, fields = '[files]\ntrain = "t.jsonl"', PARTS + 'tags = "spans"\n'
+    empty = {"text": "none here", "parts": []}
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (SPANS, empty)))
+    with caplog.at_level("INFO", "data"):
+        first, second = train(tmp_path, head, fields)
+    assert first.labels["parts"] == ("Other", "city", "city", "Other") and set(second.bio["parts"]) == {"O"}
+    assert first.bio["parts"] == ("O", "B-city", "I-city", "O")
+    assert "1 of 1 spans end beside punctuation" in caplog.text
+    (tmp_path / "t.csv").write_text('text,parts\n"to New York, ok","[[3, 11, ""city""]]"\n')
+    assert train(tmp_path, head.replace("jsonl", "csv"), fields)[0].bio == first.bio
+    with pytest.raises(UserError, match="line 1: 'parts' must be a list of labels, .* write tags = \"spans\""):
+        train(tmp_path, head, PARTS)
+    for wrong, message in (
+        ([[3, 99, "city"]], "t.jsonl, line 1: 'parts' has the span 3 to 99 .'city'., which is out of range"),
+        ([[3, 6, "city"], [3, 11, "city"]], "t.jsonl, line 1: 'parts' has spans that overlap: 'New'"),
+        ([{"begin": 3}], "t.jsonl, line 1: 'parts' has a span without"),
+    ):
+        (tmp_path / "t.jsonl").write_text(json.dumps(SPANS | {"parts": wrong}))
+        with pytest.raises(UserError, match=message):
+            train(tmp_path, head, fields)
+    (tmp_path / "t.jsonl").write_text(json.dumps(SPANS))
+    with pytest.raises(UserError, match="'parts' is 'city', which is not one of its labels. Did you mean 'citi'"):
+        train(tmp_path, head, fields.replace('labels_from = "train"', 'labels = ["citi"]'))
+    with pytest.raises(UserError, match="'names' is for codes"):
+        train(tmp_path, head, fields.replace('labels_from = "train"', 'names = { 0 = "city" }'))
