@@ -194,3 +194,25 @@ def test_wrong_flags(tmp_path: Path, cell: str) -> None:
 def test_no_column(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"table.csv: no column 'topics'.*Texts without labels are for predict.py"):
         labels_of(tmp_path, LABELS, "text,topic\na,x\n")
+
+
+def test_lists_of_parquet_and_of_saved_data_sets(tmp_path: Path) -> None:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cells = [["refund", "billing"], [], ["café"]]
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "topics": cells}), tmp_path / "table.parquet")
+    (tmp_path / "task.toml").write_text(HEAD.format("table.parquet") + LABELS, encoding="utf-8")
+    expected = [("billing", "refund"), (), ("café",)]
+    examples, _ = read_custom(read_custom_spec(tmp_path / "task.toml"), "test")
+    assert [example.label_set("topics") for example in examples] == expected
+
+    names = datasets.ClassLabel(names=["café", "billing", "refund"])  # stored as numbers
+    features = datasets.Features({"text": datasets.Value("string"), "topics": datasets.Sequence(names)})
+    saved = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "topics": cells}, features=features)
+    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "saved")
+    head = HEAD.replace('[files]\ntest = "{}"', 'dataset = "saved"')
+    (tmp_path / "task.toml").write_text(head + LABELS, encoding="utf-8")
+    examples, _ = read_custom(read_custom_spec(tmp_path / "task.toml"), "test")
+    assert [example.label_set("topics") for example in examples] == expected
