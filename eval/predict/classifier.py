@@ -28,7 +28,7 @@ from data.errors import UserError, nearest
 from data.example import Example
 from data.files.documents import read_json
 from data.tasks import MultiField, Task, TokenField
-from eval.config import EvalConfig
+from eval.config import EvalConfig, abstain_problems
 from eval.decoder.score import Requests, prepare_requests
 from eval.job import BATCH_TOKENS, ScoringRanks
 from eval.predict.inputs import problem_of
@@ -89,11 +89,12 @@ class Result:
 
     Attributes:
         fields: by field name, in the task's order: a `Label`, a `LabelSet`, or the entities of a token field. None if
-            there is no answer; ``error`` says why.
-        error: why at least one field has no answer; empty otherwise.
+            there is no answer; ``error`` says why, or the label is in ``unsure``.
+        error: why at least one field has no answer that could be read; empty otherwise.
         truncated: the text was longer than the model's maximum input and was cut.
         raw: a decoder's answer as it was written.
         stopped: the answer ended by itself, not at its token limit.
+        unsure: by field name, the labels that are not given because they are not probable enough.
     """
 
     fields: dict[str, Value] = field(default_factory=dict)
@@ -101,6 +102,7 @@ class Result:
     truncated: bool = False
     raw: str = ""
     stopped: bool = True
+    unsure: dict[str, Label] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Value:
         return self.fields[name]
@@ -128,6 +130,7 @@ class Classifier:
         precision: Literal["auto", "bf16", "fp32"] = "auto",
         batch_tokens: int = BATCH_TOKENS,
         decode: Literal["labels", "free"] | None = None,
+        abstain_below: float | None = None,
     ) -> Classifier:
         """Load a checkpoint: a run's ``export`` or ``best`` folder, a training checkpoint, or any model with ``task``.
 
@@ -138,14 +141,18 @@ class Classifier:
             batch_tokens: maximum tokens in a batch.
             decode: what a decoder may write. "labels" (default): valid answers only, and the probabilities of a class
                 field's labels. "free": anything.
+            abstain_below: do not give labels that are less probable; they are in ``Result.unsure``.
 
         Raises:
-            UserError: a missing or damaged checkpoint, or one without a task.
+            UserError: a missing or damaged checkpoint, or one without a task; or ``abstain_below`` outside of (0, 1],
+                or without probabilities.
         """
         path = Path(checkpoint)
         model = model_name(path)
+        if problems := abstain_problems(abstain_below, decode):
+            raise UserError(" ".join(problems))
         options = EvalConfig(model=model, checkpoint=path, task=task, batch_tokens=batch_tokens,
-                             decode=decoding_of(model, decode))  # fmt: skip
+                             decode=decoding_of(model, decode), abstain_below=abstain_below)  # fmt: skip
         setup, place = open_model(options, labelled=False), pick_device(device)
         return cls(build_model(setup, resolve_precision(precision, place.type), place), setup, place)
 
@@ -213,6 +220,7 @@ class Classifier:
 
 def _result(task: Task, text: str, found: Prediction) -> Result:
     values: dict[str, Value] = {}
+    unsure: dict[str, Label] = {}
     for own in task.fields:
         labels = found.parsed[own.name]
         if labels is None:
@@ -227,13 +235,16 @@ def _result(task: Task, text: str, found: Prediction) -> Result:
             values[own.name] = LabelSet(labels, tuple(found_labels[x] for x in labels if found_labels), others)
         else:
             top = [(str(label), float(p)) for label, p in found.top.get(own.name, [])]
-            values[own.name] = Label(str(labels), top[0][1] if top else None, tuple(top[1:]))
+            label = Label(str(labels), top[0][1] if top else None, tuple(top[1:]))
+            values[own.name] = label
+            if own.name in found.abstained:
+                values[own.name], unsure[own.name] = None, label
     error = ""
     if found.unparsed:
         shown = found.raw if len(found.raw) <= RAW_SHOWN else found.raw[:RAW_SHOWN] + "..."
         cut = "" if found.stopped else ", which was cut at its maximum length"
         error = f"no {' and '.join(found.unparsed)} could be read from the answer {shown!r}{cut}"
-    return Result(values, error, found.truncated, found.raw, found.stopped)
+    return Result(values, error, found.truncated, found.raw, found.stopped, unsure)
 
 
 def _entities(labels: Sequence[str], other: str, text: str, bio: Sequence[str] | None = None) -> tuple[Entity, ...]:

@@ -2,6 +2,7 @@
 
 predicted_queue                 the label of a class field, or None
 predicted_queue_probability     its probability; not with --decode free
+predicted_queue_unsure          with --abstain_below: the most probable label, if it is not probable enough to be given
 predicted_queue_next            the next most probable labels, [{"label": ..., "probability": ...}, ...]; likewise
 predicted_topics                the labels of a multi field, [...], in CSV as in a cell of the task's tables; or None
 predicted_topics_probability    encoders: the probability of each of them
@@ -16,26 +17,28 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from data.tasks import MultiField, Task, TokenField
+from data.tasks import ClassField, MultiField, Task, TokenField
 from eval.predict.classifier import Label, LabelSet, Result
 
 
-def columns_of(task: Task, prefix: str, with_probabilities: Collection[str]) -> tuple[str, ...]:
+def columns_of(task: Task, prefix: str, with_probabilities: Collection[str], abstains: bool) -> tuple[str, ...]:
     """The names of the new columns, the same for every row.
 
     Args:
         with_probabilities: the fields whose labels have them.
+        abstains: labels of class fields that are not probable enough are not given.
     """
     names = []
     for field in task.fields:
         names.append(prefix + field.name)
         if field.name in with_probabilities:
-            names += [f"{prefix}{field.name}_probability", f"{prefix}{field.name}_next"]
+            unsure = [f"{prefix}{field.name}_unsure"] if abstains and isinstance(field, ClassField) else []
+            names += [f"{prefix}{field.name}_probability", *unsure, f"{prefix}{field.name}_next"]
     return (*names, f"{prefix}truncated", f"{prefix}error")
 
 
 def to_columns(
-    result: Result, task: Task, prefix: str, with_probabilities: Collection[str], is_csv: bool = False
+    result: Result, task: Task, prefix: str, with_probabilities: Collection[str], abstains: bool, is_csv: bool = False
 ) -> dict[str, Any]:
     """The values of the new columns, in the order of `columns_of`.
 
@@ -49,16 +52,20 @@ def to_columns(
             found[name] = [vars(entity) for entity in value] if isinstance(value, tuple) else None
             continue
         assert value is None or isinstance(value, Label | LabelSet)
+        known = result.unsure.get(field.name, value)
         probability: float | list[float] | None = None
         if isinstance(value, LabelSet):
             found[name], probability = list(value.labels), list(value.probabilities)
             if is_csv and isinstance(field, MultiField) and field.separator is not None:
                 found[name] = field.separator.join(value.labels)
         else:
-            found[name], probability = (value.label, value.probability) if value else (None, None)
+            found[name] = value.label if value else None
+            probability = known.probability if isinstance(known, Label) else None
         if field.name in with_probabilities:
             found[f"{name}_probability"] = probability
-            next_best = [{"label": other, "probability": p} for other, p in value.next_best] if value else None
+            if abstains and isinstance(field, ClassField):
+                found[f"{name}_unsure"] = known.label if isinstance(known, Label) and not value else None
+            next_best = [{"label": other, "probability": p} for other, p in known.next_best] if known else None
             found[f"{name}_next"] = next_best
     found[f"{prefix}truncated"] = result.truncated
     found[f"{prefix}error"] = result.error or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def write(folder: Path, task: Task, gold: dict[str, list], parsed: dict[str, lis
     metrics = compute_metrics(task, [p.example for p in predictions], predictions)
     results = Results(str(folder.name), task.name, field_kinds(task), "own", "test", metrics)
     write_run(folder, results, predictions)
-    assert read_results(folder) == results and read_predictions(folder, results.fields) == predictions
+    assert read_results(folder) == results and read_predictions(folder, results) == predictions
     return results
 
 
@@ -105,13 +106,13 @@ def test_results_come_back_and_can_be_combined(tmp_path: Path) -> None:
 
 
 def test_predictions_of_another_kind_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, ONE, {"topics": [("late",)]}, {"topics": [("late",)]})
+    results = write(tmp_path, ONE, {"topics": [("late",)]}, {"topics": [("late",)]})
     with pytest.raises(UserError, match="gold and parsed must have a label of 'topics'"):
-        read_predictions(tmp_path, {"topics": "class"})
+        read_predictions(tmp_path, replace(results, fields={"topics": "class"}))
     file = tmp_path / "predictions.jsonl"
     file.write_text(file.read_text().replace('"parsed": {"topics": ["late"]}', '"parsed": {"topics": "late"}'))
     with pytest.raises(UserError, match="gold and parsed must have a list of labels of 'topics'"):
-        read_predictions(tmp_path, {"topics": "multi"})
+        read_predictions(tmp_path, results)
 
 
 def test_the_table_has_the_figures_of_each_label(tmp_path: Path) -> None:

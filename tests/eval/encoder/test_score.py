@@ -17,9 +17,9 @@ from data.example import Example
 from data.source import load_examples
 from data.tasks import TASKS, MultiField, Task, TokenField
 from eval.combine import combine
-from eval.encoder.score import N_TOP
 from eval.job import ScoringJob, ScoringRanks
-from eval.results import Results, field_kinds, read_predictions, write_run
+from eval.probabilities import N_TOP
+from eval.results import Results, field_kinds, label_sets, read_predictions, write_run
 from eval.score import score
 from model.encoder import ROBERTA_BASE, Encoder
 from tests.encoder_reference import ours_from, reference, scaled_down
@@ -65,12 +65,14 @@ def random_encoder(task, tokenizer, **options):
 
 def same(predictions, others):
     """Equal but for rounding in the probabilities, which sums in another order leave."""
-    none = {"top": {}, "multi_top": {}}
-    assert [replace(p, **none) for p in predictions] == [replace(p, **none) for p in others]
+    rounded = {"top": {}, "multi_top": {}, "log_probs": {}}
+    assert [replace(p, **rounded) for p in predictions] == [replace(p, **rounded) for p in others]
     for p, q in zip(predictions, others, strict=True):
         for name, likeliest in (p.top | p.multi_top).items():
             again = (q.top | q.multi_top)[name]
             assert [value for _, value in likeliest] == pytest.approx([value for _, value in again], abs=1e-5)
+        for name, log_probs in p.log_probs.items():
+            assert log_probs == pytest.approx(q.log_probs[name], abs=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -172,7 +174,13 @@ def test_neither_packing_nor_ranks_change_an_answer(folders, tmp_path):
     same(packed.predictions, alone.predictions)
     same(packed.predictions, together.predictions)
     assert n_first == n_second == 5, "nine rows on two ranks: one of them runs a dummy"
-    assert packed.metrics == alone.metrics == together.metrics == figures.metrics
+    assert together.metrics == figures.metrics
+    for metrics in (alone.metrics, together.metrics):
+        assert metrics["exact_match"] == packed.metrics["exact_match"]
+        for name, own in packed.metrics["fields"].items():
+            again = metrics["fields"][name]
+            assert again.pop("per_label", None) == own.get("per_label")
+            assert again == pytest.approx({key: x for key, x in own.items() if key != "per_label"}, abs=1e-5)
     assert packed.counts == together.counts and figures.predictions == []
     assert packed.cost["computed_tokens"] == packed.cost["prompt_tokens"] == together.cost["computed_tokens"]
 
@@ -207,20 +215,25 @@ def test_words_out_of_reach_are_other_and_counted(folders):
     assert result.counts["labels_missing"] == 71 - seen and result.metrics["n_unparsed"] == 0
 
 
+NAMES = ("massive_intent", "massive_slots")
+
+
 def test_probabilities_come_back_from_disk_and_two_runs_combine(folders, tmp_path):
     tokenizer = load_encoder_tokenizer(folders["roberta"])
     runs, folders_written = [], []
-    for name in ("massive_intent", "massive_slots"):
+    for name in NAMES:
         task = TASKS[name]
         examples = load_examples(task, "test", "sample")[:6]
         runs.append(score(random_encoder(task, tokenizer), job(task, tokenizer, examples)))
         result = runs[-1]
         folder = tmp_path / name
         results = Results(name, name, field_kinds(task), "sample", "test", result.metrics, cost=result.cost)
+        results.labels = label_sets(task)
         write_run(folder, results, result.predictions)
         assert read_predictions(folder) == result.predictions
         folders_written.append(folder)
     joint = combine(*folders_written, tmp_path / "joint")
-    assert set(joint.metrics["fields"]) == {"intent", "slots"}
+    assert joint.metrics["fields"] == runs[0].metrics["fields"] | runs[1].metrics["fields"]
+    assert joint.metrics["coverage"] == runs[0].metrics["coverage"] and joint.labels == label_sets(TASKS[NAMES[0]])
     assert [p.top for p in read_predictions(tmp_path / "joint")] == [p.top for p in runs[0].predictions]
     assert all(len(p.top["intent"]) == N_TOP for p in runs[0].predictions)
