@@ -140,6 +140,9 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
             yield f"{_pair(split, others[split])}  # beside it, with the same columns"
     if "test" not in others:
         yield '# test = "..."  # labelled texts that are not in train: eval.py scores on them'
+        yield ""
+        yield "# [split]  # in place of a test file: cuts a part from the train file"
+        yield "# test = 0.2"
     yield ""
     yield from _field(label, found.is_words)
     if found.labels:

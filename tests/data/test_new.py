@@ -199,6 +199,18 @@ def test_other_formats(capsys, tmp_path: Path, name: str, write: Callable[[Path]
     assert found["fields"][0]["type"] == ("token" if "tokens_column" in found else "class")
 
 
+def test_the_cut_that_is_suggested(capsys, tmp_path: Path) -> None:
+    pytest.importorskip("data.readers.cut")
+    file = tmp_path / "t.csv"
+    file.write_text(table(rows()))
+    _, text = written(capsys, file)
+    path = file.with_suffix(".toml")
+    path.write_text(text.replace("# [split]", "[split]").replace("# test = 0.2", "test = 0.2"))
+    assert check([str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "┃ train ┃ test ┃" in shown and "24 examples" in shown
+
+
 def test_gaps(capsys, tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     file.write_text(table([*rows(), ("no label", ""), ("", "a")]))
