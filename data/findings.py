@@ -83,7 +83,7 @@ def facts_of(split: str, examples: Sequence[Example], task: Task) -> Facts:
     known: dict[str, int] = {}
     blank = []
     for i, example in enumerate(examples):
-        texts[i] = xxhash.xxh3_64_intdigest(" ".join(example.text.split()).encode())
+        texts[i] = xxhash.xxh3_64_intdigest(_bytes(" ".join(example.text.split())))
         if not any(map(str.isalnum, example.text)):
             blank.append(i)
         for name, own in values.items():
@@ -91,17 +91,21 @@ def facts_of(split: str, examples: Sequence[Example], task: Task) -> Facts:
             if isinstance(value, str):
                 counts[name][value] += 1
                 if value not in known:
-                    known[value] = xxhash.xxh3_64_intdigest(value.encode())
+                    known[value] = xxhash.xxh3_64_intdigest(_bytes(value))
                 own[i] = known[value]
             else:
                 counts[name].update(value)
-                own[i] = xxhash.xxh3_64_intdigest(repr(value).encode())
+                own[i] = xxhash.xxh3_64_intdigest(_bytes(repr(value)))
     single = {
         name: {known[label]: label for label in own} if isinstance(examples[0].labels[name], str) else {}
         for name, own in counts.items()
     }
     characters = np.fromiter((len(example.text) for example in examples), dtype=np.int64, count=len(examples))
     return Facts(split, [e.id for e in examples], texts, characters, blank, values, counts, shown=single)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # JSON can have half a character
 
 
 def findings(splits: Sequence[Facts], task: Task) -> list[Finding]:

@@ -159,6 +159,15 @@ def test_what_the_readers_warn_of_is_in_the_report_once(capsys, tmp_path: Path) 
     assert "skipped" in one(shown, "warning")
 
 
+def test_half_a_character_in_a_label(capsys, tmp_path: Path) -> None:
+    path = write(tmp_path, 'labels_from = "train"', train=GOOD)
+    path.write_text(path.read_text().replace("train.csv", "train.jsonl"))
+    records = [json.dumps({"text": text, "q": label + "\ud800"}) for text, label in GOOD]
+    (tmp_path / "train.jsonl").write_text("\n".join(records) + "\n")
+    status, shown = checked(capsys, path)
+    assert status == 2 and "label 'a\\ud800' holds half a character" in shown
+
+
 def test_word_labels() -> None:
     task = Task("t", "custom", (TokenField("slots", ("city", "day"), "Other"),))
     rows = [("to Bonn", ("Other", "city")), ("to Bonn", ("Other", "Other"))]
