@@ -202,7 +202,7 @@ def _labels(splits: Sequence[Facts], name: str, labels: Iterable[str]) -> Iterat
             n = sum(own[label] for label in unknown)
             yield Finding(
                 True,
-                f"only {split} has {_these(unknown, name)} ({n:,} in all), and a model cannot learn them from train.",
+                f"{split} has {_these(unknown, name)} ({n:,} in all) and train has not: a model cannot learn them.",
             )
         if untested := [label for label in train if label not in own]:
             yield Finding(

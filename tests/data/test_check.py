@@ -126,7 +126,7 @@ def test_repeated_texts(capsys, tmp_path: Path) -> None:
 def test_labels_in_one_split_only(capsys, tmp_path: Path) -> None:
     test = [("x", "a"), ("y", "c")]
     status, shown = checked(capsys, write(tmp_path, 'labels = ["a", "b", "c", "d"]', train=GOOD, test=test))
-    assert status == 1 and one(shown, "error").startswith("only test has the q label 'c' (1 in all)")
+    assert status == 1 and one(shown, "error").startswith("test has the q label 'c' (1 in all) and train has not")
     unused, untested = lines(shown, "warning")
     assert unused == "no example has the q label 'd'." and untested.startswith("test does not have the q label 'b'")
     assert "│ d " not in shown
@@ -320,3 +320,12 @@ def test_odd_names_on_any_stream(tmp_path: Path) -> None:
     assert "[/dry]" in shown and "no example has the q label '\\U0001f327'" in shown
     screen = in_terminal(words, columns=60)
     assert screen.status == 0 and any("[/dry]" in line and "│" in line for line in screen.lines)
+
+
+def test_long_work_shows_its_progress(monkeypatch, capsys, tmp_path: Path, tiny_folder: dict[str, Path]) -> None:
+    monkeypatch.setattr("data.progress.LOG_INTERVAL", 0.0)
+    path = write(tmp_path, train=[(f"text {n}", "ab"[n % 2]) for n in range(2000)])
+    assert main([str(path), "--checkpoint", str(tiny_folder["json"]), "--row_length", "4096"]) == 0
+    shown = capsys.readouterr()
+    assert "tokenizing train: 1,000 of 2,000" in shown.err and "tokenizing" not in shown.out
+    assert "2,000 examples, read in" in shown.out
