@@ -187,6 +187,11 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         raise UserError(
             _none(file, f"labels (2 to {LABELS} different values, each there twice on average)", "--label", columns)
         )
+    if label is None and (name := labels[0].name) in labels[0].values:
+        raise UserError(
+            f"{file}: the column {name!r} has {name!r} also as a value, so the first line seems to be an example. Write "
+            "the columns' names above it; or, if this is a name, give --label."
+        )
     label = label or labels[0].name
     return Guess(
         dialect,

@@ -269,6 +269,7 @@ def test_nothing_is_overwritten(capsys, tmp_path: Path) -> None:
         (table([(f"some words {n}", "a") for n in range(20)]), [], "looks like labels .*'label' .1 different"),
         (table([(f"some words {n}", "ab"[n % 2] * 101) for n in range(20)]), [], "looks like labels"),
         (table([(f"some words {n}", "a") for n in range(20)]), ["--label", "label"], "needs at least 2 labels"),
+        (table(rows(), "some words first,a"), [], "the first line seems to be an example. Write the columns' names"),
         (table(rows()), ["--label", "lable"], "no column 'lable'. Did you mean 'label'"),
         (table(rows()), ["--text", "label", "--label", "label"], "--text and --label are both 'label'"),
         (table(rows()), ["--encoding", "klingon"], "--encoding 'klingon' is no encoding"),
