@@ -189,7 +189,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         )
     if label is None and (name := labels[0].name) in labels[0].values:
         raise UserError(
-            f"{file}: the column {name!r} has {name!r} also as a value, so the first line seems to be an example. Write "
+            f"{file}: the column {name!r} also has the value {name!r}: the first line seems to be an example. Write "
             "the columns' names above it; or, if this is a name, give --label."
         )
     label = label or labels[0].name
