@@ -41,6 +41,7 @@ from eval.combine import combine
 from eval.gather import ScoreResult
 from eval.identity import identity_of
 from eval.job import ScoringRanks
+from eval.kept_lines import writable
 from eval.lengths import warn_of_length
 from eval.memory import ScoringLoad, check_fits, usable_now
 from eval.output import check_free, output_folder
@@ -50,9 +51,10 @@ from eval.plan import make_plan
 from eval.progress import Progress
 from eval.report import compare, compare_command, show_details
 from eval.resolve import load_config
-from eval.results import Results, field_kinds, hash_examples, versions, write_run
+from eval.results import Results, field_kinds, hash_examples, label_sets, versions, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
+from eval.stored_calibration import CALIBRATION_FILE, fit
 from eval.weights import hash_weights, trained_with
 from train.launched import env_rank, env_world_size
 from train.next_command import planned_command
@@ -109,6 +111,8 @@ def run(options: EvalConfig) -> None:
             with stopping.saying(partial.kept):
                 result = answer_all(setup, precision, device, shape, partial)
             if env_rank() == 0:
+                if options.calibrate:
+                    calibrate(setup, result)
                 results.metrics, results.counts, results.cost = result.metrics, result.counts, result.cost
                 results.settings["kept_answers"] = len(partial.answers)
                 write_run(setup.output, results, result.predictions)
@@ -124,6 +128,14 @@ def run(options: EvalConfig) -> None:
             log.info("continued: seconds and computed tokens are those of the last %d examples", n_new)
         log.info("written to %s", setup.output)
         log.info("To label new text, here one line of it:\n  echo 'some text' | %s", predict_command(setup))
+
+
+def calibrate(setup: ScoringSetup, result: ScoreResult) -> None:
+    """Fit the temperatures of the class fields to the answers, and store them with the checkpoint."""
+    found = fit(setup.job, result.predictions, setup.options.split)
+    with writable(setup.weights.path):
+        found.save(setup.weights.path)
+    log.info("%s\nwritten to %s", found.describe(), setup.weights.path / CALIBRATION_FILE)
 
 
 def answer_all(
@@ -145,6 +157,9 @@ def answer_all(
         warn_of_length(setup)
     else:
         log.info("documents are cut to %d tokens, packed into rows of %d", job.max_length, job.max_batch_tokens)
+    if setup.calibration is not None:
+        given = ", ".join(f"{name} {value:.3g}" for name, value in job.temperatures.items())
+        log.info("probabilities: at the temperature of %s (%s)", CALIBRATION_FILE, given)
     n_replicas = world.shape.n_data
     if partial.done:
         log.info("continuing: %d of %d examples are answered in %s",
@@ -194,6 +209,8 @@ def describe(setup: ScoringSetup, precision: str, device: torch.device) -> Resul
             "row_length": setup.max_length,
             "max_new_tokens": options.max_new_tokens,
             "decode": options.decode if setup.prompt is not None else None,
+            "temperature": setup.job.temperatures or None,
+            "abstain_below": options.abstain_below,
             "batch_tokens": options.batch_tokens,
             "limit": options.limit,
             "seed": options.seed,
@@ -205,6 +222,7 @@ def describe(setup: ScoringSetup, precision: str, device: torch.device) -> Resul
         versions=versions(),
         weights=hash_weights(setup.weights.path),
         examples=hash_examples(setup.job.examples),
+        labels=label_sets(setup.task) if setup.has_probabilities else {},
     )
 
 

@@ -24,9 +24,10 @@ A folder without the file loads unchecked.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import xxhash
@@ -35,6 +36,7 @@ from checkpoints_tools.json_files import write_json
 from data.commands import quoted
 from data.errors import UserError
 from data.files.documents import read_json
+from data.files.durable import write_text
 from data.json_text import to_json
 
 CHECKSUMS = "checksums.json"
@@ -119,8 +121,33 @@ def write_checksums(folder: Path, known: Mapping[str, FileSums] | None = None) -
     names = {path.name for path in folder.iterdir() if path.is_file() and _has_sums(path)}
     files = dict(known or {})
     files |= {name: sums_of(folder / name) for name in sorted(names - files.keys())}
-    document = {"format": 1, "hash": "xxh3_64", "chunk_bytes": CHUNK, "files": msgspec.to_builtins(files)}
-    write_json(folder / CHECKSUMS, document | {"own": _own(document)})
+    write_json(folder / CHECKSUMS, _document(files))
+
+
+def _document(files: Mapping[str, FileSums]) -> dict[str, Any]:
+    document = {"format": 1, "hash": "xxh3_64", "chunk_bytes": CHUNK, "files": msgspec.to_builtins(dict(files))}
+    return document | {"own": _own(document)}
+
+
+def replace_file(folder: Path, name: str, text: str) -> None:
+    """Write a small file into a folder, new or not, and its checksum, if the folder has checksums.
+
+    Whenever the process is killed, the folder is undamaged: the file has no checksum until it is complete.
+    """
+    sums = read_checksums(folder)
+    if name in sums:
+        _replace_checksums(folder, {other: own for other, own in sums.items() if other != name})
+    write_text(folder / name, text)
+    if sums:
+        _replace_checksums(folder, sums | {name: sums_of(folder / name)})
+
+
+def _replace_checksums(folder: Path, files: Mapping[str, FileSums]) -> None:
+    """Write ``checksums.json`` anew. It keeps its time: a model card with a later one was edited."""
+    path = folder / CHECKSUMS
+    before = path.stat()
+    write_text(path, to_json(_document(files), indent=2) + "\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _has_sums(path: Path) -> bool:

@@ -41,7 +41,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
             f"both runs answer {', '.join(sorted(shared))} ({folder_a}: {a.task}, {folder_b}: {b.task}). "
             "--combine joins two single-task runs of different tasks; to compare runs of one task use --compare."
         )
-    pairs = _pair(read_predictions(folder_a, a.fields), read_predictions(folder_b, b.fields), folder_a, folder_b)
+    pairs = _pair(read_predictions(folder_a, a), read_predictions(folder_b, b), folder_a, folder_b)
     predictions = [_join(p, q) for p, q in pairs]
     results = Results(
         system=f"{a.system} + {b.system}",
@@ -58,12 +58,14 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         | {"limit_shortened": a.counts.get("limit_shortened", 0) + b.counts.get("limit_shortened", 0)},
         cost={name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost},
         examples=hash_examples([p.example for p in predictions]),
-        settings={"combined": [_origin(a), _origin(b)]},
+        settings={"combined": [_origin(a), _origin(b)], "temperature": a.temperatures | b.temperatures},
         versions=versions(),
+        labels={**a.labels, **b.labels},
     )
     if a.shots != b.shots:
         raise UserError(f"{folder_a} was scored with {a.shots} shots, {folder_b} with {b.shots}; they must be equal.")
-    results.metrics = measure(stored_task(results), [p.example for p in predictions], predictions)
+    examples = [p.example for p in predictions]
+    results.metrics = measure(stored_task(results), examples, predictions, results.temperatures)
     return results, predictions
 
 
@@ -123,6 +125,8 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         n_unknown=p.n_unknown + q.n_unknown,
         n_not_found=p.n_not_found + q.n_not_found,
         top={**p.top, **q.top},
+        multi_top={**p.multi_top, **q.multi_top},
+        log_probs={**p.log_probs, **q.log_probs},
         lenient=None if p.lenient is None or q.lenient is None else {**p.lenient, **q.lenient},
     )
 

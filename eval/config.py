@@ -26,8 +26,26 @@ gpt-4o, gpt-4, gpt-3.5-turbo and, with --api_model and --base_url, any other mod
 DECODER_ONLY = (*PROMPT_OPTIONS, "decode", "joint_order", "new_prompt", "row_length", "tp")
 ENCODER_ONLY = ("max_length",)
 # Options about weights and how they are run. A server that answers for a model has its own.
-WEIGHTS_ONLY = ("checkpoint", "decode", "template", "new_prompt", "max_length", "batch_tokens", "tp", "precision",
-                "device", "allow_mismatch", "cache_dir", "plan", "gpu", "gpus")  # fmt: skip
+WEIGHTS_ONLY = ("checkpoint", "decode", "abstain_below", "calibrate", "template", "new_prompt", "max_length",
+                "batch_tokens", "tp", "precision", "device", "allow_mismatch", "cache_dir", "plan", "gpu",
+                "gpus")  # fmt: skip
+
+
+def abstain_problems(below: float | None, decode: str | None) -> list[str]:
+    """Problems in ``--abstain_below``.
+
+    Args:
+        decode: what a decoder may write; None: the model is an encoder, or it may write valid answers only.
+    """
+    if below is None:
+        return []
+    problems = [] if 0 < below <= 1 else [f"abstain_below = {below}: must be above 0 and at most 1."]
+    if decode == "free":
+        problems.append(f"--abstain_below {NEEDS_PROBABILITIES}")
+    return problems
+
+
+NEEDS_PROBABILITIES = "needs the probabilities of labels, and --decode free has none. Give --decode labels."
 
 
 @dataclass(frozen=True)
@@ -115,6 +133,12 @@ class EvalConfig:
     decode: Literal["free", "labels"] = "free"
     """What a decoder may write. free: anything. labels: valid answers only, and the probabilities of a class field's
     labels."""
+    abstain_below: float | None = None
+    """Do not give labels that are less probable than this, in (0, 1]. The figures stay those of all examples; the
+    result also says how many are answered, and how many of these are right."""
+    calibrate: bool = False
+    """Fit a temperature to the scored split, so that of labels with a probability of 80% about 80% are right, and store
+    it in the checkpoint's folder. Not for the test split."""
     batch_tokens: int = 4096
     """Maximum tokens in a decoding batch, or in an encoder's packed row. 1 decodes one example at a time, so that the
     seconds are the latency of one call."""
@@ -129,7 +153,8 @@ class EvalConfig:
     """Use the checkpoint's config.json even if it differs from the preset."""
     output: Path | None = None
     """Folder for results.json and predictions.jsonl; default: runs/eval/<checkpoint>-<task>-<shots>shot, with decode,
-    split and limit if they are not the default. One that has the result of another scoring is refused."""
+    calibrate, abstain_below, split and limit if they are not the default. One that has the result of another scoring is
+    refused."""
     name: str | None = None
     """Name of this run in tables; default: checkpoint and shots."""
     cache_dir: Path | None = None

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from data.example import Example
 from data.tasks import Task
 from eval.job import ScoringRanks
-from eval.results import Prediction, count_oddities, measure
+from eval.results import Prediction, count_oddities, mark_unsure, measure
 from eval.together import Stopped
 
 
@@ -82,19 +82,27 @@ def gather_scores(
     share: Share,
     ranks: ScoringRanks,
     earlier: Mapping[int, Prediction] | None = None,
+    temperatures: Mapping[str, float] | None = None,
+    abstain_below: float | None = None,
 ) -> ScoreResult:
     """Gather the ranks' shares: with several ranks a collective call of ``ranks.group``.
 
     Args:
         examples: the examples of all ranks, with their gold labels.
         earlier: on rank 0, the answers of an interrupted scoring, by the index of their example.
+        temperatures, abstain_below: see `eval.job.ScoringJob`.
 
     Raises:
         Stopped: a rank was told to stop. Raised on every rank.
     """
     shares = _gather(share, ranks)
     stopped = any(share.stopped for share in shares)
-    result = _assemble(task, examples, shares, earlier or {}) if ranks.rank == 0 and not stopped else None
+    result = None
+    if ranks.rank == 0 and not stopped:
+        predictions = _in_order(len(examples), shares, earlier or {})
+        mark_unsure(predictions, abstain_below)
+        metrics = measure(task, examples, predictions, temperatures, abstain_below)
+        result = _assemble(predictions, metrics, shares, len(earlier or {}))
     return _share_figures(result, ranks)
 
 
@@ -117,11 +125,9 @@ def _in_order(n_examples: int, shares: list[Share], earlier: Mapping[int, Predic
 
 
 def _assemble(
-    task: Task, examples: Sequence[Example], shares: list[Share], earlier: Mapping[int, Prediction]
+    predictions: list[Prediction], metrics: dict[str, Any], shares: list[Share], n_earlier: int
 ) -> ScoreResult:
-    """Put the ranks' answers into the order of the examples, and compute the figures."""
-    predictions = _in_order(len(examples), shares, earlier)
-    n, n_new = max(len(predictions), 1), len(predictions) - len(earlier)
+    n, n_new = max(len(predictions), 1), len(predictions) - n_earlier
     seconds = max(share.seconds for share in shares)
     cost = {
         "seconds": seconds,
@@ -130,11 +136,11 @@ def _assemble(
         "computed_tokens": sum(share.computed_tokens for share in shares) / max(n_new, 1),
         "new_tokens": sum(p.n_new_tokens for p in predictions) / n,
     }
-    if earlier and not n_new:  # nothing was computed
+    if n_earlier and not n_new:  # nothing was computed
         cost = {name: cost[name] for name in ("prompt_tokens", "new_tokens")}
     return ScoreResult(
         predictions=predictions,
-        metrics=measure(task, examples, predictions),
+        metrics=metrics,
         counts=count_oddities(predictions) | shares[0].counts,
         cost=cost,
     )

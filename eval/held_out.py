@@ -18,18 +18,24 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from pathlib import Path
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from data.decoder.tokenizer import Tokenizer
+from data.errors import UserError
+from data.tasks import ClassField
+from eval.decoder.labels import valid_answers
 from eval.decoder.tensor_parallel import copy_for_scoring
 from eval.gather import ScoreResult
 from eval.job import BATCH_TOKENS, ScoringJob, ScoringRanks
 from eval.memory import ScoringLoad
 from eval.metrics import main_figures, selection_metric
 from eval.score import request_lengths, score
+from eval.stored_calibration import fit
 from eval.together import Stopped
 from model.llama import LlamaConfig
 from train.config import TrainConfig
@@ -38,15 +44,24 @@ from train.parallel.distributed import World, place
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, keep_unsharded, reshard, reshards_after_forward
 from train.planning.hardware import usable
-from train.scorer import HeldOutScore
+from train.scorer import Calibrated, HeldOutScore
 from train.setup import CACHE_DIR, Setup, longest_input
 
 log = logging.getLogger(__name__)
+
+Decode = Literal["free", "labels"]
 
 
 def tp_for(config: LlamaConfig, local_ranks: int) -> int:
     """Tensor-parallel ranks of a copy: the most that divide heads, hidden units and a machine's ranks."""
     return math.gcd(config.n_kv_heads, config.ffn_dim, local_ranks)
+
+
+class Nothing:
+    """The calibration of a model that has none."""
+
+    def save(self, folder: Path) -> None:
+        """Write nothing."""
 
 
 class HeldOutScoring:
@@ -69,7 +84,31 @@ class HeldOutScoring:
             return None
         return HeldOutScore(main_figures(self.setup.task, metrics), selection_metric(self.setup.task, metrics))
 
-    def answer(self, model: nn.Module, stop: Callable[[], bool] | None = None) -> ScoreResult:
+    def calibrate(self, model: nn.Module, stop: Callable[[], bool]) -> Calibrated | None:
+        """Fit temperatures to the probabilities of the held-out examples' labels; otherwise as `score`.
+
+        Nothing is fitted for a task without class fields, or for a tokenizer that has no tokens for its answers.
+        """
+        setup = self.setup
+        if not any(isinstance(field, ClassField) for field in setup.task.fields):
+            return Nothing()
+        if setup.prompt is not None:
+            try:  # on every rank alike, before any pass
+                _ = valid_answers(setup.task, setup.prompt, cast(Tokenizer, setup.tokenizer)).load
+            except UserError as error:
+                log.info("note: the exports have no calibration. %s", error)
+                return Nothing()
+        try:
+            predictions = self.answer(model, stop, decode="labels").predictions
+        except Stopped:
+            return None
+        if not predictions:  # on ranks other than 0
+            return Nothing()
+        found = fit(self._job(), predictions, "held-out")
+        log.info("probabilities: %s", found.describe())
+        return found
+
+    def answer(self, model: nn.Module, stop: Callable[[], bool] | None = None, decode: Decode = "free") -> ScoreResult:
         """Answers to the held-out examples, and their metrics; a collective call of all ranks.
 
         Raises:
@@ -77,17 +116,17 @@ class HeldOutScoring:
         """
         if not self._is_set_up:
             self._set_up(model)
-        if self.copy_world is None or not self._copy_fits():
+        if self.copy_world is None or not self._copy_fits(decode):
             keep_unsharded(model, self.world.size == 1)  # in the gradients' memory, which is free now
             try:
-                return score(model, self._job(), ScoringRanks.of(self.world, sharded=True, stop=stop))
+                return score(model, self._job(decode=decode), ScoringRanks.of(self.world, sharded=True, stop=stop))
             finally:
                 keep_unsharded(model, False)
                 reshard(model)
         build = partial(self.setup.spec.build, self.setup.model_config)
         mesh = self.copy_world.mesh["tensor"]
         copy = copy_for_scoring(model, build, mesh, self._dtype, self.world.device)
-        return score(copy, self._copy_job, ScoringRanks.of(self.copy_world, stop=stop))
+        return score(copy, self._copy_job(decode), ScoringRanks.of(self.copy_world, stop=stop))
 
     def _set_up(self, model: nn.Module) -> None:
         """Lay out the ranks for a copy of the model, if one is needed. Only once: it creates process groups."""
@@ -113,7 +152,7 @@ class HeldOutScoring:
     def _dtype(self) -> torch.dtype:
         return PRECISIONS[self.config.train.precision].compute
 
-    def _job(self, max_batch_tokens: int = BATCH_TOKENS) -> ScoringJob:
+    def _job(self, max_batch_tokens: int = BATCH_TOKENS, decode: Decode = "free") -> ScoringJob:
         config, setup = self.config, self.setup
         return ScoringJob(
             task=setup.task,
@@ -125,15 +164,15 @@ class HeldOutScoring:
             max_batch_tokens=max_batch_tokens,
             cache_dir=config.data.cache_dir or CACHE_DIR,
             fine_tuned=True,
+            decode=decode,
         )
 
-    @property
-    def _copy_job(self) -> ScoringJob:
+    def _copy_job(self, decode: Decode = "free") -> ScoringJob:
         """The job with n times larger batches: a rank of the copy caches 1/n of the keys and values."""
         assert self.copy_world is not None
-        return self._job(BATCH_TOKENS * self.copy_world.shape.tensor)
+        return self._job(BATCH_TOKENS * self.copy_world.shape.tensor, decode)
 
-    def _copy_fits(self) -> bool:
+    def _copy_fits(self, decode: Decode) -> bool:
         """Estimate whether a copy fits into every rank's free memory; the log says if it does not.
 
         A collective call on CUDA; on other devices always True.
@@ -143,7 +182,7 @@ class HeldOutScoring:
         torch.cuda.empty_cache()  # frees the last step's gradients and activations
         free = torch.tensor(torch.cuda.mem_get_info(self.world.device)[0], device=self.world.device)
         dist.all_reduce(free, op=dist.ReduceOp.MIN)
-        needed, limit = self._copy_peak(), usable(int(free.item()))
+        needed, limit = self._copy_peak(decode), usable(int(free.item()))
         if limit < needed:
             log.info(
                 "held-out scoring: gathers the weights for every token; %.1f GB are free, a copy needs %.1f",
@@ -152,10 +191,10 @@ class HeldOutScoring:
             )
         return limit >= needed
 
-    def _copy_peak(self) -> int:
+    def _copy_peak(self, decode: Decode = "free") -> int:
         """Bytes of a GPU that the copy needs: while it is made, with one unsharded tensor; later, with the cache."""
         assert self.copy_world is not None
-        setup, job, shape = self.setup, self._copy_job, self.copy_world.shape
+        setup, job, shape = self.setup, self._copy_job(decode), self.copy_world.shape
         load = ScoringLoad(setup.spec, setup.model_config, self._dtype, request_lengths(job), job.max_batch_tokens)
         memory = load.memory(shape.tensor, shape.n_data)
         largest = setup.model_config.vocab_size * setup.model_config.dim * self._dtype.itemsize

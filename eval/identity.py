@@ -35,6 +35,7 @@ def identity_of(setup: ScoringSetup, precision: str, weights: str) -> dict[str, 
         "maximum length": str(setup.max_length),
         "max_new_tokens": str(options.max_new_tokens),
         **({"decode": options.decode} if options.decode != "free" else {}),
+        **({"temperature": _short(repr(sorted(job.temperatures.items())))} if job.temperatures else {}),
         "precision": precision,
     }
 

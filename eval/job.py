@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,8 @@ class ScoringJob:
             longest valid answer in its longest form, and a margin (`eval.decoder.score.answer_budgets`).
         decode: "free": a decoder writes whatever it finds most probable; "labels": valid answers only, with the
             probabilities of labels (`eval.decoder.labels`).
+        temperatures: by class field, the temperature of its probabilities; a missing one is 1.
+        abstain_below: mark labels that are less probable than this; None: mark none.
         fine_tuned: the model learned this prompt; see `eval.decoder.score.prepare_requests`.
         max_batch_tokens: maximum tokens of a decoding batch, answers included, or of an encoder's row. A longer example
             is a batch by itself; with 1, every example is.
@@ -54,11 +56,17 @@ class ScoringJob:
     cache_dir: Path | None = None
     fine_tuned: bool = False
     decode: Literal["free", "labels"] = "free"
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    abstain_below: float | None = None
 
     @property
     def kind(self) -> Literal["decoder", "encoder"]:
         """The kind of model: decoders have a prompt, encoders do not."""
         return "encoder" if self.prompt is None else "decoder"
+
+    def temperature_of(self, field: str) -> float:
+        """The temperature of a class field's probabilities."""
+        return self.temperatures.get(field, 1.0)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,20 @@ from data.errors import UserError
 from data.terminal import literal, say, show, width
 from eval.kept_lines import writable
 from eval.metrics import main_figures
-from eval.results import Results, read_results, stored_task
+from eval.results import RESULTS, Results, read_results, stored_task
 
 Row = tuple[str, list[str]]
 FIRST_COLUMN = "system"
 TABLE_START = f"| {FIRST_COLUMN} | ".encode()  # of a Markdown file
+LABELS_SHOWN = 30  # of a multi field, with their figures
+_NAMES = {  # of figures whose key does not say enough
+    "ece": "calibration error",
+    "nll": "-log p of the gold label",
+    "ece_uncalibrated": "calibration error, no temperature",
+    "nll_uncalibrated": "-log p, no temperature",
+    "accuracy_at_80": "accuracy of the surest 80%",
+    "accuracy_at_90": "accuracy of the surest 90%",
+}
 SYSTEM_WIDTH = 16  # of a table at least, if a name is as long
 COUNTS_AND_COSTS = ("examples", "unparsed", "s/example", "prompt tok", "computed tok", "new tok")
 
@@ -138,13 +147,27 @@ def details_table(results: Results) -> Table:
 
     def group(what: str, rows: Mapping[str, float | int | None]) -> None:
         for i, (name, value) in enumerate((k, v) for k, v in rows.items() if not _is_no_count(v)):
-            table.add_row(literal("" if i else what), literal(name.replace("_", " ")), _show(value))
+            shown = _NAMES.get(name, name.replace("_", " "))
+            table.add_row(literal("" if i else what), literal(shown), _show(name, value))
         table.add_section()
 
     for field, own in results.metrics["fields"].items():
-        group(field, own)
+        per_label = own.get("per_label", {})
+        group(field, {name: value for name, value in own.items() if name != "per_label"})
+        for i, (label, scores) in enumerate(list(per_label.items())[:LABELS_SHOWN]):
+            what = ", ".join(f"{name} {_show(name, value)}" for name, value in scores.items())
+            table.add_row(literal("" if i else f"{field}, each label"), literal(label), literal(what))
+        if len(per_label) > LABELS_SHOWN:
+            table.add_row("", f"{len(per_label) - LABELS_SHOWN} more", f"in {RESULTS}")
+        table.add_section()
     if len(results.fields) > 1:
         group("all fields", {"exact match": results.metrics["exact_match"]})
+    if abstaining := results.metrics.get("abstaining"):
+        given = f"given from {abstaining['below']:.0%} on"
+        for field, own in abstaining["fields"].items():
+            group(f"{field}, {given}", own)
+        if len(abstaining["fields"]) > 1 or len(results.fields) > 1:
+            group(f"all class fields {given}", {name: abstaining[name] for name in ("answered", "exact_match")})
     counts = {"scored": results.metrics["n_examples"], "with an unparsed field": results.metrics["n_unparsed"]}
     group("examples", counts | results.counts)
     if lenient := lenient_figures(results):
@@ -160,9 +183,11 @@ def _is_no_count(value: float | int | None) -> bool:
     return isinstance(value, int) and value == 0
 
 
-def _show(value: float | int | None) -> str:
+def _show(name: str, value: float | int | None) -> str:
     if value is None:
-        return "no gold boundaries"
+        return "no gold boundaries" if name.startswith("strict") else "none"
+    if name.startswith("nll"):
+        return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2%}"
 
 

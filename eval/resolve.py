@@ -11,7 +11,7 @@ from data.decoder.prompts import check_wording
 from data.errors import UserError
 from data.tasks import get_task
 from eval.api.options import api_problems, misplaced
-from eval.config import DECODER_ONLY, ENCODER_ONLY, EvalConfig
+from eval.config import DECODER_ONLY, ENCODER_ONLY, NEEDS_PROBABILITIES, EvalConfig, abstain_problems
 from train import options
 from train.resolve import problems_of_kind
 
@@ -56,6 +56,7 @@ def find_problems(config: EvalConfig) -> list[str]:
         problems += misplaced(config)
         if spec is not None:
             problems += problems_of_kind(config, spec, DECODER_ONLY, ENCODER_ONLY)
+            problems += probability_problems(config, spec)
         if config.checkpoint is None and (spec is not None or not config.model):  # an unknown model may need none
             problems.append("no --checkpoint given: the folder with the weights to score.")
     if config.task:
@@ -67,6 +68,22 @@ def find_problems(config: EvalConfig) -> list[str]:
         value = getattr(config, name)
         if value is not None and value < bound:
             problems.append(f"{name} = {value}: must be at least {bound}.")
+    return problems
+
+
+def probability_problems(config: EvalConfig, spec: ModelSpec) -> list[str]:
+    """Problems in options that need probabilities, of models whose weights are loaded here."""
+    decode = config.decode if spec.kind == "decoder" else None
+    problems = abstain_problems(config.abstain_below, decode)
+    if config.calibrate and decode == "free":
+        problems.append(f"--calibrate {NEEDS_PROBABILITIES}")
+    if config.calibrate and config.split == "test":
+        problems.append(
+            "--calibrate fits to the scored examples, and on --split test all figures would be of examples that it was "
+            "fitted to. Give --split dev."
+        )
+    if config.calibrate and config.abstain_below is not None:
+        problems.append("--calibrate scores without a temperature. Give --abstain_below when you score with it.")
     return problems
 
 

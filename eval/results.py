@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,15 +26,17 @@ from data.example import Example
 from data.files import limits
 from data.files.documents import parse_line, read_json, read_lines, shaped
 from data.json_text import to_json
-from data.tasks import ClassField, TokenField
+from data.tasks import ClassField, Field, FieldKind, MultiField, TokenField
+from eval.calibration import COLDEST, HOTTEST
 from eval.kept_lines import sha256_of, writable
 from eval.metrics import HasFields, Labels, compute_metrics, main_figure
+from eval.probabilities import answered_figures, probability_figures, unsure_of, with_probabilities
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
-N_TOP = 5  # most probable labels, stored with their probabilities
 
 Name = Annotated[str, msgspec.Meta(max_length=limits.NAME_CHARACTERS)]  # characters of what tables show
-FieldKind = Literal["class", "token"]
+LogProb = Annotated[float, msgspec.Meta(le=0, ge=-1e9)]
+Temperature = Annotated[float, msgspec.Meta(ge=COLDEST, le=HOTTEST)]
 Tag = Annotated[str, msgspec.Meta(pattern="^(O$|[BI]-)")]
 
 
@@ -60,7 +62,13 @@ class Prediction:
             those without a sub-word in the (cut) document.
         top: by class-field name, the most probable labels with their probabilities, in decreasing order:
             ``[[label, p], ...]``. Only from systems that compute probabilities: encoders, and decoders with
-            ``--decode labels``.
+            ``--decode labels``. At the temperature of the checkpoint's calibration, if it has one.
+        log_probs: by class-field name, the log-probabilities of all labels, in the order of `Results.labels`, without
+            temperature. Only where ``top`` is.
+        abstained: the class fields of which the label is not given, because it is not probable enough
+            (``--abstain_below``). ``parsed`` has it nevertheless.
+        multi_top: by multi-field name, the most probable labels with the probability of each by itself: all labels that
+            were given, and at least `eval.probabilities.N_TOP`. Only from encoders.
     """
 
     id: str
@@ -80,6 +88,9 @@ class Prediction:
     top: dict[str, list[list[str | float]]] = field(default_factory=dict)
     lenient: Labels | None = None
     parsed_bio: dict[str, tuple[Tag, ...]] = field(default_factory=dict)
+    log_probs: dict[str, list[LogProb]] = field(default_factory=dict)
+    abstained: tuple[str, ...] = ()
+    multi_top: dict[str, list[list[str | float]]] = field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:
@@ -111,7 +122,7 @@ class Results:
     Attributes:
         system: a name for tables.
         task: name of the task.
-        fields: field name → ``"class"`` or ``"token"``, in the task's order.
+        fields: field name → ``"class"``, ``"multi"`` or ``"token"``, in the task's order.
         model, checkpoint: names of the preset and of the checkpoint folder; empty for baselines.
         shots: number of few-shot examples in the prompt.
         prompt: the content of ``prompt.json``; None if there is no prompt.
@@ -126,6 +137,7 @@ class Results:
         predictions: SHA-256 of the ``predictions.jsonl`` of the same scoring, made by `write_run`; empty in older
             files.
         examples: hash of the examples with their gold labels (`hash_examples`); empty in older files.
+        labels: by class field with probabilities, its labels, in the order of ``Prediction.log_probs``.
     """
 
     system: Name
@@ -145,6 +157,17 @@ class Results:
     weights: str = ""
     predictions: str = ""
     examples: str = ""
+    labels: dict[Name, list[str]] = field(default_factory=dict)
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """By class field, the temperature of its probabilities; without those that have none.
+
+        Raises:
+            UserError: the setting has another form.
+        """
+        found = self.settings.get("temperature") or {}
+        return shaped(found, f"{RESULTS}: settings.temperature", dict[str, Temperature])
 
 
 class _Figures(msgspec.Struct):
@@ -153,22 +176,49 @@ class _Figures(msgspec.Struct):
     n_examples: int
     n_unparsed: int
     exact_match: float
-    fields: dict[str, dict[str, int | float | None]]
+    fields: dict[str, dict[str, int | float | dict[str, dict[str, int | float]] | None]]
 
 
 class _Metrics(_Figures):
     lenient: _Figures | None = None
 
 
-def measure(task: HasFields, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
+def measure(
+    task: HasFields,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    temperatures: Mapping[str, float] | None = None,
+    abstain_below: float | None = None,
+) -> dict[str, Any]:
     """The metrics of a run (:func:`eval.metrics.compute_metrics`).
 
-    If the answers are text, ``"lenient"`` has the same of the lenient reading (`data.lenient`).
+    If the answers are text, ``"lenient"`` has the same of the lenient reading (`data.lenient`). If class fields have
+    probabilities, their figures have those of `eval.probabilities.probability_figures`, and ``"coverage"`` the curves.
+    With ``abstain_below`` there is also ``"abstaining"`` (`eval.probabilities.answered_figures`); all other figures are
+    those of all answers.
+
+    Args:
+        temperatures: by class field, those of the probabilities.
+        abstain_below: the threshold with which the predictions were marked (`mark_unsure`).
     """
     metrics = compute_metrics(task, examples, predictions)
+    fields = with_probabilities(task.fields, predictions)
+    for own in fields:
+        gold = [example.class_label(own.name) for example in examples]
+        found, curve = probability_figures(own, gold, predictions, (temperatures or {}).get(own.name))
+        metrics["fields"][own.name] |= found
+        metrics.setdefault("coverage", {})[own.name] = curve
+    if abstain_below is not None:
+        metrics["abstaining"] = {"below": abstain_below} | answered_figures(task, examples, predictions, fields)
     if any(p.lenient is not None for p in predictions):
         metrics["lenient"] = compute_metrics(task, examples, [p.read_leniently for p in predictions])
     return metrics
+
+
+def mark_unsure(predictions: Sequence[Prediction], below: float | None) -> None:
+    """Mark the labels that are not given, because they are less probable than ``below``; None: all are given."""
+    for prediction in predictions:
+        prediction.abstained = unsure_of(prediction, below) if below is not None else ()
 
 
 def count_oddities(predictions: Sequence[Prediction]) -> dict[str, int]:
@@ -188,16 +238,23 @@ class StoredTask:
     """The fields of a scored run, without label sets: what metrics and tables need."""
 
     name: str
-    fields: tuple[ClassField | TokenField, ...]
+    fields: tuple[Field, ...]
 
 
 def field_kinds(task: HasFields) -> dict[str, FieldKind]:
-    return {f.name: "token" if isinstance(f, TokenField) else "class" for f in task.fields}
+    return {field.name: field.kind for field in task.fields}
+
+
+def label_sets(task: HasFields) -> dict[str, list[str]]:
+    """The labels of each class field: `Results.labels` of a run with probabilities."""
+    return {f.name: list(f.labels) for f in task.fields if isinstance(f, ClassField)}
 
 
 def stored_task(results: Results) -> StoredTask:
-    kinds: dict[str, type[ClassField] | type[TokenField]] = {"token": TokenField, "class": ClassField}
-    return StoredTask(results.task, tuple(kinds[kind](name, ()) for name, kind in results.fields.items()))
+    kinds: list[type[Field]] = [ClassField, MultiField, TokenField]
+    by_kind = {own.kind: own for own in kinds}
+    labels = {name: tuple(results.labels.get(name, ())) for name in results.fields}
+    return StoredTask(results.task, tuple(by_kind[kind](name, labels[name]) for name, kind in results.fields.items()))
 
 
 def versions() -> dict[str, str]:
@@ -278,11 +335,11 @@ def read_results(folder: Path) -> Results:
     return results
 
 
-def read_predictions(folder: Path, fields: Mapping[str, str] | None = None) -> list[Prediction]:
+def read_predictions(folder: Path, results: Results | None = None) -> list[Prediction]:
     """Read ``predictions.jsonl``.
 
     Args:
-        fields: `Results.fields` of the same scoring, if the predictions are to be scored.
+        results: of the same scoring, if the predictions are to be scored.
 
     Raises:
         UserError: no such file, or a line that is not a prediction of these fields (the message has its number).
@@ -293,8 +350,10 @@ def read_predictions(folder: Path, fields: Mapping[str, str] | None = None) -> l
     predictions = []
     for where, line in read_lines(path):
         prediction: Prediction = parse_line(line, where, Prediction)
-        for name, kind in (fields or {}).items():
-            _check_field(prediction, name, str if kind == "class" else tuple, where)
+        if results is not None:
+            for name, kind in results.fields.items():
+                _check_field(prediction, name, str if kind == "class" else tuple, where)
+                _check_probabilities(prediction, name, results.labels.get(name, []), where)
         predictions.append(prediction)
     return predictions
 
@@ -304,8 +363,21 @@ def _check_field(prediction: Prediction, name: str, wanted: type, where: str) ->
     gold = prediction.gold.get(name)
     others = (prediction.parsed.get(name), (prediction.lenient or {}).get(name))
     if not isinstance(gold, wanted) or not all(labels is None or isinstance(labels, wanted) for labels in others):
-        what = "a label" if wanted is str else "one label for each word"
+        what = "a label" if wanted is str else "a list of labels"
         raise UserError(f"{where}: gold and parsed must have {what} of {name!r}. Score again.")
     for tags in (prediction.gold_bio.get(name), prediction.parsed_bio.get(name)):
         if tags is not None and len(tags) != len(gold or ()):
             raise UserError(f"{where}: {len(tags)} boundaries of {name!r} for {len(gold or ())} words. Score again.")
+
+
+def _check_probabilities(prediction: Prediction, name: str, labels: Sequence[str], where: str) -> None:
+    """Refuse probabilities of other labels than those of the results."""
+    if name not in prediction.log_probs:
+        return
+    best = next(iter(prediction.top.get(name, [])), [])
+    is_pair = len(best) == 2 and isinstance(best[1], int | float) and 0 <= best[1] <= 1
+    if not is_pair or len(prediction.log_probs[name]) != len(labels) or prediction.gold[name] not in labels:
+        raise UserError(
+            f"{where}: gold, top and log_probs of {name!r} must be of the {len(labels)} labels in {RESULTS}. "
+            "Score again."
+        )

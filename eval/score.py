@@ -11,7 +11,7 @@ from eval.encoder import score as encoder_score
 from eval.gather import ScoreResult, gather_answers, gather_scores
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.partial import PartialAnswers
-from eval.results import Prediction
+from eval.results import Prediction, mark_unsure
 
 # Both modules define `answer`, `request_lengths` and `batch_sizes`.
 SCORERS = {"decoder": decoder_score, "encoder": encoder_score}
@@ -29,7 +29,9 @@ def answer(
     """
     ranks = ranks or ScoringRanks()
     share = SCORERS[job.kind].answer(model, job, ranks, progress)
-    return gather_answers(len(job.examples), share, ranks)
+    answers = gather_answers(len(job.examples), share, ranks)
+    mark_unsure(answers, job.abstain_below)
+    return answers
 
 
 def score(
@@ -52,7 +54,8 @@ def score(
     """
     ranks = ranks or ScoringRanks()
     share = SCORERS[job.kind].answer(model, job, ranks, progress, partial)
-    return gather_scores(job.task, job.examples, share, ranks, partial.answers if partial else {})
+    earlier = partial.answers if partial else {}
+    return gather_scores(job.task, job.examples, share, ranks, earlier, job.temperatures, job.abstain_below)
 
 
 def request_lengths(job: ScoringJob) -> RequestLengths:

@@ -43,6 +43,7 @@ from eval.decoder.tensor_parallel import to_plain_tensors
 from eval.encoder.task import encoder_task, needs_toml, output_order
 from eval.job import ScoringJob
 from eval.output import default_output
+from eval.stored_calibration import Calibration, calibration_of, check_can_fit
 from eval.weights import Weights, check_carries_task, find_weights, head_labels, model_config, trained_length
 from model.encoder import EncoderConfig
 from train.checkpointing.checkpoint import load_model
@@ -64,6 +65,7 @@ class ModelSetup:
         fine_tuned: the checkpoint contains its prompt or its heads.
         output_order: by field, the output of the stored head for each label of the task; empty if the orders are equal.
         max_length: longest input in tokens; see `eval.job.ScoringJob`.
+        calibration: that of the checkpoint for this task and prompt; None: it has none, or there are no probabilities.
         assumed: a plan's assumptions about the model, one sentence each.
         missing: why a plan cannot count tokens; empty in a run.
     """
@@ -78,6 +80,7 @@ class ModelSetup:
     fine_tuned: bool
     output_order: dict[str, list[int]]
     max_length: int
+    calibration: Calibration | None
     assumed: tuple[str, ...]
     missing: tuple[str, ...]
 
@@ -95,12 +98,21 @@ class ModelSetup:
             cache_dir=cache_dir,
             fine_tuned=self.fine_tuned,
             decode=self.options.decode,
+            temperatures=self.calibration.temperatures if self.calibration is not None else {},
+            abstain_below=self.options.abstain_below,
         )
 
     @property
     def has_probabilities(self) -> bool:
         """Whether the labels of class fields get probabilities."""
         return self.spec.kind == "encoder" or self.options.decode == "labels"
+
+    @property
+    def with_probabilities(self) -> frozenset[str]:
+        """The fields whose labels get probabilities."""
+        kinds = {"class"} if self.has_probabilities else set()
+        kinds |= {"multi"} if self.spec.kind == "encoder" else set()
+        return frozenset(field.name for field in self.task.fields if field.kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,8 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
     """
     found = open_model(options)
     _check_cut(found)
+    if options.calibrate:
+        check_can_fit(found.weights, options.split, found.fine_tuned)
     missing = list(found.missing)
     # A decoder's runs are named by their number of shots; an encoder has none.
     name, folder = found.weights.name, f"{found.weights.name}-{found.task.name}"
@@ -140,6 +154,10 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         name, folder = f"{name}, {len(found.prompt.shots)}-shot", f"{folder}-{len(found.prompt.shots)}shot"
     if options.decode != "free":
         name, folder = f"{name}, {options.decode}", f"{folder}-{options.decode}"
+    if options.calibrate:
+        folder += "-calibrate"
+    if options.abstain_below is not None:
+        folder += f"-abstain{options.abstain_below:g}"
     return ScoringSetup(
         **vars(found)
         | {
@@ -212,6 +230,7 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
         fine_tuned=fine_tuned,
         output_order=order,
         max_length=max_length,
+        calibration=calibration_of(options, weights, task, prompt.build(task) if prompt is not None else None),
         assumed=tuple(assumed),
         missing=tuple(missing),
     )
@@ -361,7 +380,7 @@ def new_prompt(
             return task, None
         shots = choose_shots(examples, task, options.shots or 0, seed, choice, options.shot_ids)
         if tokenizer is not None:
-            shots = cut_shots(shots, tokenizer, options.shot_tokens)
+            shots = cut_shots(shots, task, tokenizer, options.shot_tokens)
     if tokenizer is None and options.template == "auto":
         template = Choice(spec.chat_template, "the preset's: there is no tokenizer")
     else:  # as in training

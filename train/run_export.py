@@ -24,6 +24,7 @@ from train.checkpointing.checkpoint import TRAINING_FILE
 from train.config import TrainConfig
 from train.errors import RunStopped
 from train.model_card import model_card
+from train.scorer import Calibrated
 from train.setup import MACHINE_OPTIONS, Setup, longest_input
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def export_run(
     step: int,
     figures: dict[str, float] | None,
     about: dict[str, Any] | None = None,
+    calibrated: Calibrated | None = None,
 ) -> None:
     """Write ``folder``, replacing that of an earlier step once it is on the disk. Collective.
 
@@ -92,6 +94,7 @@ def export_run(
     Args:
         step, figures: the steps taken and the last held-out figures, for the model card.
         about: contents of ``best.json``.
+        calibrated: of this model.
     """
 
     def add(new: Path) -> None:
@@ -104,6 +107,8 @@ def export_run(
         )
         if about is not None:
             write_json(new / "best.json", about)
+        if calibrated is not None:
+            calibrated.save(new)
 
     new, is_main = run_folder.new_folder(folder), dist.get_rank() == 0
     if is_main:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import nn
@@ -22,6 +23,13 @@ class HeldOutScore:
     score: float
 
 
+class Calibrated(Protocol):
+    """What the held-out examples say about the probabilities of a model's labels."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into an export of the model, which has its weights already. On rank 0."""
+
+
 class HeldOutScorer(Protocol):
     """Scores the held-out examples of a run."""
 
@@ -31,3 +39,6 @@ class HeldOutScorer(Protocol):
         Args:
             stop: asked between forward passes. If it is true on any rank, the result is None on all.
         """
+
+    def calibrate(self, model: nn.Module, stop: Callable[[], bool]) -> Calibrated | None:
+        """Score ``model`` by the probabilities of labels, and fit temperatures to them; otherwise as `score`."""

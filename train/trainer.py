@@ -36,7 +36,7 @@ from train.parallel.parallelize import parallelize
 from train.patience import Watched
 from train.resolve import describe_settings
 from train.run_export import export_best, export_run
-from train.scorer import HeldOutScorer
+from train.scorer import Calibrated, HeldOutScorer
 from train.setup import Setup
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Trainer:
         self.watched = Watched()  # the scores that patience counts
         self.figures: dict[str, float] | None = None  # of the last held-out scoring
         self.unscored = False  # a scoring that was due was stopped
+        self.calibrated: tuple[int, Calibrated] | None = None  # the model after this step
         self.stop = stopping.Stop()
         self.scorer = scorer
         self.costs = costs_of(setup.model_config)
@@ -361,9 +362,11 @@ class Trainer:
         if found is None:
             return False
         figures, score = found.figures, found.score
+        is_best = self.best is None or score > self.best
+        if is_best and not self._calibrate():
+            return False
         self.figures = figures
         self.log.event("score", step=self.step, score=score, **figures)
-        is_best = self.best is None or score > self.best
         self.watched, patience = self.watched.add(score, self.step), self.config.eval.patience
         listed = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         # The first score is always the best, also that of a model that gets nothing right.
@@ -376,6 +379,18 @@ class Trainer:
             self._export("best", {"step": self.step, "score": score, **figures})
         return True
 
+    def _calibrate(self) -> bool:
+        """Fit temperatures to the held-out examples, if there are any, for the export that follows. False: was stopped.
+
+        The model that is the best and the last is exported twice and calibrated once.
+        """
+        if self.scorer is None or (self.calibrated is not None and self.calibrated[0] == self.step):
+            return True
+        with self._stops_unless_finite("calibrating"):
+            found = self.scorer.calibrate(self.model, lambda: self.stop.noted)
+        self.calibrated = (self.step, found) if found is not None else None
+        return found is not None
+
     def _say_why_early(self) -> None:
         patience, total = self.config.eval.patience, self.setup.total_steps
         if self.watched.ends(patience):
@@ -385,6 +400,8 @@ class Trainer:
 
     def _export_end(self) -> None:
         if self.config.eval.patience is None:
+            if not self._calibrate():
+                self._interrupt()
             return self._export("export")
         self.saver.before_export(self.output / "export")
         export_best(self.output / "best", self.output / "export")
@@ -392,7 +409,8 @@ class Trainer:
     def _export(self, name: str, about: dict[str, Any] | None = None) -> None:
         folder = self.output / name
         self.saver.before_export(folder)
-        export_run(self.model, self.config, self.setup, folder, self.step, self.figures, about)
+        calibrated = self.calibrated[1] if self.calibrated is not None else None
+        export_run(self.model, self.config, self.setup, folder, self.step, self.figures, about, calibrated)
 
     def _log_summary(self) -> None:
         config, setup = self.config, self.setup

@@ -20,7 +20,7 @@ from data.readers.records import Record, check_columns
 ENDINGS = {".conll": "conll", ".bio": "conll", ".iob": "conll", ".conllu": "conllu", ".conllup": "conllu"}
 FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 UNIVERSAL = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
-TOKENS, TAGS, FORM = "tokens", "tags", "form"
+TOKENS, TAGS, FORM, ID = "tokens", "tags", "form", "id"
 DOCUMENT = "-DOCSTART-"  # the token of a line before a document of CoNLL-2003
 # Before a sentence. A token may begin with such a mark as well: "#summer O".
 COMMENT = re.compile(r"#(?: |$|begin document|end document)")
@@ -93,6 +93,7 @@ def _cells(line: str, by_tab: bool) -> list[str]:
 def _records(
     lines: Iterator[Line], name: str, is_universal: bool, by_tab: bool, names: tuple[str, ...]
 ) -> Iterator[Record]:
+    id_at = names.index(ID) if is_universal and ID in names else None
     rows: list[list[str]] = []
     size, first, last, error = 0, 0, 0, ""
 
@@ -126,7 +127,7 @@ def _records(
             parted = "tabs" if by_tab else "spaces"
             found = f"{len(cells)} columns, parted by {parted}"
             error = error or f"{name}, line {number}: {found}, but the first token has {len(names)}."
-        elif not (is_universal and NOT_A_WORD.fullmatch(cells[0])):
+        elif id_at is None or not NOT_A_WORD.fullmatch(cells[id_at]):
             rows.append(cells)
     if rows or error:
         yield record()

@@ -9,7 +9,7 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
                                       # or: tokens_column = "tokens", if it has lists of words
     id_column = "ticket_id"           # default: the line number
     delimiter = ";"                   # between the cells of .csv files; default ","
-    encoding = "windows-1252"         # of all files; default "utf-8"
+    encoding = "windows-1252"         # of all files of text; default "utf-8"
     tsv_quoting = true                # quotation marks in .tsv files mean what they do in CSV; default: nothing
     missing = "skip"                  # leave out examples without a text, label or id; default: "error"
 
@@ -42,6 +42,13 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
                                       # or: "spans", spans of characters, see `data.readers.spans`
     answer = "spans"                  # a decoder writes the entities; "list" or "bio": a label or a tag for each word
 
+    [[fields]]
+    name = "topics"
+    type = "multi"                    # any number of labels, none included
+    labels = ["refund", "delivery"]
+    separator = "|"                   # between the labels in a cell; default: a cell has a list
+    # or: columns = ["refund", "delivery"], instead of labels: a column of 0 and 1 for each; see `data.readers.multi`
+
 A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. They are
 types or tags of types (``B-product I-product O``), which have the entities' boundaries for the strict slot score; see
 `data.readers.tags`. Without ``tags`` they are recognized; where a label may be either, it must be given. Without tags,
@@ -51,6 +58,7 @@ are one label.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,13 +74,15 @@ from data.readers.cells import SPANS, collect_labels
 from data.readers.cut import Cut, SplitTable, read_cut
 from data.readers.encoding import check_encoding, decode_utf8
 from data.readers.label_sets import check_labels
+from data.readers.multi import MultiCells, collect_multi, columns_of, key_problem
 from data.readers.sources import DEFAULT_SPLITS, Source, dataset_splits, format_of
 from data.readers.split_files import split_files
-from data.readers.tables import FORMATS, PLAIN, Dialect, read_delimiter
+from data.readers.tables import COLUMNAR, FORMATS, PLAIN, Dialect, read_delimiter
 from data.readers.tags import SCHEMES, types_among
 from data.template import TextTemplate
 
 SPLITS = ("train", "dev", "test")
+TYPES = ("class", "multi", "token")
 ANSWERS = ("spans", "list", "bio")
 MISSING = ("error", "skip")
 
@@ -89,6 +99,8 @@ class _FieldTable(msgspec.Struct):
     other: str | None = None
     tags: str | None = None
     answer: str | None = None
+    separator: str | None = None
+    columns: list[str] | dict[str, str] | None = None
 
 
 class _Table(msgspec.Struct):
@@ -103,7 +115,7 @@ class _Table(msgspec.Struct):
     id_column: str | None = None
     missing: str = MISSING[0]
     delimiter: str | None = None
-    encoding: str = PLAIN.encoding
+    encoding: str | None = None
     tsv_quoting: bool = False
     format: str | None = None
     conll_columns: list[str] | None = None
@@ -122,7 +134,7 @@ class CustomField:
 
     Attributes:
         name: its key in the examples' labels.
-        type: ``"class"`` (one label per document) or ``"token"`` (one per word).
+        type: ``"class"`` (one label per document), ``"multi"`` (any number) or ``"token"`` (one per word).
         labels: the label set, in the order in which the prompt lists it; for token fields without ``other``.
         column: the column or key of the data files that holds it.
         other: the label of a word that has none of ``labels``; unused for class fields.
@@ -131,6 +143,7 @@ class CustomField:
             (see `data.readers.spans`); None: as each label shows.
         names: labels by the codes that the files have in their place; None: the files have labels.
         labels_from: the split from which the labels were collected; None: they were listed.
+        separator, columns: of a multi field; see `data.readers.multi.MultiCells`.
     """
 
     name: str
@@ -142,6 +155,13 @@ class CustomField:
     tags: str | None = None
     names: dict[str, str] | None = None
     labels_from: str | None = None
+    separator: str | None = None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cells(self) -> MultiCells:
+        """Where a table has the labels of a multi field."""
+        return MultiCells(self.column, self.separator, self.columns)
 
 
 @dataclass(frozen=True)
@@ -181,6 +201,11 @@ class CustomSpec:
     missing: str = MISSING[0]
     cut: Cut | None = None
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are given, and those that are cut from the train files."""
+        return (*self.files, *(self.cut.fractions if self.cut is not None else ()))
+
 
 def read_custom_spec(path: Path) -> CustomSpec:
     """Read and check a task's TOML file; data files are opened only to collect labels (``labels_from``).
@@ -213,7 +238,8 @@ def read_custom_spec(path: Path) -> CustomSpec:
         parts.append((table.split, f"{path}, [split]"))
     for part, place in parts:
         for key, value in msgspec.structs.asdict(part).items():
-            if isinstance(value, str) and not value.strip() and key != "delimiter":
+            blank = isinstance(value, str) and not (value if key == "separator" else value.strip())
+            if blank and key != "delimiter":
                 raise UserError(f"{place}: {key} is empty.")
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", table.name):
@@ -281,16 +307,22 @@ def _read_dialect(table: _Table, files: dict[str, tuple[Source, ...]], path: Pat
     columns = None if table.conll_columns is None else tuple(table.conll_columns)
     dialect = Dialect(tsv_quoting=table.tsv_quoting, format=table.format, conll_columns=columns)
     formats = {format_of(file, dialect) for own in files.values() for file in own}
-    for key, its_formats in (("tsv_quoting", {"tsv"}), ("delimiter", {"csv"}), ("conll_columns", set(conll.FORMATS))):
+    place = "[files]" if table.dataset is None else "the dataset"
+    for key, its_formats, kind in (
+        ("tsv_quoting", {"tsv"}, ".tsv files"),
+        ("delimiter", {"csv"}, ".csv files"),
+        ("conll_columns", set(conll.FORMATS), ".conll and .conllu files"),
+        ("encoding", set(FORMATS) - COLUMNAR.keys(), "files of text"),
+    ):
         if getattr(table, key) and not formats & its_formats:
-            raise UserError(f"{path}: {key} is for {' and '.join(f'.{f}' for f in sorted(its_formats))} files; [files] "
-                            "has none.")  # fmt: skip
+            raise UserError(f"{path}: {key} is for {kind}; {place} has none.")
+    encoding = PLAIN.encoding if table.encoding is None else table.encoding
     try:
         delimiter = PLAIN.delimiter if table.delimiter is None else read_delimiter(table.delimiter)
-        check_encoding(table.encoding)
+        check_encoding(encoding)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return replace(dialect, delimiter=delimiter, encoding=table.encoding)
+    return replace(dialect, delimiter=delimiter, encoding=encoding)
 
 
 def _tokens_column(table: _Table, files: dict[str, tuple[Source, ...]], dialect: Dialect, path: Path) -> str | None:
@@ -309,17 +341,24 @@ def _tokens_column(table: _Table, files: dict[str, tuple[Source, ...]], dialect:
 
 def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Source, ...]], dialect: Dialect) -> CustomField:
     name, kind = entry.name, entry.type
-    if kind not in ("class", "token"):
-        raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, ('class', 'token'))}")
-    if kind == "class" and entry.other is not None:
+    if kind not in TYPES:
+        raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, TYPES)}")
+    if kind != "token" and entry.other is not None:
         raise UserError(f"{where}: 'other' is for fields of type \"token\" only; put it among the labels instead.")
-    if kind == "class" and entry.answer is not None:
-        raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; a class is answered by its label.")
-    if kind == "class" and entry.tags is not None:
+    if kind != "token" and entry.answer is not None:
+        raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; others have one form of answer.")
+    if kind != "token" and entry.tags is not None:
         raise UserError(f"{where}: 'tags' is for fields of type \"token\" only.")
     if entry.names is not None and entry.tags == SPANS:
         raise UserError(f"{where}: 'names' is for codes in the place of labels; spans have labels.")
-    if sum(given is not None for given in (entry.labels, entry.labels_from, entry.names)) != 1:
+    for key in ("separator", "columns"):
+        if kind != "multi" and getattr(entry, key) is not None:
+            raise UserError(f"{where}: '{key}' is for fields of type \"multi\" only.")
+    n_given = sum(given is not None for given in (entry.labels, entry.labels_from, entry.names))
+    if problem := key_problem(entry.columns, entry.separator, entry.column, n_given > 0):
+        raise UserError(f"{where}: {problem}")
+    columns = columns_of(entry.columns)
+    if not columns and n_given != 1:
         raise UserError(f"{where}: give either labels (a list) or labels_from (a split) or names (a label for each "
                         "code), and only one of them.")  # fmt: skip
     column, other = entry.column or name, entry.other or "Other"
@@ -329,7 +368,9 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Source, .
     if tags is not None and tags not in (*SCHEMES, SPANS):
         raise UserError(f"{where}: unknown tags {tags!r}.{nearest(tags, (*SCHEMES, SPANS))}")
 
-    if entry.names is not None:
+    if columns:
+        labels = list(columns)
+    elif entry.names is not None:
         labels = _named(entry.names, where)
         if kind == "token":
             try:
@@ -342,9 +383,20 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Source, .
         split = entry.labels_from or ""
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
-        labels = collect_labels(files[split], dialect, column, kind, other, tags)
+        if kind == "multi":
+            labels = collect_multi(files[split], dialect, MultiCells(column, entry.separator, {}))
+        else:
+            labels = collect_labels(files[split], dialect, column, kind, other, tags)
     check_labels(labels, kind, other, answer, where)
-    return CustomField(name, kind, tuple(labels), column, other, answer, tags, entry.names, entry.labels_from)
+    for written in entry.names or labels:
+        if entry.separator is not None and entry.separator in written:
+            raise UserError(
+                f"{where}: label {written!r} has the separator {entry.separator!r} in it, so it would be read as "
+                "several. Choose another separator, or give the labels as JSON lists."
+            )
+    return CustomField(
+        name, kind, tuple(labels), column, other, answer, tags, entry.names, entry.labels_from, entry.separator, columns
+    )
 
 
 def _named(names: dict[str, str], where: str) -> list[str]:

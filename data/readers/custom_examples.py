@@ -16,6 +16,7 @@ from data.readers.cells import SPANS, class_label, missing_column, no_column, pa
 from data.readers.custom import CustomField, CustomSpec
 from data.readers.cut import TRAIN, divide
 from data.readers.groups import check_groups, group_of
+from data.readers.multi import MultiReader
 from data.readers.records import Record
 from data.readers.sources import name_of
 from data.readers.spans import SpanReader
@@ -24,6 +25,7 @@ from data.readers.tags import TagReader
 from data.readers.words import joined
 
 SHOWN = 5  # records or labels that a message names
+UNUSED_LABELS = "data.unused_labels"  # the logger of what `data.check` finds by itself
 WITHOUT_LABELS = " Texts without labels are for predict.py."
 
 log = logging.getLogger("data")
@@ -59,8 +61,11 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         others = (*others, group_column)
         check_groups(spec.files, group_column, spec.dialect)
     text_columns = (spec.text_column,) if spec.template is None else spec.template.columns
-    needed = (*text_columns, *others, *(field.column for field in spec.fields))
-    readers = [_ClassReader(f, source) if f.type == "class" else _TokenReader(f) for f in spec.fields]
+    of_labels = (column for field in spec.fields for column in (field.columns.values() or [field.column]))
+    needed = (*text_columns, *others, *of_labels)
+    may_be_empty = {field.column for field in spec.fields if field.type == "multi" and not field.columns}
+    filled = tuple(column for column in needed if column not in may_be_empty)
+    readers = [_reader(field, source) for field in spec.fields]
     gaps = _Gaps(spec, source)
     examples: list[Example] = []
     keys: list[str] = []
@@ -68,10 +73,16 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     seen: dict[str, str] = {}
     for file, prefix in zip(files, id_prefixes(files), strict=True):
         for row in records(file, spec.dialect, needed, WITHOUT_LABELS):
-            if row.error or (column := missing_column(row, needed)) is not None:
+            column = missing_column(row, filled)
+            if column is None:  # null says that nobody has looked, an empty cell that there is no label
+                column = next((name for name in may_be_empty if row.values.get(name) is None), None)
+            if row.error or column is not None:
                 gaps.add(row, None if row.error else column)
                 continue
             text = _text(spec, row)
+            if not text:  # a list without words
+                gaps.add(row, spec.text_column)
+                continue
             key = f"{prefix}{row.line}"
             if spec.id_column is not None:
                 key = str(row.values[spec.id_column])
@@ -187,6 +198,12 @@ class _Gaps:
         return "; ".join(self.first) + more
 
 
+def _reader(field: CustomField, split: str) -> _ClassReader | _MultiReader | _TokenReader:
+    if field.type == "class":
+        return _ClassReader(field, split)
+    return _MultiReader(field) if field.type == "multi" else _TokenReader(field)
+
+
 class _ClassReader:
     """Reads a class field's column, and remembers which labels occurred."""
 
@@ -237,6 +254,26 @@ class _ClassReader:
         _note_unused(spec, split, self.field, used)
 
 
+class _MultiReader:
+    """Reads a multi field's columns."""
+
+    def __init__(self, field: CustomField) -> None:
+        self.field, self.reader = field, MultiReader(field.labels, field.cells, field.names)
+
+    def read(self, row: Record, text: str, labels: dict[str, Any], bio: dict[str, Any]) -> None:
+        labels[self.field.name] = self.reader.read(row)
+
+    def finish(self, spec: CustomSpec, split: str, examples: Sequence[Example]) -> None:
+        found = {example.labels[self.field.name] for example in examples}
+        if split == TRAIN and len(found) == 1:
+            every = ", ".join(map(repr, *found)) or "none"
+            raise UserError(
+                f"{name_of(spec.files[TRAIN])}: every example has the same labels of {self.field.name!r} ({every}), so "
+                "there is nothing to learn. Training needs examples that differ."
+            )
+        _note_unused(spec, split, self.field, {label for own in found for label in own})
+
+
 class _TokenReader:
     """Reads a token field's column, and remembers which types occurred."""
 
@@ -279,5 +316,6 @@ def _note_unused(spec: CustomSpec, split: str, field: CustomField, used: set[str
     unused: Sequence[str] = [label for label in field.labels if label not in used]
     if unused:
         more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
-        log.log(logging.WARNING if split == "train" else logging.INFO, "%s %s: no example has the %s label %s%s.",
-                spec.name, split, field.name, ", ".join(map(repr, unused[:SHOWN])), more)  # fmt: skip
+        level = logging.WARNING if split == "train" else logging.INFO
+        logging.getLogger(UNUSED_LABELS).log(level, "%s %s: no example has the %s label %s%s.", spec.name, split,
+                                             field.name, ", ".join(map(repr, unused[:SHOWN])), more)  # fmt: skip

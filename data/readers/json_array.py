@@ -22,6 +22,7 @@ CHUNK = 1 << 14  # characters that are read at a time
 SPACES = " \t\r\n"
 NUMBER = re.compile(r"[-+.eE\d]*")  # the rest of one
 SHOWN = 20  # keys in a message
+CUT = 12  # characters at the end of what was read that may be half of a value which is none by itself: "-Infinit"
 
 
 def array_records(lines: Lines) -> Iterator[Record]:
@@ -132,7 +133,8 @@ class _Document:
                 raise self.error(f"nested more than {limits.DEPTH} levels deep") from None
             except json.JSONDecodeError as error:
                 self._check_length()
-                if not self._read_on():
+                is_cut = error.msg.startswith("Unterminated string") or error.pos + CUT > len(self.buffer)
+                if not is_cut or not self._read_on():
                     self.line += self.buffer.count("\n", self.position, error.pos)
                     raise self.error(f"not JSON ({error.msg.removesuffix(' at')})") from None
                 continue

@@ -30,7 +30,8 @@ from eval.finite import logits_error
 from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, TrieLoad, divide
 from eval.partial import PartialAnswers
-from eval.results import N_TOP, Prediction
+from eval.probabilities import as_stored, most_probable
+from eval.results import Prediction
 from eval.together import Stopped
 
 BUDGET_MARGIN = 8  # tokens beyond the longest form of the longest answer, for other white space and a fence's language
@@ -229,17 +230,12 @@ def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded | Answere
         n_new_tokens=n_tokens,
     )
     if isinstance(answer, Answered):
-        prediction.top = {
-            field.name: _most_probable(field, answer) for field in job.task.fields if isinstance(field, ClassField)
-        }
+        for field in job.task.fields:
+            if isinstance(field, ClassField):
+                found = answer.log_probs[field.name].numpy()
+                prediction.top[field.name] = most_probable(field, found, job.temperature_of(field.name))
+                prediction.log_probs[field.name] = as_stored(found)
     return prediction
-
-
-def _most_probable(field: ClassField, answer: Answered) -> list[list[str | float]]:
-    """The `N_TOP` most probable labels of a field with their probabilities."""
-    found = answer.log_probs[field.name].exp()
-    best = found.topk(min(N_TOP, len(field.labels)))
-    return [[field.labels[i], round(p, 6)] for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def read_answer(

@@ -1,11 +1,12 @@
-"""Score an encoder: compare each head's most probable label per document or word with the gold labels.
+"""Score an encoder: compare each head's most probable labels of documents or words with the gold labels.
 
-    examples ─► prepare ─► balanced over ranks ─► packed rows ─► heads ─► argmax ─► gathered, in order ─►
+    examples ─► prepare ─► balanced over ranks ─► packed rows ─► heads ─► labels ─► gathered, in order ─►
     compute_metrics
 
-A token field's tags (``O``, ``B-time``, ``I-time``) give one type per word, as decoders write them: for the main score
-equal neighbours form one entity. The strict score keeps the boundaries in the tags. A word without sub-words in the
-model's input (truncated, or tokenized to nothing) is Other and counted as missing. No example is dropped.
+A class field has its most probable label, a multi field every label that is more probable than not (above 0.5). A token
+field's tags (``O``, ``B-time``, ``I-time``) give one type per word, as decoders write them: for the main score equal
+neighbours form one entity. The strict score keeps the boundaries in the tags. A word without sub-words in the model's
+input (truncated, or tokenized to nothing) is Other and counted as missing. No example is dropped.
 
 Packing changes the order of the examples. That does not change the answers, because tokens attend only to their own
 document (`model/attention.py`).
@@ -24,15 +25,15 @@ from data.answers import iob2
 from data.encoder.rows import build_batch, dummy_batch
 from data.encoder.samples import SampleSet, prepare, tag_set
 from data.encoder.tokenizer import Tokenizer
-from data.example import Example
 from data.packing import pack, padded_length
-from data.tasks import ClassField, Task, TokenField
+from data.tasks import ClassField, MultiField, TokenField
 from eval.finite import finite_rows, logits_error
 from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, divide
 from eval.metrics import Labels
 from eval.partial import PartialAnswers
-from eval.results import N_TOP, Prediction
+from eval.probabilities import DIGITS, N_TOP, Top, as_stored, most_probable
+from eval.results import Prediction
 from eval.together import Stopped, any_rank
 
 
@@ -70,7 +71,7 @@ def answer(
             not_finite = _first_not_finite(samples, indices, logits)
             if not_finite is not None:
                 raise logits_error(model, job.examples[not_finite])
-            found = dict(zip(indices, _read(job.task, job.examples, samples, indices, logits), strict=True))
+            found = dict(zip(indices, _read(job, samples, indices, logits), strict=True))
             answers.update(found)
             if partial is not None:
                 partial.add(found)
@@ -136,27 +137,28 @@ def _first_not_finite(samples: SampleSet, indices: Sequence[int], logits: dict[s
     return None
 
 
-def _read(
-    task: Task,
-    examples: Sequence[Example],
-    samples: SampleSet,
-    indices: Sequence[int],
-    logits: dict[str, Tensor],
-) -> list[Prediction]:
+def _read(job: ScoringJob, samples: SampleSet, indices: Sequence[int], logits: dict[str, Tensor]) -> list[Prediction]:
     """The answers to one row's samples, in the row's order.
 
     Args:
-        logits: per class field [documents, labels], per token field [words in the input, tags].
+        logits: per class or multi field [documents, labels], per token field [words in the input, tags].
     """
     labels: list[Labels] = [{} for _ in indices]
     bio: list[dict[str, tuple[str, ...]]] = [{} for _ in indices]
-    top: list[dict[str, list[list[str | float]]]] = [{} for _ in indices]
+    top: list[dict[str, Top]] = [{} for _ in indices]
+    log_probs: list[dict[str, list[float]]] = [{} for _ in indices]
+    multi_top: list[dict[str, Top]] = [{} for _ in indices]
     n_missing = [0] * len(indices)
-    for field in task.fields:
+    for field in job.task.fields:
         if isinstance(field, ClassField):
-            for k, most_probable in enumerate(_most_probable(field, logits[field.name])):
-                labels[k][field.name] = str(most_probable[0][0])
-                top[k][field.name] = most_probable
+            for k, own_logits in enumerate(logits[field.name].double().cpu().numpy()):
+                top[k][field.name] = most_probable(field, own_logits, job.temperature_of(field.name))
+                labels[k][field.name] = str(top[k][field.name][0][0])
+                log_probs[k][field.name] = as_stored(own_logits)
+        elif isinstance(field, MultiField):
+            for k, (chosen, likeliest) in enumerate(_more_probable_than_not(field, logits[field.name])):
+                labels[k][field.name] = chosen
+                multi_top[k][field.name] = likeliest
         else:
             in_input = [samples.first(i) >= 0 for i in indices]  # per document, [words] bool
             tags = iter(_most_probable_tags(field, logits[field.name]))
@@ -166,13 +168,11 @@ def _read(
                 labels[k][field.name] = tuple(field.other if tag == "O" else tag[2:] for tag in own)
                 n_missing[k] += int((~seen).sum())
             assert next(tags, None) is None, "a tag that belongs to no word"
-    names = {field.name for field in task.fields}
+    names, examples = {field.name for field in job.task.fields}, job.examples
     return [
         Prediction(
             id=examples[i].id,
-            gold={
-                field.name: examples[i].labels[field.name] for field in task.fields if field.name in examples[i].labels
-            },
+            gold={name: label for name, label in examples[i].labels.items() if name in names},
             gold_bio={name: tags for name, tags in examples[i].bio.items() if name in names},
             raw="",
             parsed=labels[k],
@@ -181,20 +181,23 @@ def _read(
             n_prompt_tokens=int(samples.lengths[i]),
             n_missing=n_missing[k],
             top=top[k],
+            log_probs=log_probs[k],
+            multi_top=multi_top[k],
         )
         for k, i in enumerate(indices)
     ]
 
 
-def _most_probable(field: ClassField, logits: Tensor) -> list[list[list[str | float]]]:
-    """Per document the `N_TOP` most probable labels with probabilities; ``logits``: [documents, labels]."""
-    logits = logits.float()
-    indices = logits.topk(min(N_TOP, len(field.labels))).indices
-    found = logits.softmax(-1).gather(-1, indices)
-    return [
-        [[field.labels[index], round(p, 6)] for index, p in zip(*row, strict=True)]
-        for row in zip(indices.tolist(), found.tolist(), strict=True)
-    ]
+def _more_probable_than_not(field: MultiField, logits: Tensor) -> list[tuple[tuple[str, ...], Top]]:
+    """Per document its labels, and its most probable labels with probabilities; ``logits``: [documents, labels]."""
+    found = []
+    for row in logits.float().sigmoid().tolist():
+        order = sorted(range(len(row)), key=lambda i: -row[i])
+        chosen = [i for i in range(len(row)) if row[i] > 0.5]
+        shown = order[: max(N_TOP, len(chosen))]
+        top: Top = [[field.labels[i], round(row[i], DIGITS)] for i in shown]
+        found.append((tuple(field.labels[i] for i in chosen), top))
+    return found
 
 
 def _most_probable_tags(field: TokenField, logits: Tensor) -> list[str]:

@@ -27,8 +27,8 @@ from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
 from data.files.documents import read_json
-from data.tasks import Task, TokenField
-from eval.config import EvalConfig
+from data.tasks import MultiField, Task, TokenField
+from eval.config import EvalConfig, abstain_problems
 from eval.decoder.score import Requests, prepare_requests
 from eval.job import BATCH_TOKENS, ScoringRanks
 from eval.predict.inputs import problem_of
@@ -57,6 +57,20 @@ class Label:
 
 
 @dataclass(frozen=True)
+class LabelSet:
+    """The labels of a multi field, in the order of the label set; none: the answer is that there is none.
+
+    Attributes:
+        probabilities: of each of these labels by itself; empty from a decoder, whose answers have no probability.
+        next_best: the most probable other labels, in decreasing order; empty from a decoder.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...] = ()
+    next_best: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Entity:
     """An entity of a token field: ``text`` is ``document[start:end]``, in characters."""
 
@@ -66,7 +80,7 @@ class Entity:
     end: int
 
 
-Value = Label | tuple[Entity, ...] | None
+Value = Label | LabelSet | tuple[Entity, ...] | None
 
 
 @dataclass(frozen=True)
@@ -74,12 +88,13 @@ class Result:
     """What the classifier says about one text. ``result["queue"]`` is short for ``result.fields["queue"]``.
 
     Attributes:
-        fields: by field name, in the task's order: a `Label`, or the entities of a token field. None if there is no
-            answer; ``error`` says why.
-        error: why at least one field has no answer; empty otherwise.
+        fields: by field name, in the task's order: a `Label`, a `LabelSet`, or the entities of a token field. None if
+            there is no answer; ``error`` says why, or the label is in ``unsure``.
+        error: why at least one field has no answer that could be read; empty otherwise.
         truncated: the text was longer than the model's maximum input and was cut.
         raw: a decoder's answer as it was written.
         stopped: the answer ended by itself, not at its token limit.
+        unsure: by field name, the labels that are not given because they are not probable enough.
     """
 
     fields: dict[str, Value] = field(default_factory=dict)
@@ -87,6 +102,7 @@ class Result:
     truncated: bool = False
     raw: str = ""
     stopped: bool = True
+    unsure: dict[str, Label] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Value:
         return self.fields[name]
@@ -114,6 +130,7 @@ class Classifier:
         precision: Literal["auto", "bf16", "fp32"] = "auto",
         batch_tokens: int = BATCH_TOKENS,
         decode: Literal["labels", "free"] | None = None,
+        abstain_below: float | None = None,
     ) -> Classifier:
         """Load a checkpoint: a run's ``export`` or ``best`` folder, a training checkpoint, or any model with ``task``.
 
@@ -124,14 +141,18 @@ class Classifier:
             batch_tokens: maximum tokens in a batch.
             decode: what a decoder may write. "labels" (default): valid answers only, and the probabilities of a class
                 field's labels. "free": anything.
+            abstain_below: do not give labels that are less probable; they are in ``Result.unsure``.
 
         Raises:
-            UserError: a missing or damaged checkpoint, or one without a task.
+            UserError: a missing or damaged checkpoint, or one without a task; or ``abstain_below`` outside of (0, 1],
+                or without probabilities.
         """
         path = Path(checkpoint)
         model = model_name(path)
+        if problems := abstain_problems(abstain_below, decode):
+            raise UserError(" ".join(problems))
         options = EvalConfig(model=model, checkpoint=path, task=task, batch_tokens=batch_tokens,
-                             decode=decoding_of(model, decode))  # fmt: skip
+                             decode=decoding_of(model, decode), abstain_below=abstain_below)  # fmt: skip
         setup, place = open_model(options, labelled=False), pick_device(device)
         return cls(build_model(setup, resolve_precision(precision, place.type), place), setup, place)
 
@@ -199,6 +220,7 @@ class Classifier:
 
 def _result(task: Task, text: str, found: Prediction) -> Result:
     values: dict[str, Value] = {}
+    unsure: dict[str, Label] = {}
     for own in task.fields:
         labels = found.parsed[own.name]
         if labels is None:
@@ -206,15 +228,23 @@ def _result(task: Task, text: str, found: Prediction) -> Result:
         elif isinstance(own, TokenField):
             assert not isinstance(labels, str)
             values[own.name] = _entities(labels, own.other, text, found.parsed_bio.get(own.name))
+        elif isinstance(own, MultiField):
+            assert not isinstance(labels, str)
+            found_labels = {str(label): float(p) for label, p in found.multi_top.get(own.name, [])}
+            others = tuple((label, p) for label, p in found_labels.items() if label not in labels)
+            values[own.name] = LabelSet(labels, tuple(found_labels[x] for x in labels if found_labels), others)
         else:
             top = [(str(label), float(p)) for label, p in found.top.get(own.name, [])]
-            values[own.name] = Label(str(labels), top[0][1] if top else None, tuple(top[1:]))
+            label = Label(str(labels), top[0][1] if top else None, tuple(top[1:]))
+            values[own.name] = label
+            if own.name in found.abstained:
+                values[own.name], unsure[own.name] = None, label
     error = ""
     if found.unparsed:
         shown = found.raw if len(found.raw) <= RAW_SHOWN else found.raw[:RAW_SHOWN] + "..."
         cut = "" if found.stopped else ", which was cut at its maximum length"
         error = f"no {' and '.join(found.unparsed)} could be read from the answer {shown!r}{cut}"
-    return Result(values, error, found.truncated, found.raw, found.stopped)
+    return Result(values, error, found.truncated, found.raw, found.stopped, unsure)
 
 
 def _entities(labels: Sequence[str], other: str, text: str, bio: Sequence[str] | None = None) -> tuple[Entity, ...]:

@@ -17,6 +17,7 @@ from data.files.paths import PathText
 from data.readers.encoding import check_encoding
 from data.readers.tables import PLAIN, Dialect, read_delimiter
 from data.tasks import get_task
+from eval.config import abstain_problems
 from train import options
 
 DESCRIPTION = """Label new texts with a fine-tuned model, or with any decoder and --task. Run alone or under torchrun.
@@ -70,6 +71,8 @@ class PredictConfig:
     decode: Literal["labels", "free"] | None = None
     """What a decoder may write. labels (default): valid answers only, and the probabilities of a class field's labels.
     free: anything, as eval.py does by default."""
+    abstain_below: float | None = None
+    """Do not give labels that are less probable than this, in (0, 1]: they are in a column of their own instead."""
     batch_tokens: int = 4096
     """Maximum tokens in a batch. More may be faster and need more memory."""
     tp: int = 1
@@ -118,5 +121,6 @@ def load_config(argv: Sequence[str]) -> PredictConfig:
         value = getattr(config, name)
         if value is not None and value < bound:
             problems.append(f"{name} = {value}: must be at least {bound}.")
+    problems += abstain_problems(config.abstain_below, config.decode)
     options.report(problems + options.text_problems(config))
     return config

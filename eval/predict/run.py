@@ -49,7 +49,7 @@ SHOWN = 5  # rows without an answer that are named at the end
 
 # Options on which the answers or their columns depend, besides checkpoint and input.
 IDENTIFYING = ("text_column", "format", "prefix", "model", "slot_answer", "list_labels", "template",
-               "row_length", "max_length", "max_new_tokens")  # fmt: skip
+               "row_length", "max_length", "max_new_tokens", "abstain_below")  # fmt: skip
 
 
 @dataclass
@@ -59,6 +59,7 @@ class Summary:
     Attributes:
         n_rows, n_truncated: rows that were written, and those whose text was cut.
         n_not_stopped: rows whose answer was cut at its token limit.
+        n_unsure: rows with a label that is not given because it is not probable enough.
         n_unreadable: records that could not be read at all.
         problems: the first rows without an answer, each with its location and the reason.
         n_problems: how many there are.
@@ -67,6 +68,7 @@ class Summary:
     n_rows: int = 0
     n_truncated: int = 0
     n_not_stopped: int = 0
+    n_unsure: int = 0
     n_unreadable: int = 0
     n_problems: int = 0
     problems: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ class Summary:
         self.n_rows += 1
         self.n_truncated += result.truncated
         self.n_not_stopped += not result.stopped
+        self.n_unsure += bool(result.unsure) and not result.error
         self.n_unreadable += not row.columns
         if result.error:
             self.n_problems += 1
@@ -84,7 +87,9 @@ class Summary:
     def describe(self) -> str:
         """A line about all rows, and one for each of the first that have no answer."""
         rows = "1 row" if self.n_rows == 1 else f"{self.n_rows:,} rows"
-        line = f"{rows}, {self.n_rows - self.n_problems:,} with all labels"
+        line = f"{rows}, {self.n_rows - self.n_problems - self.n_unsure:,} with all labels"
+        if self.n_unsure:
+            line += f"; {self.n_unsure:,} with a label that is not probable enough to be given"
         if self.n_truncated:
             line += f"; {self.n_truncated:,} texts were cut to the model's maximum length"
         if self.n_not_stopped:
@@ -121,7 +126,7 @@ def predict(options: PredictConfig) -> Summary:
 def _eval_options(options: PredictConfig) -> EvalConfig:
     assert options.checkpoint is not None
     same = ("checkpoint", "task", "slot_answer", "list_labels", "template", "row_length", "max_length",
-            "max_new_tokens", "batch_tokens", "tp")  # fmt: skip
+            "max_new_tokens", "abstain_below", "batch_tokens", "tp")  # fmt: skip
     given = {name: getattr(options, name) for name in same}
     model = options.model or model_name(options.checkpoint)
     return EvalConfig(model=model, decode=decoding_of(model, options.decode), **given)
@@ -140,7 +145,7 @@ class _Files:
 @contextmanager
 def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> Iterator[_Files]:
     defaults = (setup.task.text_column, "text")
-    names = columns_of(setup.task, options.prefix, setup.has_probabilities)
+    names = columns_of(setup.task, options.prefix, setup.with_probabilities, options.abstain_below is not None)
     template = TextTemplate(setup.task.text_template) if setup.task.text_template else None
     with open_input(
         options.input, options.format, options.text_column, defaults, dialect=options.dialect, template=template
@@ -176,7 +181,8 @@ def _take(rows: Iterator[Row]) -> Iterator[Row]:
 
 def _label_all(classifier: Classifier, files: _Files | None, world: World, prefix: str, show_progress: bool) -> Summary:
     ranks, summary = ScoringRanks.of(world), Summary()
-    task, with_probabilities = classifier.task, classifier.setup.has_probabilities
+    task, setup = classifier.task, classifier.setup
+    more = setup.with_probabilities, setup.options.abstain_below is not None
     n_done, closed = files.output.n_written if files is not None else 0, False
     part = files.input.progress if files is not None else lambda: None
     with RowProgress(part, show_progress, n_done) as progress:
@@ -188,7 +194,8 @@ def _label_all(classifier: Classifier, files: _Files | None, world: World, prefi
             if files is None:
                 continue
             found = [Result.unanswered(task, row.error) if row.text is None else next(answers) for row in chunk]
-            columns = (to_columns(result, task, prefix, with_probabilities) for result in found)
+            is_csv = files.output.format == "csv"
+            columns = (to_columns(result, task, prefix, *more, is_csv) for result in found)
             try:
                 files.output.write(zip(chunk, columns, strict=True))
                 files.output.flush()

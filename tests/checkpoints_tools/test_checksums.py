@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from checkpoints_tools.checksums import (
     checked_file,
     find_damage,
     read_checksums,
+    replace_file,
     sums_of,
     write_checksums,
 )
@@ -231,3 +233,32 @@ def test_a_folder_without_checksums_is_not_checked(folder: Path) -> None:
     flip(folder / BIG, 0)
     check_small_files(folder)
     assert find_damage(folder) == [] and checked_file(folder / BIG) is None
+
+
+@pytest.mark.parametrize("kills_at", range(5))
+def test_a_file_is_replaced_without_a_moment_of_damage(kills_at: int, folder: Path, monkeypatch) -> None:
+    """Killed before, between and after its writes, the first time and when the file is there."""
+    replace_file(folder, "new.json", "1")
+    times = (folder / CHECKSUMS).stat().st_mtime_ns
+    real, calls = checksums.write_text, []
+
+    def write_text(path: Path, text: str) -> None:
+        if len(calls) == kills_at:
+            raise KeyboardInterrupt
+        calls.append(path.name)
+        real(path, text)
+
+    monkeypatch.setattr(checksums, "write_text", write_text)
+    with suppress(KeyboardInterrupt):
+        replace_file(folder, "new.json", "2" * 9)
+    assert find_damage(folder) == [] and (folder / "new.json").read_text() == ("1" if kills_at < 2 else "2" * 9)
+    assert ("new.json" in read_checksums(folder)) == (kills_at not in (1, 2))
+    assert (folder / CHECKSUMS).stat().st_mtime_ns == times
+    if kills_at > 2:
+        assert calls == [CHECKSUMS, "new.json", CHECKSUMS]
+        (folder / "new.json").write_text("3")
+        assert find_damage(folder)
+    monkeypatch.undo()
+    (folder / CHECKSUMS).unlink()
+    replace_file(folder, "new.json", "4")
+    assert not (folder / CHECKSUMS).exists(), "a folder that is not checked stays one"

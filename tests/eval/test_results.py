@@ -113,7 +113,29 @@ def test_damaged_predictions_are_named(tmp_path, line, message):
     bad = line if isinstance(line, bytes) else json.dumps(line).encode()
     (tmp_path / PREDICTIONS).write_bytes(good + b"\n" + bad + b"\n" + good)
     with pytest.raises(UserError, match=rf"predictions.jsonl, line 2: .*{message}"):
-        read_predictions(tmp_path, {"s": "token"})
+        read_predictions(tmp_path, Results("s", "t", {"s": "token"}, "d", "test", METRICS))
+
+
+def test_probabilities_of_other_labels_are_named(tmp_path):
+    def refused(message, **changes):
+        line = {"id": "a", "gold": {"m": "x"}, "raw": "", "parsed": {"m": "x"}, "top": {"m": [["x", 0.6], ["y", 0.4]]}}
+        (tmp_path / PREDICTIONS).write_text(json.dumps(line | {"log_probs": {"m": [-0.5, -0.9]}} | changes))
+        with pytest.raises(UserError, match=rf"predictions.jsonl, line 1: .*{message}"):
+            read_predictions(tmp_path, results)
+
+    results = Results("s", "t", {"m": "class"}, "d", "test", METRICS, labels={"m": ["x", "y"]})
+    for top in ({}, {"m": []}, {"m": [["x"]]}, {"m": [["x", "0.6"]]}, {"m": [["x", 1.5]]}):
+        refused("gold, top and log_probs of 'm' must be of the 2 labels in results.json", top=top)
+    for log_probs in ([], [-0.5], [-0.5, -0.9, -3.0]):
+        refused("gold, top and log_probs of 'm'", log_probs={"m": log_probs})
+    refused("gold, top and log_probs of 'm'", gold={"m": "z"})
+    refused("log_probs.* must be .*at most 0", log_probs={"m": [0.5, -0.9]})
+    for temperature in ("1", {"m": 0}, {"m": "1"}, [1]):
+        results.settings["temperature"] = temperature
+        with pytest.raises(UserError, match="results.json: settings.temperature"):
+            results.temperatures  # noqa: B018
+    results.settings["temperature"] = {"m": 2.0}
+    assert results.temperatures == {"m": 2.0}
 
 
 def test_names_are_shown_as_they_are(tmp_path, capsys, monkeypatch):

@@ -27,6 +27,7 @@ from eval.predict.config import load_config as load_predict_config
 from eval.predict.inputs import open_input
 from eval.report import compare
 from eval.resolve import load_config as load_eval_config
+from eval.stored_calibration import CALIBRATION_FILE
 from tests.decoder_tokenizers import write_tiny_sentencepiece
 from tests.fuzz import samples
 from tests.fuzz.runner import OUTPUT, Parser
@@ -172,6 +173,7 @@ PARSERS = {
         ),
         Parser("prompt.json", samples.write_decoder, ("prompt.json",), read_prompt),
         Parser("task.json", samples.write_decoder, (TASK_FILE,), read_prompt),
+        Parser("calibration.json", samples.write_calibrated, (CALIBRATION_FILE,), read_prompt),
         Parser("run.json", samples.write_run, tuple(f"{run}/run.json" for run in RUNS.values()), read_run),
         Parser(
             "training_checkpoint",

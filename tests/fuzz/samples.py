@@ -26,8 +26,12 @@ from tokenizers import ByteLevelBPETokenizer
 from checkpoints_tools.checksums import CHECKSUMS, write_checksums
 from checkpoints_tools.convert import convert, open_source
 from checkpoints_tools.key_maps import LLAMA_GGUF, to_theirs
-from data.task_file import save_task
+from data.decoder.fewshot import PromptSpec
+from data.task_file import read_task, save_task, task_hash
 from data.tasks import get_task
+from eval.results import read_predictions, read_results
+from eval.results import write_run as write_results
+from eval.stored_calibration import Calibration, FieldCalibration, hash_prompt
 from tests.launching import ROOT, TICKETS
 
 OLD = ROOT / "tests" / "old_files"
@@ -203,11 +207,18 @@ type = "token"
 labels = ["product", "date"]
 tags = "iob2"
 answer = "spans"
+[[fields]]
+name = "topics"
+type = "multi"
+labels = ["late", "broken"]
+separator = "|"
 """
 ROWS = [
-    {"id": "1", "text": "my lamp broke", "queue": "returns", "parts": ["O", "B-product", "O"]},
-    {"id": "2", "text": "the desk from friday", "queue": "sales", "parts": ["O", "B-product", "O", "B-date"]},
-    {"id": "3", "text": "é日本", "queue": "sales", "parts": ["O"]},
+    {"id": "1", "text": "my lamp broke", "queue": "returns", "parts": ["O", "B-product", "O"],
+     "topics": "broken|late"},
+    {"id": "2", "text": "the desk from friday", "queue": "sales", "parts": ["O", "B-product", "O", "B-date"],
+     "topics": "late"},
+    {"id": "3", "text": "é日本", "queue": "sales", "parts": ["O"], "topics": ""},
 ]  # fmt: skip
 
 
@@ -215,7 +226,7 @@ def write_tables(folder: Path) -> None:
     """The same rows in every format."""
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     for name, delimiter in (("dev.csv", ","), ("test.tsv", "\t")):
-        rows = [list(ROWS[0]), *([*list(row.values())[:3], " ".join(row["parts"])] for row in ROWS)]
+        rows = [list(ROWS[0]), *([*list(row.values())[:3], " ".join(row["parts"]), row["topics"]] for row in ROWS)]
         (folder / name).write_text("".join(delimiter.join(row) + "\n" for row in rows))
     (folder / "texts.txt").write_text("".join(str(row["text"]) + "\n" for row in ROWS))
     pq.write_table(arrow_table(), folder / "rows.parquet")
@@ -280,6 +291,23 @@ def write_scored(folder: Path) -> None:
     """Scored runs of two tasks over the same examples: their answers can be compared and combined."""
     for name in ("intent", "slots"):
         copy(OLD / "scored" / name, folder / name)
+    results, predictions = read_results(folder / "intent"), read_predictions(folder / "intent")
+    labels = sorted({*(str(prediction.gold["intent"]) for prediction in predictions), "another"})
+    for prediction in predictions:  # as newer ones
+        prediction.top = {"intent": [[labels[0], 0.7], [labels[1], 0.2]]}
+        prediction.log_probs = {"intent": [-0.5, *(-float(i) for i in range(1, len(labels)))]}
+    results.labels, results.settings = {"intent": labels}, results.settings | {"temperature": {"intent": 1.5}}
+    write_results(folder / "intent", results, predictions)
+
+
+def write_calibrated(folder: Path) -> None:
+    """An export with a calibration."""
+    write_decoder(folder)
+    task = read_task(folder)
+    assert task is not None
+    made = {"task": task_hash(task), "prompt": hash_prompt(PromptSpec.load(folder).build(task))}
+    fields = {field.name: FieldCalibration(1.5, 0.2, 0.1) for field in task.fields}
+    Calibration(1, fields, 9, "dev", "", **made).save(folder)
 
 
 ANSWERS = {

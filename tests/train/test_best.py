@@ -7,12 +7,12 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from checkpoints_tools.checksums import write_checksums
 from tests.launching import ROOT
+from tests.train.scripted_scorer import ScriptedScorer
 from train.errors import Interrupted
 from train.resolve import load_config
 from train.scorer import HeldOutScore
@@ -33,7 +33,7 @@ def test_the_best_stays_until_a_better_one_also_across_a_resumption(
         export(self, name, about)
 
     monkeypatch.setattr(Trainer, "_export", recorded)
-    scorer = SimpleNamespace(score=lambda model, stop: HeldOutScore({}, next(scores)))
+    scorer = ScriptedScorer(lambda model, stop: HeldOutScore({}, next(scores)))
 
     args = [*train_args, "--holdout", "0.25", "--eval_every", "1"]
     config = load_config([*args, "--save_every", "3"])
@@ -123,7 +123,7 @@ def test_the_record_is_the_best_that_exists(
     monkeypatch.setattr(Trainer, "_export", recorded)
     args = [*train_args, "--holdout", "0.25", "--eval_every", "1", "--save_every", "2"]
     scores = iter([0.2, 0.4, 0.8, 0.3, 0.5, 0.6, 0.7])
-    scorer = SimpleNamespace(score=lambda model, stop: HeldOutScore({}, next(scores)))
+    scorer = ScriptedScorer(lambda model, stop: HeldOutScore({}, next(scores)))
     with pytest.raises(Killed):
         Trainer(load_config(args), open_run(load_config(args)), world, scorer).run()
     assert exported == [(1, "best"), (2, "best"), (3, "best")]
@@ -169,7 +169,7 @@ def test_a_score_of_zero_is_not_announced_as_the_best(
     world, train_args: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     scores = iter([0.0, 0.0, 0.4, 0.4, 0.5, 0.0])
-    scorer = SimpleNamespace(score=lambda model, stop: HeldOutScore({"accuracy": 0.0}, next(scores)))
+    scorer = ScriptedScorer(lambda model, stop: HeldOutScore({"accuracy": 0.0}, next(scores)))
     config = load_config([*train_args, "--holdout", "0.25", "--eval_every", "1"])
     with caplog.at_level("INFO"):
         Trainer(config, open_run(config), world, scorer).run()

@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoints_tools.checksums import write_checksums
+from checkpoints_tools.checksums import read_checksums, write_checksums
 from data.errors import UserError
+from data.files.documents import read_json
 from data.source import load_examples
 from eval.held_out import HeldOutScoring
+from eval.results import hash_examples
+from eval.stored_calibration import Calibration, weights_of
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS
 from train.resolve import load_config
@@ -89,6 +92,11 @@ def test_a_whole_run(encoder_args: list[str], world, tmp_path: Path) -> None:
     assert all(not p.full_tensor().equal(before[name]) for name, p in trainer.model.named_parameters())
     assert not list(run.rglob("prompt.json")), "an encoder has no prompt"
     assert (run / "best" / "best.json").is_file() and trainer.model.training
+    for name in ("best", "export"):
+        stored = read_json(run / name / "calibration.json", Calibration)
+        assert (stored.split, stored.n_examples) == ("held-out", len(setup.held_out))
+        assert list(stored.fields) == ["intent"] and stored.examples == hash_examples(setup.held_out)
+        assert stored.weights == weights_of(run / name) and "calibration.json" in read_checksums(run / name)
     card = (run / "export" / "README.md").read_text()
     assert "with a head for each field" in card and "held out" in card and "{text}" not in card
 

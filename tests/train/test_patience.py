@@ -10,6 +10,7 @@ import pytest
 
 from data.errors import UserError
 from tests.launching import ROOT
+from tests.train.scripted_scorer import ScriptedScorer
 from train.errors import Interrupted, RunStopped
 from train.patience import Watched
 from train.resolve import load_config
@@ -26,20 +27,15 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-class Scorer:
-    """Scores a run by its step alone."""
-
-    trainer: Trainer
-
-    def score(self, model, stop) -> HeldOutScore | None:
-        score = SCORES[self.trainer.step - 1]
-        return None if stop() else HeldOutScore({"accuracy": score}, score)
-
-
 def trainer_of(args: list[str], world) -> Trainer:
-    scorer = Scorer()
+    """A run that is scored by its step alone."""
+
+    def score(model, stop) -> HeldOutScore | None:
+        found = SCORES[trainer.step - 1]
+        return None if stop() else HeldOutScore({"accuracy": found}, found)
+
     config = load_config(args)
-    scorer.trainer = trainer = Trainer(config, open_run(config), world, scorer)
+    trainer = Trainer(config, open_run(config), world, ScriptedScorer(score))
     return trainer
 
 
@@ -83,7 +79,7 @@ def test_ends_and_exports_the_best(world, args: list[str], tmp_path: Path, caplo
     )
     assert exported(run) == {"step": 4, "score": 0.6, "accuracy": 0.6}
     assert [(event["step"], event["best_step"]) for event in events(run, "early_end")] == [(6, 4)]
-    for name in ("model.safetensors", "README.md", "training.json"):
+    for name in ("model.safetensors", "README.md", "training.json", "calibration.json"):
         assert (run / "export" / name).read_bytes() == (run / "best" / name).read_bytes()
     rates = [json.loads(line)["lr"] for line in (run / "log.jsonl").read_text().splitlines() if '"lr"' in line]
     assert rates == pytest.approx([1e-3 * (8 - n) / 8 for n in range(6)]), "the schedule is that of all 8 steps"

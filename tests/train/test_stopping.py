@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from checkpoints_tools.checksums import read_checksums
 from tests.launching import ROOT, command, environment, with_signals
+from tests.train.scripted_scorer import ScriptedScorer
 from train import stopping
 from train.checkpointing import checkpoint
 from train.errors import Interrupted
@@ -24,6 +25,7 @@ from train.resolve import load_config
 from train.scorer import HeldOutScore
 from train.setup import open_run
 from train.stopping import Stop
+from train.together import how_it_ended
 from train.trainer import Trainer
 
 TRAIN = ROOT / "train.py"
@@ -235,7 +237,7 @@ def test_a_scoring_that_is_stopped_is_made_up_for(world, train_args: list[str], 
 
     args = [*train_args, "--holdout", "0.25", "--eval_every", "1"]
     config = load_config([*args, "--save_every", "2"])
-    trainer = Trainer(config, open_run(config), world, SimpleNamespace(score=score))
+    trainer = Trainer(config, open_run(config), world, ScriptedScorer(score))
     with pytest.raises(Interrupted, match="after step 2 ") as stopped:
         trainer.run()
     assert stopped.value.signum == signal.SIGUSR1 and scored == [1]
@@ -245,7 +247,44 @@ def test_a_scoring_that_is_stopped_is_made_up_for(world, train_args: list[str], 
     told.signum = None
     scored.append(0)
     config = load_config([*args, "--save_every", "2", "--resume"])
-    trainer = Trainer(config, open_run(config), world, SimpleNamespace(score=score))
+    trainer = Trainer(config, open_run(config), world, ScriptedScorer(score))
     trainer.run()
     assert scored[2:] == [2, 3, 4, 5, 6]
     assert not checkpoint.read_state(checkpoint.steps_in(trainer.checkpoints)[-1]).unscored
+
+
+@pytest.mark.parametrize("best", [True, False], ids=["of the best", "of the last"])
+def test_a_run_that_is_stopped_in_its_last_calibration_is_calibrated_when_it_goes_on(
+    world, train_args: list[str], told: Stop, best: bool
+) -> None:
+    """Also its export waits for that: one without a calibration would never get one."""
+    args = [*train_args, "--holdout", "0.25", "--eval_every", "3", "--steps", "6"]
+
+    def score(model, stop) -> HeldOutScore:
+        return HeldOutScore({}, trainer.step if best else -trainer.step)
+
+    class Stopped(ScriptedScorer):
+        def calibrate(self, model, stop):
+            if trainer.step == 6 and told.signum is None:
+                told.signum = signal.SIGTERM
+            return super().calibrate(model, stop)
+
+    config = load_config(args)
+    trainer = Trainer(config, open_run(config), world, Stopped(score))
+    with pytest.raises(Interrupted, match="after step 6 of 6"):
+        trainer.run()
+    output = trainer.output
+    assert not (output / "export").exists() and json.loads((output / "best" / "best.json").read_text())["step"] == 3
+    assert checkpoint.read_state(checkpoint.steps_in(trainer.checkpoints)[-1]).unscored is best
+
+    told.signum = None
+    config = load_config([*args, "--resume", "auto"])
+    setup, scorer = open_run(config), ScriptedScorer(score)
+    assert how_it_ended(config, setup) is None
+    trainer = Trainer(config, setup, world, scorer)
+    trainer.run()
+    assert scorer.n_calibrated == 1, "a model that is the best and the last is calibrated once"
+    stored = [json.loads((output / name / "calibration.json").read_text()) for name in ("export", "best")]
+    assert stored == [{"number": 1}] * 2
+    assert how_it_ended(config, open_run(config)) is not None
+    assert "calibration.json" in read_checksums(output / "export")

@@ -35,7 +35,7 @@ _MADE = re.compile(
     r"(part-\d+|model(-\d+-of-\d+)?)\.safetensors|model\.safetensors\.index\.json|README\.md"
     r"|(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|vocab\.txt|merges\.txt|tokenizer\.model|chat_template\.jinja"
-    r"|(task|prompt|labels|training|best|run|checksums)\.json"
+    r"|(task|prompt|labels|training|best|run|calibration|checksums)\.json"
     r"|\.metadata(\.tmp)?|__\d+_\d+\.distcp|rng_\d+\.pt"
 )
 _FIRST_LINE = re.compile(r"# train\.py wrote this file; sha256 of the lines below: ([0-9a-f]{64})\n")

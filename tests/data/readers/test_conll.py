@@ -91,6 +91,13 @@ def test_conll_u_plus_names_its_columns() -> None:
     assert read(content, "conllu")[0] == ("id", "form", "upos", "parseme:mwe")
 
 
+def test_a_number_is_no_id() -> None:
+    (row,) = values("# global.columns = FORM UPOS\ncosts\tV\n3.5\tNUM\n1-2\tNUM\n", "conllu")
+    assert row["form"] == ["costs", "3.5", "1-2"]
+    (row,) = values("# global.columns = FORM ID\n3.5\t1\ndon't\t2-3\ndo\t2\n", "conllu")
+    assert row["form"] == ["3.5", "do"]
+
+
 def test_a_sentence_that_cannot_be_read_and_the_next_one() -> None:
     found = read("a X O\nb O\nc X O\n\nd X O\n\ne X O O\n")[1]
     assert [record.error for record in found] == [

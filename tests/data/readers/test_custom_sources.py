@@ -87,6 +87,7 @@ def test_a_saved_data_set_with_its_splits(tmp_path: Path, rows: Dataset) -> None
         ('dataset = "saved"\nsplits = { train = 3 }', "splits.* must be a text"),
         ('dataset = "savd"', "dataset 'savd' is neither a folder .* nor the name of a data set of the hub"),
         ('dataset = "a/b/c"', "neither a folder"),
+        ('dataset = "saved"\nencoding = "utf-16"\nsplits.train = "train"', "encoding is for files of text; the"),
         ('dataset = "saved"\nformat = "json"', "give either a dataset or format"),
         ('dataset = "saved"\n[files]\ntrain = "x.csv"', "give either a dataset or files"),
         ('splits = { train = "x" }\n[files]\ntrain = "x.csv"', "splits is for a dataset, and none is named"),
@@ -152,6 +153,18 @@ def test_wrong_words(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     fields = PARTS.replace('labels_from = "train"', 'labels = ["city"]')
     with pytest.raises(UserError, match=message):
         train(tmp_path, 'tokens_column = "tokens"\n[files]\ntrain = "t.jsonl"', fields)
+
+
+def test_a_list_without_words_is_no_text(tmp_path: Path) -> None:
+    fields = PARTS.replace('labels_from = "train"', 'labels = ["city"]')
+    head = 'tokens_column = "tokens"\n[files]\ntrain = '
+    (tmp_path / "t.jsonl").write_text('{"tokens": [], "parts": []}\n' + json.dumps(CITY))
+    (tmp_path / "t.csv").write_text('tokens,parts\n[],[]\n"[""to""]",O\n')
+    for name, line in (("t.jsonl", 1), ("t.csv", 2)):
+        with pytest.raises(UserError, match=f"{name}, line {line}: 'tokens' is empty. Fill them in"):
+            train(tmp_path, f'{head}"{name}"', fields)
+        (example,) = train(tmp_path, f'missing = "skip"\n{head}"{name}"', fields)
+        assert example.text.startswith("to")
 
 
 def test_a_list_in_a_text_column_says_what_to_write(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from data.example import Example
 from data.readers.custom import CustomSpec, read_custom_spec
 from data.readers.custom_examples import load_custom, read_custom
 from data.readers.cut import Cut, divide
+from data.source import splits_of
 from data.tasks import get_task
 from tests.launching import ROOT
 
@@ -208,9 +209,26 @@ def test_a_cut_is_that_of_other_processes_and_of_earlier_versions(groups: list[s
         assert done.stdout.split() == expected.split()
 
 
+def test_a_multi_field(folder: Path) -> None:
+    """It is not stratified by; what is said of its labels is of the part that is read."""
+    write(folder, [f"{i},{i},{'a|b' if i % 20 == 0 else 'a'},c" for i in range(20)])
+    fields = '[[fields]]\nname = "queue"\ntype = "multi"\nlabels = ["a", "b"]\nseparator = "|"\n'
+    with pytest.raises(UserError, match="stratify = 'queue' is a field of type 'multi'"):
+        spec_of(folder, 'test = 0.2\nstratify = "queue"', fields=fields)
+    apart = 0
+    for seed in range(20):
+        spec = spec_of(folder, f"test = 0.2\nseed = {seed}", fields=fields)
+        if any(len(example.labels["queue"]) > 1 for example in read(spec, ("test",))["test"]):
+            apart += 1
+            with pytest.raises(UserError, match="every example has the same labels of 'queue'"):
+                read_custom(spec, "train")
+    assert apart
+
+
 def test_the_cut_is_part_of_the_task(folder: Path) -> None:
     spec_of(folder, "test = 0.20\ndev = 0.1\nseed = 3")
     assert get_task(folder / "task.toml").split == "test 0.2, dev 0.1, stratified by queue, seed 3"
+    assert splits_of(get_task(folder / "task.toml")) == ("train", "test", "dev")  # for `data.check`
     spec_of(folder, 'test = 0.2\ngroup = "customer"\nstratify = false')
     assert get_task(folder / "task.toml").split == "test 0.2, at random, groups of customer, seed 0"
     write(folder, ["a,b,help,x"], "test.csv")

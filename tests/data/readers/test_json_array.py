@@ -111,6 +111,23 @@ def test_a_wrong_document(document: str, message: str) -> None:
         values(document)
 
 
+@pytest.mark.parametrize("mistake", ['{"a": x}', '{"a" 2}', '{"a": 1,}', '{"a": "\\q"}', "", "nul"])
+def test_a_mistake_far_from_the_end_is_found_where_it_is(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RECORD_CHARACTERS", 1000)
+    monkeypatch.setattr(json_array, "CHUNK", 100)
+    with pytest.raises(UserError, match="^t, line 2: not JSON"):
+        read('[{"a": 1},\n' + mistake + ',\n{"a": 1}' * 1000 + "]")
+
+
+@pytest.mark.parametrize("value", ["-Infinity", "NaN", "-1.25e-07", '"\\ud83d\\ude00"', "false"])
+def test_values_that_are_cut_anywhere(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = '[{"a": ' + value + "}]"
+    for chunk in range(1, len(document)):
+        monkeypatch.setattr(json_array, "CHUNK", chunk)
+        (row,) = values(document)
+        assert repr(row["a"]) == repr(json.loads(value))
+
+
 def test_other_encodings() -> None:
     with pytest.raises(UserError, match="^t: this is UTF-16, .* iconv"):
         read('[{"a": 1}]'.encode("utf-16"))

@@ -18,12 +18,13 @@ import torch
 
 from data.errors import UserError
 from data.source import load_examples
-from data.task_file import TASK_FILE, save_task
+from data.task_file import TASK_FILE, save_task, task_hash
 from data.tasks import TASKS, ClassField, TokenField, get_task
 from eval.config import EvalConfig
 from eval.predict.classifier import Classifier, Entity, Label, _entities
 from eval.score import answer
 from eval.setup import build_model, open_scoring
+from eval.stored_calibration import Calibration, FieldCalibration, hash_prompt
 from tests.launching import TICKETS
 
 OLD = Path(__file__).resolve().parents[2] / "old_files"
@@ -67,6 +68,46 @@ def test_a_decoder_says_how_probable_its_labels_are(tickets):
             top = [(label.label, label.probability), *label.next_best]
             assert top == [tuple(pair) for pair in prediction.top[name]]
             assert sum(p for _, p in top) == pytest.approx(1, abs=1e-5) or len(top) == 5
+
+
+def test_labels_that_are_not_probable_enough_are_not_given(tickets, tiny_checkpoint):
+    texts = [example.text for example in load_examples(get_task(TICKETS), "test")]
+    all_given = load(tickets)(texts)
+    below = sorted(result["queue"].probability for result in all_given)[len(texts) // 2]
+    found = load(tickets, abstain_below=below)(texts)
+    assert 0 < sum("queue" in result.unsure for result in found) < len(texts)
+    for before, result in zip(all_given, found, strict=True):
+        assert (result.raw, result.error, before.unsure) == (before.raw, "", {})
+        for name, label in before.fields.items():
+            is_given = label.probability >= below
+            assert result[name] == (label if is_given else None), "from the threshold on"
+            assert result.unsure.get(name) == (None if is_given else label)
+    for value in (0.0, 1.01, -0.5, float("nan")):
+        with pytest.raises(UserError, match="abstain_below = .*: must be above 0 and at most 1"):
+            load(tickets, abstain_below=value)
+    with pytest.raises(UserError, match="--abstain_below needs the probabilities .*Give --decode labels"):
+        load(tickets, abstain_below=0.5, decode="free")
+    assert load(OLD / "joint" / "export", abstain_below=1.0)(["wake me up"])[0].unsure["intent"].probability < 1
+    with pytest.raises(UserError, match="about the probabilities of class fields, and task massive_slots has none"):
+        load(tiny_checkpoint, task="massive_slots", abstain_below=0.5)
+
+
+def test_a_stored_temperature_is_used(tickets, tmp_path):
+    texts, folder = (
+        ["The parcel has not arrived.", "I was charged twice."],
+        shutil.copytree(tickets, tmp_path / "export"),
+    )
+    setup = load(folder).setup
+    fields = {name: FieldCalibration(2.0, 0.2, 0.1) for name in ("queue", "urgency")}
+    made = {"task": task_hash(setup.task), "prompt": hash_prompt(setup.prompt.build(setup.task))}
+    Calibration(1, fields, 9, "dev", "", **made).save(folder)
+    for before, after in zip(load(tickets)(texts), load(folder)(texts), strict=True):
+        for name, label in before.fields.items():
+            top = {label.label: label.probability} | dict(label.next_best)
+            found = {after[name].label: after[name].probability} | dict(after[name].next_best)
+            root = {other: p**0.5 for other, p in top.items()}
+            assert found == pytest.approx({other: p / sum(root.values()) for other, p in root.items()}, abs=2e-3)
+            assert after[name].label == label.label and after[name].probability < label.probability
 
 
 def test_an_encoder_writes_nothing():

@@ -140,6 +140,47 @@ def test_a_decoder_writes_labels_and_their_probabilities(run, tmp_path):
             assert others | {row[f"predicted_{field.name}"]} == set(field.labels)
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_unsure_labels_are_in_a_column_of_their_own(run, tmp_path, ending):
+    test, whole = TICKETS.parent / "test.csv", tmp_path / "whole.jsonl"
+    run("--input", test, "--output", whole)
+    output, below = tmp_path / f"out.{ending}", 0.6
+    summary = run("--input", test, "--output", output, "--abstain_below", below)
+    if ending == "csv":
+        with output.open(newline="") as file:
+            rows = [{name: value or None for name, value in row.items()} for row in csv.DictReader(file)]
+    else:
+        rows = lines(output)
+    assert [name for name in rows[0] if name.startswith("predicted_queue")] == [
+        "predicted_queue", "predicted_queue_probability", "predicted_queue_unsure", "predicted_queue_next",
+    ]  # fmt: skip
+    n_unsure = 0
+    for row, before in zip(rows, lines(whole), strict=True):
+        unsure = [before[f"predicted_{name}_probability"] < below for name in ("queue", "urgency")]
+        n_unsure += any(unsure)
+        for name, is_unsure in zip(("queue", "urgency"), unsure, strict=True):
+            label = before[f"predicted_{name}"]
+            expected_cells = (None, label) if is_unsure else (label, None)
+            assert (row[f"predicted_{name}"], row[f"predicted_{name}_unsure"]) == expected_cells
+            assert float(row[f"predicted_{name}_probability"]) == before[f"predicted_{name}_probability"]
+        assert row["predicted_error"] is None
+    assert 0 < n_unsure < len(rows) and summary.n_unsure == n_unsure
+    assert f"{len(rows) - n_unsure} with all labels; {n_unsure} with a label that is not probable enough" in (
+        summary.describe()
+    )
+
+
+def test_a_file_is_not_continued_with_another_threshold(run, tmp_path, killed_after):
+    write_texts(tmp_path / "in.jsonl", texts_of("tickets")[:6])
+    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--abstain_below")
+    killed_after(1)
+    with pytest.raises(Killed):
+        run(*files, "0.5")
+    killed_after(None)
+    with pytest.raises(UserError, match="another abstain_below: '0.5', and not '0.6'"):
+        run(*files, "0.6")
+
+
 def test_a_file_is_not_continued_with_another_way_of_decoding(run, tmp_path, killed_after):
     write_texts(tmp_path / "in.jsonl", texts_of("tickets")[:6])
     files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
@@ -352,6 +393,8 @@ def test_all_problems_with_the_options_are_reported_together():
     ("arguments", "message"),
     [
         (("--input", "{folder}/none.csv"), "no such file"),
+        (("--input", "{folder}/in.jsonl", "--abstain_below", "2"), "abstain_below = 2.0: must be above 0 and at most"),
+        (("--input", "{folder}/in.jsonl", "--abstain_below", ".5", "--decode", "free"), "Give --decode labels"),
         (("--input", "{folder}"), "this is a folder"),
         (("--input", "{folder}/empty.csv"), "no records"),
         (("--input", "{folder}/in.jsonl", "--text_column", "txt"), "no column 'txt'. Did you mean 'text'"),

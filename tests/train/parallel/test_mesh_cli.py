@@ -57,6 +57,11 @@ def test_a_run_on_split_matrices_is_the_run_of_one_process(
     assert max((tensors[name] - start[name]).abs().max() for name in start) > 1e-3, "nothing was learned"
     for name, tensor in tensors.items():
         torch.testing.assert_close(split_tensors[name], tensor, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    files = (tmp_path / name / "export" / "calibration.json" for name in ("alone", "split"))
+    one, other = (json.loads(file.read_text()) for file in files)
+    assert one["n_examples"] == 2 and other["examples"] == one["examples"] and other["prompt"] == one["prompt"]
+    for name, own in one["fields"].items():
+        assert other["fields"][name]["temperature"] == pytest.approx(own["temperature"], rel=1e-3)
 
     # From its middle, on two ranks: one copy on each of two machines that are not there.
     (tmp_path / "split" / "checkpoints" / "step_000004").rename(tmp_path / "gone")

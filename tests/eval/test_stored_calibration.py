@@ -1,0 +1,287 @@
+"""From ``eval.py --calibrate`` to probabilities at the stored temperature, and which calibrations are used for what."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.metrics import accuracy_score, log_loss
+
+from checkpoints_tools.checksums import CHECKSUMS, Damaged, find_damage, read_checksums, write_checksums
+from checkpoints_tools.convert import convert
+from checkpoints_tools.encoder_config import heads_for
+from checkpoints_tools.export import export_hf
+from data.encoder.samples import output_labels
+from data.encoder.tokenizer import load_tokenizer
+from data.errors import UserError
+from data.source import load_examples
+from data.task_file import save_task
+from data.tasks import TASKS
+from eval.calibration import calibration_error
+from eval.config import EvalConfig
+from eval.identity import identity_of
+from eval.report import show_details
+from eval.resolve import load_config
+from eval.results import read_predictions, read_results
+from eval.setup import open_scoring
+from eval.stored_calibration import CALIBRATION_FILE, check_can_fit, hash_prompt
+from eval.weights import Weights
+from model.encoder import ROBERTA_BASE, Encoder
+from tests.encoder_reference import scaled_down
+from tests.encoder_tokenizers import write_roberta
+from tests.eval.test_eval_cli import fine_tuned
+from tests.launching import TICKETS, call_main
+
+INTENT = TASKS["massive_intent"]
+DECODER = ["--model", "llama_debug"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An encoder's export with random weights, whose answers depend on the text and are sure of themselves."""
+    folder = tmp_path_factory.mktemp("exported")
+    texts = [example.text for example in load_examples("massive", "train", "sample")]
+    tokenizer = load_tokenizer(write_roberta(folder, texts, vocab_size=600)["files"])
+    config = replace(scaled_down(ROBERTA_BASE, *heads_for(INTENT)), vocab_size=tokenizer.vocab_size, max_position=40)
+    model = Encoder(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(10.0)
+    out = folder / "export"
+    export_hf(model, config, tokenizer, out, labels=output_labels(INTENT), add=lambda new: save_task(INTENT, new))
+    return out
+
+
+@pytest.fixture
+def export(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "export")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Score in this process; the results and predictions."""
+
+    def scored(folder, name, *more):
+        words = ["--checkpoint", folder, "--output", tmp_path / name, "--cache_dir", tmp_path / "cache", *more]
+        words += [] if "--model" in more else ["--model", "roberta"]
+        words += [] if "--data" in more else ["--data", "sample"]
+        call_main(monkeypatch, "eval.py", *words, "--device", "cpu", "--precision", "fp32")
+        return read_results(tmp_path / name), read_predictions(tmp_path / name)
+
+    return scored
+
+
+def plan(checkpoint, **options):
+    return open_scoring(EvalConfig(checkpoint=checkpoint, **{"model": "roberta", "data": "sample", **options}))
+
+
+def test_calibrated_on_one_split_and_scored_on_another(export, run, capsys):
+    card = export / "README.md"
+    card.write_text("mine")
+    before, plain = run(export, "before")
+    assert before.settings["temperature"] is None and "ece_uncalibrated" not in before.metrics["fields"]["intent"]
+    fitted_to, _ = run(export, "dev", "--split", "dev", "--calibrate")
+    found = json.loads((export / CALIBRATION_FILE).read_text())
+    assert (found["split"], found["n_examples"], found["examples"]) == ("dev", 52, fitted_to.examples)
+    temperature = found["fields"]["intent"]["temperature"]
+    assert 1.5 < temperature < 20 and fitted_to.settings["temperature"] is None
+    assert found["fields"]["intent"]["ece_before"] == pytest.approx(
+        fitted_to.metrics["fields"]["intent"]["ece"], abs=1e-6
+    )
+    assert found["fields"]["intent"]["ece_after"] < found["fields"]["intent"]["ece_before"]
+    assert f"intent: temperature {temperature:.3g}, calibration error" in (said := capsys.readouterr().out)
+    assert "52 examples are few" in said and CALIBRATION_FILE in read_checksums(export)
+    assert find_damage(export) == [] and card.stat().st_mtime_ns > (export / CHECKSUMS).stat().st_mtime_ns
+
+    after, answers = run(export, "after")
+    assert after.settings["temperature"] == {"intent": temperature}
+    assert f"(intent {temperature:.3g})" in capsys.readouterr().out
+    assert [p.parsed for p in answers] == [p.parsed for p in plain], "it changes how sure an answer is, and no answer"
+    assert [p.log_probs for p in answers] == [p.log_probs for p in plain]
+    logits = np.array([p.log_probs["intent"] for p in answers])
+    gold = [INTENT.fields[0].labels.index(p.gold["intent"]) for p in answers]
+    correct = [p.gold == p.parsed for p in answers]
+    figures, at = after.metrics["fields"]["intent"], np.exp(log_softmax(logits / temperature, axis=1))
+    assert [p.top["intent"][0][1] for p in answers] == pytest.approx(at.max(axis=1).tolist(), abs=2e-6)
+    numbers = list(range(len(INTENT.fields[0].labels)))
+    assert figures["nll"] == pytest.approx(log_loss(gold, at, labels=numbers), abs=1e-5)
+    assert figures["nll_uncalibrated"] == pytest.approx(log_loss(gold, np.exp(logits), labels=numbers), rel=1e-4)
+    assert figures["ece"] == pytest.approx(calibration_error(at.max(axis=1), correct), abs=1e-6)
+    assert figures["ece_uncalibrated"] == pytest.approx(before.metrics["fields"]["intent"]["ece"], abs=1e-9)
+    assert figures["ece"] < figures["ece_uncalibrated"] and figures["nll"] < figures["nll_uncalibrated"]
+    assert after.labels == {"intent": list(INTENT.fields[0].labels)}
+    curve = after.metrics["coverage"]["intent"]
+    assert len(curve) > 10 and curve[-1]["coverage"] == 1 and curve[-1]["accuracy"] == figures["accuracy"]
+    show_details(after)
+    shown = capsys.readouterr().out
+    assert (
+        f"{figures['ece']:.2%}" in shown
+        and f"{figures['nll']:.4f}" in shown
+        and "calibration error, no temperature" in shown
+    )
+
+
+def test_unsure_answers_are_not_given(export, run, capsys):
+    plain, _ = run(export, "plain")
+    point = plain.metrics["coverage"]["intent"][9]
+    results, answers = run(export, "unsure", "--abstain_below", point["threshold"])
+    left_out = [p.top["intent"][0][1] < point["threshold"] for p in answers]
+    assert 0.3 < sum(left_out) / len(left_out) < 0.7 and [p.abstained == ("intent",) for p in answers] == left_out
+    given = [p for p in answers if not p.abstained]
+    accuracy = accuracy_score([p.gold["intent"] for p in given], [p.parsed["intent"] for p in given])
+    own = {"answered": len(given) / len(answers), "accuracy": accuracy}
+    assert own == {"answered": point["coverage"], "accuracy": pytest.approx(point["accuracy"])}, "the curve says so"
+    expected = {"below": point["threshold"], "answered": own["answered"], "exact_match": accuracy}
+    assert results.metrics.pop("abstaining") == expected | {"fields": {"intent": own}}
+    assert results.metrics == plain.metrics, "all other figures are those of all examples"
+    shown = capsys.readouterr().out
+    assert f"{own['answered']:.2%}" in shown and "intent, given from" in shown
+    with pytest.raises(UserError, match="with another abstain_below"):
+        run(export, "plain", "--abstain_below", "0.5")
+
+    strict, _ = run(export, "strict", "--abstain_below", "1")
+    none = strict.metrics["abstaining"]
+    assert (none["answered"], none["exact_match"]) == (0, None) and none["fields"]["intent"]["accuracy"] is None
+    assert "none" in capsys.readouterr().out
+
+
+def test_a_decoder_has_probabilities_only_of_valid_answers(tiny_checkpoint, tmp_path, run, caplog):
+    folder, spec = fine_tuned(tiny_checkpoint, tmp_path / "tuned")
+    save_task(INTENT, folder)
+    labels = ["--decode", "labels", "--limit", "12", "--max_new_tokens", "2", *DECODER]
+    run(folder, "dev", "--split", "dev", "--calibrate", *labels)
+    calibration = json.loads((folder / CALIBRATION_FILE).read_text())
+    temperature = calibration["fields"]["intent"]["temperature"]
+    assert calibration["prompt"] == hash_prompt(spec.build(INTENT)) and find_damage(folder) == []
+    results, answers = run(folder, "labels", "--abstain_below", "0.05", *labels)
+    assert results.settings["temperature"] == {"intent": temperature} != {"intent": 1.0}
+    at = log_softmax(np.array([p.log_probs["intent"] for p in answers]) / temperature, axis=1)
+    assert [p.top["intent"][0][1] for p in answers] == pytest.approx(np.exp(at).max(axis=1).tolist(), abs=2e-6)
+    free, answers = run(folder, "free", "--limit", "3", "--max_new_tokens", "2", *DECODER)
+    assert free.settings["temperature"] is None and free.labels == {} and not answers[0].log_probs
+    assert "coverage" not in free.metrics and "ece" not in free.metrics["fields"]["intent"]
+    caplog.set_level(logging.INFO)
+    options = {"model": "llama_debug", "decode": "labels", "new_prompt": True, "task": "massive_intent"}
+    assert plan(folder, **options).calibration is None
+    assert f"{folder / CALIBRATION_FILE} was fitted for another prompt; it is not used" in caplog.text
+    convert(folder, tmp_path / "converted")
+    assert not (tmp_path / "converted" / CALIBRATION_FILE).exists(), "its weights are in other files"
+
+
+@pytest.fixture
+def calibrated(export, run):
+    run(export, "dev", "--split", "dev", "--calibrate", "--limit", "20")
+    return export
+
+
+def test_what_was_fitted_for_something_else_is_not_used(calibrated, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    setup = plan(calibrated)
+    assert setup.calibration is not None and setup.job.temperatures == setup.calibration.temperatures
+    continued = identity_of(setup, "fp32", "w")
+    assert "temperature" in continued and "note" not in caplog.text
+    path = calibrated / CALIBRATION_FILE
+    for name in ("task", "weights"):
+        kept = path.read_text()
+        path.write_text(json.dumps(json.loads(kept) | {name: "0" * 64}))
+        write_checksums(calibrated)
+        assert plan(calibrated).calibration is None
+        assert f"{path} was fitted for another {name}; it is not used" in caplog.text
+        path.write_text(kept)
+    (calibrated / "model.safetensors").write_bytes((calibrated / "model.safetensors").read_bytes()[:-4] + b"abcd")
+    write_checksums(calibrated)
+    caplog.clear()
+    assert plan(calibrated).calibration is None and "fitted for another weights" in caplog.text
+    assert "temperature" not in identity_of(plan(calibrated), "fp32", "w")
+    path.unlink()
+    write_checksums(calibrated)
+    caplog.clear()
+    assert plan(calibrated).calibration is None and "fitted" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"fields": {"intent": {"temperature": 0, "ece_before": 0.1, "ece_after": 0.1}}},
+            "temperature .*at least 0.05",
+        ),
+        (
+            {"fields": {"intent": {"temperature": "2", "ece_before": 0.1, "ece_after": 0.1}}},
+            "temperature must be a numb",
+        ),
+        (
+            {"fields": {"mood": {"temperature": 2.0, "ece_before": 0.1, "ece_after": 0.1}}},
+            "is damaged: it has tem.* mood",
+        ),
+        ({"fields": {}}, "fields"),
+        ({"format": 2}, "format"),
+        ({"n_examples": None}, "n_examples must be a whole number"),
+    ],
+)
+def test_a_damaged_calibration_is_named(calibrated, change, message):
+    path = calibrated / CALIBRATION_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(Damaged, match=CALIBRATION_FILE):
+        plan(calibrated)
+    write_checksums(calibrated)
+    with pytest.raises(UserError, match=rf"{CALIBRATION_FILE}.*{message}"):
+        plan(calibrated)
+    assert plan(calibrated, calibrate=True, split="dev").calibration is None, "a new one replaces it"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--abstain_below", "0"], "abstain_below = 0.0: must be above 0 and at most 1"),
+        (["--abstain_below", "1.5"], "abstain_below = 1.5: must be above 0 and at most 1"),
+        (["--abstain_below", "nan"], "abstain_below = nan: must be"),
+        ([*DECODER, "--abstain_below", "0.5"], "--abstain_below needs the prob.* Give --decode labels"),
+        ([*DECODER, "--calibrate", "--split", "dev"], "--calibrate needs the prob.* Give --decode labels"),
+        (["--calibrate"], "--calibrate fits .* Give --split dev"),
+        (["--calibrate", "--split", "dev", "--abstain_below", "0.5"], "--calibrate scores without a temperature"),
+        (
+            ["--model", "gpt-4o", "--abstain_below", "0.5"],
+            "--abstain_below is for models whose weights are loaded here",
+        ),
+        (["--model", "gpt-4o", "--calibrate"], "--calibrate is for models whose weights are loaded here"),
+    ],
+)
+def test_options_that_make_no_sense(words, message):
+    given = [] if "--model" in words else ["--model", "roberta"]
+    given += [] if "gpt-4o" in words else ["--checkpoint", "x"]
+    with pytest.raises(UserError, match=message):
+        load_config([*given, "--task", "massive_intent", *words])
+
+
+def test_combined_and_compared_runs_take_no_such_options():
+    for name in (["--abstain_below", "0.5"], ["--calibrate"]):
+        for mode in (["--combine", "a", "b"], ["--compare", "a", "b"]):
+            with pytest.raises(UserError, match=f"reads finished runs; it takes no {name[0]}"):
+                load_config([*mode, *name])
+
+
+def test_what_cannot_be_calibrated(export, tiny_checkpoint, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--split train: the checkpoint was fine-tuned on these"):
+        plan(export, calibrate=True, split="train")
+    with pytest.raises(UserError, match="step_9 is a training checkpoint, .* Calibrate the run's export"):
+        check_can_fit(Weights(tmp_path / "step_9", export, is_training=True), "dev", fine_tuned=True)
+    slots = {"model": "llama_debug", "decode": "labels", "task": "massive_slots"}
+    for more, name in ({"calibrate": True, "split": "dev"}, "calibrate"), ({"abstain_below": 0.5}, "abstain_below"):
+        with pytest.raises(
+            UserError, match=f"--{name} is about the probabilities of class fields, and task massive_slo"
+        ):
+            plan(tiny_checkpoint, **slots, **more)
+    bare = {"model": "llama_debug", "decode": "labels", "task": str(TICKETS), "data": None}
+    assert plan(tiny_checkpoint, **bare, calibrate=True, split="train").examples, "it was never trained on these"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"export is not writable, so no calibration.json can be stored there"):
+        plan(export, calibrate=True, split="dev")
