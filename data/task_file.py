@@ -22,8 +22,9 @@ from data.template import TextTemplate
 
 TASK_FILE = "task.json"
 FORMAT = 2
-"""The newest format. A task is written in the oldest that can say it: in 2, ``text_template`` is new."""
+"""The newest format. A task is written in the oldest that can say it: new in 2: `_OPTIONAL`."""
 _TEXTS = ("name", "dataset", "document_name", "document_noun", "instruction", "text_column")
+_OPTIONAL = ("text_template", "has_words", "conll_columns")  # written if they are not empty
 LABELS_SHOWN = 5  # in a sentence about what differs
 
 
@@ -59,6 +60,8 @@ class _Record(msgspec.Struct):
     opening_is_system: bool
     fields: Annotated[list[_ClassRecord | _TokenRecord], msgspec.Meta(min_length=1)]
     text_template: str = ""
+    has_words: bool = False
+    conll_columns: tuple[str, ...] = ()
 
 
 def save_task(task: Task, folder: Path) -> None:
@@ -69,10 +72,9 @@ def save_task(task: Task, folder: Path) -> None:
 
 def task_record(task: Task) -> dict[str, Any]:
     """The content of ``task.json``."""
-    record: dict[str, Any] = {"format": FORMAT if task.text_template else 1}
-    record |= {name: getattr(task, name) for name in _TEXTS}
-    if task.text_template:
-        record["text_template"] = task.text_template
+    optional = {name: value for name in _OPTIONAL if (value := getattr(task, name))}
+    record: dict[str, Any] = {"format": FORMAT if optional else 1}
+    record |= {name: getattr(task, name) for name in _TEXTS} | optional
     record["opening_is_system"] = task.opening_is_system
     record["fields"] = [_field_record(field) for field in task.fields]
     if task.custom is not None:
@@ -94,7 +96,7 @@ def task_changes(had: Task, has: Task, whose: tuple[str, str]) -> list[str]:
         whose: the two tasks in words, such as ("the checkpoint", "this run").
     """
     old, new = _content(had), _content(has)
-    pairs = [(f"task {name}", old.get(name, ""), new.get(name, "")) for name in (*_TEXTS, "text_template")]
+    pairs = [(f"task {name}", old.get(name, ""), new.get(name, "")) for name in (*_TEXTS, *_OPTIONAL)]
     pairs.append(("task opening_is_system", old["opening_is_system"], new["opening_is_system"]))
     fields, others = ({field["name"]: field for field in record["fields"]} for record in (old, new))
     pairs.append(("task fields", ", ".join(fields), ", ".join(others)))
@@ -163,7 +165,7 @@ def read_task(folder: Path) -> Task | None:
             fields.append(TokenField(field.name, labels, field.other, field.answer))
         else:
             fields.append(ClassField(field.name, labels))
-    texts = {name: getattr(record, name) for name in (*_TEXTS, "text_template")}
+    texts = {name: getattr(record, name) for name in (*_TEXTS, *_OPTIONAL)}
     if record.text_template:
         try:
             TextTemplate(record.text_template)

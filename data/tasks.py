@@ -95,6 +95,8 @@ class Task:
         opening_is_system: the first sentences are the system text (listings 11 and 12).
         text_column: the column of new texts in a table.
         text_template: makes a new text of several columns (`data.template`); empty: they are in ``text_column``.
+        has_words: ``text_column`` has lists of words.
+        conll_columns: the names of the columns of CoNLL; empty: the usual ones (`data.readers.conll`).
         custom: a user's own task: where its examples are and how to read them.
     """
 
@@ -107,6 +109,8 @@ class Task:
     opening_is_system: bool = False
     text_column: str = "text"
     text_template: str = ""
+    has_words: bool = False
+    conll_columns: tuple[str, ...] = ()
     custom: CustomSpec | None = dataclasses.field(default=None, hash=False)  # it has a dict
 
     @property
@@ -299,5 +303,7 @@ def _custom_task(path: Path) -> Task:
         instruction=spec.instruction or "",
         text_column=spec.text_column,
         text_template=spec.template.written if spec.template else "",
+        has_words=spec.has_words,
+        conll_columns=spec.dialect.conll_columns or (),
         custom=spec,
     )

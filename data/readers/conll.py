@@ -26,6 +26,7 @@ DOCUMENT = "-DOCSTART-"  # the token of a line before a document of CoNLL-2003
 COMMENT = re.compile(r"#(?: |$|begin document|end document)")
 NAMES = re.compile(r"#\s*global\.columns\s*=\s*(.*)")  # in the first line of CoNLL-U Plus
 NOT_A_WORD = re.compile(r"\d+[-.]\d+")  # the id of a line for several words, or for one that is not in the text
+NAME_THEM = "Name those of the file: conll_columns in the task's file, or --conll_columns of predict.py."
 
 Line = tuple[int, str, str]  # its number, itself, what is wrong with it
 
@@ -68,7 +69,7 @@ def sentences(
         names = UNIVERSAL if is_universal else _usual(found)
     where = f"{name}, line {number}"
     if len(names) != found:
-        raise UserError(f"{where}: {found} columns, but {len(names)} are expected: {', '.join(names)}.")
+        raise UserError(f"{where}: {found} columns, but {len(names)} are expected: {', '.join(names)}. {NAME_THEM}")
     check_columns(list(names), name)
     return tuple(names), _records(chain(before, numbered), name, is_universal, by_tab, tuple(names))
 
