@@ -32,12 +32,12 @@ if __name__ == "__main__":
 import logging
 
 from data.errors import UserError
-from eval.predict.classifier import Classifier, Entity, Label, Result
+from eval.predict.classifier import Classifier, Entity, Label, LabelSet, Result
 from eval.predict.outputs import STANDARD_OUTPUT, OutputClosed
 from eval.predict.run import predict
 from train.parallel.distributed import run_guarded, set_up_logging
 
-__all__ = ["Classifier", "Entity", "Label", "Result"]
+__all__ = ["Classifier", "Entity", "Label", "LabelSet", "Result"]
 
 log = logging.getLogger("eval")
 

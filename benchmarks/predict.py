@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.common import ROOT, load_average, run_program, say, table, write_result
+from checkpoints_tools.registry import get_model_spec
 from data.errors import UserError
 
 
@@ -73,6 +74,7 @@ def report(options: Options, folder: Path) -> str:
         predicted = seconds_of("predict.py", *common, "--input", str(folder / "texts.jsonl"), "--output", str(output))
         say(f"{name}: eval.py")
         scored = folder / f"{name}_eval"
+        common += ["--decode", "labels"] if get_model_spec(model).kind == "decoder" else []  # as predict.py by default
         common += ["--model", model, "--data", str(folder / "labelled.jsonl"), "--output", str(scored)]
         evaluated = seconds_of("eval.py", *common, "--cache_dir", str(folder / "cache"))
         same = same_answers(output, scored / "predictions.jsonl")

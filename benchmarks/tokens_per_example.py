@@ -53,7 +53,7 @@ def table(
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for task in TASKS.values():
         for k in (0, 5):
-            shots = cut_shots(choose_shots(examples[task.dataset], task, k, seed), tokenizer) if k else []
+            shots = cut_shots(choose_shots(examples[task.dataset], task, k, seed), task, tokenizer) if k else []
             shown = {shot.id for shot in shots}
             spec = PromptSpec(task.name, template_for(tokenizer), shots=tuple(shots), seed=seed)
             train = [example for example in examples[task.dataset] if example.id not in shown]

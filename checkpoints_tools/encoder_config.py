@@ -30,7 +30,7 @@ from data.encoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import fields_of, read_json
-from data.tasks import ClassField, Task
+from data.tasks import Task
 from model.encoder import EncoderConfig, Head
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,11 @@ FAMILIES = ("roberta", "bert")
 # Name of a head in a checkpoint that does not say which field it predicts.
 UNNAMED = "classifier"
 LABELS_SHOWN = 5  # in an error message
+# Kind of a head -> what it gives, in words.
+GIVES = {"class": "a label to each document", "multi": "any number of labels to each document",
+         "token": "a label to each word"}  # fmt: skip
+# transformers' ``problem_type`` of a head for sequence classification -> the kind of the head.
+PROBLEMS = {None: "class", "single_label_classification": "class", "multi_label_classification": "multi"}
 # Class in ``architectures`` without the family's prefix -> kind of its head; None: a head that we ignore, or none.
 CLASSES = {
     "Model": None,
@@ -62,7 +67,7 @@ class HeadFile(Struct):
     """One of the ``fields`` of a folder's heads."""
 
     name: str
-    kind: Literal["class", "token"]
+    kind: Literal["class", "multi", "token"]
     labels: Annotated[list[str], Meta(min_length=1)]
 
 
@@ -90,7 +95,7 @@ class EncoderFile(Struct):
     attention_probs_dropout_prob: Fraction = 0.1
     classifier_dropout: float | None = None
     architectures: list[str] = []
-    problem_type: str = "single_label_classification"
+    problem_type: str | None = None
     num_labels: Vocabulary = 2
     id2label: dict[str, Any] = {}
     heads: HeadsFile | None = None
@@ -181,13 +186,17 @@ def _read_heads(
     kind = CLASSES[names[0].removeprefix(CLASS_PREFIX[family])]
     if kind is None:
         return "linear", ()
-    if values.get("problem_type") not in (None, "single_label_classification"):
-        problems.append(f"problem_type is {values['problem_type']!r}; in this code a field has exactly one label")
+    problem = values.get("problem_type")
+    if problem not in PROBLEMS or (kind == "token" and PROBLEMS[problem] != "class"):
+        problems.append(f"problem_type is {problem!r}; this code's heads choose labels, for words exactly one")
+    elif kind == "class":
+        kind = PROBLEMS[problem]
     labels = values.get("id2label")
     if labels and labels.keys() != set(map(str, range(len(labels)))):
         problems.append(f"id2label: its keys must be the numbers from 0 to {len(labels) - 1}")
     n_labels = len(labels) if labels else values.get("num_labels", 2)
-    return "dense" if kind == "class" else "linear", (Head(UNNAMED, cast(Literal["class", "token"], kind), n_labels),)
+    head = Head(UNNAMED, cast(Literal["class", "multi", "token"], kind), n_labels)
+    return "dense" if head.of_documents else "linear", (head,)
 
 
 class _Labels(Struct):
@@ -262,12 +271,12 @@ def check_head_labels(labels: dict[str, list[str]], pairs: Iterable[tuple[str, s
 def hf_architecture(config: EncoderConfig) -> str:
     """The transformers class that computes the same as the model; the encoder without heads if there is none.
 
-    There is one for a single token field and for a single class field with the "dense" head. There is none for several
-    fields or for the "linear" head on a document's first token.
+    There is one for a single token field and for a single class or multi field with the "dense" head. There is none for
+    several fields or for the "linear" head on a document's first token.
     """
     suffix = "Model"
     if len(config.heads) == 1:
-        if config.heads[0].kind == "token":
+        if not config.heads[0].of_documents:
             suffix = "ForTokenClassification"
         elif config.head == "dense":
             suffix = "ForSequenceClassification"
@@ -318,6 +327,8 @@ def to_hf_encoder_config(
         head_labels = labels[config.heads[0].name]
         found["id2label"] = {str(i): label for i, label in enumerate(head_labels)}
         found["label2id"] = {label: i for i, label in enumerate(head_labels)}
+        if config.heads[0].kind == "multi":
+            found["problem_type"] = "multi_label_classification"
     if config.heads:
         fields = [{"name": h.name, "kind": h.kind, "labels": list(labels[h.name])} for h in config.heads]
         found["heads"] = {"head": config.head, "max_length": max_length, "fields": fields}
@@ -340,7 +351,7 @@ def write_encoder_export(
 def heads_for(task: Task) -> tuple[Head, ...]:
     """One head per field, in the task's order."""
     return tuple(
-        Head(field.name, "class" if isinstance(field, ClassField) else "token", len(outputs))
+        Head(field.name, field.kind, len(outputs))
         for field, outputs in zip(task.fields, output_labels(task).values(), strict=True)
     )
 

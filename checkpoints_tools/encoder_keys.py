@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from checkpoints_tools.encoder_config import UNNAMED, hf_architecture
+from checkpoints_tools.encoder_config import GIVES, UNNAMED, hf_architecture
 from checkpoints_tools.key_maps import Matched, to_theirs, translate
 from data.errors import UserError
 from model.encoder import EncoderConfig
@@ -68,15 +68,13 @@ def match_heads(stored: EncoderConfig, wanted: EncoderConfig, where: str) -> dic
     for head, other in pairs:
         field = f"field '{other.name}'"
         if head.kind != other.kind:
-            problems.append(
-                f"{field}: the head gives a label to each {_UNIT[head.kind]}, not to each {_UNIT[other.kind]}"
-            )
+            problems.append(f"{field}: the head gives {GIVES[head.kind]}, not {GIVES[other.kind]}")
         elif head.n_labels != other.n_labels:
             than = "More" if other.n_labels > head.n_labels else "Fewer"
             problems.append(
                 f"{field}: {than} labels than the head was trained for: {other.n_labels}, the head has {head.n_labels}"
             )
-        elif head.kind == "class" and stored.head != wanted.head:
+        elif head.of_documents and stored.head != wanted.head:
             problems.append(f"{field}: the head is '{stored.head}', not '{wanted.head}': give --head {stored.head}")
     if problems:
         listed = "\n".join(f"  - {p}" for p in problems)
@@ -85,9 +83,6 @@ def match_heads(stored: EncoderConfig, wanted: EncoderConfig, where: str) -> dic
             "start from the checkpoint before fine-tuning, which has no heads."
         )
     return {head.key: other.key for head, other in pairs}
-
-
-_UNIT = {"class": "document", "token": "word"}
 
 
 def match_encoder(tensors: Iterable[str], stored: EncoderConfig, wanted: EncoderConfig, where: str) -> Matched:
@@ -104,7 +99,7 @@ def match_encoder(tensors: Iterable[str], stored: EncoderConfig, wanted: Encoder
     """
     heads = match_heads(stored, wanted, where)
     inverse = {theirs: ours for ours, theirs in ENCODER_HF.items()}
-    uses_pooler = wanted.head == "dense" and wanted.family == "bert" and any(h.kind == "class" for h in wanted.heads)
+    uses_pooler = wanted.head == "dense" and wanted.family == "bert" and any(h.of_documents for h in wanted.heads)
     fresh = [head for head in wanted.heads if head.key not in heads.values()]
     found = Matched(fresh=tuple(f"heads.{head.key}." for head in fresh))
     single = stored.heads[0].key if len(stored.heads) == 1 else None
@@ -134,8 +129,8 @@ def match_encoder(tensors: Iterable[str], stored: EncoderConfig, wanted: Encoder
         if shared is not None:
             found.names["embed.tokens.weight"] = shared
             found.ignored.remove(shared)
-    if "pooler.weight" not in found.names and {h for h in wanted.heads if h.kind == "class"} <= set(fresh):
-        found.fresh += ("pooler.",)  # saved without it; all class heads are new, so none was trained on it
+    if "pooler.weight" not in found.names and {h for h in wanted.heads if h.of_documents} <= set(fresh):
+        found.fresh += ("pooler.",)  # saved without it; all heads that use it are new, so none was trained on it
     return found
 
 
@@ -162,7 +157,7 @@ def encoder_to_theirs(name: str, config: EncoderConfig) -> str:
         if plain:
             return name
         _, _, module, part = name.split(".")
-        has_dense = config.family == "roberta" and config.head == "dense" and config.heads[0].kind == "class"
+        has_dense = config.family == "roberta" and config.head == "dense" and config.heads[0].of_documents
         return f"{(DENSE_HEAD if has_dense else LINEAR_HEAD)[module]}.{part}"
     theirs = to_theirs(name, ENCODER_HF)
     return theirs if plain else f"{config.family}.{theirs}"

@@ -5,6 +5,7 @@ fields' answers to one text and takes it apart again.
 
     format   answer to "wake me at nine am on friday"
     label    alarm_set                                      one label for the document
+    labels   ["alarm_set", "calendar_set"]                  any number of labels for the document; [] if there are none
     list     ["Other", "Other", "Other", "time", ...]       one type for every word (the paper's, §5.8)
     bio      ["O", "O", "O", "B-time", "I-time", ...]       one tag for every word (§5.1.2)
     spans    ["time: nine am", "date: friday"]              each entity with its words; [] if there are none
@@ -39,9 +40,9 @@ from typing import Protocol
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import parse_line
-from data.valid import State, list_of, spans_of, tags_of
+from data.valid import State, labels_of, list_of, spans_of, tags_of
 
-Labels = str | tuple[str, ...]  # of one field: one label, or one per word
+Labels = str | tuple[str, ...]  # of one field: one label; or any number, in the order of the set; or one per word
 
 _FENCE = re.compile(r"```(?:\w*[ \t]*\n)?(.*?)```", re.DOTALL)
 _QUOTES = "'\"`"
@@ -54,7 +55,7 @@ class Counts:
     Attributes:
         n_missing: words without an entry in a list of types (set to Other).
         n_extra: entries of a list of types beyond the last word (cut).
-        n_unknown: entries that are not, or do not begin with, a known type (Other, or dropped from spans).
+        n_unknown: entries that are not, or do not begin with, a known label (Other, or dropped from labels and spans).
         n_not_found: spans dropped because their words are not in the text, or only inside other spans.
     """
 
@@ -120,6 +121,43 @@ class Label:
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
         return max(self.labels, key=length)
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        return self.labels
+
+
+@dataclass(frozen=True)
+class LabelList:
+    """Any number of labels for the document, in the order of the set.
+
+    They are read in any order. One that is there twice counts once, one that is not in the set is dropped and counted.
+    """
+
+    labels: tuple[str, ...]
+
+    def write(self, labels: Labels, words: Sequence[str]) -> list[str]:
+        assert not isinstance(labels, str), labels
+        return [label for label in self.labels if label in labels]
+
+    def read(self, value: object, words: Sequence[str], counts: Counts) -> tuple[tuple[str, ...] | None, None]:
+        if not isinstance(value, list):
+            return None, None
+        found = [self.label_of(entry) for entry in value]
+        counts.n_unknown += found.count(None)
+        known = set(found)
+        return tuple(label for label in self.labels if label in known), None
+
+    def label_of(self, entry: object) -> str | None:
+        """The label that an entry means; None if it means none."""
+        return entry if isinstance(entry, str) and entry in self.labels else None
+
+    def longest(self, words: Sequence[str], length: Callable[[str], int]) -> list[str]:
+        return list(self.labels)
+
+    def valid(self, words: Sequence[str]) -> State:
+        """The answers as they are written."""
+        return labels_of(self.labels)
 
     @property
     def listed(self) -> tuple[str, ...]:

@@ -61,8 +61,8 @@ def _read_word(word: str, task: Task, fields: Mapping[str, ClassField]) -> list[
         raise UserError(f"expected balanced, FIELD=balanced, LABEL=WEIGHT or FIELD:LABEL=WEIGHT.{_hint(word, fields)}")
     if value == BALANCED:
         if name not in fields:
-            why = "has one label for every word, not for the text." if _is_field(name, task) else "is no field."
-            raise UserError(f"{name!r} {why}{nearest(name, fields)}")
+            kind = next((field.kind for field in task.fields if field.name == name), "none")
+            raise UserError(f"{name!r} {_WHY[kind]}{nearest(name, fields)}")
         return [(name, BALANCED)]
     places = [
         (field.name, label)
@@ -79,8 +79,11 @@ def _read_word(word: str, task: Task, fields: Mapping[str, ClassField]) -> list[
     return [(field, {label: _weight(value)})]
 
 
-def _is_field(name: str, task: Task) -> bool:
-    return any(field.name == name for field in task.fields)
+_WHY = {
+    "multi": "has any number of labels for the text, not one.",
+    "token": "has one label for every word, not for the text.",
+    "none": "is no field.",
+}
 
 
 def _hint(name: str, fields: Mapping[str, ClassField]) -> str:

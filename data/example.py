@@ -12,7 +12,8 @@ class Example:
     Attributes:
         id: stable and unique in a data set, e.g. ``"massive/test/6878"`` or ``"20ng/train/rec.autos/101551"``.
         text: the document, exactly as the model sees it.
-        labels: by field name; a string for a class field, one type per word (``text.split()``) for a token field.
+        labels: by field name; a string for a class field, any number of labels for a multi field, in the order of its
+            label set, one type per word (``text.split()``) for a token field.
         bio: by token-field name, the gold entity boundaries: ``"O"``, ``"B-type"`` or ``"I-type"`` per word. With
             ``labels`` alone, two adjacent entities of one type look like one.
     """
@@ -25,8 +26,14 @@ class Example:
     def class_label(self, field: str) -> str:
         """The label of a class field."""
         label = self.labels[field]
-        assert isinstance(label, str), f"{field} has one label per word"
+        assert isinstance(label, str), f"{field} has not one label"
         return label
+
+    def label_set(self, field: str) -> tuple[str, ...]:
+        """The labels of a multi field."""
+        labels = self.labels[field]
+        assert not isinstance(labels, str), f"{field} has one label"
+        return labels
 
     def word_labels(self, field: str) -> tuple[str, ...]:
         """The labels of a token field, one per word."""

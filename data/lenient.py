@@ -8,7 +8,8 @@ it. This reading removes what these rules name, and nothing else:
    such as "Label:", "The topic is" or "It is", also with the field's own name; a final full stop.
 3. Case does not matter, unless two labels of the set differ only by case.
 4. A JSON object or list inside other text: what is between the first opening bracket and the last closing one, if that
-   is valid. In a list, rules 2 and 3 hold for each type. In spans, rule 3 holds for types and words.
+   is valid. In a list, rules 2 and 3 hold for each entry. In spans, rule 3 holds for types and words.
+5. Where any number of labels is asked for, a label alone, found by rules 2 and 3, is a list of it.
 
 The label that is found after removing the fewest layers counts, so "a." is not read as "a" if both are labels. What is
 left must be an entire label: "date_time" is never read as "date", nor "not spam" as "spam". Where a label has a lead-in
@@ -24,8 +25,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from data.answers import Counts, Labels, Parsed, Spans, TypeList, literal, unfence
-from data.tasks import ClassField, Task
+from data.answers import Counts, LabelList, Labels, Parsed, Spans, TypeList, literal, unfence
+from data.tasks import ClassField, MultiField, Task
 
 MAX_LAYERS = 10
 
@@ -51,7 +52,8 @@ def read_leniently(task: Task, text: str, words: Sequence[str], strict: Parsed |
         answer = value if isinstance(value, dict) else {}
         values = [answer.get(key) for key in task.keys]
     else:
-        values = [text if isinstance(task.fields[0], ClassField) else _inside(text, "[", "]")]
+        listed = None if isinstance(task.fields[0], ClassField) else _inside(text, "[", "]")
+        values = [text if listed is None else listed]
     counts, labels = Counts(), dict[str, Labels | None]()
     for key, field, value in zip(task.keys, task.fields, values, strict=True):
         if isinstance(field, ClassField):
@@ -59,6 +61,10 @@ def read_leniently(task: Task, text: str, words: Sequence[str], strict: Parsed |
             if found is None and isinstance(value, str):
                 found = _find(value, field.labels, (field.name, key))
             labels[field.name] = found
+        elif isinstance(field, MultiField):
+            entries = [value] if isinstance(value, str) else value
+            own, _ = _LenientLabels(field.labels, (field.name, key)).read(entries, words, counts)
+            labels[field.name] = own if own or isinstance(value, list) else None
         elif isinstance(field.format, Spans):
             labels[field.name] = _LenientSpans(field.labels, field.other).read(value, words, counts)[0]
         else:
@@ -126,6 +132,16 @@ def _known(labels: tuple[str, ...]) -> Callable[[str], str | None]:
     exact, folds = set(labels), Counter(label.casefold() for label in labels)
     by_fold = {label.casefold(): label for label in labels if folds[label.casefold()] == 1}
     return lambda text: text if text in exact else by_fold.get(text.casefold())
+
+
+@dataclass(frozen=True)
+class _LenientLabels(LabelList):
+    """Reads entries by rules 2 and 3; ``names`` are those of the field."""
+
+    names: tuple[str, ...]
+
+    def label_of(self, entry: object) -> str | None:
+        return _find(entry, self.labels, self.names) if isinstance(entry, str) else None
 
 
 @dataclass(frozen=True)

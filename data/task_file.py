@@ -17,14 +17,15 @@ import msgspec
 from data.errors import UserError
 from data.files.documents import read_json, shaped
 from data.json_text import to_json
-from data.tasks import ClassField, Field, Task, TokenField
+from data.tasks import ClassField, Field, MultiField, Task, TokenField
 from data.template import TextTemplate
 
 TASK_FILE = "task.json"
 FORMAT = 2
-"""The newest format. A task is written in the oldest that can say it: new in 2: `_OPTIONAL`."""
+"""The newest format. A task is written in the oldest that can say it; new in 2: `_OPTIONAL`, multi fields."""
 _TEXTS = ("name", "dataset", "document_name", "document_noun", "instruction", "text_column")
 _OPTIONAL = ("text_template", "has_words", "conll_columns")  # written if they are not empty
+_SETTINGS = ("type", "separator", "other", "answer")  # of fields
 LABELS_SHOWN = 5  # in a sentence about what differs
 
 
@@ -35,6 +36,12 @@ _Labels = Annotated[list[str], msgspec.Meta(min_length=1)]
 class _ClassRecord(msgspec.Struct, tag="class", tag_field="type"):
     name: str
     labels: _Labels
+
+
+class _MultiRecord(msgspec.Struct, tag="multi", tag_field="type"):
+    name: str
+    labels: _Labels
+    separator: _Name | None = None
 
 
 class _TokenRecord(msgspec.Struct, tag="token", tag_field="type"):
@@ -58,7 +65,7 @@ class _Record(msgspec.Struct):
     instruction: str
     text_column: _Name
     opening_is_system: bool
-    fields: Annotated[list[_ClassRecord | _TokenRecord], msgspec.Meta(min_length=1)]
+    fields: Annotated[list[_ClassRecord | _MultiRecord | _TokenRecord], msgspec.Meta(min_length=1)]
     text_template: str = ""
     has_words: bool = False
     conll_columns: tuple[str, ...] = ()
@@ -73,7 +80,8 @@ def save_task(task: Task, folder: Path) -> None:
 def task_record(task: Task) -> dict[str, Any]:
     """The content of ``task.json``."""
     optional = {name: value for name in _OPTIONAL if (value := getattr(task, name))}
-    record: dict[str, Any] = {"format": FORMAT if optional else 1}
+    is_new = optional or any(isinstance(field, MultiField) for field in task.fields)
+    record: dict[str, Any] = {"format": FORMAT if is_new else 1}
     record |= {name: getattr(task, name) for name in _TEXTS} | optional
     record["opening_is_system"] = task.opening_is_system
     record["fields"] = [_field_record(field) for field in task.fields]
@@ -103,7 +111,7 @@ def task_changes(had: Task, has: Task, whose: tuple[str, str]) -> list[str]:
     kept = [name for name in fields if name in others]
     for name in kept:
         one, other = fields[name], others[name]
-        pairs += [(f"task field {name}, {key}", one.get(key), other.get(key)) for key in ("type", "other", "answer")]
+        pairs += [(f"task field {name}, {key}", one.get(key), other.get(key)) for key in _SETTINGS]
     found = [f"{part}: {whose[0]} has {x!r}, {whose[1]} has {y!r}" for part, x, y in pairs if x != y]
     for name in kept:
         one, other = fields[name]["labels"], others[name]["labels"]
@@ -132,9 +140,11 @@ def _content(task: Task) -> dict[str, Any]:
 
 
 def _field_record(field: Field) -> dict[str, Any]:
-    record: dict[str, Any] = {"name": field.name, "type": "class", "labels": list(field.labels)}
+    record: dict[str, Any] = {"name": field.name, "type": field.kind, "labels": list(field.labels)}
+    if isinstance(field, MultiField):
+        record["separator"] = field.separator
     if isinstance(field, TokenField):
-        record |= {"type": "token", "other": field.other, "answer": field.answer}
+        record |= {"other": field.other, "answer": field.answer}
     return record
 
 
@@ -163,6 +173,8 @@ def read_task(folder: Path) -> Task | None:
             raise UserError(f"{file}: the labels of {field.name} must be different texts.")
         if isinstance(field, _TokenRecord):
             fields.append(TokenField(field.name, labels, field.other, field.answer))
+        elif isinstance(field, _MultiRecord):
+            fields.append(MultiField(field.name, labels, field.separator))
         else:
             fields.append(ClassField(field.name, labels))
     texts = {name: getattr(record, name) for name in (*_TEXTS, *_OPTIONAL)}

@@ -1,8 +1,8 @@
 """Tasks: the labels of a document, and how they are written as the answer that a model is trained to give.
 
-A task is a tuple of fields. A `ClassField` has one label for the document, a `TokenField` one for every word. The
-answer to one field is the bare label or list. The answer to several is one JSON object, which is the paper's model
-consolidation (§5.6):
+A task is a tuple of fields. A `ClassField` has one label for the document, a `MultiField` any number, a `TokenField`
+one for every word. The answer to one field is the bare label or list. The answer to several is one JSON object, which
+is the paper's model consolidation (§5.6):
 
     20ng_20          rec.autos
     20ng_joint       {"task1": "rec", "task2": "rec.autos"}
@@ -20,13 +20,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from data.answers import (
     Answer,
     Counts,
     Format,
     Label,
+    LabelList,
     Labels,
     Parsed,
     Spans,
@@ -42,17 +43,19 @@ from data.readers.massive import INTENTS, SLOT_TYPES
 from data.readers.newsgroups import GROUPS, ROOTS
 
 if TYPE_CHECKING:
-    from data.readers.custom import CustomSpec
+    from data.readers.custom import CustomField, CustomSpec
 
 JOINT_ORDERS = ("listing", "section")
 SLOT_ANSWERS: dict[str, type[TypeList] | type[Spans]] = {"list": TypeList, "bio": TagList, "spans": Spans}
 SLOT_TAGS = ("types", "bio")
+FieldKind = Literal["class", "multi", "token"]
 
 
 @dataclass(frozen=True)
 class ClassField:
     """One label for the document, from ``labels``."""
 
+    kind: ClassVar[FieldKind] = "class"
     name: str
     labels: tuple[str, ...]
 
@@ -62,12 +65,30 @@ class ClassField:
 
 
 @dataclass(frozen=True)
+class MultiField:
+    """Any number of labels for the document, from ``labels``, none included.
+
+    ``separator`` is between the labels in a cell of a table; None: a cell has a JSON list. Models do not use it.
+    """
+
+    kind: ClassVar[FieldKind] = "multi"
+    name: str
+    labels: tuple[str, ...]
+    separator: str | None = None
+
+    @cached_property
+    def format(self) -> LabelList:
+        return LabelList(self.labels)
+
+
+@dataclass(frozen=True)
 class TokenField:
     """One label for every word: a type from ``labels``, or ``other`` for a word that has none.
 
     ``answer``, a key of `SLOT_ANSWERS`, is how a decoder writes them; encoders do not use it.
     """
 
+    kind: ClassVar[FieldKind] = "token"
     name: str
     labels: tuple[str, ...]
     other: str = "Other"
@@ -78,7 +99,7 @@ class TokenField:
         return SLOT_ANSWERS[self.answer](self.labels, self.other)
 
 
-Field = ClassField | TokenField
+Field = ClassField | MultiField | TokenField
 
 
 @dataclass(frozen=True)
@@ -194,7 +215,7 @@ class Task:
         return dataclasses.replace(self, fields=tuple(fields))
 
     def check(self, example: Example) -> None:
-        """Raise UserError unless every field (token fields: every word) of the example has a label from the set."""
+        """Raise UserError unless every field of the example has labels from its set, as many as its kind has."""
         for field in self.fields:
             where = f"Example {example.id}, field '{field.name}' of task {self.name}"
             if field.name not in example.labels:
@@ -202,6 +223,12 @@ class Task:
             value = example.labels[field.name]
             if isinstance(field, ClassField):
                 _check_label(where, value, field.labels)
+                continue
+            if isinstance(field, MultiField):
+                if isinstance(value, str):
+                    raise UserError(f"{where}: a list of labels is needed, found {value!r}.")
+                for label in value:
+                    _check_label(where, label, field.labels)
                 continue
             if isinstance(value, str) or len(value) != len(example.words):
                 found = repr(value) if isinstance(value, str) else f"{len(value)} labels"
@@ -287,17 +314,11 @@ def _custom_task(path: Path) -> Task:
     spec = read_custom_spec(path)
     if spec.name in TASKS:
         raise UserError(f"{path}: name {spec.name!r} is the name of a built-in task; choose another.")
-    fields = tuple(
-        ClassField(field.name, field.labels)
-        if field.type == "class"
-        else TokenField(field.name, field.labels, field.other, field.answer)
-        for field in spec.fields
-    )
     name = spec.document_name
     return Task(
         spec.name,
         "custom",
-        fields,
+        tuple(map(_custom_field, spec.fields)),
         document_name=name,
         document_noun=name.lower(),
         instruction=spec.instruction or "",
@@ -307,3 +328,11 @@ def _custom_task(path: Path) -> Task:
         conll_columns=spec.dialect.conll_columns or (),
         custom=spec,
     )
+
+
+def _custom_field(field: CustomField) -> Field:
+    if field.type == "class":
+        return ClassField(field.name, field.labels)
+    if field.type == "multi":
+        return MultiField(field.name, field.labels, field.separator)
+    return TokenField(field.name, field.labels, field.other, field.answer)

@@ -82,6 +82,20 @@ class Tags(Entries):
 
 
 @dataclass(frozen=True)
+class Subset:
+    """The rest of a list of different labels in the order of ``labels``: those from ``start`` on may follow."""
+
+    labels: tuple[str, ...]
+    start: int = 0
+
+    @cached_property
+    def edges(self) -> Sequence[Edge]:
+        comma = ", " if self.start else ""  # there is a label before
+        rest = range(self.start, len(self.labels))
+        return [("]", None), *((comma + _quoted(self.labels[i]), Subset(self.labels, i + 1)) for i in rest)]
+
+
+@dataclass(frozen=True)
 class Document:
     """What spans are written from: the words of a document, and the types."""
 
@@ -162,6 +176,11 @@ def list_of(choices: Sequence[str], n: int) -> State:
 def tags_of(choices: Sequence[str], n: int) -> State:
     """A list of n IOB2 tags."""
     return Fixed("[", Tags(tuple(choices), n)) if n else Fixed("[]")
+
+
+def labels_of(labels: Sequence[str]) -> State:
+    """A list of any number of different labels, in their order."""
+    return Fixed("[", Subset(tuple(labels)))
 
 
 def spans_of(kinds: Sequence[str], words: Sequence[str]) -> State:

@@ -5,7 +5,8 @@
 trains both on the training split and scores them on the test split, with the same metrics as models. It writes two runs
 in the format of ``eval.py``: ``<output>/majority`` and ``<output>/tfidf_lr``.
 
-A class field is predicted from the document's word 1- and 2-grams. A token field is predicted word by word, from the
+A class field is predicted from the document's word 1- and 2-grams, and each label of a multi field by itself (one
+against the rest). A token field is predicted word by word, from the
 word, its prefix, suffix and shape, and two words on each side.
 """
 
@@ -15,23 +16,23 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import tyro
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 
 from data.errors import UserError
 from data.example import Example
 from data.files.paths import PathText, parsed_paths
 from data.source import draw_to_score, draw_to_train, holdout, load_examples
-from data.tasks import ClassField, Task, TokenField, get_task
+from data.tasks import ClassField, MultiField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
 from eval.output import check_free, output_folder
 from eval.report import compare_command, show_comparison
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 SYSTEMS = {"majority": "majority class", "tfidf_lr": "TF-IDF + logistic regression"}
 INVERSE_REGULARIZATION = 10.0  # scikit-learn's C; the default of 1 underfits TF-IDF features, which are small
+Label = str | tuple[str, ...]  # of one example
+_Label = TypeVar("_Label", str, tuple[str, ...])
 MAX_FEATURES = 200_000  # the most frequent n-grams; all 1.5 million of 20NG would need gigabytes and change little
 
 
@@ -66,46 +69,76 @@ class BaselineConfig:
 
 
 def majority(task: Task, train: Sequence[Example], test: Sequence[Example]) -> list[Labels]:
-    """The most frequent label of each class field, and for every word the most frequent type (in practice: Other)."""
-    answers: dict[str, str] = {}
+    """The most frequent label of each class field and set of labels of each multi field.
+
+    For every word it is the most frequent type (in practice: Other).
+    """
+    columns: dict[str, Sequence[Label]] = {}
     for field in task.fields:
         if isinstance(field, TokenField):
-            labels = [kind for example in train for kind in example.word_labels(field.name)]
+            kind = _most_frequent(kind for example in train for kind in example.word_labels(field.name))
+            columns[field.name] = [(kind,) * len(example.labels[field.name]) for example in test]
+        elif isinstance(field, MultiField):
+            columns[field.name] = [_most_frequent(example.label_set(field.name) for example in train)] * len(test)
         else:
-            labels = [example.class_label(field.name) for example in train]
-        answers[field.name] = max(sorted(set(labels)), key=Counter(labels).__getitem__)
-    return [
-        {
-            f.name: (answers[f.name],) * len(example.labels[f.name]) if isinstance(f, TokenField) else answers[f.name]
-            for f in task.fields
-        }
-        for example in test
-    ]
+            columns[field.name] = [_most_frequent(example.class_label(field.name) for example in train)] * len(test)
+    return _by_example(columns, len(test))
+
+
+def _most_frequent(labels: Iterable[_Label]) -> _Label:
+    counts = Counter(labels)
+    return max(sorted(counts), key=counts.__getitem__)
+
+
+def _by_example(columns: Mapping[str, Sequence[Label]], n: int) -> list[Labels]:
+    return [{name: column[i] for name, column in columns.items()} for i in range(n)]
 
 
 def tfidf_lr(task: Task, train: Sequence[Example], test: Sequence[Example], seed: int = 0) -> list[Labels]:
-    """One logistic regression per field."""
-    columns = {}
+    """One logistic regression per field, for a multi field one per label."""
+    columns: dict[str, Sequence[Label]] = {}
     for field in task.fields:
-        fit = _classify_documents if isinstance(field, ClassField) else _classify_words
-        columns[field.name] = fit(field.name, train, test, seed)
-    return [{name: column[i] for name, column in columns.items()} for i in range(len(test))]
+        if isinstance(field, MultiField):
+            columns[field.name] = _choose_labels(field, train, test, seed)
+        else:
+            fit = _classify_documents if isinstance(field, ClassField) else _classify_words
+            columns[field.name] = fit(field.name, train, test, seed)
+    return _by_example(columns, len(test))
 
 
-def _classifier(vectorizer: TfidfVectorizer | DictVectorizer, seed: int) -> Pipeline:
-    return make_pipeline(vectorizer, LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000, random_state=seed))
+def _regression(seed: int) -> LogisticRegression:
+    return LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000, random_state=seed)
+
+
+def _word_vectors() -> TfidfVectorizer:
+    # Keep words of one letter ("i", "a"), because utterances are short.
+    return TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", max_features=MAX_FEATURES
+    )
 
 
 def _classify_documents(name: str, train: Sequence[Example], test: Sequence[Example], seed: int) -> list[str]:
     gold = [example.class_label(name) for example in train]
     if len(set(gold)) == 1:  # scikit-learn needs at least two classes
         return [gold[0]] * len(test)
-    # Keep words of one letter ("i", "a"), because utterances are short.
-    vectorizer = TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", max_features=MAX_FEATURES
-    )
-    classifier = _classifier(vectorizer, seed).fit([example.text for example in train], gold)
+    classifier = make_pipeline(_word_vectors(), _regression(seed)).fit([example.text for example in train], gold)
     return [str(label) for label in classifier.predict([example.text for example in test])]
+
+
+def _choose_labels(
+    field: MultiField, train: Sequence[Example], test: Sequence[Example], seed: int
+) -> list[tuple[str, ...]]:
+    vectorizer = _word_vectors()
+    vectors = vectorizer.fit_transform([example.text for example in train])
+    new = vectorizer.transform([example.text for example in test])
+    columns = []
+    for label in field.labels:
+        gold = [label in example.label_set(field.name) for example in train]
+        is_constant = len(set(gold)) == 1  # scikit-learn needs both
+        columns.append(gold[:1] * len(test) if is_constant else _regression(seed).fit(vectors, gold).predict(new))
+    return [
+        tuple(label for label, has in zip(field.labels, row, strict=True) if has) for row in zip(*columns, strict=True)
+    ]
 
 
 def _classify_words(name: str, train: Sequence[Example], test: Sequence[Example], seed: int) -> list[tuple[str, ...]]:
@@ -114,7 +147,7 @@ def _classify_words(name: str, train: Sequence[Example], test: Sequence[Example]
     assert len(features) == len(gold), "one type per word"
     if len(set(gold)) == 1:
         return [(gold[0],) * len(example.words) for example in test]
-    classifier = _classifier(DictVectorizer(), seed).fit(features, gold)
+    classifier = make_pipeline(DictVectorizer(), _regression(seed)).fit(features, gold)
     flat = [f for example in test for f in word_features(example.words)]
     predicted = iter([str(kind) for kind in classifier.predict(flat)] if flat else [])
     return [tuple(next(predicted) for _ in example.words) for example in test]

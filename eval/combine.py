@@ -125,6 +125,7 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         n_unknown=p.n_unknown + q.n_unknown,
         n_not_found=p.n_not_found + q.n_not_found,
         top={**p.top, **q.top},
+        multi_top={**p.multi_top, **q.multi_top},
         log_probs={**p.log_probs, **q.log_probs},
         lenient=None if p.lenient is None or q.lenient is None else {**p.lenient, **q.lenient},
     )

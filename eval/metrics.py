@@ -1,4 +1,4 @@
-"""Metrics of parsed answers: accuracy, macro-F1, two kinds of slot F1, exact match, and the number of unparsed answers.
+"""Metrics of parsed answers: accuracy, F1 of labels, two kinds of slot F1, exact match, the number of unparsed answers.
 
 Every system is scored by these functions: decoders, encoders and baselines, fine-tuned or not. They do not
 depend on models or text: :meth:`data.tasks.Task.read` has already read each answer into labels.
@@ -17,6 +17,7 @@ the ends of a name. So types are replaced by numbers before seqeval sees them.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from seqeval.scheme import IOB2
 from sklearn.metrics import f1_score
 
 from data.example import Example
-from data.tasks import ClassField, TokenField
+from data.tasks import Field, FieldKind, MultiField, TokenField
 
 Labels = dict[str, str | tuple[str, ...] | None]
 
@@ -35,7 +36,7 @@ class HasFields(Protocol):
     """The part of a task that the metrics need; :class:`data.tasks.Task` has it."""
 
     @property
-    def fields(self) -> Sequence[ClassField | TokenField]: ...
+    def fields(self) -> Sequence[Field]: ...
 
 
 class HasLabels(Protocol):
@@ -59,10 +60,10 @@ def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequen
 
     Returns:
         ``{"n_examples", "n_unparsed" (examples with any unparsed field), "exact_match", "fields": {name:
-        figures}}``. A class field has ``accuracy``, ``macro_f1`` and ``n_unparsed``. A token field has ``f1``,
-        ``precision``, ``recall``, the same three with the prefix ``strict_`` (None if a gold example has no
-        brackets), ``word_accuracy``, ``accuracy`` (all words of an example correct) and ``n_unparsed``. All
-        figures but the counts are in [0, 1].
+        figures}}``. A class field has ``accuracy``, ``macro_f1`` and ``n_unparsed``. A multi field has those of
+        `multi_metrics`. A token field has ``f1``, ``precision``, ``recall``, the same three with the prefix ``strict_``
+        (None if a gold example has no brackets), ``word_accuracy``, ``accuracy`` (all words of an example correct) and
+        ``n_unparsed``. All figures but the counts are in [0, 1].
     """
     assert len(examples) == len(parsed), f"{len(examples)} examples but {len(parsed)} answers"
     correct = [True] * len(examples)
@@ -78,6 +79,10 @@ def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequen
             same = [
                 a is not None and fit(a, len(g), field.other) == tuple(g) for g, a in zip(types, answers, strict=True)
             ]
+        elif isinstance(field, MultiField):
+            sets = [example.label_set(field.name) for example in examples]
+            fields[field.name] = multi_metrics(sets, answers)
+            same = [a is not None and set(a) == set(g) for g, a in zip(sets, answers, strict=True)]
         else:
             labels = [example.class_label(field.name) for example in examples]
             fields[field.name] = class_metrics(labels, answers)
@@ -109,6 +114,45 @@ def class_metrics(gold: Sequence[str], predicted: Sequence[str | None]) -> dict[
         "accuracy": ratio(sum(g == p for g, p in zip(gold, predicted, strict=True)), len(gold)),
         "macro_f1": macro_f1,
         "n_unparsed": sum(p is None for p in predicted),
+    }
+
+
+def multi_metrics(gold: Sequence[tuple[str, ...]], predicted: Sequence[tuple[str, ...] | None]) -> dict[str, Any]:
+    """Precision, recall and F1 of the labels of one multi field, and how often all labels of an example are right.
+
+    An unparsed answer (None) has no labels, and is never right. The labels are those that occur in gold or predictions.
+
+    Returns:
+        ``micro_f1``, ``micro_precision``, ``micro_recall``: of all pairs of an example and a label. ``macro_f1``: the
+        mean of the labels' F1. ``subset_accuracy``: the part of the examples with exactly the gold labels.
+        ``n_unparsed``. ``per_label``: by label ``precision``, ``recall``, ``f1`` and ``support``, the number of
+        examples that have it. What is undefined is 0, as in scikit-learn with ``zero_division=0``.
+    """
+    both, given, wanted = Counter[str](), Counter[str](), Counter[str]()
+    for g, p in zip(gold, predicted, strict=True):
+        given.update(set(p or ()))
+        wanted.update(set(g))
+        both.update(set(p or ()) & set(g))
+    per_label = {
+        label: _label_scores(both[label], given[label], wanted[label]) | {"support": wanted[label]}
+        for label in sorted(given.keys() | wanted.keys())
+    }
+    micro = _label_scores(both.total(), given.total(), wanted.total())
+    right = sum(p is not None and set(p) == set(g) for g, p in zip(gold, predicted, strict=True))
+    return {
+        **{f"micro_{name}": value for name, value in micro.items()},
+        "macro_f1": sum(own["f1"] for own in per_label.values()) / max(1, len(per_label)),
+        "subset_accuracy": ratio(right, len(gold)),
+        "n_unparsed": sum(p is None for p in predicted),
+        "per_label": per_label,
+    }
+
+
+def _label_scores(n_right: int, n_given: int, n_wanted: int) -> dict[str, float]:
+    return {
+        "f1": ratio(2 * n_right, n_given + n_wanted),
+        "precision": ratio(n_right, n_given),
+        "recall": ratio(n_right, n_wanted),
     }
 
 
@@ -209,20 +253,21 @@ def ratio(part: int, total: int) -> float:
     return part / total if total else 0.0
 
 
-def main_figure(kind: str) -> str:
-    """The figure of a field of a kind, "class" or "token", that stands for it in tables."""
-    return "f1" if kind == "token" else "accuracy"
+def main_figure(kind: FieldKind) -> str:
+    """The figure of a field of a kind that stands for it in tables."""
+    return {"class": "accuracy", "multi": "micro_f1", "token": "f1"}[kind]
 
 
 def main_figures(task: HasFields, metrics: dict[str, Any]) -> dict[str, float]:
     """The figures of a run in tables, by column name, in the task's order.
 
-    Accuracy for a class field, F1 for a token field (as in the paper's Table 3), exact match for a joint task.
+    Accuracy for a class field, F1 for a token field (as in the paper's Table 3), micro-F1 for a multi field, exact
+    match for a joint task.
     """
     figures = {}
     for field in task.fields:
-        name = main_figure("token" if isinstance(field, TokenField) else "class")
-        figures[f"{field.name} {name}"] = metrics["fields"][field.name][name]
+        name = main_figure(field.kind)
+        figures[f"{field.name} {name.replace('_', ' ')}"] = metrics["fields"][field.name][name]
     if len(task.fields) > 1:
         figures["exact match"] = metrics["exact_match"]
     return figures

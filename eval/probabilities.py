@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from data.example import Example
-from data.tasks import ClassField, TokenField
+from data.tasks import ClassField, Field
 from eval.calibration import calibration_error, coverage_curve, scaled
 from eval.metrics import HasFields, HasLabels, compute_metrics, ratio
 
@@ -47,7 +47,7 @@ def as_stored(log_probs: ArrayLike) -> list[float]:
     return [round(value, DIGITS) for value in scaled(log_probs, 1.0).tolist()]
 
 
-def with_probabilities(fields: Sequence[ClassField | TokenField], predictions: Sequence[Answer]) -> list[ClassField]:
+def with_probabilities(fields: Sequence[Field], predictions: Sequence[Answer]) -> list[ClassField]:
     """The class fields of whose labels every answer has the probabilities."""
     classes = [field for field in fields if isinstance(field, ClassField) and field.labels]
     return [field for field in classes if predictions and all(field.name in p.log_probs for p in predictions)]

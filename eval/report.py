@@ -16,11 +16,12 @@ from data.errors import UserError
 from data.terminal import literal, say, show, width
 from eval.kept_lines import writable
 from eval.metrics import main_figures
-from eval.results import Results, read_results, stored_task
+from eval.results import RESULTS, Results, read_results, stored_task
 
 Row = tuple[str, list[str]]
 FIRST_COLUMN = "system"
 TABLE_START = f"| {FIRST_COLUMN} | ".encode()  # of a Markdown file
+LABELS_SHOWN = 30  # of a multi field, with their figures
 _NAMES = {  # of figures whose key does not say enough
     "ece": "calibration error",
     "nll": "-log p of the gold label",
@@ -151,7 +152,14 @@ def details_table(results: Results) -> Table:
         table.add_section()
 
     for field, own in results.metrics["fields"].items():
-        group(field, own)
+        per_label = own.get("per_label", {})
+        group(field, {name: value for name, value in own.items() if name != "per_label"})
+        for i, (label, scores) in enumerate(list(per_label.items())[:LABELS_SHOWN]):
+            what = ", ".join(f"{name} {_show(name, value)}" for name, value in scores.items())
+            table.add_row(literal("" if i else f"{field}, each label"), literal(label), literal(what))
+        if len(per_label) > LABELS_SHOWN:
+            table.add_row("", f"{len(per_label) - LABELS_SHOWN} more", f"in {RESULTS}")
+        table.add_section()
     if len(results.fields) > 1:
         group("all fields", {"exact match": results.metrics["exact_match"]})
     if abstaining := results.metrics.get("abstaining"):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,7 +26,7 @@ from data.example import Example
 from data.files import limits
 from data.files.documents import parse_line, read_json, read_lines, shaped
 from data.json_text import to_json
-from data.tasks import ClassField, TokenField
+from data.tasks import ClassField, Field, FieldKind, MultiField, TokenField
 from eval.calibration import COLDEST, HOTTEST
 from eval.kept_lines import sha256_of, writable
 from eval.metrics import HasFields, Labels, compute_metrics, main_figure
@@ -35,7 +35,6 @@ from eval.probabilities import answered_figures, probability_figures, unsure_of,
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
 Name = Annotated[str, msgspec.Meta(max_length=limits.NAME_CHARACTERS)]  # characters of what tables show
-FieldKind = Literal["class", "token"]
 LogProb = Annotated[float, msgspec.Meta(le=0, ge=-1e9)]
 Temperature = Annotated[float, msgspec.Meta(ge=COLDEST, le=HOTTEST)]
 Tag = Annotated[str, msgspec.Meta(pattern="^(O$|[BI]-)")]
@@ -68,6 +67,8 @@ class Prediction:
             temperature. Only where ``top`` is.
         abstained: the class fields of which the label is not given, because it is not probable enough
             (``--abstain_below``). ``parsed`` has it nevertheless.
+        multi_top: by multi-field name, the most probable labels with the probability of each by itself: all labels that
+            were given, and at least `eval.probabilities.N_TOP`. Only from encoders.
     """
 
     id: str
@@ -89,6 +90,7 @@ class Prediction:
     parsed_bio: dict[str, tuple[Tag, ...]] = field(default_factory=dict)
     log_probs: dict[str, list[LogProb]] = field(default_factory=dict)
     abstained: tuple[str, ...] = ()
+    multi_top: dict[str, list[list[str | float]]] = field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:
@@ -120,7 +122,7 @@ class Results:
     Attributes:
         system: a name for tables.
         task: name of the task.
-        fields: field name → ``"class"`` or ``"token"``, in the task's order.
+        fields: field name → ``"class"``, ``"multi"`` or ``"token"``, in the task's order.
         model, checkpoint: names of the preset and of the checkpoint folder; empty for baselines.
         shots: number of few-shot examples in the prompt.
         prompt: the content of ``prompt.json``; None if there is no prompt.
@@ -174,7 +176,7 @@ class _Figures(msgspec.Struct):
     n_examples: int
     n_unparsed: int
     exact_match: float
-    fields: dict[str, dict[str, int | float | None]]
+    fields: dict[str, dict[str, int | float | dict[str, dict[str, int | float]] | None]]
 
 
 class _Metrics(_Figures):
@@ -236,11 +238,11 @@ class StoredTask:
     """The fields of a scored run, without label sets: what metrics and tables need."""
 
     name: str
-    fields: tuple[ClassField | TokenField, ...]
+    fields: tuple[Field, ...]
 
 
 def field_kinds(task: HasFields) -> dict[str, FieldKind]:
-    return {f.name: "token" if isinstance(f, TokenField) else "class" for f in task.fields}
+    return {field.name: field.kind for field in task.fields}
 
 
 def label_sets(task: HasFields) -> dict[str, list[str]]:
@@ -249,9 +251,10 @@ def label_sets(task: HasFields) -> dict[str, list[str]]:
 
 
 def stored_task(results: Results) -> StoredTask:
-    kinds: dict[str, type[ClassField] | type[TokenField]] = {"token": TokenField, "class": ClassField}
+    kinds: list[type[Field]] = [ClassField, MultiField, TokenField]
+    by_kind = {own.kind: own for own in kinds}
     labels = {name: tuple(results.labels.get(name, ())) for name in results.fields}
-    return StoredTask(results.task, tuple(kinds[kind](name, labels[name]) for name, kind in results.fields.items()))
+    return StoredTask(results.task, tuple(by_kind[kind](name, labels[name]) for name, kind in results.fields.items()))
 
 
 def versions() -> dict[str, str]:
@@ -360,7 +363,7 @@ def _check_field(prediction: Prediction, name: str, wanted: type, where: str) ->
     gold = prediction.gold.get(name)
     others = (prediction.parsed.get(name), (prediction.lenient or {}).get(name))
     if not isinstance(gold, wanted) or not all(labels is None or isinstance(labels, wanted) for labels in others):
-        what = "a label" if wanted is str else "one label for each word"
+        what = "a label" if wanted is str else "a list of labels"
         raise UserError(f"{where}: gold and parsed must have {what} of {name!r}. Score again.")
     for tags in (prediction.gold_bio.get(name), prediction.parsed_bio.get(name)):
         if tags is not None and len(tags) != len(gold or ()):

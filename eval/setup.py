@@ -107,6 +107,13 @@ class ModelSetup:
         """Whether the labels of class fields get probabilities."""
         return self.spec.kind == "encoder" or self.options.decode == "labels"
 
+    @property
+    def with_probabilities(self) -> frozenset[str]:
+        """The fields whose labels get probabilities."""
+        kinds = {"class"} if self.has_probabilities else set()
+        kinds |= {"multi"} if self.spec.kind == "encoder" else set()
+        return frozenset(field.name for field in self.task.fields if field.kind in kinds)
+
 
 @dataclass(frozen=True)
 class ScoringSetup(ModelSetup):
@@ -358,7 +365,7 @@ def new_prompt(
             return task, None
         shots = choose_shots(examples, task, options.shots or 0, seed, choice, options.shot_ids)
         if tokenizer is not None:
-            shots = cut_shots(shots, tokenizer, options.shot_tokens)
+            shots = cut_shots(shots, task, tokenizer, options.shot_tokens)
     if tokenizer is None and options.template == "auto":
         template = Choice(spec.chat_template, "the preset's: there is no tokenizer")
     else:  # as in training

@@ -187,7 +187,7 @@ class EncoderCosts:
         block = 4 * config.dim**2 + 2 * config.dim * config.ffn_dim
         heads = 0
         for head in config.heads:
-            dense = config.dim**2 if config.head == "dense" and head.kind == "class" else 0
+            dense = config.dim**2 if config.head == "dense" and head.of_documents else 0
             heads += (config.dim * head.n_labels + dense) * n_outputs[head.name]
         return 6.0 * config.n_layers * block * n_tokens + 6.0 * heads + 12.0 * config.n_layers * config.dim * n_pairs
 

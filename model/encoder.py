@@ -20,9 +20,10 @@ The two families differ in numbers only, except for the last line:
 | LayerNorm's epsilon        | 1e-5                               | 1e-12                                          |
 | head="dense"               | a dense layer in every class head  | one pretrained pooler for all class heads      |
 
-A head reads the last hidden state of one token. For a class head it is the document's first token (``<s>``, ``[CLS]``),
-for a token head each word's first sub-word. ``head="linear"`` (the paper's §5.4) is dropout and one linear layer;
-``head="dense"`` is transformers' head for sequence classification. Token heads are always linear.
+A head reads the last hidden state of one token. For a class or multi head it is the document's first token (``<s>``,
+``[CLS]``), for a token head each word's first sub-word. A class head and a multi head differ only in what their logits
+mean: a softmax over the labels, a sigmoid for each. ``head="linear"`` (the paper's §5.4) is dropout and one linear
+layer; ``head="dense"`` is transformers' head for sequence classification. Token heads are always linear.
 
 Single-device code: sharding, precision, activation checkpointing and compilation are applied from outside
 (`train/parallel/parallelize.py`). The attention mask of a packed row: a token attends to its own document only
@@ -49,13 +50,18 @@ class Head:
 
     Attributes:
         name: the field's name, key of the model's inputs and outputs.
-        kind: "class" is one label a document, "token" one label a word.
+        kind: "class" is one label a document, "multi" any number of labels a document, "token" one label a word.
         n_labels: number of labels, the width of the logits.
     """
 
     name: str
-    kind: Literal["class", "token"]
+    kind: Literal["class", "multi", "token"]
     n_labels: int
+
+    @property
+    def of_documents(self) -> bool:
+        """Whether it reads a document's first token, and not each of its words."""
+        return self.kind != "token"
 
     @property
     def key(self) -> str:
@@ -83,7 +89,7 @@ class EncoderConfig:
         n_token_types: rows of the token-type table; only the first is used.
         dropout: probability for embeddings, sub-layers and heads in training.
         attention_dropout: probability for the attention weights in training.
-        head: type of the class heads (see the file's docstring).
+        head: type of the class and multi heads (see the file's docstring).
         heads: the fields to predict; empty for an encoder without heads.
     """
 
@@ -207,7 +213,7 @@ class Classifier(nn.Module):
 
     def __init__(self, config: EncoderConfig, head: Head) -> None:
         super().__init__()
-        has_dense = config.head == "dense" and config.family == "roberta" and head.kind == "class"
+        has_dense = config.head == "dense" and config.family == "roberta" and head.of_documents
         self.dropout = nn.Dropout(config.dropout)
         self.dense = nn.Linear(config.dim, config.dim) if has_dense else None
         self.out = nn.Linear(config.dim, head.n_labels)
@@ -227,8 +233,8 @@ class Encoder(nn.Module):
         self.config = config
         self.embed = Embedding(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        # Only if a class head uses it: else it would be a parameter without a gradient.
-        has_pooler = config.head == "dense" and config.family == "bert" and any(h.kind == "class" for h in config.heads)
+        # Only if a head uses it: else it would be a parameter without a gradient.
+        has_pooler = config.head == "dense" and config.family == "bert" and any(h.of_documents for h in config.heads)
         self.pooler = nn.Linear(config.dim, config.dim) if has_pooler else None
         self.heads = nn.ModuleDict({head.key: Classifier(config, head) for head in config.heads})
         assert len(self.heads) == len(config.heads), f"two heads have the same name: {[h.key for h in config.heads]}"
@@ -248,7 +254,8 @@ class Encoder(nn.Module):
                 padding.
             doc_ids: [B, T] int, the packed document that each token belongs to, -1 for padding.
             output_index: for each field, [N] indices in the flattened [B * T] batch at which its logits are computed:
-                every document's first token (class field) or every word's first sub-word (token field). N may be 0.
+                every document's first token (class and multi fields) or every word's first sub-word (token field). N
+                may be 0.
 
         Returns:
             For each field, [N, n_labels] logits in the compute dtype; without ``output_index`` the last hidden
@@ -266,7 +273,7 @@ class Encoder(nn.Module):
 
     def _logits(self, head: Head, x: Tensor) -> Tensor:
         """Logits of one field, [N, n_labels], from the hidden states x at its output positions, [N, E]."""
-        if self.pooler is not None and head.kind == "class":
+        if self.pooler is not None and head.of_documents:
             x = torch.tanh(self.pooler(x))
         return self.heads[head.key](x)
 

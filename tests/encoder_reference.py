@@ -81,7 +81,7 @@ def reference(config: EncoderConfig) -> PreTrainedModel:
     torch.manual_seed(0)
     if not config.heads:
         model = bare(hf, add_pooling_layer=False)
-    elif config.heads[0].kind == "class" and config.head == "dense":
+    elif config.heads[0].of_documents and config.head == "dense":
         model = for_sequences(hf)
     else:
         model = for_tokens(hf)

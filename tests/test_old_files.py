@@ -89,9 +89,11 @@ def test_config_toml_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert {key: plain(value) for key, value in values.items()} == {key: plain(found[key]) for key in values}
 
 
-# What today's files say beyond the old ones: there were no answers of spans, no choice of shots, no lenient reading.
+# What today's files say beyond the old ones: there were no answers of spans, no choice of shots, no lenient reading, no
+# figures of probabilities.
 NEW_COUNTS = {"spans_not_found": 0}
-NEW_FLAGS = {"n_not_found": 0}
+NEW_FLAGS = {"n_not_found": 0, "multi_top": {}, "abstained": []}
+NEW_FIGURES = {"ece", "nll", "accuracy_at_80", "accuracy_at_90"}
 NEW_IN_PROMPT = {"shots_choice": "balanced", "wording": "clean", "template_from": ""}
 
 
@@ -157,6 +159,11 @@ def test_scored_as_the_old_code_did(name: str, program: Program, tmp_path: Path)
     lenient = new["metrics"].pop("lenient", None)
     assert (lenient is None) == (old["prompt"] is None)
     assert not lenient or lenient["exact_match"] >= old["metrics"]["exact_match"]
+    has_probabilities = name.startswith("joint")  # an encoder's
+    assert (new["metrics"].pop("coverage", None) is not None) == has_probabilities
+    for field, figures in new["metrics"]["fields"].items():
+        found = {figure for figure in NEW_FIGURES if figures.pop(figure, None) is not None}
+        assert found == (NEW_FIGURES if has_probabilities and field == "intent" else set())
     old["counts"] |= NEW_COUNTS
     old["prompt"] = old["prompt"] and old["prompt"] | NEW_IN_PROMPT
     for key in ("system", "task", "fields", "data", "split", "metrics", "checkpoint", "shots", "prompt", "counts"):
@@ -170,6 +177,7 @@ def test_scored_as_the_old_code_did(name: str, program: Program, tmp_path: Path)
         assert (after.pop("lenient") is None) == (lenient is None)
         boundaries = after.pop("parsed_bio")  # old files have none
         assert all(len(tags) == len(before["parsed"][field]) for field, tags in boundaries.items())
+        assert after.pop("log_probs").keys() == expected.keys()
         assert after == before | NEW_FLAGS
         assert likeliest.keys() == expected.keys()
         for field, top in likeliest.items():
@@ -184,6 +192,7 @@ def test_scored_runs_are_compared_and_combined(program: Program, tmp_path: Path)
     program("eval.py", "--combine", scored / "intent", scored / "slots", "--output", tmp_path / "dual")
     new, old = (read_json(folder / "results.json") for folder in (tmp_path / "dual", scored / "dual"))
     assert new.pop("predictions") and new.pop("examples") and new.pop("weights") == "", "the old files have no hashes"
+    assert new.pop("labels") == {} and new["settings"].pop("temperature") == {}, "they have no probabilities"
     assert new | {"versions": {}} == old | {"versions": {}, "counts": old["counts"] | NEW_COUNTS}
     after, before = (read_lines(folder / "predictions.jsonl") for folder in (tmp_path / "dual", scored / "dual"))
-    assert after == [line | NEW_FLAGS | {"lenient": None, "parsed_bio": {}} for line in before]
+    assert after == [line | NEW_FLAGS | {"lenient": None, "parsed_bio": {}, "log_probs": {}} for line in before]

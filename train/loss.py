@@ -6,7 +6,10 @@ global sum of weights. The losses and gradients of all passes add up to those of
 ranks and number of accumulation passes. A decoder's answer is one field. An encoder's fields have a head, a sum and a
 loss each, and the losses are added with equal weights (the paper's §5.4).
 
-Shapes: N label positions of a pass, V vocabulary.
+In a multi field each label of a document is decided by itself. Its loss at a document's position is the binary
+cross-entropy summed over the labels: like that of a class field, the negative logarithm of the answer's probability.
+
+Shapes: N label positions of a pass, V vocabulary, or labels of an encoder's field.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ def label_loss(logits: Tensor, targets: Tensor, total: float, weights: Tensor | 
 
     Args:
         logits: [N, V], in any dtype; N may be 0.
-        targets: [N] token ids.
+        targets: [N] token ids; for a multi field [N, V] 0 or 1, without weights.
         total: the weights of the step's label positions, summed over all ranks and passes; without weights, their
             number.
         weights: [N] of these positions; None: all are 1.
@@ -33,6 +36,8 @@ def label_loss(logits: Tensor, targets: Tensor, total: float, weights: Tensor | 
     Returns:
         A scalar; summed over all ranks and passes it is the weighted mean over the step's label positions.
     """
+    if targets.dim() == 2:
+        return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum") / total
     if weights is None:
         return F.cross_entropy(logits.float(), targets, reduction="sum") / total
     return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / total

@@ -10,7 +10,7 @@ from typing import cast
 from data.class_weights import listed_weights
 from data.decoder.templates import Prompt, Text
 from data.decoder.tokenizer import Tokenizer
-from data.tasks import ClassField, Field, Task
+from data.tasks import Field, Task, TokenField
 from train.config import TrainConfig
 from train.setup import Setup
 
@@ -48,7 +48,7 @@ def model_card(config: TrainConfig, setup: Setup, step: int, figures: Mapping[st
 
 
 def _header(task: Task, is_decoder: bool) -> str:
-    tags = {"text-classification" if isinstance(field, ClassField) else "token-classification" for field in task.fields}
+    tags = {"token-classification" if isinstance(field, TokenField) else "text-classification" for field in task.fields}
     kind = "text-generation" if is_decoder else min(tags)
     listed = [f"- {tag}" for tag in sorted(tags)]
     return "\n".join(["---", "library_name: transformers", f"pipeline_tag: {kind}", "tags:", *listed, "---", ""])
@@ -57,7 +57,8 @@ def _header(task: Task, is_decoder: bool) -> str:
 def _field_row(field: Field) -> list[str]:
     shown = ", ".join(f"`{label}`" for label in field.labels[:LABELS_SHOWN])
     more = f", and {len(field.labels) - LABELS_SHOWN} more" if len(field.labels) > LABELS_SHOWN else ""
-    return [field.name, "text" if isinstance(field, ClassField) else "word", f"{len(field.labels)}: {shown}{more}"]
+    unit = {"class": "text", "multi": "text, any number", "token": "word"}[field.kind]
+    return [field.name, unit, f"{len(field.labels)}: {shown}{more}"]
 
 
 def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[list[str]]:

@@ -277,7 +277,7 @@ def _prompt_spec(
         template=choice.template,
         template_from=choice.why,
         joint_order=config.data.joint_order,
-        shots=tuple(cut_shots(shots, tokenizer, config.data.shot_tokens)),
+        shots=tuple(cut_shots(shots, task, tokenizer, config.data.shot_tokens)),
         seed=shots_seed(config),
         shots_choice=config.data.shots_choice,
         shot_tokens=config.data.shot_tokens,

@@ -26,7 +26,7 @@ from data.example import Example
 from data.files import limits
 from data.files.documents import read_json
 from data.json_text import to_json
-from data.tasks import ClassField, Task, TokenField, get_task
+from data.tasks import ClassField, MultiField, Task, TokenField, get_task
 
 PROMPT_FILE = "prompt.json"
 # Five random posts together exceed 4,096 tokens in 9% of draws; 256 tokens keep the header and the beginning.
@@ -89,10 +89,10 @@ def _balanced(examples: Sequence[Example], task: Task, k: int, seed: int) -> lis
     """Draw k examples, balanced over labels.
 
     The first class field's labels take turns, in an order drawn with the seed. Within a label, and for a task without
-    class fields, examples are preferred by their slot types: all new first, then some new, then none new.
+    class fields, examples are preferred by their slot types and the labels of multi fields, of which none is one, too:
+    all new first, then some new, then none new.
     """
     class_field = next((field.name for field in task.fields if isinstance(field, ClassField)), None)
-    token_fields = [field for field in task.fields if isinstance(field, TokenField)]
     generator = random.Random(seed)
     by_label: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
@@ -103,40 +103,46 @@ def _balanced(examples: Sequence[Example], task: Task, k: int, seed: int) -> lis
         generator.shuffle(by_label[label])
 
     shots: list[Example] = []
-    shown: set[str] = set()  # slot types
+    shown: set[tuple[str, str]] = set()  # see `_types`
     turn = 0
     while len(shots) < k:
         candidates = by_label[labels[turn % len(labels)]]
         turn += 1
         if not candidates:
             continue
-        types = [_slot_types(example, token_fields) for example in candidates]
+        types = [_types(example, task) for example in candidates]
         best = max(range(len(candidates)), key=lambda i: (_novelty(types[i], shown), -i))
         shown |= types[best]
         shots.append(candidates.pop(best))
     return shots
 
 
-def _slot_types(example: Example, fields: Sequence[TokenField]) -> set[str]:
-    return {label for field in fields for label in example.labels[field.name]} - {field.other for field in fields}
+def _types(example: Example, task: Task) -> set[tuple[str, str]]:
+    """Names of fields, each with a slot type or a label that the example has; no label: an empty one."""
+    found = set[tuple[str, str]]()
+    for field in task.fields:
+        if isinstance(field, TokenField):
+            found |= {(field.name, kind) for kind in example.word_labels(field.name) if kind != field.other}
+        elif isinstance(field, MultiField):
+            found |= {(field.name, label) for label in example.label_set(field.name) or ("",)}
+    return found
 
 
-def _novelty(types: set[str], shown: set[str]) -> int:
+def _novelty(types: set[tuple[str, str]], shown: set[tuple[str, str]]) -> int:
     new = types - shown
     return 0 if not new else 1 if new != types else 2
 
 
-def cut_shots(shots: Sequence[Example], tokenizer: Tokenizer, max_tokens: int = SHOT_TOKENS) -> list[Example]:
+def cut_shots(
+    shots: Sequence[Example], task: Task, tokenizer: Tokenizer, max_tokens: int = SHOT_TOKENS
+) -> list[Example]:
     """Cut every shot's text to its first max_tokens tokens.
 
     A text with one label per word is not cut: the numbers of words and labels would differ, and utterances are short.
     """
-    return [
-        shot
-        if any(not isinstance(value, str) for value in shot.labels.values())
-        else dataclasses.replace(shot, text=_cut(shot.text, tokenizer, max_tokens))
-        for shot in shots
-    ]
+    if any(isinstance(field, TokenField) for field in task.fields):
+        return list(shots)
+    return [dataclasses.replace(shot, text=_cut(shot.text, tokenizer, max_tokens)) for shot in shots]
 
 
 def _cut(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
@@ -251,6 +257,7 @@ def _fingerprint(prompt: Prompt, task: Task) -> str:
     for field in labels:
         if field.get("answer") == "list":
             del field["answer"]  # as in records from before there were spans
+        field.pop("separator", None)  # no model has seen it
     return hashlib.sha256(json.dumps([pieces, prompt.lead, labels]).encode()).hexdigest()[:32]
 
 

@@ -12,8 +12,8 @@ and truncating a document moves no boundary.
 
 There are two wordings. "clean" is that of the listings with their mistakes corrected ("Bellow", "classifity", quotation
 marks that never open). Two things differ: "utter text" is "utterance text", and all lists of labels have one format.
-"paper" has the listings word by word (`data.decoder.listings`). The listings have no answers of spans (`data.answers`):
-their wording is ours. Few-shot examples are chosen in `data.decoder.fewshot`.
+"paper" has the listings word by word (`data.decoder.listings`). The listings have no answers of spans and of any number
+of labels (`data.answers`): their wording is ours. Few-shot examples are chosen in `data.decoder.fewshot`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from data.decoder import listings
 from data.decoder.templates import INST_WRITTEN, TEMPLATES, Prompt, Turn
 from data.errors import UserError, nearest
 from data.example import Example
-from data.tasks import ClassField, Field, Task, TokenField
+from data.tasks import ClassField, Field, MultiField, Task, TokenField
 
 WORDINGS = ("clean", "paper")
 
@@ -166,6 +166,9 @@ def _verb(field: Field, noun: str, listed: bool) -> str:
     if isinstance(field.format, Spans):  # ours: the paper's listings have only lists
         which = f"words in the {noun} that have one of the labels in the list [{_labels(field)}]"
         return f"find the {which if listed else f'{field.name} in the {noun}'}"
+    if isinstance(field, MultiField):  # ours too
+        which = f"in the list [{_labels(field)}]" if listed else f"of {field.name}"
+        return f"find all the labels {which} that are correct for it"
     what = "it" if isinstance(field, ClassField) else f"each of the words in the {noun}"
     if listed:
         return f"classify {what} as one of the labels in the list [{_labels(field)}]"
@@ -186,6 +189,12 @@ def _slot_rule(field: Field, listed: bool, newline: bool = False) -> str:
         return f'{gap}Write each as "label: words" into the slots list, in the order of the text.{gap}' + (
             "If there are none, the list is empty."
         )
+    if isinstance(field, MultiField):
+        order = ", in the order of the list above" if listed else ""
+        return (
+            f"{gap}There can be several, or none. Put all of them in a JSON list{order}.{gap}"
+            "If there are none, the list is empty."
+        )
     which = "labels in the list" if listed else "labels"
     return (
         f"{gap}If none of the {which} are correct, then output the label for that word as "
@@ -194,20 +203,20 @@ def _slot_rule(field: Field, listed: bool, newline: bool = False) -> str:
 
 
 def _what(task: Task) -> str:
-    bare_slots = not task.is_joint and not isinstance(task.fields[0], ClassField)
+    bare_slots = not task.is_joint and isinstance(task.fields[0], TokenField)
     return "slot filling classification" if bare_slots else "classification"
 
 
 def _answer_noun(task: Task) -> str:
     if task.is_joint:
         return f"{_number(len(task.fields))} json fields"
-    return "label" if isinstance(task.fields[0], ClassField) else "Slots"
+    return {"class": "label", "multi": "list of labels", "token": "Slots"}[task.fields[0].kind]
 
 
 def _cue(task: Task) -> str:
     if task.is_joint:
         return "Output:"
-    return "Label:" if isinstance(task.fields[0], ClassField) else "Slots:"
+    return {"class": "Label:", "multi": "Labels:", "token": "Slots:"}[task.fields[0].kind]
 
 
 def _shot(task: Task, shot: Example) -> str:

@@ -13,7 +13,7 @@ from data.answers import Labels
 from data.decoder.templates import Prompt, encode_pieces, stop_tokens
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
-from data.tasks import ClassField, Field, Task
+from data.tasks import ClassField, Field, MultiField, Task
 
 WORDS = ("word",)  # of the document that is answered
 
@@ -39,5 +39,7 @@ def _labels(field: Field) -> Iterator[Labels]:
     """Every label of a field, as the labels of a document with `WORDS`."""
     if isinstance(field, ClassField):
         yield from field.labels
+    elif isinstance(field, MultiField):
+        yield from ((label,) for label in field.labels)
     else:
         yield from ((label,) for label in (field.other, *field.labels))

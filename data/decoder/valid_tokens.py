@@ -21,7 +21,7 @@ from data.decoder.label_tokens import Value, beginning
 from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.files.documents import parse_line
-from data.tasks import Task, TokenField
+from data.tasks import ClassField, Task
 from data.valid import Edge, Fixed, State
 
 Place = tuple[State | None, bytes]  # a state, and what has been written of one of its edges; None: after the value
@@ -30,7 +30,7 @@ REMEMBERED = 1 << 14  # sets of tokens
 
 
 class ValidTokens:
-    """The valid answers to the token fields of a task, for one prompt and tokenizer.
+    """The valid answers to the fields of a task that are lists, for one prompt and tokenizer.
 
     Raises:
         UserError: see `data.decoder.tokenizer.Tokenizer.pieces`.
@@ -49,9 +49,9 @@ class ValidTokens:
         self.within = lru_cache(maxsize=REMEMBERED)(self._within)
 
     def start(self, before: Sequence[Value], words: Sequence[str]) -> Writing:
-        """Begin the answer to the token field after those that are answered."""
+        """Begin the answer to the field after those that are answered, which is a list."""
         field = self.task.fields[len(before)]
-        assert isinstance(field, TokenField)
+        assert not isinstance(field, ClassField)
         head, tail = self.prompt.lead, ""
         if self.task.is_joint:
             n = len(before)
@@ -98,7 +98,7 @@ class ValidTokens:
 
 
 class Writing:
-    """One answer to a token field while it is written.
+    """One answer that is a list while it is written.
 
     Attributes:
         forced: the tokens with which the answer begins, whatever comes after; the model is not asked for them.

@@ -10,7 +10,8 @@ field and a token field, the second with a word (y) of two sub-words, padded to 
     class       x               x                          index of the class field: 0 4
     token           x   x           x                      index of the token field: 1 2 5
 
-``targets`` has one label number for each entry of ``index``. A token attends to all tokens of its document and to no
+``targets`` has one label number for each entry of ``index``, for a multi field, which has the index of a class field, a
+row of 0 and 1 for its labels. A token attends to all tokens of its document and to no
 others (`model/attention.py`), so the other documents in a row change nothing.
 
 Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` outputs of a field.
@@ -28,13 +29,16 @@ import torch
 
 from data import batch
 from data.packing import PADDING_DOC, padded_length
+from data.tasks import FieldKind
+
+NONE = np.zeros(0, dtype=np.int64)
 
 
 class RowSource(Protocol):
     """Tokenized documents from which rows are built; `data.encoder.samples.SampleSet` is one."""
 
     ids: list[str]
-    kinds: dict[str, str]
+    kinds: dict[str, FieldKind]
     targets: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
     lengths: np.ndarray
@@ -56,8 +60,9 @@ class Batch(batch.Batch):
         positions: ``[B, T]`` int64, from 0 in every document; 0 for padding.
         doc_ids: ``[B, T]`` int32: 1.. documents, -1 padding.
         index: by field, ``[N]`` int64, the flat indices ``b * T + t`` that its head reads, ascending: every document's
-            first token (class), the first sub-word of every word that has one (token).
-        targets: by field, ``[N]`` int64 numbers of labels; empty if the samples were prepared without labels.
+            first token (class, multi), the first sub-word of every word that has one (token).
+        targets: by field, ``[N]`` int64 numbers of labels, for a multi field ``[N, labels]`` int64 0 or 1; empty if the
+            samples were prepared without labels.
         sample_ids: ids of the samples, row by row.
         n_real_tokens: tokens that are not padding; 0 for a dummy.
         dummy: True for a batch that only keeps this rank in step with the others; every ``N`` is 0.
@@ -75,7 +80,7 @@ class Batch(batch.Batch):
     weights: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def forward(self, model: Callable[..., Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Run the model on the batch; return ``[N, labels]`` logits and ``[N]`` targets by field."""
+        """Run the model on the batch; return ``[N, labels]`` logits and the targets by field."""
         logits = model(self.tokens, self.positions, self.doc_ids, output_index=self.index)
         return {field: (logits[field], targets) for field, targets in self.targets.items()}
 
@@ -114,17 +119,17 @@ def build_batch(samples: RowSource, rows: Sequence[Sequence[int]], length: int |
             span = slice(at, at + len(ids))
             tokens[b, span], positions[b, span], doc_ids[b, span] = ids, np.arange(len(ids)), doc
             for field, kind in samples.kinds.items():
-                offsets = np.zeros(1, dtype=np.int64) if kind == "class" else first[first >= 0]
+                offsets = np.zeros(1, dtype=np.int64) if kind != "token" else first[first >= 0]
                 index[field].append(b * T + at + offsets)
             for field in samples.targets:
                 numbers[field].append(samples.target(field, i))
             at += len(ids)
-    targets = {field: _joined(arrays) for field, arrays in numbers.items()}
+    targets = {field: _joined([samples.targets[field][:0], *arrays]) for field, arrays in numbers.items()}
     return Batch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         doc_ids=torch.from_numpy(doc_ids),
-        index={field: _joined(arrays) for field, arrays in index.items()},
+        index={field: _joined([NONE, *arrays]) for field, arrays in index.items()},
         targets=targets,
         sample_ids=[samples.ids[i] for row in rows for i in row],
         n_real_tokens=int((doc_ids != PADDING_DOC).sum()),
@@ -134,14 +139,13 @@ def build_batch(samples: RowSource, rows: Sequence[Sequence[int]], length: int |
 
 def dummy_batch(samples: RowSource) -> Batch:
     """The smallest batch, for a rank that has run out of rows: only padding, no targets."""
-    none = {field: torch.zeros(0, dtype=torch.int64) for field in samples.kinds}
     length = padded_length(1)
     return Batch(
         tokens=torch.full((1, length), samples.pad_id),
         positions=torch.zeros((1, length), dtype=torch.int64),
         doc_ids=torch.full((1, length), PADDING_DOC, dtype=torch.int32),
-        index=none,
-        targets={field: none[field].clone() for field in samples.targets},
+        index={field: _joined([NONE]) for field in samples.kinds},
+        targets={field: _joined([targets[:0]]) for field, targets in samples.targets.items()},
         sample_ids=[],
         n_real_tokens=0,
         dummy=True,
@@ -149,4 +153,4 @@ def dummy_batch(samples: RowSource) -> Batch:
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *arrays]).astype(np.int64))
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))

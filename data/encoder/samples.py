@@ -33,7 +33,7 @@ from data.encoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.progress import track
-from data.tasks import ClassField, Task, TokenField
+from data.tasks import ClassField, Field, FieldKind, MultiField, Task, TokenField
 
 LONGEST_DOCUMENT = 512  # tokens: the paper's limit for encoders, and the number of RoBERTa's and BERT's positions
 
@@ -54,10 +54,11 @@ class SampleSet:
         word_end: ``[S]`` int64, offsets into the words' arrays; all zero without a token field.
         first_places: ``[W]`` int32, the index of each word's first sub-word within its sample, -1 for none.
         targets: by field name, int64 numbers of labels: ``[S]`` for a class field (into ``field.labels``), ``[W]`` for
-            a token field (into ``tag_set(field)``). Empty if prepared without labels.
+            a token field (into ``tag_set(field)``). For a multi field ``[S, labels]`` bool: whether the document has
+            the label. Empty if prepared without labels.
         document_tokens: ``[S]`` int32, the documents' lengths before any truncation.
         truncated: ``[S]`` bool.
-        kinds: by field name, "class" or "token", in the task's order; set even if there are no targets.
+        kinds: by field name, in the task's order; set even if there are no targets.
         pad_id: id of the padding token.
         weights: by class field, ``[labels]`` weights in the loss; a field that is not in it has none.
     """
@@ -70,7 +71,7 @@ class SampleSet:
     targets: dict[str, np.ndarray]
     document_tokens: np.ndarray
     truncated: np.ndarray
-    kinds: dict[str, str]
+    kinds: dict[str, FieldKind]
     pad_id: int
     weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
@@ -97,15 +98,15 @@ class SampleSet:
         return self.first_places[self._word_start[i] : self.word_end[i]]
 
     def target(self, field: str, i: int) -> np.ndarray:
-        """A field's targets: one for a class field, one per word with an index for a token field."""
+        """A field's targets: one of the document, for a token field one per word with an index."""
         values = self.targets[field]
-        if self.kinds[field] == "class":
+        if self.kinds[field] != "token":
             return values[i : i + 1]
         return values[self._word_start[i] : self.word_end[i]][self.first(i) >= 0]
 
     def n_outputs(self, field: str) -> np.ndarray:
         """``[S]`` number of positions of each sample that the field's head reads."""
-        return np.ones(len(self), dtype=np.int64) if self.kinds[field] == "class" else self.kept_words
+        return np.ones(len(self), dtype=np.int64) if self.kinds[field] != "token" else self.kept_words
 
     def batch(self, rows: Sequence[Sequence[int]], share_prefix: bool, length: int) -> Batch:
         """Build a micro-batch from rows of samples, padded to ``length`` tokens; there is no prefix to share."""
@@ -210,7 +211,7 @@ def prepare(
     return SampleSet(
         ids=[example.id for example in examples],
         targets=targets,
-        kinds={field.name: "class" if isinstance(field, ClassField) else "token" for field in task.fields},
+        kinds={field.name: field.kind for field in task.fields},
         pad_id=tokenizer.pad_id,
         **arrays,
     )
@@ -238,10 +239,15 @@ def _tokenize(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
     }
 
 
-def _targets(field: ClassField | TokenField, examples: Sequence[Example]) -> np.ndarray:
+def _targets(field: Field, examples: Sequence[Example]) -> np.ndarray:
     if isinstance(field, ClassField):
         number = {label: i for i, label in enumerate(field.labels)}
         return np.array([number[example.class_label(field.name)] for example in examples], dtype=np.int64)
+    if isinstance(field, MultiField):
+        sets = [set(example.label_set(field.name)) for example in examples]
+        return np.array([[label in own for label in field.labels] for own in sets], dtype=bool).reshape(
+            -1, len(field.labels)
+        )
     number = {tag: i for i, tag in enumerate(tag_set(field))}
     return np.array([number[tag] for example in examples for tag in _tags(field, example)], dtype=np.int64)
 

@@ -142,10 +142,10 @@ def collect_labels(
             raise UserError(f"{name}: {column!r} {error}") from error
         if note:
             log.warning("%s, %r: %s", name, column, note)
-    return sorted(_one_of_each(found, name, column))
+    return sorted(one_of_each(found, name, column))
 
 
-def _one_of_each(labels: set[str], file: str, column: str) -> list[str]:
+def one_of_each(labels: set[str], file: str, column: str) -> list[str]:
     """Of labels that look the same one: composed letters and single spaces, if that one is among them."""
     alike: dict[str, list[str]] = defaultdict(list)
     for label in sorted(labels):

@@ -36,6 +36,13 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
                                       # or: "spans", spans of characters, see `data.readers.spans`
     answer = "spans"                  # a decoder writes the entities; "list" or "bio": a label or a tag for each word
 
+    [[fields]]
+    name = "topics"
+    type = "multi"                    # any number of labels, none included
+    labels = ["refund", "delivery"]
+    separator = "|"                   # between the labels in a cell; default: a cell has a list
+    # or: columns = ["refund", "delivery"], instead of labels: a column of 0 and 1 for each; see `data.readers.multi`
+
 A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. They are
 types or tags of types (``B-product I-product O``), which have the entities' boundaries for the strict slot score; see
 `data.readers.tags`. Without ``tags`` they are recognized; where a label may be either, it must be given. Without tags,
@@ -45,6 +52,7 @@ are one label.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +67,7 @@ from data.readers import conll
 from data.readers.cells import SPANS, collect_labels
 from data.readers.encoding import check_encoding, decode_utf8
 from data.readers.label_sets import check_labels
+from data.readers.multi import MultiCells, collect_multi, columns_of, key_problem
 from data.readers.sources import Source, dataset_splits, format_of
 from data.readers.split_files import split_files
 from data.readers.tables import COLUMNAR, FORMATS, PLAIN, Dialect, read_delimiter
@@ -66,6 +75,7 @@ from data.readers.tags import SCHEMES, types_among
 from data.template import TextTemplate
 
 SPLITS = ("train", "dev", "test")
+TYPES = ("class", "multi", "token")
 ANSWERS = ("spans", "list", "bio")
 MISSING = ("error", "skip")
 
@@ -82,6 +92,8 @@ class _FieldTable(msgspec.Struct):
     other: str | None = None
     tags: str | None = None
     answer: str | None = None
+    separator: str | None = None
+    columns: list[str] | dict[str, str] | None = None
 
 
 class _Table(msgspec.Struct):
@@ -114,7 +126,7 @@ class CustomField:
 
     Attributes:
         name: its key in the examples' labels.
-        type: ``"class"`` (one label per document) or ``"token"`` (one per word).
+        type: ``"class"`` (one label per document), ``"multi"`` (any number) or ``"token"`` (one per word).
         labels: the label set, in the order in which the prompt lists it; for token fields without ``other``.
         column: the column or key of the data files that holds it.
         other: the label of a word that has none of ``labels``; unused for class fields.
@@ -123,6 +135,7 @@ class CustomField:
             (see `data.readers.spans`); None: as each label shows.
         names: labels by the codes that the files have in their place; None: the files have labels.
         labels_from: the split from which the labels were collected; None: they were listed.
+        separator, columns: of a multi field; see `data.readers.multi.MultiCells`.
     """
 
     name: str
@@ -134,6 +147,13 @@ class CustomField:
     tags: str | None = None
     names: dict[str, str] | None = None
     labels_from: str | None = None
+    separator: str | None = None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cells(self) -> MultiCells:
+        """Where a table has the labels of a multi field."""
+        return MultiCells(self.column, self.separator, self.columns)
 
 
 @dataclass(frozen=True)
@@ -197,7 +217,8 @@ def read_custom_spec(path: Path) -> CustomSpec:
         _check_keys(entry, _FieldTable.__struct_fields__, place)
     for part, place in ((table, str(path)), *zip(table.fields, where, strict=True)):
         for key, value in msgspec.structs.asdict(part).items():
-            if isinstance(value, str) and not value.strip() and key != "delimiter":
+            blank = isinstance(value, str) and not (value if key == "separator" else value.strip())
+            if blank and key != "delimiter":
                 raise UserError(f"{place}: {key} is empty.")
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", table.name):
@@ -295,17 +316,24 @@ def _tokens_column(table: _Table, files: dict[str, tuple[Source, ...]], dialect:
 
 def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Source, ...]], dialect: Dialect) -> CustomField:
     name, kind = entry.name, entry.type
-    if kind not in ("class", "token"):
-        raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, ('class', 'token'))}")
-    if kind == "class" and entry.other is not None:
+    if kind not in TYPES:
+        raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, TYPES)}")
+    if kind != "token" and entry.other is not None:
         raise UserError(f"{where}: 'other' is for fields of type \"token\" only; put it among the labels instead.")
-    if kind == "class" and entry.answer is not None:
-        raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; a class is answered by its label.")
-    if kind == "class" and entry.tags is not None:
+    if kind != "token" and entry.answer is not None:
+        raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; others have one form of answer.")
+    if kind != "token" and entry.tags is not None:
         raise UserError(f"{where}: 'tags' is for fields of type \"token\" only.")
     if entry.names is not None and entry.tags == SPANS:
         raise UserError(f"{where}: 'names' is for codes in the place of labels; spans have labels.")
-    if sum(given is not None for given in (entry.labels, entry.labels_from, entry.names)) != 1:
+    for key in ("separator", "columns"):
+        if kind != "multi" and getattr(entry, key) is not None:
+            raise UserError(f"{where}: '{key}' is for fields of type \"multi\" only.")
+    n_given = sum(given is not None for given in (entry.labels, entry.labels_from, entry.names))
+    if problem := key_problem(entry.columns, entry.separator, entry.column, n_given > 0):
+        raise UserError(f"{where}: {problem}")
+    columns = columns_of(entry.columns)
+    if not columns and n_given != 1:
         raise UserError(f"{where}: give either labels (a list) or labels_from (a split) or names (a label for each "
                         "code), and only one of them.")  # fmt: skip
     column, other = entry.column or name, entry.other or "Other"
@@ -315,7 +343,9 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Source, .
     if tags is not None and tags not in (*SCHEMES, SPANS):
         raise UserError(f"{where}: unknown tags {tags!r}.{nearest(tags, (*SCHEMES, SPANS))}")
 
-    if entry.names is not None:
+    if columns:
+        labels = list(columns)
+    elif entry.names is not None:
         labels = _named(entry.names, where)
         if kind == "token":
             try:
@@ -328,9 +358,20 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Source, .
         split = entry.labels_from or ""
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
-        labels = collect_labels(files[split], dialect, column, kind, other, tags)
+        if kind == "multi":
+            labels = collect_multi(files[split], dialect, MultiCells(column, entry.separator, {}))
+        else:
+            labels = collect_labels(files[split], dialect, column, kind, other, tags)
     check_labels(labels, kind, other, answer, where)
-    return CustomField(name, kind, tuple(labels), column, other, answer, tags, entry.names, entry.labels_from)
+    for written in entry.names or labels:
+        if entry.separator is not None and entry.separator in written:
+            raise UserError(
+                f"{where}: label {written!r} has the separator {entry.separator!r} in it, so it would be read as "
+                "several. Choose another separator, or give the labels as JSON lists."
+            )
+    return CustomField(
+        name, kind, tuple(labels), column, other, answer, tags, entry.names, entry.labels_from, entry.separator, columns
+    )
 
 
 def _named(names: dict[str, str], where: str) -> list[str]:

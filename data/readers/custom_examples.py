@@ -13,6 +13,7 @@ from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.cells import SPANS, class_label, missing_column, no_column, parsed_list, records, token_labels
 from data.readers.custom import CustomField, CustomSpec
+from data.readers.multi import MultiReader
 from data.readers.records import Record
 from data.readers.sources import name_of
 from data.readers.spans import SpanReader
@@ -54,14 +55,20 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     files = spec.files[split]
     ids = () if spec.id_column is None else (spec.id_column,)
     text_columns = (spec.text_column,) if spec.template is None else spec.template.columns
-    needed = (*text_columns, *ids, *(field.column for field in spec.fields))
-    readers = [_ClassReader(f, split) if f.type == "class" else _TokenReader(f) for f in spec.fields]
+    of_labels = (column for field in spec.fields for column in (field.columns.values() or [field.column]))
+    needed = (*text_columns, *ids, *of_labels)
+    may_be_empty = {field.column for field in spec.fields if field.type == "multi" and not field.columns}
+    filled = tuple(column for column in needed if column not in may_be_empty)
+    readers = [_reader(field, split) for field in spec.fields]
     gaps = _Gaps(spec, split)
     examples: list[Example] = []
     seen: dict[str, str] = {}
     for file, prefix in zip(files, id_prefixes(files), strict=True):
         for row in records(file, spec.dialect, needed, WITHOUT_LABELS):
-            if row.error or (column := missing_column(row, needed)) is not None:
+            column = missing_column(row, filled)
+            if column is None:  # null says that nobody has looked, an empty cell that there is no label
+                column = next((name for name in may_be_empty if row.values.get(name) is None), None)
+            if row.error or column is not None:
                 gaps.add(row, None if row.error else column)
                 continue
             text = _text(spec, row)
@@ -150,6 +157,12 @@ class _Gaps:
         return "; ".join(self.first) + more
 
 
+def _reader(field: CustomField, split: str) -> _ClassReader | _MultiReader | _TokenReader:
+    if field.type == "class":
+        return _ClassReader(field, split)
+    return _MultiReader(field) if field.type == "multi" else _TokenReader(field)
+
+
 class _ClassReader:
     """Reads a class field's column, and remembers which labels occurred."""
 
@@ -198,6 +211,27 @@ class _ClassReader:
                 "there is nothing to learn. Training needs examples of at least two labels."
             )
         _note_unused(spec, split, self.field, used)
+
+
+class _MultiReader:
+    """Reads a multi field's columns, and remembers which sets of labels occurred."""
+
+    def __init__(self, field: CustomField) -> None:
+        self.field, self.reader = field, MultiReader(field.labels, field.cells, field.names)
+        self.found = set[tuple[str, ...]]()
+
+    def read(self, row: Record, text: str, labels: dict[str, Any], bio: dict[str, Any]) -> None:
+        labels[self.field.name] = own = self.reader.read(row)
+        self.found.add(own)
+
+    def finish(self, spec: CustomSpec, split: str) -> None:
+        if split == "train" and len(self.found) == 1:
+            every = ", ".join(map(repr, *self.found)) or "none"
+            raise UserError(
+                f"{name_of(spec.files[split])}: every example has the same labels of {self.field.name!r} ({every}), so "
+                "there is nothing to learn. Training needs examples that differ."
+            )
+        _note_unused(spec, split, self.field, {label for own in self.found for label in own})
 
 
 class _TokenReader:

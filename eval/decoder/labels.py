@@ -4,7 +4,7 @@ The fields are answered in their order, each given the answers before it:
 
     class field    the probability of every label of its set, and the most probable one. All labels of all documents of
                    a batch are in one pass (`eval.decoder.tree_passes`)
-    token field    written greedily, with the tokens of valid answers only (`eval.decoder.writing`)
+    other fields   lists: written greedily, with the tokens of valid answers only (`eval.decoder.writing`)
 
 Between fields a request goes back to the end of its body: the tokens of an answer are those of its whole text, which
 may be others than those of its parts. They are fed again with the next field.
@@ -24,7 +24,7 @@ from data.decoder.label_tokens import LabelTokens, Value
 from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.decoder.valid_tokens import ValidTokens
-from data.tasks import ClassField, Task, TokenField
+from data.tasks import ClassField, Task
 from eval.decoder.decode import MAX_BATCH_SIZE, Forward, Passes, batches, prefill_prefix, run_passes
 from eval.decoder.kv_cache import PrefixCache, SlotCache
 from eval.decoder.tree_passes import Room, Waiting, score_tries
@@ -43,7 +43,7 @@ class Answered:
         values: each field's answer, as its format writes it.
         log_probs: for each class field the log-probabilities of its labels, in their order, [L] fp64; they are
             normalized over the labels.
-        stopped: the model wrote all of it; False if an answer to a token field was completed at its limit.
+        stopped: the model wrote all of it; False if a list was completed at its limit.
         n_fed: tokens that the model has read for it after the body, those of labels that were not chosen included.
     """
 
@@ -62,14 +62,14 @@ class ValidAnswers:
     """The valid answers of a task as tokens, for one prompt and tokenizer.
 
     Raises:
-        UserError: a tokenizer whose tokens have unknown bytes, if there is a token field.
+        UserError: a tokenizer whose tokens have unknown bytes, if there are lists to write.
     """
 
     def __init__(self, task: Task, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self.task = task
         self.labels = LabelTokens(task, prompt, tokenizer)
-        self.has_tokens = any(isinstance(task_field, TokenField) for task_field in task.fields)
-        self.tokens = ValidTokens(task, prompt, tokenizer) if self.has_tokens else None
+        self.has_lists = any(not isinstance(task_field, ClassField) for task_field in task.fields)
+        self.tokens = ValidTokens(task, prompt, tokenizer) if self.has_lists else None
         self.max_outputs = max_outputs(tokenizer.vocab_size)
         self.tries: Callable[[tuple[Value, ...]], list[TokenTrie]] = lru_cache(maxsize=1024)(self._tries)
 
@@ -116,7 +116,7 @@ def decode_labels(
 
     Args:
         words: of each request's document; for token fields.
-        max_new_tokens: for each request, the limit of an answer to a token field, from the answer's first token on.
+        max_new_tokens: for each request, the limit of a list, from the answer's first token on.
 
     Raises:
         UserError: see `data.decoder.label_tokens.LabelTokens`.

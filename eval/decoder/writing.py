@@ -1,4 +1,4 @@
-"""Write the answers to a token field greedily: at each step the most probable of the tokens that may come next.
+"""Write the answers to a field greedily, which are lists: at each step the most probable token that may come next.
 
 A generator of passes, as in `eval.decoder.decode`; which tokens may come next is up to `data.decoder.valid_tokens`.
 """

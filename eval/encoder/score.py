@@ -1,11 +1,12 @@
-"""Score an encoder: compare each head's most probable label per document or word with the gold labels.
+"""Score an encoder: compare each head's most probable labels of documents or words with the gold labels.
 
-    examples ─► prepare ─► balanced over ranks ─► packed rows ─► heads ─► argmax ─► gathered, in order ─►
+    examples ─► prepare ─► balanced over ranks ─► packed rows ─► heads ─► labels ─► gathered, in order ─►
     compute_metrics
 
-A token field's tags (``O``, ``B-time``, ``I-time``) give one type per word, as decoders write them: for the main score
-equal neighbours form one entity. The strict score keeps the boundaries in the tags. A word without sub-words in the
-model's input (truncated, or tokenized to nothing) is Other and counted as missing. No example is dropped.
+A class field has its most probable label, a multi field every label that is more probable than not (above 0.5). A token
+field's tags (``O``, ``B-time``, ``I-time``) give one type per word, as decoders write them: for the main score equal
+neighbours form one entity. The strict score keeps the boundaries in the tags. A word without sub-words in the model's
+input (truncated, or tokenized to nothing) is Other and counted as missing. No example is dropped.
 
 Packing changes the order of the examples. That does not change the answers, because tokens attend only to their own
 document (`model/attention.py`).
@@ -25,13 +26,13 @@ from data.encoder.rows import build_batch, dummy_batch
 from data.encoder.samples import SampleSet, prepare, tag_set
 from data.encoder.tokenizer import Tokenizer
 from data.packing import pack, padded_length
-from data.tasks import ClassField, TokenField
+from data.tasks import ClassField, MultiField, TokenField
 from eval.finite import finite_rows, logits_error
 from eval.gather import Share
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks, divide
 from eval.metrics import Labels
 from eval.partial import PartialAnswers
-from eval.probabilities import Top, as_stored, most_probable
+from eval.probabilities import DIGITS, N_TOP, Top, as_stored, most_probable
 from eval.results import Prediction
 from eval.together import Stopped, any_rank
 
@@ -140,12 +141,13 @@ def _read(job: ScoringJob, samples: SampleSet, indices: Sequence[int], logits: d
     """The answers to one row's samples, in the row's order.
 
     Args:
-        logits: per class field [documents, labels], per token field [words in the input, tags].
+        logits: per class or multi field [documents, labels], per token field [words in the input, tags].
     """
     labels: list[Labels] = [{} for _ in indices]
     bio: list[dict[str, tuple[str, ...]]] = [{} for _ in indices]
     top: list[dict[str, Top]] = [{} for _ in indices]
     log_probs: list[dict[str, list[float]]] = [{} for _ in indices]
+    multi_top: list[dict[str, Top]] = [{} for _ in indices]
     n_missing = [0] * len(indices)
     for field in job.task.fields:
         if isinstance(field, ClassField):
@@ -153,6 +155,10 @@ def _read(job: ScoringJob, samples: SampleSet, indices: Sequence[int], logits: d
                 top[k][field.name] = most_probable(field, own_logits, job.temperature_of(field.name))
                 labels[k][field.name] = str(top[k][field.name][0][0])
                 log_probs[k][field.name] = as_stored(own_logits)
+        elif isinstance(field, MultiField):
+            for k, (chosen, likeliest) in enumerate(_more_probable_than_not(field, logits[field.name])):
+                labels[k][field.name] = chosen
+                multi_top[k][field.name] = likeliest
         else:
             in_input = [samples.first(i) >= 0 for i in indices]  # per document, [words] bool
             tags = iter(_most_probable_tags(field, logits[field.name]))
@@ -176,9 +182,22 @@ def _read(job: ScoringJob, samples: SampleSet, indices: Sequence[int], logits: d
             n_missing=n_missing[k],
             top=top[k],
             log_probs=log_probs[k],
+            multi_top=multi_top[k],
         )
         for k, i in enumerate(indices)
     ]
+
+
+def _more_probable_than_not(field: MultiField, logits: Tensor) -> list[tuple[tuple[str, ...], Top]]:
+    """Per document its labels, and its most probable labels with probabilities; ``logits``: [documents, labels]."""
+    found = []
+    for row in logits.float().sigmoid().tolist():
+        order = sorted(range(len(row)), key=lambda i: -row[i])
+        chosen = [i for i in range(len(row)) if row[i] > 0.5]
+        shown = order[: max(N_TOP, len(chosen))]
+        top: Top = [[field.labels[i], round(row[i], DIGITS)] for i in shown]
+        found.append((tuple(field.labels[i] for i in chosen), top))
+    return found
 
 
 def _most_probable_tags(field: TokenField, logits: Tensor) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints_tools.encoder_config import UNNAMED, heads_for, how_labels_differ
+from checkpoints_tools.encoder_config import GIVES, UNNAMED, heads_for, how_labels_differ
 from data.encoder.samples import output_labels, tag_set
 from data.errors import UserError
 from data.task_file import TASK_FILE, read_task
@@ -73,8 +73,8 @@ def _task_of_unnamed(name: str, config: EncoderConfig, labels: dict[str, list[st
     own = heads_for(task)
     if [one.kind for one in own] != [head.kind]:
         raise UserError(
-            f"--task {name} needs the heads {_names(own)}; {path} has one head, which gives a label to each "
-            f"{'document' if head.kind == 'class' else 'word'}. Score it on a task with one such field."
+            f"--task {name} needs the heads {_names(own)}; {path} has one head, which gives {GIVES[head.kind]}. "
+            "Score it on a task with one such field."
         )
     outputs = output_labels(task)[own[0].name]
     if sorted(outputs) != sorted(known):
@@ -128,4 +128,5 @@ def from_label_sets(heads: tuple[Head, ...], labels: dict[str, list[str]]) -> di
 
 
 def _names(heads: tuple[Head, ...]) -> str:
-    return ", ".join(f"{head.name} ({head.n_labels} {'tags' if head.kind == 'token' else 'labels'})" for head in heads)
+    what = {"class": "labels", "multi": "labels, any number of them", "token": "tags"}
+    return ", ".join(f"{head.name} ({head.n_labels} {what[head.kind]})" for head in heads)

@@ -27,7 +27,7 @@ from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError, nearest
 from data.example import Example
 from data.files.documents import read_json
-from data.tasks import Task, TokenField
+from data.tasks import MultiField, Task, TokenField
 from eval.config import EvalConfig, abstain_problems
 from eval.decoder.score import Requests, prepare_requests
 from eval.job import BATCH_TOKENS, ScoringRanks
@@ -57,6 +57,20 @@ class Label:
 
 
 @dataclass(frozen=True)
+class LabelSet:
+    """The labels of a multi field, in the order of the label set; none: the answer is that there is none.
+
+    Attributes:
+        probabilities: of each of these labels by itself; empty from a decoder, whose answers have no probability.
+        next_best: the most probable other labels, in decreasing order; empty from a decoder.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...] = ()
+    next_best: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Entity:
     """An entity of a token field: ``text`` is ``document[start:end]``, in characters."""
 
@@ -66,7 +80,7 @@ class Entity:
     end: int
 
 
-Value = Label | tuple[Entity, ...] | None
+Value = Label | LabelSet | tuple[Entity, ...] | None
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,8 @@ class Result:
     """What the classifier says about one text. ``result["queue"]`` is short for ``result.fields["queue"]``.
 
     Attributes:
-        fields: by field name, in the task's order: a `Label`, or the entities of a token field. None if there is no
-            answer; ``error`` says why, or the label is in ``unsure``.
+        fields: by field name, in the task's order: a `Label`, a `LabelSet`, or the entities of a token field. None if
+            there is no answer; ``error`` says why, or the label is in ``unsure``.
         error: why at least one field has no answer that could be read; empty otherwise.
         truncated: the text was longer than the model's maximum input and was cut.
         raw: a decoder's answer as it was written.
@@ -214,6 +228,11 @@ def _result(task: Task, text: str, found: Prediction) -> Result:
         elif isinstance(own, TokenField):
             assert not isinstance(labels, str)
             values[own.name] = _entities(labels, own.other, text, found.parsed_bio.get(own.name))
+        elif isinstance(own, MultiField):
+            assert not isinstance(labels, str)
+            found_labels = {str(label): float(p) for label, p in found.multi_top.get(own.name, [])}
+            others = tuple((label, p) for label, p in found_labels.items() if label not in labels)
+            values[own.name] = LabelSet(labels, tuple(found_labels[x] for x in labels if found_labels), others)
         else:
             top = [(str(label), float(p)) for label, p in found.top.get(own.name, [])]
             label = Label(str(labels), top[0][1] if top else None, tuple(top[1:]))

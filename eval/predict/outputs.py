@@ -54,7 +54,7 @@ class Output:
         predicted: Sequence[str],
         partial: Partial | None = None,
     ) -> None:
-        self._file, self._name, self._format, self._partial = file, name, format, partial
+        self._file, self._name, self.format, self._partial = file, name, format, partial
         self._columns, self._predicted = (*columns, *predicted), tuple(predicted)
         n_records = partial.n_records if partial is not None else 0
         self._header_due = format == "csv" and n_records == 0
@@ -91,7 +91,7 @@ class Output:
             self._partial.finish()
 
     def _encode(self, record: Mapping[str, Any], where: str) -> bytes:
-        if self._format == "jsonl":
+        if self.format == "jsonl":
             return json_line(record)
         if new := sorted(record.keys() - set(self._columns)):
             raise UserError(

@@ -145,7 +145,7 @@ class _Files:
 @contextmanager
 def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> Iterator[_Files]:
     defaults = (setup.task.text_column, "text")
-    names = columns_of(setup.task, options.prefix, setup.has_probabilities, options.abstain_below is not None)
+    names = columns_of(setup.task, options.prefix, setup.with_probabilities, options.abstain_below is not None)
     template = TextTemplate(setup.task.text_template) if setup.task.text_template else None
     with open_input(
         options.input,
@@ -191,7 +191,7 @@ def _take(rows: Iterator[Row]) -> Iterator[Row]:
 def _label_all(classifier: Classifier, files: _Files | None, world: World, prefix: str, show_progress: bool) -> Summary:
     ranks, summary = ScoringRanks.of(world), Summary()
     task, setup = classifier.task, classifier.setup
-    more = setup.has_probabilities, setup.options.abstain_below is not None
+    more = setup.with_probabilities, setup.options.abstain_below is not None
     n_done, closed = files.output.n_written if files is not None else 0, False
     part = files.input.progress if files is not None else lambda: None
     with RowProgress(part, show_progress, n_done) as progress:
@@ -203,7 +203,8 @@ def _label_all(classifier: Classifier, files: _Files | None, world: World, prefi
             if files is None:
                 continue
             found = [Result.unanswered(task, row.error) if row.text is None else next(answers) for row in chunk]
-            columns = (to_columns(result, task, prefix, *more) for result in found)
+            is_csv = files.output.format == "csv"
+            columns = (to_columns(result, task, prefix, *more, is_csv) for result in found)
             try:
                 files.output.write(zip(chunk, columns, strict=True))
                 files.output.flush()

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers import AutoTokenizer as HFTokenizer
 
 from checkpoints_tools.carried import Carried
-from checkpoints_tools.encoder_config import parse_encoder_config, read_head_labels, read_max_length
+from checkpoints_tools.encoder_config import UNNAMED, parse_encoder_config, read_head_labels, read_max_length
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained
@@ -23,6 +23,7 @@ from data.errors import UserError
 from data.files.documents import read_json
 from model.encoder import ROBERTA_DEBUG, Encoder, EncoderConfig, Head
 from tests.encoder_tokenizers import write_bert, write_roberta
+from train.loss import label_loss
 
 ROBERTA = replace(ROBERTA_DEBUG, max_position=40)
 FAMILIES = {
@@ -30,10 +31,13 @@ FAMILIES = {
     "bert": replace(ROBERTA, family="bert", position_offset=0, n_token_types=2, norm_eps=1e-12),
 }
 CLASS, TOKEN, OTHER = Head("topic", "class", 7), Head("slots", "token", 5), Head("items.type", "class", 3)
+MULTI = Head("marks", "multi", 4)
+HEADS = [(CLASS,), (TOKEN,), (MULTI,), (CLASS, TOKEN, MULTI), (OTHER, CLASS), ()]
 LABELS = {
     "topic": [f"t{i}" for i in range(7)],
     "slots": ["O", "B-a", "I-a", "B-b", "I-b"],
     "items.type": ["x", "y", "z"],
+    "marks": ["m", "n", "o", "p"],
 }
 TEXTS = ["wake me up at nine tomorrow", "what is the weather in Paris"] * 5
 MAX_LENGTH = 9  # of positions for 40
@@ -76,7 +80,7 @@ def ours(model: Encoder, tokens: torch.Tensor, field: str | None) -> torch.Tenso
     positions, docs = torch.arange(T).expand(B, T), torch.arange(B)[:, None].expand(B, T)
     if field is None:
         return model(tokens, positions, docs)
-    index = {h.name: torch.arange(B) * T if h.kind == "class" else torch.arange(B * T) for h in model.config.heads}
+    index = {h.name: torch.arange(B) * T if h.of_documents else torch.arange(B * T) for h in model.config.heads}
     found = model(tokens, positions, docs, index)[field]
     return found if found.shape[0] == B else found.view(B, T, -1)
 
@@ -96,7 +100,7 @@ def test_what_the_checkpoint_says_beyond_is_carried_over(tokenizers, tmp_path):
 
 
 @pytest.mark.parametrize("head", ["linear", "dense"])
-@pytest.mark.parametrize("heads", [(CLASS,), (TOKEN,), (CLASS, TOKEN), (OTHER, CLASS), ()], ids=lambda h: f"{len(h)}")
+@pytest.mark.parametrize("heads", HEADS, ids=lambda heads: "-".join(head.kind for head in heads))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_our_loader_reads_an_export_back(family, heads, head, tokenizers, tmp_path):
     model, config = exported(family, head, heads, tokenizers, tmp_path / "out")
@@ -119,6 +123,7 @@ def test_our_loader_reads_an_export_back(family, heads, head, tokenizers, tmp_pa
     ("heads", "head", "auto", "suffix"),
     [
         ((CLASS,), "dense", AutoModelForSequenceClassification, "ForSequenceClassification"),
+        ((MULTI,), "dense", AutoModelForSequenceClassification, "ForSequenceClassification"),
         ((TOKEN,), "linear", AutoModelForTokenClassification, "ForTokenClassification"),
         ((TOKEN,), "dense", AutoModelForTokenClassification, "ForTokenClassification"),
     ],
@@ -136,6 +141,33 @@ def test_transformers_gives_the_same_logits(family, heads, head, auto, suffix, t
     assert logits.std() > 0.1
     labels = LABELS[heads[0].name]
     assert theirs.config.id2label == dict(enumerate(labels)) and theirs.config.label2id[labels[1]] == 1
+    if heads == (MULTI,):  # its loss is the mean over the labels, ours their sum
+        targets = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0]])
+        loss = theirs(tokens, labels=targets.float()).loss
+        torch.testing.assert_close(label_loss(ours(model, tokens, "marks"), targets, 3), 4 * loss)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_multi_head_that_transformers_saved(family, tokenizers, tmp_path):
+    """Its config has no ``heads``: ``problem_type`` says of which kind the head is."""
+    model, config = exported(family, "dense", (MULTI,), tokenizers, tmp_path / "ours")
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "config.json"
+    raw = read_json(file)
+    assert raw.pop("heads") and raw["problem_type"] == "multi_label_classification"
+    file.write_text(json.dumps(raw))
+    stored = read_config(tmp_path / "theirs")
+    assert stored.heads == (Head(UNNAMED, "multi", 4),)
+    again = random_model(config)
+    load_pretrained(again, tmp_path / "theirs")
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, dict(model.named_parameters())[name]), name
+    for problem, kind in (("single_label_classification", "class"), (None, "class")):
+        assert parse_encoder_config(raw | {"problem_type": problem}).heads[0].kind == kind
+    with pytest.raises(UserError, match="problem_type is 'regression'"):
+        parse_encoder_config(raw | {"problem_type": "regression"})
+    with pytest.raises(UserError, match="problem_type is 'multi_label_classification'.*for words exactly one"):
+        parse_encoder_config(raw | {"architectures": [raw["architectures"][0].replace("Sequence", "Token")]})
 
 
 @pytest.mark.parametrize(
@@ -216,8 +248,10 @@ def test_a_fine_tuned_model_starts_another_task(tokenizers, tmp_path, caplog):
     assert "heads.slots.out" in caplog.text and "heads.items_type.out.weight" in caplog.text
     with pytest.raises(UserError, match="field 'topic': More labels than the head was trained for: 8, the head has 7"):
         load_pretrained(Encoder(replace(config, heads=(replace(CLASS, n_labels=8),))), tmp_path / "out")
-    with pytest.raises(UserError, match="field 'topic': the head gives a label to each document, not to each word"):
+    with pytest.raises(UserError, match="'topic': the head gives a label to each document, not a label to each word"):
         load_pretrained(Encoder(replace(config, heads=(replace(CLASS, kind="token"),))), tmp_path / "out")
+    with pytest.raises(UserError, match="'topic': the head gives a label to each document, not any number of labels"):
+        load_pretrained(Encoder(replace(config, heads=(replace(CLASS, kind="multi"),))), tmp_path / "out")
 
 
 def test_labels_that_are_numbers_are_read_as_text(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from data.class_weights import describe_weights, read_weights, resolve_weights
 from data.errors import UserError
 from data.example import Example
-from data.tasks import ClassField, Task, TokenField
+from data.tasks import ClassField, MultiField, Task, TokenField
 
 AREA = ClassField("area", ("billing", "a=b", "other", "never"))
 TONE = ClassField("tone", ("calm", "other"))
-TASK = Task("two", "custom", (AREA, TokenField("slots", ("time",)), TONE))
+TASK = Task("two", "custom", (AREA, TokenField("slots", ("time",)), TONE, MultiField("marks", ("x", "y"))))
 ONE = Task("one", "custom", (AREA,))
 
 
@@ -45,6 +45,8 @@ def test_words_name_fields_or_labels() -> None:
         (["area:biling=2"], "there is no label 'area:biling'."),
         (["tones=balanced"], "'tones' is no field. Did you mean 'tone'?"),
         (["slots=balanced"], "'slots' has one label for every word"),
+        (["marks=balanced"], "'marks' has any number of labels for the text, not one."),
+        (["x=2"], "there is no label 'x'"),
         (["time=2"], "there is no label 'time'"),
         (["other=2"], "several fields have the label 'other': write area:other or tone:other"),
         (["ballanced"], "expected balanced, FIELD=balanced"),

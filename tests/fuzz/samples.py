@@ -207,11 +207,18 @@ type = "token"
 labels = ["product", "date"]
 tags = "iob2"
 answer = "spans"
+[[fields]]
+name = "topics"
+type = "multi"
+labels = ["late", "broken"]
+separator = "|"
 """
 ROWS = [
-    {"id": "1", "text": "my lamp broke", "queue": "returns", "parts": ["O", "B-product", "O"]},
-    {"id": "2", "text": "the desk from friday", "queue": "sales", "parts": ["O", "B-product", "O", "B-date"]},
-    {"id": "3", "text": "é日本", "queue": "sales", "parts": ["O"]},
+    {"id": "1", "text": "my lamp broke", "queue": "returns", "parts": ["O", "B-product", "O"],
+     "topics": "broken|late"},
+    {"id": "2", "text": "the desk from friday", "queue": "sales", "parts": ["O", "B-product", "O", "B-date"],
+     "topics": "late"},
+    {"id": "3", "text": "é日本", "queue": "sales", "parts": ["O"], "topics": ""},
 ]  # fmt: skip
 
 
@@ -219,7 +226,7 @@ def write_tables(folder: Path) -> None:
     """The same rows in every format."""
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     for name, delimiter in (("dev.csv", ","), ("test.tsv", "\t")):
-        rows = [list(ROWS[0]), *([*list(row.values())[:3], " ".join(row["parts"])] for row in ROWS)]
+        rows = [list(ROWS[0]), *([*list(row.values())[:3], " ".join(row["parts"]), row["topics"]] for row in ROWS)]
         (folder / name).write_text("".join(delimiter.join(row) + "\n" for row in rows))
     (folder / "texts.txt").write_text("".join(str(row["text"]) + "\n" for row in ROWS))
     pq.write_table(arrow_table(), folder / "rows.parquet")

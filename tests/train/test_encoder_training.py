@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from model.encoder import Encoder
 from tests.encoder_samples import make_encoder_samples
 from tests.train import tiny_encoder_run
-from tests.train.tiny_encoder_run import BERT, CASES, DROPPING, QUIET, make_trainer, run_case
+from tests.train.tiny_encoder_run import BERT, CASES, DROPPING, MULTI, QUIET, make_trainer, run_case
 from train.checkpointing import checkpoint
 from train.loss import batch_loss, field_losses
 from train.trainer import rank_seed
@@ -38,8 +38,10 @@ def test_one_process_equals_two_ranks(
         start = make_trainer(tmp_path / "start", world, **CASES[name]).model.named_parameters()
         moved = max(np.abs(tiny_encoder_run.whole(p) - alone[key]).max() for key, p in start)
         assert moved > 5e-3, f"{name}: the steps must do something for their equality to mean anything"
-        np.testing.assert_allclose(together["loss/topic"] + together["loss/slots"], together["losses"], rtol=1e-9)
-        if name == "empty_rank":
+        by_field = [losses for key, losses in together.items() if key.startswith("loss/")]
+        assert len(by_field) == (3 if "multi" in name else 2)
+        np.testing.assert_allclose(sum(by_field), together["losses"], rtol=1e-9)
+        if "empty" in name:
             assert together["dummies"].min() >= 1
         if name.endswith("accumulated"):
             assert together["passes"].min() > 1
@@ -48,6 +50,7 @@ def test_one_process_equals_two_ranks(
     assert np.abs(runs["weighted"]["losses"] - runs["accumulated"]["losses"]).max() > 1e-2, "the weights do something"
     for name in ("unpacked", "full", "selective"):
         assert_same_run(runs["packed"], runs[name], name)
+    assert_same_run(runs["multi"], runs["multi, unpacked"], "multi")
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])
@@ -102,6 +105,23 @@ def test_each_field_has_a_mean_of_its_own() -> None:
     wordless = samples.batch([[0]], True, 16)  # the utterance without a word: nothing to predict in "slots"
     assert samples.count_targets([0]) == {"topic": 1, "slots": 0}
     assert torch.isfinite(batch_loss(model, wordless, {"topic": 1, "slots": 0}))
+
+
+def test_a_multi_fields_loss_is_that_of_each_label_by_itself() -> None:
+    samples = make_encoder_samples(12, multi=True)
+    model = Encoder(MULTI)
+    model.init_weights(torch.Generator().manual_seed(0))
+    parts = [samples.batch([list(range(5))], True, 128), samples.batch([list(range(5, 12))], True, 128)]
+    counts = samples.count_targets(range(12))
+    assert counts["marks"] == 12
+    by_field = sum(field_losses(model, part, counts) for part in [*parts, samples.dummy()])
+    whole = samples.batch([list(range(12))], True, 256)
+    logits = model(whole.tokens, whole.positions, whole.doc_ids, whole.index)["marks"]
+    chosen = torch.from_numpy(samples.targets["marks"])
+    assert 0 < chosen.sum() < chosen.numel()
+    # The negative logarithm of the probability of exactly the gold labels, on average.
+    probability = torch.where(chosen, logits.sigmoid(), 1 - logits.sigmoid()).prod(dim=1)
+    torch.testing.assert_close(by_field[list(counts).index("marks")], -probability.log().mean())
 
 
 def test_weights_are_those_of_torch() -> None:

@@ -26,6 +26,18 @@ def test_unequal_passes_add_up_to_the_whole() -> None:
     assert abs(mean_of_means - sum(parts)) > 1e-3, "the case would not tell a mean of means apart"
 
 
+def test_targets_of_0_and_1_are_decided_each_by_itself() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(7, 5, requires_grad=True), torch.randint(0, 2, (7, 5))
+    loss = F.binary_cross_entropy_with_logits(logits, targets.float()) * 5  # torch's is the mean of the labels too
+    loss.backward()
+    want, logits.grad = logits.grad, None
+    parts = [label_loss(logits[a:b], targets[a:b], 7) for a, b in ((0, 2), (2, 2), (2, 7))]
+    sum(parts).backward()
+    torch.testing.assert_close(logits.grad, want)
+    torch.testing.assert_close(sum(parts), loss)
+
+
 def test_softmax_is_taken_in_fp32() -> None:
     logits = torch.tensor([[20.0, 0.0, 0.125]], dtype=torch.bfloat16)
     want = F.cross_entropy(logits.double(), torch.tensor([1]))

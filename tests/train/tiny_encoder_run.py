@@ -29,10 +29,14 @@ HEADS = (Head("topic", "class", 7), Head("slots", "token", 5))
 DROPPING = replace(ROBERTA_DEBUG, dim=30, n_heads=3, ffn_dim=50, heads=HEADS)
 QUIET = replace(DROPPING, dropout=0.0, attention_dropout=0.0)
 BERT = replace(QUIET, family="bert", position_offset=0, n_token_types=2, norm_eps=1e-12, head="dense")
+MULTI = replace(QUIET, heads=(*HEADS, Head("marks", "multi", 4)))
 
 CASES: dict[str, dict[str, Any]] = {
     "packed": {},
     "dense": {"model_config": BERT},
+    "multi": {"model_config": MULTI},
+    "multi, unpacked": {"model_config": MULTI, "packing": False},
+    "multi, empty rank": {"model_config": MULTI, "batch_size": 1},
     "unpacked": {"packing": False},
     "accumulated": {"row_length": 24, "batch_size": 16},
     "empty_rank": {"batch_size": 1},
@@ -53,7 +57,7 @@ def make_trainer(
         steps=STEPS, batch_size=8, row_length=256, export=False, optim="adamw",
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
-    samples = make_encoder_samples(60)
+    samples = make_encoder_samples(60, multi=model_config == MULTI)
     if config.train.class_weights:
         samples.weights["topic"] = OF_TOPICS
     loader = StepLoader(
@@ -91,7 +95,7 @@ def run_case(name: str, output: Path, world: World, **values: Any) -> dict[str, 
     records = [trainer.train_step(step)[0] for step in steps]
     return {
         "losses": np.array([r["loss"] for r in records]),
-        **{f"loss/{head.name}": np.array([r[f"loss/{head.name}"] for r in records]) for head in HEADS},
+        **{key: np.array([r[key] for r in records]) for key in records[0] if key.startswith("loss/")},
         "norms": np.array([r["grad_norm"] for r in records]),
         "passes": np.array([len(step.batches) for step in steps]),
         "dummies": np.array([sum(b.dummy for b in step.batches) for step in steps]),

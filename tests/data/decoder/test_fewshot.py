@@ -108,13 +108,13 @@ def test_posts_are_cut_to_tokens_and_utterances_are_not(tiny_tokenizer):
     post = Example("p", long, {"root": "rec"})
     assert len(tiny_tokenizer.encode(long)) > 1000
     for n in (1, 2, 3, 17, 64, 256):
-        (cut,) = cut_shots([post], tiny_tokenizer, n)
+        (cut,) = cut_shots([post], TASKS["20ng_20"], tiny_tokenizer, n)
         assert cut.labels == post.labels and cut.id == "p"
         assert long.startswith(cut.text) and len(tiny_tokenizer.encode(cut.text)) <= n
         assert n < 10 or len(tiny_tokenizer.encode(cut.text)) > n - 10
-    assert cut_shots([post], tiny_tokenizer, 100_000) == [post]
+    assert cut_shots([post], TASKS["20ng_20"], tiny_tokenizer, 100_000) == [post]
     utterance = Example("u", long, {"slots": ("Other",) * len(long.split())})
-    assert cut_shots([utterance], tiny_tokenizer, 5) == [utterance]
+    assert cut_shots([utterance], TASKS["massive_joint"], tiny_tokenizer, 5) == [utterance]
 
 
 def test_real_draws_stay_short(shared_dir, llama3):
@@ -123,7 +123,7 @@ def test_real_draws_stay_short(shared_dir, llama3):
     posts = load_examples("20ng", "train", shared_dir / "data")
     for seed in range(10):
         shots = choose_shots(posts, TASKS["20ng_joint"], 5, seed)
-        lengths = [len(llama3.encode(shot.text)) for shot in cut_shots(shots, llama3)]
+        lengths = [len(llama3.encode(shot.text)) for shot in cut_shots(shots, TASKS["20ng_joint"], llama3)]
         assert max(lengths) <= 256 and len({shot.labels["root"] for shot in shots}) == 5
 
 
@@ -205,5 +205,5 @@ def test_an_example_that_is_not_of_the_task_is_named(labels):
 
 def test_shots_survive_a_tokenizer_that_splits_characters(tiny_folder):
     tokenizer = load_tokenizer(tiny_folder["rank_file"])
-    (cut,) = cut_shots([Example("p", "🙂" * 100, {"root": "rec"})], tokenizer, 10)
+    (cut,) = cut_shots([Example("p", "🙂" * 100, {"root": "rec"})], TASKS["20ng_7"], tokenizer, 10)
     assert cut.text == "🙂🙂"

@@ -85,13 +85,16 @@ def test_steps_hold_complete_samples_and_count_by_field(options: dict, ranks: in
     assert (samples.first_places < 0).any() and samples.lengths[0] == 2
 
 
-def test_dummy_and_worst_case() -> None:
-    samples = make_encoder_samples()
+@pytest.mark.parametrize("multi", [False, True])
+def test_dummy_and_worst_case(multi: bool) -> None:
+    samples = make_encoder_samples(multi=multi)
     dummy = samples.dummy()
     assert dummy.dummy and dummy.n_real_tokens == 0 and (dummy.doc_ids == -1).all()
     assert all(
         len(places) == 0 and places.dtype == torch.int64 for places in [*dummy.index.values(), *dummy.targets.values()]
     )
+    if multi:
+        assert dummy.targets["marks"].shape == (0, 4)
     moved = dummy.to("cpu")
     assert moved.index.keys() == dummy.index.keys() and moved.tokens.equal(dummy.tokens)
     load = StepLoader(samples, batch_size=12, row_length=50)
@@ -100,6 +103,14 @@ def test_dummy_and_worst_case() -> None:
     steps = [batch for n in range(20) for batch in load.step(n).batches]
     outputs = lambda batch: sum(len(index) for index in batch.index.values())  # noqa: E731
     assert max(map(outputs, steps)) <= outputs(worst) and max(b.tokens.shape[1] for b in steps) <= 50
+
+
+def test_a_multi_field_has_a_row_of_targets_for_each_document() -> None:
+    samples = make_encoder_samples(multi=True)
+    batch = encoder_batch(samples, [[3, 1], [7]])
+    assert batch.index["marks"].equal(batch.index["topic"]) and batch.targets["marks"].dtype == torch.int64
+    assert batch.targets["marks"].tolist() == samples.targets["marks"][[3, 1, 7]].astype(int).tolist()
+    assert samples.count_targets([3, 1, 7])["marks"] == 3
 
 
 def test_without_labels_there_is_an_index_but_no_targets() -> None:

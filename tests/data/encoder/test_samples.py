@@ -16,7 +16,7 @@ from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
 from data.source import load_examples
-from data.tasks import SLOTS, TASKS, ClassField, Task, TokenField
+from data.tasks import SLOTS, TASKS, ClassField, MultiField, Task, TokenField
 from model.encoder import Head
 
 COLORS = Task("own", "custom", (ClassField("mood", ("good", "bad")), TokenField("slots", ("time", "time-zone"))))
@@ -106,6 +106,18 @@ def test_neighbours_join_unless_brackets_say_otherwise(tokenizer: EncoderTokeniz
     samples = prepare_encoder([joined, apart], COLORS, tokenizer, 30)
     assert samples.target("slots", 0).tolist() == [1, 2, 3, 0]
     assert samples.target("slots", 1).tolist() == [1, 1, 3, 0]
+
+
+def test_labels_of_a_multi_field(tokenizer: EncoderTokenizer) -> None:
+    task = Task("own", "custom", (MultiField("marks", ("x", "y", "z")), ClassField("mood", ("good", "bad"))))
+    examples = [Example(str(i), "nine to nine", {"marks": marks, "mood": "bad"}) for i, marks in enumerate(
+        [("x", "z"), (), ("y",)]
+    )]  # fmt: skip
+    samples = prepare_encoder(examples, task, tokenizer, 30)
+    assert samples.targets["marks"].tolist() == [[True, False, True], [False] * 3, [False, True, False]]
+    assert samples.kinds == {"marks": "multi", "mood": "class"} and samples.label_lengths.tolist() == [2, 2, 2]
+    assert heads_for(task) == (Head("marks", "multi", 3), Head("mood", "class", 2))
+    assert prepare_encoder([], task, tokenizer, 30).targets["marks"].shape == (0, 3)
 
 
 def test_without_labels(tokenizer: EncoderTokenizer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data.tasks import ClassField, Task, TokenField
+from data.tasks import ClassField, MultiField, Task, TokenField
 from eval.decoder.decode import NotFiniteLogits
 from eval.decoder.labels import Answered, decode_labels
 from tests.eval.decoder.settings import Models, Setting, one_by_one
@@ -21,6 +21,9 @@ TASKS = {
         ("alone", "list"), ("alone", "bio"), ("alone", "spans"), ("last", "list"), ("last", "spans"),
         ("first", "list"), ("between", "bio"), ("between", "spans"),
     ]
+} | {
+    f"{place}, labels": Task("own", "custom", tuple(field or MultiField("t", KINDS) for field in PLACES[place]))
+    for place in ("alone", "between")
 }  # fmt: skip
 
 

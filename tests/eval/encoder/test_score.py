@@ -15,7 +15,7 @@ from data.encoder.samples import tag_set
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.example import Example
 from data.source import load_examples
-from data.tasks import TASKS, TokenField
+from data.tasks import TASKS, MultiField, Task, TokenField
 from eval.combine import combine
 from eval.job import ScoringJob, ScoringRanks
 from eval.probabilities import N_TOP
@@ -29,6 +29,8 @@ BERT = replace(ROBERTA_BASE, family="bert", position_offset=0, n_token_types=2, 
 FAMILIES = {"roberta": ROBERTA_BASE, "bert": BERT}
 MAX_LENGTH = 48
 JOINT = TASKS["massive_joint"]
+MARKS = MultiField("marks", ("x", "y", "z", "u", "v", "w", "t"))
+THREE = replace(JOINT, fields=(*JOINT.fields, MARKS))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,10 @@ def folders(tmp_path_factory):
 def config_for(task, tokenizer, family="roberta", head="linear"):
     small = scaled_down(FAMILIES[family], *heads_for(task), head=head)
     return replace(small, vocab_size=tokenizer.vocab_size, max_position=MAX_LENGTH)
+
+
+def marked(examples):
+    return [replace(e, labels=e.labels | {"marks": MARKS.labels[i % 3 : i % 5]}) for i, e in enumerate(examples)]
 
 
 def job(task, tokenizer, examples, **options):
@@ -59,12 +65,14 @@ def random_encoder(task, tokenizer, **options):
 
 def same(predictions, others):
     """Equal but for rounding in the probabilities, which sums in another order leave."""
-    rounded = {"top": {}, "log_probs": {}}
+    rounded = {"top": {}, "multi_top": {}, "log_probs": {}}
     assert [replace(p, **rounded) for p in predictions] == [replace(p, **rounded) for p in others]
     for p, q in zip(predictions, others, strict=True):
-        for name, likeliest in p.top.items():
-            assert [value for _, value in likeliest] == pytest.approx([value for _, value in q.top[name]], abs=1e-5)
-            assert p.log_probs[name] == pytest.approx(q.log_probs[name], abs=1e-4)
+        for name, likeliest in (p.top | p.multi_top).items():
+            again = (q.top | q.multi_top)[name]
+            assert [value for _, value in likeliest] == pytest.approx([value for _, value in again], abs=1e-5)
+        for name, log_probs in p.log_probs.items():
+            assert log_probs == pytest.approx(q.log_probs[name], abs=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -106,29 +114,58 @@ def test_labels_are_the_argmax_of_transformers_logits(folders, family, name, hea
         assert [value for _, value in top] == pytest.approx(likeliest.values.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_multi_field_has_the_labels_above_one_half_of_transformers_sigmoid(folders, family):
+    task, tokenizer = Task("marks", "custom", (MARKS,)), load_encoder_tokenizer(folders[family])
+    config = config_for(task, tokenizer, family, "dense")
+    hf = reference(config)
+    with torch.no_grad():
+        for parameter in [*hf.base_model.encoder.parameters(), *hf.classifier.parameters()]:
+            if parameter.dim() > 1:
+                parameter.mul_(3.0)
+    examples = marked(load_examples("massive", "test", "sample")[:25])
+    result = score(ours_from(hf, config), job(task, tokenizer, examples))
+    assert len({p.parsed["marks"] for p in result.predictions}) > 3
+    for example, prediction in zip(examples, result.predictions, strict=True):
+        ids = tokenizer.encode(example.text)[: MAX_LENGTH - 2]
+        with torch.no_grad():
+            p = hf(input_ids=torch.tensor([[tokenizer.cls_id, *ids, tokenizer.sep_id]])).logits[0].sigmoid()
+        assert prediction.parsed["marks"] == tuple(
+            label for label, one in zip(MARKS.labels, p, strict=True) if one > 0.5
+        )
+        n_shown = max(N_TOP, len(prediction.parsed["marks"]))
+        assert [label for label, _ in prediction.multi_top["marks"]] == [
+            MARKS.labels[i] for i in p.topk(n_shown).indices
+        ]
+        shown = [value for _, value in prediction.multi_top["marks"]]
+        assert shown == pytest.approx(p.topk(n_shown).values.tolist(), abs=1e-5)
+        assert prediction.top == {} and prediction.gold == {"marks": example.labels["marks"]}
+
+
 def score_on_rank(rank, world_size, folder, examples, port_file, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
     tokenizer = load_encoder_tokenizer(folder)
-    model = random_encoder(JOINT, tokenizer)
+    model = random_encoder(THREE, tokenizer)
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     ranks = ScoringRanks(rank=rank, world_size=world_size, sharded=True, passes=dist.group.WORLD)
-    result = score(model, job(JOINT, tokenizer, examples, max_batch_tokens=1), ranks)
+    result = score(model, job(THREE, tokenizer, examples, max_batch_tokens=1), ranks)
     torch.save((result, len(passes)), f"{out}{rank}")
     dist.destroy_process_group()
 
 
 def test_neither_packing_nor_ranks_change_an_answer(folders, tmp_path):
     tokenizer = load_encoder_tokenizer(folders["roberta"])
-    examples = load_examples(JOINT, "test", "sample")[:9]
-    model, passes, done = random_encoder(JOINT, tokenizer), [], []
+    examples = marked(load_examples(JOINT, "test", "sample")[:9])
+    model, passes, done = random_encoder(THREE, tokenizer), [], []
     model.register_forward_hook(lambda *_: passes.append(1))
-    packed = score(model, job(JOINT, tokenizer, examples), progress=done.append)
+    packed = score(model, job(THREE, tokenizer, examples), progress=done.append)
     assert len(passes) == 1 and sum(done) == 9
     assert len({p.parsed["intent"] for p in packed.predictions}) > 1
+    assert len({str(p.multi_top["marks"]) for p in packed.predictions}) == 9
     assert len({kind for p in packed.predictions for kind in p.parsed["slots"]}) > 2
-    alone = score(model, job(JOINT, tokenizer, examples, max_batch_tokens=1))
+    alone = score(model, job(THREE, tokenizer, examples, max_batch_tokens=1))
     assert len(passes) == 1 + 9
     mp.spawn(score_on_rank, (2, folders["roberta"], examples, tmp_path / "meet", tmp_path / "out"), nprocs=2)
     (together, n_first), (figures, n_second) = (
@@ -141,7 +178,9 @@ def test_neither_packing_nor_ranks_change_an_answer(folders, tmp_path):
     for metrics in (alone.metrics, together.metrics):
         assert metrics["exact_match"] == packed.metrics["exact_match"]
         for name, own in packed.metrics["fields"].items():
-            assert metrics["fields"][name] == pytest.approx(own, abs=1e-5)
+            again = metrics["fields"][name]
+            assert again.pop("per_label", None) == own.get("per_label")
+            assert again == pytest.approx({key: x for key, x in own.items() if key != "per_label"}, abs=1e-5)
     assert packed.counts == together.counts and figures.predictions == []
     assert packed.cost["computed_tokens"] == packed.cost["prompt_tokens"] == together.cost["computed_tokens"]
 

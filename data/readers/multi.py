@@ -1,0 +1,145 @@
+"""The labels of a multi field in a table: any number for a text, none included.
+
+    in the field's table        a text with the labels a and c
+    -                           a list: ["a", "c"] in JSON lines, the same as JSON in a cell of CSV
+    separator = "|"             a|c
+    columns = ["a", "b", "c"]   three columns of 0 and 1, which are named like the labels: 1, 0, 1
+    columns = {a = "is_a", …}   the same, with other names
+
+An empty list or cell is no label. The order does not matter, and a label that is there twice counts once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.answers import literal
+from data.characters import by_appearance, find
+from data.errors import UserError, nearest
+from data.readers.cells import class_label, one_of_each, records, value_of
+from data.readers.records import Record
+from data.readers.sources import Source, name_of
+from data.readers.tables import Dialect
+
+USUAL_SEPARATORS = "|;,"
+FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+UNLABELLED = " Texts without labels are for predict.py."
+
+
+@dataclass(frozen=True)
+class MultiCells:
+    """Where a table has the labels.
+
+    Attributes:
+        column: that has all labels; not used with ``columns``.
+        separator: between the labels in its cells; None: a cell has a list.
+        columns: by label, its column of 0 and 1; empty: there is one column for all.
+    """
+
+    column: str
+    separator: str | None
+    columns: dict[str, str]
+
+    def written(self, row: Record) -> list[str]:
+        """The labels of a record, as they are written there.
+
+        Raises:
+            UserError: a missing column, or a cell without labels.
+        """
+        if self.columns:
+            return [label for label, column in self.columns.items() if _flag(row, column)]
+        value = value_of(row, self.column, UNLABELLED)
+        if isinstance(value, str) and self.separator is not None:
+            return [part.strip() for part in value.split(self.separator) if part.strip()]
+        return [class_label(entry, row, self.column) for entry in self._listed(value, row)]
+
+    def _listed(self, value: Any, row: Record) -> list[Any]:
+        listed = ([] if not value.strip() else literal(value)) if isinstance(value, str) else value
+        if isinstance(listed, list):
+            return listed
+        advice = ""
+        if isinstance(value, str):
+            usual = next((separator for separator in USUAL_SEPARATORS if separator in value), "|")
+            advice = f' If a character separates the labels, name it in the field: separator = "{usual}".'
+        raise UserError(f"{row.where}: {self.column!r} must be a list of labels, found {json.dumps(value)}.{advice}")
+
+
+class MultiReader:
+    """Reads the labels of records.
+
+    Args:
+        labels: the label set.
+        names: labels by the codes that the table has in their place.
+    """
+
+    def __init__(self, labels: Sequence[str], cells: MultiCells, names: dict[str, str] | None = None) -> None:
+        self.labels, self.cells, self.names = labels, cells, names
+        self._known = by_appearance(labels if names is None else names)
+
+    def read(self, row: Record) -> tuple[str, ...]:
+        """The labels of a record, in the order of the set.
+
+        Raises:
+            UserError: see `MultiCells.written`; a label that is not in the set.
+        """
+        chosen = set()
+        for written in self.cells.written(row):
+            label = find(written, self._known)
+            if label is None:
+                what = "labels" if self.names is None else "codes"
+                raise UserError(
+                    f"{row.where}: {self.cells.column!r} has {written!r}, which is not one of its {what}."
+                    f"{self._advice(written)}"
+                )
+            chosen.add(label if self.names is None else self.names[label])
+        return tuple(label for label in self.labels if label in chosen)
+
+    def _advice(self, written: str) -> str:
+        separators = (x for x in USUAL_SEPARATORS if x != self.cells.separator and x in written)
+        for separator in separators:
+            if all(find(part.strip(), self._known) for part in written.split(separator)):
+                return f' It is labels of the set with {separator!r} between them: set separator = "{separator}".'
+        return nearest(written, self.names or self.labels)
+
+
+def collect_multi(files: Sequence[Source], dialect: Dialect, cells: MultiCells) -> list[str]:
+    """The label set of a field, from all records of files that have its column."""
+    found: set[str] = set()
+    for file in files:
+        for row in records(file, dialect, [cells.column]):
+            if not row.error and row.values.get(cells.column) is not None:  # else an error, or skipped, when it is read
+                found.update(cells.written(row))
+    return sorted(one_of_each(found, name_of(files), cells.column))
+
+
+def _flag(row: Record, column: str) -> bool:
+    value = value_of(row, column, UNLABELLED)
+    known = FLAGS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
+    if known is None:
+        raise UserError(f"{row.where}: {column!r} must be 0 or 1 (or false or true), found {json.dumps(value)}.")
+    return known
+
+
+def columns_of(columns: list[str] | dict[str, str] | None) -> dict[str, str]:
+    """The key ``columns`` of a field: by label, its column."""
+    return columns if isinstance(columns, dict) else dict(zip(columns or [], columns or [], strict=True))
+
+
+def key_problem(
+    columns: list[str] | dict[str, str] | None, separator: str | None, column: str | None, labels_given: bool
+) -> str:
+    """What is wrong with the keys of a multi field, in words; empty if nothing is."""
+    if columns is None:
+        return ""
+    if not columns:
+        return "columns is empty; it names a column of 0 and 1 for each label."
+    if labels_given:
+        return "columns says which labels there are; omit labels and labels_from."
+    if separator is not None or column is not None:
+        return f"columns has a column for each label; omit {'separator' if separator is not None else 'column'}."
+    names = list(columns.values() if isinstance(columns, dict) else columns)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return f"columns: {twice!r} is there twice; each label needs a column of its own." if twice is not None else ""
