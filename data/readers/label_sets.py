@@ -6,7 +6,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from data.characters import appearance
+from data.characters import appearance, is_text
 from data.errors import UserError
 
 log = logging.getLogger("data")
@@ -20,10 +20,12 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
         where: the field, for messages.
 
     Raises:
-        UserError: a label that cannot be written on one line, that is listed twice, or that looks like another; that
+        UserError: a label that is no text or cannot be written on one line, that is listed twice, or that looks like another; that
             another could be mistaken for in an answer; too few labels.
     """
     for label in labels:
+        if not is_text(label):
+            raise UserError(f"{where}: label {label!r} holds half a character, or bytes that are not UTF-8.")
         if not appearance(label) or label != label.strip() or "\n" in label:
             raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
         if kind == "token" and appearance(label) == appearance(other):
