@@ -154,7 +154,7 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
         defaults,
         dialect=options.dialect,
         template=template,
-        words_column=setup.task.text_column if setup.task.has_words else None,
+        words_column=(options.text_column or setup.task.text_column) if setup.task.has_words else None,
         conll_columns=setup.task.conll_columns,
     ) as opened:
         identity = None

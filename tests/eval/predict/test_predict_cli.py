@@ -132,15 +132,17 @@ def test_words_are_read_as_the_task_reads_them(run, tickets, tmp_path):
     (tmp_path / "model/task.json").write_text(json.dumps(task))
     (tmp_path / "text.csv").write_text("words\nthe parcel is late\n")
     (tmp_path / "list.csv").write_text('words\n"[""the"", ""parcel"", ""is"", ""late""]"\n')
+    (tmp_path / "named.csv").write_text('w\n"[""the"", ""parcel"", ""is"", ""late""]"\n')
     (tmp_path / "t.conll").write_text("1 the\n2 parcel\n3 is\n4 late\n")
     (tmp_path / "other.conll").write_text("the 1\nparcel 2\nis 3\nlate 4\n")
-    inputs = [("text.csv",), ("list.csv",), ("t.conll",), ("other.conll", "--conll_columns", "words", "id")]
+    inputs = [("text.csv",), ("list.csv",), ("named.csv", "--text_column", "w"), ("t.conll",),
+              ("other.conll", "--conll_columns", "words", "id")]  # fmt: skip
     answers = []
     for name, *options in inputs:
         run("--input", tmp_path / name, "--output", tmp_path / f"{name}.jsonl", *options, checkpoint=tmp_path / "model")
         (line,) = lines(tmp_path / f"{name}.jsonl")
         answers.append({key: value for key, value in line.items() if "predicted" in key})
-    assert answers[1:] == answers[:1] * 3
+    assert answers[1:] == answers[:1] * 4
 
 
 def test_a_decoder_writes_labels_and_their_probabilities(run, tmp_path):
