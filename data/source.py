@@ -21,6 +21,7 @@ DOWNLOAD_DIR = Path(__file__).resolve().parent.parent / "datasets"
 """The folder to which ``python -m data.download`` writes releases; the default of ``path`` below."""
 
 LOADERS = {"20ng": load_newsgroups, "massive": load_massive}
+SPLITS = {"20ng": ("train", "test"), "massive": ("train", "dev", "test")}
 
 log = logging.getLogger("data")
 
@@ -55,6 +56,11 @@ def load_examples(dataset: str | Task, split: str, path: str | Path | None = Non
         for example in examples:
             dataset.check(example)
     return examples
+
+
+def splits_of(task: Task) -> tuple[str, ...]:
+    """The splits that `load_examples` has of a task."""
+    return tuple(task.custom.files) if task.custom is not None else SPLITS[task.dataset]
 
 
 def _locate(name: str, path: str | Path | None) -> Path:

@@ -115,6 +115,7 @@ def test_a_log_file_of_a_terminal_that_knows_few_letters(here: Path, tiny_tokeni
         ["predict.py", "--checkpoint", "天[/b]", "--input", "x\udcff"], ["-m", "eval.baselines", "--task", "天[/b]"],
         ["-m", "checkpoints_tools.convert", "天[/b]", "x\udcff"], ["-m", "checkpoints_tools.inspect", "天[/b]"],
         ["-m", "checkpoints_tools.inspect", "a", "天[/b]"], ["-m", "data.download", "天[/b]"],
+        ["-m", "data.check", "天[/b].toml"], ["-m", "data.new", "天[/b].csv"],
     ],
     ids=lambda words: " ".join(words).encode("ascii", "replace").decode(),
 )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import batch_flips, common
 from checkpoints_tools import convert, inspect
-from data import download
+from data import check, download, new
 from data.errors import UserError
 from data.files.paths import PathText
 from data.source import load_examples
@@ -88,10 +88,13 @@ def test_predict(home: Path, name: str) -> None:
 
 def test_the_tools(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for main, argv in {
-        convert.main: [UNSET, "~/new"], inspect.main: [UNSET], download.main: ["20ng", "--to", UNSET]
+        convert.main: [UNSET, "~/new"], inspect.main: [UNSET], download.main: ["20ng", "--to", UNSET],
+        check.main: [UNSET], new.main: [UNSET],
     }.items():  # fmt: skip
         assert main(argv) == 2
         assert NAMED in capsys.readouterr().err
+    assert check.main(["~/t.toml"]) == 2 and f"{home}/t.toml" in capsys.readouterr().err
+    assert new.main(["~/t.csv"]) == 2 and f"{home}/t.csv" in capsys.readouterr().err
     assert inspect.main(["~/there"]) == 2 and f"{home}/there" in capsys.readouterr().err
 
 

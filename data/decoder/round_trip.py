@@ -7,6 +7,7 @@ well a model is trained, and every example with it is scored as wrong.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import takewhile
 
 from data.answers import Labels
@@ -18,8 +19,33 @@ from data.tasks import ClassField, Field, MultiField, Task
 WORDS = ("word",)  # of the document that is answered
 
 
+@dataclass(frozen=True)
+class LostLabel:
+    """A label that does not come back.
+
+    Attributes:
+        field: its field's name.
+        answer: what is written for it.
+        decoded: what it becomes.
+    """
+
+    field: str
+    label: str
+    answer: str
+    decoded: str
+
+
 def check_labels(task: Task, prompt: Prompt, tokenizer: Tokenizer) -> None:
     """Raise a UserError that names the first label that does not come back."""
+    for lost in lost_labels(task, prompt, tokenizer):
+        raise UserError(
+            f"label {lost.label!r} of field {lost.field!r} does not come back from the model's tokenizer: "
+            f"the answer {ascii(lost.answer)} becomes {ascii(lost.decoded)}. Rename the label."
+        )
+
+
+def lost_labels(task: Task, prompt: Prompt, tokenizer: Tokenizer) -> Iterator[LostLabel]:
+    """Yield the labels that do not come back."""
     stops = stop_tokens(prompt, tokenizer)
     rest = {field.name: next(_labels(field)) for field in task.fields}
     for field in task.fields:
@@ -29,10 +55,7 @@ def check_labels(task: Task, prompt: Prompt, tokenizer: Tokenizer) -> None:
             decoded = tokenizer.decode(takewhile(lambda i: i not in stops, ids))
             if task.read(decoded, WORDS).labels[field.name] != labels:
                 label = labels if isinstance(labels, str) else labels[0]
-                raise UserError(
-                    f"label {label!r} of field {field.name!r} does not come back from the model's tokenizer: "
-                    f"the answer {ascii(answer)} becomes {ascii(decoded.removeprefix(prompt.lead))}. Rename the label."
-                )
+                yield LostLabel(field.name, label, answer, decoded.removeprefix(prompt.lead))
 
 
 def _labels(field: Field) -> Iterator[Labels]:

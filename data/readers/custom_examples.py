@@ -23,6 +23,7 @@ from data.readers.words import joined
 from data.template import scalar_text
 
 SHOWN = 5  # records or labels that a message names
+UNUSED_LABELS = "data.unused_labels"  # the logger of what `data.check` finds by itself
 WITHOUT_LABELS = " Texts without labels are for predict.py."
 
 log = logging.getLogger("data")
@@ -282,5 +283,6 @@ def _note_unused(spec: CustomSpec, split: str, field: CustomField, used: set[str
     unused: Sequence[str] = [label for label in field.labels if label not in used]
     if unused:
         more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
-        log.log(logging.WARNING if split == "train" else logging.INFO, "%s %s: no example has the %s label %s%s.",
-                spec.name, split, field.name, ", ".join(map(repr, unused[:SHOWN])), more)  # fmt: skip
+        level = logging.WARNING if split == "train" else logging.INFO
+        logging.getLogger(UNUSED_LABELS).log(level, "%s %s: no example has the %s label %s%s.", spec.name, split,
+                                             field.name, ", ".join(map(repr, unused[:SHOWN])), more)  # fmt: skip

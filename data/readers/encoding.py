@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterable
 from pathlib import PurePath
 
 from data.commands import quoted
@@ -130,8 +131,7 @@ def not_utf8(line: bytes, file: str, utf8_before: bool, can_be_named: bool = Fal
         return (
             f"{found}, but other characters of the file are: correct this line. To convert the file would damage them."
         )
-    candidates = (_WESTERN,) if not re.search(rb"[\x80-\xff]{3}", line) else (_WESTERN, *_OTHERS)
-    readings = _readings(line, start, candidates) or _readings(line, start, _LAST)
+    readings = _probable(line, start)
     shown = ", ".join(f"{text!r} in {encoding}" for encoding, text in readings.items())
     right = next(iter(readings)) if len(readings) == 1 else "ENCODING"
     named = f"{_name_it(right)} Or convert" if can_be_named else "Convert" if len(readings) > 1 else "convert"
@@ -139,6 +139,44 @@ def not_utf8(line: bytes, file: str, utf8_before: bool, can_be_named: bool = Fal
         named = named[0].lower() + named[1:]
         return f"{found}. It reads {shown}; if that is right, {named} the file: {_command(right, file)}"
     return f"{found}. It reads {shown}. {named} the file from the right one: {_command(right, file)}"
+
+
+def probable_encoding(lines: Iterable[bytes], name: str, file: str, advice: str) -> tuple[str, str]:
+    """The encoding of a text, for a program that proposes one: UTF-8, or the only probable one of a text that is not.
+
+    Args:
+        lines: of the text, with their line breaks.
+        name, file: what messages and commands call it.
+        advice: for a text that reads as well in several encodings.
+
+    Returns:
+        Its name, and how the text around its first character beyond ASCII reads in it; empty for UTF-8.
+
+    Raises:
+        UserError: no text; several encodings are as probable; UTF-8 with wrong bytes in between.
+    """
+    utf8_before = False
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            if wide := _wide(line[:START]):
+                return wide[0], line[:START].decode(wide[0], "ignore")[:SHOWN].strip("\ufeff")
+            if problem := not_text(line[:START], file):
+                raise UserError(f"{name}: {problem}")
+        try:
+            utf8_before |= not line.decode().isascii()
+        except UnicodeDecodeError as error:
+            readings = _probable(line, error.start)
+            if utf8_before or len(readings) != 1:
+                problem = not_utf8(line, file, utf8_before) + (f" {advice}" if len(readings) > 1 else "")
+                raise UserError(f"{name}, line {number}: {problem}") from error
+            return next(iter(readings.items()))
+    return UTF8, ""
+
+
+def _probable(line: bytes, start: int) -> dict[str, str]:
+    """By encoding, how a line that is not UTF-8 reads around its first wrong byte, for the probable ones."""
+    candidates = (_WESTERN,) if not re.search(rb"[\x80-\xff]{3}", line) else (_WESTERN, *_OTHERS)
+    return _readings(line, start, candidates) or _readings(line, start, _LAST)
 
 
 def _name_it(encoding: str) -> str:

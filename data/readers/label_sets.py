@@ -25,7 +25,9 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
     """
     for label in labels:
         if not is_text(label):
-            raise UserError(f"{where}: label {label!r} holds half a character, or bytes that are not UTF-8.")
+            raise UserError(
+                f"{where}: label {ascii(label)} holds half a character (an unpaired surrogate). Correct it."
+            )
         if not appearance(label) or label != label.strip() or "\n" in label:
             raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
         if kind == "token" and appearance(label) == appearance(other):

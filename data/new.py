@@ -1,0 +1,213 @@
+"""Write a task file for a table: which column has the texts, which one the labels, how the table is written.
+
+    python -m data.new FILE.csv [--text COLUMN] [--label COLUMN] [--encoding NAME]
+
+FILE is what the readers read: CSV, TSV, JSON, CoNLL, Parquet, Arrow. ``FILE.toml`` is written beside it. Its comments
+say what was guessed and why, and which other keys may be of use. Nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tomlkit
+import tyro
+
+from data import terminal
+from data.commands import command, python, quoted
+from data.errors import UserError
+from data.files.documents import readable
+from data.files.paths import parsed_paths
+from data.guess import ROWS, Column, Guess, guess
+from data.readers.encoding import UTF8
+from data.readers.split_files import LINES
+from data.readers.tables import ENDINGS, PLAIN, ending_of, open_table
+from data.tasks import TASKS, Task, get_task
+from data.terminal import say
+
+TRAIN = re.compile(r"train(?:ing)?", re.IGNORECASE)
+OTHERS = {"dev": ("dev", "valid", "validation", "val"), "test": ("test",)}  # words in the names of other splits' files
+SHOWN = 8  # labels in a comment
+LABEL_CHARACTERS = 40
+
+
+@dataclass
+class NewArgs:
+    """Write a commented task file for a table of texts and labels."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The table: .csv, .tsv, .jsonl, .json, .parquet, .arrow, .conll and others."""
+    text: str | None = None
+    """The column with the texts. Default: the longest strings."""
+    label: str | None = None
+    """The column with the labels. Default: few different values."""
+    encoding: str | None = None
+    """The encoding of the table. Default: UTF-8 if it is that, else what it looks like."""
+
+
+def new_task(file: Path, text: str | None = None, label: str | None = None, encoding: str | None = None) -> Task:
+    """Write a task file beside a table, and return the task.
+
+    Args:
+        text, label, encoding: as the options; None: guessed.
+
+    Raises:
+        UserError: no such table, one that cannot be read, or one without texts or labels; a task file that exists.
+    """
+    ending = ending_of(file)
+    format = ENDINGS.get(ending)
+    if format is None or format == LINES:
+        known = ", ".join(end for end, own in ENDINGS.items() if own != LINES)
+        raise UserError(f"{file}: a table must end in one of {known}.")
+    with readable(file):
+        if not file.is_file():
+            raise UserError(f"no file {file}.")
+    stem = file.name[: -len(ending)]
+    target = file.with_name(f"{stem}.toml")
+    if target.exists():
+        raise UserError(f"{target} exists, and is not overwritten. Move it, or change it by hand.")
+    found = guess(file, format, text, label, encoding)
+    others = _other_splits(file, format, found)
+    lines = "\n".join(_lines(file, _name(stem, file), found, others)) + "\n"
+    with readable(target), target.open("x", encoding="utf-8") as stream:
+        stream.write(lines)
+    try:
+        return get_task(target)
+    except UserError:
+        target.unlink()
+        raise
+
+
+def _name(stem: str, file: Path) -> str:
+    """A name for the task: the file's, or its folder's if the file is called after a split."""
+    if TRAIN.fullmatch(stem) or stem.lower() == "data":
+        stem = file.resolve().parent.name
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("_.-")
+    return f"my_{name}" if name in TASKS or not name else name
+
+
+def _other_splits(file: Path, format: str, found: Guess) -> dict[str, str]:
+    """By split, the name of a file beside this one that is called after it and has the same columns."""
+    others: dict[str, str] = {}
+    for split, words in OTHERS.items():
+        for word in words:
+            beside = file.with_name(TRAIN.sub(word, file.name))
+            if beside == file or not beside.is_file():
+                continue
+            try:
+                with open_table(beside, format, dialect=found.dialect) as table:
+                    first = next(table.records, None)
+                    columns = table.columns or tuple(first.values if first else ())
+            except UserError:
+                continue  # the check of a task that names it would tell why
+            if {found.text, found.label} <= set(columns):
+                others.setdefault(split, beside.name)
+    return others
+
+
+def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Iterator[str]:
+    """The lines of the task file."""
+    text, label = found.columns[found.text], found.columns[found.label]
+    rows = f"the first {ROWS:,} rows" if found.n_rows == ROWS else f"{found.n_rows:,} rows"
+    yield f"# Written by data.new, which has guessed from {rows} of {_shown(file.name)}: read and correct it."
+    yield "# All keys are in docs/data.md. Then: python -m data.check, which says what else is wrong."
+    yield _pair("name", name)
+    yield f'{_pair("document_name", "Document")}  # what the prompt calls a text, such as "Review"'
+    if found.is_words:
+        yield f"{_pair('tokens_column', found.text)}  # lists of words: the list with the most different ones"
+    else:
+        yield f"{_pair('text_column', found.text)}  # the longest texts, {text.length:.0f} characters on average"
+        if found.texts and not set("{}") & set(found.texts[0] + found.text):
+            both = f"{{{found.texts[0]}}}\n{{{found.text}}}"
+            yield f"# {_pair('text', both)}  # in place of text_column, for a text in several columns"
+    yield '# instruction = "What the labels mean, in a sentence or two."'
+    for column in found.columns.values():
+        if column.may_be_ids() and column.name not in (found.text, found.label):
+            yield f"# {_pair('id_column', column.name)}  # all its values differ"
+    yield from _dialect(found)
+    if text.missing or label.missing:
+        yield f'missing = "skip"  # of these rows {text.missing:,} have no text and {label.missing:,} no label'
+    yield ""
+    yield "[files]"
+    yield _pair("train", file.name)
+    for split in ("dev", "test"):
+        if split in others:
+            yield f"{_pair(split, others[split])}  # beside it, with the same columns"
+    if "test" not in others:
+        yield '# test = "..."  # labelled texts that are not in train: eval.py scores on them'
+        yield ""
+        yield "# [split]  # in place of a test file: cuts a part from the train file"
+        yield "# test = 0.2"
+    yield ""
+    yield from _field(label, found.is_words)
+    if found.labels:
+        yield ""
+        yield "# Other columns with few different values. Each would be one more thing to answer:"
+        for other in found.labels:
+            yield from ("# " + line for line in _field(found.columns[other], found.is_words) if line[0] != "#")
+
+
+def _dialect(found: Guess) -> Iterator[str]:
+    dialect = found.dialect
+    if dialect.delimiter != PLAIN.delimiter:
+        yield f"{_pair('delimiter', dialect.delimiter)}  # with it most rows have as many cells as the first"
+    if dialect.encoding != UTF8:
+        why = f"not UTF-8; so it reads {_shown(found.reads)}" if found.reads else "as given"
+        yield f"{_pair('encoding', dialect.encoding)}  # {why}"
+    if dialect.tsv_quoting:
+        yield "tsv_quoting = true  # cells are in quotation marks"
+
+
+def _field(column: Column, is_words: bool) -> Iterator[str]:
+    shown = ", ".join(f"{_shown(value)} ({n:,})" for value, n in column.values.most_common(SHOWN))
+    more = f", and {len(column.values) - SHOWN:,} more" if len(column.values) > SHOWN else ""
+    yield "[[fields]]"
+    yield _pair("name", column.name)
+    yield f'type = "{"token" if is_words else "class"}"'
+    yield f'labels_from = "train"  # {len(column.values):,} different in these rows: {shown}{more}'
+    if column.is_numeric and not is_words:
+        codes = ", ".join(f'{_key(value)} = "..."' for value in sorted(column.values)[:SHOWN])
+        yield f"# names = {{ {codes} }}  # in place of labels_from: words tell a model more than numbers do"
+
+
+def _pair(key: str, value: str) -> str:
+    return f"{key} = {tomlkit.item(value).as_string()}"
+
+
+def _key(text: str) -> str:
+    return tomlkit.key(text).as_string()
+
+
+def _shown(text: str) -> str:
+    """A text in a comment: on one line, without control characters."""
+    return repr(text if len(text) <= LABEL_CHARACTERS else f"{text[:LABEL_CHARACTERS]}...")
+
+
+def main(argv: list[str] | None = None) -> int:
+    terminal.open_streams()
+    args = tyro.cli(NewArgs, args=argv, prog="python -m data.new", use_underscores=True)
+    terminal.show_logs("stderr")
+    try:
+        args = parsed_paths(args)
+        task = new_task(args.file, args.text, args.label, args.encoding)
+    except UserError as error:
+        say(f"error: {error}", "stderr")
+        return 2
+    assert task.custom is not None
+    target = task.custom.path
+    say(f"written: {target}. Read it: its comments say what was guessed.")
+    say(f"To check the data:\n  {python()} -m data.check {quoted(str(target))}")
+    say(
+        "To train on it:\n  "
+        + command("train.py", {"model": "smollm2_135m", "task": target, "output": f"runs/{task.name}"})
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(terminal.status_of(main()))
