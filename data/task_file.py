@@ -23,9 +23,9 @@ from data.template import TextTemplate
 
 TASK_FILE = "task.json"
 FORMAT = 2
-"""The newest format. A task is written in the oldest that can say it; new in 2: ``text_template``, multi fields."""
+"""The newest format. A task is written in the oldest that can say it; new in 2: `_OPTIONAL`, multi fields."""
 _TEXTS = ("name", "dataset", "document_name", "document_noun", "instruction", "text_column")
-_OPTIONAL = ("text_template", "split")  # texts that are written if they are not empty
+_OPTIONAL = ("text_template", "split", "has_words", "conll_columns")  # written if they are not empty
 _SETTINGS = ("type", "separator", "other", "answer")  # of fields
 LABELS_SHOWN = 5  # in a sentence about what differs
 
@@ -69,6 +69,8 @@ class _Record(msgspec.Struct):
     fields: Annotated[list[_ClassRecord | _MultiRecord | _TokenRecord], msgspec.Meta(min_length=1)]
     text_template: str = ""
     split: str = ""
+    has_words: bool = False
+    conll_columns: tuple[str, ...] = ()
 
 
 def save_task(task: Task, folder: Path) -> None:
@@ -79,10 +81,10 @@ def save_task(task: Task, folder: Path) -> None:
 
 def task_record(task: Task) -> dict[str, Any]:
     """The content of ``task.json``."""
-    is_new = task.text_template or any(isinstance(field, MultiField) for field in task.fields)
+    optional = {name: value for name in _OPTIONAL if (value := getattr(task, name))}
+    is_new = optional or any(isinstance(field, MultiField) for field in task.fields)
     record: dict[str, Any] = {"format": FORMAT if is_new else 1}
-    record |= {name: getattr(task, name) for name in _TEXTS}
-    record |= {name: text for name in _OPTIONAL if (text := getattr(task, name))}
+    record |= {name: getattr(task, name) for name in _TEXTS} | optional
     record["opening_is_system"] = task.opening_is_system
     record["fields"] = [_field_record(field) for field in task.fields]
     if task.custom is not None:

@@ -117,6 +117,8 @@ class Task:
         text_column: the column of new texts in a table.
         text_template: makes a new text of several columns (`data.template`); empty: they are in ``text_column``.
         split: how splits are cut from its training examples (`data.readers.cut.Cut`), in words; empty: they are given.
+        has_words: ``text_column`` has lists of words.
+        conll_columns: the names of the columns of CoNLL; empty: the usual ones (`data.readers.conll`).
         custom: a user's own task: where its examples are and how to read them.
     """
 
@@ -130,6 +132,8 @@ class Task:
     text_column: str = "text"
     text_template: str = ""
     split: str = ""
+    has_words: bool = False
+    conll_columns: tuple[str, ...] = ()
     custom: CustomSpec | None = dataclasses.field(default=None, hash=False)  # it has a dict
 
     @property
@@ -323,6 +327,8 @@ def _custom_task(path: Path) -> Task:
         text_column=spec.text_column,
         text_template=spec.template.written if spec.template else "",
         split="" if spec.cut is None else str(spec.cut),
+        has_words=spec.has_words,
+        conll_columns=spec.dialect.conll_columns or (),
         custom=spec,
     )
 

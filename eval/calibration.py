@@ -56,6 +56,10 @@ def fit_temperature(log_probs: ArrayLike, gold: Sequence[int]) -> float:
         expected = (np.exp(scaled(scores, 1 / inverse)) * scores).sum(axis=-1)
         return float((expected - own).sum() + 1 - 1 / inverse)
 
+    if slope(1 / HOTTEST) >= 0:
+        return HOTTEST
+    if slope(1 / COLDEST) <= 0:
+        return COLDEST
     low, high = np.log(1 / HOTTEST), np.log(1 / COLDEST)
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -9,6 +9,7 @@ between are called by their number. CoNLL-U has ten columns with names; its toke
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -26,6 +27,9 @@ DOCUMENT = "-DOCSTART-"  # the token of a line before a document of CoNLL-2003
 COMMENT = re.compile(r"#(?: |$|begin document|end document)")
 NAMES = re.compile(r"#\s*global\.columns\s*=\s*(.*)")  # in the first line of CoNLL-U Plus
 NOT_A_WORD = re.compile(r"\d+[-.]\d+")  # the id of a line for several words, or for one that is not in the text
+NAME_THEM = "Name those of the file: conll_columns in the task's file, or --conll_columns of predict.py."
+
+log = logging.getLogger("data")
 
 Line = tuple[int, str, str]  # its number, itself, what is wrong with it
 
@@ -68,7 +72,7 @@ def sentences(
         names = UNIVERSAL if is_universal else _usual(found)
     where = f"{name}, line {number}"
     if len(names) != found:
-        raise UserError(f"{where}: {found} columns, but {len(names)} are expected: {', '.join(names)}.")
+        raise UserError(f"{where}: {found} columns, but {len(names)} are expected: {', '.join(names)}. {NAME_THEM}")
     check_columns(list(names), name)
     return tuple(names), _records(chain(before, numbered), name, is_universal, by_tab, tuple(names))
 
@@ -95,7 +99,7 @@ def _records(
 ) -> Iterator[Record]:
     id_at = names.index(ID) if is_universal and ID in names else None
     rows: list[list[str]] = []
-    size, first, last, error = 0, 0, 0, ""
+    size, first, last, error, warned = 0, 0, 0, "", False
 
     def record() -> Record:
         where = f"{name}, line {last}" if first == last else f"{name}, lines {first} to {last}"
@@ -109,6 +113,12 @@ def _records(
             rows, size, first, error = [], 0, 0, ""
             continue
         if not first and not _has_token(line, is_universal):
+            if not (warned or is_universal or by_tab) and len(_cells(line, by_tab)) == len(names):
+                log.warning(
+                    "%s, line %d: %r is read as a comment before a sentence, and has as many columns as a token. If "
+                    "'#' is a token, part the columns by tabs.", name, number, line.strip(),
+                )  # fmt: skip
+                warned = True
             continue
         if is_universal and line.startswith("#"):
             error = error or f"{name}, line {number}: a comment within a sentence. Is the blank line before it missing?"

@@ -388,7 +388,7 @@ def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Source, .
         else:
             labels = collect_labels(files[split], dialect, column, kind, other, tags)
     check_labels(labels, kind, other, answer, where)
-    for written in entry.names or labels:
+    for written in (*(entry.names or ()), *labels):  # codes are read, labels are written by predict.py
         if entry.separator is not None and entry.separator in written:
             raise UserError(
                 f"{where}: label {written!r} has the separator {entry.separator!r} in it, so it would be read as "

@@ -23,6 +23,7 @@ from data.readers.spans import SpanReader
 from data.readers.split_files import id_prefixes
 from data.readers.tags import TagReader
 from data.readers.words import joined
+from data.template import scalar_text
 
 SHOWN = 5  # records or labels that a message names
 UNUSED_LABELS = "data.unused_labels"  # the logger of what `data.check` finds by itself
@@ -85,7 +86,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
                 continue
             key = f"{prefix}{row.line}"
             if spec.id_column is not None:
-                key = str(row.values[spec.id_column])
+                key = _id(row.values[spec.id_column], row, spec.id_column)
                 if (first := seen.setdefault(key, row.where)) is not row.where:
                     raise UserError(f"{row.where}: id {key!r} was already used in {first}; ids must differ.")
             labels: dict[str, str | tuple[str, ...]] = {}
@@ -154,6 +155,13 @@ def _text(spec: CustomSpec, row: Record) -> str:
     if not is_text(text):
         raise UserError(f"{row.where}: {what} holds half a character (an unpaired surrogate).")
     return text
+
+
+def _id(value: Any, row: Record, column: str) -> str:
+    found = scalar_text(value)
+    if found is None or not is_text(found):
+        raise UserError(f"{row.where}: {column!r} must be an id, a text or a number; found {json.dumps(value)}.")
+    return found
 
 
 class _Gaps:

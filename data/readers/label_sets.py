@@ -20,8 +20,8 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
         where: the field, for messages.
 
     Raises:
-        UserError: a label that cannot be written on one line, that is listed twice, or that looks like another; that
-            another could be mistaken for in an answer; too few labels.
+        UserError: a label that is no text or cannot be written on one line, that is listed twice, or that looks like
+            another; that another could be mistaken for in an answer; too few labels.
     """
     for label in labels:
         if not is_text(label):

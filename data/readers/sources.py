@@ -8,6 +8,7 @@ splits = { train = "train", test = "validation" }   # what the data set calls th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ Source = Path | HubSplit
 """Where examples are: a file, a folder that ``datasets`` saved, or a split of a data set of the hub."""
 
 DEFAULT_SPLITS = {"train": "train", "test": "test"}
+IN_BOTH = "its examples are in both splits, and scores on them say nothing."
+
+log = logging.getLogger("data")
 
 
 def dataset_splits(
@@ -39,6 +43,11 @@ def dataset_splits(
         UserError: neither a folder nor a name of the hub; a folder without the splits; a configuration or a revision of
             a folder.
     """
+    named: dict[str, str] = {}  # their split -> ours
+    for split, theirs in splits.items():
+        if (other := named.setdefault(theirs, split)) != split:
+            log.warning("%s: the data set's split %r is the %s split and the %s split: %s", path, theirs, other, split,
+                        IN_BOTH)  # fmt: skip
     try:
         name = expand(dataset, path.resolve().parent)
     except UserError as error:

@@ -18,7 +18,7 @@ from data.files.documents import readable
 from data.files.paths import expand
 from data.readers.columnar import saved_files
 from data.readers.lines import GZIP
-from data.readers.sources import Source
+from data.readers.sources import IN_BOTH, Source
 from data.readers.tables import ENDINGS, ending_of
 
 LINES = "lines"  # a format without labels
@@ -49,7 +49,7 @@ def split_files(table: dict[str, str | list[str]], path: Path, any_ending: bool)
             what = f"{path}: {file.name} is a {other} file and a {split} file"
             if any(_is_pattern(text, path.resolve().parent) for own in (split, other) for text in _listed(table[own])):
                 raise UserError(f"{what}. Write the pattern so that it matches the files of one split only.")
-            log.warning("%s: its examples are in both splits, and scores on them say nothing.", what)
+            log.warning("%s: %s", what, IN_BOTH)
     return found
 
 

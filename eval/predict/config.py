@@ -46,6 +46,8 @@ class PredictConfig:
     """Character that separates the cells of CSV."""
     encoding: str = PLAIN.encoding
     """Encoding of the input, such as utf-16 or windows-1252; not for Parquet and Arrow."""
+    conll_columns: tuple[str, ...] = ()
+    """Names of the columns of CoNLL; default: those of the task, else tokens, 2, 3, ..., tags."""
     tsv_quoting: bool = False
     """Quotation marks in TSV mean what they mean in CSV; default: they are characters of the text."""
     output_format: Literal["auto", "jsonl", "csv"] = "auto"
@@ -84,7 +86,7 @@ class PredictConfig:
 
     @property
     def dialect(self) -> Dialect:
-        return Dialect(self.delimiter, self.encoding, self.tsv_quoting)
+        return Dialect(self.delimiter, self.encoding, self.tsv_quoting, conll_columns=self.conll_columns or None)
 
 
 def load_config(argv: Sequence[str]) -> PredictConfig:

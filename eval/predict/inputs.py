@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -88,6 +88,8 @@ def open_input(
     stdin: BinaryIO | None = None,
     dialect: Dialect = PLAIN,
     template: TextTemplate | None = None,
+    words_column: str | None = None,
+    conll_columns: Sequence[str] = (),
 ) -> Iterator[Input]:
     """Open a file or standard input (``-``).
 
@@ -98,6 +100,8 @@ def open_input(
         stdin: read for ``-``; default: the process's standard input.
         dialect: how the table is written. Parts of it that are not for its format are mistakes.
         template: makes the texts, unless ``text_column`` has them.
+        words_column: has lists of words, in CSV as JSON. Of any column, what is a list is one of words.
+        conll_columns: the names of the columns of CoNLL, if the dialect does not name them.
 
     Raises:
         UserError: no such file, a folder, an unknown ending, a file without records or without the column. Or, while
@@ -122,6 +126,8 @@ def open_input(
                 with readable(file):
                     source, file = stack.enter_context(file.open("rb")), None
         _check_dialect(dialect, found, name)
+        if found in conll.FORMATS and conll_columns and not dialect.conll_columns:
+            dialect = replace(dialect, conll_columns=tuple(conll_columns))
         table = stack.enter_context(open_table(source, found, name, dialect))
 
         def choose(columns: Sequence[str], where: str) -> str | TextTemplate:
@@ -153,8 +159,9 @@ def open_input(
             )
         if found not in ("csv", "tsv"):
             text_of = choose(columns, name if table.columns else ahead[-1].where)
-        rows = (_row(record, text_of) for record in chain(ahead, table.records))
         column = text_of if isinstance(text_of, str) else None
+        has_words = column is not None and column == words_column
+        rows = (_row(record, text_of, has_words) for record in chain(ahead, table.records))
         yield Input(name, file, found, columns, column, rows, table.progress)
 
 
@@ -197,6 +204,8 @@ def _check_dialect(dialect: Dialect, format: str, name: str) -> None:
         raise UserError(f"--tsv_quoting is for TSV; --input {name} is read as {format}.")
     if dialect.delimiter != PLAIN.delimiter and format != "csv":
         raise UserError(f"--delimiter is for CSV; --input {name} is read as {format}.")
+    if dialect.conll_columns and format not in conll.FORMATS:
+        raise UserError(f"--conll_columns is for CoNLL; --input {name} is read as {format}.")
     if dialect.encoding != PLAIN.encoding and format in COLUMNAR:
         raise UserError(f"--encoding is for text; --input {name} is read as {format}.")
 
@@ -229,13 +238,13 @@ def _looks_like_json(record: Record) -> bool:
     return True
 
 
-def _row(record: Record, source: str | TextTemplate) -> Row:
+def _row(record: Record, source: str | TextTemplate, has_words: bool) -> Row:
     if record.error:
         return Row(record.where, record.values, None, record.error.removeprefix(f"{record.where}: "))
-    return Row(record.where, record.values, *_text_of(record.values, source))
+    return Row(record.where, record.values, *_text_of(record.values, source, has_words))
 
 
-def _text_of(values: dict[str, Any], source: str | TextTemplate) -> tuple[str | None, str]:
+def _text_of(values: dict[str, Any], source: str | TextTemplate, has_words: bool) -> tuple[str | None, str]:
     """A record's text, or what is wrong with it."""
     columns = (source,) if isinstance(source, str) else source.columns
     lacking = next((column for column in columns if column not in values), None)
@@ -251,6 +260,11 @@ def _text_of(values: dict[str, Any], source: str | TextTemplate) -> tuple[str | 
             return None, str(error)
     else:
         text = values[source]
+        if has_words and isinstance(text, str) and text.lstrip().startswith("["):
+            try:
+                text = parse_line(text, repr(source))
+            except UserError as error:
+                return None, str(error)
         if isinstance(text, list):
             try:
                 text = joined(text)

@@ -148,7 +148,14 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
     names = columns_of(setup.task, options.prefix, setup.with_probabilities, options.abstain_below is not None)
     template = TextTemplate(setup.task.text_template) if setup.task.text_template else None
     with open_input(
-        options.input, options.format, options.text_column, defaults, dialect=options.dialect, template=template
+        options.input,
+        options.format,
+        options.text_column,
+        defaults,
+        dialect=options.dialect,
+        template=template,
+        words_column=(options.text_column or setup.task.text_column) if setup.task.has_words else None,
+        conll_columns=setup.task.conll_columns,
     ) as opened:
         identity = None
         if opened.path is not None and options.output != STANDARD_OUTPUT:
@@ -162,6 +169,8 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
             # Only if they are given: outputs that were begun before these options can be continued.
             identity |= {name: value for name in ("delimiter", "encoding")
                          if (value := getattr(options, name)) != getattr(PLAIN, name)}  # fmt: skip
+            if options.conll_columns:
+                identity["conll_columns"] = "\t".join(options.conll_columns)
         with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
             if output.n_written:
                 log.info("continuing after the %d rows that are done", output.n_written)

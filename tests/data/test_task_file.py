@@ -71,6 +71,25 @@ def test_a_template_of_the_text_is_part_of_the_task(tmp_path: Path) -> None:
     assert "task text_template: A has '', B has '{title}\\n{body}'" in changes(without, task)
 
 
+def test_how_words_are_written_is_part_of_the_task(tmp_path: Path) -> None:
+    toml = 'name = "t"\n{}[files]\ntrain = "{}"\n[[fields]]\nname = "ner"\ntype = "token"\nlabels = ["city"]\n'
+    (tmp_path / "t.conll").write_text("1 to O\n")
+    (tmp_path / "t.jsonl").write_text("")
+    tasks = []
+    for head, name in (("", "t.jsonl"), ('tokens_column = "text"\n', "t.jsonl"),
+                       ('conll_columns = ["id", "text", "ner"]\ntokens_column = "text"\n', "t.conll")):  # fmt: skip
+        (tmp_path / "t.toml").write_text(toml.format(head, name))
+        tasks.append(get_task(tmp_path / "t.toml"))
+        save_task(tasks[-1], tmp_path)
+        assert read_task(tmp_path) == dataclasses.replace(tasks[-1], custom=None)
+    assert (
+        tasks[2].conll_columns == ("id", "text", "ner")
+        and json.loads((tmp_path / TASK_FILE).read_text())["format"] == 2
+    )
+    assert changes(tasks[0], tasks[1]) == ["task has_words: A has '', B has True"]
+    assert changes(tasks[1], tasks[2]) == ["task conll_columns: A has '', B has ('id', 'text', 'ner')"]
+
+
 def test_a_folder_without_one(tmp_path: Path) -> None:
     assert read_task(tmp_path) is None
 
@@ -100,6 +119,8 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
         ({"fields": {}}, "fields must be a list"),
         ({"text_template": "{a"}, "text_template: text = '{a': a single"),
         ({"text_template": 3}, "text_template must be a text"),
+        ({"has_words": "no"}, "has_words must be true or false"),
+        ({"conll_columns": "id"}, "conll_columns must be a list"),
         ({"toml": 10**99}, "a number with more than 64 digits"),
     ],
 )

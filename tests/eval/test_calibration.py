@@ -64,7 +64,8 @@ def test_few_examples_hardly_move_it_and_none_do_not():
     assert found == sorted(found, reverse=True) and found[-1] > 0.15
     assert 0.001 < 1000 * (1 - np.exp(scaled(right, found[-1]).max())) < 1
     # all wrong: the labels say nothing, which the largest temperature says
-    assert fit_temperature(np.repeat(right, 1000, axis=0), [1] * 1000) == pytest.approx(HOTTEST, rel=1e-6)
+    assert fit_temperature(np.repeat(right, 1000, axis=0), [1] * 1000) == HOTTEST
+    assert fit_temperature(np.repeat(right / 100, 100_000, axis=0), [0] * 100_000) == COLDEST
     assert fit_temperature(np.zeros((5, 3)), [0] * 5) == pytest.approx(1.0)  # nothing to scale
 
 

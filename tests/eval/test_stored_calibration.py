@@ -23,14 +23,14 @@ from data.errors import UserError
 from data.source import load_examples
 from data.task_file import save_task
 from data.tasks import TASKS
-from eval.calibration import calibration_error
+from eval.calibration import calibration_error, fit_temperature
 from eval.config import EvalConfig
 from eval.identity import identity_of
 from eval.report import show_details
 from eval.resolve import load_config
 from eval.results import read_predictions, read_results
 from eval.setup import open_scoring
-from eval.stored_calibration import CALIBRATION_FILE, check_can_fit, hash_prompt
+from eval.stored_calibration import CALIBRATION_FILE, Calibration, FieldCalibration, check_can_fit, hash_prompt
 from eval.weights import Weights
 from model.encoder import ROBERTA_BASE, Encoder
 from tests.encoder_reference import scaled_down
@@ -40,6 +40,15 @@ from tests.launching import TICKETS, call_main
 
 INTENT = TASKS["massive_intent"]
 DECODER = ["--model", "llama_debug"]
+
+
+def test_a_temperature_at_its_limit_is_named():
+    def said(gold):
+        own = FieldCalibration(fit_temperature([[2.0, 0.0]] * 1000, gold), 0.2, 0.1)
+        return Calibration(1, {"queue": own}, 1000, "dev", "", "").describe()
+
+    assert "warning: the temperature of queue is at its limit" in said([1] * 1000)
+    assert "warning" not in said([0, 0, 1, 0] * 250)
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,15 @@ def test_comments_and_tokens_that_look_like_them() -> None:
     assert [row["tokens"] for row in values(content)] == [["#summer", "and", "#"], ["b", "#end document"]]
 
 
+def test_a_comment_that_may_be_a_token_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert [row["tokens"] for row in values("# id 1\n# O\nRome B-x\n\n# O\nb O\n")] == [["Rome"], ["b"]]
+    (warning,) = caplog.messages
+    assert warning.startswith("t, line 2: '# O' is read as a comment before a sentence")
+    caplog.clear()
+    values("# id 1\n#\tO\na\tO\n")
+    assert not caplog.messages
+
+
 UNIVERSAL = """# sent_id = 1
 # text = I don't
 1	I	I	PRON	_	_	2	nsubj	_	_

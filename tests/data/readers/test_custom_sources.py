@@ -60,6 +60,23 @@ def test_classes_by_their_names(tmp_path: Path, rows: Dataset, name: str) -> Non
     ]
 
 
+@pytest.mark.parametrize(("kind", "label"), [
+    ("class", "\ud800"), ("multi", ["\ud800"]), ("token", ["\ud800"]), ('token"\ntags = "spans', [[0, 1, "\ud800"]]),
+])  # fmt: skip
+def test_half_a_character_is_no_label(tmp_path: Path, kind: str, label: Any) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "a", "queue": label}))
+    with pytest.raises(UserError, match=r"number 1: label '\\ud800' holds half a character"):
+        train(tmp_path, '[files]\ntrain = "t.jsonl"', QUEUE.replace("class", kind))
+
+
+def test_what_is_no_id(tmp_path: Path) -> None:
+    fields = QUEUE.replace('labels_from = "train"', 'labels = ["a", "b"]')
+    for value, shown in (("\ud800", r'"\\ud800"'), ([1], r"\[1\]")):
+        (tmp_path / "t.jsonl").write_text(json.dumps({"id": value, "text": "a", "queue": "a"}))
+        with pytest.raises(UserError, match=f"line 1: 'id' must be an id, a text or a number; found {shown}"):
+            train(tmp_path, 'id_column = "id"\n[files]\ntrain = "t.jsonl"', fields)
+
+
 def test_a_missing_class(tmp_path: Path) -> None:
     Dataset.from_dict({"text": list("abc"), "queue": [0, -1, 1]}, features=FEATURES).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(UserError, match="t.parquet, row 2: 'queue' is null"):
@@ -94,6 +111,14 @@ def test_a_saved_data_set_with_its_splits(tmp_path: Path, rows: Dataset) -> None
     ):
         with pytest.raises(UserError, match=message):
             train(tmp_path, head)
+
+
+def test_a_split_in_two_splits(tmp_path: Path, rows: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    train(tmp_path, 'dataset = "saved"')
+    assert "in both splits" not in caplog.text
+    train(tmp_path, 'dataset = "saved"\nsplits = { train = "train", test = "train" }')
+    assert "the data set's split 'train' is the train split and the test split: its examples are in both" in caplog.text
 
 
 def test_a_data_set_of_the_hub(tmp_path: Path, rows: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

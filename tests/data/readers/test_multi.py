@@ -97,6 +97,7 @@ def test_one_label_is_enough(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         (LABELS + 'separator = "f"\n', "label 'refund' has the separator 'f' in it"),
+        ('names = { a = "x|y", b = "z" }\nseparator = "|"\n', r"label 'x\|y' has the separator '\|' in it"),
         (LABELS + 'separator = ""\n', "separator is empty"),
         (LABELS + 'other = "x"\n', "'other' is for fields of type \"token\" only"),
         (LABELS + 'answer = "list"\n', "'answer' is for fields of type \"token\" only"),

@@ -13,8 +13,8 @@ GIVEN = ["--checkpoint", "x", "--input", "a.csv"]
 
 def test_how_the_input_is_written() -> None:
     assert load_config(GIVEN).dialect == Dialect()
-    options = [*GIVEN, "--delimiter", r"\t", "--encoding", "windows-1252", "--tsv_quoting"]
-    assert load_config(options).dialect == Dialect("\t", "windows-1252", True)
+    options = [*GIVEN, "--delimiter", r"\t", "--encoding", "windows-1252", "--tsv_quoting", "--conll_columns", "a", "b"]
+    assert load_config(options).dialect == Dialect("\t", "windows-1252", True, conll_columns=("a", "b"))
 
 
 def test_what_cannot_separate_cells_and_what_is_no_encoding() -> None:

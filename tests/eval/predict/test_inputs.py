@@ -263,6 +263,32 @@ def test_rows_with_an_error_in_other_formats(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------- words, saved data sets
 
 
+def test_lists_of_words_in_tables_of_text(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('tokens,text\n"[""to"", ""Rome""]",a\nto Rome,b\n"[to]",c\n"[1]",d\n')
+    found = rows(tmp_path / "t.csv", text_column="tokens", words_column="tokens")
+    assert [row.text for row in found] == ["to Rome", "to Rome", None, None]
+    assert found[0].columns["tokens"] == '["to", "Rome"]'
+    assert found[2].error.startswith("'tokens': not JSON") and found[3].error.startswith("'tokens' must be a list of")
+    (row, *_) = rows(tmp_path / "t.csv", text_column="tokens")
+    assert row.text == '["to", "Rome"]', "a text of a task whose texts are no lists"
+
+
+def test_names_of_the_columns_of_conll(tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("1 to O\n2 Rome B-city\n")
+    ours = {"conll_columns": ("id", "tokens", "ner")}
+    (row,) = rows(tmp_path / "t.conll", **ours)
+    assert (row.text, list(row.columns)) == ("to Rome", ["id", "tokens", "ner"])
+    (row,) = rows(tmp_path / "t.conll", **ours, dialect=Dialect(conll_columns=("tokens", "b", "c")))
+    assert row.text == "1 2", "what the user says for this file"
+    (tmp_path / "t.conll").write_text("to\nRome\n")
+    with pytest.raises(UserError, match="line 1: 1 columns, but 3 are expected: id, tokens, ner. .* --conll_columns"):
+        rows(tmp_path / "t.conll", **ours)
+    (tmp_path / "t.txt").write_text("to Rome\n")
+    assert rows(tmp_path / "t.txt", **ours)[0].text == "to Rome"
+    with pytest.raises(UserError, match="--conll_columns is for CoNLL; --input .*t.txt is read as lines"):
+        rows(tmp_path / "t.txt", dialect=Dialect(conll_columns=("tokens",)))
+
+
 def test_words_and_other_formats(tmp_path: Path) -> None:
     (tmp_path / "t.conll").write_text("to O\nRome B-city\n\nok O\n")
     assert [row.text for row in rows(tmp_path / "t.conll")] == ["to Rome", "ok"]

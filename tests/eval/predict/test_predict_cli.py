@@ -125,6 +125,26 @@ def test_the_tasks_template_makes_the_texts(run, tickets, tmp_path):
         run("--input", tmp_path / "joined.txt", checkpoint=tmp_path / "model")
 
 
+def test_words_are_read_as_the_task_reads_them(run, tickets, tmp_path):
+    shutil.copytree(tickets, tmp_path / "model")
+    task = json.loads((tmp_path / "model/task.json").read_text())
+    task |= {"format": 2, "text_column": "words", "has_words": True, "conll_columns": ["id", "words"]}
+    (tmp_path / "model/task.json").write_text(json.dumps(task))
+    (tmp_path / "text.csv").write_text("words\nthe parcel is late\n")
+    (tmp_path / "list.csv").write_text('words\n"[""the"", ""parcel"", ""is"", ""late""]"\n')
+    (tmp_path / "named.csv").write_text('w\n"[""the"", ""parcel"", ""is"", ""late""]"\n')
+    (tmp_path / "t.conll").write_text("1 the\n2 parcel\n3 is\n4 late\n")
+    (tmp_path / "other.conll").write_text("the 1\nparcel 2\nis 3\nlate 4\n")
+    inputs = [("text.csv",), ("list.csv",), ("named.csv", "--text_column", "w"), ("t.conll",),
+              ("other.conll", "--conll_columns", "words", "id")]  # fmt: skip
+    answers = []
+    for name, *options in inputs:
+        run("--input", tmp_path / name, "--output", tmp_path / f"{name}.jsonl", *options, checkpoint=tmp_path / "model")
+        (line,) = lines(tmp_path / f"{name}.jsonl")
+        answers.append({key: value for key, value in line.items() if "predicted" in key})
+    assert answers[1:] == answers[:1] * 4
+
+
 def test_a_decoder_writes_labels_and_their_probabilities(run, tmp_path):
     """By default, also for texts that it has no answer to if it writes freely."""
     test = TICKETS.parent / "test.csv"
