@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from data.tasks import ClassField
+from data.tasks import ClassField, Field
 from eval.decoder.labels import max_outputs
 from eval.decoder.score import BUDGET_MARGIN
 from eval.job import RequestLengths, TrieLoad
@@ -51,9 +51,12 @@ def find_lengths(setup: ScoringSetup) -> tuple[RequestLengths, str | None]:
 
 def _assume_tries(setup: ScoringSetup) -> TrieLoad:
     """The tries of a task's labels without a tokenizer: their characters, and that all tokens before are the same."""
-    classes = [field for field in setup.task.fields if isinstance(field, ClassField)]
-    sizes = [sum(len(label) // CHARACTERS_OF_TOKEN + 2 for label in field.labels) for field in classes]
-    fields = tuple((n, n) for n in sizes) + (None,) * (len(setup.task.fields) - len(classes))
+
+    def size(field: Field) -> tuple[int, int] | None:
+        n = sum(len(label) // CHARACTERS_OF_TOKEN + 2 for label in field.labels)
+        return (n, n) if isinstance(field, ClassField) else None
+
+    fields = tuple(map(size, setup.task.fields))
     return TrieLoad(fields, max_outputs(setup.config.vocab_size), stores=len(fields) > 1 or None in fields)
 
 

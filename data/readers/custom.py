@@ -255,6 +255,9 @@ def read_custom_spec(path: Path) -> CustomSpec:
         field = _read_field(own, place, files, dialect)
         if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
+        if field.tags == SPANS and tokens_column is not None:
+            raise UserError(f'{place}: tags = "spans" is for texts, whose characters are counted; the texts here are '
+                            f"lists of words, in {tokens_column!r}.")  # fmt: skip
         fields.append(field)
     types = {field.name: field.type for field in fields}
     return CustomSpec(
@@ -304,6 +307,8 @@ def _read_sources(table: _Table, path: Path) -> dict[str, tuple[Source, ...]]:
 
 
 def _read_dialect(table: _Table, files: dict[str, tuple[Source, ...]], path: Path) -> Dialect:
+    if table.conll_columns == []:
+        raise UserError(f"{path}: conll_columns is empty. Name every column, or omit it.")
     columns = None if table.conll_columns is None else tuple(table.conll_columns)
     dialect = Dialect(tsv_quoting=table.tsv_quoting, format=table.format, conll_columns=columns)
     formats = {format_of(file, dialect) for own in files.values() for file in own}

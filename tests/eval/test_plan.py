@@ -187,7 +187,11 @@ def test_what_is_assumed_without_a_tokenizer(tmp_path):
         "the model's config is the preset's" in found.assumed[0]
         and "7, with the lengths of the training data" in found.assumed[1]
     )
-    assert found.setup.config == MODELS["llama3_8b"].config
+    assert found.setup.config == MODELS["llama3_8b"].config and found.load.lengths.tries is None
+    words[3] = "massive_joint"
+    tries = make_plan(load_config([*map(str, words), "--decode", "labels", "--plan"])).load.lengths.tries
+    intents, slots = tries.fields
+    assert slots is None and 110 < min(intents) <= max(intents) < 1000 and tries.stores, "Llama 3 has 114 and 110"
 
 
 def test_encoders_have_plans(tmp_path):

@@ -200,6 +200,14 @@ def test_a_list_in_a_text_column_says_what_to_write(tmp_path: Path) -> None:
         train(tmp_path, 'text_column = "a"\ntokens_column = "tokens"\n[files]\ntrain = "t.jsonl"', PARTS)
 
 
+def test_spans_are_not_of_lists_of_words(tmp_path: Path) -> None:
+    """Their offsets might count words or characters."""
+    (tmp_path / "t.jsonl").write_text(json.dumps({"tokens": ["to", "Rome"], "parts": [[1, 2, "city"]]}))
+    fields = PARTS.replace('labels_from = "train"', 'labels = ["city"]') + 'tags = "spans"\n'
+    with pytest.raises(UserError, match='tags = "spans" is for texts, .* lists of words, in .tokens.'):
+        train(tmp_path, 'tokens_column = "tokens"\n[files]\ntrain = "t.jsonl"', fields)
+
+
 CONLL = "-DOCSTART- X O\n\nto TO O\nNew NNP B-city\nYork NNP I-city\n\nok UH O\n"
 
 
@@ -224,6 +232,7 @@ def test_conll(tmp_path: Path) -> None:
             'conll_columns = ["a"]\n[files]\ntrain = "t.csv"',
             "conll_columns is for .conll and .conllu files; .files. has",
         ),
+        ('conll_columns = []\n[files]\ntrain = "t.conll"', "conll_columns is empty. Name every column"),
         ('[files]\ntrain = "t.txt"', 'must end in one of .csv, .* format = "conll"'),
         ('format = "conl"\n[files]\ntrain = "t.txt"', "unknown format 'conl'. Did you mean 'conll'"),
     ):
