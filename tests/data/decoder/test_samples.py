@@ -71,8 +71,9 @@ def run(examples: list[Example], max_length: int = 200, **options) -> SampleSet:
 
 def assert_same(a: SampleSet, b: SampleSet) -> None:
     assert a.ids == b.ids
+    assert a.label_weights is b.label_weights is None
     for field in dataclasses.fields(SampleSet):
-        if field.name != "ids":
+        if field.name not in ("ids", "label_weights"):
             assert np.array_equal(getattr(a, field.name), getattr(b, field.name)), field.name
             assert getattr(a, field.name).dtype == getattr(b, field.name).dtype, field.name
 
