@@ -80,7 +80,7 @@ def check(name: str, data: str | None = None, checkpoint: Path | None = None, ro
         UserError: texts or a tokenizer that cannot be read; names the problem of each split.
     """
     messages = _Messages()
-    logging.basicConfig(level=logging.INFO, handlers=[messages], force=True)
+    terminal.give_logs(messages)
     task = get_task(name)
     counter, found = None, list[Finding]()
     if checkpoint is not None:

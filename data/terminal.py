@@ -120,7 +120,12 @@ def hurry() -> None:
 
 def show_logs(stream: Stream = "stdout", level: int = logging.INFO) -> None:
     """Print log messages from ``level`` on, without anything around them."""
-    logging.basicConfig(level=level, format="%(message)s", handlers=[_Lines(stream)], force=True)
+    give_logs(_Lines(stream), level)
+
+
+def give_logs(handler: logging.Handler, level: int = logging.INFO) -> None:
+    """Give log messages from ``level`` on to a handler, and to no other."""
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
 
 
 class _Lines(logging.Handler):

@@ -130,6 +130,7 @@ def test_reference_decoder_pads_stops_and_reuses_as_ours_does(
     assert reference_greedy(reference, prompts, 6, stops, batch_size=batch_size, n_shared=n_shared) == ours
 
 
+@pytest.mark.slow
 def test_gpu_measures_a_case_in_its_own_process(checkpoint: Path, tmp_path: Path) -> None:
     """On the CPU, with a small model."""
     options = gpu.Options(checkpoint, "sample", cases=("short", "transformers"), model="llama_debug", steps=4)
@@ -189,6 +190,7 @@ def test_label_probabilities(checkpoint: Path, tmp_path: Path) -> None:
     assert "| massive_intent | 60 |" in text and all(f"| {answer} |" in text for answer in ("list", "bio", "spans"))
 
 
+@pytest.mark.slow
 def test_batch_flips(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "batch_flips.md"
     options = batch_flips.Options(
@@ -216,6 +218,7 @@ def test_batch_flips_counts_what_differs() -> None:
     assert batch_flips.compare(alone, batched) == batch_flips.Comparison(n_text=3, n_parsed=1, n_tokens=12)
 
 
+@pytest.mark.slow
 def test_low_precision(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "low_precision.md"
     argv = f"--checkpoint {checkpoint} --data sample --steps 6 --n_held_out 4 --every 3 --work {tmp_path / 'work'}"

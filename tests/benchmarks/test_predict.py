@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.predict import Options, report
 from tests.launching import ROOT
 
 EXPORT = ROOT / "tests" / "old_files" / "joint" / "export"
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     options = Options(
         data=ROOT / "data" / "sample" / "massive" / "en-US.jsonl",

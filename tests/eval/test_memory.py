@@ -109,7 +109,9 @@ LABELS = {  # by the fullest moment; the numbers of labels of class fields, and 
 }
 
 
-@pytest.mark.parametrize("case", LABELS)
+@pytest.mark.parametrize(
+    "case", ["bodies", *(pytest.param(c, marks=pytest.mark.slow) for c in LABELS if c != "bodies")]
+)
 def test_traced_probabilities_of_labels_take_what_the_arithmetic_says(case):
     name, tp, task, batch_tokens, dtype, sizes, n = LABELS[case]
     config = dataclasses.replace(MODELS[name].config, n_layers=3)
