@@ -352,18 +352,18 @@ def read_predictions(folder: Path, results: Results | None = None) -> list[Predi
         prediction: Prediction = parse_line(line, where, Prediction)
         if results is not None:
             for name, kind in results.fields.items():
-                _check_field(prediction, name, str if kind == "class" else tuple, where)
+                _check_field(prediction, name, kind, where)
                 _check_probabilities(prediction, name, results.labels.get(name, []), where)
         predictions.append(prediction)
     return predictions
 
 
-def _check_field(prediction: Prediction, name: str, wanted: type, where: str) -> None:
+def _check_field(prediction: Prediction, name: str, kind: FieldKind, where: str) -> None:
     """Refuse labels of another kind of field, and boundaries of another number of words."""
-    gold = prediction.gold.get(name)
+    gold, wanted = prediction.gold.get(name), str if kind == "class" else tuple
     others = (prediction.parsed.get(name), (prediction.lenient or {}).get(name))
     if not isinstance(gold, wanted) or not all(labels is None or isinstance(labels, wanted) for labels in others):
-        what = "a label" if wanted is str else "a list of labels"
+        what = {"class": "a label", "multi": "a list of labels", "token": "one label for each word"}[kind]
         raise UserError(f"{where}: gold and parsed must have {what} of {name!r}. Score again.")
     for tags in (prediction.gold_bio.get(name), prediction.parsed_bio.get(name)):
         if tags is not None and len(tags) != len(gold or ()):
