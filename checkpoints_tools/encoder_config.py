@@ -1,8 +1,8 @@
 """``config.json`` of a RoBERTa or BERT folder ⇄ our `EncoderConfig`, heads included.
 
 transformers describes heads by one list of labels and the name of a class. It cannot describe a model with several
-fields, or a plain linear layer on RoBERTa's first token. So our exports describe all heads under a separate key, which
-transformers ignores::
+fields, or a plain linear layer on RoBERTa's first token or on the mean of all. So our exports describe all heads under
+a separate key, which transformers ignores::
 
     "heads": {"head": "linear", "max_length": 512,
               "fields": [{"name": "intent", "kind": "class", "labels": ["alarm_set", ...]}, ...]}
@@ -31,7 +31,7 @@ from data.errors import UserError
 from data.files import limits
 from data.files.documents import fields_of, read_json
 from data.tasks import Task
-from model.encoder import EncoderConfig, Head
+from model.encoder import EncoderConfig, Head, HeadKind
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class HeadFile(Struct):
 class HeadsFile(Struct):
     """``heads`` of a ``config.json``; see this file's docstring."""
 
-    head: Literal["linear", "dense"]
+    head: HeadKind
     fields: list[HeadFile]
     max_length: Annotated[int, Meta(ge=3)] | None = None
 
@@ -172,9 +172,7 @@ def _architecture_problems(raw: dict[str, Any], family: str, values: dict[str, A
     return problems
 
 
-def _read_heads(
-    values: dict[str, Any], family: str, problems: list[str]
-) -> tuple[Literal["linear", "dense"], tuple[Head, ...]]:
+def _read_heads(values: dict[str, Any], family: str, problems: list[str]) -> tuple[HeadKind, tuple[Head, ...]]:
     """Type of the class heads, and the checkpoint's heads; what is wrong with them is added to ``problems``."""
     stated: HeadsFile | None = values.get("heads")
     if stated is not None:
@@ -228,6 +226,30 @@ def read_max_length(path: Path) -> int | None:
     return found.heads.max_length if found.heads is not None else None
 
 
+class _Pooling(Struct):
+    """What sentence-transformers' ``config.json`` of its pooling says; other kinds of pooling are not run here."""
+
+    pooling_mode_mean_tokens: bool = False
+
+
+def usual_head(folder: Path) -> HeadKind:
+    """The kind of class heads that an encoder's folder is for.
+
+    It is that of the heads that it has. A folder of sentence-transformers whose pooling is the mean is for "mean", any
+    other for "linear". A folder that cannot be read is "linear" here; whoever opens it says what is wrong.
+    """
+    try:
+        found = read_json(folder / "config.json", _Labels)
+        if found.heads is not None:
+            return found.heads.head
+        if (found.architectures or [""])[0].endswith("ForSequenceClassification"):
+            return "dense"
+        poolings = sorted(folder.glob("*_Pooling/config.json"))
+        return "mean" if any(read_json(path, _Pooling).pooling_mode_mean_tokens for path in poolings) else "linear"
+    except UserError:
+        return "linear"
+
+
 def how_labels_differ(stored: list[str], own: list[str]) -> str:
     """How a head's labels differ from those of a task; empty if they are the same in the same order."""
     if stored == own:
@@ -272,7 +294,7 @@ def hf_architecture(config: EncoderConfig) -> str:
     """The transformers class that computes the same as the model; the encoder without heads if there is none.
 
     There is one for a single token field and for a single class or multi field with the "dense" head. There is none for
-    several fields or for the "linear" head on a document's first token.
+    several fields or for the "linear" and "mean" heads of documents.
     """
     suffix = "Model"
     if len(config.heads) == 1:

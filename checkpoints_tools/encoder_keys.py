@@ -58,7 +58,7 @@ def match_heads(stored: EncoderConfig, wanted: EncoderConfig, where: str) -> dic
     Heads without a match: the checkpoint's are not read, the model's are initialized.
 
     Raises:
-        UserError: matched heads differ in kind, number of labels or type ("linear" or "dense").
+        UserError: matched heads differ in kind, number of labels or type ("linear", "dense" or "mean").
     """
     pairs = [(head, other) for head in stored.heads for other in wanted.heads if head.name == other.name]
     if not pairs and len(wanted.heads) == 1 and [h.name for h in stored.heads] == [UNNAMED]:

@@ -161,7 +161,7 @@ def load_pretrained(
     *,
     check_config: bool = True,
     seed: int = 0,
-) -> None:
+) -> list[str]:
     """Fill a model's parameters from a checkpoint folder, cast to the parameters' dtype.
 
     Every rank calls this with the same folder; there is no communication. Of a sharded parameter (a DTensor of FSDP2 or
@@ -178,6 +178,9 @@ def load_pretrained(
         check_config: also compare the configs: the shapes alone do not show another rope_theta. Only
             `Architecture.free_fields` may differ.
         seed: for new heads, which are the same on any number of ranks.
+
+    Returns:
+        The names of the parameters that the folder does not have: new heads.
 
     Raises:
         UserError: a bad folder; missing, unexpected or misshapen tensors (all are named); heads for the same fields
@@ -219,6 +222,7 @@ def load_pretrained(
             log.info("fresh weights, because %s has none: %s", folder, ", ".join(fresh))
         seconds, gb = time.perf_counter() - start, sum(sizes.values()) / 1e9
         log.info("loaded %s: %.2f GB read in %.1f s (%.2f s/GB)", folder, gb, seconds, seconds / gb)
+    return list(fresh)
 
 
 def _fresh_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:

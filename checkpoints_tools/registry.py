@@ -38,7 +38,7 @@ from data.errors import UserError, nearest
 from data.tasks import Task
 from model import tensor_plans
 from model.costs import Costs, DecoderCosts, EncoderCosts
-from model.encoder import ROBERTA_BASE, ROBERTA_DEBUG, ROBERTA_LARGE, Encoder, EncoderConfig
+from model.encoder import ROBERTA_BASE, ROBERTA_DEBUG, ROBERTA_LARGE, Encoder, EncoderConfig, HeadKind
 from model.llama import Llama, LlamaConfig
 from model.tensor_plans import TensorPlan
 
@@ -107,9 +107,7 @@ class Architecture:
     download: Download
 
 
-def _with_heads(
-    config: EncoderConfig, task: Task, head: Literal["linear", "dense"], folder: Path | str
-) -> EncoderConfig:
+def _with_heads(config: EncoderConfig, task: Task, head: HeadKind, folder: Path | str) -> EncoderConfig:
     wanted = replace(config, head=head, heads=heads_for(task))
     if config.heads:
         pairs = match_heads(config, wanted, str(folder))

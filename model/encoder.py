@@ -20,10 +20,14 @@ The two families differ in numbers only, except for the last line:
 | LayerNorm's epsilon        | 1e-5                               | 1e-12                                          |
 | head="dense"               | a dense layer in every class head  | one pretrained pooler for all class heads      |
 
-A head reads the last hidden state of one token. For a class or multi head it is the document's first token (``<s>``,
-``[CLS]``), for a token head each word's first sub-word. A class head and a multi head differ only in what their logits
-mean: a softmax over the labels, a sigmoid for each. ``head="linear"`` (the paper's §5.4) is dropout and one linear
-layer; ``head="dense"`` is transformers' head for sequence classification. Token heads are always linear.
+A head reads last hidden states: a class or multi head that of the document's first token (``<s>``, ``[CLS]``), a token
+head those of each word's first sub-word. A class head and a multi head differ only in what their logits mean: a softmax
+over the labels, a sigmoid for each. ``head`` is the kind of the class and multi heads; token heads are always linear:
+
+- ``"linear"`` (the paper's §5.4): dropout and one linear layer.
+- ``"dense"``: transformers' head for sequence classification.
+- ``"mean"``: as linear, but reads the mean over the document's tokens. Encoders of sentences are trained to have the
+  text's meaning there (Reimers and Gurevych, 2019, "Sentence-BERT").
 
 Single-device code: sharding, precision, activation checkpointing and compilation are applied from outside
 (`train/parallel/parallelize.py`). The attention mask of a packed row: a token attends to its own document only
@@ -43,6 +47,8 @@ from torch import Tensor, nn
 
 from model.attention import SdpaMask, attention, build_bidirectional_mask
 
+HeadKind = Literal["linear", "dense", "mean"]
+
 
 @dataclass(frozen=True)
 class Head:
@@ -60,7 +66,7 @@ class Head:
 
     @property
     def of_documents(self) -> bool:
-        """Whether it reads a document's first token, and not each of its words."""
+        """Whether it gives one answer a document, and not one a word."""
         return self.kind != "token"
 
     @property
@@ -105,7 +111,7 @@ class EncoderConfig:
     norm_eps: float
     dropout: float = 0.1
     attention_dropout: float = 0.1
-    head: Literal["linear", "dense"] = "linear"
+    head: HeadKind = "linear"
     heads: tuple[Head, ...] = ()
 
     @property
@@ -225,6 +231,19 @@ class Classifier(nn.Module):
         return self.out(x)
 
 
+def _means(x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
+    """The mean of each document's hidden states, special tokens included: [B, T, E] -> [N, E].
+
+    Args:
+        first: [N] flat indices of all documents' first tokens, ascending.
+    """
+    real = doc_ids.flatten() >= 0  # [B * T]; without padding, each document begins where the one before ends
+    begin = (real.cumsum(0) - 1)[first]
+    lengths = torch.diff(begin, append=real.sum()[None])  # [N]
+    tokens = x.flatten(0, 1)[real].float()
+    return torch.segment_reduce(tokens, "mean", lengths=lengths, unsafe=True).to(x.dtype)
+
+
 class Encoder(nn.Module):
     """The complete encoder with its heads. See the file's docstring for the architecture."""
 
@@ -269,13 +288,19 @@ class Encoder(nn.Module):
             return x
         names = [head.name for head in self.config.heads]
         assert set(output_index) == set(names), f"indices for {sorted(output_index)}, but the heads are {sorted(names)}"
-        return {head.name: self._logits(head, x.flatten(0, 1)[output_index[head.name]]) for head in self.config.heads}
+        return {
+            head.name: self.heads[head.key](self._read(head, x, doc_ids, output_index[head.name]))
+            for head in self.config.heads
+        }
 
-    def _logits(self, head: Head, x: Tensor) -> Tensor:
-        """Logits of one field, [N, n_labels], from the hidden states x at its output positions, [N, E]."""
-        if self.pooler is not None and head.of_documents:
-            x = torch.tanh(self.pooler(x))
-        return self.heads[head.key](x)
+    def _read(self, head: Head, x: Tensor, doc_ids: Tensor, index: Tensor) -> Tensor:
+        """What one head reads of the hidden states x, [B, T, E], at its output positions: [N, E]."""
+        if not head.of_documents:
+            return x.flatten(0, 1)[index]
+        if self.config.head == "mean":
+            return _means(x, doc_ids, index)
+        first = x.flatten(0, 1)[index]
+        return torch.tanh(self.pooler(first)) if self.pooler is not None else first
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

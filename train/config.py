@@ -23,9 +23,10 @@ class ModelOptions:
     """Checkpoint folder to start from, in Hugging Face's or Meta's format; default: checkpoints/<model>."""
     init: Literal["pretrained", "random"] = "pretrained"
     """random: start from random weights (debug models only). The tokenizer comes from the checkpoint folder."""
-    head: Literal["linear", "dense"] = "linear"
-    """An encoder's class heads. linear: one linear layer, as in the paper (section 5.4). dense: dense layer, tanh and
-    projection, which RobertaForSequenceClassification of transformers can load."""
+    head: Literal["linear", "dense", "mean"] = "linear"
+    """An encoder's class heads. linear: one linear layer on the first token, as in the paper (section 5.4). mean: the
+    same on the mean of all tokens; the default for checkpoints of sentence-transformers that take the mean. dense:
+    dense layer, tanh and projection, which RobertaForSequenceClassification of transformers can load."""
     allow_mismatch: bool = False
     """Use the checkpoint's config.json even if it differs from the preset."""
 
@@ -117,6 +118,11 @@ class TrainOptions:
     """Optimizer steps (instead of epochs)."""
     epochs: float | None = None
     """Passes over the training data (instead of steps)."""
+    min_steps: int = 0
+    """With epochs: at least so many optimizer steps, however few the examples."""
+    fit_heads: bool = False
+    """Before the first step, fit an encoder's new heads to the training examples by logistic regression, on what the
+    checkpoint's encoder gives. On in the recipe for tasks of your own; the paper's encoders start with random heads."""
     class_weights: tuple[str, ...] = ()
     """Weights of labels in the loss, for data in which some are rare. balanced: n / (labels * count), for every field
     with one label a text. FIELD=balanced: for this field. LABEL=2.5 (or FIELD:LABEL=2.5): given; its others weigh 1."""
@@ -235,19 +241,22 @@ RECIPES: dict[str, dict[str, Any]] = {
     "encoder_debug": dict(steps=100, batch_size=8, lr=1e-3, beta2=0.999, row_length=512, export_dtype="fp32"),
 }
 ENCODER_EPOCHS = {"20ng": 10.0, "massive": 20.0}
-OTHER_EPOCHS = 10.0  # a user's own task
+# By recipe: what is different for a user's own task, which may have few examples (docs/few_labels.md).
+OWN_TASK: dict[str, dict[str, Any]] = {
+    "encoder": dict(epochs=10.0, fit_heads=True),
+}
 
 # Options of both programs for decoders only: an encoder has no prompt and writes no text.
 PROMPT_OPTIONS = ("template", "slot_answer", "slot_tags", "list_labels", "wording", "shots", "shots_choice",
                   "shots_seed", "shot_ids", "shot_tokens", "max_new_tokens")  # fmt: skip
 DECODER_ONLY = (*PROMPT_OPTIONS, "share_prefix")
-ENCODER_ONLY = ("head", "max_length")
+ENCODER_ONLY = ("head", "max_length", "fit_heads")
 
 # Options that may change when a run is resumed; any other would change its results.
 FREE_ON_RESUME = frozenset(
     "config output resume save_every keep async_save export export_dtype eval_every patience max_new_tokens log_every"
     " tensorboard cache_dir device activation_checkpointing activation_offload tp sharding nodes"
-    " offload_states plan gpu gpus"
+    " offload_states plan gpu gpus fit_heads"
     # Paths; hashes check that the contents are the same (`train/setup.py`).
     " checkpoint data task".split()
 )

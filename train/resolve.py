@@ -8,20 +8,24 @@ anything starts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from checkpoints_tools.encoder_config import usual_head
 from checkpoints_tools.registry import ModelSpec, get_model_spec, model_names
 from data.class_weights import read_weights
 from data.decoder.fewshot import shots_problems
 from data.decoder.prompts import check_wording
 from data.errors import UserError
+from data.files.paths import expand
 from data.tasks import TASKS, get_task
 from train import options
 from train.checkpointing import run_folder
-from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OTHER_EPOCHS, RECIPES, TrainConfig
+from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OWN_TASK, RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import resolve_device, resolve_precision
 
@@ -36,7 +40,7 @@ def load_config(argv: Sequence[str]) -> TrainConfig:
     problems: list[str] = []
     layers = options.read_layers(TrainConfig, argv, problems)
     given = options.parse(TrainConfig, [words for layer in layers for words in layer])
-    recipe = options.build(TrainConfig, [recipe_for(given.model.model, given.data.task)])
+    recipe = options.build(TrainConfig, [recipe_of(given)])
     layers = [_steps_or_epochs(layer, problems) for layer in layers]
     config = _expand_paths(options.parse(TrainConfig, [words for layer in layers for words in layer], recipe), problems)
     options.report(problems + options.text_problems(config) + find_problems(config))
@@ -51,25 +55,31 @@ def _expand_paths(config: TrainConfig, problems: Sequence[str]) -> TrainConfig:
 
 
 def _steps_or_epochs(layer: list[options.Words], problems: list[str]) -> list[options.Words]:
-    """Let ``steps`` or ``epochs`` in a layer replace the other of the two in lower layers."""
+    """Let ``steps`` or ``epochs`` in a layer replace the other of the two, and ``min_steps``, in lower layers."""
     given = options.parse(TrainConfig, layer).train
     if given.steps is not None and given.epochs is not None:
         problems.append(f"steps = {given.steps} and epochs = {given.epochs}: give one of the two.")
     elif given.steps is not None:
-        return [["--epochs=None"], *layer]
+        return [["--epochs=None"], ["--min_steps=0"], *layer]
     elif given.epochs is not None:
-        return [["--steps=None"], *layer]
+        return [["--steps=None"], ["--min_steps=0"], *layer]
     return layer
 
 
-def recipe_for(model: str, task: str) -> dict[str, Any]:
-    """The option values of a model's recipe; empty for an unknown model."""
-    if model not in model_names():
+def recipe_of(config: TrainConfig) -> dict[str, Any]:
+    """The option values of the recipe for a configuration's model, task and checkpoint; empty for an unknown model."""
+    if config.model.model not in model_names():
         return {}
-    spec = get_model_spec(model)
+    spec, task = get_model_spec(config.model.model), config.data.task
     recipe = dict(RECIPES[spec.recipe], checkpoint=spec.default_checkpoint)
-    if spec.recipe == "encoder":
-        recipe["epochs"] = ENCODER_EPOCHS[TASKS[task].dataset] if task in TASKS else OTHER_EPOCHS
+    if task not in TASKS:
+        recipe |= OWN_TASK.get(spec.recipe, {})
+    elif spec.recipe == "encoder":
+        recipe["epochs"] = ENCODER_EPOCHS[TASKS[task].dataset]
+    folder = config.model.checkpoint or spec.default_checkpoint
+    if spec.kind == "encoder" and folder is not None:
+        with suppress(UserError):  # a variable that is not set: `_expand_paths` says so, together with other problems
+            recipe["head"] = usual_head(Path(expand(str(folder))))
     return recipe
 
 
@@ -89,7 +99,7 @@ def resolve_auto(config: TrainConfig) -> TrainConfig:
 
 def describe_settings(config: TrainConfig) -> str:
     """The settings that are not the recipe's, one per line, and where all of them are."""
-    recipe = options.flatten(options.build(TrainConfig, [recipe_for(config.model.model, config.data.task)]))
+    recipe = options.flatten(options.build(TrainConfig, [recipe_of(config)]))
     lines = []
     for name, value in options.flatten(config).items():
         if value == recipe[name] or value is None:  # None: of steps and epochs, the one that is replaced by the other
@@ -156,6 +166,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(optim.clip >= 0, "clip", "0 (off) or more")
     must(train.steps is None or train.steps >= 1, "steps", "at least 1")
     must(train.epochs is None or train.epochs > 0, "epochs", "above 0")
+    must(train.min_steps >= 0, "min_steps", "0 or more")
     must(train.seed >= 0, "seed", "0 or more")
     must(config.parallel.tp >= 1, "tp", "at least 1")
     must(config.parallel.nodes is None or config.parallel.nodes >= 1, "nodes", "at least 1")

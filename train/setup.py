@@ -257,7 +257,7 @@ def count_steps(config: TrainConfig, loader: StepLoader) -> int:
     if config.train.steps is not None:
         return config.train.steps
     assert config.train.epochs is not None, "find_problems requires one of the two"
-    return loader.n_steps_for(config.train.epochs)
+    return max(loader.n_steps_for(config.train.epochs), config.train.min_steps)
 
 
 def longest_input(config: TrainConfig, model_config: ModelConfig) -> int:

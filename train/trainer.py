@@ -6,13 +6,14 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.registry import costs_of
@@ -26,6 +27,7 @@ from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
 from train.errors import Interrupted, NotFinite, RunStopped
 from train.finite import require_finite_weights
+from train.fit_heads import fit_heads
 from train.launched import under_torchrun
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
@@ -98,14 +100,15 @@ class Trainer:
         """The order of `train/parallel/parallelize.py`: ... -> load -> optimizer."""
         config, setup = self.config, self.setup
         resume = setup.resume_from
-        load = None
+        load: Callable[[nn.Module], object] | None = None
+        fresh: list[str] = []  # parameters that the checkpoint to start from does not have
         if resume is not None:
             load = lambda model: checkpoint.load_model(resume, model)  # noqa: E731
         elif config.model.init == "pretrained":
             start_from = config.model.checkpoint
             assert start_from is not None, "options without a checkpoint are refused"
-            load = lambda model: load_pretrained(  # noqa: E731
-                model, start_from, setup.spec, seed=config.train.seed
+            load = lambda model: fresh.extend(  # noqa: E731
+                load_pretrained(model, start_from, setup.spec, seed=config.train.seed)
             )
         formats = OPTIMIZERS[config.optim.optim]
         precision = "bf16_weights" if formats.weights == torch.bfloat16 else config.train.precision
@@ -120,6 +123,9 @@ class Trainer:
             load=load,
             seed=config.train.seed,
         )
+        if config.train.fit_heads and fresh:
+            with self._explained("fitting the heads"):
+                fit_heads(self.model, fresh, setup.samples, config.batch.row_length, config.train.seed)
         self.optimizer = build_optimizer(
             self.model,
             lr=config.optim.lr,

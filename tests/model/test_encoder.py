@@ -35,7 +35,8 @@ PRESETS = {
 }
 TOPIC, SLOTS = Head("topic", "class", 7), Head("slots", "token", 5)
 # The last: "dense" concerns class heads alone.
-HEADS = {"none": (None, "linear"), "linear": (TOPIC, "linear"), "dense": (TOPIC, "dense"), "token": (SLOTS, "dense")}
+HEADS = {"none": (None, "linear"), "linear": (TOPIC, "linear"), "dense": (TOPIC, "dense"), "mean": (TOPIC, "mean"),
+         "token": (SLOTS, "dense")}  # fmt: skip
 
 # Two packed rows of three documents and one, with padding; one document is as long as the position table of 24 allows.
 LENGTHS = [[5, 24, 9], [17]]
@@ -94,6 +95,8 @@ def test_packed_rows_equal_transformers_on_each_document(
         outputs = ours(tokens, positions, doc_ids, places(config, doc_ids))[field.name]
         if field.kind == "token":
             expected = torch.cat([out.logits[0, 1:-1:2] for out in alone])
+        elif style == "mean":  # logits of a linear layer: their mean is the logits of the mean
+            expected = torch.stack([out.logits[0].mean(0) for out in alone])
         else:
             expected = torch.stack([out.logits[0] if out.logits.ndim == 2 else out.logits[0, 0] for out in alone])
     assert expected.std() > 0.1  # not a model whose outputs are all alike
@@ -110,7 +113,7 @@ def test_packed_rows_equal_transformers_on_each_document(
         torch.testing.assert_close(mine[name], gradient, atol=1e-5 * max(1.0, scale), rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("style", ["linear", "dense"])
+@pytest.mark.parametrize("style", ["linear", "dense", "mean"])
 @pytest.mark.parametrize("preset", ["base", "bert"])
 def test_several_heads_equal_models_of_one_each(preset: str, style: str) -> None:
     coarse = Head("coarse", "class", 3)

@@ -11,7 +11,7 @@ from data.errors import UserError
 from eval.config import EvalConfig
 from eval.predict.config import PredictConfig
 from train import options
-from train.config import RECIPES, TrainConfig
+from train.config import ENCODER_ONLY, RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.resolve import load_config
 from train.setup import open_run
@@ -142,6 +142,8 @@ def test_every_boolean_is_given_in_all_its_forms() -> None:
         for wanted, written in forms.items():
             for form in written:
                 argv = [*form.format(option.name).split(), "--activation_checkpointing", "full"]
+                if option.name in ENCODER_ONLY:
+                    argv += ["--model", "roberta_base"]
                 if option.name == "compile" or (option.name, wanted) == ("plan", True):
                     continue  # the plan's is a device of its own
                 assert options.flatten(load_config([*BASE, *argv]))[option.name] is wanted, argv

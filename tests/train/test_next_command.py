@@ -19,7 +19,7 @@ from eval.resolve import load_config as load_eval_config
 from tests.launching import ROOT, TICKETS, command, environment, pretend
 from train import next_command
 from train.next_command import before, eval_command, launcher, resume_command, torchrun_words, write_resume_script
-from train.resolve import describe_settings, load_config, recipe_for
+from train.resolve import describe_settings, load_config, recipe_of
 
 GPU = 80 * 10**9
 
@@ -61,7 +61,7 @@ def test_the_start_shows_what_is_not_the_recipes() -> None:
     assert [line.split()[0] for line in lines] == ["model", "task", "optim", "precision", "device", "output"]
     assert '  precision = "fp32" (recipe: "auto")' in lines and '  model = "smollm2_135m"' in lines
     assert any(line.startswith('  optim = "adamw" (chosen by --optim auto: ') for line in lines)
-    recipe = recipe_for("smollm2_135m", "massive_joint")
+    recipe = recipe_of(load_config(base))
     same = [word for name in ("batch_size", "lr", "row_length") for word in (f"--{name}", str(recipe[name]))]
     assert describe_settings(load_config([*base, "--precision", "fp32", *same])).splitlines() == [head, *lines]
     config = load_config([*base, "--steps", "7", "--lr", "1e-3"])

@@ -21,6 +21,7 @@ from tests.encoder_samples import make_encoder_samples
 from tests.train.tiny_run import STEPS, whole
 from train import options
 from train.config import TrainConfig
+from train.fit_heads import fit_heads
 from train.parallel.distributed import World, run_guarded, start
 from train.setup import Setup
 from train.trainer import Trainer
@@ -34,6 +35,9 @@ MULTI = replace(QUIET, heads=(*HEADS, Head("marks", "multi", 4)))
 CASES: dict[str, dict[str, Any]] = {
     "packed": {},
     "dense": {"model_config": BERT},
+    "mean": {"model_config": replace(QUIET, head="mean")},
+    "fitted": {"model_config": replace(MULTI, head="mean"), "fit_heads": True},
+    "fitted, weighted": {"class_weights": ("made up",), "batch_size": 16, "fit_heads": True},
     "multi": {"model_config": MULTI},
     "multi, unpacked": {"model_config": MULTI, "packing": False},
     "multi, empty rank": {"model_config": MULTI, "batch_size": 1},
@@ -57,7 +61,7 @@ def make_trainer(
         steps=STEPS, batch_size=8, row_length=256, export=False, optim="adamw",
     )  # fmt: skip
     config = options.build(TrainConfig, [defaults, values])
-    samples = make_encoder_samples(60, multi=model_config == MULTI)
+    samples = make_encoder_samples(60, multi=MULTI.heads == model_config.heads)
     if config.train.class_weights:
         samples.weights["topic"] = OF_TOPICS
     loader = StepLoader(
@@ -85,7 +89,11 @@ def make_trainer(
         identity={"model_config": asdict(model_config)},
         resume_from=resume_from,
     )
-    return Trainer(config, setup, world)
+    trainer = Trainer(config, setup, world)
+    if config.train.fit_heads:  # as if the encoder were pretrained and the heads were new
+        names = {name for name, _ in trainer.model.named_parameters() if name.startswith("heads.")}
+        fit_heads(trainer.model, names, samples, config.batch.row_length, config.train.seed)
+    return trainer
 
 
 def run_case(name: str, output: Path, world: World, **values: Any) -> dict[str, np.ndarray]:

@@ -83,7 +83,7 @@ def parallelize(
     activation_checkpointing: ActivationCheckpointing = "none",
     activation_offload: bool = False,
     compile_blocks: bool = False,
-    load: Callable[[nn.Module], None] | None = None,
+    load: Callable[[nn.Module], object] | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """Build a model sharded over ``mesh`` and load its weights.

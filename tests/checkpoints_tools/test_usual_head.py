@@ -1,0 +1,42 @@
+"""The kind of class heads that a folder is for: its own heads', or what its pooling says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from checkpoints_tools.encoder_config import usual_head
+from tests.launching import TICKETS
+from train.resolve import load_config
+
+HEADS = {"head": "dense", "fields": [{"name": "x", "kind": "class", "labels": ["a", "b"]}]}
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling", "head"),
+    [
+        ({}, None, "linear"),
+        ({}, {"pooling_mode_mean_tokens": True}, "mean"),
+        ({}, {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "linear"),
+        ({"heads": HEADS}, {"pooling_mode_mean_tokens": True}, "dense"),
+        ({"architectures": ["RobertaForSequenceClassification"]}, None, "dense"),
+        ({"architectures": ["RobertaModel"]}, None, "linear"),
+    ],
+)
+def test_the_folder_says_its_head(config: dict, pooling: dict | None, head: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if pooling is not None:
+        (tmp_path / "1_Pooling").mkdir()
+        (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    assert usual_head(tmp_path) == head
+    argv = ["--model", "bert", "--task", str(TICKETS), "--checkpoint", str(tmp_path)]
+    assert load_config(argv).model.head == head, "it is the recipe's"
+    assert load_config([*argv, "--head", "linear"]).model.head == "linear"
+
+
+def test_what_cannot_be_read_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
+    assert usual_head(tmp_path / "missing") == "linear"
+    (tmp_path / "config.json").write_text("{")
+    assert usual_head(tmp_path) == "linear"

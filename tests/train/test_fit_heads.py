@@ -1,0 +1,119 @@
+"""Heads fitted before training give what scikit-learn's regression gives on what the frozen encoder gives."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import train.fit_heads
+from model.encoder import Encoder
+from tests.encoder_samples import make_encoder_samples
+from tests.train.tiny_encoder_run import MULTI, QUIET, make_trainer
+from train.fit_heads import RARE, fit, fit_heads, fittable
+
+
+def logits_of(inputs: np.ndarray, fitted: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return torch.nn.functional.linear(torch.from_numpy(inputs), *fitted)
+
+
+@pytest.mark.parametrize("n_labels", [2, 5])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_class_head_is_the_regression(n_labels: int, weighted: bool) -> None:
+    """At any scale of the inputs: the penalty is that of inputs of length 1."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(80, 6)).astype(np.float32)
+    inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
+    targets = rng.integers(0, n_labels, 80)
+    weights = rng.random(n_labels) * 3 if weighted else None
+    expected = LogisticRegression(C=1.0, max_iter=1000)
+    expected.fit(inputs, targets, sample_weight=weights[targets] if weighted else None)
+    probabilities = torch.from_numpy(expected.predict_proba(inputs)).float()
+    for scale in (1, 37):
+        logits = logits_of(inputs * scale, fit(inputs * scale, targets, n_labels, weights))
+        torch.testing.assert_close(logits.softmax(-1), probabilities, atol=1e-3, rtol=1e-3)
+    assert probabilities.std() > 0.02
+
+
+def test_a_multi_head_is_a_regression_for_each_label() -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(80, 6)).astype(np.float32)
+    inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
+    targets = (rng.random((80, 4)) < 0.4).astype(np.int64)
+    targets[:, 2], targets[:, 3] = 0, 1  # nothing to tell apart
+    found = logits_of(inputs, fit(inputs, targets, 4)).sigmoid()
+    for label in range(2):
+        expected = LogisticRegression(C=1.0, max_iter=1000).fit(inputs, targets[:, label]).predict_proba(inputs)[:, 1]
+        torch.testing.assert_close(found[:, label], torch.from_numpy(expected).float(), atol=1e-3, rtol=1e-3)
+    assert (found[:, 2] < 0.01).all() and (found[:, 3] > 0.99).all()
+
+
+def test_labels_without_examples_are_the_least_probable() -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(40, 6)).astype(np.float32)
+    targets = rng.choice([1, 3, 4], 40)
+    found = logits_of(inputs, fit(inputs, targets, 6))
+    assert (found[:, [0, 2, 5]].amax(-1) < found[:, [1, 3, 4]].amax(-1) - 1).all()
+    alone = logits_of(inputs, fit(inputs, np.full(40, 2), 3))
+    torch.testing.assert_close(alone, torch.tensor([[-RARE, -RARE, 0.0]]).expand(40, 3))
+
+
+@pytest.mark.parametrize("head", ["linear", "mean"])
+def test_all_heads_are_fitted_on_what_they_read(head: str, world, tmp_path: Path) -> None:
+    """Against hidden states from a plain module, document by document, without dropout."""
+    config = replace(MULTI, head=head, dropout=0.5, attention_dropout=0.5)
+    trainer = make_trainer(tmp_path, world, model_config=config)
+    plain = Encoder(config)
+    plain.load_state_dict({name: p.full_tensor() for name, p in trainer.model.named_parameters()})
+    samples = make_encoder_samples(60, multi=True)
+    fit_heads(trainer.model, names := set(plain.state_dict()), samples, row_length=64, seed=0)
+    assert trainer.model.training and len(names) > 6
+
+    read = {"topic": [], "slots": [], "marks": []}
+    targets = {name: [] for name in read}
+    for i in range(len(samples)):
+        one = samples.batch([[i]], False, 32)
+        hidden = plain.eval()(one.tokens, one.positions, one.doc_ids)[0, : samples.lengths[i]].detach()
+        document = hidden.mean(0, keepdim=True) if head == "mean" else hidden[:1]
+        for name, inputs in (("topic", document), ("slots", hidden[one.index["slots"]]), ("marks", document)):
+            read[name].append(inputs)
+            targets[name].append(one.targets[name])
+    fitted = {name: p.full_tensor() for name, p in trainer.model.named_parameters()}
+    for name, parts in read.items():
+        inputs, n_labels = torch.cat(parts).numpy(), plain.heads[name].out.out_features
+        expected = logits_of(inputs, fit(inputs, torch.cat(targets[name]).numpy(), n_labels))
+        own = logits_of(inputs, (fitted[f"heads.{name}.out.weight"], fitted[f"heads.{name}.out.bias"]))
+        torch.testing.assert_close(own.detach(), expected, atol=2e-3, rtol=2e-3)
+    for name, before in plain.state_dict().items():
+        assert torch.equal(before, fitted[name]) != name.startswith("heads."), name
+
+
+def test_only_new_linear_heads_are_fitted(
+    world, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = {"heads.topic.out.weight", "heads.slots.out.weight"}
+    assert fittable(Encoder(QUIET), heads) == ["topic", "slots"]
+    assert fittable(Encoder(QUIET), {"heads.slots.out.weight"}) == ["slots"], "the other one is trained"
+    dense = replace(QUIET, head="dense")
+    assert fittable(Encoder(dense), heads) == ["slots"], "RoBERTa's dense layer is new"
+    bert = Encoder(replace(dense, family="bert", position_offset=0))
+    assert fittable(bert, heads | {"pooler.weight"}) == ["slots"], "its pooler is new"
+    assert fittable(bert, heads) == ["topic", "slots"]
+
+    trainer = make_trainer(tmp_path, world, model_config=QUIET)
+    before = [p.full_tensor().clone() for p in trainer.model.parameters()]
+    with caplog.at_level(logging.INFO):
+        fit_heads(trainer.model, set(), make_encoder_samples(60), 64, 0)
+    assert "fits a new head of one linear layer; the model has none" in caplog.text
+    assert all(torch.equal(p.full_tensor(), b) for p, b in zip(trainer.model.parameters(), before, strict=True))
+
+    monkeypatch.setattr(train.fit_heads, "TARGETS", 20)  # of both fields
+    with caplog.at_level(logging.INFO):
+        fit_heads(trainer.model, heads, make_encoder_samples(60), 64, 0)
+    (drawn,) = [record for record in caplog.records if record.message.startswith("heads fitted")]
+    assert 3 < int(drawn.args[0]) < 15
