@@ -29,10 +29,12 @@ from benchmarks.common import (
     table,
     write_result,
 )
+from data.decoder.fewshot import PROMPT_FILE, PromptSpec
 from data.decoder.prompts import build_prompt
 from data.decoder.templates import encode_pieces, template_for
 from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.decoder.valid_tokens import ValidTokens
+from data.errors import UserError
 from data.example import Example
 from data.tasks import SLOT_ANSWERS, TASKS, Task
 from eval.decoder.labels import ValidAnswers
@@ -93,12 +95,17 @@ def run(args: Args, argv: list[str]) -> None:
     load, rows, step_rows = load_average(), [], []
     with checkpoint_folder(args) as folder:
         model, tokenizer = load_ours(folder), load_tokenizer(folder)
+        tuned = PromptSpec.load(folder / PROMPT_FILE) if (folder / PROMPT_FILE).is_file() else None
+    if tuned is not None and args.tasks != [tuned.task]:
+        raise UserError(
+            f"--tasks {' '.join(args.tasks)}: the checkpoint was fine-tuned on {tuned.task}. Give that one."
+        )
     for name in args.tasks:
         say(name)
         task = TASKS[name]
         (own,) = task.fields
         examples = draw_examples(task, "test", args.data, args.examples, args.seed)
-        prompt = build_prompt(task, template_for(tokenizer))
+        prompt = build_prompt(task, template_for(tokenizer)) if tuned is None else tuned.build(task)
         job = ScoringJob(task, tokenizer, examples, args.row_length, prompt)
         timings, found = measure(model, job, args)
         free, labels = found["free"], found["labels"]
@@ -130,7 +137,8 @@ def run(args: Args, argv: list[str]) -> None:
               "another label", "free: unparsed", "free: accuracy", "labels: accuracy"]  # fmt: skip
     step_header = ["answer", "tokens", "ms to begin", "µs a token", "longest, ms"]
     body = (
-        f"A Llama of {size_of(model)}, zero-shot, on {args.examples} test examples of each task, fp32.\n\n"
+        f"A Llama of {size_of(model)}, {'never ' if tuned is None else ''}fine-tuned, on {args.examples} test examples "
+        "of each task, fp32.\n\n"
         f"{table(header, rows)}\n\nFinding the valid tokens of answers to massive_slots, without the model:\n\n"
         f"{table(step_header, step_rows)}"
     )

@@ -6,35 +6,32 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from checkpoints_tools.load import load_pretrained
 from checkpoints_tools.registry import costs_of
 from data.decoder.rows import ANSWER
 from data.loader import StepBatch
 from train import options, stopping, trial
 from train.best import record_of_best
+from train.build import build_model
 from train.checkpointing import checkpoint, run_folder
 from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
 from train.errors import Interrupted, NotFinite, RunStopped
 from train.finite import require_finite_weights
-from train.fit_heads import fit_heads
 from train.launched import under_torchrun
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
 from train.next_command import advice_to_continue, resume_command, scoring_advice, write_resume_script
 from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum
-from train.parallel.parallelize import parallelize
 from train.patience import Watched
 from train.resolve import describe_settings
 from train.run_export import export_best, export_run
@@ -98,41 +95,15 @@ class Trainer:
 
     def _build_model(self) -> None:
         """The order of `train/parallel/parallelize.py`: ... -> load -> optimizer."""
-        config, setup = self.config, self.setup
-        resume = setup.resume_from
-        load: Callable[[nn.Module], object] | None = None
-        fresh: list[str] = []  # parameters that the checkpoint to start from does not have
-        if resume is not None:
-            load = lambda model: checkpoint.load_model(resume, model)  # noqa: E731
-        elif config.model.init == "pretrained":
-            start_from = config.model.checkpoint
-            assert start_from is not None, "options without a checkpoint are refused"
-            load = lambda model: fresh.extend(  # noqa: E731
-                load_pretrained(model, start_from, setup.spec, seed=config.train.seed)
-            )
-        formats = OPTIMIZERS[config.optim.optim]
-        precision = "bf16_weights" if formats.weights == torch.bfloat16 else config.train.precision
-        self.model = parallelize(
-            lambda: setup.spec.build(setup.model_config),
-            self.world.mesh,
-            self.world.device,
-            precision=precision,
-            activation_checkpointing=config.train.activation_checkpointing,
-            activation_offload=config.train.activation_offload,
-            compile_blocks=config.train.compile,
-            load=load,
-            seed=config.train.seed,
-        )
-        if config.train.fit_heads and fresh:
-            with self._explained("fitting the heads"):
-                fit_heads(self.model, fresh, setup.samples, config.batch.row_length, config.train.seed)
+        config, resume = self.config, self.setup.resume_from
+        self.model = build_model(config, self.setup, self.world)
         self.optimizer = build_optimizer(
             self.model,
             lr=config.optim.lr,
             betas=(config.optim.beta1, config.optim.beta2),
             eps=config.optim.eps,
             weight_decay=config.optim.weight_decay,
-            formats=formats,
+            formats=OPTIMIZERS[config.optim.optim],
             offload_states=config.optim.offload_states,
             seed=config.train.seed,
         )

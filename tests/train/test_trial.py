@@ -61,14 +61,14 @@ def test_after_it_the_same_folder_takes_cheaper_settings(
     Trainer(config, open_run(config), world).run()
 
 
-@pytest.mark.parametrize("where", ["parallelize", "clip_gradients"])
+@pytest.mark.parametrize("where", ["build_model", "clip_gradients"])
 def test_out_of_memory_elsewhere_is_explained_too(
     where: str, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from train import trainer as module
 
     monkeypatch.setattr(module, where, run_out)
-    what = "building the model" if where == "parallelize" else "step 1"
+    what = "building the model" if where == "build_model" else "step 1"
     with pytest.raises(RunStopped, match=f"out of memory in {what}: simulated\nWhat needs less"):
         tiny_run.make_trainer(tmp_path, world).run()
 

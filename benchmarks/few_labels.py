@@ -1,0 +1,269 @@
+"""What to use with few labelled texts: our fine-tuning with its defaults, against regressions on texts and embeddings.
+
+    python -m benchmarks.few_labels --tasks reuters.toml scenarios.toml --encoder MINILM [--decoder SMOLLM2]
+
+For each task, number of texts a label, and draw, every system learns from the same drawn training texts and labels the
+same test texts:
+
+    tfidf      TF-IDF + logistic regression, as `python -m eval.baselines`
+    frozen     logistic regression of scikit-learn on the encoder's embeddings: the mean of its tokens, of length 1
+    setfit     SetFit with its defaults, on the same encoder, with the Python of ``--setfit`` that has it
+    encoder    train.py --model bert, with the defaults for a task of one's own
+    decoder    train.py --model smollm2_135m, the same
+
+Ours run as a user would run them. Each finished run is a line of ``--work``/runs.jsonl. The same command goes on where
+it was interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from transformers import AutoModel, AutoTokenizer
+
+from benchmarks.common import ROOT, load_average, run_program, say, table, write_result
+from data.errors import UserError
+from data.example import Example
+from data.source import load_examples
+from data.tasks import ClassField, Task, get_task
+from eval.baselines import tfidf_lr
+
+SYSTEMS = {
+    "tfidf": "TF-IDF + logistic regression",
+    "frozen": "frozen encoder + logistic regression",
+    "setfit": "SetFit",
+    "encoder": "encoder, fine-tuned here",
+    "decoder": "decoder, fine-tuned here",
+}
+SETFIT = """
+import csv, json, sys
+from datasets import Dataset
+from setfit import SetFitModel, Trainer, TrainingArguments
+folder, encoder, seed = sys.argv[1:]
+read = lambda name: list(csv.DictReader(open(f"{folder}/{name}.csv", encoding="utf-8", newline="")))
+train, test = read("train"), read("test")
+model = SetFitModel.from_pretrained(encoder, labels=sorted({row["label"] for row in train}))
+data = Dataset.from_dict({key: [row[key] for row in train] for key in ("text", "label")})
+Trainer(model, TrainingArguments(output_dir=f"{folder}/setfit", seed=int(seed)), train_dataset=data).train()
+print(json.dumps([str(label) for label in model.predict([row["text"] for row in test])]))
+"""
+
+
+@dataclass
+class Args:
+    """Compare what can be learned from few labelled texts."""
+
+    tasks: list[str]
+    """TOML files of tasks with one class field."""
+    encoder: Path
+    """Folder of a BERT that embeds sentences by their mean."""
+    work: Path
+    """Folder for the runs; the same folder continues them."""
+    decoder: Path | None = None
+    """Converted SmolLM2 folder, for the system decoder."""
+    setfit: Path | None = None
+    """A Python interpreter with the package setfit, for the system setfit."""
+    systems: list[str] = field(default_factory=lambda: ["tfidf", "frozen", "encoder"])
+    """Which of tfidf, frozen, setfit, encoder, decoder."""
+    per_label: list[int] = field(default_factory=lambda: [8, 16, 64])
+    """Training texts of each label; of a label that has fewer, all."""
+    draws: int = 5
+    """Draws of the training texts."""
+    test: int = 1000
+    """Test texts, the same for all."""
+    words: int | None = None
+    """Cut the texts to so many words, for all systems; default: whole texts."""
+    train_options: str = ""
+    """More options for train.py, as one string."""
+    output: Path | None = None
+    """Result file; default benchmarks/results/few_labels.md."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The texts of one run, and the folder in which they are written as CSV files with a task file."""
+
+    folder: Path
+    task: Task
+    train: list[Example]
+    test: list[Example]
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "task.toml"
+
+    @property
+    def name(self) -> str:
+        """The one field's."""
+        return self.task.fields[0].name
+
+    @property
+    def gold(self) -> list[str]:
+        return [example.class_label(self.name) for example in self.test]
+
+
+def draw(args: Args, path: str, n: int, seed: int) -> Drawn:
+    """Draw training texts of each label, and the test texts, and write them down."""
+    task = get_task(path)
+    if len(task.fields) != 1 or not isinstance(task.fields[0], ClassField):
+        raise UserError(f"{path}: this benchmark needs a task with one class field.")
+    name, rng = task.fields[0].name, random.Random(seed)
+    by_label: dict[str, list[Example]] = defaultdict(list)
+    for example in load_examples(task, "train", None):
+        by_label[example.class_label(name)].append(example)
+    train = [
+        example for label in sorted(by_label) for example in rng.sample(by_label[label], min(n, len(by_label[label])))
+    ]
+    test = load_examples(task, "test", None)
+    test = random.Random(0).sample(test, min(args.test, len(test)))
+    folder = args.work / task.name / f"{n}_{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, examples in (("train", train), ("test", test)):
+        with (folder / f"{file}.csv").open("w", encoding="utf-8", newline="") as stream:
+            rows = [[" ".join(e.text.split()[: args.words]), e.class_label(name)] for e in examples]
+            csv.writer(stream).writerows([["text", "label"], *rows])
+    (folder / "task.toml").write_text(
+        f'name = "{task.name}"\n[files]\ntrain = "train.csv"\ntest = "test.csv"\n'
+        '[[fields]]\nname = "label"\ntype = "class"\nlabels_from = "train"\n'
+    )
+    own = get_task(str(folder / "task.toml"))
+    return Drawn(folder, own, load_examples(own, "train", None), load_examples(own, "test", None), seed)
+
+
+def tfidf(args: Args, drawn: Drawn) -> list[str]:
+    return [str(labels[drawn.name]) for labels in tfidf_lr(drawn.task, drawn.train, drawn.test, drawn.seed)]
+
+
+def frozen(args: Args, drawn: Drawn) -> list[str]:
+    model, tokenizer = AutoModel.from_pretrained(args.encoder).eval(), AutoTokenizer.from_pretrained(args.encoder)
+    embedded = [embed(model, tokenizer, [e.text for e in examples]) for examples in (drawn.train, drawn.test)]
+    labels = [example.class_label(drawn.name) for example in drawn.train]
+    return [str(x) for x in LogisticRegression(max_iter=1000).fit(embedded[0], labels).predict(embedded[1])]
+
+
+@torch.no_grad()
+def embed(model: Any, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
+    """[texts, width] embeddings of length 1."""
+    parts = []
+    for i in range(0, len(texts), 32):
+        inputs = tokenizer(list(texts[i : i + 32]), padding=True, truncation=True, max_length=512, return_tensors="pt")
+        hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        parts.append((hidden * mask).sum(1) / mask.sum(1))
+    return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+
+
+def setfit(args: Args, drawn: Drawn) -> list[str]:
+    if args.setfit is None:
+        raise UserError("system setfit needs --setfit, a Python interpreter with that package.")
+    command = [str(args.setfit), "-c", SETFIT, str(drawn.folder), str(args.encoder.resolve()), str(drawn.seed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"setfit failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def encoder(args: Args, drawn: Drawn) -> list[str]:
+    return ours(args, drawn, "bert", args.encoder)
+
+
+def decoder(args: Args, drawn: Drawn) -> list[str]:
+    if args.decoder is None:
+        raise UserError("system decoder needs --decoder, a converted SmolLM2 folder.")
+    return ours(args, drawn, "smollm2_135m", args.decoder)
+
+
+def ours(args: Args, drawn: Drawn, model: str, checkpoint: Path) -> list[str]:
+    run, answers = drawn.folder / model, drawn.folder / f"{model}.jsonl"
+    common = ["--model", model, "--task", str(drawn.file), "--save_every", "0", "--seed", str(drawn.seed)]
+    more = [*args.train_options.split(), "--resume", "auto", "--output", str(run)]
+    texts = drawn.folder / "test.jsonl"
+    texts.write_text("".join(json.dumps({"text": example.text}) + "\n" for example in drawn.test), encoding="utf-8")
+    for script, words in (
+        ("train.py", [*common, "--checkpoint", str(checkpoint), *more]),
+        ("predict.py", ["--checkpoint", str(run / "export"), "--input", str(texts), "--output", str(answers)]),
+    ):
+        done = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{script} failed in {drawn.folder}:\n{done.stderr[-2000:]}")
+    lines = answers.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["label"] for line in lines]
+
+
+RUN: dict[str, Callable[[Args, Drawn], list[str]]] = {
+    "tfidf": tfidf, "frozen": frozen, "setfit": setfit, "encoder": encoder, "decoder": decoder,
+}  # fmt: skip
+
+
+def run(args: Args, argv: list[str]) -> None:
+    load, args.work = load_average(), args.work.resolve()
+    unknown = [system for system in args.systems if system not in RUN]
+    if unknown:
+        raise UserError(f"--systems {' '.join(unknown)}: expected some of {', '.join(RUN)}.")
+    args.work.mkdir(parents=True, exist_ok=True)
+    file = args.work / "runs.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    finished = {(r["task"], r["n"], r["draw"], r["system"]) for r in done}
+    for seed in range(args.draws):
+        for path in args.tasks:
+            for n in args.per_label:
+                drawn = draw(args, path, n, seed)
+                for system in args.systems:
+                    if (drawn.task.name, n, seed, system) in finished:
+                        continue
+                    begin = time.perf_counter()
+                    answers = RUN[system](args, drawn)
+                    seconds = time.perf_counter() - begin
+                    right = sum(a == b for a, b in zip(answers, drawn.gold, strict=True))
+                    found = {"task": drawn.task.name, "n": n, "draw": seed, "system": system, "seconds": seconds,
+                             "texts": len(drawn.train), "accuracy": 100 * right / len(drawn.gold)}  # fmt: skip
+                    done.append(found)
+                    say(json.dumps(found))
+                    with file.open("a") as stream:
+                        stream.write(json.dumps(found) + "\n")
+    write_result("few_labels", "Few labelled texts", report(args, done), argv, args.output, load)
+
+
+def report(args: Args, done: list[dict[str, Any]]) -> str:
+    """Tables of mean accuracies, a task each, with the draws' standard deviation and mean seconds."""
+    parts = []
+    for name in dict.fromkeys(r["task"] for r in done):
+        own = [r for r in done if r["task"] == name]
+        amounts = sorted({r["n"] for r in own})
+        rows = []
+        for system in SYSTEMS:
+            cells = []
+            for n in amounts:
+                runs = [r for r in own if r["system"] == system and r["n"] == n]
+                spread = f" ± {statistics.stdev(r['accuracy'] for r in runs):.1f}" if len(runs) > 1 else ""
+                seconds = statistics.mean(r["seconds"] for r in runs) if runs else 0.0
+                mean = statistics.mean(r["accuracy"] for r in runs) if runs else 0.0
+                cells.append(f"{mean:.1f}{spread} ({len(runs)}; {seconds:.0f} s)" if runs else "not run")
+            rows.append([SYSTEMS[system], *cells])
+        texts = ", ".join(f"{n}: {max(r['texts'] for r in own if r['n'] == n)} texts" for n in amounts)
+        parts.append(
+            f"## {name}\n\nTraining texts by texts a label: {texts}.\n\n"
+            + table(["accuracy in %, mean ± deviation (draws; seconds)", *(f"{n} a label" for n in amounts)], rows)
+        )
+    return "\n\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program("few_labels", Args, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
