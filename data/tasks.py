@@ -43,7 +43,8 @@ from data.readers.massive import INTENTS, SLOT_TYPES
 from data.readers.newsgroups import GROUPS, ROOTS
 
 if TYPE_CHECKING:
-    from data.readers.custom import CustomField, CustomSpec
+    from data.readers.custom import CustomSpec
+    from data.readers.custom_fields import CustomField
 
 JOINT_ORDERS = ("listing", "section")
 SLOT_ANSWERS: dict[str, type[TypeList] | type[Spans]] = {"list": TypeList, "bio": TagList, "spans": Spans}

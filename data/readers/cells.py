@@ -119,7 +119,7 @@ def collect_labels(
     files: Sequence[Source], dialect: Dialect, column: str, kind: str, other: str, tags: str | None
 ) -> list[str]:
     """The label set of a field, from all records of files that have a label. Arguments as the attributes of
-    `custom.CustomField`."""
+    `custom_fields.CustomField`."""
     found: set[str] = set()
     name = name_of(files)
     for file in files:

@@ -58,7 +58,6 @@ are one label.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,41 +65,20 @@ from typing import Any
 
 import msgspec
 
-from data.characters import appearance
 from data.errors import UserError, nearest
 from data.files.documents import parse_toml, read_bytes, shaped
 from data.readers import conll
-from data.readers.cells import SPANS, collect_labels
+from data.readers.cells import SPANS
+from data.readers.custom_fields import CustomField, FieldTable, read_field
 from data.readers.cut import Cut, SplitTable, read_cut
 from data.readers.encoding import check_encoding, decode_utf8
-from data.readers.label_sets import check_labels
-from data.readers.multi import MultiCells, collect_multi, columns_of, key_problem
 from data.readers.sources import DEFAULT_SPLITS, Source, dataset_splits, format_of
 from data.readers.split_files import split_files
 from data.readers.tables import COLUMNAR, FORMATS, PLAIN, Dialect, read_delimiter
-from data.readers.tags import SCHEMES, types_among
 from data.template import TextTemplate
 
 SPLITS = ("train", "dev", "test")
-TYPES = ("class", "multi", "token")
-ANSWERS = ("spans", "list", "bio")
 MISSING = ("error", "skip")
-
-
-class _FieldTable(msgspec.Struct):
-    """A ``[[fields]]`` table, as it is written."""
-
-    name: str
-    type: str
-    labels: list[str] | None = None
-    labels_from: str | None = None
-    names: dict[str, str] | None = None
-    column: str | None = None
-    other: str | None = None
-    tags: str | None = None
-    answer: str | None = None
-    separator: str | None = None
-    columns: list[str] | dict[str, str] | None = None
 
 
 class _Table(msgspec.Struct):
@@ -125,43 +103,7 @@ class _Table(msgspec.Struct):
     revision: str | None = None
     splits: dict[str, str] = {}
     split: SplitTable | None = None
-    fields: list[_FieldTable] = []
-
-
-@dataclass(frozen=True)
-class CustomField:
-    """One field of the answer, as described in the TOML file; ``data.tasks`` turns it into a field of the task.
-
-    Attributes:
-        name: its key in the examples' labels.
-        type: ``"class"`` (one label per document), ``"multi"`` (any number) or ``"token"`` (one per word).
-        labels: the label set, in the order in which the prompt lists it; for token fields without ``other``.
-        column: the column or key of the data files that holds it.
-        other: the label of a word that has none of ``labels``; unused for class fields.
-        answer: how a decoder writes the labels of a token field: "spans", "list" or "bio" (see `data.answers`).
-        tags: how the files' labels are written, a key of `data.readers.tags.SCHEMES`, or "spans": spans of characters
-            (see `data.readers.spans`); None: as each label shows.
-        names: labels by the codes that the files have in their place; None: the files have labels.
-        labels_from: the split from which the labels were collected; None: they were listed.
-        separator, columns: of a multi field; see `data.readers.multi.MultiCells`.
-    """
-
-    name: str
-    type: str
-    labels: tuple[str, ...]
-    column: str
-    other: str = "Other"
-    answer: str = "spans"
-    tags: str | None = None
-    names: dict[str, str] | None = None
-    labels_from: str | None = None
-    separator: str | None = None
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def cells(self) -> MultiCells:
-        """Where a table has the labels of a multi field."""
-        return MultiCells(self.column, self.separator, self.columns)
+    fields: list[FieldTable] = []
 
 
 @dataclass(frozen=True)
@@ -231,7 +173,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
     _check_keys(table.splits, SPLITS, f"{path}, splits")
     where = [f"{path}, [[fields]] number {number}" for number in range(1, len(table.fields) + 1)]
     for entry, place in zip(found["fields"], where, strict=True):
-        _check_keys(entry, _FieldTable.__struct_fields__, place)
+        _check_keys(entry, FieldTable.__struct_fields__, place)
     parts: list[tuple[msgspec.Struct, str]] = [(table, str(path)), *zip(table.fields, where, strict=True)]
     if table.split is not None:
         _check_keys(found["split"], SplitTable.__struct_fields__, f"{path}, [split]")
@@ -252,7 +194,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
     tokens_column = _tokens_column(table, files, dialect, path)
     fields: list[CustomField] = []
     for own, place in zip(table.fields, where, strict=True):
-        field = _read_field(own, place, files, dialect)
+        field = read_field(own, place, files, dialect)
         if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
         if field.tags == SPANS and tokens_column is not None:
@@ -342,77 +284,6 @@ def _tokens_column(table: _Table, files: dict[str, tuple[Source, ...]], dialect:
         raise UserError(f"{path}: {other} is for texts, and CoNLL files have words: use tokens_column.")
     usual = dialect.conll_columns or (conll.UNIVERSAL if "conllu" in formats else (conll.TOKENS,))
     return table.tokens_column or conll.token_column(usual)
-
-
-def _read_field(entry: _FieldTable, where: str, files: dict[str, tuple[Source, ...]], dialect: Dialect) -> CustomField:
-    name, kind = entry.name, entry.type
-    if kind not in TYPES:
-        raise UserError(f"{where}: unknown type {kind!r}.{nearest(kind, TYPES)}")
-    if kind != "token" and entry.other is not None:
-        raise UserError(f"{where}: 'other' is for fields of type \"token\" only; put it among the labels instead.")
-    if kind != "token" and entry.answer is not None:
-        raise UserError(f"{where}: 'answer' is for fields of type \"token\" only; others have one form of answer.")
-    if kind != "token" and entry.tags is not None:
-        raise UserError(f"{where}: 'tags' is for fields of type \"token\" only.")
-    if entry.names is not None and entry.tags == SPANS:
-        raise UserError(f"{where}: 'names' is for codes in the place of labels; spans have labels.")
-    for key in ("separator", "columns"):
-        if kind != "multi" and getattr(entry, key) is not None:
-            raise UserError(f"{where}: '{key}' is for fields of type \"multi\" only.")
-    n_given = sum(given is not None for given in (entry.labels, entry.labels_from, entry.names))
-    if problem := key_problem(entry.columns, entry.separator, entry.column, n_given > 0):
-        raise UserError(f"{where}: {problem}")
-    columns = columns_of(entry.columns)
-    if not columns and n_given != 1:
-        raise UserError(f"{where}: give either labels (a list) or labels_from (a split) or names (a label for each "
-                        "code), and only one of them.")  # fmt: skip
-    column, other = entry.column or name, entry.other or "Other"
-    answer, tags = entry.answer or ANSWERS[0], entry.tags
-    if answer not in ANSWERS:
-        raise UserError(f"{where}: unknown answer {answer!r}.{nearest(answer, ANSWERS)}")
-    if tags is not None and tags not in (*SCHEMES, SPANS):
-        raise UserError(f"{where}: unknown tags {tags!r}.{nearest(tags, (*SCHEMES, SPANS))}")
-
-    if columns:
-        labels = list(columns)
-    elif entry.names is not None:
-        labels = _named(entry.names, where)
-        if kind == "token":
-            try:
-                labels = sorted(types_among(labels, other, tags)[0])
-            except UserError as error:
-                raise UserError(f"{where}: names {error}") from error
-    elif entry.labels is not None:
-        labels = entry.labels
-    else:
-        split = entry.labels_from or ""
-        if split not in files:
-            raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
-        if kind == "multi":
-            labels = collect_multi(files[split], dialect, MultiCells(column, entry.separator, {}))
-        else:
-            labels = collect_labels(files[split], dialect, column, kind, other, tags)
-    check_labels(labels, kind, other, answer, where)
-    for written in (*(entry.names or ()), *labels):  # codes are read, labels are written by predict.py
-        if entry.separator is not None and entry.separator in written:
-            raise UserError(
-                f"{where}: label {written!r} has the separator {entry.separator!r} in it, so it would be read as "
-                "several. Choose another separator, or give the labels as JSON lists."
-            )
-    return CustomField(
-        name, kind, tuple(labels), column, other, answer, tags, entry.names, entry.labels_from, entry.separator, columns
-    )
-
-
-def _named(names: dict[str, str], where: str) -> list[str]:
-    """The labels of a field whose files have codes; several codes may have the same name."""
-    codes: dict[str, str] = {}
-    for code in names:
-        twin = codes.setdefault(appearance(code), code)
-        if twin != code or code != code.strip() or not appearance(code):
-            raise UserError(f"{where}: names has the code {code!r}, which is empty, has spaces around it, or looks "
-                            "like another.")  # fmt: skip
-    return list(dict.fromkeys(names.values()))
 
 
 def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:

@@ -13,7 +13,8 @@ from data.characters import by_appearance, find, is_text
 from data.errors import UserError, nearest
 from data.example import Example
 from data.readers.cells import SPANS, class_label, missing_column, no_column, parsed_list, records, token_labels
-from data.readers.custom import CustomField, CustomSpec
+from data.readers.custom import CustomSpec
+from data.readers.custom_fields import CustomField
 from data.readers.cut import TRAIN, divide
 from data.readers.groups import check_groups, group_of
 from data.readers.multi import MultiReader

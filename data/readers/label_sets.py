@@ -16,7 +16,7 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
     """Check a label set; labels that differ only in case or spaces are named in a warning.
 
     Args:
-        kind, other, answer: as the attributes of `custom.CustomField`.
+        kind, other, answer: as the attributes of `custom_fields.CustomField`.
         where: the field, for messages.
 
     Raises:

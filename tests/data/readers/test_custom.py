@@ -11,8 +11,9 @@ import pytest
 
 from data.errors import UserError
 from data.example import Example
-from data.readers.custom import CustomField, read_custom_spec
+from data.readers.custom import read_custom_spec
 from data.readers.custom_examples import load_custom, read_custom
+from data.readers.custom_fields import CustomField
 from data.source import load_examples
 from data.tasks import get_task
 
