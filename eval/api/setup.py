@@ -1,6 +1,6 @@
 """From options to requests: the prompts that a decoder gets, as the messages of a chat.
 
-The prompt is built as for any decoder without a stored one (`eval.setup.new_prompt`): the same wording, few-shot
+The prompt is built as for any decoder without a stored one (`eval.prompt.new_prompt`): the same wording, few-shot
 examples and examples to score. Only the document is ever truncated.
 """
 
@@ -27,7 +27,8 @@ from eval.api.tokens import Characters, Counter, counter_for
 from eval.config import EvalConfig
 from eval.decoder.score import BUDGET_MARGIN
 from eval.output import default_output
-from eval.setup import choose_examples, new_prompt
+from eval.prompt import new_prompt
+from eval.setup import choose_examples
 
 ROW_LENGTH = 16_384  # the paper's
 SEAM = 8  # tokens: a prompt and a document may be a few more together than each by itself
