@@ -45,7 +45,8 @@ from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, keep_unsharded, reshard, reshards_after_forward
 from train.planning.hardware import usable
 from train.scorer import Calibrated, HeldOutScore
-from train.setup import CACHE_DIR, Setup, longest_input
+from train.setup import Setup
+from train.training_data import CACHE_DIR, longest_input
 
 log = logging.getLogger(__name__)
 

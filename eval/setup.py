@@ -46,7 +46,7 @@ from train.checkpointing.checkpoint import load_model
 from train.config import RECIPES
 from train.parallel.tensor_parallel import apply_tensor_parallel, check_divides
 from train.planning.checkpoint import find_tokenizer
-from train.setup import CACHE_DIR
+from train.training_data import CACHE_DIR
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from train.config import TrainConfig
 from train.errors import RunStopped
 from train.model_card import model_card
 from train.scorer import Calibrated
-from train.setup import MACHINE_OPTIONS, Setup, longest_input
+from train.setup import MACHINE_OPTIONS, Setup
+from train.training_data import longest_input
 
 log = logging.getLogger(__name__)
 

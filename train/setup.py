@@ -7,8 +7,6 @@ result is the same on every rank.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,25 +18,18 @@ import torch
 from checkpoints_tools.carried import Carried, read_carried
 from checkpoints_tools.checksums import check_small_files
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
-from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, get_model_spec
+from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
-from data.batch import Samples
 from data.class_weights import ClassWeights, describe_weights, read_weights, resolve_weights
-from data.decoder.answer_weights import answer_weights
-from data.decoder.fewshot import PromptSpec, choose_shots, cut_shots
-from data.decoder.round_trip import check_labels
-from data.decoder.samples import SampleSet, prepare
-from data.decoder.templates import Prompt, pick_template
-from data.decoder.tokenizer import Tokenizer
-from data.encoder.samples import LONGEST_DOCUMENT
+from data.decoder.fewshot import PromptSpec
+from data.decoder.samples import SampleSet
+from data.decoder.templates import Prompt
 from data.encoder.samples import SampleSet as EncoderSampleSet
-from data.encoder.samples import prepare as prepare_encoder
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.errors import UserError
 from data.example import Example
 from data.loader import StepLoader
-from data.source import draw_to_train, holdout, load_examples
+from data.source import load_examples
 from data.task_file import save_task, task_hash
 from data.tasks import Task, get_task
 from train import options, starting
@@ -49,13 +40,21 @@ from train.metrics import check_tensorboard
 from train.parallel.distributed import pick_device
 from train.parallel.mesh import MeshShape, lay_out_world
 from train.parallel.tensor_parallel import check_divides
+from train.training_data import (
+    build_loader,
+    count_steps,
+    describe_repeats,
+    divide,
+    hash_samples,
+    prepare_samples,
+    warn_of_length,
+    weigh,
+)
 
 log = logging.getLogger(__name__)
 
 # Paths, which may differ between machines. Hashes check the contents; every rank must see the files of rank 0.
 MACHINE_OPTIONS = ("config", "checkpoint", "data", "task", "cache_dir", "output")
-
-CACHE_DIR = Path(__file__).resolve().parent.parent / ".cache" / "prepared"
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def open_run(config: TrainConfig) -> Setup:
     if prompt_spec is not None:
         log.info("prompt: %s template (%s), %d shots", prompt_spec.template, prompt_spec.template_from,
                  len(prompt_spec.shots))  # fmt: skip
-        _warn_of_length(cast(SampleSet, samples), model_config, config)
+        warn_of_length(cast(SampleSet, samples), model_config, config)
     log.info("training data: %s", samples.describe())
     weights = resolve_weights(read_weights(config.train.class_weights, task, []), examples)
     if weights:
@@ -184,143 +183,6 @@ def _carried(config: TrainConfig) -> Carried:
     """The files of the checkpoint to start from. Random weights have none: a preset's config is not the folder's."""
     folder = config.model.checkpoint
     return read_carried(folder) if folder is not None and config.model.init == "pretrained" else Carried()
-
-
-def prepare_samples(
-    config: TrainConfig,
-    spec: ModelSpec,
-    model_config: ModelConfig,
-    task: Task,
-    tokenizer: AnyTokenizer,
-    examples: list[Example],
-    shots: list[Example],
-) -> tuple[SampleSet | EncoderSampleSet, PromptSpec | None]:
-    """Tokenize the examples to train on; for a decoder, also return the prompt."""
-    max_length, cache_dir = longest_input(config, model_config), config.data.cache_dir or CACHE_DIR
-    if spec.kind == "encoder":
-        assert isinstance(tokenizer, EncoderTokenizer)
-        return prepare_encoder(examples, task, tokenizer, max_length, cache_dir=cache_dir), None
-    decoder_tokenizer = cast(Tokenizer, tokenizer)
-    prompt_spec = _prompt_spec(config, spec, task, decoder_tokenizer, shots)
-    prompt = prompt_spec.build(task)
-    check_labels(task, prompt, decoder_tokenizer)
-    return prepare(examples, task, prompt, decoder_tokenizer, max_length, cache_dir=cache_dir), prompt_spec
-
-
-def weigh(
-    samples: SampleSet | EncoderSampleSet,
-    weights: ClassWeights,
-    examples: list[Example],
-    task: Task,
-    prompt: Prompt | None,
-    tokenizer: AnyTokenizer,
-) -> None:
-    """Give the samples of these examples their weights in the loss; ``prompt`` is a decoder's."""
-    if isinstance(samples, EncoderSampleSet):
-        samples.weigh(weights, task)
-    else:
-        assert prompt is not None
-        samples.label_weights = answer_weights(samples, examples, task, prompt, cast(Tokenizer, tokenizer), weights)
-
-
-def build_loader(config: TrainConfig, samples: Samples, *, rank: int, world_size: int) -> StepLoader:
-    """The loader of a run over ``world_size`` ranks that work on different samples."""
-    return StepLoader(
-        samples,
-        batch_size=config.batch.batch_size,
-        batch_unit=config.batch.batch_unit,
-        row_length=config.batch.row_length,
-        packing=config.batch.packing,
-        share_prefix=config.batch.share_prefix,
-        micro_rows=config.batch.micro_rows,
-        seed=config.train.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-
-
-def describe_repeats(loader: StepLoader) -> str | None:
-    """What to say, and to set, if a step takes the training data more than once; else None."""
-    n, batch, unit = loader.units_per_epoch, loader.batch_size, loader.batch_unit
-    if batch <= n:
-        return None
-    rows = f", which fill {n} row(s) of --row_length {loader.row_length}," if unit == "rows" else ""
-    other = ", a smaller --row_length, or --batch_unit samples" if unit == "rows" else ""
-    return (
-        f"a step of --batch_size {batch} {unit} takes the {len(loader.samples)} training samples{rows} {batch / n:.1f} "
-        f"times. Set --batch_size to {n} or less{other}."
-    )
-
-
-def count_steps(config: TrainConfig, loader: StepLoader) -> int:
-    """Optimizer steps of a run, from ``steps`` or ``epochs``."""
-    if config.train.steps is not None:
-        return config.train.steps
-    assert config.train.epochs is not None, "find_problems requires one of the two"
-    return max(loader.n_steps_for(config.train.epochs), config.train.min_steps)
-
-
-def longest_input(config: TrainConfig, model_config: ModelConfig) -> int:
-    """Maximum tokens of an input: a decoder's prompt and answer, an encoder's document with special tokens."""
-    batch = config.batch
-    if architecture_of(model_config).row_bounds_input:
-        return batch.row_length
-    return batch.max_length or min(LONGEST_DOCUMENT, model_config.max_position, batch.row_length)
-
-
-def _prompt_spec(
-    config: TrainConfig, spec: ModelSpec, task: Task, tokenizer: Tokenizer, shots: list[Example]
-) -> PromptSpec:
-    choice = pick_template(config.data.template, tokenizer, spec.chat_template)
-    return PromptSpec(
-        task=task.name,
-        template=choice.template,
-        template_from=choice.why,
-        joint_order=config.data.joint_order,
-        shots=tuple(cut_shots(shots, task, tokenizer, config.data.shot_tokens)),
-        seed=shots_seed(config),
-        shots_choice=config.data.shots_choice,
-        shot_tokens=config.data.shot_tokens,
-        list_labels=config.data.list_labels,
-        wording=config.data.wording,
-        row_length=config.batch.row_length,
-    ).signed(task)
-
-
-def divide(
-    examples: list[Example], task: Task, config: TrainConfig
-) -> tuple[list[Example], list[Example], list[Example]]:
-    """Divide the training split into few-shot examples, held-out examples and those to train on, by seed.
-
-    The few-shot examples are drawn first, from the entire split, as `eval.setup` draws them for a checkpoint that was
-    never fine-tuned. Holding out must not change the prompt. Otherwise scores before and after fine-tuning would differ
-    in more than the weights.
-    """
-    seed, data = config.train.seed, config.data
-    shots = []
-    if data.shots or data.shot_ids:
-        shots = choose_shots(examples, task, data.shots, shots_seed(config), data.shots_choice, data.shot_ids)
-    shown = {shot.id for shot in shots}
-    examples = [example for example in examples if example.id not in shown]
-    held_out: list[Example] = []
-    if config.eval.holdout:
-        examples, held_out = holdout(examples, config.eval.holdout, seed)
-    if config.data.limit is not None and config.data.limit < len(examples):
-        examples = draw_to_train(examples, config.data.limit, seed)
-    return held_out, shots, examples
-
-
-def shots_seed(config: TrainConfig) -> int:
-    """The seed of the few-shot examples' choice."""
-    return config.train.seed if config.data.shots_seed is None else config.data.shots_seed
-
-
-def hash_samples(samples: SampleSet | EncoderSampleSet) -> str:
-    """The hash by which a checkpoint identifies its training data."""
-    digest = hashlib.sha256(json.dumps(samples.ids).encode())
-    for array in samples.contents():
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def _open_device(config: TrainConfig) -> torch.device:
@@ -402,15 +264,3 @@ def find_checkpoint(config: TrainConfig, identity: dict[str, Any], task: Task, b
     values = checkpoint.keep_optimizer(options.flatten(config), state)
     checkpoint.check_fits(state, values, identity, folder, task)
     return folder
-
-
-def _warn_of_length(samples: SampleSet, model_config: ModelConfig, config: TrainConfig) -> None:
-    limit = model_config.max_position
-    if config.batch.row_length > limit:
-        log.warning(
-            "warning: row_length %d exceeds the %d tokens the model was trained for; %d of %d samples are longer.",
-            config.batch.row_length,
-            limit,
-            samples.count_longer_than(limit),
-            len(samples),
-        )

@@ -65,7 +65,7 @@ def test_word_features(words):
 def test_they_are_trained_and_scored_on_what_train_and_eval_draw(tmp_path, monkeypatch):
     """So that a model and a baseline can be compared on part of the data."""
     from train.resolve import load_config
-    from train.setup import divide
+    from train.training_data import divide
 
     options = "--model llama_debug --checkpoint x --task massive_intent --data sample --limit 50 --seed 3"
     options += " --holdout 0.2 --eval_every 9"

@@ -16,8 +16,9 @@ from data.source import load_examples
 from train import options
 from train.config import TrainConfig
 from train.resolve import load_config
-from train.setup import divide, open_run
+from train.setup import open_run
 from train.trainer import Trainer
+from train.training_data import divide
 
 
 def test_balanced_in_a_run(world, train_args: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,8 +19,9 @@ from eval.stored_calibration import Calibration, weights_of
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS
 from train.resolve import load_config
-from train.setup import longest_input, open_run
+from train.setup import open_run
 from train.trainer import Trainer
+from train.training_data import longest_input
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from data.tasks import TASKS
 from train import options
 from train.config import TrainConfig
 from train.resolve import load_config
-from train.setup import divide, open_run
+from train.setup import open_run
+from train.training_data import divide
 
 
 def test_holding_out_changes_no_few_shot_examples() -> None:

@@ -22,8 +22,9 @@ from train import options
 from train.config import TrainConfig
 from train.parallel import parallelize
 from train.parallel.distributed import World, run_guarded, start
-from train.setup import Setup, build_loader, hash_samples
+from train.setup import Setup
 from train.trainer import Trainer
+from train.training_data import build_loader, hash_samples
 
 VOCAB = 301
 STEPS = 3

@@ -35,7 +35,8 @@ from train.planning.hardware import GIB, GPUS, MIN_BLOCK_SECONDS, UPDATE_BYTES, 
 from train.planning.memory import Pass, Settings, count_parameters
 from train.planning.workload import RankPass, Workload, assume_samples, count_workload, pass_flops
 from train.resolve import choose_optim
-from train.setup import Setup, build_loader, config_for_task, count_steps, divide, longest_input, prepare_samples
+from train.setup import Setup, config_for_task
+from train.training_data import build_loader, count_steps, divide, longest_input, prepare_samples
 
 log = logging.getLogger(__name__)
 
