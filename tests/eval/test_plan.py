@@ -12,12 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints_tools.encoder_config import heads_for
-from checkpoints_tools.export import export_hf
 from checkpoints_tools.registry import MODELS
 from data.decoder.fewshot import PromptSpec
-from data.encoder.samples import output_labels
-from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS
@@ -29,8 +25,8 @@ from eval.plan import ScoringPlan, describe, make_plan
 from eval.resolve import load_config
 from eval.score import batch_sizes, score
 from eval.setup import build_model, open_scoring
-from model.encoder import ROBERTA_DEBUG, Encoder
-from tests.encoder_tokenizers import write_roberta
+from model.encoder import ROBERTA_DEBUG
+from tests.encoder_exports import write_encoder
 from tests.launching import TICKETS
 from tests.meta_reference import FFN, PARAMS, random_weights, write_meta_folder, write_rank_file
 
@@ -137,14 +133,9 @@ def test_a_folder_of_metas_is_planned_from_its_own_numbers(tmp_path):
 
 def test_an_encoder_is_planned_with_the_length_that_it_was_trained_on(tmp_path):
     task = TASKS["massive_joint"]
-    texts = [example.text for example in load_examples(task, "train", "sample")]
-    tokenizer = load_encoder_tokenizer(write_roberta(tmp_path, texts, vocab_size=600)["files"])
-    config = dataclasses.replace(ROBERTA_DEBUG, vocab_size=tokenizer.vocab_size, heads=heads_for(task))
-    model = Encoder(config)
-    model.init_weights(torch.Generator().manual_seed(0))
-    export_hf(model, config, tokenizer, tmp_path / "export", labels=output_labels(task), max_length=9)
+    folder = write_encoder(tmp_path, task, ROBERTA_DEBUG, max_length=9)
     options = dict(model="roberta", limit=20, batch_tokens=32, cache_dir=tmp_path / "cache")
-    plan, calls = plan_and_passes(tmp_path / "export", **options)
+    plan, calls = plan_and_passes(folder, **options)
     assert plan.setup.max_length == 9 == max(plan.load.lengths.bodies) and plan.setup.task == task
     (rows,) = plan.batches
     assert [call["args"][0].numel() for call in calls] == [row.n_tokens for row in rows] and len(rows) > 3

@@ -9,18 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, log_loss
 
 from checkpoints_tools.checksums import CHECKSUMS, Damaged, find_damage, read_checksums, write_checksums
 from checkpoints_tools.convert import convert
-from checkpoints_tools.encoder_config import heads_for
-from checkpoints_tools.export import export_hf
-from data.encoder.samples import output_labels
-from data.encoder.tokenizer import load_tokenizer
 from data.errors import UserError
-from data.source import load_examples
 from data.task_file import save_task
 from data.tasks import TASKS
 from eval.calibration import calibration_error, fit_temperature
@@ -32,9 +26,9 @@ from eval.results import read_predictions, read_results
 from eval.setup import open_scoring
 from eval.stored_calibration import CALIBRATION_FILE, Calibration, FieldCalibration, check_can_fit, hash_prompt
 from eval.weights import Weights
-from model.encoder import ROBERTA_BASE, Encoder
+from model.encoder import ROBERTA_BASE
+from tests.encoder_exports import write_encoder
 from tests.encoder_reference import scaled_down
-from tests.encoder_tokenizers import write_roberta
 from tests.eval.test_eval_cli import fine_tuned
 from tests.launching import TICKETS, call_main
 
@@ -54,19 +48,8 @@ def test_a_temperature_at_its_limit_is_named():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """An encoder's export with random weights, whose answers depend on the text and are sure of themselves."""
-    folder = tmp_path_factory.mktemp("exported")
-    texts = [example.text for example in load_examples("massive", "train", "sample")]
-    tokenizer = load_tokenizer(write_roberta(folder, texts, vocab_size=600)["files"])
-    config = replace(scaled_down(ROBERTA_BASE, *heads_for(INTENT)), vocab_size=tokenizer.vocab_size, max_position=40)
-    model = Encoder(config)
-    model.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(10.0)
-    out = folder / "export"
-    export_hf(model, config, tokenizer, out, labels=output_labels(INTENT), add=lambda new: save_task(INTENT, new))
-    return out
+    config = replace(scaled_down(ROBERTA_BASE), max_position=40)
+    return write_encoder(tmp_path_factory.mktemp("exported"), INTENT, config, add=lambda new: save_task(INTENT, new))
 
 
 @pytest.fixture

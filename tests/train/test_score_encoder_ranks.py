@@ -9,25 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints_tools.encoder_config import heads_for
-from checkpoints_tools.export import export_hf
-from data.encoder.samples import output_labels
-from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
-from data.source import load_examples
 from data.tasks import TASKS
 from eval.config import EvalConfig
 from eval.job import ScoringJob
 from eval.results import Prediction, read_predictions, read_results
 from eval.score import score
 from eval.setup import build_model, open_scoring
-from model.encoder import ROBERTA_DEBUG, Encoder
-from tests.encoder_tokenizers import write_roberta
+from model.encoder import ROBERTA_DEBUG
+from tests.encoder_exports import write_encoder
 from tests.launching import ROOT
 from tests.train import encoder_score_run
 from train.resolve import load_config
 from train.setup import open_run
-
-JOINT = TASKS["massive_joint"]
 
 
 def assert_same(found: list[Prediction], expected: list[Prediction]) -> None:
@@ -58,23 +51,8 @@ def assert_close(found: object, expected: object, name: str = "") -> None:
         assert found == (pytest.approx(expected, abs=1e-5) if name in ROUNDED else expected), name
 
 
-def write_start(folder: Path) -> Path:
-    """A random joint model with weights so large that its answers depend on the document."""
-    texts = [example.text for example in load_examples(JOINT, "train", "sample")]
-    tokenizer = load_encoder_tokenizer(write_roberta(folder, texts, vocab_size=600)["files"])
-    config = replace(ROBERTA_DEBUG, vocab_size=tokenizer.vocab_size, heads=heads_for(JOINT))
-    model = Encoder(config)
-    model.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(10.0)
-    export_hf(model, config, tokenizer, folder / "start", labels=output_labels(JOINT))
-    return folder / "start"
-
-
 def test_two_ranks_answer_as_one_process(launch, tmp_path: Path) -> None:
-    start, run = write_start(tmp_path), tmp_path / "run"
+    start, run = write_encoder(tmp_path, TASKS["massive_joint"], ROBERTA_DEBUG), tmp_path / "run"
     args = [
         "--model", "roberta", "--checkpoint", str(start), "--task", "massive_joint", "--data", "sample", "--output",
         str(run), "--cache_dir", str(tmp_path / "cache"), "--steps", "4", "--lr", "1e-4", "--holdout", "0.05",

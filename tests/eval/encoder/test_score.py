@@ -21,7 +21,8 @@ from eval.job import ScoringJob, ScoringRanks
 from eval.probabilities import N_TOP
 from eval.results import Results, field_kinds, label_sets, read_predictions, write_run
 from eval.score import score
-from model.encoder import ROBERTA_BASE, Encoder
+from model.encoder import ROBERTA_BASE
+from tests.encoder_exports import random_encoder
 from tests.encoder_reference import ours_from, reference, scaled_down
 from tests.encoder_tokenizers import write_bert, write_roberta
 
@@ -51,16 +52,6 @@ def marked(examples):
 
 def job(task, tokenizer, examples, **options):
     return ScoringJob(task, tokenizer, examples, MAX_LENGTH, **options)
-
-
-def random_encoder(task, tokenizer, **options):
-    model = Encoder(config_for(task, tokenizer, **options))
-    model.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():  # as initialized, the answer hardly depends on the document
-            if parameter.dim() > 1:
-                parameter.mul_(10.0)
-    return model
 
 
 def same(predictions, others):
@@ -146,7 +137,7 @@ def score_on_rank(rank, world_size, folder, examples, port_file, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=world_size)
     tokenizer = load_encoder_tokenizer(folder)
-    model = random_encoder(THREE, tokenizer)
+    model = random_encoder(config_for(THREE, tokenizer))
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     ranks = ScoringRanks(rank=rank, world_size=world_size, sharded=True, passes=dist.group.WORLD)
@@ -158,7 +149,7 @@ def score_on_rank(rank, world_size, folder, examples, port_file, out):
 def test_neither_packing_nor_ranks_change_an_answer(folders, tmp_path):
     tokenizer = load_encoder_tokenizer(folders["roberta"])
     examples = marked(load_examples(JOINT, "test", "sample")[:9])
-    model, passes, done = random_encoder(THREE, tokenizer), [], []
+    model, passes, done = random_encoder(config_for(THREE, tokenizer)), [], []
     model.register_forward_hook(lambda *_: passes.append(1))
     packed = score(model, job(THREE, tokenizer, examples), progress=done.append)
     assert len(passes) == 1 and sum(done) == 9
@@ -188,7 +179,7 @@ def test_neither_packing_nor_ranks_change_an_answer(folders, tmp_path):
 def test_dropout_is_off_while_scoring_and_on_again_after(folders):
     tokenizer = load_encoder_tokenizer(folders["roberta"])
     examples = load_examples(JOINT, "test", "sample")[:9]
-    model = random_encoder(JOINT, tokenizer).train()
+    model = random_encoder(config_for(JOINT, tokenizer)).train()
     assert model.config.dropout > 0
     results = [score(model, job(JOINT, tokenizer, examples)) for _ in range(2)]
     assert model.training and results[0].predictions == results[1].predictions
@@ -197,7 +188,7 @@ def test_dropout_is_off_while_scoring_and_on_again_after(folders):
 
 def test_words_out_of_reach_are_other_and_counted(folders):
     tokenizer = load_encoder_tokenizer(folders["bert"])
-    model = random_encoder(JOINT, tokenizer, family="bert")
+    model = random_encoder(config_for(JOINT, tokenizer, family="bert"))
     with torch.no_grad():
         model.heads["slots"].out.bias[0] = -1e4  # never "O" where the model sees a word
     words = [["please"] * 70, ["wake", "\u200b", "me"], []]  # too long; a word that BERT drops; nothing at all
@@ -224,7 +215,7 @@ def test_probabilities_come_back_from_disk_and_two_runs_combine(folders, tmp_pat
     for name in NAMES:
         task = TASKS[name]
         examples = load_examples(task, "test", "sample")[:6]
-        runs.append(score(random_encoder(task, tokenizer), job(task, tokenizer, examples)))
+        runs.append(score(random_encoder(config_for(task, tokenizer)), job(task, tokenizer, examples)))
         result = runs[-1]
         folder = tmp_path / name
         results = Results(name, name, field_kinds(task), "sample", "test", result.metrics, cost=result.cost)
