@@ -34,7 +34,7 @@ def records(file: Source, dialect: Dialect, wanted: Sequence[str], advice: str =
     Raises:
         UserError: the header does not name a column; the first record that cannot be read, or that has too many cells.
     """
-    with open_source(file, dialect) as table:
+    with open_source(file, dialect, wanted) as table:
         if table.columns:
             lacking = next((column for column in wanted if column not in table.columns), None)
             if lacking is not None:

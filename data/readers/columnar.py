@@ -4,12 +4,13 @@ Arrow files are mapped into memory and of Parquet one batch of rows is read at a
 whole. What a file says about itself is checked before it is used: Arrow trusts offsets, and would read anywhere.
 
 The columns that ``datasets`` calls a ClassLabel hold numbers, whose names are in the file: they are read as the names.
+Columns that nobody asks for are not read: what is wrong in them does not matter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date, datetime, time
 from pathlib import Path
@@ -51,8 +52,11 @@ class _Splits(msgspec.Struct):
 
 
 @contextmanager
-def open_parquet(path: Path, name: str) -> Iterator[Table]:
+def open_parquet(path: Path, name: str, wanted: Collection[str] | None = None) -> Iterator[Table]:
     """Open a Parquet file.
+
+    Args:
+        wanted: the columns that records have, of those of the file; None: all.
 
     Raises:
         UserError: here or while iterating: it cannot be read, is damaged or incomplete, or has a column twice.
@@ -65,15 +69,18 @@ def open_parquet(path: Path, name: str) -> Iterator[Table]:
     except _broken() as error:
         raise UserError(f"{name}: not Parquet, damaged or incomplete ({first_line(error)}).") from error
     with file:
-        rows = Rows(name, file.schema_arrow)
+        rows = Rows(name, file.schema_arrow, wanted)
         n_rows = file.metadata.num_rows
-        records = rows.records(file.iter_batches(batch_size=BATCH_ROWS))
+        records = rows.records(file.iter_batches(batch_size=BATCH_ROWS, columns=rows.wanted))
         yield Table(rows.columns, records, lambda: rows.n_read / n_rows if n_rows else None)
 
 
 @contextmanager
-def open_arrow(path: Path, name: str) -> Iterator[Table]:
+def open_arrow(path: Path, name: str, wanted: Collection[str] | None = None) -> Iterator[Table]:
     """Open an Arrow file (of streaming or of file format), or a folder of them that ``datasets`` saved.
+
+    Args:
+        wanted: the columns that records have, of those of the file; None: all.
 
     Raises:
         UserError: here or while iterating: it cannot be read, is damaged or incomplete, or has a column twice.
@@ -87,8 +94,8 @@ def open_arrow(path: Path, name: str) -> Iterator[Table]:
         for file in opened[1:]:
             if not file.schema.equals(schema):
                 raise UserError(f"{file.name}: its columns are not those of {opened[0].name}.")
-        rows = Rows(name, schema)
-        records = rows.records(batch for file in opened for batch in file.batches())
+        rows = Rows(name, schema, wanted)
+        records = rows.records(batch for file in opened for batch in file.batches(rows.wanted))
         total = sum(sizes)
         yield Table(rows.columns, records, lambda: sum(file.done for file in opened) / total if total else None)
 
@@ -104,13 +111,14 @@ class _ArrowFile:
         self.name, self.source, self.reader, self.is_stream = name, source, reader, is_stream
         self.schema, self.size, self.done = reader.schema, source.size(), 0.0
 
-    def batches(self) -> Iterator[Any]:
-        """Yield batches of few rows, each checked."""
+    def batches(self, wanted: list[str]) -> Iterator[Any]:
+        """Yield batches of few rows, each checked, with the wanted columns."""
         if self.is_stream:
             large = iter(self.reader)
         else:
             large = (self.reader.get_batch(i) for i in range(self.reader.num_record_batches))
         for number, batch in enumerate(large, 1):
+            batch = batch.select(wanted)
             try:
                 batch.validate(full=True)
             except ValueError as error:  # to_pylist would read wherever an offset points
@@ -206,22 +214,26 @@ class Rows:
 
     Args:
         name: what messages call the source.
-        schema: of the batches, a ``pyarrow.Schema``.
+        schema: of the source, a ``pyarrow.Schema``.
+        wanted: the columns that records have, of those of the schema; None: all. Batches may have others too.
 
     Attributes:
+        columns: the names of all columns.
+        wanted: of those that records have.
         n_read: number of rows until now.
 
     Raises:
         UserError: no column, a column twice, or a description of the columns that is damaged.
     """
 
-    def __init__(self, name: str, schema: Any) -> None:
+    def __init__(self, name: str, schema: Any, wanted: Collection[str] | None = None) -> None:
         check_columns(list(schema.names), name)
         if not schema.names:
             raise UserError(f"{name}: it has no columns.")
         features = _features(schema, name)
         self.name, self.columns, self.n_read = name, tuple(schema.names), 0
-        self._convert = [_converter(field.type, features.get(field.name)) for field in schema]
+        self.wanted = [column for column in self.columns if wanted is None or column in wanted]
+        self._convert = [_converter(schema.field(column).type, features.get(column)) for column in self.wanted]
 
     def records(self, batches: Iterator[Any]) -> Iterator[Record]:
         """The records of ``pyarrow.RecordBatch`` after ``pyarrow.RecordBatch``."""
@@ -257,10 +269,10 @@ class Rows:
 
     def _values(self, batch: Any) -> list[dict[str, Any]]:
         columns = []
-        for column, convert in zip(batch.columns, self._convert, strict=True):
-            values = column.to_pylist()
+        for column, convert in zip(self.wanted, self._convert, strict=True):
+            values = batch.column(column).to_pylist()
             columns.append(values if convert is None else list(map(convert, values)))
-        return [dict(zip(self.columns, row, strict=True)) for row in zip(*columns, strict=True)]
+        return [dict(zip(self.wanted, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _converter(kind: Any, feature: Any) -> Convert | None:

@@ -7,7 +7,7 @@ Only formats that hold data and nothing else are read; code or pickles of a repo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,16 +52,19 @@ class HubSplit:
 
 
 @contextmanager
-def open_hub(source: HubSplit) -> Iterator[Table]:
+def open_hub(source: HubSplit, wanted: Collection[str] | None = None) -> Iterator[Table]:
     """Open a split; it is downloaded if it is not in the cache.
+
+    Args:
+        wanted: the columns that records have, of those of the split; None: all.
 
     Raises:
         UserError: no network and no copy in the cache, no such data set, configuration, revision or split, no access,
             a format that is not read.
     """
     data = _load(source)
-    rows, n_rows = Rows(str(source), data.data.schema), len(data)
-    tables = data.with_format("arrow").iter(BATCH_ROWS)
+    rows, n_rows = Rows(str(source), data.data.schema, wanted), len(data)
+    tables = data.with_format("arrow", columns=rows.wanted).iter(BATCH_ROWS)
     records = rows.records(batch for table in tables for batch in table.to_batches())
     yield Table(rows.columns, records, lambda: rows.n_read / n_rows if n_rows else None)
 

@@ -9,7 +9,7 @@ splits = { train = "train", test = "validation" }   # what the data set calls th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,13 +78,17 @@ def dataset_splits(
 
 
 @contextmanager
-def open_source(source: Source, dialect: Dialect) -> Iterator[Table]:
-    """Open a file, a folder or a split; see `data.readers.tables.open_table` and `data.readers.hub.open_hub`."""
+def open_source(source: Source, dialect: Dialect, wanted: Collection[str]) -> Iterator[Table]:
+    """Open a file, a folder or a split; see `data.readers.tables.open_table` and `data.readers.hub.open_hub`.
+
+    Args:
+        wanted: the columns that are needed.
+    """
     if isinstance(source, HubSplit):
-        with open_hub(source) as table:
+        with open_hub(source, wanted) as table:
             yield table
     else:
-        with open_table(source, format_of(source, dialect), dialect=dialect) as table:
+        with open_table(source, format_of(source, dialect), dialect=dialect, wanted=wanted) as table:
             yield table
 
 

@@ -84,7 +84,13 @@ def read_delimiter(given: str) -> str:
 
 
 @contextmanager
-def open_table(source: Path | BinaryIO, format: str, name: str = "", dialect: Dialect = PLAIN) -> Iterator[Table]:
+def open_table(
+    source: Path | BinaryIO,
+    format: str,
+    name: str = "",
+    dialect: Dialect = PLAIN,
+    wanted: Collection[str] | None = None,
+) -> Iterator[Table]:
     """Open a table, and close it when the ``with`` block ends (a stream is left open).
 
     A file whose name ends in .gz is unpacked while it is read. A byte-order mark is dropped. Lines end in LF, CRLF or
@@ -96,6 +102,7 @@ def open_table(source: Path | BinaryIO, format: str, name: str = "", dialect: Di
             folder that ``datasets`` saved is Arrow.
         format: one of `FORMATS`.
         name: what messages call the source; default: its path.
+        wanted: the columns that are needed; None: all. Of Parquet and Arrow no others are read.
 
     Raises:
         UserError: here or while iterating, with file and line, for what cannot be skipped: a file that cannot be read,
@@ -107,7 +114,7 @@ def open_table(source: Path | BinaryIO, format: str, name: str = "", dialect: Di
     if format in COLUMNAR:
         if not isinstance(source, Path):
             raise UserError(f"{name}: {format.capitalize()} cannot be read from a stream. Save it as a file first.")
-        with COLUMNAR[format](source, name) as table:
+        with COLUMNAR[format](source, name, wanted) as table:
             yield table
         return
 

@@ -206,6 +206,50 @@ def test_a_class_without_a_name(tmp_path: Path, saved: Dataset) -> None:
     assert found[1].error == f"{path}, row 2: cannot be read (class 2 of a ClassLabel with 2 names)."
 
 
+# Arrow does not look into text, and Python has no date after the year 9999.
+BAD = {
+    "text": pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"ok"]).buffers()),
+    "date": pa.array([2**31 - 1, 0], pa.date32()),
+}
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "stream.arrow", "file.arrow", "saved"])
+@pytest.mark.parametrize("kind", BAD)
+def test_columns_that_are_not_wanted_are_not_read(tmp_path: Path, name: str, kind: str) -> None:
+    """Nor are those whose names begin alike."""
+    table = pa.table({"a.b": [1, 2], "bad": BAD[kind], "a": ["x", "y"], "struct": [{"a": 1}, {"a": 2}]})
+    path = tmp_path / name
+    if name == "t.parquet":
+        pq.write_table(table, path)
+    elif name == "saved":
+        path.mkdir()
+        write_arrow(path / "data.arrow", table)
+        (path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    else:
+        write_arrow(path, table, stream=name == "stream.arrow")
+    format = "parquet" if name == "t.parquet" else "arrow"
+    for wanted in (["a"], ["a", "struct", "none"], ["struct", "a.b"]):
+        with open_table(path, format, wanted=wanted) as opened:
+            assert opened.columns == ("a.b", "bad", "a", "struct"), "messages name all"
+            found = list(opened.records)
+        rows = table.select([column for column in opened.columns if column in wanted]).to_pylist()
+        assert [record.values for record in found] == rows and not any(record.error for record in found)
+    with open_table(path, format) as opened, pytest.raises(UserError, match="cannot be read|damaged"):
+        raise UserError(next(opened.records).error)
+
+
+def test_of_parquet_no_other_columns_are_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "image": [b"x" * 1000, b"y" * 1000]}), path)
+    place = pq.read_metadata(path).row_group(0).column(1).dictionary_page_offset
+    content = path.read_bytes()
+    path.write_bytes(content[:place] + bytes(50) + content[place + 50 :])
+    with open_table(path, "parquet", wanted=["text"]) as opened:
+        assert [record.values for record in opened.records] == [{"text": "a"}, {"text": "b"}]
+    with pytest.raises(UserError, match="damaged"):
+        records(path)
+
+
 @pytest.mark.parametrize("told", [b"{}", b'{"info": 3}', b'{"info": {"features": {"a": {"_type": "ClassLabel"}}}}'])
 def test_a_description_of_columns_that_says_nothing(tmp_path: Path, told: bytes) -> None:
     table = pa.table({"a": [1]}).replace_schema_metadata({b"huggingface": told})

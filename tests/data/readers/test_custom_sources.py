@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
@@ -82,6 +84,17 @@ def test_a_missing_class(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="t.parquet, row 2: 'queue' is null"):
         train(tmp_path, '[files]\ntrain = "t.parquet"')
     assert len(train(tmp_path, 'missing = "skip"\n[files]\ntrain = "t.parquet"')) == 2
+
+
+def test_columns_that_the_task_does_not_use_may_be_anything(tmp_path: Path) -> None:
+    """Dates after the year 9999 cannot be read."""
+    table = pa.table({"text": ["a", "b"], "queue": ["x", "y"], "due": pa.array([2**31 - 1] * 2, pa.date32())})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert [example.text for example in train(tmp_path, '[files]\ntrain = "t.parquet"')] == ["a", "b"]
+    with pytest.raises(UserError, match="t.parquet, row 1: cannot be read"):
+        train(tmp_path, 'text = "{text} {due}"\n[files]\ntrain = "t.parquet"')
+    with pytest.raises(UserError, match="no column 'duw'. Did you mean 'due'?"):
+        train(tmp_path, 'id_column = "duw"\n[files]\ntrain = "t.parquet"')
 
 
 # --------------------------------------------------------------------------------------------------- saved and hub
