@@ -47,7 +47,7 @@ class Row:
         where: its location, for messages: ``"FILE, line 12"``.
         columns: its values by column, as they were; empty if the record could not be read.
         text: what to classify; None if there is none.
-        error: why there is none, without the location; empty otherwise.
+        error: why there is none, without the location, but with the line in a sentence of CoNLL; empty otherwise.
     """
 
     where: str
@@ -161,7 +161,7 @@ def open_input(
             text_of = choose(columns, name if table.columns else ahead[-1].where)
         column = text_of if isinstance(text_of, str) else None
         has_words = column is not None and column == words_column
-        rows = (_row(record, text_of, has_words) for record in chain(ahead, table.records))
+        rows = (_row(record, name, text_of, has_words) for record in chain(ahead, table.records))
         yield Input(name, file, found, columns, column, rows, table.progress)
 
 
@@ -238,9 +238,10 @@ def _looks_like_json(record: Record) -> bool:
     return True
 
 
-def _row(record: Record, source: str | TextTemplate, has_words: bool) -> Row:
+def _row(record: Record, name: str, source: str | TextTemplate, has_words: bool) -> Row:
     if record.error:
-        return Row(record.where, record.values, None, record.error.removeprefix(f"{record.where}: "))
+        error = record.error.removeprefix(f"{record.where}: ").removeprefix(f"{name}, ")  # CoNLL: of one of its lines
+        return Row(record.where, record.values, None, error)
     return Row(record.where, record.values, *_text_of(record.values, source, has_words))
 
 

@@ -293,6 +293,11 @@ def test_words_and_other_formats(tmp_path: Path) -> None:
     (tmp_path / "t.conll").write_text("to O\nRome B-city\n\nok O\n")
     assert [row.text for row in rows(tmp_path / "t.conll")] == ["to Rome", "ok"]
     assert rows(tmp_path / "t.conll")[0].columns == {"tokens": ["to", "Rome"], "tags": ["O", "B-city"]}
+    (tmp_path / "t.conll").write_bytes(b"to O\nRome B-city\n\nto O\nRome\n\n\xff O\n\nto O\n\xff O\n")
+    _, short, wrong, inside = rows(tmp_path / "t.conll")
+    assert short.error == "line 5: 1 columns, parted by spaces, but the first token has 2."
+    assert short.where == f"{tmp_path}/t.conll, lines 4 to 5"
+    assert wrong.error.startswith("not UTF-8") and inside.error.startswith("line 10: not UTF-8")
     (tmp_path / "t.conllu").write_text("1\tgo" + "\t_" * 8 + "\n")
     assert rows(tmp_path / "t.conllu")[0].text == "go"
     (tmp_path / "t.json").write_text('[{"text": "a"}, {"text": ["b", "c"]}, {"text": ["b c"]}]')
