@@ -69,8 +69,7 @@ def _records(found: _Document) -> Iterator[Record]:
     found.take("[")
     for number, value in enumerate(_items(found, "]"), 1):
         where = f"{found.name}, record {number} (line {found.began})"
-        problem = found.lines.problem(found.written)
-        error = f"{where}: {problem}" if problem else ""
+        error = found.lines.error_in(found.written, where)
         if not error:
             try:
                 shaped(value, where, dict[str, Any])

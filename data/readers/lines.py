@@ -62,13 +62,7 @@ class Lines:
                 if not line:
                     return
                 check_length(len(line), self.name, number, number)
-                if line.isascii():
-                    yield number, line, ""
-                    continue
-                error = self._check.problem(line)
-                if not error and (suspicion := self._check.suspicion(line)):
-                    log.warning("%s, line %d: %s", self.name, number, suspicion)
-                yield number, line, f"{self.name}, line {number}: {error}" if error else ""
+                yield number, line, self.error_in(line, f"{self.name}, line {number}")
 
     def read(self, n: int, is_first: bool) -> str:
         """Instead of iterating: the next n characters of a text in which line breaks mean nothing.
@@ -79,9 +73,17 @@ class Lines:
         with self._reading(lambda: "at its start" if is_first else "after its start"):
             return self._started(self._text.read, n, is_first)
 
-    def problem(self, text: str) -> str:
-        """What is wrong with the characters of a part of the text that was read; empty if nothing."""
-        return "" if text.isascii() else self._check.problem(text)
+    def error_in(self, text: str, where: str) -> str:
+        """What is wrong with the characters of a part of the text that was read, after its place; empty if nothing.
+
+        Logs a warning about the first part whose characters are suspicious.
+        """
+        if text.isascii():
+            return ""
+        problem = self._check.problem(text)
+        if not problem and (suspicion := self._check.suspicion(text)):
+            log.warning("%s: %s", where, suspicion)
+        return f"{where}: {problem}" if problem else ""
 
     def _started(self, read: Callable[[int], str], n: int, is_first: bool) -> str:
         """Read; the beginning of the text is checked, and its byte-order mark dropped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import logging
 import shlex
 import subprocess
@@ -14,8 +15,8 @@ import pytest
 from data.errors import UserError
 from data.readers.custom import read_custom_spec
 from data.readers.custom_examples import read_custom
-from data.readers.encoding import decode_utf8, not_text, not_utf8
-from data.readers.tables import open_table
+from data.readers.encoding import UTF8, decode_utf8, not_text, not_utf8
+from data.readers.tables import Dialect, open_table
 from eval.predict.inputs import open_input
 
 TOML = 'name = "drinks"\n[files]\ntrain = "drinks.csv"\n'
@@ -118,13 +119,32 @@ def test_zero_bytes_in_utf_8_are_no_other_encoding() -> None:
     assert decode_utf8(b"\xef\xbb\xbfname", "t", "t") == "name"
 
 
-def test_what_was_converted_wrongly_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+def test_utf_16_that_was_converted_wrongly() -> None:
     with pytest.raises(
         UserError, match="this was UTF-16 and was converted as if it were Latin-1. Convert the original"
     ):
         with open_table(io.BytesIO("text,n\n".encode("utf-16").decode("latin-1").encode()), "csv", "t"):
             pass
+
+
+EUROS = ["3 €", "4 €"]
+
+
+@pytest.mark.parametrize(("format", "content", "where"), [
+    ("lines", "a\n3 €\n4 €\n", "line 2"),
+    ("csv", "text,n\na,1\n3 €,2\n4 €,3\n", "line 3"),
+    ("jsonl", "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in EUROS), "line 1"),
+    ("json", json.dumps([{"text": text} for text in ["a", *EUROS]], ensure_ascii=False, indent=1), "record 2 (line 5)"),
+    ("conll", "a O\n\n3 B-x\n€ I-x\n\n€ O\n", "line 4"),
+])  # fmt: skip
+@pytest.mark.parametrize("encoding", [UTF8, "iso-8859-1"])
+def test_windows_1252_that_was_converted_wrongly(
+    format: str, content: str, where: str, encoding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning for a file, in every format of text."""
+    written = content.encode("cp1252").decode("latin-1").encode(encoding)
     with caplog.at_level(logging.WARNING):
-        with open_table(io.BytesIO("a\n3 €\n4 €\n".encode("cp1252").decode("latin-1").encode()), "lines", "t") as table:
-            assert len(list(table.records)) == 3
-    assert [record.getMessage()[:33] for record in caplog.records] == ["t, line 2: control character U+00"]
+        with open_table(io.BytesIO(written), format, "t", Dialect(encoding=encoding)) as table:
+            assert not any(record.error for record in table.records)
+    (warning,) = caplog.messages
+    assert warning.startswith(f"t, {where}: control character U+0080")
