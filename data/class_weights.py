@@ -58,25 +58,46 @@ def _read_word(word: str, task: Task, fields: Mapping[str, ClassField]) -> list[
     if word == BALANCED:
         return [(field, BALANCED) for field in fields]
     if not equals:
-        raise UserError(f"expected balanced, FIELD=balanced, LABEL=WEIGHT or FIELD:LABEL=WEIGHT.{_hint(word, fields)}")
+        raise UserError(_without_weight(word, task, fields))
     if value == BALANCED:
         if name not in fields:
-            kind = next((field.kind for field in task.fields if field.name == name), "none")
-            raise UserError(f"{name!r} {_WHY[kind]}{nearest(name, fields)}")
+            raise UserError(f"{name!r} {_WHY[_kind(name, task)]}{nearest(name, fields)}")
         return [(name, BALANCED)]
-    places = [
-        (field.name, label)
-        for field in fields.values()
-        for label in field.labels
-        if name in (label, f"{field.name}:{label}")
-    ]
+    places = _places(name, fields)
     if not places:
-        raise UserError(f"there is no label {name!r}.{_hint(name, fields)}")
+        raise UserError(f"there is no label {name!r}.{nearest(name, _labels(fields))}")
     if len(places) > 1:
         listed = " or ".join(f"{field}:{label}" for field, label in places)
         raise UserError(f"several fields have the label {name!r}: write {listed}.")
     (field, label) = places[0]
     return [(field, {label: _weight(value)})]
+
+
+def _places(name: str, fields: Mapping[str, ClassField]) -> list[tuple[str, str]]:
+    """The fields and labels that LABEL or FIELD:LABEL means."""
+    return [
+        (field.name, label)
+        for field in fields.values()
+        for label in field.labels
+        if name in (label, f"{field.name}:{label}")
+    ]
+
+
+def _without_weight(word: str, task: Task, fields: Mapping[str, ClassField]) -> str:
+    """What is wrong with a word that has no equals sign."""
+    places = _places(word, fields)
+    labels = [word] if len(places) == 1 else [f"{field}:{label}" for field, label in places]
+    ways = [f"{word}={BALANCED}"] * (word in fields) + [f"{label}=2.5" for label in labels]
+    if ways:
+        return f"the weight is missing. Write {' or '.join(ways)}."
+    if (kind := _kind(word, task)) != "none":
+        return f"{word!r} {_WHY[kind]}{nearest(word, fields)}"
+    known = dict.fromkeys([BALANCED, *fields, *_labels(fields)])
+    return f"expected balanced, FIELD=balanced, LABEL=WEIGHT or FIELD:LABEL=WEIGHT.{nearest(word, known)}"
+
+
+def _kind(name: str, task: Task) -> str:
+    return next((field.kind for field in task.fields if field.name == name), "none")
 
 
 _WHY = {
@@ -86,9 +107,8 @@ _WHY = {
 }
 
 
-def _hint(name: str, fields: Mapping[str, ClassField]) -> str:
-    labels = [label for field in fields.values() for label in field.labels]
-    return nearest(name.partition("=")[0], dict.fromkeys(labels))
+def _labels(fields: Mapping[str, ClassField]) -> list[str]:
+    return list(dict.fromkeys(label for field in fields.values() for label in field.labels))
 
 
 def _weight(text: str) -> float:

@@ -49,8 +49,14 @@ def test_words_name_fields_or_labels() -> None:
         (["x=2"], "there is no label 'x'"),
         (["time=2"], "there is no label 'time'"),
         (["other=2"], "several fields have the label 'other': write area:other or tone:other"),
-        (["ballanced"], "expected balanced, FIELD=balanced"),
-        (["billing"], "expected balanced, FIELD=balanced"),
+        (["ballanced"], "expected balanced, FIELD=balanced, LABEL=WEIGHT or FIELD:LABEL=WEIGHT. Did you mean 'bal"),
+        (["arae"], "Did you mean 'area'?"),
+        (["biling"], "Did you mean 'billing'?"),
+        (["area"], "class_weights = 'area': the weight is missing. Write area=balanced."),
+        (["billing"], "the weight is missing. Write billing=2.5."),
+        (["area:billing"], "Write area:billing=2.5."),
+        (["other"], "Write area:other=2.5 or tone:other=2.5."),
+        (["marks"], "'marks' has any number of labels for the text, not one. Known: area, tone."),
         (["billing=-1"], "the weight '-1' must be 0, or a number from 1e-06 to 1,000,000"),
         (["billing=nan"], "the weight 'nan' must be"),
         (["billing=inf"], "the weight 'inf' must be"),
@@ -67,6 +73,12 @@ def test_wrong_words_are_named(words: list[str], message: str) -> None:
     problems: list[str] = []
     read_weights(words, TASK, problems)
     assert len(problems) == 1 and problems[0].startswith("class_weights = ") and message in problems[0]
+
+
+def test_a_word_that_is_a_field_and_its_label() -> None:
+    problems: list[str] = []
+    read_weights(["u"], Task("one", "custom", (ClassField("u", ("u", "v")),)), problems)
+    assert problems == ["class_weights = 'u': the weight is missing. Write u=balanced or u=2.5."]
 
 
 def test_every_wrong_word_is_reported_and_a_task_without_a_label_a_text_has_no_weights() -> None:
