@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from typing import Any
 
 from data.characters import look_the_same
 
+SHOWN = 60  # characters of a value in a message
 LISTED = 100  # names in a message at most: a training split has thousands of ids
 
 
@@ -32,3 +35,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"{hint}{listed}"
+
+
+def shortened(text: str, limit: int = SHOWN) -> str:
+    """A text for a message, of which no more characters are shown than the limit."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def as_json(value: Any) -> str:
+    """A value for a message, as JSON writes it, shortened."""
+    return shortened(json.dumps(value))

@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 import xxhash
 
+from data.errors import shortened
 from data.example import Example
 from data.tasks import Task
 
@@ -256,7 +257,7 @@ def _these(labels: Sequence[str], name: str) -> str:
 
 
 def _short(label: str) -> str:
-    return repr(label if len(label) <= LABEL_CHARACTERS else f"{label[:LABEL_CHARACTERS]}...")
+    return repr(shortened(label, LABEL_CHARACTERS))
 
 
 def _listed(shown: Sequence[str], n: int, separator: str = ", ") -> str:

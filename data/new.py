@@ -20,7 +20,7 @@ import tyro
 
 from data import terminal
 from data.commands import command, python, quoted
-from data.errors import UserError
+from data.errors import UserError, shortened
 from data.files.documents import readable
 from data.files.paths import parsed_paths
 from data.guess import ROWS, Column, Guess, guess
@@ -185,7 +185,7 @@ def _key(text: str) -> str:
 
 def _shown(text: str) -> str:
     """A text in a comment: on one line, without control characters."""
-    return repr(text if len(text) <= LABEL_CHARACTERS else f"{text[:LABEL_CHARACTERS]}...")
+    return repr(shortened(text, LABEL_CHARACTERS))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, shortened
 
 _PIECE = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|([{}])")
-SHOWN = 60  # characters of a value in a message
 
 
 class TextTemplate:
@@ -64,9 +63,8 @@ class TextTemplate:
         for column in self.columns:
             text = scalar_text(values[column])
             if text is None:
-                shown = repr(values[column])
-                shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
-                raise UserError(f"{column!r} must be a text or a number, found {shown}.")
+                found = shortened(repr(values[column]))
+                raise UserError(f"{column!r} must be a text or a number, found {found}.")
             texts[column] = text
         return "".join(texts[piece] if is_column else piece for is_column, piece in self.pieces)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from data.errors import shortened
 from data.example import Example
 from train.errors import NotFinite
 from train.finite import non_finite_parameters
 
 SHOWN = 3  # tensors named in an error message
-SHOWN_TEXT = 60  # characters of a text
 
 
 def finite_rows(logits: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def finite_rows(logits: Tensor) -> Tensor:
 
 def logits_error(model: nn.Module, example: Example) -> NotFinite:
     """The error for an example whose logits are NaN or infinite; names the parameters that cause it."""
-    text = example.text if len(example.text) <= SHOWN_TEXT else example.text[:SHOWN_TEXT] + "..."
+    text = shortened(example.text)
     found = f"example {example.id} ({text!r}): the model's logits are NaN or infinite, so it has no answer."
     damaged = non_finite_parameters(model)
     if not damaged:

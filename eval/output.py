@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, shortened
 from data.files.documents import parse_json, read_json
 from data.json_text import to_json
 from eval.kept_lines import sha256_of
@@ -143,4 +143,4 @@ def _what(results: Results) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else "none" if value is None else to_json(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return shortened(text, SHOWN)

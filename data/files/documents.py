@@ -20,7 +20,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-from data.errors import UserError
+from data.errors import UserError, shortened
 from data.files import limits
 
 T = TypeVar("T")
@@ -37,7 +37,6 @@ _NAMES = {
 _KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
 _DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY}\.[ \t]*){{{limits.DEPTH}}}", re.MULTILINE)
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
-_SHOWN = 60  # characters of a found value in a message
 
 
 @overload
@@ -275,5 +274,4 @@ def _value_at(found: Any, steps: list[tuple[str, str]], before: str) -> str:
             found = found[int(index)]
         else:
             return ""
-    text = repr(found)
-    return before + (text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+    return before + shortened(repr(found))

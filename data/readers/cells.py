@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.characters import appearance
-from data.errors import UserError, nearest
+from data.errors import UserError, as_json, nearest
 from data.files.documents import parse_line
 from data.readers.records import Record
 from data.readers.sources import Source, format_of, name_of, open_source
@@ -19,7 +18,6 @@ from data.readers.tags import types_among
 from data.template import is_missing, scalar_text
 
 SPANS = "spans"  # what `tags` says of a column of spans of characters
-SHOWN = 60  # characters of a value in a message
 
 log = logging.getLogger("data")
 
@@ -68,7 +66,7 @@ def class_label(value: Any, row: Record, column: str) -> str:
     """The label of a document as it is written, or a number or truth as JSON writes it; a UserError if it is none."""
     label = scalar_text(value)
     if label is None:
-        raise UserError(f"{row.where}: {column!r} must be a label, found {json.dumps(value)}.")
+        raise UserError(f"{row.where}: {column!r} must be a label, found {as_json(value)}.")
     return label.strip()
 
 
@@ -85,7 +83,7 @@ def token_labels(value: Any, row: Record, column: str, names: dict[str, str] | N
     if names is not None and isinstance(labels, list):
         return [_named(code, names, row, column) for code in labels]
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise UserError(f"{row.where}: {column!r} must be a list of labels, found {_short(labels)}.{_advice(labels)}")
+        raise UserError(f"{row.where}: {column!r} must be a list of labels, found {as_json(labels)}.{_advice(labels)}")
     return labels
 
 
@@ -97,7 +95,7 @@ def parsed_list(value: Any, row: Record, column: str) -> Any:
 def _named(code: Any, names: dict[str, str], row: Record, column: str) -> str:
     written = scalar_text(code)
     if written is None or written not in names:
-        raise UserError(f"{row.where}: {column!r} has {_short(code)}, for which names has no name.")
+        raise UserError(f"{row.where}: {column!r} has {as_json(code)}, for which names has no name.")
     return names[written]
 
 
@@ -108,11 +106,6 @@ def _advice(labels: Any) -> str:
     if isinstance(first, int):
         return ' For numbers, names gives them names: names = { 0 = "O", 1 = "B-city" }.'
     return ""
-
-
-def _short(value: Any) -> str:
-    found = json.dumps(value)
-    return found if len(found) <= SHOWN else f"{found[:SHOWN]}..."
 
 
 def collect_labels(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from data.characters import by_appearance, find, is_text
-from data.errors import UserError, nearest
+from data.errors import UserError, as_json, nearest
 from data.example import Example
 from data.readers.cells import SPANS, class_label, missing_column, no_column, parsed_list, records, token_labels
 from data.readers.custom import CustomSpec
@@ -146,7 +145,7 @@ def _text(spec: CustomSpec, row: Record) -> str:
                 raise UserError(f"{row.where}: {what} {error}") from error
         if not isinstance(text, str):
             words = " If it has a list of words, write tokens_column in its place." if isinstance(text, list) else ""
-            raise UserError(f"{row.where}: {what} must be a string, found {json.dumps(text)}.{words}")
+            raise UserError(f"{row.where}: {what} must be a string, found {as_json(text)}.{words}")
     else:
         what = "the text"
         try:
@@ -161,7 +160,7 @@ def _text(spec: CustomSpec, row: Record) -> str:
 def _id(value: Any, row: Record, column: str) -> str:
     found = scalar_text(value)
     if found is None or not is_text(found):
-        raise UserError(f"{row.where}: {column!r} must be an id, a text or a number; found {json.dumps(value)}.")
+        raise UserError(f"{row.where}: {column!r} must be an id, a text or a number; found {as_json(value)}.")
     return found
 
 

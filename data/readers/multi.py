@@ -11,14 +11,13 @@ An empty list or cell is no label. The order does not matter, and a label that i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data.answers import literal
 from data.characters import by_appearance, find
-from data.errors import UserError, nearest
+from data.errors import UserError, as_json, nearest
 from data.readers.cells import class_label, one_of_each, records, value_of
 from data.readers.records import Record
 from data.readers.sources import Source, name_of
@@ -64,7 +63,7 @@ class MultiCells:
         if isinstance(value, str):
             usual = next((separator for separator in USUAL_SEPARATORS if separator in value), "|")
             advice = f' If a character separates the labels, name it in the field: separator = "{usual}".'
-        raise UserError(f"{row.where}: {self.column!r} must be a list of labels, found {json.dumps(value)}.{advice}")
+        raise UserError(f"{row.where}: {self.column!r} must be a list of labels, found {as_json(value)}.{advice}")
 
 
 class MultiReader:
@@ -119,7 +118,7 @@ def _flag(row: Record, column: str) -> bool:
     value = value_of(row, column, UNLABELLED)
     known = FLAGS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
     if known is None:
-        raise UserError(f"{row.where}: {column!r} must be 0 or 1 (or false or true), found {json.dumps(value)}.")
+        raise UserError(f"{row.where}: {column!r} must be 0 or 1 (or false or true), found {as_json(value)}.")
     return known
 
 

@@ -11,15 +11,13 @@ punctuation, as in ``Paris,``; else it is an error, because ``Paris-based`` is n
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, as_json, shortened
 
 STARTS, ENDS, LABELS = ("start", "start_offset"), ("end", "end_offset"), ("label", "labels")
-SHOWN = 60  # characters of a text or value in a message
 WORD = re.compile(r"\S+")
 
 Span = tuple[int, int, str]
@@ -93,7 +91,7 @@ def _items(value: Any) -> Sequence[Any]:
         if len({len(column) for column in value.values()}) == 1:
             return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
-        raise UserError(f"must be a list of spans, found {_short_json(value)}.")
+        raise UserError(f"must be a list of spans, found {as_json(value)}.")
     return value
 
 
@@ -105,7 +103,7 @@ def _span(item: Any, text: str) -> Span:
     else:
         start = end = None
     if not _is_number(start) or not _is_number(end):
-        raise UserError(f'has a span without start and end: {_short_json(item)}. Expected is {{"start": 0, "end": 5, '
+        raise UserError(f'has a span without start and end: {as_json(item)}. Expected is {{"start": 0, "end": 5, '
                         '"label": "..."} or [0, 5, "..."].')  # fmt: skip
     label = _label(item)
     if not 0 <= start < end <= len(text):
@@ -146,7 +144,7 @@ def _label(item: Any) -> str:
     if isinstance(label, list) and len(label) == 1:
         label = label[0]
     if not isinstance(label, str) or not label.strip():
-        raise UserError(f"has a span without a label: {_short_json(item)}.")
+        raise UserError(f"has a span without a label: {as_json(item)}.")
     return label.strip()
 
 
@@ -156,9 +154,4 @@ def _shown(span: Span, text: str) -> str:
 
 
 def _short(text: str) -> str:
-    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
-
-
-def _short_json(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return repr(shortened(text))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from data.errors import UserError
-
-SHOWN = 60  # characters of a value in a message
+from data.errors import UserError, as_json
 
 
 def joined(words: Any) -> str:
@@ -17,8 +14,7 @@ def joined(words: Any) -> str:
         UserError: no list of texts, or a word that is empty or has a space in it. Without its place.
     """
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        found = json.dumps(words)
-        raise UserError(f"must be a list of words, found {found if len(found) <= SHOWN else found[:SHOWN] + '...'}.")
+        raise UserError(f"must be a list of words, found {as_json(words)}.")
     for number, word in enumerate(words, 1):
         if word.split() != [word]:
             kind = "has a space within or around it" if word.strip() else "is blank"

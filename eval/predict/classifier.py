@@ -24,7 +24,7 @@ from checkpoints_tools.registry import ARCHITECTURES, get_model_spec
 from data.answers import entities
 from data.decoder.templates import stop_tokens
 from data.decoder.tokenizer import Tokenizer
-from data.errors import UserError, nearest
+from data.errors import UserError, nearest, shortened
 from data.example import Example
 from data.files.documents import read_json
 from data.tasks import MultiField, Task, TokenField
@@ -241,7 +241,7 @@ def _result(task: Task, text: str, found: Prediction) -> Result:
                 values[own.name], unsure[own.name] = None, label
     error = ""
     if found.unparsed:
-        shown = found.raw if len(found.raw) <= RAW_SHOWN else found.raw[:RAW_SHOWN] + "..."
+        shown = shortened(found.raw, RAW_SHOWN)
         cut = "" if found.stopped else ", which was cut at its maximum length"
         error = f"no {' and '.join(found.unparsed)} could be read from the answer {shown!r}{cut}"
     return Result(values, error, found.truncated, found.raw, found.stopped, unsure)

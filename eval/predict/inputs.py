@@ -7,7 +7,6 @@ without a usable text is a row with an error; the rows after it are read. ``data
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.characters import is_text
-from data.errors import UserError, nearest
+from data.errors import UserError, as_json, nearest
 from data.files.documents import parse_line, readable
 from data.readers import conll
 from data.readers.columnar import SPLITS_FILE, STATE_FILE
@@ -274,8 +273,7 @@ def _text_of(values: dict[str, Any], source: str | TextTemplate, has_words: bool
     if text is None:
         return None, "the text is missing (null)"
     if not isinstance(text, str):
-        found = json.dumps(text)
-        return None, f"the text is not a string, but {found if len(found) <= 60 else found[:57] + '...'}"
+        return None, f"the text is not a string, but {as_json(text)}"
     problem = problem_of(text)
     return (None, problem) if problem else (text, "")
 

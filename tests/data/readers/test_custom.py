@@ -353,6 +353,20 @@ def test_a_broken_line_is_named(folder: Path, split: str, content: bytes, messag
         read_custom(read_custom_spec(folder / "task.toml"), split)
 
 
+@pytest.mark.parametrize(("key", "what"), [
+    ("text", "'text' must be a string"), ("queue", "'queue' must be a label"),
+    ("tags", "'tags' must be a list of labels"), ("id", "'id' must be an id, a text or a number;"),
+])  # fmt: skip
+def test_a_long_value_is_shortened_in_the_message(folder: Path, key: str, what: str) -> None:
+    (folder / "task.toml").write_text(HEAD + 'id_column = "id"\n' + FILES + QUEUE + PARTS)
+    value = {"id": 1, "text": "a", "queue": "sales", "tags": ["O"]} | {key: [[12345]] * 100_000}
+    (folder / "test.jsonl").write_text(json.dumps(value))
+    with pytest.raises(UserError) as caught:
+        read_custom(read_custom_spec(folder / "task.toml"), "test")
+    shown = json.dumps(value[key])[:60]
+    assert f"{what}{' ' if key == 'id' else ', '}found {shown}...." in str(caught.value)
+
+
 def test_a_long_text(folder: Path) -> None:
     text = "word " * 40_000
     (folder / "task.toml").write_text(HEAD + FILES + QUEUE)

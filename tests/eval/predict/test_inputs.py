@@ -221,7 +221,7 @@ def test_a_wrong_text_column(folder: Path) -> None:
     ("line", "error"),
     [
         (b'{"text": 3}', "the text is not a string, but 3"),
-        (b'{"text": {"a": "' + b"a" * 100 + b'"}}', 'the text is not a string, but {"a": "' + "a" * 50 + "..."),
+        (b'{"text": {"a": "' + b"a" * 100 + b'"}}', 'the text is not a string, but {"a": "' + "a" * 53 + "..."),
         (b'{"text": null}', "the text is missing (null)"),
         (b'{"txt": "a"}', "no column 'text'. Did you mean 'txt'? Known: txt."),
         (b'{"text": ""}', "the text is empty"),
