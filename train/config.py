@@ -122,7 +122,8 @@ class TrainOptions:
     """With epochs: at least so many optimizer steps, however few the examples."""
     fit_heads: bool = False
     """Before the first step, fit an encoder's new heads to the training examples by logistic regression, on what the
-    checkpoint's encoder gives. On in the recipe for tasks of your own; the paper's encoders start with random heads."""
+    checkpoint's encoder gives. On in the recipe for tasks of your own; the paper's encoders start with random heads.
+    With --steps 0 nothing else is trained."""
     class_weights: tuple[str, ...] = ()
     """Weights of labels in the loss, for data in which some are rare. balanced: n / (labels * count), for every field
     with one label a text. FIELD=balanced: for this field. LABEL=2.5 (or FIELD:LABEL=2.5): given; its others weigh 1."""

@@ -164,7 +164,11 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(optim.eps > 0, "eps", "above 0")
     must(optim.weight_decay >= 0, "weight_decay", "0 or more")
     must(optim.clip >= 0, "clip", "0 (off) or more")
-    must(train.steps is None or train.steps >= 1, "steps", "at least 1")
+    if train.steps == 0 and config.plan.plan:
+        problems.append("steps = 0: there is no step to plan.")
+    elif not train.fit_heads:
+        must(train.steps is None or train.steps >= 1, "steps", "at least 1; 0 is for --fit_heads alone")
+    must(train.steps is None or train.steps >= 0, "steps", "at least 0")
     must(train.epochs is None or train.epochs > 0, "epochs", "above 0")
     must(train.min_steps >= 0, "min_steps", "0 or more")
     must(train.seed >= 0, "seed", "0 or more")
@@ -183,7 +187,7 @@ def find_problems(config: TrainConfig) -> list[str]:
             "activation_offload needs full activation checkpointing: give "
             f"--activation_checkpointing full (it is {train.activation_checkpointing})."
         )
-    if train.steps is not None and optim.warmup_steps >= train.steps:
+    if train.steps is not None and optim.warmup_steps > max(0, train.steps - 1):
         problems.append(f"warmup_steps = {optim.warmup_steps} must be less than steps = {train.steps}.")
     if known_model and train.steps is None and train.epochs is None:
         problems.append("neither steps nor epochs is set, and the model's recipe has none: give one.")

@@ -143,7 +143,7 @@ def open_run(config: TrainConfig) -> Setup:
     if repeats := describe_repeats(loader):
         log.warning("warning: %s", repeats)
     total_steps = count_steps(config, loader)
-    if config.optim.warmup_steps >= total_steps:
+    if config.optim.warmup_steps > max(0, total_steps - 1):
         raise UserError(
             f"warmup_steps = {config.optim.warmup_steps} must be less than the {total_steps} steps of the run."
         )

@@ -72,7 +72,8 @@ class Trainer:
         self.best: float | None = None
         self.watched = Watched()  # the scores that patience counts
         self.figures: dict[str, float] | None = None  # of the last held-out scoring
-        self.unscored = False  # a scoring that was due was stopped
+        # A scoring is due: it was stopped, or it is that of the heads alone, fitted before the first step.
+        self.unscored = config.train.fit_heads and bool(config.eval.eval_every)
         self.calibrated: tuple[int, Calibrated] | None = None  # the model after this step
         self.stop = stopping.Stop()
         self.scorer = scorer
@@ -176,7 +177,7 @@ class Trainer:
     def _loop(self) -> None:
         config, total = self.config, self.setup.total_steps
         speed, plateau = Speed(), Plateau(total)
-        if self.unscored and config.eval.eval_every:  # the run was stopped in the scoring of its last step
+        if self.unscored and config.eval.eval_every:
             self.unscored = not self._score()
             self.saved_step = self.step if self.unscored else None  # the checkpoint does not know of this scoring
             if self.unscored or (self._told_to_stop() and not self.is_done):

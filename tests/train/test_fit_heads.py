@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 import train.fit_heads
-from model.encoder import Encoder
+from data.errors import UserError
+from data.tasks import TASKS
+from eval.held_out import HeldOutScoring
+from model.encoder import ROBERTA_DEBUG, Encoder
+from tests.encoder_exports import write_encoder
 from tests.encoder_samples import make_encoder_samples
+from tests.launching import TICKETS
 from tests.train.tiny_encoder_run import MULTI, QUIET, make_trainer
 from train.fit_heads import RARE, fit, fit_heads, fittable
+from train.resolve import load_config
+from train.setup import open_run
+from train.trainer import Trainer
 
 
 def logits_of(inputs: np.ndarray, fitted: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -117,3 +127,55 @@ def test_only_new_linear_heads_are_fitted(
         fit_heads(trainer.model, heads, make_encoder_samples(60), 64, 0)
     (drawn,) = [record for record in caplog.records if record.message.startswith("heads fitted")]
     assert 3 < int(drawn.args[0]) < 15
+
+
+@pytest.fixture(scope="module")
+def own_task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options to start from an encoder that has no heads for the task."""
+    folder = write_encoder(tmp_path_factory.mktemp("encoder"), TASKS["massive_intent"], ROBERTA_DEBUG)
+    return ["--model", "roberta_debug", "--checkpoint", str(folder), "--task", str(TICKETS), "--device", "cpu",
+            "--precision", "fp32"]  # fmt: skip
+
+
+def test_without_a_step_the_heads_alone_are_trained(own_task: list[str], world, tmp_path: Path) -> None:
+    """And scored on held-out examples, exported, and found to be finished."""
+    args = [*own_task, "--output", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--steps", "0"]
+    args += ["--fit_heads", "--holdout", "0.2", "--eval_every", "5"]
+    config = load_config(args)
+    setup = open_run(config)
+    trainer = Trainer(config, setup, world, HeldOutScoring(config, setup, world))
+    started = {name: p.full_tensor().clone() for name, p in trainer.model.named_parameters()}
+    trainer.run()
+    assert all(p.full_tensor().equal(started[name]) for name, p in trainer.model.named_parameters())
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    (score,) = [line for line in lines if line.get("event") == "score"]
+    assert score["step"] == 0 and (tmp_path / "run/best/model.safetensors").exists()
+    assert (tmp_path / "run/export/calibration.json").exists()
+    again = load_config([*args, "--resume"])
+    assert Trainer(again, open_run(again), world, HeldOutScoring(again, setup, world)).is_done
+
+
+def test_fitted_heads_are_the_first_candidate_for_the_best(own_task: list[str], world, tmp_path: Path) -> None:
+    """Steps so small that they change no answer: what is kept is the model before the first one."""
+    args = [*own_task, "--output", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--steps", "2"]
+    args += ["--fit_heads", "--holdout", "0.2", "--eval_every", "1", "--lr", "1e-12"]
+    config = load_config(args)
+    setup = open_run(config)
+    trainer = Trainer(config, setup, world, HeldOutScoring(config, setup, world))
+    fitted = trainer.model.heads["queue"].out.weight.full_tensor().clone()
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["score"] for line in lines if line.get("event") == "score"}
+    assert list(scores) == [0, 1, 2] and scores[0] == scores[1] == scores[2] > 0
+    assert json.loads((tmp_path / "run/best/best.json").read_text())["step"] == 0
+    kept = load_file(tmp_path / "run/best/model.safetensors")["heads.queue.out.weight"]
+    torch.testing.assert_close(kept.float(), fitted, atol=1e-2, rtol=1e-2)
+
+
+def test_no_steps_need_heads_to_fit(own_task: list[str]) -> None:
+    with pytest.raises(UserError, match="steps = 0: must be at least 1; 0 is for --fit_heads alone"):
+        load_config([*own_task, "--steps", "0"])
+    with pytest.raises(UserError, match="steps = 0: there is no step to plan"):
+        load_config([*own_task, "--steps", "0", "--fit_heads", "--plan"])
+    with pytest.raises(UserError, match="fit_heads = True is for encoders"):
+        load_config(["--model", "llama_debug", "--task", str(TICKETS), "--fit_heads", "--init", "random"])
