@@ -188,6 +188,7 @@ def decoder(args: Args, drawn: Drawn) -> list[str]:
 
 def ours(args: Args, drawn: Drawn, model: str, checkpoint: Path) -> list[str]:
     run, answers = drawn.folder / model, drawn.folder / f"{model}.jsonl"
+    answers.unlink(missing_ok=True)
     common = ["--model", model, "--task", str(drawn.file), "--save_every", "0", "--seed", str(drawn.seed)]
     more = [*args.train_options.split(), "--resume", "auto", "--output", str(run)]
     texts = drawn.folder / "test.jsonl"
@@ -200,7 +201,7 @@ def ours(args: Args, drawn: Drawn, model: str, checkpoint: Path) -> list[str]:
         if done.returncode:
             raise UserError(f"{script} failed in {drawn.folder}:\n{done.stderr[-2000:]}")
     lines = answers.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["label"] for line in lines]
+    return [json.loads(line)["predicted_label"] for line in lines]
 
 
 RUN: dict[str, Callable[[Args, Drawn], list[str]]] = {

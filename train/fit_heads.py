@@ -34,7 +34,7 @@ from train.parallel.parallelize import reshard
 log = logging.getLogger(__name__)
 
 TARGETS = 10_000  # at most, of examples drawn by seed: with more, fitting takes long and changes little
-PENALTY = 1.0  # scikit-learn's C
+PENALTY = 10.0  # scikit-learn's C
 RARE = 5.0  # how much less likely than any other label one without examples is, as a difference of logits
 
 

@@ -43,6 +43,7 @@ from train.parallel.tensor_parallel import check_divides
 from train.training_data import (
     build_loader,
     count_steps,
+    describe_few,
     describe_repeats,
     divide,
     hash_samples,
@@ -134,6 +135,8 @@ def open_run(config: TrainConfig) -> Setup:
                  len(prompt_spec.shots))  # fmt: skip
         warn_of_length(cast(SampleSet, samples), model_config, config)
     log.info("training data: %s", samples.describe())
+    if note := describe_few(task, examples, spec.kind):
+        log.info("note: %s", note)
     weights = resolve_weights(read_weights(config.train.class_weights, task, []), examples)
     if weights:
         log.info("%s", describe_weights(weights, task))

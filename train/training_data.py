@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import statistics
+from collections import Counter
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
@@ -28,8 +30,10 @@ from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.example import Example
 from data.loader import StepLoader
 from data.source import draw_to_train, holdout
-from data.tasks import Task
+from data.tasks import ClassField, Task
 from train.config import TrainConfig
+
+FEW = 32  # training texts a label, from which on fine-tuning paid in docs/few_labels.md
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +179,30 @@ def describe_repeats(loader: StepLoader) -> str | None:
     return (
         f"a step of --batch_size {batch} {unit} takes the {len(loader.samples)} training samples{rows} {batch / n:.1f} "
         f"times. Set --batch_size to {n} or less{other}."
+    )
+
+
+def describe_few(task: Task, examples: list[Example], kind: Literal["decoder", "encoder"]) -> str | None:
+    """What to say if a user's own task has few training texts a label; else None.
+
+    The median label counts: a few rare ones are common, and another matter.
+    """
+    few = {
+        field.name: median
+        for field in task.fields
+        if isinstance(field, ClassField) and task.custom is not None
+        for counts in [Counter(example.class_label(field.name) for example in examples)]
+        if (median := int(statistics.median(counts.values()))) < FEW
+    }
+    if not few:
+        return None
+    listed = ", ".join(f"{median} for a label of {name}" for name, median in few.items())
+    other = {
+        "encoder": "the heads alone (--steps 0) may be as good",
+        "decoder": "an encoder of sentences (--model bert, e.g. all-MiniLM-L6-v2) is likely to be better",
+    }[kind]
+    return (
+        f"few training texts, in the middle {listed}: {other}. Compare on held-out texts; docs/few_labels.md says how."
     )
 
 

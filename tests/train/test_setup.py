@@ -6,12 +6,13 @@ import pytest
 
 from data.decoder.fewshot import choose_shots
 from data.source import load_examples
-from data.tasks import TASKS
+from data.tasks import TASKS, get_task
+from tests.launching import ROOT
 from train import options
 from train.config import TrainConfig
 from train.resolve import load_config
 from train.setup import open_run
-from train.training_data import divide
+from train.training_data import describe_few, divide
 
 
 def test_holding_out_changes_no_few_shot_examples() -> None:
@@ -68,3 +69,17 @@ def test_a_step_that_takes_the_data_several_times_says_so(
         "a step of --batch_size 60 samples takes the 24 training samples 2.5 times. Set --batch_size to 24 or" in text
     )
     assert "times" not in said("--batch_size", "24")
+
+
+def test_few_texts_a_label_are_said_to_users_of_their_own_task() -> None:
+    task = get_task(str(ROOT / "data/sample/tickets/tickets.toml"))
+    everything = load_examples(task, "train", None)
+    assert describe_few(task, everything, "encoder") is None, "100 or more of each label"
+    note = describe_few(task, everything[:40], "encoder")
+    assert note is not None and note.startswith("few training texts, in the middle 10 for a label of queue, 20 for a ")
+    assert "the heads alone (--steps 0)" in note
+    assert "an encoder of sentences" in (describe_few(task, everything[:40], "decoder") or "")
+    rare = [e for e in everything if e.labels["queue"] != "billing" or e.id == everything[0].id]
+    assert describe_few(task, rare, "encoder") is None, "one rare label is another matter"
+    paper = TASKS["massive_intent"]
+    assert describe_few(paper, load_examples(paper, "train", "sample"), "encoder") is None
