@@ -18,6 +18,7 @@ it was interrupted.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import random
 import statistics
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,21 +150,24 @@ def tfidf(args: Args, drawn: Drawn) -> list[str]:
 
 
 def frozen(args: Args, drawn: Drawn) -> list[str]:
-    model, tokenizer = AutoModel.from_pretrained(args.encoder).eval(), AutoTokenizer.from_pretrained(args.encoder)
-    embedded = [embed(model, tokenizer, [e.text for e in examples]) for examples in (drawn.train, drawn.test)]
+    embedded = [embed(args.encoder, tuple(e.text for e in examples)) for examples in (drawn.train, drawn.test)]
     labels = [example.class_label(drawn.name) for example in drawn.train]
     return [str(x) for x in LogisticRegression(max_iter=1000).fit(embedded[0], labels).predict(embedded[1])]
 
 
+@functools.cache  # the test texts of all draws are the same
 @torch.no_grad()
-def embed(model: Any, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
-    """[texts, width] embeddings of length 1."""
-    parts = []
-    for i in range(0, len(texts), 32):
-        inputs = tokenizer(list(texts[i : i + 32]), padding=True, truncation=True, max_length=512, return_tensors="pt")
+def embed(folder: Path, texts: tuple[str, ...]) -> torch.Tensor:
+    """[texts, width] embeddings of length 1, by transformers."""
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    found: dict[int, torch.Tensor] = {}
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for at in range(0, len(order), 32):
+        some = order[at : at + 32]
+        inputs = tokenizer([texts[i] for i in some], padding=True, truncation=True, max_length=512, return_tensors="pt")
         hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
-        parts.append((hidden * mask).sum(1) / mask.sum(1))
-    return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+        found |= zip(some, (hidden * mask).sum(1) / mask.sum(1), strict=True)
+    return torch.nn.functional.normalize(torch.stack([found[i] for i in range(len(texts))]), dim=1)
 
 
 def setfit(args: Args, drawn: Drawn) -> list[str]:

@@ -245,7 +245,12 @@ ENCODER_EPOCHS = {"20ng": 10.0, "massive": 20.0}
 # By recipe: what is different for a user's own task, which may have few examples (docs/few_labels.md).
 OWN_TASK: dict[str, dict[str, Any]] = {
     "encoder": dict(epochs=10.0, fit_heads=True),
+    # The paper's 8,000 steps would be hundreds of passes. The rate is what others fine-tune such models with.
+    "large": dict(steps=None, epochs=3.0, min_steps=40, lr=1e-5),
+    "small": dict(steps=None, epochs=3.0, min_steps=40, lr=1e-5),
+    "smollm2": dict(epochs=3.0, min_steps=40, batch_size=16, lr=3e-4),
 }
+SENTENCE_LR = 3e-5  # for a user's own task and an encoder of sentences (head "mean")
 
 # Options of both programs for decoders only: an encoder has no prompt and writes no text.
 PROMPT_OPTIONS = ("template", "slot_answer", "slot_tags", "list_labels", "wording", "shots", "shots_choice",

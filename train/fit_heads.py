@@ -5,7 +5,7 @@ the encoder knows before the head has learned anything. A head that already sepa
 (Kumar et al., 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
 
 What a linear head reads is computed once, without dropout. The head is then the logistic regression on it, by
-scikit-learn, with its usual penalty on inputs of length 1. Training goes on from there with everything.
+scikit-learn. Training goes on from there with everything.
 
 Shapes: N targets of a field, E model width, V labels.
 """
@@ -34,7 +34,7 @@ from train.parallel.parallelize import reshard
 log = logging.getLogger(__name__)
 
 TARGETS = 10_000  # at most, of examples drawn by seed: with more, fitting takes long and changes little
-PENALTY = 10.0  # scikit-learn's C
+PENALTY = 10.0  # scikit-learn's C, for inputs of length 1; that of eval.baselines
 RARE = 5.0  # how much less likely than any other label one without examples is, as a difference of logits
 
 

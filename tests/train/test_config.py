@@ -10,6 +10,7 @@ import pytest
 from data.errors import UserError
 from eval.config import EvalConfig
 from eval.predict.config import PredictConfig
+from tests.launching import TICKETS
 from train import options
 from train.config import ENCODER_ONLY, RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS
@@ -295,3 +296,21 @@ def test_optimizers_by_name() -> None:
     config = load_config([*BASE, "--optim", "adamw_sr"])
     assert (config.optim.optim, config.train.precision) == ("adamw_sr", "bf16"), "on every machine"
     assert "optim = adamw_sr stores the weights in bf16" in refusal("--optim", "adamw_sr", "--precision", "fp32")
+
+
+@pytest.mark.parametrize("model", ["llama2_7b", "llama3_70b", "smollm2_135m"])
+def test_steps_on_a_users_own_task_follow_its_examples(model: str) -> None:
+    """The paper's 8,000 steps of 8 would be 160 passes over 400 texts."""
+
+    def steps(*more: str) -> tuple[float | None, int | None, int]:
+        train = load_config(["--model", model, "--checkpoint", "x", "--device", "cpu", *more]).train
+        return train.epochs, train.steps, train.min_steps
+
+    own = ["--task", str(TICKETS)]
+    assert steps(*own) == (3.0, None, 40)
+    assert steps(*own, "--epochs", "2") == (2.0, None, 0), "who names epochs gets them"
+    assert steps(*own, "--steps", "9") == (None, 9, 0)
+    assert steps(*own, "--epochs", "2", "--min_steps", "5") == (2.0, None, 5)
+    assert steps("--task", "20ng_7")[2] == 0
+    with pytest.raises(UserError, match="min_steps = -1: must be 0 or more"):
+        steps(*own, "--min_steps", "-1")

@@ -50,6 +50,8 @@ def test_the_papers_recipe() -> None:
     assert config.model.head == "linear" and config.batch.row_length == 4096
     assert recipe("massive_slots").train.epochs == 20 and recipe(str(TICKETS)).train.epochs == 10
     assert recipe("massive_slots", "--steps", "7").train.epochs is None
+    assert not config.train.fit_heads and recipe(str(TICKETS)).train.fit_heads, "the paper's heads begin at random"
+    assert recipe(str(TICKETS)).optim.lr == 1e-5
 
 
 def test_options_of_the_other_kind_are_errors() -> None:

@@ -22,7 +22,7 @@ from tests.encoder_exports import write_encoder
 from tests.encoder_samples import make_encoder_samples
 from tests.launching import TICKETS
 from tests.train.tiny_encoder_run import MULTI, QUIET, make_trainer
-from train.fit_heads import RARE, fit, fit_heads, fittable
+from train.fit_heads import PENALTY, RARE, fit, fit_heads, fittable
 from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
@@ -41,7 +41,7 @@ def test_a_class_head_is_the_regression(n_labels: int, weighted: bool) -> None:
     inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
     targets = rng.integers(0, n_labels, 80)
     weights = rng.random(n_labels) * 3 if weighted else None
-    expected = LogisticRegression(C=1.0, max_iter=1000)
+    expected = LogisticRegression(C=PENALTY, max_iter=1000)
     expected.fit(inputs, targets, sample_weight=weights[targets] if weighted else None)
     probabilities = torch.from_numpy(expected.predict_proba(inputs)).float()
     for scale in (1, 37):
@@ -58,7 +58,9 @@ def test_a_multi_head_is_a_regression_for_each_label() -> None:
     targets[:, 2], targets[:, 3] = 0, 1  # nothing to tell apart
     found = logits_of(inputs, fit(inputs, targets, 4)).sigmoid()
     for label in range(2):
-        expected = LogisticRegression(C=1.0, max_iter=1000).fit(inputs, targets[:, label]).predict_proba(inputs)[:, 1]
+        expected = (
+            LogisticRegression(C=PENALTY, max_iter=1000).fit(inputs, targets[:, label]).predict_proba(inputs)[:, 1]
+        )
         torch.testing.assert_close(found[:, label], torch.from_numpy(expected).float(), atol=1e-3, rtol=1e-3)
     assert (found[:, 2] < 0.01).all() and (found[:, 3] > 0.99).all()
 

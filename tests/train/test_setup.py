@@ -12,7 +12,7 @@ from train import options
 from train.config import TrainConfig
 from train.resolve import load_config
 from train.setup import open_run
-from train.training_data import describe_few, divide
+from train.training_data import count_steps, describe_few, divide
 
 
 def test_holding_out_changes_no_few_shot_examples() -> None:
@@ -83,3 +83,16 @@ def test_few_texts_a_label_are_said_to_users_of_their_own_task() -> None:
     assert describe_few(task, rare, "encoder") is None, "one rare label is another matter"
     paper = TASKS["massive_intent"]
     assert describe_few(paper, load_examples(paper, "train", "sample"), "encoder") is None
+
+
+def test_few_examples_are_taken_until_the_least_number_of_steps() -> None:
+    class Loader:
+        @staticmethod
+        def n_steps_for(epochs: float) -> int:
+            return round(5 * epochs)
+
+    def steps(**values: object) -> int:
+        return count_steps(options.build(TrainConfig, [values]), Loader())
+
+    assert steps(epochs=3.0) == 15 and steps(epochs=3.0, min_steps=40) == 40 and steps(epochs=9.0, min_steps=40) == 45
+    assert steps(steps=7, min_steps=40) == 7
