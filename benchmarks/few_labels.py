@@ -8,11 +8,12 @@ same test texts:
     tfidf      TF-IDF + logistic regression, as `python -m eval.baselines`
     frozen     logistic regression of scikit-learn on the encoder's embeddings: the mean of its tokens, of length 1
     setfit     SetFit with its defaults, on the same encoder, with the Python of ``--setfit`` that has it
+    heads      train.py --model bert --steps 0: its heads alone, fitted to the encoder as it is
     encoder    train.py --model bert, with the defaults for a task of one's own
     decoder    train.py --model smollm2_135m, the same
 
-Ours run as a user would run them. Each finished run is a line of ``--work``/runs.jsonl. The same command goes on where
-it was interrupted.
+Ours run as a user would run them. Each finished run is a line of ``--work``/runs.jsonl, with its seconds. The same
+command goes on where it was interrupted; tasks, systems and draws may be added.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ SYSTEMS = {
     "tfidf": "TF-IDF + logistic regression",
     "frozen": "frozen encoder + logistic regression",
     "setfit": "SetFit",
+    "heads": "encoder, its heads alone (`--steps 0`)",
     "encoder": "encoder, fine-tuned here",
     "decoder": "decoder, fine-tuned here",
 }
@@ -77,8 +79,8 @@ class Args:
     """Converted SmolLM2 folder, for the system decoder."""
     setfit: Path | None = None
     """A Python interpreter with the package setfit, for the system setfit."""
-    systems: list[str] = field(default_factory=lambda: ["tfidf", "frozen", "encoder"])
-    """Which of tfidf, frozen, setfit, encoder, decoder."""
+    systems: list[str] = field(default_factory=lambda: ["tfidf", "frozen", "heads", "encoder"])
+    """Which of tfidf, frozen, setfit, heads, encoder, decoder."""
     per_label: list[int] = field(default_factory=lambda: [8, 16, 64])
     """Training texts of each label; of a label that has fewer, all."""
     draws: int = 5
@@ -86,7 +88,7 @@ class Args:
     test: int = 1000
     """Test texts, the same for all."""
     words: int | None = None
-    """Cut the texts to so many words, for all systems; default: whole texts."""
+    """Cut the texts to so many words, for all systems; default: whole texts. White space becomes single spaces."""
     train_options: str = ""
     """More options for train.py, as one string."""
     output: Path | None = None
@@ -171,8 +173,6 @@ def embed(folder: Path, texts: tuple[str, ...]) -> torch.Tensor:
 
 
 def setfit(args: Args, drawn: Drawn) -> list[str]:
-    if args.setfit is None:
-        raise UserError("system setfit needs --setfit, a Python interpreter with that package.")
     command = [str(args.setfit), "-c", SETFIT, str(drawn.folder), str(args.encoder.resolve()), str(drawn.seed)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -180,21 +180,24 @@ def setfit(args: Args, drawn: Drawn) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def heads(args: Args, drawn: Drawn) -> list[str]:
+    return ours(args, drawn, "heads", "bert", args.encoder, "--steps", "0")
+
+
 def encoder(args: Args, drawn: Drawn) -> list[str]:
-    return ours(args, drawn, "bert", args.encoder)
+    return ours(args, drawn, "bert", "bert", args.encoder)
 
 
 def decoder(args: Args, drawn: Drawn) -> list[str]:
-    if args.decoder is None:
-        raise UserError("system decoder needs --decoder, a converted SmolLM2 folder.")
-    return ours(args, drawn, "smollm2_135m", args.decoder)
+    assert args.decoder is not None
+    return ours(args, drawn, "smollm2", "smollm2_135m", args.decoder)
 
 
-def ours(args: Args, drawn: Drawn, model: str, checkpoint: Path) -> list[str]:
-    run, answers = drawn.folder / model, drawn.folder / f"{model}.jsonl"
+def ours(args: Args, drawn: Drawn, name: str, model: str, checkpoint: Path, *options: str) -> list[str]:
+    run, answers = drawn.folder / name, drawn.folder / f"{name}.jsonl"
     answers.unlink(missing_ok=True)
     common = ["--model", model, "--task", str(drawn.file), "--save_every", "0", "--seed", str(drawn.seed)]
-    more = [*args.train_options.split(), "--resume", "auto", "--output", str(run)]
+    more = [*options, *args.train_options.split(), "--resume", "auto", "--output", str(run)]
     texts = drawn.folder / "test.jsonl"
     texts.write_text("".join(json.dumps({"text": example.text}) + "\n" for example in drawn.test), encoding="utf-8")
     for script, words in (
@@ -209,7 +212,7 @@ def ours(args: Args, drawn: Drawn, model: str, checkpoint: Path) -> list[str]:
 
 
 RUN: dict[str, Callable[[Args, Drawn], list[str]]] = {
-    "tfidf": tfidf, "frozen": frozen, "setfit": setfit, "encoder": encoder, "decoder": decoder,
+    "tfidf": tfidf, "frozen": frozen, "setfit": setfit, "heads": heads, "encoder": encoder, "decoder": decoder,
 }  # fmt: skip
 
 
@@ -218,7 +221,15 @@ def run(args: Args, argv: list[str]) -> None:
     unknown = [system for system in args.systems if system not in RUN]
     if unknown:
         raise UserError(f"--systems {' '.join(unknown)}: expected some of {', '.join(RUN)}.")
+    for system, given in (("setfit", args.setfit), ("decoder", args.decoder)):
+        if system in args.systems and given is None:
+            raise UserError(f"system {system} needs --{system}.")
     args.work.mkdir(parents=True, exist_ok=True)
+    same = {"encoder": str(args.encoder), "words": args.words, "test": args.test, "train_options": args.train_options}
+    settings = args.work / "settings.json"
+    if settings.exists() and (found := json.loads(settings.read_text())) != same:
+        raise UserError(f"{args.work} has runs of other settings: {found}, not {same}. Name another --work.")
+    settings.write_text(json.dumps(same))
     file = args.work / "runs.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     finished = {(r["task"], r["n"], r["draw"], r["system"]) for r in done}
@@ -239,31 +250,26 @@ def run(args: Args, argv: list[str]) -> None:
                     say(json.dumps(found))
                     with file.open("a") as stream:
                         stream.write(json.dumps(found) + "\n")
-    write_result("few_labels", "Few labelled texts", report(args, done), argv, args.output, load)
+    asked = [r for r in done if r["system"] in args.systems and r["n"] in args.per_label and r["draw"] < args.draws]
+    names = [get_task(path).name for path in args.tasks]
+    body = "\n\n".join(report(name, [r for r in asked if r["task"] == name]) for name in names)
+    write_result("few_labels", "Few labelled texts", body, argv, args.output, load)
 
 
-def report(args: Args, done: list[dict[str, Any]]) -> str:
-    """Tables of mean accuracies, a task each, with the draws' standard deviation and mean seconds."""
-    parts = []
-    for name in dict.fromkeys(r["task"] for r in done):
-        own = [r for r in done if r["task"] == name]
-        amounts = sorted({r["n"] for r in own})
-        rows = []
-        for system in SYSTEMS:
-            cells = []
-            for n in amounts:
-                runs = [r for r in own if r["system"] == system and r["n"] == n]
-                spread = f" ± {statistics.stdev(r['accuracy'] for r in runs):.1f}" if len(runs) > 1 else ""
-                seconds = statistics.mean(r["seconds"] for r in runs) if runs else 0.0
-                mean = statistics.mean(r["accuracy"] for r in runs) if runs else 0.0
-                cells.append(f"{mean:.1f}{spread} ({len(runs)}; {seconds:.0f} s)" if runs else "not run")
-            rows.append([SYSTEMS[system], *cells])
-        texts = ", ".join(f"{n}: {max(r['texts'] for r in own if r['n'] == n)} texts" for n in amounts)
-        parts.append(
-            f"## {name}\n\nTraining texts by texts a label: {texts}.\n\n"
-            + table(["accuracy in %, mean ± deviation (draws; seconds)", *(f"{n} a label" for n in amounts)], rows)
-        )
-    return "\n\n".join(parts)
+def report(name: str, done: list[dict[str, Any]]) -> str:
+    """A task's table of mean accuracies, with the draws' standard deviation."""
+    amounts = sorted({r["n"] for r in done})
+    rows = []
+    for system in (key for key in SYSTEMS if any(r["system"] == key for r in done)):
+        cells = []
+        for n in amounts:
+            found = [r["accuracy"] for r in done if r["system"] == system and r["n"] == n]
+            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.1f}{spread} ({len(found)})" if found else "not run")
+        rows.append([SYSTEMS[system], *cells])
+    texts = ", ".join(f"{n} a label are {max(r['texts'] for r in done if r['n'] == n):,}" for n in amounts)
+    header = ["accuracy in %: mean ± standard deviation (draws)", *(f"{n} a label" for n in amounts)]
+    return f"## {name}\n\nTraining texts: {texts}.\n\n{table(header, rows)}"
 
 
 def main(argv: list[str] | None = None) -> int:

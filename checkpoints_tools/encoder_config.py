@@ -242,8 +242,6 @@ def usual_head(folder: Path) -> HeadKind:
         found = read_json(folder / "config.json", _Labels)
         if found.heads is not None:
             return found.heads.head
-        if (found.architectures or [""])[0].endswith("ForSequenceClassification"):
-            return "dense"
         poolings = sorted(folder.glob("*_Pooling/config.json"))
         return "mean" if any(read_json(path, _Pooling).pooling_mode_mean_tokens for path in poolings) else "linear"
     except UserError:

@@ -273,8 +273,8 @@ class Encoder(nn.Module):
                 padding.
             doc_ids: [B, T] int, the packed document that each token belongs to, -1 for padding.
             output_index: for each field, [N] indices in the flattened [B * T] batch at which its logits are computed:
-                every document's first token (class and multi fields) or every word's first sub-word (token field). N
-                may be 0.
+                every document's first token (class and multi fields; head "mean" takes it as the document's begin), or
+                every word's first sub-word (token field). N may be 0.
 
         Returns:
             For each field, [N, n_labels] logits in the compute dtype; without ``output_index`` the last hidden
@@ -288,19 +288,22 @@ class Encoder(nn.Module):
             return x
         names = [head.name for head in self.config.heads]
         assert set(output_index) == set(names), f"indices for {sorted(output_index)}, but the heads are {sorted(names)}"
-        return {
-            head.name: self.heads[head.key](self._read(head, x, doc_ids, output_index[head.name]))
-            for head in self.config.heads
-        }
+        documents: Tensor | None = None  # class and multi heads read the same
+        logits = {}
+        for head in self.config.heads:
+            index = output_index[head.name]
+            if head.of_documents:
+                documents = self._read_documents(x, doc_ids, index) if documents is None else documents
+            read = documents if head.of_documents else x.flatten(0, 1)[index]
+            logits[head.name] = self.heads[head.key](read)
+        return logits
 
-    def _read(self, head: Head, x: Tensor, doc_ids: Tensor, index: Tensor) -> Tensor:
-        """What one head reads of the hidden states x, [B, T, E], at its output positions: [N, E]."""
-        if not head.of_documents:
-            return x.flatten(0, 1)[index]
+    def _read_documents(self, x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
+        """What the heads of documents read of the hidden states x, [B, T, E]: [N, E]."""
         if self.config.head == "mean":
-            return _means(x, doc_ids, index)
-        first = x.flatten(0, 1)[index]
-        return torch.tanh(self.pooler(first)) if self.pooler is not None else first
+            return _means(x, doc_ids, first)
+        read = x.flatten(0, 1)[first]
+        return torch.tanh(self.pooler(read)) if self.pooler is not None else read
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from checkpoints_tools.load import load_pretrained
+from data.errors import UserError
 from train.checkpointing import checkpoint
 from train.config import TrainConfig
-from train.fit_heads import fit_heads
+from train.fit_heads import fit_heads, fittable
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import World
 from train.parallel.parallelize import parallelize
 from train.setup import Setup
 
+log = logging.getLogger(__name__)
 
-def build_model(config: TrainConfig, setup: Setup, world: World) -> nn.Module:
-    """Build the run's model and load its weights; with ``--fit_heads`` also fit the heads that a new run adds."""
+
+def build_model(config: TrainConfig, setup: Setup, world: World) -> tuple[nn.Module, bool]:
+    """Build the run's model and load its weights; with ``--fit_heads`` also fit the heads that a new run adds.
+
+    Returns:
+        The model, and whether heads were fitted.
+
+    Raises:
+        UserError: the run takes no step, and the model has no new heads to fit, or others that would stay random.
+    """
     resume = setup.resume_from
     load: Callable[[nn.Module], object] | None = None
     fresh: list[str] = []  # parameters that the checkpoint to start from does not have
@@ -42,6 +53,17 @@ def build_model(config: TrainConfig, setup: Setup, world: World) -> nn.Module:
         load=load,
         seed=config.train.seed,
     )
-    if config.train.fit_heads and fresh:
-        fit_heads(model, fresh, setup.samples, config.batch.row_length, config.train.seed)
-    return model
+    if resume is not None or not config.train.fit_heads:
+        return model, False
+    fields, random = fittable(model, fresh)
+    if not setup.total_steps and (random or not fields):
+        what = f"the new heads of {', '.join(random)} are not that" if random else "the checkpoint's heads are not new"
+        raise UserError(
+            f"--steps 0 trains new heads of one linear layer and nothing else; {what}. Give some steps, or --head "
+            "linear or mean."
+        )
+    if fields:
+        fit_heads(model, fields, setup.samples, config.batch.row_length, config.train.seed)
+    elif fresh:
+        log.info("note: --fit_heads fits new heads of one linear layer; those of %s are not.", ", ".join(random))
+    return model, bool(fields)

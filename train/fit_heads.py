@@ -33,55 +33,65 @@ from train.parallel.parallelize import reshard
 
 log = logging.getLogger(__name__)
 
-TARGETS = 10_000  # at most, of examples drawn by seed: with more, fitting takes long and changes little
+TARGETS = 10_000  # of a field, of examples drawn by seed: with more, fitting takes long and changes little
 PENALTY = 10.0  # scikit-learn's C, for inputs of length 1; that of eval.baselines
 RARE = 5.0  # how much less likely than any other label one without examples is, as a difference of logits
 
 
-def fittable(model: nn.Module, fresh: Container[str]) -> list[str]:
-    """The fields whose head is new, among the parameters ``fresh``, and one linear layer on pretrained weights."""
+def fittable(model: nn.Module, fresh: Container[str]) -> tuple[list[str], list[str]]:
+    """The fields with a new head, by the parameters ``fresh``: those that one regression fits, and the others."""
     names = {clean_name(name) for name, _ in model.named_parameters()}
-    return [
-        head.name
-        for head in cast(EncoderConfig, config_of(model)).heads
-        if f"heads.{head.key}.out.weight" in fresh
-        and f"heads.{head.key}.dense.weight" not in names
-        and not (head.of_documents and "pooler.weight" in fresh)
-    ]
+    fits: list[str] = []
+    others: list[str] = []  # a new dense layer comes before their last one
+    for head in cast(EncoderConfig, config_of(model)).heads:
+        if f"heads.{head.key}.out.weight" in fresh:
+            is_deep = f"heads.{head.key}.dense.weight" in names or (head.of_documents and "pooler.weight" in fresh)
+            (others if is_deep else fits).append(head.name)
+    return fits, others
 
 
 @torch.no_grad()
-def fit_heads(model: nn.Module, fresh: Container[str], samples: object, row_length: int, seed: int) -> None:
-    """Fit an encoder's new heads on the training samples. All ranks call this, and each reads all the samples.
+def fit_heads(model: nn.Module, fields: Container[str], samples: object, row_length: int, seed: int) -> None:
+    """Fit the heads of these fields on the training samples. All ranks call this, and each reads all the samples.
 
     Args:
         model: `model.encoder.Encoder`, sharded or not, with pretrained weights.
-        fresh: the names of the parameters that are new.
+        fields: some of the first of `fittable`.
         samples: the encoder's samples, with their weights in the loss, if they have any.
         row_length: tokens of a row that is computed at once.
     """
     assert isinstance(samples, SampleSet), "only encoders have heads, and the options are refused for others"
-    fields = fittable(model, fresh)
-    if not fields:
-        log.info("note: --fit_heads fits a new head of one linear layer; the model has none.")
-        return
     order = np.random.default_rng(seed).permutation(len(samples))
-    chosen = order[: max(1, int((samples.label_lengths[order].cumsum() <= TARGETS).sum()))]
+    heads = {head.name: head.key for head in cast(EncoderConfig, config_of(model)).heads if head.name in fields}
+    needed = {name: _count_needed(samples.n_outputs(name)[order]) for name in heads}
+    for n in sorted(set(needed.values())):
+        keys = {name: key for name, key in heads.items() if needed[name] == n}
+        inputs, targets = _inputs(model, keys, samples, order[:n], row_length)
+        for name, key in keys.items():
+            _fit_head(model, key, inputs[name], targets[name], samples.weights.get(name))
+        log.info("heads fitted before the first step, on %s of %s examples: %s", f"{n:,}", f"{len(order):,}",
+                 ", ".join(keys))  # fmt: skip
+
+
+def _count_needed(outputs: np.ndarray) -> int:
+    """How many of the samples, in their order, have `TARGETS` targets; ``outputs``: [S] targets of each."""
+    return min(len(outputs), int(np.searchsorted(outputs.cumsum(), TARGETS)) + 1)
+
+
+def _fit_head(model: nn.Module, key: str, inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> None:
+    """Fit one head on rank 0 and give it to all ranks."""
+    if not len(targets):  # a token field of texts without words
+        return
     parameters = {clean_name(name): p for name, p in model.named_parameters()}
-    keys = {head.name: head.key for head in cast(EncoderConfig, config_of(model)).heads if head.name in fields}
-    inputs, targets = _inputs(model, keys, samples, chosen, row_length)
-    for name, key in keys.items():
-        if not len(targets[name]):  # a token field of texts without words
-            continue
-        n_labels = parameters[f"heads.{key}.out.weight"].shape[0]
-        fitted = fit(inputs[name], targets[name], n_labels, samples.weights.get(name))
-        for part, values in zip(("weight", "bias"), fitted, strict=True):
-            parameter = parameters[f"heads.{key}.out.{part}"]
-            values = values.to(parameter.device)
-            dist.broadcast(values, 0)  # all ranks have fitted the same numbers, but perhaps on processors of two kinds
-            local, where = local_slice(parameter)
-            fill(local, values, where)
-    log.info("heads fitted before the first step, on %s examples: %s", f"{len(chosen):,}", ", ".join(keys))
+    weight, bias = (parameters[f"heads.{key}.out.{part}"] for part in ("weight", "bias"))
+    fitted = [torch.zeros(p.shape) for p in (weight, bias)]
+    if dist.get_rank() == 0:
+        fitted = list(fit(inputs, targets, weight.shape[0], weights))
+    for parameter, values in zip((weight, bias), fitted, strict=True):
+        values = values.to(parameter.device)
+        dist.broadcast(values, 0)
+        local, where = local_slice(parameter)
+        fill(local, values, where)
 
 
 def _inputs(
@@ -128,17 +138,18 @@ def fit(
         label_weights: [V], how much each label's targets count.
     """
     scale = float(np.linalg.norm(inputs, axis=1).mean())  # so that the penalty means the same for any encoder
+    inputs = inputs / scale
     weight, bias = np.zeros((n_labels, inputs.shape[1])), np.zeros(n_labels)
     if targets.ndim == 2:
         for label, column in enumerate(targets.T):
             if column.min() == column.max():
                 bias[label] = RARE if column[0] else -RARE
             else:
-                rows, intercepts = _regression(inputs / scale, column)
+                rows, intercepts = _regression(inputs, column)
                 weight[label], bias[label] = rows[1] - rows[0], intercepts[1] - intercepts[0]
     else:
         seen = np.unique(targets)
-        weight[seen], bias[seen] = _regression(inputs / scale, targets, label_weights)
+        weight[seen], bias[seen] = _regression(inputs, targets, label_weights)
         bias[np.setdiff1d(np.arange(n_labels), seen)] = bias[seen].min() - RARE
     return torch.from_numpy(weight / scale).float(), torch.from_numpy(bias).float()
 

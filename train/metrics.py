@@ -99,7 +99,7 @@ class BarAndLine(Progress):
 class RunLog:
     """The reporter of rank 0; on other ranks its methods do nothing.
 
-    ``log.jsonl`` gets one line per step and per event. A run that starts at step 0 writes it anew, over that of a start
+    ``log.jsonl`` gets one line per step and per event. A run that is not resumed writes it anew, over that of a start
     that was killed; a resumed run appends. If a step occurs twice, the later line is valid.
     """
 
@@ -110,6 +110,7 @@ class RunLog:
         active: bool,
         total_steps: int,
         start_step: int,
+        resumed: bool,
         log_every: int,
         tensorboard: bool,
     ) -> None:
@@ -120,7 +121,7 @@ class RunLog:
         self._log_every, self._total, self._start_step = log_every, total_steps, start_step
         if not active:
             return
-        self._file = open(folder / "log.jsonl", "a" if start_step else "w", encoding="utf-8", buffering=1)
+        self._file = open(folder / "log.jsonl", "a" if resumed else "w", encoding="utf-8", buffering=1)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

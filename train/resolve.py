@@ -77,10 +77,10 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     elif spec.recipe == "encoder":
         recipe["epochs"] = ENCODER_EPOCHS[TASKS[task].dataset]
     folder = config.model.checkpoint or spec.default_checkpoint
-    if spec.kind == "encoder" and folder is not None:
+    if spec.kind == "encoder" and folder is not None and task not in TASKS:  # the paper's heads are linear
         with suppress(UserError):  # a variable that is not set: `_expand_paths` says so, together with other problems
             recipe["head"] = usual_head(Path(expand(str(folder))))
-            if recipe["head"] == "mean" and task not in TASKS:
+            if recipe["head"] == "mean":
                 recipe["lr"] = SENTENCE_LR
     return recipe
 
@@ -104,7 +104,11 @@ def describe_settings(config: TrainConfig) -> str:
     recipe = options.flatten(options.build(TrainConfig, [recipe_of(config)]))
     lines = []
     for name, value in options.flatten(config).items():
+        if name == "head" and value != "linear" and value == recipe[name]:
+            lines.append(f"  head = {options.written(value)} (as the checkpoint's folder says)")
         if value == recipe[name] or value is None:  # None: of steps and epochs, the one that is replaced by the other
+            continue
+        if name == "min_steps" and not value:  # the user named steps or epochs
             continue
         usual = "" if recipe[name] in (None, "", ()) else f" (recipe: {options.written(recipe[name])})"
         why = f" ({config.optim_reason})" if name == "optim" and config.optim_reason else usual
@@ -166,11 +170,16 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(optim.eps > 0, "eps", "above 0")
     must(optim.weight_decay >= 0, "weight_decay", "0 or more")
     must(optim.clip >= 0, "clip", "0 (off) or more")
-    if train.steps == 0 and config.plan.plan:
-        problems.append("steps = 0: there is no step to plan.")
-    elif not train.fit_heads:
-        must(train.steps is None or train.steps >= 1, "steps", "at least 1; 0 is for --fit_heads alone")
-    must(train.steps is None or train.steps >= 0, "steps", "at least 0")
+    may_be_none = train.fit_heads and not config.plan.plan
+    must(
+        train.steps is None or train.steps >= (0 if may_be_none else 1),
+        "steps",
+        "at least 1" if train.steps or config.plan.plan else "at least 1; with an encoder's --fit_heads 0 is possible",
+    )
+    if train.steps is not None and train.min_steps:
+        problems.append(f"min_steps = {train.min_steps} is for epochs: give --epochs, or --steps alone.")
+    if train.fit_heads and config.model.init == "random":
+        problems.append("fit_heads fits heads on a pretrained encoder: omit it with --init random.")
     must(train.epochs is None or train.epochs > 0, "epochs", "above 0")
     must(train.min_steps >= 0, "min_steps", "0 or more")
     must(train.seed >= 0, "seed", "0 or more")

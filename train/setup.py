@@ -135,8 +135,6 @@ def open_run(config: TrainConfig) -> Setup:
                  len(prompt_spec.shots))  # fmt: skip
         warn_of_length(cast(SampleSet, samples), model_config, config)
     log.info("training data: %s", samples.describe())
-    if note := describe_few(task, examples, spec.kind):
-        log.info("note: %s", note)
     weights = resolve_weights(read_weights(config.train.class_weights, task, []), examples)
     if weights:
         log.info("%s", describe_weights(weights, task))
@@ -146,6 +144,8 @@ def open_run(config: TrainConfig) -> Setup:
     if repeats := describe_repeats(loader):
         log.warning("warning: %s", repeats)
     total_steps = count_steps(config, loader)
+    if total_steps and (note := describe_few(task, examples, spec.kind)):
+        log.info("note: %s", note)
     if config.optim.warmup_steps > max(0, total_steps - 1):
         raise UserError(
             f"warmup_steps = {config.optim.warmup_steps} must be less than the {total_steps} steps of the run."

@@ -72,8 +72,7 @@ class Trainer:
         self.best: float | None = None
         self.watched = Watched()  # the scores that patience counts
         self.figures: dict[str, float] | None = None  # of the last held-out scoring
-        # A scoring is due: it was stopped, or it is that of the heads alone, fitted before the first step.
-        self.unscored = config.train.fit_heads and bool(config.eval.eval_every)
+        self.unscored = False  # a scoring is due: it was stopped, or it is that of heads fitted before the first step
         self.calibrated: tuple[int, Calibrated] | None = None  # the model after this step
         self.stop = stopping.Stop()
         self.scorer = scorer
@@ -97,7 +96,8 @@ class Trainer:
     def _build_model(self) -> None:
         """The order of `train/parallel/parallelize.py`: ... -> load -> optimizer."""
         config, resume = self.config, self.setup.resume_from
-        self.model = build_model(config, self.setup, self.world)
+        self.model, fitted = build_model(config, self.setup, self.world)
+        self.unscored = fitted and config.eval.eval_every > 0
         self.optimizer = build_optimizer(
             self.model,
             lr=config.optim.lr,
@@ -149,10 +149,11 @@ class Trainer:
             active=self.world.is_main,
             total_steps=total,
             start_step=self.step,
+            resumed=self.setup.resume_from is not None,
             log_every=config.log.log_every,
             tensorboard=config.log.tensorboard,
         )
-        if self.step:
+        if self.setup.resume_from is not None:
             self.log.event("resume", step=self.step)
         if self.setup.class_weights:
             self.log.event("class_weights", weights=self.setup.class_weights)
@@ -179,7 +180,8 @@ class Trainer:
         speed, plateau = Speed(), Plateau(total)
         if self.unscored and config.eval.eval_every:
             self.unscored = not self._score()
-            self.saved_step = self.step if self.unscored else None  # the checkpoint does not know of this scoring
+            if not self.unscored:
+                self.saved_step = None  # the checkpoint, if there is one, does not know of this scoring
             if self.unscored or (self._told_to_stop() and not self.is_done):
                 self._interrupt()
         if self.is_done:
@@ -295,10 +297,12 @@ class Trainer:
         return all_sum([self.stop.noted], self.world.device)[0] > 0
 
     def _interrupt(self) -> None:
+        signum = self.stop.signum or signal.SIGTERM
+        self.log.event("interrupted", step=self.step)
+        if not self.step:  # fitted heads were scored; AdamW has no states yet that a checkpoint could hold
+            raise Interrupted("interrupted before the first step: nothing to save. Start again, the same way.", signum)
         self._save()
         self.saver.finish()
-        self.log.event("interrupted", step=self.step)
-        signum = self.stop.signum or signal.SIGTERM
         raise Interrupted(
             f"interrupted: stopped after step {self.step} of {self.setup.total_steps}, saved to "
             f"{checkpoint.step_folder(self.checkpoints, self.step)}. {advice_to_continue(self.again, self.output)}",
@@ -405,5 +409,5 @@ class Trainer:
             config.batch.batch_unit,
             setup.total_steps * config.batch.batch_size / setup.loader.units_per_epoch,
         )
-        if self.step:
+        if setup.resume_from is not None:
             log.info("resuming after step %d from %s", self.step, setup.resume_from)

@@ -33,7 +33,7 @@ from data.source import draw_to_train, holdout
 from data.tasks import ClassField, Task
 from train.config import TrainConfig
 
-FEW = 32  # training texts a label, from which on fine-tuning paid in docs/few_labels.md
+FEW = 32  # training texts a label; at 64, training the encoder paid on both tables of docs/few_labels.md, at 16 hardly
 
 log = logging.getLogger(__name__)
 
@@ -187,23 +187,20 @@ def describe_few(task: Task, examples: list[Example], kind: Literal["decoder", "
 
     The median label counts: a few rare ones are common, and another matter.
     """
-    few = {
-        field.name: median
+    counts = {
+        field.name: Counter(example.class_label(field.name) for example in examples)
         for field in task.fields
-        if isinstance(field, ClassField) and task.custom is not None
-        for counts in [Counter(example.class_label(field.name) for example in examples)]
-        if (median := int(statistics.median(counts.values()))) < FEW
+        if isinstance(field, ClassField) and task.custom is not None and examples
     }
+    few = {name: median for name, own in counts.items() if (median := int(statistics.median(own.values()))) < FEW}
     if not few:
         return None
-    listed = ", ".join(f"{median} for a label of {name}" for name, median in few.items())
+    listed = ", ".join(f"half of the labels of {name} have at most {median}" for name, median in few.items())
     other = {
-        "encoder": "the heads alone (--steps 0) may be as good",
-        "decoder": "an encoder of sentences (--model bert, e.g. all-MiniLM-L6-v2) is likely to be better",
+        "encoder": "The heads alone (--steps 0) may be as good.",
+        "decoder": "An encoder of sentences (--model bert, e.g. all-MiniLM-L6-v2) may be better.",
     }[kind]
-    return (
-        f"few training texts, in the middle {listed}: {other}. Compare on held-out texts; docs/few_labels.md says how."
-    )
+    return f"few training texts: {listed}. {other} Compare on held-out texts (docs/few_labels.md)."
 
 
 def count_steps(config: TrainConfig, loader: StepLoader) -> int:

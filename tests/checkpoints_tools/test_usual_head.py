@@ -9,7 +9,7 @@ import pytest
 
 from checkpoints_tools.encoder_config import usual_head
 from tests.launching import TICKETS
-from train.resolve import load_config
+from train.resolve import describe_settings, load_config
 
 HEADS = {"head": "dense", "fields": [{"name": "x", "kind": "class", "labels": ["a", "b"]}]}
 
@@ -21,7 +21,7 @@ HEADS = {"head": "dense", "fields": [{"name": "x", "kind": "class", "labels": ["
         ({}, {"pooling_mode_mean_tokens": True}, "mean"),
         ({}, {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "linear"),
         ({"heads": HEADS}, {"pooling_mode_mean_tokens": True}, "dense"),
-        ({"architectures": ["RobertaForSequenceClassification"]}, None, "dense"),
+        ({"architectures": ["RobertaForSequenceClassification"]}, None, "linear"),
         ({"architectures": ["RobertaModel"]}, None, "linear"),
     ],
 )
@@ -32,7 +32,11 @@ def test_the_folder_says_its_head(config: dict, pooling: dict | None, head: str,
         (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
     assert usual_head(tmp_path) == head
     argv = ["--model", "bert", "--task", str(TICKETS), "--checkpoint", str(tmp_path)]
-    assert load_config(argv).model.head == head, "it is the recipe's"
+    config = load_config(argv)
+    assert config.model.head == head, "it is the recipe's"
+    assert config.optim.lr == (3e-5 if head == "mean" else 1e-5)
+    assert ("head = " in describe_settings(config)) == (head != "linear")
+    assert load_config([*argv, "--task", "massive_intent"]).model.head == "linear", "the paper's"
     assert load_config([*argv, "--head", "linear"]).model.head == "linear"
 
 

@@ -35,7 +35,8 @@ MULTI = replace(QUIET, heads=(*HEADS, Head("marks", "multi", 4)))
 CASES: dict[str, dict[str, Any]] = {
     "packed": {},
     "dense": {"model_config": BERT},
-    "mean": {"model_config": replace(QUIET, head="mean")},
+    "mean": {"model_config": replace(MULTI, head="mean")},
+    "mean, empty rank": {"model_config": replace(MULTI, head="mean"), "batch_size": 1},
     "fitted": {"model_config": replace(MULTI, head="mean"), "fit_heads": True},
     "fitted, weighted": {"class_weights": ("made up",), "batch_size": 16, "fit_heads": True},
     "multi": {"model_config": MULTI},
@@ -91,8 +92,9 @@ def make_trainer(
     )
     trainer = Trainer(config, setup, world)
     if config.train.fit_heads:  # as if the encoder were pretrained and the heads were new
-        names = {name for name, _ in trainer.model.named_parameters() if name.startswith("heads.")}
-        fit_heads(trainer.model, names, samples, config.batch.row_length, config.train.seed)
+        before = whole(trainer.model.heads["topic"].out.weight).copy()
+        fit_heads(trainer.model, ["topic", "slots", "marks"], samples, config.batch.row_length, config.train.seed)
+        assert not np.allclose(whole(trainer.model.heads["topic"].out.weight), before, atol=1e-2)
     return trainer
 
 

@@ -152,10 +152,11 @@ class Workload:
 
 def count_workload(loader: StepLoader, config: ModelConfig, total_steps: int) -> Workload:
     """Count the work in the steps of ``loader``, in up to `COUNTED_STEPS` of them."""
-    samples, counted, costs = loader.samples, min(total_steps, COUNTED_STEPS), costs_of(config)
+    samples, costs = loader.samples, costs_of(config)
+    counted = max(1, min(total_steps, COUNTED_STEPS))  # one also of a run that takes no step
     n_samples, real, computed, flops = 0, 0, 0, 0.0
     steps: list[list[RankPass]] = []
-    for n in np.linspace(0, total_steps - 1, counted).astype(int).tolist():
+    for n in np.linspace(0, max(0, total_steps - 1), counted).astype(int).tolist():
         plan = loader.plan(n)
         n_samples += sum(map(len, plan.rows))
         step_real, step_computed = loader.count_tokens(plan)
