@@ -200,7 +200,7 @@ class ModelSpec:
         family: key into `ARCHITECTURES`, set even if ``config`` is None.
         config: the model's config; None: the config is read from the checkpoint folder.
         chat_template: key into ``data.decoder.templates.TEMPLATES``; empty for encoders, which have no prompt.
-        recipe: key into ``train.config.RECIPES``: the paper's settings for a model of this size.
+        recipe: key into ``train.config.RECIPES``: the settings for a model of this kind and size.
         hf_repo: where the weights are published, for messages; empty for models without published weights.
     """
 

@@ -1,4 +1,6 @@
-"""The options of ``train.py`` with their defaults, and the recipes of the model sizes.
+"""The options of ``train.py`` with their defaults, and the recipes: values by model, and others for a task of one's own.
+
+For a task of one's own, an encoder's head and learning rate depend on its folder as well (`train.resolve.recipe_of`).
 
 `train.resolve.load_config` applies recipe, TOML file and command line on top of the defaults. This file does not import
 PyTorch, so that ``--help`` is fast.
@@ -24,9 +26,10 @@ class ModelOptions:
     init: Literal["pretrained", "random"] = "pretrained"
     """random: start from random weights (debug models only). The tokenizer comes from the checkpoint folder."""
     head: Literal["linear", "dense", "mean"] = "linear"
-    """An encoder's class heads. linear: one linear layer on the first token, as in the paper (section 5.4). mean: the
-    same on the mean of all tokens; the default for checkpoints of sentence-transformers that take the mean. dense:
-    dense layer, tanh and projection, which RobertaForSequenceClassification of transformers can load."""
+    """An encoder's class and multi heads. linear: one linear layer on the first token, as in the paper (section 5.4).
+    mean: the same on the mean of all tokens. dense: dense layer, tanh and projection, which
+    RobertaForSequenceClassification of transformers can load. The default for a task of your own follows the
+    checkpoint: the kind of the heads that it has, or mean if it is of sentence-transformers and takes the mean."""
     allow_mismatch: bool = False
     """Use the checkpoint's config.json even if it differs from the preset."""
 
@@ -115,11 +118,12 @@ class OptimOptions:
 @dataclass(frozen=True)
 class TrainOptions:
     steps: int | None = None
-    """Optimizer steps (instead of epochs)."""
+    """Optimizer steps (instead of epochs). 0, with fit_heads: only the new heads are trained."""
     epochs: float | None = None
     """Passes over the training data (instead of steps)."""
     min_steps: int = 0
-    """With epochs: at least so many optimizer steps, however few the examples."""
+    """With epochs only: at least so many optimizer steps, however few the examples. Epochs given by you have no such
+    minimum, unless you give this too."""
     fit_heads: bool = False
     """Before the first step, fit an encoder's new heads to the training examples by logistic regression, on what the
     checkpoint's encoder gives. On in the recipe for tasks of your own; the paper's encoders start with random heads.
@@ -178,8 +182,8 @@ class EvalOptions:
     holdout: float = 0.0
     """Fraction of the training examples held out for periodic scoring (they are not trained on)."""
     eval_every: int = 0
-    """Score the held-out examples every so many steps, by greedy decoding or an encoder's heads; 0: never. The best
-    model is kept in best/."""
+    """Score the held-out examples every so many steps, by greedy decoding or an encoder's heads, and with fit_heads
+    before the first step too; 0: never. The best model is kept in best/."""
     patience: int | None = None
     """End the training after so many held-out scorings in a row that are no better than the best before them, and
     export the best model instead of the last; default: train to the last step and export that model."""
@@ -227,7 +231,7 @@ class TrainConfig:
     that they stand for."""
 
 
-# By ModelSpec.recipe. "large" and "small" are the paper's (sections 5.4 and 5.7); the others are ours.
+# By ModelSpec.recipe. "large" and "small" are the paper's (sections 5.4 and 5.7); the others, and OWN_TASK, are ours.
 RECIPES: dict[str, dict[str, Any]] = {
     "large": dict(
         steps=8000, batch_size=8, lr=1e-6, row_length=16_384, activation_checkpointing="full", save_every=500
@@ -262,7 +266,9 @@ ENCODER_ONLY = ("head", "max_length", "fit_heads")
 FREE_ON_RESUME = frozenset(
     "config output resume save_every keep async_save export export_dtype eval_every patience max_new_tokens log_every"
     " tensorboard cache_dir device activation_checkpointing activation_offload tp sharding nodes"
-    " offload_states plan gpu gpus fit_heads"
+    " offload_states plan gpu gpus"
+    # It acts before the first step only. Runs of older code have no value of it, and can be resumed.
+    " fit_heads"
     # Paths; hashes check that the contents are the same (`train/setup.py`).
     " checkpoint data task".split()
 )

@@ -60,7 +60,8 @@ class Batch(batch.Batch):
         positions: ``[B, T]`` int64, from 0 in every document; 0 for padding.
         doc_ids: ``[B, T]`` int32: 1.. documents, -1 padding.
         index: by field, ``[N]`` int64, the flat indices ``b * T + t`` that its head reads, ascending: every document's
-            first token (class, multi), the first sub-word of every word that has one (token).
+            first token (class, multi), the first sub-word of every word that has one (token). To a "mean" head the
+            first token only says where the document begins.
         targets: by field, ``[N]`` int64 numbers of labels, for a multi field ``[N, labels]`` int64 0 or 1; empty if the
             samples were prepared without labels.
         sample_ids: ids of the samples, row by row.
