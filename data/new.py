@@ -202,10 +202,10 @@ def main(argv: list[str] | None = None) -> int:
     target = task.custom.path
     say(f"written: {target}. Read it: its comments say what was guessed.")
     say(f"To check the data:\n  {python()} -m data.check {quoted(str(target))}")
-    say(
-        "To train on it:\n  "
-        + command("train.py", {"model": "smollm2_135m", "task": target, "output": f"runs/{task.name}"})
-    )
+    run = {"task": target, "output": f"runs/{task.name}"}
+    say(f"To train on it:\n  {command('train.py', {'model': 'smollm2_135m', **run})}")
+    encoder = {"model": "bert", "checkpoint": "checkpoints/minilm", **run}
+    say(f"Or a small encoder (docs/few_labels.md):\n  {command('train.py', encoder)}")
     return 0
 
 

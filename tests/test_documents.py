@@ -20,6 +20,7 @@ import pytest
 
 from tests.commands import CONFIGS, DOCUMENTS, ROOT, SMOLLM2, commands_in, documented, plan, script_of
 
+MINILM = "checkpoints/minilm"
 CLOSED = ("gpt-3.5-turbo", "gpt-4", "gpt-4o", "api")
 
 
@@ -120,8 +121,18 @@ def write_tiny_checkpoint(folder: Path) -> None:
     export_hf(model, config, tokenizer, folder)
 
 
+def write_small_encoder(folder: Path) -> None:
+    from data.tasks import TASKS
+    from model.encoder import ROBERTA_DEBUG
+    from tests.encoder_exports import write_encoder
+
+    source = folder.with_name("encoder")
+    source.mkdir(parents=True)
+    write_encoder(source, TASKS["massive_intent"], ROBERTA_DEBUG).rename(folder)
+
+
 def in_small(words: list[str]) -> list[str]:
-    """The same command with the tiny model in the place of SmolLM2, and little to do."""
+    """The same command with tiny models in the place of SmolLM2 and MiniLM, and little to do."""
     script, arguments = script_of(words)
     if "--compare" in arguments:
         return [sys.executable, script, *arguments]
@@ -133,7 +144,7 @@ def in_small(words: list[str]) -> list[str]:
     if script == "predict.py":
         given |= {"--max_new_tokens": "3", "--device": "cpu"}
     elif script != "-m eval.baselines":
-        given["--model"] = "llama_debug"
+        given["--model"] = "roberta_debug" if given["--model"] == "bert" else "llama_debug"
         given.setdefault("--checkpoint", SMOLLM2)
         given |= {"--row_length": "4096", "--cache_dir": "cache"}
     if script == "train.py":
@@ -158,6 +169,7 @@ def test_the_readmes_commands_on_the_sample_run_in_its_order(tmp_path):
     commands = on_the_sample()
     assert {script_of(words)[0] for words in commands} == {*CONFIGS, "-m eval.baselines"}
     write_tiny_checkpoint(tmp_path / SMOLLM2)
+    write_small_encoder(tmp_path / MINILM)
     for path in ROOT.iterdir():  # the code by link, so that what the commands write stays here
         if path.suffix == ".py" or path.name in ("data", "eval", "train", "model", "checkpoints_tools"):
             (tmp_path / path.name).symlink_to(path)

@@ -1,6 +1,6 @@
-"""The options of ``train.py`` with their defaults, and the recipes: values by model, and others for a task of one's own.
+"""The options of ``train.py`` with their defaults, and the recipes: by model, with other values for one's own tasks.
 
-For a task of one's own, an encoder's head and learning rate depend on its folder as well (`train.resolve.recipe_of`).
+There an encoder's head and learning rate depend on its folder as well (`train.resolve.recipe_of`).
 
 `train.resolve.load_config` applies recipe, TOML file and command line on top of the defaults. This file does not import
 PyTorch, so that ``--help`` is fast.

@@ -11,24 +11,30 @@ from data.class_weights import listed_weights
 from data.decoder.templates import Prompt, Text
 from data.decoder.tokenizer import Tokenizer
 from data.tasks import Field, Task, TokenField
+from model.encoder import EncoderConfig, HeadKind
 from train.config import TrainConfig
 from train.setup import Setup
 
 LABELS_SHOWN = 60
 PLACE_OF_TEXT = "{text}"
+HEADS: dict[HeadKind, str] = {
+    "linear": "a linear layer on the first token",
+    "mean": "a linear layer on the mean of all tokens",
+    "dense": "a dense layer, tanh and a linear layer, on the first token",
+}
 
 
 def model_card(config: TrainConfig, setup: Setup, step: int, figures: Mapping[str, float] | None) -> str:
     """The card as Markdown, with the header that model hubs read.
 
     Args:
-        step: the step after which the model is exported.
+        step: the step after which the model is exported; 0: only new heads were fitted (``--fit_heads``).
         figures: of the last held-out scoring, in [0, 1]; None if nothing was held out.
     """
     task, is_decoder = setup.task, setup.spec.kind == "decoder"
     parts = [
         _header(task, is_decoder),
-        f"# {task.name}: {setup.spec.name}, fully fine-tuned to classify text\n",
+        f"# {task.name}: {setup.spec.name}, {'fully fine-tuned' if step else 'with fitted heads'} to classify text\n",
         "## What it does\n",
         f"Input: {task.document_noun}. Output, "
         + ("written as text:\n" if is_decoder else "with a head for each field:\n"),
@@ -69,12 +75,26 @@ def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[lis
         spec, shots = setup.prompt_spec, len(setup.prompt_spec.shots)
         template = f"`{spec.template}` chat template ({spec.template_from})"
         yield ["prompt", f"{template}, {shots} examples in it, {spec.wording} wording"]
-    yield ["length", f"{step:,} steps of {batch.batch_size} {batch.batch_unit}: {epochs:.2f} epochs"]
+    if isinstance(setup.model_config, EncoderConfig):
+        yield from _head_rows(setup.model_config)
     for name, weights in setup.class_weights.items():
         yield [f"class weights of {name}", listed_weights(weights)]
-    yield ["peak learning rate", f"{config.optim.lr:g}, {config.optim.schedule} schedule"]
-    yield ["optimizer", f"{config.optim.optim}, all weights trained"]
+    if step:
+        yield ["length", f"{step:,} steps of {batch.batch_size} {batch.batch_unit}: {epochs:.2f} epochs"]
+        yield ["peak learning rate", f"{config.optim.lr:g}, {config.optim.schedule} schedule"]
+        yield ["optimizer", f"{config.optim.optim}, all weights trained"]
+    else:
+        yield ["trained", "new heads alone, by logistic regression on the checkpoint's encoder, which is unchanged"]
     yield ["seed", str(config.train.seed)]
+
+
+def _head_rows(config: EncoderConfig) -> Iterable[list[str]]:
+    by_text = [head.name for head in config.heads if head.of_documents]
+    by_word = [head.name for head in config.heads if not head.of_documents]
+    if by_text:
+        yield [f"head of {', '.join(by_text)}", f"`{config.head}`: {HEADS[config.head]}"]
+    if by_word:
+        yield [f"head of {', '.join(by_word)}", "a linear layer on the first sub-word of each word"]
 
 
 def _figures(setup: Setup, figures: Mapping[str, float] | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -22,6 +23,7 @@ from data.source import load_examples
 from tests.launching import ROOT
 from tests.screen import plain_environment
 from tests.train.conftest import tiny_tokenizer  # noqa: F401  # a fixture
+from train.resolve import load_config
 
 SAMPLE = ROOT / "data" / "sample" / "tickets"
 
@@ -320,9 +322,11 @@ def test_the_commands_that_it_names_run(tmp_path: Path, tiny_tokenizer: Path) ->
         return done.stdout
 
     said = run(f'{sys.executable} -m data.new "{file}"').splitlines()
-    checking, training = (line.strip() for line in said if line.startswith("  "))
+    checking, training, encoder = (line.strip() for line in said if line.startswith("  "))
     assert "nothing found" in run(checking)
     assert "--model smollm2_135m " in training
     tiny = training.replace("smollm2_135m", f"llama_debug --init random --checkpoint {tiny_tokenizer} --device cpu")
     tiny = tiny.split(" --output")[0] + f" --output {tmp_path}/run --steps 1 --batch_size 2 --row_length 1024"
     assert "step 1/1" in run(f"{tiny} --cache_dir {tmp_path}/cache")
+    assert encoder == training.replace("smollm2_135m", "bert --checkpoint checkpoints/minilm")
+    assert load_config(shlex.split(encoder)[2:]).train.fit_heads

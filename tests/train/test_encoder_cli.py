@@ -102,6 +102,9 @@ def test_a_whole_run(encoder_args: list[str], world, tmp_path: Path) -> None:
         assert stored.weights == weights_of(run / name) and "calibration.json" in read_checksums(run / name)
     card = (run / "export" / "README.md").read_text()
     assert "with a head for each field" in card and "held out" in card and "{text}" not in card
+    assert "fully fine-tuned" in card and "| optimizer | adamw, all weights trained |" in card
+    assert "| head of intent | `dense`: a dense layer, tanh and a linear layer, on the first token |" in card
+    assert "| head of slots | a linear layer on the first sub-word of each word |" in card
 
     again = [*encoder_args, "--init", "pretrained", "--checkpoint", str(run / "export"), "--head", "dense"]
     config = load_config([*again, "--output", str(tmp_path / "again")])

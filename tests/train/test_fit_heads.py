@@ -154,6 +154,11 @@ def test_without_a_step_the_heads_alone_are_trained(own_task: list[str], world, 
     (score,) = [line for line in lines if line.get("event") == "score"]
     assert score["step"] == 0 and (tmp_path / "run/best/model.safetensors").exists()
     assert (tmp_path / "run/export/calibration.json").exists()
+    for folder in ("export", "best"):
+        card = (tmp_path / "run" / folder / "README.md").read_text()
+        assert "# tickets: roberta_debug, with fitted heads to classify text\n" in card
+        assert "| trained | new heads alone, by logistic regression on the checkpoint's encoder" in card
+        assert not any(said in card for said in ("fine-tuned", "all weights trained", "steps", "learning rate"))
     again = load_config([*args, "--resume"])
     assert Trainer(again, open_run(again), world, HeldOutScoring(again, setup, world)).is_done
 
