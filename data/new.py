@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     say(f"To check the data:\n  {python()} -m data.check {quoted(str(target))}")
     run = {"task": target, "output": f"runs/{task.name}"}
     say(f"To train on it:\n  {command('train.py', {'model': 'smollm2_135m', **run})}")
-    encoder = {"model": "bert", "checkpoint": "checkpoints/minilm", **run}
+    encoder = {"model": "bert", "checkpoint": "checkpoints/minilm", **run, "output": f"runs/{task.name}_encoder"}
     say(f"Or a small encoder (docs/few_labels.md):\n  {command('train.py', encoder)}")
     return 0
 

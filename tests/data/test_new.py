@@ -328,5 +328,5 @@ def test_the_commands_that_it_names_run(tmp_path: Path, tiny_tokenizer: Path) ->
     tiny = training.replace("smollm2_135m", f"llama_debug --init random --checkpoint {tiny_tokenizer} --device cpu")
     tiny = tiny.split(" --output")[0] + f" --output {tmp_path}/run --steps 1 --batch_size 2 --row_length 1024"
     assert "step 1/1" in run(f"{tiny} --cache_dir {tmp_path}/cache")
-    assert encoder == training.replace("smollm2_135m", "bert --checkpoint checkpoints/minilm")
+    assert encoder == training.replace("smollm2_135m", "bert --checkpoint checkpoints/minilm") + "_encoder"
     assert load_config(shlex.split(encoder)[2:]).train.fit_heads

@@ -189,6 +189,8 @@ def test_what_a_pass_holds_is_what_the_loader_builds(tiny_tokenizer, tmp_path):
         for rows, batch in zip(loader.plan(n).ranks[0], loader.step(n).batches, strict=True):
             assert loader.computed_tokens(rows) == batch.tokens.numel()
             assert loader.count_outputs(rows) == len(batch.target_index)
+    none = count_workload(loader, setup.model_config, 0)  # --steps 0 counts a step, for the memory of one
+    assert none.total_steps == none.epochs == 0 and len(none.steps) == 1
     work = count_workload(loader, setup.model_config, 4)
     for n, (passes,) in enumerate(work.steps):
         (batch,) = loader.step(n).batches
