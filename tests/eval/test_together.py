@@ -16,8 +16,9 @@ from eval.job import ScoringJob, ScoringRanks
 from eval.score import score
 from eval.setup import build_model
 from eval.together import Stopped
+from tests.encoder_exports import random_encoder
 from tests.eval.decoder.test_score import setup_of
-from tests.eval.encoder.test_score import JOINT, random_encoder
+from tests.eval.encoder.test_score import JOINT, config_for
 from tests.eval.encoder.test_score import folders as folders
 from tests.eval.encoder.test_score import job as encoder_job
 
@@ -48,7 +49,7 @@ def decoder(checkpoint: Path) -> tuple[torch.nn.Module, ScoringJob]:
 def encoder(folder: Path) -> tuple[torch.nn.Module, ScoringJob]:
     tokenizer = load_encoder_tokenizer(folder)
     examples = load_examples(JOINT, "test", "sample")[:9]
-    return random_encoder(JOINT, tokenizer), encoder_job(JOINT, tokenizer, examples, max_batch_tokens=1)
+    return random_encoder(config_for(JOINT, tokenizer)), encoder_job(JOINT, tokenizer, examples, max_batch_tokens=1)
 
 
 def on_rank(rank: int, port_file: Path, checkpoint: Path, folder: Path) -> None:

@@ -87,14 +87,14 @@ def test_what_stands_there_already_counts(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_found_before_anything_loads(world, train_args: list[str], monkeypatch) -> None:
-    from train import trainer
+    from train import build
 
     def load(*args, **kwargs) -> None:
         raise AssertionError("something was loaded")
 
     args = load_config(train_args)
     setup = open_run(args)
-    monkeypatch.setattr(trainer, "parallelize", load)
+    monkeypatch.setattr(build, "parallelize", load)
     monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 1_000_000)
     with pytest.raises(UserError) as error:
         Trainer(args, setup, world)
