@@ -137,7 +137,9 @@ _ENCODER = Architecture(
     task_decides_heads=True,
     row_bounds_input=False,
     free_fields=("heads", "head", "dropout", "attention_dropout"),
-    download=Download("google-bert/bert-base-uncased", "--include '*.json' '*.txt' '*.safetensors'"),
+    download=Download(
+        "google-bert/bert-base-uncased", "--include '*.json' --include '*.txt' --include '*.safetensors'"
+    ),
 )
 
 # ``model_type`` of config.json, which is ``family`` of our configs -> architecture.

@@ -69,6 +69,21 @@ def test_links_lead_somewhere():
     assert not broken
 
 
+def test_downloads_give_each_option_one_value():
+    """What follows a pattern would be the name of a file to `hf download`, which then ignores the patterns."""
+    from checkpoints_tools.registry import ARCHITECTURES
+
+    pages = [*DOCUMENTS, "checkpoints_tools/PORTING.md"]
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in pages]
+    advised = [f"{own.download.repo} {own.download.options}" for own in ARCHITECTURES.values()]
+    written = [command for text in texts for command in re.findall(r"^hf download (.+)$", text, re.MULTILINE)]
+    assert advised and len(written) > 2
+    for command in advised + written:
+        repository, *options = shlex.split(command, comments=True)
+        assert all(word.startswith("--") for word in options[::2]), command
+        assert not any(word.startswith("--") for word in options[1::2]) and len(options) % 2 == 0, command
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
 
