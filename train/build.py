@@ -67,3 +67,14 @@ def build_model(config: TrainConfig, setup: Setup, world: World) -> tuple[nn.Mod
     elif fresh:
         log.info("note: --fit_heads fits new heads of one linear layer; those of %s are not.", ", ".join(random))
     return model, bool(fields)
+
+
+def describe_run(config: TrainConfig, setup: Setup, world: World, model: nn.Module) -> str:
+    """One line for the log: the model, the ranks, and how much is trained."""
+    n_parameters, batch = sum(p.numel() for p in model.parameters()), config.batch
+    epochs = setup.total_steps * batch.batch_size / setup.loader.units_per_epoch
+    return (
+        f"{setup.spec.name}, {n_parameters:,} parameters, on {world.size} x {world.device.type} "
+        f"({world.shape.describe()}); {setup.total_steps} steps of {batch.batch_size} {batch.batch_unit}, "
+        f"{epochs:.2f} epochs"
+    )

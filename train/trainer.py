@@ -19,7 +19,7 @@ from data.decoder.rows import ANSWER
 from data.loader import StepBatch
 from train import options, stopping, trial
 from train.best import record_of_best
-from train.build import build_model
+from train.build import build_model, describe_run
 from train.checkpointing import checkpoint, run_folder
 from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
@@ -143,7 +143,9 @@ class Trainer:
             Interrupted: a signal arrived; the step was finished and a checkpoint saved.
         """
         config, total = self.config, self.setup.total_steps
-        self._log_summary()
+        log.info("%s", describe_run(config, self.setup, self.world, self.model))
+        if self.setup.resume_from is not None:
+            log.info("resuming after step %d from %s", self.step, self.setup.resume_from)
         self.log = RunLog(
             self.output,
             active=self.world.is_main,
@@ -393,21 +395,3 @@ class Trainer:
         self.saver.before_export(folder)
         calibrated = self.calibrated[1] if self.calibrated is not None else None
         export_run(self.model, self.config, self.setup, folder, self.step, self.figures, about, calibrated)
-
-    def _log_summary(self) -> None:
-        config, setup = self.config, self.setup
-        n_parameters = sum(p.numel() for p in self.model.parameters())
-        log.info(
-            "%s, %s parameters, on %d x %s (%s); %d steps of %d %s, %.2f epochs",
-            setup.spec.name,
-            f"{n_parameters:,}",
-            self.world.size,
-            self.world.device.type,
-            self.world.shape.describe(),
-            setup.total_steps,
-            config.batch.batch_size,
-            config.batch.batch_unit,
-            setup.total_steps * config.batch.batch_size / setup.loader.units_per_epoch,
-        )
-        if setup.resume_from is not None:
-            log.info("resuming after step %d from %s", self.step, setup.resume_from)
