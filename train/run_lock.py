@@ -172,7 +172,7 @@ def gone(holder: Holder, me: Holder, free: bool) -> str | None:
     """
     here, free = _one_machine(holder, me), free and holder.flock
     if here and holder.namespace == me.namespace:  # then it can be seen, whatever a job says of its attempts
-        if _started(holder.pid) != holder.started:
+        if process_start(holder.pid) != holder.started:
             return "the process has ended"
         return f"the lock is a copy of that in {holder.folder}" if free and holder.folder != me.folder else None
     if holder.slurm and holder.slurm == me.slurm and holder.slurm_restarts < me.slurm_restarts:
@@ -200,7 +200,7 @@ def describe_me(folder: Path) -> Holder:
         boot=_content("/proc/sys/kernel/random/boot_id"),
         pid=os.getpid(),
         namespace=_namespace(),
-        started=_started(os.getpid()),
+        started=process_start(os.getpid()),
         folder=str(folder.resolve()),
         time=datetime.now().astimezone().isoformat(" ", "seconds"),
         flock=False,
@@ -225,7 +225,7 @@ def _namespace() -> str:
         return ""
 
 
-def _started(pid: int) -> int:
+def process_start(pid: int) -> int:
     """When a process of this machine was started, in clock ticks; -1 if there is none. Without /proc 0 if there is."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

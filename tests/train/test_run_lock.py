@@ -176,7 +176,7 @@ def test_what_is_no_file_is_not_waited_for(make: Callable[[Path], None], tmp_pat
 
 
 ME = Holder("node1", "m1", "boot1", 50, "ns1", 0, "/run", "now", True)
-ALIVE = {"pid": os.getpid(), "started": run_lock._started(os.getpid())}
+ALIVE = {"pid": os.getpid(), "started": run_lock.process_start(os.getpid())}
 
 
 @pytest.mark.parametrize(

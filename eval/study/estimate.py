@@ -1,0 +1,140 @@
+"""How long what is left of a study will take, and what it will cost: estimates, with where they come from.
+
+In this order: the same cell with another seed, which is done; for a GPU type that the study file names, what ``--plan``
+of the two programs computes; else nothing. Models behind an API cost what ``eval.py`` prints before it asks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+
+from checkpoints_tools.registry import ApiModel, get_model, get_model_spec
+from data.errors import UserError
+from eval.study.file import Study, StudyCell, words
+from eval.study.plan import eval_options, train_options
+from eval.study.records import outcome, read_record
+from train.metrics import duration
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one cell: seconds and US dollars, None where nothing is known; ``how`` it was estimated."""
+
+    seconds: float | None = None
+    dollars: float | None = None
+    how: str = ""
+
+
+class Estimates:
+    """Estimates of the cells that are not done; plans are made once for the life of the process."""
+
+    def __init__(self, study: Study, output: Path) -> None:
+        self.study, self.output = study, output
+        self.open: list[StudyCell] = []
+        self.done: list[StudyCell] = []
+        for own in study.cells:
+            (self.done if outcome(output, own.cell).state == "done" else self.open).append(own)
+
+    def of(self, own: StudyCell) -> Estimate:
+        """The estimate for a cell that is not done."""
+        same = [self._took(other) for other in self.done if replace(other.cell, seed=0) == replace(own.cell, seed=0)]
+        if same:
+            seconds = max(0.0, mean(same) - self._took(own))
+            return self._with_dollars(own, seconds, "as with another seed")
+        if isinstance(own.spec, ApiModel):
+            return _of_api(tuple(words(eval_options(own, self.output))))
+        if self.study.gpu:
+            return self._with_dollars(
+                own, _planned_seconds(self.study, own, self.output), f"planned for {self.study.gpu}"
+            )
+        return Estimate()
+
+    def _took(self, own: StudyCell) -> float:
+        record = read_record(self.output, own.cell)
+        return sum(record.seconds.values()) if record is not None else 0.0
+
+    def _with_dollars(self, own: StudyCell, seconds: float | None, how: str) -> Estimate:
+        price = self.study.dollars_per_gpu_hour
+        if seconds is None:
+            return Estimate()
+        return Estimate(seconds, None if price is None else price * own.ranks * seconds / 3600, how)
+
+    def left(self) -> str:
+        """The sum of what is left, in words; empty if nothing of it is known."""
+        return total([self.of(own) for own in self.open])
+
+
+def total(estimates: Sequence[Estimate]) -> str:
+    """The sum of estimates in words, with the number of cells of which nothing is known; empty if that is all."""
+    known = [e for e in estimates if e.seconds is not None or e.dollars is not None]
+    if not known:
+        return ""
+    parts = []
+    if seconds := sum(e.seconds or 0 for e in known):
+        parts.append(duration(seconds))
+    if dollars := sum(e.dollars or 0 for e in known):
+        parts.append(f"${dollars:,.2f}")
+    unknown = len(estimates) - len(known)
+    return ", ".join(parts) + (f" and {unknown} cells of unknown length" if unknown else "")
+
+
+def _planned_seconds(study: Study, own: StudyCell, output: Path) -> float | None:
+    """What ``--plan`` says of both programs; None if it refuses, because a file is missing or the run does not fit."""
+    words_of_train = tuple(words(train_options(study, own, output))) if own.cell.tuned else ()
+    scoring = eval_options(own, output) | {"task": own.task}
+    if own.cell.tuned:  # as before the training, with the prompt that it will have
+        scoring |= {"checkpoint": own.checkpoint} | ({"shots": own.cell.shots} if own.cell.shots else {})
+        scoring |= {name: own.train[name] for name in ("slot_answer", "slot_tags", "list_labels") if name in own.train}
+    if get_model_spec(own.spec.name).kind == "encoder":
+        return _plan_training(words_of_train, study.gpu, own.ranks)  # its scoring takes seconds
+    parts = [_plan_training(words_of_train, study.gpu, own.ranks)] if words_of_train else []
+    parts.append(_plan_scoring(tuple(words(scoring)), study.gpu, own.ranks))
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
+@functools.cache
+def _plan_training(given: tuple[str, ...], gpu: str, ranks: int) -> float | None:
+    from train.planning.plan import make_plan, run_seconds
+    from train.resolve import load_config
+
+    try:
+        return run_seconds(make_plan(load_config([*given, "--plan", "--gpu", gpu, "--gpus", str(ranks)])))
+    except UserError:
+        return None
+
+
+@functools.cache
+def _plan_scoring(given: tuple[str, ...], gpu: str, ranks: int) -> float | None:
+    from eval.plan import make_plan, scoring_seconds
+    from eval.resolve import load_config
+    from train.planning.memory import count_parameters
+
+    try:
+        plan = make_plan(load_config([*given, "--plan", "--gpu", gpu, "--gpus", str(ranks)]))
+        return scoring_seconds(plan, count_parameters(plan.setup.spec, plan.setup.config).total)
+    except UserError:
+        return None
+
+
+@functools.cache
+def _of_api(given: tuple[str, ...]) -> Estimate:
+    from eval.api.estimate import estimate
+    from eval.api.prices import read_prices
+    from eval.api.setup import open_api
+    from eval.resolve import load_config
+
+    try:
+        config = load_config(given)
+        spec = get_model(config.model)
+        assert isinstance(spec, ApiModel)
+        prices = read_prices(config.api.api_model or spec.name, config.api.prices, required=False)
+        setup = open_api(config, spec)
+        if prices is None:
+            return Estimate()
+        return Estimate(dollars=estimate(setup.task, setup.requests, setup.counter).dollars(prices)[0], how="counted")
+    except UserError:
+        return Estimate()

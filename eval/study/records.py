@@ -1,0 +1,157 @@
+"""What a study remembers: of the study which file it has, and of each cell how far it is.
+
+    OUTPUT/study.json             the study's name
+    OUTPUT/cells/CELL/cell.json   the cell's options, state, seconds, and hash of its result (see `Record`)
+    OUTPUT/cells/CELL/log.txt     what its commands printed
+    OUTPUT/cells/CELL/train/      the run folder of train.py
+    OUTPUT/cells/CELL/score/      results.json and predictions.jsonl of eval.py
+
+A cell is done when its record says so and its result is the one that the study saw. So a killed study never takes half
+a result for a whole one, and a result that was changed by hand is noticed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from data.commands import ROOT
+from data.errors import UserError, shortened
+from data.files.documents import read_json
+from data.files.durable import write_text
+from data.json_text import to_json
+from eval.kept_lines import sha256_of
+from eval.results import RESULTS, read_results
+from eval.study.cells import Cell, Outcome
+from eval.study.plan import CELLS, cell_folder, score_folder
+
+STUDY, RECORD, LOG = "study.json", "cell.json", "log.txt"
+PACKAGES = ("model", "data", "train", "eval", "checkpoints_tools")
+
+
+class Record(msgspec.Struct):
+    """``cell.json``.
+
+    Attributes:
+        options: of its programs, as `eval.study.plan.identity` gives them.
+        code: hash of the code that finished it (`code_hash`).
+        seconds: by kind of command, over all starts.
+        ranks: processes on which it ran.
+        result: SHA-256 of its ``results.json``; empty until it is done.
+        why: of a failed cell, what went wrong.
+        pid, started: the command that is running, as `train.run_lock` tells processes apart.
+    """
+
+    state: Literal["running", "done", "failed", "open"]
+    options: dict[str, Any]
+    code: str = ""
+    seconds: dict[str, float] = {}
+    ranks: int = 1
+    result: str = ""
+    why: str = ""
+    pid: int = 0
+    started: int = 0
+
+
+class _Study(msgspec.Struct):
+    name: str
+
+
+@functools.cache
+def code_hash() -> str:
+    """A hash of the code that trains and scores, in twelve digits."""
+    digest = hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def claim(output: Path, name: str) -> None:
+    """Write the study's name into its folder, or check it.
+
+    Raises:
+        UserError: the folder has another study, or files that are of no study.
+    """
+    file = output / STUDY
+    if file.is_file():
+        found: _Study = read_json(file, _Study)
+        if found.name != name:
+            raise UserError(
+                f"--output {output} has the study {found.name!r}, and this one is {name!r}. Give another --output."
+            )
+        return
+    others = [path.name for path in output.iterdir() if path.name != "run.lock"] if output.is_dir() else []
+    if others:
+        raise UserError(
+            f"--output {output} has files of no study ({', '.join(sorted(others)[:5])}). Give a new folder, or an "
+            "empty one."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(file, to_json({"name": name}, indent=2) + "\n")
+
+
+def read_record(output: Path, cell: Cell) -> Record | None:
+    """A cell's record, or None if it was never started.
+
+    Raises:
+        UserError: damaged.
+    """
+    path = cell_folder(output, cell) / RECORD
+    return read_json(path, Record) if path.is_file() else None
+
+
+def write_record(output: Path, cell: Cell, record: Record) -> None:
+    folder = cell_folder(output, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RECORD, to_json(msgspec.to_builtins(record), indent=2) + "\n")
+
+
+def outcome(output: Path, cell: Cell) -> Outcome:
+    """How far a cell is. A result that is not the one that the study saw is a failure; nothing is raised."""
+    folder = score_folder(output, cell)
+    try:
+        record = read_record(output, cell)
+        if record is None:
+            return Outcome(cell, "open", folder)
+        if record.state == "done":
+            _check_result(folder, record)
+        return Outcome(cell, record.state, folder, record.why)
+    except UserError as error:
+        return Outcome(cell, "failed", folder, str(error))
+
+
+def _check_result(folder: Path, record: Record) -> None:
+    file = folder / RESULTS
+    if not file.is_file():
+        raise UserError(f"{file} is missing, and the cell was done. --retry runs the cell again.")
+    if sha256_of(file) != record.result:
+        raise UserError(f"{file} was changed after the study wrote it. --retry scores again.")
+    read_results(folder)
+
+
+def changed_options(output: Path, cell: Cell, now: dict[str, Any]) -> list[str]:
+    """What a cell that was started before has other options in, in words; empty if nothing is different."""
+    record = read_record(output, cell)
+    if record is None or record.state == "open" and not record.seconds:
+        return []
+    before = record.options
+    return [
+        f"{name} ({_shown(before.get(name))} there, {_shown(now.get(name))} now)"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else shortened(value if isinstance(value, str) else to_json(value))
+
+
+def forgotten(output: Path, cells: list[Cell]) -> list[str]:
+    """Names of cells in the folder that the study file no longer has."""
+    names = {cell.name for cell in cells}
+    folder = output / CELLS
+    return sorted(path.name for path in folder.iterdir() if path.name not in names) if folder.is_dir() else []

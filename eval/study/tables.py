@@ -1,0 +1,5 @@
+"""stub"""
+
+
+def write(study, output, show_it=False):
+    pass

@@ -1,0 +1,122 @@
+"""A study file becomes cells with options, and what is wrong with it is said, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from eval.study.cells import Cell
+from eval.study.file import read_study, words
+
+TUNED = '[[cells]]\nmodels = ["llama_debug"]\ntasks = ["massive_intent"]\n'
+
+
+def read(folder: Path, text: str):
+    file = folder / "trial.toml"
+    file.write_text(text, encoding="utf-8")
+    return read_study(file)
+
+
+def refused(folder: Path, text: str) -> str:
+    with pytest.raises(UserError) as error:
+        read(folder, text)
+    return str(error.value)
+
+
+def test_cells_are_the_product_of_the_lists_in_their_order(tmp_path: Path) -> None:
+    study = read(
+        tmp_path,
+        '[[cells]]\nmodels = ["llama_debug", "llama3_8b"]\ntasks = ["20ng_20", "20ng_7"]\nshots = [5, 0]\n'
+        "tuned = [false, true]\nseeds = [3, 4]\n",
+    )
+    assert study.name == "trial" and study.optim == "adamw"
+    cells = [own.cell for own in study.cells]
+    assert len(cells) == 2 * 2 * (3 * 2 + 1)  # untuned without examples: one seed
+    assert cells[:3] == [
+        Cell("llama_debug", "20ng_20", 5, False, 3),
+        Cell("llama_debug", "20ng_7", 5, False, 3),
+        Cell("llama_debug", "20ng_20", 5, False, 4),
+    ]
+    assert [c.seed for c in cells if not c.tuned and c.shots == 0] == [3, 3, 3, 3]
+    assert cells[0].name == "llama_debug-20ng_20-5shot-untuned-seed3"
+    assert len({c.name for c in cells}) == len(cells)
+
+
+def test_the_later_table_decides_about_an_option(tmp_path: Path) -> None:
+    study = read(
+        tmp_path,
+        """
+        ranks = 8
+        [train]
+        a = "file"
+        b = "file"
+        c = "file"
+        d = "file"
+        e = "file"
+        [tasks.massive_intent]
+        data = "sample"
+        train = { b = "task", c = "task", d = "task", e = "task" }
+        [models.mine]
+        model = "llama"
+        checkpoint = "here"
+        ranks = 2
+        train = { c = "model", d = "model", e = "model" }
+        [variants.v]
+        train = { d = "variant", e = "variant" }
+        [[cells]]
+        models = ["mine"]
+        tasks = ["massive_intent"]
+        variant = "v"
+        train = { e = "cells" }
+        eval = { limit = 3 }
+        """,
+    )
+    (own,) = study.cells
+    assert own.train == {"a": "file", "b": "task", "c": "model", "d": "variant", "e": "cells"}
+    assert own.eval == {"limit": 3}
+    assert (own.spec.name, own.checkpoint, own.data, own.ranks) == ("llama", "here", "sample", 2)
+    assert own.cell.name.endswith("seed0-v")
+
+
+def test_options_become_words() -> None:
+    assert words({"a": 1, "b": True, "c": False, "d": ["x", "y"]}) == "--a 1 --b on --c off --d x y".split()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TUNED.replace("debug", "debut"), "unknown model 'llama_debut'. Did you mean 'llama_debug'?"),
+        (TUNED.replace("intent", "intend"), "unknown task 'massive_intend'. Did you mean 'massive_intent'?"),
+        (TUNED + 'variant = "spans"\n', "unknown variant 'spans'"),
+        (TUNED + TUNED, "cell llama_debug-massive_intent-0shot-tuned-seed0 is there twice, in [[cells]] 1 and 2"),
+        (TUNED + "seeds = [1, 1]\n", "is there twice. Remove one"),
+        ('optim = "auto"\n' + TUNED, "auto could choose another one for each model"),
+        ('optim = "adam"\n' + TUNED, "optim = 'adam': unknown."),
+        ('gpu = "a100"\n' + TUNED, "gpu = 'a100': unknown. Did you mean 'a100-80g'?"),
+        (TUNED + 'train = { optim = "adamw" }\n', "all cells have the same"),
+        ('[eval]\noutput = "x"\n' + TUNED, "eval = { output = ... }: the study sets it itself"),
+        (TUNED.replace("llama_debug", "roberta_base") + "shots = [5]\n", "has no prompt for examples"),
+        (TUNED.replace("llama_debug", "roberta_base") + "tuned = [false]\n", "an encoder, whose heads must be trained"),
+        (TUNED.replace("llama_debug", "gpt-4o"), "behind an API and is not fine-tuned here"),
+        (TUNED + "shot = [5]\n", "unknown field shot"),
+        (TUNED + 'shots = ["5"]\n', "shots"),
+        (TUNED + "shots = [-1]\n", "shots"),
+        (TUNED + "seeds = []\n", "seeds"),
+        ('name = "x"\n', "cells"),
+        ('name = "../x"\n' + TUNED, "write them without slashes"),
+        ('[models.own]\nmodel = "nothing"\n' + TUNED, "[models.own]: unknown model 'nothing'"),
+        ('[models.own]\nmodel = "llama"\nconvert = "a.gguf"\n' + TUNED, "convert needs checkpoint"),
+        ("[tasks.own]\n" + TUNED, "[tasks.own]: needs task"),
+        ("[[cells]\n", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+    message = refused(tmp_path, text)
+    assert said in message and "trial.toml" in message, message
+
+
+def test_all_problems_are_said_together(tmp_path: Path) -> None:
+    message = refused(tmp_path, 'optim = "auto"\n' + TUNED.replace("debug", "debut").replace("intent", "intend"))
+    assert all(said in message for said in ("optim", "unknown model", "unknown task"))

@@ -1,0 +1,211 @@
+"""A study goes on where it ended, skips what failed, and trusts no result that it did not see."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from eval.results import RESULTS
+from eval.study import plan, records, run
+from eval.study.file import Study, read_study
+from train.errors import Interrupted
+from train.run_lock import process_start
+
+FAIL = "import sys; print('working'); print('error: no such data: x', file=sys.stderr); sys.exit(2)"
+
+
+def go(study: Study, output: Path, retry: bool = False) -> int:
+    """Run the study; the number of cells that were finished or failed now."""
+    ended: list[None] = []
+    run.run_study(study, output, retry, lambda: ended.append(None), "python -m eval.study trial.toml")
+    return len(ended)
+
+
+def states(study: Study, output: Path) -> list[str]:
+    return [records.outcome(output, own.cell).state for own in study.cells]
+
+
+def commands(study: Study, output: Path, number: int) -> list[str]:
+    """The commands that were run for a cell, by kind."""
+    log = (plan.cell_folder(output, study.cells[number].cell) / records.LOG).read_text()
+    return ["eval" if "write_run" in line else "train" for line in log.splitlines() if line.startswith("$ ")]
+
+
+def test_finished_cells_are_not_repeated(study: Study, programs: Callable, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert states(study, output) == ["open"] * 3
+    assert go(study, output) == 3
+    assert states(study, output) == ["done"] * 3
+    before = [path.stat().st_mtime_ns for path in sorted(output.rglob("*.json"))]
+    assert go(study, output) == 0
+    assert [path.stat().st_mtime_ns for path in sorted(output.rglob("*.json"))] == before
+    record = records.read_record(output, study.cells[0].cell)
+    assert record is not None and record.seconds.keys() == {"train", "eval"} and record.code == records.code_hash()
+
+
+def test_a_failed_cell_is_recorded_and_skipped_until_retry(study: Study, programs: Callable, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    programs(eval={1: FAIL})
+    assert go(study, output) == 3
+    assert states(study, output) == ["done", "failed", "done"]
+    assert records.outcome(output, study.cells[1].cell).why == "eval: status 2: error: no such data: x"
+    programs()
+    assert go(study, output) == 0
+    assert go(study, output, retry=True) == 1
+    assert states(study, output) == ["done"] * 3
+    assert commands(study, output, 1).count("train") == 2  # FAIL's own line has no write_run either
+
+
+def test_a_killed_command_is_a_failure(study: Study, programs: Callable, tmp_path: Path) -> None:
+    programs(train={0: "import os; os.kill(os.getpid(), 9)"})
+    go(study, tmp_path / "out")
+    assert states(study, tmp_path / "out") == ["failed", "done", "done"]
+    assert "SIGKILL" in records.outcome(tmp_path / "out", study.cells[0].cell).why
+
+
+@pytest.mark.parametrize("name", [RESULTS, "predictions.jsonl"])
+def test_a_result_that_was_edited_is_no_result(study: Study, programs: Callable, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "out"
+    go(study, output)
+    file = plan.score_folder(output, study.cells[0].cell) / name
+    text = file.read_text()
+    file.write_text(text.replace("0.66", "0.99") if name == RESULTS else text.replace("alarm_set", "alarm_unset"))
+    assert file.read_text() != text
+    assert states(study, output) == ["failed", "done", "done"]
+    assert go(study, output) == 0
+    assert go(study, output, retry=True) == 1
+    assert states(study, output) == ["done"] * 3 and file.read_text() == text
+
+
+def test_a_study_that_is_told_to_stop_tells_its_command(
+    study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command saves and ends; the cell stays open, and the next start goes on with it."""
+    output, saved = tmp_path / "out", tmp_path / "saved"
+    slow = f"""
+import signal, sys, time
+from pathlib import Path
+def stop(number, frame):
+    Path({str(saved)!r}).write_text(str(number)); sys.exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+Path({str(tmp_path / "ready")!r}).touch()
+time.sleep(60)
+"""
+    programs(train={1: slow})
+    program = tmp_path / "study.py"
+    program.write_text(
+        f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parents[3])!r}]
+from pathlib import Path
+from train import stopping
+stopping.watch()
+from eval.study import run
+from eval.study.plan import Step
+from eval.study.file import read_study
+from train.errors import Interrupted
+study = read_study(Path({str(study.path)!r}))
+run.steps_of = lambda study, own, output: [Step("train", (sys.executable, "-c", {slow!r}), None)]
+try:
+    run.run_study(study, Path({str(output)!r}), False, lambda: None, "again")
+except Interrupted as stop:
+    print(stop); sys.exit(128 + stop.signum)
+"""
+    )
+    process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True)
+    wait_for((tmp_path / "ready").exists)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "To continue:\n  again" in printed
+    assert saved.read_text() == str(int(signal.SIGTERM))
+    assert states(study, output) == ["open"] * 3
+    programs()
+    assert go(study, output) == 3
+
+
+def test_commands_do_not_outlive_a_killed_study(study: Study, programs: Callable, tmp_path: Path) -> None:
+    """And the next start waits until the command has saved."""
+    output, cell = tmp_path / "out", study.cells[0].cell
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    record = records.Record("running", plan.identity(study, study.cells[0], output))
+    record.pid, record.started = sleeper.pid, process_start(sleeper.pid)
+    records.write_record(output, cell, record)
+    begin = time.monotonic()
+    threading.Timer(1.0, lambda: (sleeper.kill(), sleeper.wait())).start()
+    assert go(study, output) == 3 and time.monotonic() - begin >= 0.9
+
+
+def test_a_command_that_does_not_end_is_named(
+    study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = records.Record("running", {}, pid=os.getpid(), started=process_start(os.getpid()))
+    records.write_record(tmp_path / "out", study.cells[0].cell, record)
+    monkeypatch.setattr(run, "WAIT_SECONDS", 0.1)
+    with pytest.raises(UserError, match=f"process {os.getpid()}, .* is still running"):
+        go(study, tmp_path / "out")
+
+
+def test_a_command_that_somebody_else_stops_ends_the_study(study: Study, programs: Callable, tmp_path: Path) -> None:
+    programs(train={0: "import sys; sys.exit(130)"})
+    with pytest.raises(Interrupted) as stopped:
+        go(study, tmp_path / "out")
+    assert stopped.value.signum == signal.SIGINT
+    assert states(study, tmp_path / "out") == ["open"] * 3
+
+
+def test_a_changed_study_file_is_refused(study: Study, programs: Callable, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    go(study, output)
+    run.check_unchanged(study, output)
+    text = study.path.read_text()
+    study.path.write_text("[train]\nlr = 2e-5\nkeep = 3\n" + text)
+    with pytest.raises(UserError) as error:
+        run.check_unchanged(read_study(study.path), output)
+    assert "train lr (none there, 2e-05 now)" in str(error.value) and "keep" not in str(error.value)
+    study.path.write_text(text.replace("[0, 1, 2]", "[0, 1, 2, 3]"))  # more cells are no change
+    more = read_study(study.path)
+    run.check_unchanged(more, output)
+    assert go(more, output) == 1
+    assert records.forgotten(output, [own.cell for own in study.cells]) == [more.cells[3].cell.name]
+
+
+def test_a_folder_has_one_study(tmp_path: Path) -> None:
+    records.claim(tmp_path / "out", "one")
+    records.claim(tmp_path / "out", "one")
+    with pytest.raises(UserError, match="has the study 'one', and this one is 'two'"):
+        records.claim(tmp_path / "out", "two")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    with pytest.raises(UserError, match=r"files of no study \(notes.txt\)"):
+        records.claim(tmp_path / "other", "one")
+
+
+@pytest.mark.parametrize(("keep", "left"), [("exports", ["export", "log"]), ("results", ["log"])])
+def test_weights_of_finished_cells(study: Study, programs: Callable, tmp_path: Path, keep: str, left: list) -> None:
+    study.path.write_text(f'keep = "{keep}"\n{study.path.read_text()}')
+    make = """
+import sys; from pathlib import Path
+model = Path(sys.argv[1]); model.write_text('model')
+for name in ("checkpoints/step_4/w", "best/w", "log"):
+    path = model.parent.parent / name; path.parent.mkdir(parents=True, exist_ok=True); path.touch()
+"""
+    programs(train=make)
+    go(read_study(study.path), tmp_path / "out")
+    folder = plan.cell_folder(tmp_path / "out", study.cells[0].cell) / "train"
+    assert sorted(path.name for path in folder.iterdir()) == (["best", *left] if keep == "exports" else left)
+
+
+def wait_for(is_true: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
