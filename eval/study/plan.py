@@ -149,7 +149,8 @@ def check_options(study: Study, output: Path) -> None:
             try:
                 load(words(options))
             except UserError as error:
-                for line in str(error).splitlines():
+                first, *more = str(error).splitlines()
+                for line in more if first.endswith("problems:") else [first, *more]:
                     found.setdefault(f"{program}: {line.strip(' -')}", own.cell.name)
     if found:
         lines = [f"{study.path}: {text} (cell {cell})" for text, cell in found.items()]

@@ -1,0 +1,128 @@
+"""From cells to commands: the shipped studies, what is shared, and what makes a cell this cell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checkpoints_tools.registry import MODELS
+from data.errors import UserError
+from eval.study import plan
+from eval.study.estimate import Estimate, Estimates, total
+from eval.study.file import Study, read_study
+from tests.launching import ROOT, environment
+
+FILES = ROOT / "eval/study/files"
+COUNTS = {"table3": 144, "one_gpu": 60, "miniature": 41}
+
+
+def read(folder: Path, text: str) -> Study:
+    file = folder / "trial.toml"
+    file.write_text(text, encoding="utf-8")
+    return read_study(file)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_shipped_studies_have_valid_commands(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MASSIVE", "sample")
+    monkeypatch.setenv("NEWSGROUPS", "sample")
+    study = read_study(FILES / f"{name}.toml")
+    assert len(study.cells) == COUNTS[name]
+    plan.check_options(study, tmp_path)
+    assert {p.stem for p in FILES.glob("*.toml")} == COUNTS.keys()
+
+
+def test_the_full_table_has_all_of_its_cells(tmp_path: Path) -> None:
+    cells = {own.cell for own in read_study(FILES / "table3.toml").cells}
+    rows = {cell.row for cell in cells}
+    assert len(rows) == 24 and {len([c for c in cells if c.row == row]) for row in rows} == {6}
+
+
+def test_a_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "trial.toml"
+    file.write_text(
+        'ranks = 2\n[tasks.massive_intent]\ndata = "sample"\n'
+        '[models.llama_debug]\ncheckpoint = "given"\nconvert = "a.gguf"\n'
+        '[[cells]]\nmodels = ["llama_debug"]\ntasks = ["massive_intent"]\nshots = [5]\ntuned = [false, true]\n'
+    )
+    command = [sys.executable, "-m", "eval.study", str(file), "--dry_run", "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out").exists()
+    lines = done.stdout.splitlines()
+    assert sum("checkpoints_tools.convert a.gguf given" in line for line in lines) == 1  # shared
+    (line,) = (line for line in lines if " train.py " in line)
+    start, _, options = line.partition(" train.py ")
+    assert start.endswith("--standalone --nproc_per_node 2")
+    assert options == (
+        "--model llama_debug --checkpoint given --task massive_intent --data sample --shots 5 --seed 0 --optim adamw "
+        "--save_every 500 --keep 1 --resume auto "
+        f"--output {tmp_path}/out/cells/llama_debug-massive_intent-5shot-tuned-seed0/train"
+    )
+    assert "2 cells: 2 open" in done.stdout
+
+
+def test_wrong_options_are_said_once_and_before_anything_runs(tmp_path: Path) -> None:
+    study = read(
+        tmp_path,
+        '[train]\nlr = "fast"\nbatchsize = 3\n[[cells]]\nmodels = ["llama_debug"]\ntasks = ["20ng_20", "20ng_7"]\n',
+    )
+    with pytest.raises(UserError) as error:
+        plan.check_options(study, tmp_path / "out")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2 and all("trial.toml: train.py:" in line for line in lines)
+    assert "unknown option --batchsize. Did you mean '--batch_size'?" in str(error.value)
+    assert "cell llama_debug-20ng_20-0shot-tuned-seed0" in lines[0]
+
+
+def test_examples_are_the_same_for_all_cells_of_a_task(tmp_path: Path) -> None:
+    """``--seed`` of eval.py chooses the examples of --limit; few-shot examples have a seed of their own."""
+    study = read(
+        tmp_path,
+        "[eval]\nlimit = 100\n"
+        '[[cells]]\nmodels = ["llama_debug"]\ntasks = ["20ng_7"]\nshots = [5]\ntuned = [true, false]\nseeds = [1, 2]\n',
+    )
+    options = [plan.eval_options(own, tmp_path) for own in study.cells]
+    assert {found["seed"] for found in options} == {0}
+    assert [found.get("shots_seed") for found in options] == [None, None, 1, 2]  # a fine-tuned one has its own stored
+    assert [plan.train_options(study, own, tmp_path)["seed"] for own in study.cells[:2]] == [1, 2]
+
+
+def test_what_makes_a_cell_this_cell(tmp_path: Path) -> None:
+    text = '{}[[cells]]\nmodels = ["llama_debug"]\ntasks = ["20ng_7"]\n'
+
+    def identity(options: str, output: str = "out") -> dict:
+        study = read(tmp_path, text.format(options))
+        return plan.identity(study, study.cells[0], tmp_path / output)
+
+    plain = identity("")
+    assert identity("", "moved") == plain
+    assert identity("ranks = 4\n[train]\nsave_every = 7\nkeep = 2\n[eval]\nbatch_tokens = 99\n") == plain
+    for other in ("[train]\nlr = 1e-3\n", "[eval]\nlimit = 3\n", 'optim = "adamw_sr"\n', '[eval]\ndecode = "labels"\n'):
+        assert identity(other) != plain, other
+
+
+def test_estimates_come_from_other_seeds_or_a_plan_and_are_summed(tmp_path: Path) -> None:
+    text = '{}[[cells]]\nmodels = ["llama_debug"]\ntasks = ["20ng_7"]\nseeds = [0, 1]\n'
+    study = read(tmp_path, text.format(""))
+    estimates = Estimates(study, tmp_path / "out")
+    assert estimates.of(study.cells[0]) == Estimate() and estimates.left() == ""
+    study = read(tmp_path, text.format('gpu = "h200"\ndollars_per_gpu_hour = 36.0\nranks = 2\n'))
+    found = Estimates(study, tmp_path / "out").of(study.cells[0])
+    assert found.seconds and found.how == "planned for h200"
+    assert found.dollars == pytest.approx(2 * 36.0 * found.seconds / 3600)
+    assert total([Estimate(), Estimate(3661.0), Estimate(0.0, 2.5)]) == "1:01:01, $2.50 and 1 cells of unknown length"
+
+
+def test_closed_models_are_not_put_under_torchrun(tmp_path: Path) -> None:
+    study = read(
+        tmp_path, 'ranks = 8\n[[cells]]\nmodels = ["gpt-4o"]\ntasks = ["massive_intent"]\ntuned = [false]\nshots = [5]\n'
+    )
+    (own,) = study.cells
+    assert MODELS["gpt-4o"] is own.spec and own.ranks == 1
+    assert "--yes on" in plan.steps_of(study, own, tmp_path)[-1].line
