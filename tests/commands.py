@@ -94,4 +94,5 @@ def read_and_stop(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tyro, "cli", parse_and_stop)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(Parsed):
-        importlib.import_module(module).main()
+        found = importlib.import_module(module)
+        (found if hasattr(found, "main") else importlib.import_module(f"{module}.__main__")).main()

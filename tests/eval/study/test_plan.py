@@ -26,9 +26,7 @@ def read(folder: Path, text: str) -> Study:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_shipped_studies_have_valid_commands(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_shipped_studies_have_valid_commands(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MASSIVE", "sample")
     monkeypatch.setenv("NEWSGROUPS", "sample")
     study = read_study(FILES / f"{name}.toml")
@@ -121,7 +119,8 @@ def test_estimates_come_from_other_seeds_or_a_plan_and_are_summed(tmp_path: Path
 
 def test_closed_models_are_not_put_under_torchrun(tmp_path: Path) -> None:
     study = read(
-        tmp_path, 'ranks = 8\n[[cells]]\nmodels = ["gpt-4o"]\ntasks = ["massive_intent"]\ntuned = [false]\nshots = [5]\n'
+        tmp_path,
+        'ranks = 8\n[[cells]]\nmodels = ["gpt-4o"]\ntasks = ["massive_intent"]\ntuned = [false]\nshots = [5]\n',
     )
     (own,) = study.cells
     assert MODELS["gpt-4o"] is own.spec and own.ranks == 1
