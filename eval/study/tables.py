@@ -1,5 +1,32 @@
-"""stub"""
+"""The tables of a study, written into its folder after every cell: table.md, table.csv and table.html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.files.durable import write_text
+from data.terminal import say
+from eval.kept_lines import writable
+from eval.study.file import Study
+from eval.study.records import outcome
+from eval.study.render import csv_text, html_fragment, markdown, show_study
+from eval.study.table import build_table
 
 
-def write(study, output, show_it=False):
-    pass
+def write(study: Study, output: Path, show_it: bool = False) -> None:
+    """Make the tables of what is done, and write them.
+
+    Args:
+        show_it: also print them, and where they are.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    table = build_table([outcome(output, own.cell) for own in study.cells])
+    texts = {"table.md": markdown(table), "table.csv": csv_text(table), "table.html": html_fragment(table)}
+    with writable(output):
+        for name, text in texts.items():
+            write_text(output / name, text)
+    if show_it:
+        show_study(table)
+        say(f"written to {', '.join(str(output / name) for name in texts)}")

@@ -1,0 +1,91 @@
+"""A real study, with real training and scoring: ended in the middle of a training, and continued."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eval.results import read_results
+from tests.eval.study.test_run import wait_for
+from tests.launching import ROOT, environment, with_signals
+
+STUDY = """
+[train]
+steps = 30
+batch_size = 4
+limit = 40
+row_length = 2048
+save_every = 1
+log_every = 1
+export_dtype = "fp32"
+[eval]
+limit = 6
+max_new_tokens = 12
+precision = "fp32"
+[models.tiny]
+model = "llama_debug"
+checkpoint = "{checkpoint}"
+[tasks.massive_intent]
+data = "sample"
+[[cells]]
+models = ["tiny"]
+tasks = ["massive_intent"]
+tuned = [false, true]
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[subprocess.Popen[str]]:
+    (tmp_path / "trial.toml").write_text(STUDY.format(checkpoint=tiny_checkpoint), encoding="utf-8")
+    process = start(tmp_path)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "eval.study", str(folder / "trial.toml"), "--output", str(folder / "out")]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=with_signals,
+    )
+
+
+@pytest.mark.slow
+def test_a_study_is_interrupted_and_continued(started: subprocess.Popen[str], tmp_path: Path) -> None:
+    tuned = tmp_path / "out/cells/tiny-massive_intent-0shot-tuned-seed0"
+    steps = tuned / "train/log.jsonl"
+    wait_for(lambda: steps.is_file() and len(steps.read_text().splitlines()) >= 3, seconds=240)
+    started.send_signal(signal.SIGINT)
+    printed, _ = started.communicate(timeout=120)
+    assert started.returncode == 130, printed
+    assert "To continue:" in printed and f"-m eval.study {tmp_path}/trial.toml" in printed
+    assert json.loads((tuned / "cell.json").read_text())["state"] == "open"
+    n_before = len(steps.read_text().splitlines())
+    assert n_before < 30, "the training had ended"
+    untuned = (tmp_path / "out/cells/tiny-massive_intent-0shot-untuned-seed0/score/results.json").read_bytes()
+
+    again = start(tmp_path)
+    printed, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, printed
+    assert "2 cells: 1 done, 1 open" in printed
+    log = (tuned / "log.txt").read_text()
+    assert log.count("train.py") >= 2 and "resum" in log
+    assert (tmp_path / "out/cells/tiny-massive_intent-0shot-untuned-seed0/score/results.json").read_bytes() == untuned
+    results = read_results(tuned / "score")
+    assert results.metrics["n_examples"] == 6 and results.model == "llama_debug"
+    with (tmp_path / "out/table.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["tuned"] for row in rows} == {"True", "False"}
