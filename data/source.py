@@ -23,6 +23,7 @@ DOWNLOAD_DIR = Path(__file__).resolve().parent.parent / "datasets"
 
 LOADERS = {"20ng": load_newsgroups, "massive": load_massive}
 SPLITS = {"20ng": ("train", "test"), "massive": ("train", "dev", "test")}
+TEST_EXAMPLES = {"20ng": 7532, "massive": 2974}  # of the releases
 
 log = logging.getLogger("data")
 

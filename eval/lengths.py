@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from data.source import TEST_EXAMPLES
 from data.tasks import ClassField, Field
 from eval.decoder.labels import max_outputs
 from eval.decoder.score import BUDGET_MARGIN
@@ -20,7 +21,6 @@ log = logging.getLogger(__name__)
 # up to 1.34 and 5 on the paper's tasks.
 LONGEST_FORM, FENCE = 1.5, 6
 CHARACTERS_OF_TOKEN = 3  # at least, in a label
-TEST_SPLITS = {"20ng": 7532, "massive": 2974}  # examples
 
 
 def find_lengths(setup: ScoringSetup) -> tuple[RequestLengths, str | None]:
@@ -36,7 +36,7 @@ def find_lengths(setup: ScoringSetup) -> tuple[RequestLengths, str | None]:
     if setup.examples is not None:
         n = len(setup.examples)
     else:
-        n = min(setup.options.limit or len(samples), TEST_SPLITS.get(setup.task.dataset, len(samples)))
+        n = min(setup.options.limit or len(samples), TEST_EXAMPLES.get(setup.task.dataset, len(samples)))
     indices = np.linspace(0, len(samples) - 1, n).astype(int)  # sorted by length, so the longest is included
     prefix, lengths, budget = len(samples.prefix), samples.costs[indices], 0
     if setup.spec.kind == "decoder":

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -336,7 +336,12 @@ def read_results(folder: Path) -> Results:
 
 
 def read_predictions(folder: Path, results: Results | None = None) -> list[Prediction]:
-    """Read ``predictions.jsonl``.
+    """All of ``predictions.jsonl``; see `each_prediction`."""
+    return list(each_prediction(folder, results))
+
+
+def each_prediction(folder: Path, results: Results | None = None) -> Iterator[Prediction]:
+    """Read ``predictions.jsonl`` line by line, for files that are too large to keep.
 
     Args:
         results: of the same scoring, if the predictions are to be scored.
@@ -346,16 +351,14 @@ def read_predictions(folder: Path, results: Results | None = None) -> list[Predi
     """
     path = folder / PREDICTIONS
     if not path.is_file():
-        raise UserError(f"'{folder}' has no {PREDICTIONS}, which --combine needs. Score again.")
-    predictions = []
+        raise UserError(f"'{folder}' has no {PREDICTIONS}. Score again.")
     for where, line in read_lines(path):
         prediction: Prediction = parse_line(line, where, Prediction)
         if results is not None:
             for name, kind in results.fields.items():
                 _check_field(prediction, name, kind, where)
                 _check_probabilities(prediction, name, results.labels.get(name, []), where)
-        predictions.append(prediction)
-    return predictions
+        yield prediction
 
 
 def _check_field(prediction: Prediction, name: str, kind: FieldKind, where: str) -> None:

@@ -10,7 +10,16 @@ import pytest
 from data.errors import UserError
 from eval.combine import combine
 from eval.report import compare
-from eval.results import PREDICTIONS, RESULTS, Prediction, Results, read_predictions, read_results, write_run
+from eval.results import (
+    PREDICTIONS,
+    RESULTS,
+    Prediction,
+    Results,
+    each_prediction,
+    read_predictions,
+    read_results,
+    write_run,
+)
 from eval.weights import BLOCK, N_BLOCKS, hash_weights
 
 METRICS = {"n_examples": 1, "n_unparsed": 0, "exact_match": 1.0, "fields": {"mood": {"accuracy": 1.0}}}
@@ -114,6 +123,15 @@ def test_damaged_predictions_are_named(tmp_path, line, message):
     (tmp_path / PREDICTIONS).write_bytes(good + b"\n" + bad + b"\n" + good)
     with pytest.raises(UserError, match=rf"predictions.jsonl, line 2: .*{message}"):
         read_predictions(tmp_path, Results("s", "t", {"s": "token"}, "d", "test", METRICS))
+
+
+def test_predictions_are_read_line_by_line(tmp_path):
+    line = json.dumps({"id": "a", "gold": {"x": "y"}, "raw": "", "parsed": {"x": "y"}})
+    (tmp_path / PREDICTIONS).write_text(f"{line}\n{{\n")
+    found = each_prediction(tmp_path)
+    assert next(found).id == "a"
+    with pytest.raises(UserError, match="line 2"):
+        next(found)
 
 
 def test_probabilities_of_other_labels_are_named(tmp_path):

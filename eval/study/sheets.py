@@ -1,0 +1,222 @@
+"""The tables of a study in words: titles, headings, cells and notes.
+
+Every form that `eval.study.render` writes has these texts, except CSV, which has the figures as numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.study.cells import Cell
+from eval.study.comparisons import Comparison
+from eval.study.table import Column, Detail, Figure, Latency, StudyTable, row_label
+
+SMALLEST_P = 0.001  # smaller ones are not told apart: 2,000 resamples cannot
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table as text.
+
+    Attributes:
+        headings: of the columns; a line break is a second line.
+        rows: cells with line breaks, as many as headings.
+        n_names: the first columns, which have names and not numbers.
+        notes: sentences below.
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    n_names: int
+    notes: tuple[str, ...]
+
+
+def sheets(table: StudyTable) -> list[Sheet]:
+    """All tables that have a row."""
+    found = [
+        Sheet(
+            "Figures",
+            ("model", *("\n".join(filter(None, column.headings)) for column in table.columns)),
+            tuple(_figure_row(table, row) for row in table.rows),
+            1,
+            tuple(figure_notes(table)),
+        ),
+        Sheet(
+            "Counts and costs of each run",
+            ("model", "run", "main figures", "read leniently", "with boundaries", "examples", "unparsed",
+             "cut off", "documents cut", "s/example", "prompt tok", "new tok"),
+            tuple(map(_detail_row, table.details)),
+            2,
+            (
+                "Main figures are of the exact reading of the answers. With boundaries: F1 of entities that may be "
+                "neighbours of one type. Cut off: answers that ran into their limit of tokens. Tokens are per example.",
+            ),
+        ),
+        Sheet(
+            "Two calls or one: seconds an example",
+            ("model", "data", "seeds", "two calls", "consolidated call", "ratio"),
+            tuple(map(_latency_row, table.latencies)),
+            2,
+            tuple(_latency_notes(table.latencies)),
+        ),
+        Sheet(
+            "Paired tests",
+            ("compared", "model", "field", "difference", "95% interval", "p", "examples", "test"),
+            tuple(map(_comparison_row, table.comparisons)),
+            3,
+            tuple(_comparison_notes(table.comparisons)),
+        ),
+    ]  # fmt: skip
+    return [sheet for sheet in found if sheet.rows]
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _figure_row(table: StudyTable, row: Cell) -> tuple[str, ...]:
+    found = (table.figures.get((row, column)) for column in table.columns)
+    return (row_label(row), *("" if figure is None else "\n".join(figure_lines(figure)) for figure in found))
+
+
+def figure_lines(figure: Figure) -> list[str]:
+    """A cell of the table of figures, in lines."""
+    paper = [] if figure.paper is None else [f"paper {figure.paper:.1f}"]
+    if figure.value is None or figure.interval is None:
+        return [state_text(figure), *paper]
+    if figure.difference is not None:
+        paper = [f"{paper[0]} ({_signed(figure.difference)})"]
+    lines = [f"{figure.value:.1%}", _percents(figure.interval.low, figure.interval.high)]
+    if figure.seeds > 1:
+        lines.append(state_text(figure))
+    if len(figure.values) > 1:
+        lines.append(f"{_percents(min(figure.values), max(figure.values))} range")
+    if figure.is_part:
+        lines.append("n = " + " / ".join(f"{n:,}" for n in dict.fromkeys(figure.examples)))
+    return lines + paper
+
+
+def state_text(figure: Figure) -> str:
+    """How far a figure is: which part of its seeds has a result, and whether some failed."""
+    n = len(figure.values)
+    if n == figure.seeds:
+        return f"{n} seeds" if n > 1 else "1 seed"
+    if not n:
+        return f"{figure.failed} of {figure.seeds} seeds failed" if 0 < figure.failed < figure.seeds else figure.state
+    return f"{n} of {figure.seeds} seeds" + (f", {figure.failed} failed" if figure.failed else "")
+
+
+def figure_notes(table: StudyTable) -> list[str]:
+    """What to know about the figures, and what is missing."""
+    figures = list(table.figures.values())
+    notes = []
+    if any(figure.values for figure in figures):
+        notes.append(
+            "Below a figure: its 95% interval, which says how much it depends on the choice of test examples. Wilson's "
+            "for the accuracy of one run; else percentiles of the bootstrap over the examples."
+        )
+    if any(len(figure.values) > 1 for figure in figures):
+        notes.append("Of several seeds: the mean; the interval of the mean; the range from the lowest to the highest.")
+    if any(figure.paper is not None for figure in figures):
+        notes.append("paper: the figure in the paper's Table 3, and by how many points ours is higher.")
+    if any((row, column) not in table.figures for row in table.rows for column in table.columns):
+        notes.append("An empty cell is not part of the study.")
+    notes += _missing_seeds(figures)
+    parts = dict.fromkeys(
+        (own.column.task, n, own.complete) for own in figures if own.is_part for n in own.examples if n != own.complete
+    )
+    for task, n, complete in parts:
+        of = "a part of the test examples" if complete is None else f"the complete test split has {complete:,}"
+        notes.append(f"n = {n:,} examples of {task}: {of}.")
+    notes += [f"failed: {cell.name}: {why or 'no reason is recorded'}" for cell, why in table.failures.items()]
+    return notes
+
+
+def _missing_seeds(figures: Sequence[Figure]) -> list[str]:
+    partial = [f"{row_label(own.row)}, {name_of(own.column)}" for own in figures if own.state == "partial"]
+    return [f"Means without all seeds of the study: {'; '.join(partial)}."] if partial else []
+
+
+def name_of(column: Column) -> str:
+    return " ".join(filter(None, column.headings))
+
+
+# --- the other tables -------------------------------------------------------------------------------------------------
+
+
+def _detail_row(detail: Detail) -> tuple[str, ...]:
+    def figures(values: Sequence[float | None]) -> str:
+        named = [(own.name, value) for own, value in zip(detail.fields, values, strict=True) if value is not None]
+        return "\n".join(f"{name} {value:.1%}" for name, value in named)
+
+    return (
+        row_label(detail.cell.row),
+        f"{detail.cell.task}, seed {detail.cell.seed}",
+        figures([own.value for own in detail.fields]),
+        figures([own.lenient for own in detail.fields]),
+        figures([own.strict for own in detail.fields]),
+        f"{detail.examples:,}",
+        f"{detail.unparsed:,}",
+        "" if detail.cut_off is None else f"{detail.cut_off:,}",
+        "" if detail.truncated is None else f"{detail.truncated:,}",
+        "" if detail.seconds is None else f"{detail.seconds:.4f}",
+        "" if detail.prompt_tokens is None else f"{detail.prompt_tokens:.1f}",
+        "" if detail.new_tokens is None else f"{detail.new_tokens:.1f}",
+    )
+
+
+def _latency_row(latency: Latency) -> tuple[str, ...]:
+    return (
+        row_label(latency.row),
+        latency.dataset,
+        str(latency.seeds),
+        f"{latency.dual:.4f}",
+        f"{latency.consolidated:.4f}",
+        "" if latency.ratio is None else f"{latency.ratio:.2f}" + (", not comparable" if latency.differ else ""),
+    )
+
+
+def _latency_notes(latencies: Sequence[Latency]) -> list[str]:
+    notes = ["Ratio: how many times as long the two calls take. Seconds are those of scoring divided by the examples: "
+             "a latency only for batches of one."]  # fmt: skip
+    differ = dict.fromkeys(name for latency in latencies for name in latency.differ)
+    if differ:
+        notes.append(f"Not comparable: the runs differ in {', '.join(differ)}.")
+    return notes
+
+
+def _comparison_row(comparison: Comparison) -> tuple[str, ...]:
+    cell, found = comparison.cell, comparison.difference
+    return (
+        comparison.what,
+        row_label(cell.row),
+        f"{cell.task} {comparison.field}, seed {cell.seed}",
+        "" if found is None else _signed(100 * found.value),
+        "" if found is None else f"{_signed(100 * found.interval.low)} to {_signed(100 * found.interval.high)}",
+        "" if found is None else p_text(found.p),
+        f"{comparison.examples:,}" + (f" ({comparison.left_out:,} left out)" if comparison.left_out else ""),
+        "none in common" if found is None else found.test,
+    )
+
+
+def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    n = sum(own.difference is not None for own in comparisons)
+    notes = ["Differences in points, of the same examples in two runs; intervals from the paired bootstrap. p: exact "
+             "test of McNemar for accuracy, else the paired bootstrap. Of pairs that differ only by chance, about one "
+             f"in twenty has p < 0.05; here are {n} tests."]  # fmt: skip
+    if any(own.left_out for own in comparisons):
+        notes.append("Left out: examples that only one of the two runs has, or has with other gold labels.")
+    return notes
+
+
+def p_text(p: float) -> str:
+    return f"<{SMALLEST_P}" if p < SMALLEST_P else f"{p:.3f}"
+
+
+def _signed(points: float) -> str:
+    return f"{round(points, 1) + 0.0:+.1f}"  # without a negative zero
+
+
+def _percents(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}"
