@@ -88,4 +88,4 @@ def test_a_study_is_interrupted_and_continued(started: subprocess.Popen[str], tm
     assert results.metrics["n_examples"] == 6 and results.model == "llama_debug"
     with (tmp_path / "out/table.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["tuned"] for row in rows} == {"True", "False"}
+    assert {row["tuned"] for row in rows} == {"true", "false"}
