@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -347,15 +347,18 @@ def read_predictions(folder: Path, results: Results | None = None) -> list[Predi
     path = folder / PREDICTIONS
     if not path.is_file():
         raise UserError(f"'{folder}' has no {PREDICTIONS}, which --combine needs. Score again.")
-    predictions = []
+    return list(iterate_predictions(path, results))
+
+
+def iterate_predictions(path: Path, results: Results | None = None) -> Iterator[Prediction]:
+    """Read a ``predictions.jsonl`` one by one; see `read_predictions`."""
     for where, line in read_lines(path):
         prediction: Prediction = parse_line(line, where, Prediction)
         if results is not None:
             for name, kind in results.fields.items():
                 _check_field(prediction, name, kind, where)
                 _check_probabilities(prediction, name, results.labels.get(name, []), where)
-        predictions.append(prediction)
-    return predictions
+        yield prediction
 
 
 def _check_field(prediction: Prediction, name: str, kind: FieldKind, where: str) -> None:
