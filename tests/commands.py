@@ -91,6 +91,8 @@ def read_and_stop(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
     def parse_and_stop(*positional, **named):
         raise Parsed(real(*positional, **named))
 
+    if (ROOT / module.replace(".", "/")).is_dir():
+        module = f"{module}.__main__"
     monkeypatch.setattr(tyro, "cli", parse_and_stop)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(Parsed):

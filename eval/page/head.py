@@ -113,20 +113,24 @@ def _written(value: object) -> str:
     return value if isinstance(value, str) else to_json(value)
 
 
-def multi_section(name: str, results: Results) -> Html:
+def multi_section(name: str, results: Results, key: str = "") -> Html:
     """The figures of each label of a multi field, the lowest F1 first."""
     title, found = f"Labels: {name}", results.metrics["fields"][name].get("per_label")
     if not found:
-        return omitted(title, "The run has no figures of each label. Score again.")
-    scores = sorted(((own.get("f1") or 0.0, -(own.get("support") or 0), text, own) for text, own in found.items()),
-                    key=lambda own: own[:3])  # fmt: skip
-    rows = [
-        (label(text), meter(f1), *(f"{own.get(key) or 0:.1%}" for key in ("precision", "recall")), f"{-support:,}")
-        for f1, support, text, own in scores[:LABELS_SHOWN]
-    ]
-    more = len(scores) - LABELS_SHOWN
+        return omitted(title, "The run has no figures of each label. Score again.", key)
+
+    def order(text: str) -> tuple[float, float, str]:
+        return found[text].get("f1") or 0.0, -(found[text].get("support") or 0), text
+
+    rows = []
+    for text in sorted(found, key=order)[:LABELS_SHOWN]:
+        f1, precision, recall = (found[text].get(name) or 0.0 for name in ("f1", "precision", "recall"))
+        n_gold = found[text].get("support") or 0
+        rows.append((label(text), meter(f1), f"{precision:.1%}", f"{recall:.1%}", f"{n_gold:,}"))
+    more = len(found) - LABELS_SHOWN
     return section(
         title,
         table(("label", "F1", "precision", "recall", "examples"), rows),
         note(f"{more:,} more labels have a higher F1 than these.") if more > 0 else Html(),
+        key=key,
     )

@@ -114,7 +114,7 @@ def section(title: str, *parts: str, key: str = "") -> Html:
     Args:
         key: its address in the page; default: the title's letters and digits.
     """
-    key = key or re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    key = key or re.sub(r"\W+", "-", title.lower()).strip("-") or "section"
     return tag("section", tag("h2", foreign(title, LABEL_SHOWN)), *parts, id=key)
 
 

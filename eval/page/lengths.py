@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from eval.page import charts
-from eval.page.html import Html, details, legend, omitted, section, table
+from eval.page.html import Html, details, foreign, legend, omitted, section, table
 from eval.page.intervals import wilson
 from eval.page.style import SERIES
 from eval.results import Results
@@ -17,7 +17,7 @@ from eval.results import Results
 TITLE = "Accuracy by length"
 BINS = 10
 SMALLEST = 20  # examples of a bin
-SERIES_SHOWN = len(SERIES)
+FIELDS_IN_LENGTHS = len(SERIES) - 1  # lines of a picture, with one of all fields
 
 
 @dataclass
@@ -67,9 +67,8 @@ def lengths_section(counts: LengthCounts, results: Results) -> Html:
         return omitted(TITLE, f"There are {why}.")
     bounds = [(int(lengths[own].min()), int(lengths[own].max())) for own in parts]
     names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high in bounds]
-    shown = dict(list(counts.right.items())[-SERIES_SHOWN:])  # the last one is of all fields
     series, rows = [], []
-    for right in shown.values():
+    for right in counts.right.values():
         values = np.asarray(right)
         sums = [(int(values[own].sum()), len(own)) for own in parts]
         series.append([(k / n, *wilson(k, n)) for k, n in sums])
@@ -78,10 +77,10 @@ def lengths_section(counts: LengthCounts, results: Results) -> Html:
         rows.append((name, f"{len(parts[i]):,}", *shares))
     caption = "Quantiles of the lengths, so each point has about as many examples; with 95% intervals."
     chart = charts.by_bin(names, series, unit, caption)
-    colours = dict(zip(SERIES, shown, strict=False))
+    colours = dict(zip(SERIES, counts.right, strict=False))
     return section(
         TITLE,
-        legend(colours) if len(shown) > 1 else Html(),
+        legend(colours) if len(counts.right) > 1 else Html(),
         chart,
-        details("The numbers", table((unit, "examples", *shown), rows)),
+        details("The numbers", table((unit, "examples", *map(foreign, counts.right)), rows)),
     )

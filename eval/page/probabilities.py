@@ -63,7 +63,7 @@ class SureCounts:
 
 
 def sure_parts(counts: SureCounts, results: Results) -> Html:
-    """The reliability diagram and the coverage curve of a field of which all answers have probabilities."""
+    """The reliability diagram and the coverage curve of a field whose answers have probabilities."""
     parts, figures = [_reliability(counts)], results.metrics["fields"][counts.name]
     curves: dict[str, list[_Point]] = shaped(
         results.metrics.get("coverage", {}), f"{RESULTS}: metrics.coverage", dict[str, list[_Point]]
@@ -83,6 +83,9 @@ def sure_parts(counts: SureCounts, results: Results) -> Html:
     return joined(
         tag("p", ", ".join(text) + ".") if text else Html(),
         tag("div", *parts, class_="charts"),
+        note(f"{counts.n_without:,} answers have no probability and are not counted here.")
+        if counts.n_without
+        else Html(),
         _abstaining(counts.name, results),
         details("The numbers", table(head, rows)),
     )

@@ -21,7 +21,7 @@ from eval.metrics import fit, ratio
 from eval.page.classes import ClassCounts, class_parts
 from eval.page.head import facts, figures_section, multi_section
 from eval.page.html import Html, omitted, page, section
-from eval.page.lengths import LengthCounts, lengths_section
+from eval.page.lengths import FIELDS_IN_LENGTHS, LengthCounts, lengths_section
 from eval.page.probabilities import SureCounts, sure_parts
 from eval.page.slots import TokenCounts, token_parts
 from eval.page.texts import Texts, open_texts
@@ -101,7 +101,8 @@ class Counts:
         for name, value in right.items():
             self.right[name] = self.right.get(name, 0) + value
         n_tokens, n_words = prediction.n_prompt_tokens, None if example is None else len(example.words)
-        self.lengths.add(n_tokens, n_words, right | ({"all fields": is_exact} if len(right) > 1 else {}))
+        several = {"all fields": is_exact} if len(right) > 1 else {}
+        self.lengths.add(n_tokens, n_words, dict(list(right.items())[:FIELDS_IN_LENGTHS]) | several)
 
     def _is_right(self, prediction: Prediction, name: str) -> bool:
         """As `eval.metrics.compute_metrics` has it for exact match."""
@@ -188,13 +189,15 @@ def run_sections(results: Results, counts: Counts, texts: Texts, folder: Path, t
     if not counts.n:
         return [*parts, omitted("Answers", "No example was scored.")]
     labels = {own.name: own.labels for task in texts.tasks for own in task.fields} | results.labels
-    for name, kind in list(results.fields.items())[:FIELDS_SHOWN]:
+    for i, (name, kind) in enumerate(list(results.fields.items())[:FIELDS_SHOWN], 1):
+        key = f"field-{i}"
         if kind == "class":
-            parts.append(section(f"Labels: {name}", class_parts(counts.classes[name], texts, labels.get(name, ()))))
+            shown = class_parts(counts.classes[name], texts, labels.get(name, ()))
+            parts.append(section(f"Labels: {name}", shown, key=key))
         elif kind == "token":
-            parts.append(section(f"Entities: {name}", token_parts(counts.tokens[name], texts)))
+            parts.append(section(f"Entities: {name}", token_parts(counts.tokens[name], texts), key=key))
         else:
-            parts.append(multi_section(name, results))
+            parts.append(multi_section(name, results, key))
     if (more := len(results.fields) - FIELDS_SHOWN) > 0:
         parts.append(omitted("Other fields", f"{more:,} more fields have their figures above and in {RESULTS}."))
     parts += _sure_sections(results, counts)
@@ -213,7 +216,10 @@ def _sure_sections(results: Results, counts: Counts) -> list[Html]:
         return [
             omitted(title, "The answers have none: they come from encoders, and from decoders with --decode labels.")
         ]
-    return [section(f"{title}: {name}", sure_parts(counts.sure[name], results)) for name in shown]
+    return [
+        section(f"{title}: {name}", sure_parts(counts.sure[name], results), key=f"probabilities-{i}")
+        for i, name in enumerate(shown, 1)
+    ]
 
 
 def report(folder: Path, data: str | None = None, train: Path | None = None, task: str | None = None) -> str:

@@ -129,7 +129,7 @@ def unread_section(counts: UnreadCounts, results: Results, writes_text: bool) ->
         own = [counts.causes[name, why] for name in names]
         if any(own):
             rows.append((joined(why, tag("small", meaning, class_="quiet")), *(f"{n:,}" for n in own)))
-    head = ("cause", *(names if len(names) > 1 else ["answers"]))
+    head = ("cause", *(map(foreign, names) if len(names) > 1 else ["answers"]))
     parts = [
         note(f"Of {counts.n:,} of {n_examples:,} answers at least one field could not be read."),
         table(head, rows),
