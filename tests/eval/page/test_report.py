@@ -15,6 +15,7 @@ from data.source import load_examples
 from data.tasks import TASKS, ClassField, MultiField, Task, TokenField
 from eval.baselines import BaselineConfig, run_baselines
 from eval.combine import combine
+from eval.page.intervals import between
 from eval.page.report import FIELDS_SHOWN, read_run, report
 from eval.probabilities import as_stored, most_probable
 from eval.results import PREDICTIONS, RESULTS, Prediction, read_results, write_run
@@ -71,6 +72,8 @@ def test_a_joint_run_on_the_sample(tmp_path):
         "Accuracy by length", "Training",
     ]  # fmt: skip
     metrics = read_results(run).metrics
+    n_right = sum(p.parsed == p.gold for p in predictions)
+    assert read.texts.count(between(n_right, len(predictions))) == 2, "on a card and in the table"
     for value in (metrics["fields"]["intent"]["accuracy"], metrics["fields"]["slots"]["f1"], metrics["exact_match"]):
         assert f"{value:.1%}" in read.texts and f"{value:.2%}" in read.texts
     for text in (
