@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eval.metrics import ratio
-from eval.page.html import Html, details, joined, label, meter, note, table, tag
+from eval.page.html import Html, details, joined, label, meter, note, short_label, table, tag
 from eval.page.style import LEVELS
 from eval.page.texts import Texts
 
@@ -131,7 +131,7 @@ def matrix(pairs: Pairs, labels: Sequence[str]) -> Html:
         totals[row] += n
     has_unparsed = any(predicted is None for _, predicted in pairs)
     columns = [*range(others), *([others] if n_pooled else []), *([unparsed] if has_unparsed else [])]
-    names = [*map(label, kept), tag("span", f"{n_pooled:,} others", class_="quiet"),
+    names = [*map(short_label, kept), tag("span", f"{n_pooled:,} others", class_="quiet"),
              tag("span", "unparsed", class_="quiet")]  # fmt: skip
     counted = len(kept) <= COUNTED_LABELS
     top = [tag("th", tag("span", names[i])) for i in columns]

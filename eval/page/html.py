@@ -16,6 +16,7 @@ from eval.page.style import STYLE
 
 TEXT_SHOWN = 240  # characters of a document
 LABEL_SHOWN = 80  # of a label
+SHORT_LABEL = 40  # beside a cell
 
 # Marks that reorder the letters around them, which could show a label as another one; and line ends of Unicode.
 _REORDERING = (0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029)
@@ -57,6 +58,11 @@ def foreign(text: str, limit: int = TEXT_SHOWN, **attributes: str) -> Html:
 def label(text: str) -> Html:
     """A label."""
     return foreign(text, LABEL_SHOWN, class_="label")
+
+
+def short_label(text: str) -> Html:
+    """The beginning of a label, where there is little space."""
+    return tag("bdi", visible(text, SHORT_LABEL) + ("…" if len(text) > SHORT_LABEL else ""), dir="auto", class_="label")
 
 
 def raw(text: str, limit: int = TEXT_SHOWN) -> Html:

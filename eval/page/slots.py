@@ -36,8 +36,8 @@ MEANINGS = {
     "wrong type": "same words, another type",
     "wrong boundary": "overlapping words, same type",
     "wrong both": "overlapping words, another type",
-    "missed": "no answered entity overlaps it",
-    "spurious": "it overlaps no gold entity",
+    "missed": "no answered entity is left that overlaps it",
+    "spurious": "no gold entity is left that it overlaps",
     "unread": "in answers that could not be read",
 }
 
@@ -141,14 +141,15 @@ def token_parts(counts: TokenCounts, texts: Texts) -> Html:
     rows = []
     for kind, meaning in MEANINGS.items():
         of = n_predicted if kind == "spurious" else n_gold
-        share = f"{ratio(counts.kinds[kind], of):.1%} of the {'answered' if kind == 'spurious' else 'gold'} ones"
+        share = f"{ratio(counts.kinds[kind], of):.1%}"
         if kind != "unread" or counts.kinds[kind]:
             rows.append((joined(kind, tag("small", meaning, class_="quiet")), f"{counts.kinds[kind]:,}", share))
     parts = [
         tag("h3", "Errors by kind"),
         note(f"{n_gold:,} gold entities, {n_predicted:,} answered; {counts.kinds['right']:,} are right. Equal "
              "neighbours are one entity."),
-        table(("kind", "entities", ""), rows),
+        table(("kind", "entities", "share"), rows),
+        note("Shares are of the gold entities; that of the spurious ones is of the answered entities."),
         *(_example(kind, counts, texts) for kind in MEANINGS if kind in counts.first),
         _lengths(counts),
         tag("h3", "Figures of each type"),

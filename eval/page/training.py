@@ -121,7 +121,7 @@ def training_section(results: Results, run: Path, train: Path | None) -> Html:
             "early_end": "The run ended early (--patience)."}  # fmt: skip
     return section(
         TITLE,
-        tag("p", "Run ", foreign(str(path.parent), 200), ". ", ends.get(log.last_event, "")),
+        tag("p", "Run ", foreign(path.parent.resolve().name, 200), ". ", ends.get(log.last_event, "")),
         _belongs(results, path.parent),
         legend(dict(zip(SERIES, figures, strict=False))) if figures else Html(),
         tag("div", *drawn, class_="charts"),
