@@ -147,15 +147,14 @@ def details_table(results: Results) -> Table:
 
     def group(what: str, rows: Mapping[str, float | int | None]) -> None:
         for i, (name, value) in enumerate((k, v) for k, v in rows.items() if not _is_no_count(v)):
-            shown = _NAMES.get(name, name.replace("_", " "))
-            table.add_row(literal("" if i else what), literal(shown), _show(name, value))
+            table.add_row(literal("" if i else what), literal(figure_name(name)), show_figure(name, value))
         table.add_section()
 
     for field, own in results.metrics["fields"].items():
         per_label = own.get("per_label", {})
         group(field, {name: value for name, value in own.items() if name != "per_label"})
         for i, (label, scores) in enumerate(list(per_label.items())[:LABELS_SHOWN]):
-            what = ", ".join(f"{name} {_show(name, value)}" for name, value in scores.items())
+            what = ", ".join(f"{name} {show_figure(name, value)}" for name, value in scores.items())
             table.add_row(literal("" if i else f"{field}, each label"), literal(label), literal(what))
         if len(per_label) > LABELS_SHOWN:
             table.add_row("", f"{len(per_label) - LABELS_SHOWN} more", f"in {RESULTS}")
@@ -183,7 +182,13 @@ def _is_no_count(value: float | int | None) -> bool:
     return isinstance(value, int) and value == 0
 
 
-def _show(name: str, value: float | int | None) -> str:
+def figure_name(name: str) -> str:
+    """The name of a figure of `Results.metrics` in tables."""
+    return _NAMES.get(name, name.replace("_", " "))
+
+
+def show_figure(name: str, value: float | int | None) -> str:
+    """A figure as tables have it."""
     if value is None:
         return "no gold boundaries" if name.startswith("strict") else "none"
     if name.startswith("nll"):

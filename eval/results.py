@@ -351,7 +351,7 @@ def each_prediction(folder: Path, results: Results | None = None) -> Iterator[Pr
     """
     path = folder / PREDICTIONS
     if not path.is_file():
-        raise UserError(f"'{folder}' has no {PREDICTIONS}. Score again.")
+        raise UserError(f"'{folder}' has no {PREDICTIONS}, the answers. Score again.")
     for where, line in read_lines(path):
         prediction: Prediction = parse_line(line, where, Prediction)
         if results is not None:

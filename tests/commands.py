@@ -91,8 +91,9 @@ def read_and_stop(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
     def parse_and_stop(*positional, **named):
         raise Parsed(real(*positional, **named))
 
+    if (ROOT / module.replace(".", "/")).is_dir():
+        module = f"{module}.__main__"
     monkeypatch.setattr(tyro, "cli", parse_and_stop)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(Parsed):
-        found = importlib.import_module(module)
-        (found if hasattr(found, "main") else importlib.import_module(f"{module}.__main__")).main()
+        importlib.import_module(module).main()

@@ -17,6 +17,7 @@ from data.tasks import get_task
 from eval import baselines
 from eval import resolve as eval_resolve
 from eval.config import EvalConfig
+from eval.page import __main__ as run_page
 from eval.predict import config as predict_config
 from train import options, resolve
 from train.config import TrainConfig
@@ -89,12 +90,13 @@ def test_predict(home: Path, name: str) -> None:
 def test_the_tools(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for main, argv in {
         convert.main: [UNSET, "~/new"], inspect.main: [UNSET], download.main: ["20ng", "--to", UNSET],
-        check.main: [UNSET], new.main: [UNSET],
+        check.main: [UNSET], new.main: [UNSET], run_page.main: ["run", "--train", UNSET],
     }.items():  # fmt: skip
         assert main(argv) == 2
         assert NAMED in capsys.readouterr().err
     assert check.main(["~/t.toml"]) == 2 and f"{home}/t.toml" in capsys.readouterr().err
     assert new.main(["~/t.csv"]) == 2 and f"{home}/t.csv" in capsys.readouterr().err
+    assert run_page.main(["~/run"]) == 2 and f"{home}/run" in capsys.readouterr().err
     assert inspect.main(["~/there"]) == 2 and f"{home}/there" in capsys.readouterr().err
 
 

@@ -22,9 +22,9 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from data.tasks import Field, MultiField, TokenField
 from eval.metrics import fit, to_tags
+from eval.page.intervals import LEVEL, wilson
 
 RESAMPLES = 2000
-LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # percentiles
 DRAWN_AT_ONCE = 4_000_000  # numbers of the resamples that are in memory together (8 bytes each)
 
@@ -91,10 +91,7 @@ def f1(sums: NDArray[Any]) -> NDArray[np.float64]:
 
 def wilson_interval(n_right: int, n_examples: int) -> Interval:
     """Wilson's 95% interval of an accuracy. Without examples nothing is known: 0 to 1."""
-    if n_examples == 0:
-        return Interval(0.0, 1.0)
-    found = binomtest(n_right, n_examples).proportion_ci(LEVEL, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    return Interval(*wilson(n_right, n_examples))
 
 
 def bootstrap_interval(counts: Counts, resamples: int = RESAMPLES, seed: int = 0) -> Interval:

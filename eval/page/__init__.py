@@ -1,0 +1,1 @@
+"""An HTML report of one scored run; see `eval.page.__main__`."""
