@@ -1,6 +1,6 @@
 """The options of ``train.py`` with their defaults, and the recipes: by model, with other values for one's own tasks.
 
-There an encoder's head and learning rate depend on its folder as well (`train.resolve.recipe_of`).
+There an encoder's head depends on its folder as well (`train.resolve.recipe_of`).
 
 `train.resolve.load_config` applies recipe, TOML file and command line on top of the defaults. This file does not import
 PyTorch, so that ``--help`` is fast.
@@ -254,7 +254,6 @@ OWN_TASK: dict[str, dict[str, Any]] = {
     "small": dict(steps=None, epochs=3.0, min_steps=40, lr=1e-5),
     "smollm2": dict(epochs=3.0, min_steps=40, batch_size=16, lr=3e-4),
 }
-SENTENCE_LR = 3e-5  # for a user's own task and an encoder of sentences (head "mean")
 
 # Options of both programs for decoders only: an encoder has no prompt and writes no text.
 PROMPT_OPTIONS = ("template", "slot_answer", "slot_tags", "list_labels", "wording", "shots", "shots_choice",

@@ -34,7 +34,7 @@ from train.parallel.parallelize import reshard
 log = logging.getLogger(__name__)
 
 TARGETS = 10_000  # of a field, of examples drawn by seed: with more, fitting takes long and changes little
-PENALTY = 10.0  # scikit-learn's C, for inputs of length 1; that of eval.baselines
+PENALTY = 3.0  # scikit-learn's C, for inputs of length 1 (docs/few_labels.md)
 RARE = 5.0  # how much less likely than any other label one without examples is, as a difference of logits
 
 

@@ -25,7 +25,7 @@ from data.files.paths import expand
 from data.tasks import TASKS, get_task
 from train import options
 from train.checkpointing import run_folder
-from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OWN_TASK, RECIPES, SENTENCE_LR, TrainConfig
+from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OWN_TASK, RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import resolve_device, resolve_precision
 
@@ -80,8 +80,6 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     if spec.kind == "encoder" and folder is not None and task not in TASKS:  # the paper's heads are linear
         with suppress(UserError):  # a variable that is not set: `_expand_paths` says so, together with other problems
             recipe["head"] = usual_head(Path(expand(str(folder))))
-            if recipe["head"] == "mean":
-                recipe["lr"] = SENTENCE_LR
     return recipe
 
 

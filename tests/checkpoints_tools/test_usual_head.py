@@ -34,7 +34,7 @@ def test_the_folder_says_its_head(config: dict, pooling: dict | None, head: str,
     argv = ["--model", "bert", "--task", str(TICKETS), "--checkpoint", str(tmp_path)]
     config = load_config(argv)
     assert config.model.head == head, "it is the recipe's"
-    assert config.optim.lr == (3e-5 if head == "mean" else 1e-5)
+    assert config.optim.lr == 1e-5
     assert ("head = " in describe_settings(config)) == (head != "linear")
     assert load_config([*argv, "--task", "massive_intent"]).model.head == "linear", "the paper's"
     assert load_config([*argv, "--head", "linear"]).model.head == "linear"
