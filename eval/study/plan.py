@@ -34,7 +34,7 @@ class Step:
     """A command of a study.
 
     Attributes:
-        kind: what it does: "convert", "data", "train" or "eval".
+        kind: what it does: "convert", "data", "train", "eval" or "page".
         words: its command line, to be run in the project's folder.
         makes: the file that is there when it is done; None: it must be run.
     """
@@ -119,6 +119,15 @@ def steps_of(study: Study, own: StudyCell, output: Path) -> list[Step]:
     command = [*start, ours("eval.py"), *words(eval_options(own, output))]
     found.append(Step("eval", tuple(command), None))
     return found
+
+
+def report_step(own: StudyCell, output: Path) -> Step:
+    """The command that makes the report of a finished cell, a page for people."""
+    options = {"data": own.data} if own.data else {}
+    options |= {"task": own.task} if own.task not in TASKS else {}
+    options |= {"train": str(cell_folder(output, own.cell) / "train")} if own.cell.tuned else {}
+    command = [python(), "-m", "eval.page", str(score_folder(output, own.cell)), *words(options)]
+    return Step("page", tuple(command), None)
 
 
 def _is_there(dataset: str) -> bool:

@@ -1,4 +1,4 @@
-"""Write the tables of a study for the terminal, as Markdown, as a fragment of HTML and as CSV.
+"""Write the tables of a study for the terminal, as Markdown and as CSV; `eval.study.page` writes them as HTML.
 
 What they say is in `eval.study.sheets`. CSV has one line for each figure instead, with its parts as columns.
 """
@@ -105,29 +105,6 @@ def _markdown_lines(sheet: Sheet) -> Iterator[str]:
 def _markdown_text(text: str) -> str:
     """A text that is shown as it is: no cell ends in it, and nothing in it is HTML."""
     return html.escape(printable(text), quote=False).replace("|", "\\|").replace("\r", " ")
-
-
-def html_fragment(table: StudyTable) -> str:
-    """All tables with their notes as HTML without scripts and styles, to be put into a page."""
-    return "\n".join(line for sheet in sheets(table) for line in _html_lines(sheet)) + "\n"
-
-
-def _html_lines(sheet: Sheet) -> Iterator[str]:
-    yield '<table class="study">'
-    yield f"<caption>{_html_text(sheet.title)}</caption>"
-    yield f"<thead><tr>{''.join(f'<th>{_html_text(heading)}</th>' for heading in sheet.headings)}</tr></thead>"
-    yield "<tbody>"
-    for row in sheet.rows:
-        cells = (("th" if i < sheet.n_names else "td", cell) for i, cell in enumerate(row))
-        yield f"<tr>{''.join(f'<{tag}>{_html_text(cell)}</{tag}>' for tag, cell in cells)}</tr>"
-    yield "</tbody>"
-    yield "</table>"
-    if sheet.notes:
-        yield f'<ul class="notes">{"".join(f"<li>{_html_text(note)}</li>" for note in sheet.notes)}</ul>'
-
-
-def _html_text(text: str) -> str:
-    return html.escape(printable(text)).replace("\n", "<br>")
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------

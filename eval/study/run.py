@@ -25,7 +25,7 @@ from eval.kept_lines import sha256_of
 from eval.results import RESULTS
 from eval.study.estimate import Estimates
 from eval.study.file import Study, StudyCell
-from eval.study.plan import Step, cell_folder, identity, score_folder, steps_of
+from eval.study.plan import Step, cell_folder, identity, report_step, score_folder, steps_of
 from eval.study.records import LOG, Record, changed_options, code_hash, outcome, read_record, write_record
 from train import stopping
 from train.errors import Interrupted
@@ -107,10 +107,12 @@ def run_study(study: Study, output: Path, retry: bool, after_cell: Callable[[], 
             left = Estimates(study, output).left()
             say(f"[{number}/{len(study.cells)}] {own.cell.name}" + (f"; left: {left}" if left else ""))
             ended = _run_cell(study, own, output, child, stop)
-            if ended is not None and (stop.noted or ended.signum is not None):
-                signum = stop.signum or ended.signum or signal.SIGTERM
+            if ended is None:
+                after_cell()
+            told = ended.signum if ended is not None else None
+            if stop.noted or told is not None:
+                signum = stop.signum or told or signal.SIGTERM
                 raise Interrupted(f"The study was stopped in {own.cell.name}. To continue:\n  {again}", signum)
-            after_cell()
 
 
 def _run_cell(
@@ -125,10 +127,14 @@ def _run_cell(
     for step in steps_of(study, own, output):
         if step.is_done:
             continue
+        if stop.noted:  # the command before ended without seeing the signal
+            record.state = "open"
+            write_record(output, cell, record)
+            return Ended(0, [])
         folder.mkdir(parents=True, exist_ok=True)
         say(f"  {step.line}")
         begin = time.monotonic()
-        ended = _run(step, folder / LOG, child, lambda process: _note_running(output, own, record, process))
+        ended = _run(step, folder / LOG, child, stop, lambda process: _note_running(output, own, record, process))
         record.seconds[step.kind] = record.seconds.get(step.kind, 0.0) + time.monotonic() - begin
         record.pid = record.started = 0
         if ended.status != 0:
@@ -139,20 +145,21 @@ def _run_cell(
                 return ended
             say(f"  failed: {record.why}\n  Its output is in {folder / LOG}. The study goes on with the next cell.")
             return None
-        if stop.noted:  # the command ended before it saw the signal
-            record.state = "open"
-            if step.kind != "eval":
-                write_record(output, cell, record)
-                return ended
     record.state, record.code = "done", code_hash()
     record.result = sha256_of(score_folder(output, cell) / RESULTS)
     write_record(output, cell, record)
+    if _run(report_step(own, output), folder / LOG, child, stop, lambda process: None).status != 0:
+        say(f"  note: this cell has no report; {folder / LOG} says why.")
     _remove_weights(study, folder)
     return None
 
 
 def _run(
-    step: Step, log: Path, child: list[subprocess.Popen[str]], started: Callable[[subprocess.Popen[str]], None]
+    step: Step,
+    log: Path,
+    child: list[subprocess.Popen[str]],
+    stop: stopping.Stop,
+    started: Callable[[subprocess.Popen[str]], None],
 ) -> Ended:
     """Run a command; what it prints goes to the terminal and the log."""
     tail: deque[str] = deque(maxlen=TAIL)
@@ -169,6 +176,8 @@ def _run(
     )
     child.append(process)
     try:
+        if stop.noted:  # before it was in the list
+            process.send_signal(stop.signum or signal.SIGTERM)
         started(process)
         assert process.stdout is not None
         with log.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The tables of a study, written into its folder after every cell: table.md, table.csv and table.html."""
+"""The tables of a study, written into its folder after every cell: report.html, table.md and table.csv."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from data.files.durable import write_text
 from data.terminal import say
 from eval.kept_lines import writable
 from eval.study.file import Study
+from eval.study.page import REPORT, study_page
 from eval.study.records import outcome
-from eval.study.render import csv_text, html_fragment, markdown, show_study
+from eval.study.render import csv_text, markdown, show_study
 from eval.study.table import build_table
 
 
@@ -22,8 +23,10 @@ def write(study: Study, output: Path, show_it: bool = False) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    table = build_table([outcome(output, own.cell) for own in study.cells])
-    texts = {"table.md": markdown(table), "table.csv": csv_text(table), "table.html": html_fragment(table)}
+    outcomes = [outcome(output, own.cell) for own in study.cells]
+    table = build_table(outcomes)
+    texts = {REPORT: study_page(study.name, table, outcomes, output), "table.md": markdown(table)}
+    texts["table.csv"] = csv_text(table)
     with writable(output):
         for name, text in texts.items():
             write_text(output / name, text)

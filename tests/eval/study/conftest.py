@@ -58,7 +58,11 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 Step("eval", (sys.executable, "-c", text("eval", SCORE), *scored), None),
             ]
 
+        def report_step(own: StudyCell, output: Path) -> Step:
+            return Step("page", (sys.executable, "-c", texts.get("page", "")), None)
+
         monkeypatch.setattr(run, "steps_of", steps_of)
+        monkeypatch.setattr(run, "report_step", report_step)
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     replace()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html.parser
 import io
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eval.study.cells import Cell
-from eval.study.render import csv_text, html_fragment, markdown, show_study, terminal_tables
+from eval.study.render import csv_text, markdown, show_study, terminal_tables
 from eval.study.sheets import figure_lines, p_text, sheets
 from eval.study.statistics import Interval
 from eval.study.table import Column, Figure, build_table
@@ -154,40 +153,6 @@ def test_markdown_has_equally_many_cells_in_all_lines(study):
     headings = [len(sheet.headings) for sheet in sheets(study) for _ in range(len(sheet.rows) + 2)]
     assert cells == [n + 1 for n in headings]
     assert "| 89.5<br>" not in text and "failed<br>paper 89.5" in text
-
-
-class Tags(html.parser.HTMLParser):
-    """Checks that tags are closed in order; collects their names and the cells' texts."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.names, self.cells = [], set(), []
-
-    def handle_starttag(self, tag, attrs):
-        self.names.add(tag)
-        if tag == "br":
-            self.cells[-1] += "\n"
-            return
-        self.open.append(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.cells[-1] += data
-
-
-def test_html_has_the_same_cells_and_no_foreign_tags(study):
-    parser = Tags()
-    parser.feed(html_fragment(study))
-    parser.close()
-    assert parser.open == []
-    assert parser.names == {"table", "caption", "thead", "tbody", "tr", "th", "td", "br", "ul", "li"}
-    expected = [cell for sheet in sheets(study) for row in (sheet.headings, *sheet.rows) for cell in row]
-    assert parser.cells == [cell.replace("\x1b", "\\x1b") for cell in expected]
 
 
 def test_csv_has_a_line_for_each_figure(study):

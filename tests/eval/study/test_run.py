@@ -37,7 +37,11 @@ def states(study: Study, output: Path) -> list[str]:
 def commands(study: Study, output: Path, number: int) -> list[str]:
     """The commands that were run for a cell, by kind."""
     log = (plan.cell_folder(output, study.cells[number].cell) / records.LOG).read_text()
-    return ["eval" if "write_run" in line else "train" for line in log.splitlines() if line.startswith("$ ")]
+    kinds = {"write_run": "eval", "write_text": "train", "no such data": "fail"}
+    lines = [line for line in log.splitlines() if line.startswith("$ ")]
+    return [
+        next((kind for word, kind in kinds.items() if word in line.replace("\\x20", " ")), "page") for line in lines
+    ]
 
 
 def test_finished_cells_are_not_repeated(study: Study, programs: Callable, tmp_path: Path) -> None:
@@ -62,7 +66,7 @@ def test_a_failed_cell_is_recorded_and_skipped_until_retry(study: Study, program
     assert go(study, output) == 0
     assert go(study, output, retry=True) == 1
     assert states(study, output) == ["done"] * 3
-    assert commands(study, output, 1).count("train") == 2  # FAIL's own line has no write_run either
+    assert commands(study, output, 1) == ["train", "fail", "eval", "page"]
 
 
 def test_a_killed_command_is_a_failure(study: Study, programs: Callable, tmp_path: Path) -> None:
@@ -187,6 +191,12 @@ def test_a_folder_has_one_study(tmp_path: Path) -> None:
     (tmp_path / "other/notes.txt").touch()
     with pytest.raises(UserError, match=r"files of no study \(notes.txt\)"):
         records.claim(tmp_path / "other", "one")
+
+
+def test_a_report_that_fails_is_no_failure_of_the_cell(study: Study, programs: Callable, tmp_path: Path) -> None:
+    programs(page=FAIL)
+    assert go(study, tmp_path / "out") == 3
+    assert states(study, tmp_path / "out") == ["done"] * 3
 
 
 @pytest.mark.parametrize(("keep", "left"), [("exports", ["export", "log"]), ("results", ["log"])])
