@@ -11,7 +11,8 @@ the model a rank holds at most one tensor, and rank 0 one file (`tests/train/che
 What an encoder's export is in transformers depends on its heads; `docs/checkpoints.md` has the table.
 transformers has no class with a linear layer directly on a document's first token, or on the mean of its tokens. To
 apply ours outside this code, compute ``last_hidden_state[:, 0] @ weight.T + bias``. For the head "mean",
-put the mean of the document's last hidden states, special tokens included, in place of ``last_hidden_state[:, 0]``.
+put the mean of the document's last hidden states, special tokens included, in place of ``last_hidden_state[:, 0]``,
+divided by its length and multiplied by the square root of the model's width.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ over the labels, a sigmoid for each. ``head`` is the kind of the class and multi
 
 - ``"linear"`` (the paper's §5.4): dropout and one linear layer.
 - ``"dense"``: transformers' head for sequence classification.
-- ``"mean"``: as linear, but reads the mean over the document's tokens. Encoders of sentences are trained to have the
-  text's meaning there (Reimers and Gurevych, 2019, "Sentence-BERT").
+- ``"mean"``: as linear, but reads the mean over the document's tokens, scaled to length sqrt(E). Encoders of sentences
+  are trained to have the text's meaning there, in its direction (Reimers and Gurevych, 2019, "Sentence-BERT").
 
 Single-device code: sharding, precision, activation checkpointing and compilation are applied from outside
 (`train/parallel/parallelize.py`). The attention mask of a packed row: a token attends to its own document only
@@ -232,7 +232,7 @@ class Classifier(nn.Module):
 
 
 def _means(x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
-    """The mean of each document's hidden states, special tokens included: [B, T, E] -> [N, E].
+    """The mean of each document's hidden states, special tokens included, at length sqrt(E): [B, T, E] -> [N, E].
 
     Args:
         first: [N] flat indices of all documents' first tokens, ascending.
@@ -241,7 +241,8 @@ def _means(x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
     begin = (real.cumsum(0) - 1)[first]
     lengths = torch.diff(begin, append=real.sum()[None])  # [N]
     tokens = x.flatten(0, 1)[real].float()
-    return torch.segment_reduce(tokens, "mean", lengths=lengths, unsafe=True).to(x.dtype)
+    means = torch.segment_reduce(tokens, "mean", lengths=lengths, unsafe=True)
+    return nn.functional.rms_norm(means, means.shape[-1:]).to(x.dtype)
 
 
 class Encoder(nn.Module):

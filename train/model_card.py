@@ -19,7 +19,7 @@ LABELS_SHOWN = 60
 PLACE_OF_TEXT = "{text}"
 HEADS: dict[HeadKind, str] = {
     "linear": "a linear layer on the first token",
-    "mean": "a linear layer on the mean of all tokens",
+    "mean": "a linear layer on the mean of all tokens, scaled to the length of the square root of their width",
     "dense": "a dense layer, tanh and a linear layer, on the first token",
 }
 

@@ -87,7 +87,7 @@ def test_packed_rows_equal_transformers_on_each_document(
     docs = documents(doc_ids)
     assert len(docs) == 4 and (doc_ids == -1).any()
 
-    alone = [hf(tokens.flatten()[doc][None]) for doc in docs]
+    alone = [hf(tokens.flatten()[doc][None], output_hidden_states=True) for doc in docs]
     if field is None:
         outputs = ours(tokens, positions, doc_ids).flatten(0, 1)[torch.cat(docs)]
         expected = torch.cat([out.last_hidden_state[0] for out in alone])
@@ -95,8 +95,9 @@ def test_packed_rows_equal_transformers_on_each_document(
         outputs = ours(tokens, positions, doc_ids, places(config, doc_ids))[field.name]
         if field.kind == "token":
             expected = torch.cat([out.logits[0, 1:-1:2] for out in alone])
-        elif style == "mean":  # logits of a linear layer: their mean is the logits of the mean
-            expected = torch.stack([out.logits[0].mean(0) for out in alone])
+        elif style == "mean":  # the embedding of sentence-transformers, but for its length
+            means = torch.stack([out.hidden_states[-1][0].mean(0) for out in alone])
+            expected = hf.classifier(torch.nn.functional.normalize(means, dim=1) * config.dim**0.5)
         else:
             expected = torch.stack([out.logits[0] if out.logits.ndim == 2 else out.logits[0, 0] for out in alone])
     assert expected.std() > 0.1  # not a model whose outputs are all alike

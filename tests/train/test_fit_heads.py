@@ -94,7 +94,8 @@ def test_all_heads_are_fitted_on_what_they_read(head: str, world, tmp_path: Path
     for i in range(len(samples)):
         one = samples.batch([[i]], False, 32)
         hidden = plain.eval()(one.tokens, one.positions, one.doc_ids)[0, : samples.lengths[i]].detach()
-        document = hidden.mean(0, keepdim=True) if head == "mean" else hidden[:1]
+        mean = torch.nn.functional.normalize(hidden.mean(0, keepdim=True), dim=1) * config.dim**0.5
+        document = mean if head == "mean" else hidden[:1]
         for name, inputs in (("topic", document), ("slots", hidden[one.index["slots"]]), ("marks", document)):
             read[name].append(inputs)
             targets[name].append(one.targets[name])
