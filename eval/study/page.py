@@ -14,6 +14,8 @@ from eval.study.table import StudyTable, one_line
 
 PROGRAM = "python -m eval.study"
 REPORT = "report.html"  # of the study, and of each run beside its results
+UNBROKEN = "white-space:nowrap"
+NAME = 32  # letters of a name that is not broken
 
 
 def study_page(name: str, content: StudyTable, outcomes: Sequence[Outcome], output: Path) -> str:
@@ -30,16 +32,18 @@ def study_page(name: str, content: StudyTable, outcomes: Sequence[Outcome], outp
 
 
 def _section(sheet: Sheet) -> Html:
-    shown = table(map_lines(sheet.headings), map(map_lines, sheet.rows), left=range(sheet.n_names))
+    rows = [_cells(row, sheet.n_names) for row in sheet.rows]
+    shown = table(_cells(sheet.headings, 0), rows, left=range(sheet.n_names))
     return section(sheet.title, shown, *(tag("p", foreign(note, 1000), class_="quiet") for note in sheet.notes))
 
 
-def map_lines(cells: Sequence[str]) -> list[Html]:
+def _cells(cells: Sequence[str], n_names: int) -> list[Html]:
     """Cells with line breaks; the first line of a figure is the figure, the others are about it."""
     found = []
-    for cell in cells:
+    for i, cell in enumerate(cells):
         first, *more = cell.split("\n")
-        found.append(joined(foreign(first), *(joined(tag("br"), tag("small", foreign(line))) for line in more)))
+        shown = tag("span", foreign(first), style=UNBROKEN) if i < n_names and len(first) <= NAME else foreign(first)
+        found.append(joined(shown, *(joined(tag("br"), tag("small", foreign(line))) for line in more)))
     return found
 
 
