@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from rich.table import Table
@@ -22,7 +22,7 @@ def print_cells(study: Study, output: Path) -> None:
     for name, right in (("cell", False), ("state", False), ("took", True), ("left", True), ("estimate", False)):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     counts, left = Counter[str](), list[Estimate]()
-    others = set()
+    others, examples = set(), defaultdict[tuple[str, str], set[str]](set)
     for own in study.cells:
         found = outcome(output, own.cell)
         counts[found.state] += 1
@@ -30,7 +30,9 @@ def print_cells(study: Study, output: Path) -> None:
         took = duration(sum(record.seconds.values())) if record is not None and record.seconds else ""
         if found.state == "done":
             table.add_row(literal(own.cell.name), "done", took, "", "")
-            if record is not None and record.code != code_hash():
+            assert record is not None
+            examples[own.cell.task, str(own.eval.get("limit", ""))].add(record.examples)
+            if record.code != code_hash():
                 others.add(own.cell.name)
             continue
         estimate = estimates.of(own)
@@ -42,6 +44,10 @@ def print_cells(study: Study, output: Path) -> None:
     say(f"{study.name}: {len(study.cells)} cells: {states}. Left, estimated: {total(left) or 'not known'}")
     if others:
         say(f"note: {len(others)} cells were finished by other code than this: {', '.join(sorted(others)[:5])}")
+    for (task, limit), hashes in examples.items():
+        if len(hashes) > 1:
+            some = f"{limit} examples" if limit else "all examples"
+            say(f"note: cells of {task} were scored on different data, though all have {some}. Was the data changed?")
     if names := forgotten(output, [own.cell for own in study.cells]):
         say(f"note: not in the study file, and not in the tables: {', '.join(names[:5])}")
 

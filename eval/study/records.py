@@ -42,6 +42,7 @@ class Record(msgspec.Struct):
         seconds: by kind of command, over all starts.
         ranks: processes on which it ran.
         result: SHA-256 of its ``results.json``; empty until it is done.
+        examples: hash of what was scored (`eval.results.Results.examples`).
         why: of a failed cell, what went wrong.
         pid, started: the command that is running, as `train.run_lock` tells processes apart.
     """
@@ -52,6 +53,7 @@ class Record(msgspec.Struct):
     seconds: dict[str, float] = {}
     ranks: int = 1
     result: str = ""
+    examples: str = ""
     why: str = ""
     pid: int = 0
     started: int = 0

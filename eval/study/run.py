@@ -22,7 +22,7 @@ from pathlib import Path
 from data.errors import UserError, shortened
 from data.terminal import say
 from eval.kept_lines import sha256_of
-from eval.results import RESULTS
+from eval.results import RESULTS, read_results
 from eval.study.estimate import Estimates
 from eval.study.file import Study, StudyCell
 from eval.study.plan import Step, cell_folder, identity, report_step, score_folder, steps_of
@@ -146,7 +146,8 @@ def _run_cell(
             say(f"  failed: {record.why}\n  Its output is in {folder / LOG}. The study goes on with the next cell.")
             return None
     record.state, record.code = "done", code_hash()
-    record.result = sha256_of(score_folder(output, cell) / RESULTS)
+    score = score_folder(output, cell)
+    record.result, record.examples = sha256_of(score / RESULTS), read_results(score).examples
     write_record(output, cell, record)
     if _run(report_step(own, output), folder / LOG, child, stop, lambda process: None).status != 0:
         say(f"  note: this cell has no report; {folder / LOG} says why.")

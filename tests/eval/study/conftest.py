@@ -19,11 +19,12 @@ import sys
 from pathlib import Path
 from data.example import Example
 from data.tasks import TASKS
-from eval.results import Prediction, Results, field_kinds, measure, write_run
+from eval.results import Prediction, Results, field_kinds, hash_examples, measure, write_run
 folder, task = Path(sys.argv[1]), TASKS[sys.argv[2]]
 examples = [Example(str(i), "text", {"intent": "alarm_set"}) for i in range(3)]
 predictions = [Prediction(e.id, e.labels, "", {"intent": "alarm_set" if i else None}) for i, e in enumerate(examples)]
 results = Results("s", task.name, field_kinds(task), "sample", "test", measure(task, examples, predictions))
+results.examples = hash_examples(examples)
 write_run(folder, results, predictions)
 print("scored", folder)
 """

@@ -15,7 +15,7 @@ import pytest
 
 from data.errors import UserError
 from eval.results import RESULTS
-from eval.study import plan, records, run
+from eval.study import listing, plan, records, run
 from eval.study.file import Study, read_study
 from train.errors import Interrupted
 from train.run_lock import process_start
@@ -180,6 +180,25 @@ def test_a_changed_study_file_is_refused(study: Study, programs: Callable, tmp_p
     run.check_unchanged(more, output)
     assert go(more, output) == 1
     assert records.forgotten(output, [own.cell for own in study.cells]) == [more.cells[3].cell.name]
+
+
+def test_cells_of_other_code_or_data_are_named(
+    study: Study, programs: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    go(study, output)
+    capsys.readouterr()
+    listing.print_cells(study, output)
+    assert "note:" not in capsys.readouterr().out
+    cell = study.cells[1].cell
+    record = records.read_record(output, cell)
+    assert record is not None and record.code == records.code_hash()
+    record.code, record.examples = "0123456789ab", "other"
+    records.write_record(output, cell, record)
+    listing.print_cells(study, output)
+    shown = capsys.readouterr().out
+    assert f"1 cells were finished by other code than this: {cell.name}" in shown
+    assert "cells of massive_intent were scored on different data" in shown
 
 
 def test_a_folder_has_one_study(tmp_path: Path) -> None:
