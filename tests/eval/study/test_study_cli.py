@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from eval.results import read_results
+from tests.eval.api.server import FakeServer
 from tests.eval.study.test_run import wait_for
 from tests.launching import ROOT, environment, with_signals
 
@@ -89,3 +90,40 @@ def test_a_study_is_interrupted_and_continued(started: subprocess.Popen[str], tm
     with (tmp_path / "out/table.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["tuned"] for row in rows} == {"true", "false"}
+
+
+SERVED = """
+[models.served]
+model = "api"
+eval = {{ api_model = "fake", base_url = "{url}", limit = 6 }}
+[tasks.massive_intent]
+data = "sample"
+[tasks.massive_slots]
+data = "not there"
+[[cells]]
+models = ["served"]
+tasks = ["massive_intent", "massive_slots"]
+tuned = [false]
+shots = [0]
+"""
+
+
+def test_a_model_behind_a_server_and_a_cell_that_fails(tmp_path: Path) -> None:
+    server = FakeServer()
+    try:
+        (tmp_path / "trial.toml").write_text(SERVED.format(url=server.url), encoding="utf-8")
+        process = start(tmp_path)
+        printed, _ = process.communicate(timeout=120)
+    finally:
+        server.close()
+    assert process.returncode == 2, printed
+    assert "1 of 2 cells failed: served-massive_slots-0shot-untuned-seed0" in printed
+    assert len(server.bodies) == 6
+    folder = tmp_path / "out/cells/served-massive_intent-0shot-untuned-seed0"
+    assert read_results(folder / "score").metrics["n_examples"] == 6
+    assert (folder / "score/report.html").is_file()
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "not there" in page, "why it failed"
+    with (tmp_path / "out/table.csv").open(encoding="utf-8", newline="") as file:
+        states = {row["task"]: row["state"] for row in csv.DictReader(file)}
+    assert states == {"massive_intent": "done", "massive_slots": "failed"}
