@@ -22,6 +22,7 @@ import csv
 import functools
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -208,6 +209,7 @@ def ours(args: Args, drawn: Drawn, name: str, model: str, checkpoint: Path, *opt
         if done.returncode:
             raise UserError(f"{script} failed in {drawn.folder}:\n{done.stderr[-2000:]}")
     lines = answers.read_text(encoding="utf-8").splitlines()
+    shutil.rmtree(run)  # checkpoints and export: up to 3 GB, of every run
     return [json.loads(line)["predicted_label"] for line in lines]
 
 
