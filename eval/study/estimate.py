@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from checkpoints_tools.registry import ApiModel, get_model, get_model_spec
+from checkpoints_tools.registry import ApiModel, get_model
 from data.errors import UserError
 from eval.study.file import Study, StudyCell, words
 from eval.study.plan import eval_options, train_options
@@ -48,9 +48,9 @@ class Estimates:
         if isinstance(own.spec, ApiModel):
             return _of_api(tuple(words(eval_options(own, self.output))))
         if self.study.gpu:
-            return self._with_dollars(
-                own, _planned_seconds(self.study, own, self.output), f"planned for {self.study.gpu}"
-            )
+            planned, fits = _planned(self.study, own, self.output)
+            how = f"planned for {self.study.gpu}" + ("" if fits else ": does NOT fit, see --plan of its commands")
+            return self._with_dollars(own, planned, how)
         return Estimate()
 
     def _took(self, own: StudyCell) -> float:
@@ -82,40 +82,45 @@ def total(estimates: Sequence[Estimate]) -> str:
     return ", ".join(parts) + (f" and {unknown} cells of unknown length" if unknown else "")
 
 
-def _planned_seconds(study: Study, own: StudyCell, output: Path) -> float | None:
-    """What ``--plan`` says of both programs; None if it refuses, because a file is missing or the run does not fit."""
-    words_of_train = tuple(words(train_options(study, own, output))) if own.cell.tuned else ()
-    scoring = eval_options(own, output) | {"task": own.task}
-    if own.cell.tuned:  # as before the training, with the prompt that it will have
-        scoring |= {"checkpoint": own.checkpoint} | ({"shots": own.cell.shots} if own.cell.shots else {})
-        scoring |= {name: own.train[name] for name in ("slot_answer", "slot_tags", "list_labels") if name in own.train}
-    if get_model_spec(own.spec.name).kind == "encoder":
-        return _plan_training(words_of_train, study.gpu, own.ranks)  # its scoring takes seconds
-    parts = [_plan_training(words_of_train, study.gpu, own.ranks)] if words_of_train else []
-    parts.append(_plan_scoring(tuple(words(scoring)), study.gpu, own.ranks))
-    return None if None in parts else sum(part for part in parts if part is not None)
+def _planned(study: Study, own: StudyCell, output: Path) -> tuple[float | None, bool]:
+    """Seconds by ``--plan`` of both programs, and whether both fit. None: it refuses, as files are missing or wrong."""
+    plans = []
+    if own.cell.tuned:
+        plans.append(_plan_training(tuple(words(train_options(study, own, output))), study.gpu, own.ranks))
+    if own.spec.kind != "encoder":  # an encoder's scoring takes seconds
+        scoring = eval_options(own, output) | {"task": own.task}
+        if own.cell.tuned:  # as before the training, with the prompt that it will have
+            scoring |= {"checkpoint": own.checkpoint} | ({"shots": own.cell.shots} if own.cell.shots else {})
+            prompt = ("slot_answer", "slot_tags", "list_labels", "wording")
+            scoring |= {name: own.train[name] for name in prompt if name in own.train}
+        plans.append(_plan_scoring(tuple(words(scoring)), study.gpu, own.ranks))
+    known = [plan for plan in plans if plan is not None]
+    if len(known) < len(plans):
+        return None, True
+    return sum(seconds for seconds, _ in known), all(fits for _, fits in known)
 
 
 @functools.cache
-def _plan_training(given: tuple[str, ...], gpu: str, ranks: int) -> float | None:
+def _plan_training(given: tuple[str, ...], gpu: str, ranks: int) -> tuple[float, bool] | None:
     from train.planning.plan import make_plan, run_seconds
     from train.resolve import load_config
 
     try:
-        return run_seconds(make_plan(load_config([*given, "--plan", "--gpu", gpu, "--gpus", str(ranks)])))
+        plan = make_plan(load_config([*given, "--plan", "--gpu", gpu, "--gpus", str(ranks)]))
+        return run_seconds(plan), plan.fits
     except UserError:
         return None
 
 
 @functools.cache
-def _plan_scoring(given: tuple[str, ...], gpu: str, ranks: int) -> float | None:
+def _plan_scoring(given: tuple[str, ...], gpu: str, ranks: int) -> tuple[float, bool] | None:
     from eval.plan import make_plan, scoring_seconds
     from eval.resolve import load_config
     from train.planning.memory import count_parameters
 
     try:
         plan = make_plan(load_config([*given, "--plan", "--gpu", gpu, "--gpus", str(ranks)]))
-        return scoring_seconds(plan, count_parameters(plan.setup.spec, plan.setup.config).total)
+        return scoring_seconds(plan, count_parameters(plan.setup.spec, plan.setup.config).total), plan.fits
     except UserError:
         return None
 

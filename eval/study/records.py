@@ -24,7 +24,7 @@ from data.errors import UserError, shortened
 from data.files.documents import read_json
 from data.files.durable import write_text
 from data.json_text import to_json
-from eval.kept_lines import sha256_of
+from eval.kept_lines import sha256_of, writable
 from eval.results import RESULTS, read_results
 from eval.study.cells import Cell, Outcome
 from eval.study.plan import CELLS, cell_folder, score_folder
@@ -92,8 +92,9 @@ def claim(output: Path, name: str) -> None:
             f"--output {output} has files of no study ({', '.join(sorted(others)[:5])}). Give a new folder, or an "
             "empty one."
         )
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(file, to_json({"name": name}, indent=2) + "\n")
+    with writable(f"--output {output}"):
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(file, to_json({"name": name}, indent=2) + "\n")
 
 
 def read_record(output: Path, cell: Cell) -> Record | None:
@@ -107,9 +108,15 @@ def read_record(output: Path, cell: Cell) -> Record | None:
 
 
 def write_record(output: Path, cell: Cell, record: Record) -> None:
+    """Write a cell's record.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
     folder = cell_folder(output, cell)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RECORD, to_json(msgspec.to_builtins(record), indent=2) + "\n")
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / RECORD, to_json(msgspec.to_builtins(record), indent=2) + "\n")
 
 
 def outcome(output: Path, cell: Cell) -> Outcome:

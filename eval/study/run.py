@@ -21,8 +21,8 @@ from pathlib import Path
 
 from data.errors import UserError, shortened
 from data.terminal import say
-from eval.kept_lines import sha256_of
-from eval.results import RESULTS, read_results
+from eval.kept_lines import sha256_of, writable
+from eval.results import PREDICTIONS, RESULTS, read_results
 from eval.study.estimate import Estimates
 from eval.study.file import Study, StudyCell
 from eval.study.plan import Step, cell_folder, identity, report_step, score_folder, steps_of
@@ -145,9 +145,14 @@ def _run_cell(
                 return ended
             say(f"  failed: {record.why}\n  Its output is in {folder / LOG}. The study goes on with the next cell.")
             return None
-    record.state, record.code = "done", code_hash()
     score = score_folder(output, cell)
-    record.result, record.examples = sha256_of(score / RESULTS), read_results(score).examples
+    try:
+        record.examples = read_results(score).examples
+    except UserError as error:  # the command succeeded, and its result is damaged or gone
+        record.state, record.why = "failed", f"eval: {error}"
+        write_record(output, cell, record)
+        return None
+    record.state, record.code, record.result = "done", code_hash(), sha256_of(score / RESULTS)
     write_record(output, cell, record)
     if _run(report_step(own, output), folder / LOG, child, stop, lambda process: None).status != 0:
         say(f"  note: this cell has no report; {folder / LOG} says why.")
@@ -181,7 +186,7 @@ def _run(
             process.send_signal(stop.signum or signal.SIGTERM)
         started(process)
         assert process.stdout is not None
-        with log.open("a", encoding="utf-8") as file:
+        with writable(log), log.open("a", encoding="utf-8") as file:
             file.write(f"$ {step.line}\n")
             for line in process.stdout:
                 file.write(line)
@@ -189,6 +194,10 @@ def _run(
                 tail.append(line.rstrip("\n"))
                 say(line.rstrip("\n"))
         return Ended(process.wait(), list(tail))
+    except BaseException:  # such as a full disk, which is an error of the study
+        process.terminate()
+        process.communicate()
+        raise
     finally:
         child.remove(process)
 
@@ -227,10 +236,9 @@ def _wait_for(record: Record, folder: Path) -> None:
 
 def _set_aside(folder: Path, record: Record) -> None:
     """Rename a result that was damaged or changed by hand; ``eval.py`` would refuse to replace it."""
-    file = folder / RESULTS
-    if record.state == "done" and file.is_file():
-        file.replace(folder / f"{RESULTS}.changed")
-        (folder / "predictions.jsonl").unlink(missing_ok=True)
+    for name in (RESULTS, PREDICTIONS):
+        if record.state == "done" and (folder / name).is_file():
+            (folder / name).replace(folder / f"{name}.changed")
 
 
 def _remove_weights(study: Study, folder: Path) -> None:

@@ -10,13 +10,15 @@ import pytest
 
 from checkpoints_tools.registry import MODELS
 from data.errors import UserError
-from eval.study import plan
+from eval.kept_lines import sha256_of
+from eval.study import plan, records
 from eval.study.estimate import Estimate, Estimates, total
 from eval.study.file import Study, read_study
+from tests.eval.study.runs import write_cell
 from tests.launching import ROOT, environment
 
 FILES = ROOT / "eval/study/files"
-COUNTS = {"table3": 144, "one_gpu": 60, "miniature": 41}
+COUNTS = {"table3": 144, "one_gpu": 60, "miniature": 44}
 
 
 def read(folder: Path, text: str) -> Study:
@@ -115,6 +117,42 @@ def test_estimates_come_from_other_seeds_or_a_plan_and_are_summed(tmp_path: Path
     assert found.seconds and found.how == "planned for h200"
     assert found.dollars == pytest.approx(2 * 36.0 * found.seconds / 3600)
     assert total([Estimate(), Estimate(3661.0), Estimate(0.0, 2.5)]) == "1:01:01, $2.50 and 1 cells of unknown length"
+
+
+def test_another_seed_that_is_done_is_the_best_estimate(tmp_path: Path) -> None:
+    study = read(tmp_path, '[[cells]]\nmodels = ["llama_debug"]\ntasks = ["massive_intent"]\nseeds = [0, 1, 2]\n')
+    done, begun, other = study.cells
+    score = plan.score_folder(tmp_path / "out", done.cell)
+    score.parent.mkdir(parents=True)
+    write_cell(tmp_path / "made", done.cell).folder.rename(score)
+    result = sha256_of(score / "results.json")
+    records.write_record(
+        tmp_path / "out", done.cell, records.Record("done", {}, seconds={"train": 90.0, "eval": 10.0}, result=result)
+    )
+    records.write_record(tmp_path / "out", begun.cell, records.Record("open", {}, seconds={"train": 30.0}))
+    estimates = Estimates(study, tmp_path / "out")
+    assert [estimates.of(own).seconds for own in (begun, other)] == [70.0, 100.0]
+    assert estimates.left() == "2:50" and estimates.of(other).how == "as with another seed"
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
+    text = 'gpu = "a100-80g"\noptim = "{}"\nranks = 8\n[[cells]]\nmodels = ["llama3_70b"]\ntasks = ["20ng_7"]\n'
+    for optim, fits in (("adamw_sr_8bit", True), ("adamw", False)):
+        study = read(tmp_path, text.format(optim) + "eval = { tp = 8 }\n")
+        found = Estimates(study, tmp_path / "out").of(study.cells[0])
+        assert found.seconds and ("NOT fit" in found.how) != fits
+
+
+def test_closed_models_cost_what_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no_vocabulary"))
+    text = '[tasks.massive_intent]\ndata = "sample"\n[eval]\nlimit = {}\n[[cells]]\nmodels = ["gpt-4"]\n'
+    dollars = []
+    for limit in (10, 20):
+        study = read(tmp_path, text.format(limit) + 'tasks = ["massive_intent"]\ntuned = [false]\n')
+        found = Estimates(study, tmp_path / "out").of(study.cells[0])
+        assert found.dollars is not None and found.seconds is None and found.how == "counted"
+        dollars.append(found.dollars)
+    assert 1.8 < dollars[1] / dollars[0] < 2.2
 
 
 def test_closed_models_are_not_put_under_torchrun(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from data.errors import UserError
 from eval.results import RESULTS
 from eval.study import listing, plan, records, run
 from eval.study.file import Study, read_study
+from tests.launching import ROOT, environment, with_signals
 from train.errors import Interrupted
 from train.run_lock import process_start
 
@@ -88,28 +89,12 @@ def test_a_result_that_was_edited_is_no_result(study: Study, programs: Callable,
     assert go(study, output) == 0
     assert go(study, output, retry=True) == 1
     assert states(study, output) == ["done"] * 3 and file.read_text() == text
+    assert file.with_name(f"{name}.changed").read_text() != text, "nothing of the user's is lost"
 
 
-def test_a_study_that_is_told_to_stop_tells_its_command(
-    study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The command saves and ends; the cell stays open, and the next start goes on with it."""
-    output, saved = tmp_path / "out", tmp_path / "saved"
-    slow = f"""
-import signal, sys, time
-from pathlib import Path
-def stop(number, frame):
-    Path({str(saved)!r}).write_text(str(number)); sys.exit(128 + number)
-signal.signal(signal.SIGTERM, stop)
-Path({str(tmp_path / "ready")!r}).touch()
-time.sleep(60)
-"""
-    programs(train={1: slow})
-    program = tmp_path / "study.py"
-    program.write_text(
-        f"""
+PROGRAM = """
 import sys
-sys.path[:0] = [{str(Path(__file__).parents[3])!r}]
+sys.path[:0] = [{root!r}]
 from pathlib import Path
 from train import stopping
 stopping.watch()
@@ -117,27 +102,53 @@ from eval.study import run
 from eval.study.plan import Step
 from eval.study.file import read_study
 from train.errors import Interrupted
-study = read_study(Path({str(study.path)!r}))
 run.steps_of = lambda study, own, output: [Step("train", (sys.executable, "-c", {slow!r}), None)]
 try:
-    run.run_study(study, Path({str(output)!r}), False, lambda: None, "again")
+    run.run_study(read_study(Path({file!r})), Path({output!r}), False, lambda: None, "again")
 except Interrupted as stop:
     print(stop); sys.exit(128 + stop.signum)
 """
+SLOW = """
+import os, signal, sys, time
+from pathlib import Path
+def stop(number, frame):
+    time.sleep(0.5)
+    Path({saved!r}).write_text(str(number)); sys.exit(128 + number)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop)
+Path({ready!r}).touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_study_that_is_stopped_stops_its_command(
+    study: Study, programs: Callable, tmp_path: Path, signum: signal.Signals
+) -> None:
+    """The command saves and ends, also if the study is killed; the next start waits for that, and goes on."""
+    output, saved, ready = tmp_path / "out", tmp_path / "saved", tmp_path / "ready"
+    slow = SLOW.format(saved=str(saved), ready=str(ready))
+    program = tmp_path / "study.py"
+    program.write_text(PROGRAM.format(root=str(ROOT), slow=slow, file=str(study.path), output=str(output)))
+    process = subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, text=True, preexec_fn=with_signals, env=environment()
     )
-    process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True)
-    wait_for((tmp_path / "ready").exists)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and "To continue:\n  again" in printed
-    assert saved.read_text() == str(int(signal.SIGTERM))
-    assert states(study, output) == ["open"] * 3
-    programs()
+    wait_for(ready.exists)
+    process.send_signal(signum)
+    process.wait(timeout=60)
+    if signum == signal.SIGKILL:
+        assert states(study, output) == ["running", "open", "open"]
+    else:
+        assert process.stdout is not None and "To continue:\n  again" in process.stdout.read()
+        assert process.returncode == 128 + signum and saved.exists(), "it waited for its command"
+        assert states(study, output) == ["open"] * 3
     assert go(study, output) == 3
+    assert saved.read_text() == str(int(signal.SIGTERM if signum == signal.SIGKILL else signum))
 
 
-def test_commands_do_not_outlive_a_killed_study(study: Study, programs: Callable, tmp_path: Path) -> None:
-    """And the next start waits until the command has saved."""
+def test_the_next_start_waits_for_a_command_that_was_left_behind(
+    study: Study, programs: Callable, tmp_path: Path
+) -> None:
     output, cell = tmp_path / "out", study.cells[0].cell
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     record = records.Record("running", plan.identity(study, study.cells[0], output))
@@ -146,6 +157,27 @@ def test_commands_do_not_outlive_a_killed_study(study: Study, programs: Callable
     begin = time.monotonic()
     threading.Timer(1.0, lambda: (sleeper.kill(), sleeper.wait())).start()
     assert go(study, output) == 3 and time.monotonic() - begin >= 0.9
+
+
+def test_a_command_without_a_result_is_a_failure(study: Study, programs: Callable, tmp_path: Path) -> None:
+    programs(eval={0: "print('nothing')"})
+    assert go(study, tmp_path / "out") == 3
+    assert states(study, tmp_path / "out") == ["failed", "done", "done"]
+    assert "has no results.json" in records.outcome(tmp_path / "out", study.cells[0].cell).why
+
+
+def test_a_full_disk_ends_the_study_and_its_command(
+    study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be noted must not be run on: nobody would know of it."""
+    programs(train={0: "import time; print('begins', flush=True); time.sleep(60)"})
+    folder = plan.cell_folder(tmp_path / "out", study.cells[0].cell)
+    (folder / records.LOG).mkdir(parents=True)  # it cannot be written, whoever we are
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=r"log\.txt"):
+        go(study, tmp_path / "out")
+    record = records.read_record(tmp_path / "out", study.cells[0].cell)
+    assert record is not None and process_start(record.pid) != record.started and time.monotonic() - begin < 30
 
 
 def test_a_command_that_does_not_end_is_named(
