@@ -36,7 +36,7 @@ from data.tasks import ClassField, MultiField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
 from eval.output import check_free, output_folder
 from eval.report import compare_command, show_comparison
-from eval.results import Prediction, Results, field_kinds, hash_examples, versions, write_run
+from eval.results import Prediction, Results, field_kinds, hash_examples, other_labels, versions, write_run
 from train.parallel.distributed import run_guarded, set_up_logging
 
 log = logging.getLogger(__name__)
@@ -207,6 +207,7 @@ def _about(config: BaselineConfig, task: Task, system: str, train: list[Example]
         system=system,
         task=task.name,
         fields=field_kinds(task),
+        others=other_labels(task),
         data=Path(config.data).name if config.data else task.dataset,
         split="train, held out" if config.holdout else config.split,
         metrics={},

@@ -61,6 +61,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         settings={"combined": [_origin(a), _origin(b)], "temperature": a.temperatures | b.temperatures},
         versions=versions(),
         labels={**a.labels, **b.labels},
+        others={**a.others, **b.others},
     )
     if a.shots != b.shots:
         raise UserError(f"{folder_a} was scored with {a.shots} shots, {folder_b} with {b.shots}; they must be equal.")

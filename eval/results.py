@@ -138,6 +138,7 @@ class Results:
             files.
         examples: hash of the examples with their gold labels (`hash_examples`); empty in older files.
         labels: by class field with probabilities, its labels, in the order of ``Prediction.log_probs``.
+        others: by token field, what a word outside entities has for a label; older files lack it, and "Other" is taken.
     """
 
     system: Name
@@ -158,6 +159,7 @@ class Results:
     predictions: str = ""
     examples: str = ""
     labels: dict[Name, list[str]] = field(default_factory=dict)
+    others: dict[Name, Name] = field(default_factory=dict)
 
     @property
     def temperatures(self) -> dict[str, float]:
@@ -245,16 +247,26 @@ def field_kinds(task: HasFields) -> dict[str, FieldKind]:
     return {field.name: field.kind for field in task.fields}
 
 
+def other_labels(task: HasFields) -> dict[str, str]:
+    """`Results.others` of a task."""
+    return {f.name: f.other for f in task.fields if isinstance(f, TokenField)}
+
+
 def label_sets(task: HasFields) -> dict[str, list[str]]:
     """The labels of each class field: `Results.labels` of a run with probabilities."""
     return {f.name: list(f.labels) for f in task.fields if isinstance(f, ClassField)}
 
 
 def stored_task(results: Results) -> StoredTask:
-    kinds: list[type[Field]] = [ClassField, MultiField, TokenField]
-    by_kind = {own.kind: own for own in kinds}
-    labels = {name: tuple(results.labels.get(name, ())) for name in results.fields}
-    return StoredTask(results.task, tuple(by_kind[kind](name, labels[name]) for name, kind in results.fields.items()))
+    """The fields of a scored run."""
+    fields: list[Field] = []
+    for name, kind in results.fields.items():
+        labels = tuple(results.labels.get(name, ()))
+        if kind == "token":
+            fields.append(TokenField(name, labels, results.others.get(name, TokenField.other)))
+        else:
+            fields.append((ClassField if kind == "class" else MultiField)(name, labels))
+    return StoredTask(results.task, tuple(fields))
 
 
 def versions() -> dict[str, str]:

@@ -193,6 +193,6 @@ def test_scored_runs_are_compared_and_combined(program: Program, tmp_path: Path)
     new, old = (read_json(folder / "results.json") for folder in (tmp_path / "dual", scored / "dual"))
     assert new.pop("predictions") and new.pop("examples") and new.pop("weights") == "", "the old files have no hashes"
     assert new.pop("labels") == {} and new["settings"].pop("temperature") == {}, "they have no probabilities"
-    assert new | {"versions": {}} == old | {"versions": {}, "counts": old["counts"] | NEW_COUNTS}
+    assert new | {"versions": {}} == old | {"versions": {}, "counts": old["counts"] | NEW_COUNTS, "others": {}}
     after, before = (read_lines(folder / "predictions.jsonl") for folder in (tmp_path / "dual", scored / "dual"))
     assert after == [line | NEW_FLAGS | {"lenient": None, "parsed_bio": {}, "log_probs": {}} for line in before]

@@ -32,7 +32,7 @@ from eval.kept_lines import sha256_of
 from eval.output import check_free, output_folder
 from eval.progress import Progress
 from eval.report import compare_command, show_details
-from eval.results import Results, field_kinds, hash_examples, versions, write_run
+from eval.results import Results, field_kinds, hash_examples, other_labels, versions, write_run
 from train import stopping
 from train.errors import Interrupted, RunStopped
 from train.launched import env_world_size
@@ -196,6 +196,7 @@ def about(setup: ApiSetup) -> Results:
         system=setup.name,
         task=setup.task.name,
         fields=field_kinds(setup.task),
+        others=other_labels(setup.task),
         data=setup.data,
         split=options.split,
         metrics={},

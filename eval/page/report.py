@@ -43,7 +43,7 @@ class Counts:
 
     Attributes:
         kinds: the run's fields, as far as they are shown.
-        guessed: token fields whose word for no type is not known: predictions without brackets do not tell it.
+        others: see `eval.results.Results`.
         exact: examples with all fields right.
         writes_text: some answer is not empty.
     """
@@ -53,7 +53,7 @@ class Counts:
     tokens: dict[str, TokenCounts]
     sure: dict[str, SureCounts]
     unread: UnreadCounts
-    guessed: set[str] = field(default_factory=set)
+    others: dict[str, str]
     lengths: LengthCounts = field(default_factory=LengthCounts)
     right: dict[str, int] = field(default_factory=dict)
     n: int = 0
@@ -61,10 +61,9 @@ class Counts:
     writes_text: bool = False
 
     @classmethod
-    def of(cls, fields: dict[str, FieldKind], texts: Texts) -> Counts:
+    def of(cls, results: Results) -> Counts:
         """Empty ones for the fields of a run."""
-        known = {own.name: own for task in texts.tasks for own in task.fields}
-        others = {name: own.other for name, own in known.items() if isinstance(own, TokenField)}
+        fields, others = results.fields, results.others
         shown = dict(list(fields.items())[:FIELDS_SHOWN])
         classes = [name for name, kind in shown.items() if kind == "class"]
         tokens = [name for name, kind in shown.items() if kind == "token"]
@@ -74,7 +73,7 @@ class Counts:
             tokens={name: TokenCounts(name, others.get(name, TokenField.other)) for name in tokens},
             sure={name: SureCounts(name) for name in classes},
             unread=UnreadCounts(fields),
-            guessed=set(tokens) - others.keys(),
+            others=others,
         )
 
     def add(self, prediction: Prediction, example: Example | None) -> None:
@@ -90,10 +89,7 @@ class Counts:
             answer = prediction.parsed.get(name)
             own.add(prediction.id, str(prediction.gold[name]), None if answer is None else str(answer))
             self.sure[name].add(prediction)
-        for name, tokens in self.tokens.items():
-            if name in self.guessed and (other := _other(prediction, name)) is not None:
-                tokens.other = other
-                self.guessed.remove(name)
+        for tokens in self.tokens.values():
             tokens.add(prediction)
         self.unread.add(prediction)
         is_exact = all(right.values())
@@ -111,15 +107,9 @@ class Counts:
             return answer == gold
         if kind == "multi":
             return set(answer) == set(gold)
-        other = self.tokens[name].other if name in self.tokens else TokenField.other
+        other = self.others.get(name, TokenField.other)
         assert not isinstance(answer, str) and not isinstance(gold, str), name
         return fit(answer, len(gold), other) == tuple(gold)
-
-
-def _other(prediction: Prediction, name: str) -> str | None:
-    """A token field's word for no type: that of a word outside the gold brackets. None: there is none."""
-    tags, gold = prediction.gold_bio.get(name, ()), prediction.gold[name]
-    return next((kind for kind, tag in zip(gold, tags, strict=False) if tag == "O"), None)
 
 
 def read_run(folder: Path, data: str | None = None, task: str | None = None) -> tuple[Results, Counts, Texts]:
@@ -134,7 +124,7 @@ def read_run(folder: Path, data: str | None = None, task: str | None = None) -> 
     """
     results = read_results(folder)
     texts = open_texts(results, data, task)
-    counts = Counts.of(results.fields, texts)
+    counts = Counts.of(results)
     for prediction in _shown_progress(each_prediction(folder, results), results.metrics["n_examples"]):
         counts.add(prediction, texts.check(prediction))
     _check(results, counts)
@@ -163,10 +153,9 @@ def _check(results: Results, counts: Counts) -> None:
     expected["exact_match"] = metrics["exact_match"], ratio(counts.exact, counts.n)
     for name, (stored, found) in expected.items():
         if stored is not None and abs(stored - found) > TOLERANCE:
-            hint = " If it is a task of your own, give --task its .toml file." if counts.guessed else ""
             raise UserError(
                 f"{RESULTS}: metrics.{name} is {stored:g}, and the answers in {PREDICTIONS} give {found:g}. One of the "
-                f"two files was changed. Score again.{hint}"
+                f"two files was changed. Score again."
             )
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.json_text import to_json
-from data.tasks import TASKS, Field, TokenField
+from data.tasks import TASKS, Field
 from eval.metrics import main_figure
 from eval.results import PREDICTIONS, RESULTS, Results, each_prediction, field_kinds, read_results, stored_task
 from eval.study.cells import Outcome
@@ -75,14 +74,7 @@ def read_scores(outcome: Outcome) -> Scores:
     if results.shots != cell.shots:
         raise UserError(f"{where} is of {results.shots} shots, not of {cell.shots}. Score again.")
     fields = stored_task(results).fields
-    found, usual = _read_fields(folder, results, fields)
-    # A user's task may call words outside entities otherwise, and results.json does not have its name for them.
-    if usual and not all(_agrees(found[field.name], results, field) for field in fields):
-        fields = tuple(
-            replace(field, other=usual[field.name]) if isinstance(field, TokenField) and field.name in usual else field
-            for field in fields
-        )
-        found, _ = _read_fields(folder, results, fields)
+    found = _read_fields(folder, results, fields)
     for field in fields:
         own = found[field.name]
         if not _agrees(own, results, field):
@@ -100,21 +92,16 @@ def _agrees(own: FieldScores, results: Results, field: Field) -> bool:
     return len(own.keys) == results.metrics["n_examples"] and abs(own.value - stored) <= TOLERANCE
 
 
-def _read_fields(
-    folder: Path, results: Results, fields: Sequence[Field]
-) -> tuple[dict[str, FieldScores], dict[str, str]]:
-    """Read the predictions once: scores by field, and the most frequent gold type of each token field."""
+def _read_fields(folder: Path, results: Results, fields: Sequence[Field]) -> dict[str, FieldScores]:
+    """Read the predictions once: scores by field."""
     keys = {field.name: array("Q") for field in fields}
     counts = {field.name: array("i") for field in fields}
-    types = {field.name: Counter[str]() for field in fields if isinstance(field, TokenField)}
     for prediction in each_prediction(folder, results):
         for field in fields:
             name, gold = field.name, prediction.gold[field.name]
             keys[name].append(_key(prediction.id, gold))
             counts[name].extend(example_counts(field, gold, prediction.parsed.get(name)))
-            if name in types:
-                types[name].update(gold)
-    found = {
+    return {
         field.name: FieldScores(
             main_figure(field.kind),
             np.array(keys[field.name], np.uint64),
@@ -122,7 +109,6 @@ def _read_fields(
         )
         for field in fields
     }
-    return found, {name: own.most_common(1)[0][0] for name, own in types.items() if own}
 
 
 def _key(example: str, gold: str | tuple[str, ...]) -> int:

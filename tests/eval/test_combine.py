@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data.errors import UserError
 from data.example import Example
-from data.tasks import TASKS
+from data.tasks import TASKS, Task, TokenField
 from eval.combine import combine, combine_runs
 from eval.metrics import compute_metrics
-from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
+from eval.results import Prediction, Results, field_kinds, other_labels, read_predictions, read_results, write_run
 
 GOLD = [
     Example(f"massive/test/{i}", "a b c", {"intent": intent, "slots": slots}, {"slots": bio})
@@ -151,3 +152,19 @@ def test_folders_without_a_run(tmp_path):
     (b / "results.json").write_text('{"some": "thing"}')
     with pytest.raises(UserError, match="slots/results.json: system is missing"):
         combine_runs(a, b)
+
+
+def test_a_users_label_for_words_outside_entities_is_kept(tmp_path):
+    """It is no type, so its words are no entities."""
+    task = Task("mine", "custom", (TokenField("parts", ("date", "time"), other="none"),))
+    gold = [replace(e, labels={"parts": tuple(t.replace("Other", "none") for t in e.labels["slots"])}) for e in GOLD]
+    answers = [("none", "date", "none"), ("none", "none", "none"), None, ("time", "none", "none")]
+    predictions = [
+        Prediction(e.id, dict(e.labels), "", {"parts": answer}) for e, answer in zip(gold, answers, strict=True)
+    ]
+    metrics = compute_metrics(task, [p.example for p in predictions], predictions)
+    results = Results("m", "mine", field_kinds(task), "own", "test", metrics, others=other_labels(task))
+    write_run(tmp_path / "parts", results, predictions)
+    joint, _ = combine_runs(write_single(tmp_path / "intent", "massive_intent", INTENTS), tmp_path / "parts")
+    assert joint.metrics["fields"]["parts"] == metrics["fields"]["parts"] and metrics["fields"]["parts"]["f1"] < 0.9
+    assert joint.others == {"parts": "none"}

@@ -12,7 +12,17 @@ from data.example import Example
 from data.lenient import read_leniently
 from data.tasks import Task
 from eval.metrics import Labels
-from eval.results import Prediction, Results, count_oddities, field_kinds, hash_examples, label_sets, measure, write_run
+from eval.results import (
+    Prediction,
+    Results,
+    count_oddities,
+    field_kinds,
+    hash_examples,
+    label_sets,
+    measure,
+    other_labels,
+    write_run,
+)
 
 VOID = {"meta", "link", "br", "col"}
 
@@ -40,6 +50,7 @@ def scored(
         "system": "a model", "task": task.name, "fields": field_kinds(task), "data": task.dataset, "split": "test",
         "metrics": measure(task, examples, predictions), "counts": count_oddities(predictions),
         "examples": hash_examples(examples), "labels": label_sets(task) if with_probabilities else {},
+        "others": other_labels(task),
     }  # fmt: skip
     write_run(folder, Results(**(known | about)), predictions)
     return folder

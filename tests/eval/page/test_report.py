@@ -177,7 +177,7 @@ def test_sections_are_omitted_with_a_reason(tmp_path):
     assert "No example was scored." in check_harmless(report(tmp_path)).texts
 
 
-def test_the_type_of_no_entity_is_found_in_the_brackets(tmp_path):
+def test_the_type_of_no_entity_is_that_of_the_task(tmp_path):
     task = Task("mine", "custom", (TokenField("s", ("x", "Other"), other="none"),))
     example = Example("a", "one two", {"s": ("x", "none")}, {"s": ("B-x", "O")})
     prediction = Prediction("a", example.labels, "", {"s": ("none", "none")}, gold_bio=example.bio)

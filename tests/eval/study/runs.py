@@ -8,7 +8,7 @@ from typing import Any
 
 from data.example import Example
 from data.tasks import TASKS, Task, TokenField
-from eval.results import Prediction, Results, count_oddities, field_kinds, measure, write_run
+from eval.results import Prediction, Results, count_oddities, field_kinds, measure, other_labels, write_run
 from eval.study.cells import Cell, Outcome
 
 GROUPS, INTENTS, TYPES = ("rec.autos", "sci.med", "sci.space"), ("alarm_set", "play_music"), ("Other", "date", "time")
@@ -80,6 +80,7 @@ def write_cell(
     own = [p.example for p in predictions]
     results = Results(
         cell.name, task.name, field_kinds(task), "made up", "test", measure(task, own, predictions),
+        others=other_labels(task),
         model=cell.model, shots=cell.shots, counts=count_oddities(predictions), settings={"device": "cpu", **settings},
         cost={"seconds": seconds * len(own), "seconds_per_example": seconds, "prompt_tokens": 100.0, "new_tokens": 5.0},
     )  # fmt: skip

@@ -222,7 +222,7 @@ def test_odd_values_beside_the_figures_do_not_end_the_table(tmp_path):
 
 @pytest.mark.parametrize("other", ["O", "none"])
 def test_a_users_name_for_words_without_an_entity(other, tmp_path):
-    """results.json does not have it; the figure tells."""
+    """results.json has it."""
     scored = []
     for example in examples("massive"):
         types = tuple(other if kind == "Other" else kind for kind in ("Other", *example.labels["slots"], "Other"))
