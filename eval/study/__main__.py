@@ -31,6 +31,8 @@ class StudyArgs:
     """Make the tables of what is done, and run nothing."""
     retry: bool = False
     """Run cells again whose commands failed, or whose results are damaged or were changed."""
+    jobs: int = 1
+    """Cells at the same time, for models that do not fill the machine; with several GPUs each cell gets one."""
 
 
 def main() -> None:
@@ -41,6 +43,8 @@ def main() -> None:
     )
     if args.dry_run and args.table:
         raise UserError("--dry_run and --table: give one of the two.")
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: give at least 1.")
     from eval.study import listing, records, tables
     from eval.study.file import read_study
     from eval.study.plan import check_options
@@ -63,7 +67,7 @@ def main() -> None:
         if not args.table:
             listing.print_cells(study, output)
             again = " ".join(map(quoted, [python(), "-m", "eval.study", *sys.argv[1:]]))
-            run_study(study, output, args.retry, lambda: tables.write(study, output), again)
+            run_study(study, output, args.retry, lambda: tables.write(study, output), again, args.jobs)
         tables.write(study, output, show_it=True)
     failed = [own.cell.name for own in study.cells if records.outcome(output, own.cell).state == "failed"]
     if failed and not args.table:

@@ -55,9 +55,11 @@ class Outcome:
     Attributes:
         folder: of ``results.json`` and ``predictions.jsonl`` once it is done.
         why: of a failed cell, what went wrong, in one line; else empty.
+        jobs: cells that ran at the same time, at most.
     """
 
     cell: Cell
     state: State
     folder: Path
     why: str = ""
+    jobs: int = 1

@@ -63,19 +63,23 @@ class Estimates:
             return Estimate()
         return Estimate(seconds, None if price is None else price * own.ranks * seconds / 3600, how)
 
-    def left(self) -> str:
+    def left(self, jobs: int = 1) -> str:
         """The sum of what is left, in words; empty if nothing of it is known."""
-        return total([self.of(own) for own in self.open])
+        return total([self.of(own) for own in self.open], jobs)
 
 
-def total(estimates: Sequence[Estimate]) -> str:
-    """The sum of estimates in words, with the number of cells of which nothing is known; empty if that is all."""
+def total(estimates: Sequence[Estimate], jobs: int = 1) -> str:
+    """The sum of estimates in words, with the number of cells of which nothing is known; empty if that is all.
+
+    Args:
+        jobs: cells at the same time.
+    """
     known = [e for e in estimates if e.seconds is not None or e.dollars is not None]
     if not known:
         return ""
     parts = []
     if seconds := sum(e.seconds or 0 for e in known):
-        parts.append(duration(seconds))
+        parts.append(duration(seconds / jobs))
     if dollars := sum(e.dollars or 0 for e in known):
         parts.append(f"${dollars:,.2f}")
     unknown = len(estimates) - len(known)

@@ -20,6 +20,7 @@ from eval.study.file import Study, StudyCell, expanded, words
 from train.config import FREE_ON_RESUME
 
 CELLS = "cells"
+SHARED = ("convert", "data")  # kinds of commands whose result several cells use
 # Options that say how something is computed or watched, not what: a cell may be continued with others.
 HOW = (FREE_ON_RESUME - {"output", "checkpoint", "data", "task"}) | frozenset(
     "batch_tokens concurrency attempts timeout max_cost yes key_env prices cache_dir device tp".split()

@@ -41,6 +41,7 @@ class Record(msgspec.Struct):
         code: hash of the code that finished it (`code_hash`).
         seconds: by kind of command, over all starts.
         ranks: processes on which it ran.
+        jobs: cells that ran at the same time, at most.
         result: SHA-256 of its ``results.json``; empty until it is done.
         examples: hash of what was scored (`eval.results.Results.examples`).
         why: of a failed cell, what went wrong.
@@ -52,6 +53,7 @@ class Record(msgspec.Struct):
     code: str = ""
     seconds: dict[str, float] = {}
     ranks: int = 1
+    jobs: int = 1
     result: str = ""
     examples: str = ""
     why: str = ""
@@ -128,7 +130,7 @@ def outcome(output: Path, cell: Cell) -> Outcome:
             return Outcome(cell, "open", folder)
         if record.state == "done":
             _check_result(folder, record)
-        return Outcome(cell, record.state, folder, record.why)
+        return Outcome(cell, record.state, folder, record.why, record.jobs)
     except UserError as error:
         return Outcome(cell, "failed", folder, str(error))
 

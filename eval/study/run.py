@@ -1,4 +1,4 @@
-"""Run a study: one command after the other, and remember what came of each.
+"""Run a study: cell after cell, or several at the same time, and remember what came of each.
 
 A study may be ended at any moment and started again with the same command. Then finished cells are not repeated, an
 interrupted training goes on from its last checkpoint, an interrupted scoring from its kept answers. A cell whose
@@ -7,58 +7,35 @@ command fails is recorded with the reason and skipped, and the study goes on wit
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Literal
 
-from data.errors import UserError, shortened
+from data.errors import UserError
 from data.terminal import say
-from eval.kept_lines import sha256_of, writable
+from eval.kept_lines import sha256_of
 from eval.results import PREDICTIONS, RESULTS, read_results
+from eval.study.commands import Commands, Ended, shares
 from eval.study.estimate import Estimates
 from eval.study.file import Study, StudyCell
-from eval.study.plan import Step, cell_folder, identity, report_step, score_folder, steps_of
+from eval.study.plan import SHARED, cell_folder, identity, report_step, score_folder, steps_of
 from eval.study.records import LOG, Record, changed_options, code_hash, outcome, read_record, write_record
 from train import stopping
 from train.errors import Interrupted
+from train.metrics import duration
 from train.run_lock import process_start
 
-TAIL = 40  # lines of output in which the reason of a failure is looked for
-SHOWN = 300  # characters of it
 WAIT_SECONDS = 180.0  # for a command that an earlier start of the study left behind
-STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: its exit status (negative: the signal that killed it) and the last lines of its output."""
-
-    status: int
-    tail: list[str]
-
-    @property
-    def signum(self) -> signal.Signals | None:
-        """The signal that it was told to stop by."""
-        number = -self.status if self.status < 0 else self.status - 128
-        return signal.Signals(number) if number in STOPS else None
-
-    @property
-    def why(self) -> str:
-        """The reason of a failure, in one line."""
-        if self.status == -signal.SIGKILL:
-            return "killed by SIGKILL, which is what a machine without free memory does"
-        lines = [line.strip() for line in self.tail if line.strip()]
-        errors = [i for i, line in enumerate(lines) if line.startswith("error:") or ": error: " in line]
-        text = " ".join(lines[errors[-1] : errors[-1] + 3]) if errors else (lines or ["it printed nothing"])[-1]
-        return shortened(f"status {self.status}: {text}", SHOWN)
 
 
 def check_unchanged(study: Study, output: Path) -> None:
@@ -79,137 +56,140 @@ def check_unchanged(study: Study, output: Path) -> None:
         )
 
 
-def run_study(study: Study, output: Path, retry: bool, after_cell: Callable[[], None], again: str) -> None:
+def run_study(
+    study: Study, output: Path, retry: bool, after_cell: Callable[[], None], again: str, jobs: int = 1
+) -> None:
     """Run all cells that are not done.
 
     Args:
         retry: run failed cells again.
-        after_cell: called when a cell is done or has failed.
+        after_cell: called when a cell is done or has failed; once for cells that ended while it ran.
         again: the command that goes on with the study, for the message of an interruption.
+        jobs: cells at the same time; more than one only of cells that run in one process.
 
     Raises:
         Interrupted: the study, or a command of it, was told to stop.
-        UserError: a command of an earlier start is still running.
+        UserError: a command of an earlier start is still running, or ``jobs`` is too large.
     """
-    child: list[subprocess.Popen[str]] = []
+    states = [outcome(output, own.cell).state for own in study.cells]
+    left = [
+        (number, own)
+        for number, (own, state) in enumerate(zip(study.cells, states, strict=True), start=1)
+        if state != "done" and (state != "failed" or retry)
+    ]
+    several = [own for _, own in left if own.ranks > 1]
+    if jobs > 1 and several:
+        raise UserError(
+            f"--jobs {jobs}: {len(several)} cells run on several ranks, such as {several[0].cell.name} on "
+            f"{several[0].ranks}, and need all GPUs. Omit --jobs."
+        )
+    runner = _Runner(study, output, jobs)
+    announcement = "telling what runs to stop; a second signal ends the study at once"
+    told: list[str] = []
+    with (
+        stopping.held(
+            announcement, second_ends=True, told=lambda: runner.commands.stop(stop.signum or signal.SIGTERM)
+        ) as stop,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        # With one job nothing runs beside `after_cell`, which would change a run's seconds.
+        for group in [left] if jobs > 1 else [[one] for one in left]:
+            waiting = {pool.submit(runner.run, number, own): own for number, own in group}
+            while waiting:
+                ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                results = [(waiting.pop(future), future.exception() or future.result()) for future in ended]
+                for own, result in results:
+                    if isinstance(result, BaseException):
+                        runner.commands.stop(signal.SIGTERM)
+                        raise result
+                    if isinstance(result, Ended):
+                        told.append(own.cell.name)
+                        runner.commands.stop(result.signum or signal.SIGTERM)
+                if any(result == "ended" for _, result in results):
+                    after_cell()
+    if runner.commands.stopped is not None:
+        where = f" in {', '.join(told)}" if told else ""
+        raise Interrupted(f"The study was stopped{where}. To continue:\n  {again}", runner.commands.stopped)
 
-    def forward() -> None:
-        for process in child:
-            with suppress(ProcessLookupError):
-                process.send_signal(stop.signum or signal.SIGTERM)
 
-    announcement = "telling the running command to stop; a second signal ends the study at once"
-    with stopping.held(announcement, second_ends=True, told=forward) as stop:
-        for number, own in enumerate(study.cells, start=1):
-            before = outcome(output, own.cell)
-            if before.state == "done" or before.state == "failed" and not retry:
-                continue
-            left = Estimates(study, output).left()
-            say(f"[{number}/{len(study.cells)}] {own.cell.name}" + (f"; left: {left}" if left else ""))
-            ended = _run_cell(study, own, output, child, stop)
-            if ended is None:
-                after_cell()
-            told = ended.signum if ended is not None else None
-            if stop.noted or told is not None:
-                signum = stop.signum or told or signal.SIGTERM
-                raise Interrupted(f"The study was stopped in {own.cell.name}. To continue:\n  {again}", signum)
+@dataclass
+class _Runner:
+    """Runs cells, each in a thread of `jobs`."""
 
+    study: Study
+    output: Path
+    jobs: int
+    commands: Commands = field(default_factory=Commands)
 
-def _run_cell(
-    study: Study, own: StudyCell, output: Path, child: list[subprocess.Popen[str]], stop: stopping.Stop
-) -> Ended | None:
-    """Run what is left of a cell and record it; how its last command ended if it was told to stop, else None."""
-    cell, folder = own.cell, cell_folder(output, own.cell)
-    record = read_record(output, cell) or Record("open", {})
-    _wait_for(record, folder)
-    record.options, record.ranks, record.result, record.why = identity(study, own, output), own.ranks, "", ""
-    _set_aside(score_folder(output, cell), record)
-    for step in steps_of(study, own, output):
-        if step.is_done:
-            continue
-        if stop.noted:  # the command before ended without seeing the signal
-            record.state = "open"
+    def __post_init__(self) -> None:
+        self._sharing = threading.Lock()  # what cells share is made by one of them
+        self._free: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for share in shares(self.jobs):
+            self._free.put(share)
+
+    def run(self, number: int, own: StudyCell) -> Ended | Literal["ended", "not begun"]:
+        """Run what is left of a cell, unless the study was told to stop; how its command ended if it was told to."""
+        if self.commands.stopped is not None:
+            return "not begun"
+        share = self._free.get()
+        try:
+            left = Estimates(self.study, self.output).left(self.jobs)
+            say(f"[{number}/{len(self.study.cells)}] {own.cell.name}" + (f"; left: {left}" if left else ""))
+            begin = time.monotonic()
+            told = self._run_cell(own, share)
+            if told is None and self.jobs > 1:
+                state = outcome(self.output, own.cell).state
+                say(f"{own.cell.name}: {state} after {duration(time.monotonic() - begin)}")
+            return told or "ended"
+        finally:
+            self._free.put(share)
+
+    def _run_cell(self, own: StudyCell, share: dict[str, str]) -> Ended | None:
+        """Run what is left of a cell and record it; how its last command ended if it was told to stop, else None."""
+        output, cell, folder = self.output, own.cell, cell_folder(self.output, own.cell)
+        log, shown = folder / LOG, self.jobs == 1
+        record = read_record(output, cell) or Record("open", {})
+        _wait_for(record, folder)
+        record.options, record.result, record.why = identity(self.study, own, output), "", ""
+        record.ranks, record.jobs = own.ranks, self.jobs
+        _set_aside(score_folder(output, cell), record)
+        for step in steps_of(self.study, own, output):
+            with self._sharing if step.kind in SHARED else nullcontext():
+                if step.is_done:
+                    continue
+                if self.commands.stopped is not None:  # the command before ended without seeing the signal
+                    record.state = "open"
+                    write_record(output, cell, record)
+                    return Ended(0, [])
+                folder.mkdir(parents=True, exist_ok=True)
+                if shown:
+                    say(f"  {step.line}")
+                begin = time.monotonic()
+                ended = self.commands.run(step, log, share, shown, partial(_note_running, output, own, record))
+            record.seconds[step.kind] = record.seconds.get(step.kind, 0.0) + time.monotonic() - begin
+            record.pid = record.started = 0
+            if ended.status != 0:
+                told = self.commands.stopped is not None or ended.signum is not None
+                record.state, record.why = ("open", "") if told else ("failed", f"{step.kind}: {ended.why}")
+                write_record(output, cell, record)
+                if told:
+                    return ended
+                say(f"  {cell.name} failed: {record.why}")
+                say(f"  Its output is in {log}. The study goes on with the next cell.")
+                return None
+        score = score_folder(output, cell)
+        try:
+            record.examples = read_results(score).examples
+        except UserError as error:  # the command succeeded, and its result is damaged or gone
+            record.state, record.why = "failed", f"eval: {error}"
             write_record(output, cell, record)
-            return Ended(0, [])
-        folder.mkdir(parents=True, exist_ok=True)
-        say(f"  {step.line}")
-        begin = time.monotonic()
-        ended = _run(step, folder / LOG, child, stop, lambda process: _note_running(output, own, record, process))
-        record.seconds[step.kind] = record.seconds.get(step.kind, 0.0) + time.monotonic() - begin
-        record.pid = record.started = 0
-        if ended.status != 0:
-            told = stop.noted or ended.signum is not None
-            record.state, record.why = ("open", "") if told else ("failed", f"{step.kind}: {ended.why}")
-            write_record(output, cell, record)
-            if told:
-                return ended
-            say(f"  failed: {record.why}\n  Its output is in {folder / LOG}. The study goes on with the next cell.")
             return None
-    score = score_folder(output, cell)
-    try:
-        record.examples = read_results(score).examples
-    except UserError as error:  # the command succeeded, and its result is damaged or gone
-        record.state, record.why = "failed", f"eval: {error}"
+        record.state, record.code, record.result = "done", code_hash(), sha256_of(score / RESULTS)
         write_record(output, cell, record)
+        if self.commands.run(report_step(own, output), log, share, shown).status != 0:
+            say(f"  note: {cell.name} has no report; {log} says why.")
+        _remove_weights(self.study, folder)
         return None
-    record.state, record.code, record.result = "done", code_hash(), sha256_of(score / RESULTS)
-    write_record(output, cell, record)
-    if _run(report_step(own, output), folder / LOG, child, stop, lambda process: None).status != 0:
-        say(f"  note: this cell has no report; {folder / LOG} says why.")
-    _remove_weights(study, folder)
-    return None
-
-
-def _run(
-    step: Step,
-    log: Path,
-    child: list[subprocess.Popen[str]],
-    stop: stopping.Stop,
-    started: Callable[[subprocess.Popen[str]], None],
-) -> Ended:
-    """Run a command; what it prints goes to the terminal and the log."""
-    tail: deque[str] = deque(maxlen=TAIL)
-    process = subprocess.Popen(
-        step.words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="backslashreplace",
-        start_new_session=True,  # Ctrl-C reaches the study alone, which passes it on
-        preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
-    )
-    child.append(process)
-    try:
-        if stop.noted:  # before it was in the list
-            process.send_signal(stop.signum or signal.SIGTERM)
-        started(process)
-        assert process.stdout is not None
-        with writable(log), log.open("a", encoding="utf-8") as file:
-            file.write(f"$ {step.line}\n")
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                tail.append(line.rstrip("\n"))
-                say(line.rstrip("\n"))
-        return Ended(process.wait(), list(tail))
-    except BaseException:  # such as a full disk, which is an error of the study
-        process.terminate()
-        process.communicate()
-        raise
-    finally:
-        child.remove(process)
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
-
-def _stop_with_parent() -> None:
-    """Let the kernel send SIGTERM to this process when the study dies, however that happens."""
-    assert _LIBC is not None
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _note_running(output: Path, own: StudyCell, record: Record, process: subprocess.Popen[str]) -> None:

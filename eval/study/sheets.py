@@ -52,6 +52,7 @@ def sheets(table: StudyTable) -> list[Sheet]:
             (
                 "Main figures are of the exact reading of the answers. With boundaries: F1 of entities that may be "
                 "neighbours of one type. Cut off: answers that ran into their limit of tokens. Tokens are per example.",
+                *_jobs_notes(table),
             ),
         ),
         Sheet(
@@ -59,7 +60,7 @@ def sheets(table: StudyTable) -> list[Sheet]:
             ("model", "data", "seeds", "two calls", "consolidated call", "ratio"),
             tuple(map(_latency_row, table.latencies)),
             2,
-            tuple(_latency_notes(table.latencies)),
+            (*_latency_notes(table.latencies), *_jobs_notes(table)),
         ),
         Sheet(
             "Paired tests",
@@ -184,6 +185,11 @@ def _latency_notes(latencies: Sequence[Latency]) -> list[str]:
     if differ:
         notes.append(f"Not comparable: the runs differ in {', '.join(differ)}.")
     return notes
+
+
+def _jobs_notes(table: StudyTable) -> list[str]:
+    many = f"Seconds: up to {table.jobs} runs shared the machine, so each took longer than it does by itself."
+    return [many] if table.jobs > 1 else []
 
 
 def _comparison_row(comparison: Comparison) -> tuple[str, ...]:

@@ -143,6 +143,7 @@ class StudyTable:
         rows: in the order of the study.
         figures: by row and column; without those that the study does not have.
         failures: of each failed cell, why.
+        jobs: cells of those that are done that ran at the same time, at most.
     """
 
     rows: tuple[Cell, ...]
@@ -152,6 +153,7 @@ class StudyTable:
     latencies: tuple[Latency, ...]
     comparisons: tuple[Comparison, ...]
     failures: dict[Cell, str]
+    jobs: int = 1
 
 
 def row_label(row: Cell) -> str:
@@ -199,6 +201,7 @@ def build_table(outcomes: Sequence[Outcome], resamples: int = RESAMPLES, seed: i
         _latencies(rows, scores),
         tuple(compare_cells(scores, resamples, seed)),
         failures,
+        max((outcome.jobs for outcome in outcomes if outcome.state == "done"), default=1),
     )
 
 
