@@ -18,7 +18,7 @@ from tests.eval.study.runs import write_cell
 from tests.launching import ROOT, environment
 
 FILES = ROOT / "eval/study/files"
-COUNTS = {"table3": 144, "one_gpu": 60, "miniature": 56}
+COUNTS = {"table3": 144, "one_gpu": 60, "miniature": 40}
 
 
 def read(folder: Path, text: str) -> Study:
