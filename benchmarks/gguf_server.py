@@ -24,6 +24,8 @@ class Options:
     """Requests that are answered at a time."""
     context: int = 8192
     """Tokens of each, prompt and answer together."""
+    port: int = 0
+    """Port of this machine; 0: one that is free."""
 
 
 def main() -> None:
@@ -36,6 +38,7 @@ def main() -> None:
     params.model.path, params.model_alias = str(options.file), {options.file.stem}
     params.n_parallel, params.n_ctx = options.slots, options.slots * options.context
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.port = options.port
     params.cache_prompt = False
     params.cache_ram_mib = 0
     server = xllamacpp.Server(params)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.attention import allow_variants
 from train.optim.blockwise import dequantize, make_tables, quantize
 from train.optim.host_states import States
 from train.optim.rounding import flat_indices, random_bits, round_to_bf16
@@ -130,4 +131,5 @@ def compiled_update(
 
 @functools.cache
 def _compiled() -> Callable[..., None]:
+    allow_variants()  # of formats, of vectors and matrices, of sizes that are equal by chance
     return torch.compile(update, dynamic=True, fullgraph=True)

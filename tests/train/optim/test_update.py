@@ -59,7 +59,10 @@ def test_compiled_it_gives_the_same(optim: str, offload: bool, device: str, monk
                 assert (value != theirs[name]).float().mean() < 1e-3, name
             else:
                 rtol = 2.0**-7 if value.dtype == torch.bfloat16 else 1e-5
-                torch.testing.assert_close(theirs[name], value, rtol=rtol, atol=1e-8, msg=name)
+                close = torch.isclose(theirs[name], value, rtol=rtol, atol=1e-8)
+                # A code rounded to its neighbour, 0.7% of the block's largest away, can be the largest a step later.
+                assert (~close).float().mean() < (1e-3 if name.endswith("_scales") else 1e-9), name
+                torch.testing.assert_close(theirs[name], value, rtol=2.0**-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
