@@ -49,6 +49,13 @@ tbody th small{display:block}
 .n{text-align:right;white-space:nowrap}
 .meter{display:inline-block;min-width:5.5rem;padding:0 .3rem;border-radius:.2rem;
 background:linear-gradient(90deg,color-mix(in srgb,var(--right) 30%,transparent) var(--share),var(--soft) var(--share))}
+.range{display:block;position:relative;min-width:5.5rem;height:.8rem;margin:.2rem 0;
+background:linear-gradient(var(--line),var(--line)) 0 50%/100% 1px no-repeat}
+.range::before,.range::after,.range i{content:"";position:absolute}
+.range::before{left:var(--from);width:max(2px,calc(var(--to) - var(--from)));top:.25rem;height:.3rem;
+border-radius:.15rem;background:color-mix(in srgb,var(--right) 45%,transparent)}
+.range::after{left:calc(var(--at) - .2rem);top:.2rem;width:.4rem;height:.4rem;border-radius:50%;background:var(--right)}
+.range i{left:calc(var(--mark) - 1px);top:0;width:2px;height:100%;background:var(--wrong)}
 .label{font-weight:600;overflow-wrap:anywhere}
 .raw{font-family:ui-monospace,monospace;font-size:.85em;white-space:pre-wrap;overflow-wrap:anywhere;
 background:var(--soft);border-radius:.2rem;padding:.05rem .25rem}

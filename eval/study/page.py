@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from eval.page.html import Html, foreign, joined, page, section, table, tag
 from eval.study.cells import Outcome
-from eval.study.sheets import Sheet, sheets
+from eval.study.sheets import Range, Sheet, sheets
 from eval.study.table import StudyTable, one_line
 
 PROGRAM = "python -m eval.study"
@@ -33,6 +33,8 @@ def study_page(name: str, content: StudyTable, outcomes: Sequence[Outcome], outp
 
 def _section(sheet: Sheet) -> Html:
     rows = [_cells(row, sheet.n_names) for row in sheet.rows]
+    for (i, j), drawn in sheet.ranges.items():
+        rows[i][j] = joined(rows[i][j], _picture(drawn))
     shown = table(_cells(sheet.headings, 0), rows, left=range(sheet.n_names))
     return section(sheet.title, shown, *(tag("p", foreign(note, 1000), class_="quiet") for note in sheet.notes))
 
@@ -45,6 +47,19 @@ def _cells(cells: Sequence[str], n_names: int) -> list[Html]:
         shown = tag("span", foreign(first), style=UNBROKEN) if i < n_names and len(first) <= NAME else foreign(first)
         found.append(joined(shown, *(joined(tag("br"), tag("small", foreign(line))) for line in more)))
     return found
+
+
+def _picture(drawn: Range) -> Html:
+    """An interval as a bar, the figure as a dot, and a line at the mark. Its numbers are beside it in words."""
+
+    def place(value: float) -> str:
+        share = (value - drawn.least) / (drawn.most - drawn.least)
+        return f"{100 * min(max(share, 0.0), 1.0):.1f}%"
+
+    places = {"from": drawn.low, "to": drawn.high, "at": drawn.value}
+    style = ";".join(f"--{name}:{place(value)}" for name, value in places.items())
+    mark = Html() if drawn.mark is None else tag("i", style=f"--mark:{place(drawn.mark)}")
+    return tag("span", mark, class_="range", style=style, aria_hidden="true")
 
 
 def _link(found: Outcome, output: Path) -> Html:

@@ -97,14 +97,8 @@ def run_study(
             waiting = {pool.submit(runner.run, number, own): own for number, own in group}
             while waiting:
                 ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                results = [(waiting.pop(future), future.exception() or future.result()) for future in ended]
-                for own, result in results:
-                    if isinstance(result, BaseException):
-                        runner.commands.stop(signal.SIGTERM)
-                        raise result
-                    if isinstance(result, Ended):
-                        told.append(own.cell.name)
-                        runner.commands.stop(result.signum or signal.SIGTERM)
+                results = [(waiting.pop(future), future.result()) for future in ended]
+                told += [own.cell.name for own, result in results if isinstance(result, Ended)]
                 if any(result == "ended" for _, result in results):
                     after_cell()
     if runner.commands.stopped is not None:
@@ -137,10 +131,16 @@ class _Runner:
             say(f"[{number}/{len(self.study.cells)}] {own.cell.name}" + (f"; left: {left}" if left else ""))
             begin = time.monotonic()
             told = self._run_cell(own, share)
-            if told is None and self.jobs > 1:
+            if told is not None:  # also by somebody else: then the others are told, before another cell begins
+                self.commands.stop(told.signum or signal.SIGTERM)
+                return told
+            if self.jobs > 1:
                 state = outcome(self.output, own.cell).state
                 say(f"{own.cell.name}: {state} after {duration(time.monotonic() - begin)}")
-            return told or "ended"
+            return "ended"
+        except BaseException:
+            self.commands.stop(signal.SIGTERM)
+            raise
         finally:
             self._free.put(share)
 

@@ -5,14 +5,32 @@ Every form that `eval.study.render` writes has these texts, except CSV, which ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from eval.study.cells import Cell
 from eval.study.comparisons import Comparison
 from eval.study.table import Column, Detail, Figure, Latency, StudyTable, row_label
 
 SMALLEST_P = 0.001  # smaller ones are not told apart: 2,000 resamples cannot
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval to be drawn in a cell.
+
+    Attributes:
+        low, value, high: the interval, and the figure in it.
+        least, most: the ends of the scale.
+        mark: another value on it: the paper's figure, or zero.
+    """
+
+    low: float
+    value: float
+    high: float
+    least: float
+    most: float
+    mark: float | None
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,7 @@ class Sheet:
         rows: cells with line breaks, as many as headings.
         n_names: the first columns, which have names and not numbers.
         notes: sentences below.
+        ranges: by row and column, where a form has pictures.
     """
 
     title: str
@@ -31,6 +50,7 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
     n_names: int
     notes: tuple[str, ...]
+    ranges: Mapping[tuple[int, int], Range] = field(default_factory=dict)
 
 
 def sheets(table: StudyTable) -> list[Sheet]:
@@ -42,6 +62,7 @@ def sheets(table: StudyTable) -> list[Sheet]:
             tuple(_figure_row(table, row) for row in table.rows),
             1,
             tuple(figure_notes(table)),
+            _figure_ranges(table),
         ),
         Sheet(
             "Counts and costs of each run",
@@ -62,13 +83,8 @@ def sheets(table: StudyTable) -> list[Sheet]:
             2,
             (*_latency_notes(table.latencies), *_jobs_notes(table)),
         ),
-        Sheet(
-            "Paired tests",
-            ("compared", "model", "field", "difference", "95% interval", "p", "examples", "test"),
-            tuple(map(_comparison_row, table.comparisons)),
-            3,
-            tuple(_comparison_notes(table.comparisons)),
-        ),
+        _comparison_sheet("Paired tests", [own for own in table.comparisons if not own.of_several]),
+        _comparison_sheet("The same, seed by seed", [own for own in table.comparisons if own.of_several]),
     ]  # fmt: skip
     return [sheet for sheet in found if sheet.rows]
 
@@ -79,6 +95,17 @@ def sheets(table: StudyTable) -> list[Sheet]:
 def _figure_row(table: StudyTable, row: Cell) -> tuple[str, ...]:
     found = (table.figures.get((row, column)) for column in table.columns)
     return (row_label(row), *("" if figure is None else "\n".join(figure_lines(figure)) for figure in found))
+
+
+def _figure_ranges(table: StudyTable) -> dict[tuple[int, int], Range]:
+    """Of all figures with an interval, from 0 to 1."""
+    found = {}
+    for (row, column), own in table.figures.items():
+        if own.value is not None and own.interval is not None:
+            paper = None if own.paper is None else own.paper / 100
+            drawn = Range(own.interval.low, own.value, own.interval.high, 0.0, 1.0, paper)
+            found[table.rows.index(row), 1 + table.columns.index(column)] = drawn
+    return found
 
 
 def figure_lines(figure: Figure) -> list[str]:
@@ -192,12 +219,38 @@ def _jobs_notes(table: StudyTable) -> list[str]:
     return [many] if table.jobs > 1 else []
 
 
+def _comparison_sheet(title: str, comparisons: Sequence[Comparison]) -> Sheet:
+    return Sheet(
+        title,
+        ("compared", "model", "field", "difference", "95% interval", "p", "examples", "test"),
+        tuple(map(_comparison_row, comparisons)),
+        3,
+        tuple(_comparison_notes(comparisons)),
+        _difference_ranges(comparisons),
+    )
+
+
+def _difference_ranges(comparisons: Sequence[Comparison]) -> dict[tuple[int, int], Range]:
+    """All differences of one kind have the same scale, with zero in its middle."""
+    found = [(i, own, own.difference) for i, own in enumerate(comparisons) if own.difference is not None]
+    most = dict[str, float]()
+    for _, own, difference in found:
+        ends = (difference.interval.low, difference.value, difference.interval.high)
+        most[own.what] = max(most.get(own.what, 0.0), *map(abs, ends))
+    return {
+        (i, 4): Range(difference.interval.low, difference.value, difference.interval.high, -widest, widest, 0.0)
+        for i, own, difference in found
+        if (widest := most[own.what]) > 0
+    }
+
+
 def _comparison_row(comparison: Comparison) -> tuple[str, ...]:
     cell, found = comparison.cell, comparison.difference
     return (
         comparison.what,
         row_label(cell.row),
-        f"{cell.task} {comparison.field}, seed {cell.seed}",
+        f"{cell.task} {comparison.field}, "
+        + (f"{n} seeds" if (n := len(comparison.seeds)) > 1 else f"seed {cell.seed}"),
         "" if found is None else _signed(100 * found.value),
         "" if found is None else f"{_signed(100 * found.interval.low)} to {_signed(100 * found.interval.high)}",
         "" if found is None else p_text(found.p),
@@ -208,11 +261,12 @@ def _comparison_row(comparison: Comparison) -> tuple[str, ...]:
 
 def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     n = sum(own.difference is not None for own in comparisons)
-    notes = ["Differences in points, of the same examples in two runs; intervals from the paired bootstrap. p: exact "
-             "test of McNemar for accuracy, else the paired bootstrap. Of pairs that differ only by chance, about one "
-             f"in twenty has p < 0.05; here are {n} tests."]  # fmt: skip
+    notes = ["Differences in points, of the same examples in two runs; intervals from the paired bootstrap. Of several "
+             "seeds: the mean of their differences. p: exact test of McNemar for the accuracy of one seed, else the "
+             "paired bootstrap. Of pairs that differ only by chance, about one in twenty has p < 0.05; here are "
+             f"{n} tests."]  # fmt: skip
     if any(own.left_out for own in comparisons):
-        notes.append("Left out: examples that only one of the two runs has, or has with other gold labels.")
+        notes.append("Left out: examples that only some of the runs have, or have with other gold labels.")
     return notes
 
 

@@ -125,24 +125,31 @@ def _resampled_sums(rows: NDArray[Any], resamples: int, seed: int) -> Iterator[N
         yield drawn.astype(float) @ kinds.astype(float)  # whole numbers below 2^53: exact
 
 
-# --- two runs of the same examples ------------------------------------------------------------------------------------
+# --- runs of the same examples ----------------------------------------------------------------------------------------
 
 
 def compare_runs(
     first: Counts, second: Counts, is_accuracy: bool, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """Compare two runs of the same examples.
+    """Compare two runs of the same examples, or as many runs with one setting as with another.
 
     Args:
-        first, second: [N, 3], the same example in the same row.
-        is_accuracy: of a class field. Then ``p`` is that of McNemar's exact test, else of the paired bootstrap.
+        first, second: [N, S, 3], the same example in the same row. The difference is the mean of those of S pairs.
+        is_accuracy: of a class field. Then ``p`` of one pair is that of McNemar's exact test. Else it is of the paired
+            bootstrap, in each of whose resamples all runs have the same examples.
     """
-    value = float(f1(second.sum(0)) - f1(first.sum(0)))
-    pairs = np.concatenate([first, second], axis=1)  # [N, 6]
-    sums = np.concatenate(list(_resampled_sums(pairs, resamples, seed)))
-    drawn = f1(sums[:, 3:]) - f1(sums[:, :3])
-    p = mcnemar(first[:, 0] > 0, second[:, 0] > 0) if is_accuracy else bootstrap_p(drawn)
-    return Difference(value, _percentiles(drawn), p, "McNemar" if is_accuracy else "bootstrap")
+    n, s, _ = first.shape
+
+    def difference(sums: NDArray[Any]) -> NDArray[np.float64]:
+        values = f1(sums.reshape(-1, 2, s, 3))
+        return (values[:, 1] - values[:, 0]).mean(-1)
+
+    both = np.concatenate([first, second], axis=1).reshape(n, 6 * s)
+    drawn = np.concatenate([difference(sums) for sums in _resampled_sums(both, resamples, seed)])
+    exact = is_accuracy and s == 1
+    p = mcnemar(first[:, 0, 0] > 0, second[:, 0, 0] > 0) if exact else bootstrap_p(drawn)
+    value = float(difference(both.sum(0, dtype=np.int64))[0])
+    return Difference(value, _percentiles(drawn), p, "McNemar" if exact else "bootstrap")
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -186,17 +193,15 @@ def aligned(keys: Sequence[NDArray[np.uint64]], counts: Sequence[Counts]) -> Cou
     return found
 
 
-def paired(
-    first: tuple[NDArray[np.uint64], Counts], second: tuple[NDArray[np.uint64], Counts]
-) -> tuple[Counts, Counts, int]:
-    """The counts of the examples that both runs answered.
+def common(keys: Sequence[NDArray[np.uint64]], counts: Sequence[Counts]) -> tuple[Counts, int]:
+    """The counts of the examples that all runs answered.
 
     Args:
-        first, second: keys and counts of each run.
+        keys, counts: see `aligned`.
 
     Returns:
-        Counts of both, [N of both, 3], in the same order; the number of examples that only one of them has.
+        [N of all, S, 3]; the number of examples that only some runs have.
     """
-    both, at_first, at_second = np.intersect1d(first[0], second[0], assume_unique=True, return_indices=True)
-    left_out = len(first[0]) + len(second[0]) - 2 * len(both)
-    return first[1][at_first], second[1][at_second], left_out
+    every, n_runs = np.unique(np.concatenate(keys), return_counts=True)
+    in_all = n_runs == len(keys)
+    return aligned(keys, counts)[in_all], int((~in_all).sum())

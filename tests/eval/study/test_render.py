@@ -86,6 +86,7 @@ def test_what_is_missing_is_said(study):
         "Counts and costs of each run",
         "Two calls or one: seconds an example",
         "Paired tests",
+        "The same, seed by seed",
     ]
     notes = "\n".join(found.notes)
     assert "failed: llama2_7b-20ng_20-0shot-tuned-seed0: out of <memory>" in notes

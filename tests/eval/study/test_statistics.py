@@ -15,11 +15,11 @@ from eval.study.statistics import (
     aligned,
     bootstrap_interval,
     bootstrap_p,
+    common,
     compare_runs,
     example_counts,
     f1,
     mcnemar,
-    paired,
     wilson_interval,
 )
 
@@ -180,9 +180,14 @@ def test_mcnemar_by_hand():
     assert mcnemar(first, first) == 1.0
 
 
+def one(counts):
+    """The counts of one run as those of several."""
+    return counts[:, None]
+
+
 def test_compared_accuracies():
     first, second = np.arange(200) % 4 > 0, np.arange(200) % 5 > 0
-    found = compare_runs(accuracy_counts(first.astype(int)), accuracy_counts(second.astype(int)), True)
+    found = compare_runs(one(accuracy_counts(first.astype(int))), one(accuracy_counts(second.astype(int))), True)
     assert found.value == pytest.approx(0.8 - 0.75) and found.test == "McNemar"
     assert found.p == mcnemar(first, second)
     spread = np.std(second.astype(float) - first.astype(float)) / np.sqrt(200)
@@ -206,7 +211,7 @@ def test_the_paired_bootstrap_of_f1_is_that_of_scipy():
         tuple(np.concatenate([first, second], 1).T), statistic, paired=True, vectorized=True, method="percentile",
         n_resamples=20_000, batch=1000, rng=np.random.default_rng(9),
     )  # fmt: skip
-    ours = compare_runs(first, second, False, resamples=20_000)
+    ours = compare_runs(one(first), one(second), False, resamples=20_000)
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
     assert ours.interval.low == pytest.approx(theirs.confidence_interval.low, abs=width / 50)
     assert ours.interval.high == pytest.approx(theirs.confidence_interval.high, abs=width / 50)
@@ -215,8 +220,21 @@ def test_the_paired_bootstrap_of_f1_is_that_of_scipy():
     assert ours.p == pytest.approx(2 * min((drawn <= 0).mean(), (drawn >= 0).mean()), abs=0.01)
     normal = 2 * scipy.stats.norm.sf(abs(ours.value) / theirs.standard_error)
     assert 0.02 < normal < 0.5 and ours.p == pytest.approx(normal, abs=0.03)
-    back = compare_runs(second, first, False, resamples=20_000)
+    back = compare_runs(one(second), one(first), False, resamples=20_000)
     assert back.value == -ours.value and back.p == pytest.approx(ours.p, abs=0.03)
+
+
+def test_the_mean_difference_of_seeds_is_that_of_scipy():
+    """Of accuracies it is a mean of examples, whatever the number of seeds."""
+    right = np.random.default_rng(5).random((400, 6)) < np.array([0.6, 0.7, 0.65, 0.66, 0.72, 0.7])
+    counts = np.stack([accuracy_counts(column.astype(int)) for column in right.T], axis=1)  # [N, 6, 3]
+    ours = compare_runs(counts[:, :3], counts[:, 3:], True, resamples=20_000)
+    gains = right[:, 3:].mean(1) - right[:, :3].mean(1)
+    theirs = scipy.stats.bootstrap(
+        (gains,), np.mean, vectorized=True, method="percentile", n_resamples=20_000, rng=np.random.default_rng(6)
+    ).confidence_interval
+    assert ours.value == pytest.approx(gains.mean()) and ours.test == "bootstrap"
+    assert (ours.interval.low, ours.interval.high) == pytest.approx((theirs.low, theirs.high), abs=0.001)
 
 
 def test_p_of_the_bootstrap():
@@ -228,16 +246,16 @@ def test_p_of_the_bootstrap():
 def test_a_run_against_itself_has_no_difference():
     counts = random_counts(100, 10)
     for is_accuracy in (False, True):
-        found = compare_runs(counts, counts, is_accuracy)
+        found = compare_runs(one(counts), one(counts), is_accuracy)
         assert (found.value, found.interval, found.p) == (0.0, statistics.Interval(0.0, 0.0), 1.0)
 
 
 def test_examples_of_runs_are_brought_together_by_their_keys():
     a, b = np.array([5, 3, 9], np.uint64), np.array([9, 7, 5], np.uint64)
     of_a, of_b = np.arange(9, dtype=np.int32).reshape(3, 3), np.arange(10, 19, dtype=np.int32).reshape(3, 3)
-    first, second, left_out = paired((a, of_a), (b, of_b))
-    assert first.tolist() == [of_a[0].tolist(), of_a[2].tolist()]
-    assert second.tolist() == [of_b[2].tolist(), of_b[0].tolist()] and left_out == 2
+    both, left_out = common([a, b], [of_a, of_b])
+    assert both[:, 0].tolist() == [of_a[0].tolist(), of_a[2].tolist()]
+    assert both[:, 1].tolist() == [of_b[2].tolist(), of_b[0].tolist()] and left_out == 2
     found = aligned([a, b], [of_a, of_b])  # 3, 5, 7, 9
     assert found[:, 0].tolist() == [of_a[1].tolist(), of_a[0].tolist(), [0, 0, 0], of_a[2].tolist()]
     assert found[:, 1].tolist() == [[0, 0, 0], of_b[2].tolist(), of_b[1].tolist(), of_b[0].tolist()]

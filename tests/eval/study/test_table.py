@@ -324,7 +324,14 @@ def test_tuned_against_untuned_and_shots_against_none(tmp_path):
     pairs = [(c.what, c.cell, c.base) for c in table.comparisons]
     tuned = [("fine-tuned - not fine-tuned", c, replace(c, tuned=False)) for c in cells[:4]]
     shots = [("5 shots - 0 shots", c, replace(c, shots=0)) for c in cells[:8] if c.shots]
-    assert len(shots) == 4 and pairs == tuned + shots
+    short = [("short - no variant", cells[8], LLAMA)]
+    assert len(shots) == 4
+    means = [*tuned[::2], *shots[::2], *short]
+    assert pairs == means + tuned + shots
+    assert [c.seeds for c in table.comparisons] == [(0, 1)] * 4 + [(0,)] + [(0,), (1,)] * 4
+    assert [c.of_several for c in table.comparisons] == [False] * 5 + [True] * 8
+    mean, *single = (c.difference.value for c in table.comparisons if c.cell.shots == 0 and c.what.startswith("fine"))
+    assert mean == pytest.approx(np.mean(single))
 
 
 def test_only_common_examples_are_compared(tmp_path):
@@ -337,7 +344,7 @@ def test_only_common_examples_are_compared(tmp_path):
     zero, five = ({p.id: p.parsed["group"] == p.gold["group"] for p in read_predictions(o.folder)} for o in outcomes)
     common = [f"20ng/test/{i}" for i in range(21, 40)]
     counts = [np.array([[own[i], 1, 1] for i in common], np.int32) for own in (zero, five)]
-    assert found.difference.value == pytest.approx(compare_runs(*counts, True).value)
+    assert found.difference.value == pytest.approx(compare_runs(*(own[:, None] for own in counts), True).value)
     apart = [write_cell(tmp_path / "apart", cells[1], scored=examples("20ng", 10, start=100))]
     (none,) = build_table([outcomes[0], *apart]).comparisons
     assert (none.examples, none.left_out, none.difference) == (0, 50, None)
