@@ -53,8 +53,7 @@ def _picture(drawn: Range) -> Html:
     """An interval as a bar, the figure as a dot, and a line at the mark. Its numbers are beside it in words."""
 
     def place(value: float) -> str:
-        share = (value - drawn.least) / (drawn.most - drawn.least)
-        return f"{100 * min(max(share, 0.0), 1.0):.1f}%"
+        return f"{100 * (value - drawn.least) / (drawn.most - drawn.least):.1f}%"
 
     places = {"from": drawn.low, "to": drawn.high, "at": drawn.value}
     style = ";".join(f"--{name}:{place(value)}" for name, value in places.items())

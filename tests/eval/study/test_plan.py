@@ -117,6 +117,7 @@ def test_estimates_come_from_other_seeds_or_a_plan_and_are_summed(tmp_path: Path
     assert found.seconds and found.how == "planned for h200"
     assert found.dollars == pytest.approx(2 * 36.0 * found.seconds / 3600)
     assert total([Estimate(), Estimate(3661.0), Estimate(0.0, 2.5)]) == "1:01:01, $2.50 and 1 cells of unknown length"
+    assert total([Estimate(240.0), Estimate(0.0, 2.5)], jobs=4) == "1:00, $2.50"
 
 
 def test_another_seed_that_is_done_is_the_best_estimate(tmp_path: Path) -> None:

@@ -319,17 +319,17 @@ def test_tuned_against_untuned_and_shots_against_none(tmp_path):
         replace(LLAMA, tuned=tuned, shots=shots, seed=seed) for tuned in (True, False) for shots in (0, 5)
         for seed in (0, 1)
     ]  # fmt: skip
-    cells += [replace(LLAMA, variant="short"), replace(LLAMA, model="bert", shots=5)]
+    cells += [replace(own, variant="short") for own in (LLAMA, cells[2])] + [replace(LLAMA, model="bert", shots=5)]
     table = build_table([write_cell(tmp_path, cell) for cell in cells], resamples=100)
     pairs = [(c.what, c.cell, c.base) for c in table.comparisons]
     tuned = [("fine-tuned - not fine-tuned", c, replace(c, tuned=False)) for c in cells[:4]]
     shots = [("5 shots - 0 shots", c, replace(c, shots=0)) for c in cells[:8] if c.shots]
-    short = [("short - no variant", cells[8], LLAMA)]
+    short = [("short - no variant", c, replace(c, variant="")) for c in cells[8:10]]
     assert len(shots) == 4
-    means = [*tuned[::2], *shots[::2], *short]
+    means = [*tuned[::2], *shots[::2], ("5 shots - 0 shots", cells[9], cells[8]), *short]
     assert pairs == means + tuned + shots
-    assert [c.seeds for c in table.comparisons] == [(0, 1)] * 4 + [(0,)] + [(0,), (1,)] * 4
-    assert [c.of_several for c in table.comparisons] == [False] * 5 + [True] * 8
+    assert [c.seeds for c in table.comparisons] == [(0, 1)] * 4 + [(0,)] * 3 + [(0,), (1,)] * 4
+    assert [c.of_several for c in table.comparisons] == [False] * 7 + [True] * 8
     mean, *single = (c.difference.value for c in table.comparisons if c.cell.shots == 0 and c.what.startswith("fine"))
     assert mean == pytest.approx(np.mean(single))
 
