@@ -155,7 +155,7 @@ def _check(results: Results, counts: Counts) -> None:
         if stored is not None and abs(stored - found) > TOLERANCE:
             raise UserError(
                 f"{RESULTS}: metrics.{name} is {stored:g}, and the answers in {PREDICTIONS} give {found:g}. One of the "
-                f"two files was changed. Score again."
+                "two files was changed. Score again."
             )
 
 
