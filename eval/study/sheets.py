@@ -207,7 +207,8 @@ def _latency_row(latency: Latency) -> tuple[str, ...]:
 
 def _latency_notes(latencies: Sequence[Latency]) -> list[str]:
     notes = ["Ratio: how many times as long the two calls take. Seconds are those of scoring divided by the examples: "
-             "a latency only for batches of one."]  # fmt: skip
+             "a latency only for batches of one. Of an API they are a call's latency, which the server's queue is part "
+             "of."]  # fmt: skip
     differ = dict.fromkeys(name for latency in latencies for name in latency.differ)
     if differ:
         notes.append(f"Not comparable: the runs differ in {', '.join(differ)}.")
