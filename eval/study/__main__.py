@@ -48,12 +48,13 @@ def main() -> None:
     from eval.study import listing, records, tables
     from eval.study.file import read_study
     from eval.study.plan import check_options
-    from eval.study.run import check_unchanged, run_study
+    from eval.study.run import check_jobs, check_unchanged, run_study
     from train import run_lock
 
     study = read_study(args.file)
     output = args.output or Path("runs/studies") / study.name
     check_options(study, output)
+    check_jobs(study, output, args.retry, args.jobs)
     if args.dry_run:
         check_unchanged(study, output)
         listing.print_cells(study, output)

@@ -56,6 +56,30 @@ def check_unchanged(study: Study, output: Path) -> None:
         )
 
 
+def check_jobs(study: Study, output: Path, retry: bool, jobs: int) -> None:
+    """Refuse to run cells at the same time that need the machine for themselves.
+
+    Raises:
+        UserError: some of the cells that are left run on several ranks.
+    """
+    several = [own for _, own in _left(study, output, retry) if own.ranks > 1]
+    if jobs > 1 and several:
+        raise UserError(
+            f"--jobs {jobs}: {len(several)} cells run on several ranks, such as {several[0].cell.name} on "
+            f"{several[0].ranks}, and need all GPUs. Omit --jobs."
+        )
+
+
+def _left(study: Study, output: Path, retry: bool) -> list[tuple[int, StudyCell]]:
+    """The cells that are to be run, with their numbers in the study."""
+    found = []
+    for number, own in enumerate(study.cells, start=1):
+        state = outcome(output, own.cell).state
+        if state != "done" and (state != "failed" or retry):
+            found.append((number, own))
+    return found
+
+
 def run_study(
     study: Study, output: Path, retry: bool, after_cell: Callable[[], None], again: str, jobs: int = 1
 ) -> None:
@@ -65,24 +89,13 @@ def run_study(
         retry: run failed cells again.
         after_cell: called when a cell is done or has failed; once for cells that ended while it ran.
         again: the command that goes on with the study, for the message of an interruption.
-        jobs: cells at the same time; more than one only of cells that run in one process.
+        jobs: cells at the same time; see `check_jobs`.
 
     Raises:
         Interrupted: the study, or a command of it, was told to stop.
-        UserError: a command of an earlier start is still running, or ``jobs`` is too large.
+        UserError: a command of an earlier start is still running.
     """
-    states = [outcome(output, own.cell).state for own in study.cells]
-    left = [
-        (number, own)
-        for number, (own, state) in enumerate(zip(study.cells, states, strict=True), start=1)
-        if state != "done" and (state != "failed" or retry)
-    ]
-    several = [own for _, own in left if own.ranks > 1]
-    if jobs > 1 and several:
-        raise UserError(
-            f"--jobs {jobs}: {len(several)} cells run on several ranks, such as {several[0].cell.name} on "
-            f"{several[0].ranks}, and need all GPUs. Omit --jobs."
-        )
+    left = _left(study, output, retry)
     runner = _Runner(study, output, jobs)
     announcement = "telling what runs to stop; a second signal ends the study at once"
     told: list[str] = []

@@ -354,4 +354,14 @@ def test_shares_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cell_on_several_ranks_runs_alone(study: Study, programs: Callable, tmp_path: Path) -> None:
     study.path.write_text("ranks = 2\n" + study.path.read_text())
     with pytest.raises(UserError, match=r"--jobs 2: 3 cells run on several ranks, such as .* on 2, .* Omit --jobs"):
-        go(read_study(study.path), tmp_path / "out", jobs=2)
+        run.check_jobs(read_study(study.path), tmp_path / "out", False, jobs=2)
+    run.check_jobs(read_study(study.path), tmp_path / "out", False, jobs=1)
+
+
+def test_wrong_jobs_are_refused_before_anything_is_written(study: Study, tmp_path: Path) -> None:
+    study.path.write_text("ranks = 2\n" + study.path.read_text())
+    command = [sys.executable, "-m", "eval.study", str(study.path), "--output", str(tmp_path / "out"), "--jobs"]
+    for jobs, text in (("0", "--jobs 0: give at least 1."), ("2", "--jobs 2: 3 cells run on several ranks")):
+        done = subprocess.run([*command, jobs], cwd=ROOT, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr
+        assert not done.stdout and not (tmp_path / "out").exists()
