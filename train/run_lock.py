@@ -144,9 +144,10 @@ def _lock(path: Path) -> BinaryIO:
         with file:
             holder, me, free = _read(file), describe_me(path.parent), _flock(file)
             if holder is not None and (why := gone(holder, me, free)) is not None:
-                if _remove(path, file):
-                    log.info("note: taking over %s from %s: %s.", path, holder.describe(), why)
-                continue
+                if (mine := _replace(path, file)) is None:
+                    continue
+                log.info("note: taking over %s from %s: %s.", path, holder.describe(), why)
+                return mine
         if holder is not None or time.monotonic() > deadline:
             raise UserError(_refusal(path, holder, me))
         time.sleep(0.1)
@@ -301,18 +302,26 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _remove(path: Path, file: BinaryIO) -> bool:
-    """Remove a lock that was read from ``file``, unless another process has done so."""
-    aside = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    if not _is_at(file, path):
-        return False
+def _replace(path: Path, file: BinaryIO) -> BinaryIO | None:
+    """Put a lock of ours in the place of one that was read from ``file``; None if another process is quicker.
+
+    Whoever does this holds a lock on doing so for that one file. So nobody else touches the path meanwhile, where there
+    is always a lock: a process that finds none would create its own.
+    """
+    old = os.fstat(file.fileno())
+    taking = path.with_name(f".{path.name}.{old.st_ino}.{old.st_mtime_ns}")
     try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return False
-    removed = _is_at(file, aside)
-    if not removed:  # another process was quicker: it has removed the lock and created its own
-        with suppress(FileExistsError):
-            os.link(aside, path)
-    aside.unlink()
-    return removed
+        claim = _lock(taking)
+    except UserError:
+        time.sleep(0.01)
+        return None
+    try:
+        if not _is_at(file, path):
+            return None
+        new = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+        mine = _write(new)
+        new.replace(path)
+        return mine
+    finally:
+        claim.close()
+        taking.unlink()

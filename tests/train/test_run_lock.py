@@ -127,6 +127,30 @@ def test_many_takeovers_in_one_process_leave_one_holder(flock: bool, tmp_path: P
         (tmp_path / LOCK).unlink()
 
 
+def test_a_takeover_that_was_killed_is_taken_over_too(
+    flock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the lock on taking over, which is one of a process that has ended."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*paths: object) -> None:
+        raise Killed
+
+    path = tmp_path / LOCK
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(describe_me(tmp_path), started=-5)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        patch.setattr(run_lock, "_is_at", killed)
+        patch.setattr(run_lock, "describe_me", lambda folder: msgspec.structs.replace(describe_me(folder), started=-6))
+        with path.open("rb") as file, pytest.raises(Killed):
+            run_lock._replace(path, file)
+    assert len(list(tmp_path.iterdir())) > 1, "nothing was left behind"
+    run_lock._lock(path).close()
+    assert run_lock._read(path.open("rb")).pid == os.getpid()
+
+
 def test_it_is_released_after_errors_and_with_the_folders_it_made(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), held(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / LOCK).is_file()
