@@ -79,12 +79,13 @@ def check_states(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
             torch.testing.assert_close(theirs[name], value, rtol=rtol, atol=1e-8, msg=name)
 
 
-def test_it_may_be_compiled_for_many_kinds_of_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_may_be_compiled_for_many_kinds_of_slices() -> None:
     """Matrices and vectors, in any format, from the device or from host memory: more than torch's limit of 8."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        update._compiled.cache_clear()
+        update._compiled()
+        assert torch._dynamo.config.recompile_limit >= 64
     update._compiled.cache_clear()
-    update._compiled()
-    assert torch._dynamo.config.recompile_limit >= 64
 
 
 @pytest.mark.parametrize("compiled", [False, True])
