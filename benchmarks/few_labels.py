@@ -8,6 +8,8 @@ same test texts:
     tfidf      TF-IDF + logistic regression, as `python -m eval.baselines`
     frozen     logistic regression of scikit-learn on the encoder's embeddings: the mean of its tokens, of length 1
     setfit     SetFit with its defaults, on the same encoder, with the Python of ``--setfit`` that has it
+    setfit20   SetFit with 20 pairs of equal and 20 of unequal labels for each text, as in its paper; by default it
+               takes all pairs, whose number grows with the square of the texts
     heads      train.py --model bert --steps 0: its heads alone, fitted to the encoder as it is
     encoder    train.py --model bert, with the defaults for a task of one's own
     decoder    train.py --model smollm2_135m, the same
@@ -29,6 +31,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +50,8 @@ from eval.baselines import tfidf_lr
 SYSTEMS = {
     "tfidf": "TF-IDF + logistic regression",
     "frozen": "frozen encoder + logistic regression",
-    "setfit": "SetFit",
+    "setfit": "SetFit, its defaults",
+    "setfit20": "SetFit, `num_iterations=20`",
     "heads": "encoder, its heads alone (`--steps 0`)",
     "encoder": "encoder, fine-tuned here",
     "decoder": "decoder, fine-tuned here",
@@ -56,12 +60,13 @@ SETFIT = """
 import csv, json, sys
 from datasets import Dataset
 from setfit import SetFitModel, Trainer, TrainingArguments
-folder, encoder, seed = sys.argv[1:]
+folder, output, encoder, seed, iterations = sys.argv[1:]
 read = lambda name: list(csv.DictReader(open(f"{folder}/{name}.csv", encoding="utf-8", newline="")))
 train, test = read("train"), read("test")
 model = SetFitModel.from_pretrained(encoder, labels=sorted({row["label"] for row in train}))
 data = Dataset.from_dict({key: [row[key] for row in train] for key in ("text", "label")})
-Trainer(model, TrainingArguments(output_dir=f"{folder}/setfit", seed=int(seed)), train_dataset=data).train()
+how = TrainingArguments(output_dir=output, seed=int(seed), num_iterations=int(iterations) or None)
+Trainer(model, how, train_dataset=data).train()
 print(json.dumps([str(label) for label in model.predict([row["text"] for row in test])]))
 """
 
@@ -81,13 +86,15 @@ class Args:
     setfit: Path | None = None
     """A Python interpreter with the package setfit, for the system setfit."""
     systems: list[str] = field(default_factory=lambda: ["tfidf", "frozen", "heads", "encoder"])
-    """Which of tfidf, frozen, setfit, heads, encoder, decoder."""
+    """Which of tfidf, frozen, setfit, setfit20, heads, encoder, decoder."""
     per_label: list[int] = field(default_factory=lambda: [8, 16, 64])
     """Training texts of each label; of a label that has fewer, all."""
     draws: int = 5
     """Draws of the training texts."""
     test: int = 1000
     """Test texts, the same for all."""
+    jobs: int = 1
+    """Runs at the same time. Their seconds then say little."""
     words: int | None = None
     """Cut the texts to so many words, for all systems; default: whole texts. White space becomes single spaces."""
     train_options: str = ""
@@ -104,11 +111,16 @@ class Drawn:
     task: Task
     train: list[Example]
     test: list[Example]
+    n: int
     seed: int
 
     @property
     def file(self) -> Path:
         return self.folder / "task.toml"
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.task.name, self.n, self.seed
 
     @property
     def name(self) -> str:
@@ -140,12 +152,14 @@ def draw(args: Args, path: str, n: int, seed: int) -> Drawn:
         with (folder / f"{file}.csv").open("w", encoding="utf-8", newline="") as stream:
             rows = [[" ".join(e.text.split()[: args.words]), e.class_label(name)] for e in examples]
             csv.writer(stream).writerows([["text", "label"], *rows])
+    texts = "".join(json.dumps({"text": " ".join(e.text.split()[: args.words])}) + "\n" for e in test)
+    (folder / "test.jsonl").write_text(texts, encoding="utf-8")
     (folder / "task.toml").write_text(
         f'name = "{task.name}"\n[files]\ntrain = "train.csv"\ntest = "test.csv"\n'
         '[[fields]]\nname = "label"\ntype = "class"\nlabels_from = "train"\n'
     )
     own = get_task(str(folder / "task.toml"))
-    return Drawn(folder, own, load_examples(own, "train", None), load_examples(own, "test", None), seed)
+    return Drawn(folder, own, load_examples(own, "train", None), load_examples(own, "test", None), n, seed)
 
 
 def tfidf(args: Args, drawn: Drawn) -> list[str]:
@@ -173,12 +187,18 @@ def embed(folder: Path, texts: tuple[str, ...]) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.stack([found[i] for i in range(len(texts))]), dim=1)
 
 
-def setfit(args: Args, drawn: Drawn) -> list[str]:
-    command = [str(args.setfit), "-c", SETFIT, str(drawn.folder), str(args.encoder.resolve()), str(drawn.seed)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def setfit(args: Args, drawn: Drawn, iterations: int = 0) -> list[str]:
+    output = drawn.folder / f"setfit{iterations}"
+    words = [str(drawn.folder), str(output), str(args.encoder.resolve()), str(drawn.seed), str(iterations)]
+    done = subprocess.run([str(args.setfit), "-c", SETFIT, *words], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"setfit failed:\n{done.stderr[-2000:]}")
+    shutil.rmtree(output, ignore_errors=True)  # checkpoints
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def setfit20(args: Args, drawn: Drawn) -> list[str]:
+    return setfit(args, drawn, 20)
 
 
 def heads(args: Args, drawn: Drawn) -> list[str]:
@@ -200,7 +220,6 @@ def ours(args: Args, drawn: Drawn, name: str, model: str, checkpoint: Path, *opt
     common = ["--model", model, "--task", str(drawn.file), "--save_every", "0", "--seed", str(drawn.seed)]
     more = [*options, *args.train_options.split(), "--resume", "auto", "--output", str(run)]
     texts = drawn.folder / "test.jsonl"
-    texts.write_text("".join(json.dumps({"text": example.text}) + "\n" for example in drawn.test), encoding="utf-8")
     for script, words in (
         ("train.py", [*common, "--checkpoint", str(checkpoint), *more]),
         ("predict.py", ["--checkpoint", str(run / "export"), "--input", str(texts), "--output", str(answers)]),
@@ -214,7 +233,8 @@ def ours(args: Args, drawn: Drawn, name: str, model: str, checkpoint: Path, *opt
 
 
 RUN: dict[str, Callable[[Args, Drawn], list[str]]] = {
-    "tfidf": tfidf, "frozen": frozen, "setfit": setfit, "heads": heads, "encoder": encoder, "decoder": decoder,
+    "tfidf": tfidf, "frozen": frozen, "setfit": setfit, "setfit20": setfit20,
+    "heads": heads, "encoder": encoder, "decoder": decoder,
 }  # fmt: skip
 
 
@@ -223,9 +243,9 @@ def run(args: Args, argv: list[str]) -> None:
     unknown = [system for system in args.systems if system not in RUN]
     if unknown:
         raise UserError(f"--systems {' '.join(unknown)}: expected some of {', '.join(RUN)}.")
-    for system, given in (("setfit", args.setfit), ("decoder", args.decoder)):
-        if system in args.systems and given is None:
-            raise UserError(f"system {system} needs --{system}.")
+    for system, option in (("setfit", "setfit"), ("setfit20", "setfit"), ("decoder", "decoder")):
+        if system in args.systems and getattr(args, option) is None:
+            raise UserError(f"system {system} needs --{option}.")
     args.work.mkdir(parents=True, exist_ok=True)
     same = {"encoder": str(args.encoder), "words": args.words, "test": args.test, "train_options": args.train_options}
     settings = args.work / "settings.json"
@@ -235,27 +255,40 @@ def run(args: Args, argv: list[str]) -> None:
     file = args.work / "runs.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     finished = {(r["task"], r["n"], r["draw"], r["system"]) for r in done}
-    for seed in range(args.draws):
-        for path in args.tasks:
-            for n in args.per_label:
-                drawn = draw(args, path, n, seed)
-                for system in args.systems:
-                    if (drawn.task.name, n, seed, system) in finished:
-                        continue
-                    begin = time.perf_counter()
-                    answers = RUN[system](args, drawn)
-                    seconds = time.perf_counter() - begin
-                    right = sum(a == b for a, b in zip(answers, drawn.gold, strict=True))
-                    found = {"task": drawn.task.name, "n": n, "draw": seed, "system": system, "seconds": seconds,
-                             "texts": len(drawn.train), "accuracy": 100 * right / len(drawn.gold)}  # fmt: skip
-                    done.append(found)
-                    say(json.dumps(found))
-                    with file.open("a") as stream:
-                        stream.write(json.dumps(found) + "\n")
+    # Each folder is written once, before any of its systems runs.
+    drawn = [draw(args, path, n, seed) for seed in range(args.draws) for path in args.tasks for n in args.per_label]
+    left = [(d, system) for d in drawn for system in args.systems if (*d.key, system) not in finished]
+    pool, failed = ThreadPoolExecutor(args.jobs), []
+    try:
+        for future in as_completed([pool.submit(measure, args, *one) for one in left]):
+            try:
+                found = future.result()
+            except UserError as error:
+                failed.append(str(error))
+                say(failed[-1])
+                continue
+            done.append(found)
+            say(json.dumps(found))
+            with file.open("a") as stream:
+                stream.write(json.dumps(found) + "\n")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(left)} runs failed; the same command tries them again. {failed[0]}")
     asked = [r for r in done if r["system"] in args.systems and r["n"] in args.per_label and r["draw"] < args.draws]
     names = [get_task(path).name for path in args.tasks]
     body = "\n\n".join(report(name, [r for r in asked if r["task"] == name]) for name in names)
     write_result("few_labels", "Few labelled texts", body, argv, args.output, load)
+
+
+def measure(args: Args, drawn: Drawn, system: str) -> dict[str, Any]:
+    begin = time.perf_counter()
+    answers = RUN[system](args, drawn)
+    seconds = time.perf_counter() - begin
+    right = sum(a == b for a, b in zip(answers, drawn.gold, strict=True))
+    task, n, seed = drawn.key
+    return {"task": task, "n": n, "draw": seed, "system": system, "seconds": seconds, "texts": len(drawn.train),
+            "accuracy": 100 * right / len(drawn.gold)}  # fmt: skip
 
 
 def report(name: str, done: list[dict[str, Any]]) -> str:
