@@ -263,7 +263,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: PackedMask, dropout: float 
     if isinstance(mask, BlockMask):
         # In a compiled block it is compiled with the block.
         flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-        return flex(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+        # The kernel for few queries, which is taken otherwise, puts the query heads of a key head in one block of its
+        # own. With more than FLEX_BLOCK queries there (65 tokens and 2 heads, say) it has no variant, and fails.
+        options = {"BACKEND": "TRITON"}
+        out = flex(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1], kernel_options=options)
+        return out.transpose(1, 2)
     # With a mask, SDPA's kernels that do not materialize the [T, S] scores need as many key heads as query heads.
     groups = q.shape[1] // k.shape[1]
     if groups > 1:

@@ -128,7 +128,7 @@ def test_flex_rule_is_the_same_rule(docs, n_cached: int) -> None:
 
 
 @pytest.mark.gpu  # FlexAttention has no backward pass on CPU
-@pytest.mark.parametrize("length", [16, 144, 1152])
+@pytest.mark.parametrize("length", [16, 100, 128, 144, 1152])
 def test_flex_on_cuda_equals_sdpa_on_cpu_with_gradients(length: int) -> None:
     doc_ids = torch.tensor([[0] * 5 + [1 + i // 7 for i in range(length - 7)] + [-1] * 2])
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -48,6 +49,15 @@ def run(launch: Launch, args: list[str], program: str = "train.py") -> str:
 
 def on_gpu(args: list[str], output: Path, *more: str) -> list[str]:
     return [*args[:-1], str(output), "--device", "cuda", *more]
+
+
+def near(value: Any) -> Any:
+    """The same JSON value, equal to what differs in the last digits of its numbers only."""
+    if isinstance(value, dict):
+        return {key: near(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [near(item) for item in value]
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
 def losses(folder: Path) -> list[float]:
@@ -112,8 +122,9 @@ def test_scores_and_predictions_equal_the_cpus(on_cpu: list[str], launch: Launch
         run(launch, [*common, *data], "eval.py")
         scored = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
         run(launch, [*common[2:], "--input", str(texts), "--output", str(output / "labels.jsonl")], "predict.py")
-        answers.append((scored, (output / "labels.jsonl").read_text()))
-    assert answers[0] == answers[1]
+        predicted = [json.loads(line) for line in (output / "labels.jsonl").read_text().splitlines()]
+        answers.append([scored, predicted])
+    assert answers[1] == near(answers[0])
 
 
 def test_held_out_scoring(on_cpu: list[str], launch: Launch, tmp_path: Path) -> None:
