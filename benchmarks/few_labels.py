@@ -98,7 +98,7 @@ class Args:
     words: int | None = None
     """Cut the texts to so many words, for all systems; default: whole texts. White space becomes single spaces."""
     train_options: str = ""
-    """More options for train.py, as one string."""
+    """More options for train.py, as one string: ``--train_options='--lr 2e-5'``."""
     output: Path | None = None
     """Result file; default benchmarks/results/few_labels.md."""
 

@@ -1,0 +1,93 @@
+"""The benchmark of few labels: it goes on where it ended, keeps what other runs found, asks SetFit for its pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from tests.launching import ROOT
+
+pytest.importorskip("transformers")
+from benchmarks import few_labels
+
+TICKETS = ROOT / "data" / "sample" / "tickets"
+SETFIT = """#!/bin/bash
+# Stands for a Python with SetFit: answers with the label that its number of pairs names.
+folder=$3 iterations=$7
+n=$(($(wc -l < "$folder/test.csv") - 1)) label=$([ "$iterations" = 20 ] && echo billing || echo account)
+python3 -c "import json; print('progress'); print(json.dumps(['$label'] * $n))"
+"""
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    task = tmp_path / "queue.toml"
+    labels = '["billing", "delivery", "technical", "account"]'
+    task.write_text(
+        f'name = "queue"\ntext_column = "text"\n[files]\ntrain = "{TICKETS}/train.csv"\ntest = "{TICKETS}/test.csv"\n'
+        f'[[fields]]\nname = "queue"\ntype = "class"\nlabels = {labels}\n'
+    )
+    return [
+        "--tasks", str(task), "--encoder", str(tmp_path), "--work", str(tmp_path / "work"), "--per_label", "2", "4",
+        "--draws", "2", "--test", "40", "--jobs", "2", "--output", str(tmp_path / "page.md"),
+    ]  # fmt: skip
+
+
+def found(tmp_path: Path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "work" / "runs.jsonl").read_text().splitlines()]
+
+
+def test_a_failed_run_loses_no_other_and_alone_is_run_again(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def heads(args: few_labels.Args, drawn: few_labels.Drawn) -> list[str]:
+        if drawn.key == ("queue", 4, 1):
+            raise UserError("no room")
+        return drawn.gold
+
+    monkeypatch.setitem(few_labels.RUN, "heads", heads)
+    assert few_labels.main([*arguments, "--systems", "tfidf", "heads"]) == 2
+    assert "1 of 8 runs failed; the same command tries them again. no room" in capsys.readouterr().err
+    assert len(found(tmp_path)) == 7
+    assert not (tmp_path / "page.md").exists()
+
+    monkeypatch.setitem(few_labels.RUN, "tfidf", lambda *_: pytest.fail("it is done"))
+    monkeypatch.setitem(few_labels.RUN, "heads", lambda args, drawn: drawn.gold)
+    assert few_labels.main([*arguments, "--systems", "tfidf", "heads"]) == 0
+    assert {(r["n"], r["draw"], r["system"]) for r in found(tmp_path)} == {
+        (n, draw, system) for n in (2, 4) for draw in (0, 1) for system in ("tfidf", "heads")
+    }
+    page = (tmp_path / "page.md").read_text()
+    assert "Training texts: 2 a label are 8, 4 a label are 16." in page
+    assert "| encoder, its heads alone (`--steps 0`) | 100.0 ± 0.0 (2) | 100.0 ± 0.0 (2) |" in page
+
+
+def test_setfit_is_asked_for_its_pairs(arguments: list[str], tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(SETFIT)
+    python.chmod(0o755)
+    systems = ["--systems", "setfit", "setfit20"]
+    assert few_labels.main([*arguments, "--setfit", str(python), *systems]) == 0
+    shares = {system: {r["accuracy"] for r in found(tmp_path) if r["system"] == system} for system in systems[1:]}
+    gold = few_labels.draw(few_labels.Args([], tmp_path, tmp_path / "again", test=40), arguments[1], 2, 0).gold
+    expected = {"setfit": gold.count("account"), "setfit20": gold.count("billing")}
+    assert shares == {system: {100 * n / 40} for system, n in expected.items()}
+    assert expected["setfit"] != expected["setfit20"]
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--systems", "setfit20"], "system setfit20 needs --setfit"),
+        (["--systems", "decoder"], "system decoder needs --decoder"),
+        (["--systems", "svm"], "--systems svm: expected some of tfidf"),
+    ],
+)
+def test_what_is_missing_is_named(
+    more: list[str], said: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert few_labels.main([*arguments, *more]) == 2
+    assert said in capsys.readouterr().err
