@@ -17,7 +17,9 @@ import xxhash
 
 from data.errors import shortened
 from data.example import Example
-from data.tasks import Task
+from data.readers.label_sets import label_of
+from data.readers.multi import joined_labels
+from data.tasks import MultiField, Task
 
 SHOWN = 5  # examples or labels that a finding names
 RARE = 5  # training examples of a label, below which it is named
@@ -115,6 +117,7 @@ def findings(splits: Sequence[Facts], task: Task) -> list[Finding]:
         *_conflicts(splits, task),
         *_in_two_splits(splits),
         *(own for field in task.fields for own in _labels(splits, field.name, field.labels)),
+        *(own for field in task.fields if isinstance(field, MultiField) for own in _joined(splits, field)),
         *(own for facts in splits for own in _texts(facts)),
     ]
     return sorted(found, key=lambda finding: not finding.is_error)  # stable
@@ -216,9 +219,18 @@ def _labels(splits: Sequence[Facts], name: str, labels: Iterable[str]) -> Iterat
     if shown and n >= MOSTLY * train.total():
         yield Finding(
             False,
-            f"{n / train.total():.1%} of the train texts have the {name} label {_short(most)}: to answer it always is "
-            "right as often.",
+            f"{n / train.total():.1%} of the train texts have the {label_of(name)} {_short(most)}: to answer it always "
+            "is right as often.",
         )
+
+
+def _joined(splits: Sequence[Facts], own: MultiField) -> Iterator[Finding]:
+    """Labels that are several with another separator between them: the task names the wrong one."""
+    used = set[str]().union(*(facts.counts[own.name] for facts in splits))
+    joined, advice = ([], "") if own.separator is None else joined_labels(sorted(used), own.separator)
+    if joined:
+        verb = "seems" if len(joined) == 1 else "seem"
+        yield Finding(False, f"{_these(joined, own.name)} {verb} to be several labels {advice}.")
 
 
 def _texts(facts: Facts) -> Iterator[Finding]:
@@ -252,7 +264,7 @@ def _count(n: int, what: str, singular: str, plural: str) -> str:
 
 
 def _these(labels: Sequence[str], name: str) -> str:
-    what = f"the {name} label" if len(labels) == 1 else f"{len(labels):,} {name} labels:"
+    what = f"the {label_of(name)}" if len(labels) == 1 else f"{len(labels):,} {label_of(name)}s:"
     return f"{what} {_listed([_short(label) for label in labels[:SHOWN]], len(labels))}"
 
 

@@ -29,6 +29,7 @@ from data.example import Example
 from data.files.documents import read_json, readable
 from data.findings import SHOWN, Finding
 from data.progress import TRACKED_FROM, Rate, Regular
+from data.readers.label_sets import label_of
 from data.tasks import Task
 
 ENCODERS = ("roberta", "bert")  # values of model_type in config.json; all other models are decoders
@@ -77,8 +78,8 @@ class Counter:
             own = [label for label in lost if label.field == name]
             shown = ", ".join(f"{own_label.label!r} becomes {ascii(own_label.decoded)}" for own_label in own[:SHOWN])
             more = f", ... ({len(own) - SHOWN:,} more)" if len(own) > SHOWN else ""
-            found.append(Finding(True, f"the tokenizer cannot write {len(own):,} of the {name} labels: the answer with "
-                                       f"{shown}{more}. Rename them."))  # fmt: skip
+            found.append(Finding(True, f"the tokenizer cannot write {len(own):,} of the {label_of(name)}s: the answer "
+                                       f"with {shown}{more}. Rename them."))  # fmt: skip
         return found
 
     def count(self, examples: Sequence[Example], what: str) -> np.ndarray:

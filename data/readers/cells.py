@@ -17,6 +17,7 @@ from data.readers.tables import Dialect, delimiter_advice
 from data.readers.tags import types_among
 from data.template import is_missing, scalar_text
 
+SHOWN = 3  # records that a message names
 SPANS = "spans"  # what `tags` says of a column of spans of characters
 
 log = logging.getLogger("data")
@@ -108,6 +109,38 @@ def _advice(labels: Any) -> str:
     return ""
 
 
+def labelled(files: Sequence[Source], dialect: Dialect, column: str) -> Iterator[Record]:
+    """Yield the records of files that have a value in a column. The others are an error, or skipped, when the split is
+    read.
+
+    Raises:
+        UserError: as of `records`; no record has one: says why.
+    """
+    n_found, n_empty = 0, 0
+    error, first = "", list[Record]()
+    for file in files:
+        for row in records(file, dialect, [column]):
+            if row.error:
+                error = error or row.error
+            elif is_missing(row.values.get(column)):
+                n_empty += 1
+                first = first if len(first) == SHOWN else [*first, row]
+            else:
+                n_found += 1
+                yield row
+    if n_found:
+        return
+    if error:
+        raise UserError(error)
+    if not first:
+        raise UserError(f"{name_of(files)}: no examples in it.")
+    if not any(column in row.values for row in first):  # in JSON; it has probably another name
+        raise no_column(first[0], column)
+    what = "the only example" if n_empty == 1 else f"all {n_empty:,} examples"
+    places = "; ".join(row.where for row in first) + ("; ..." if n_empty > SHOWN else "")
+    raise UserError(f"{name_of(files)}: {column!r} is empty in {what} ({places}).")
+
+
 def collect_labels(
     files: Sequence[Source], dialect: Dialect, column: str, kind: str, other: str, tags: str | None
 ) -> list[str]:
@@ -115,19 +148,17 @@ def collect_labels(
     `custom_fields.CustomField`."""
     found: set[str] = set()
     name = name_of(files)
-    for file in files:
-        for row in records(file, dialect, [column]):
-            if row.error or is_missing(value := row.values.get(column)):
-                continue  # an error, or skipped, when the split is read
-            if kind == "class":
-                found.add(class_label(value, row, column))
-            elif tags == SPANS:
-                try:
-                    found |= labels_of(parsed_list(value, row, column))
-                except UserError as error:
-                    raise UserError(f"{row.where}: {column!r} {error}") from error
-            else:
-                found.update(token_labels(value, row, column))
+    for row in labelled(files, dialect, column):
+        value = row.values[column]
+        if kind == "class":
+            found.add(class_label(value, row, column))
+        elif tags == SPANS:
+            try:
+                found |= labels_of(parsed_list(value, row, column))
+            except UserError as error:
+                raise UserError(f"{row.where}: {column!r} {error}") from error
+        else:
+            found.update(token_labels(value, row, column))
     if kind == "token" and tags != SPANS:
         try:
             found, note = types_among(found, other, tags)

@@ -16,6 +16,7 @@ from data.readers.custom import CustomSpec
 from data.readers.custom_fields import CustomField
 from data.readers.cut import TRAIN, divide
 from data.readers.groups import check_groups, group_of
+from data.readers.label_sets import label_of
 from data.readers.multi import MultiReader
 from data.readers.records import Record
 from data.readers.sources import name_of
@@ -161,7 +162,7 @@ def _id(value: Any, row: Record, column: str) -> str:
     found = scalar_text(value)
     if found is None or not is_text(found):
         raise UserError(f"{row.where}: {column!r} must be an id, a text or a number; found {as_json(value)}.")
-    return found
+    return found.strip()
 
 
 class _Gaps:
@@ -325,5 +326,6 @@ def _note_unused(spec: CustomSpec, split: str, field: CustomField, used: set[str
     if unused:
         more = f" and {len(unused) - SHOWN} more" if len(unused) > SHOWN else ""
         level = logging.WARNING if split == "train" else logging.INFO
-        logging.getLogger(UNUSED_LABELS).log(level, "%s %s: no example has the %s label %s%s.", spec.name, split,
-                                             field.name, ", ".join(map(repr, unused[:SHOWN])), more)  # fmt: skip
+        shown = ", ".join(map(repr, unused[:SHOWN]))
+        logging.getLogger(UNUSED_LABELS).log(level, "%s %s: no example has the %s %s%s.", spec.name, split,
+                                             label_of(field.name), shown, more)  # fmt: skip

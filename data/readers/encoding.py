@@ -50,6 +50,7 @@ _LAST = ("macintosh", *_OTHERS)  # the first has a character for every byte
 _COMMON = (UTF8, "utf-16", _WESTERN, "latin-1", *_OTHERS, "macintosh")
 _NOT_FOR_TABLES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7")
 _UTF16_AS_LATIN1 = ("ÿþ".encode(), "þÿ".encode())
+_BEYOND_ASCII = re.compile("[A-Za-z]*[^\\x00-\\x7f]+[A-Za-z]*")  # words or parts of them
 # Characters that nobody writes; in Windows-1252 their numbers are quotation marks, dashes and the euro sign.
 _WINDOWS_AS_LATIN1 = re.compile("[\x80-\x84\x86-\x9f]")
 
@@ -248,20 +249,42 @@ def _set_right(encoding: str) -> str:
     return "Omit encoding: UTF-8 is the default." if encoding == UTF8 else _name_it(encoding)
 
 
-def looks_like_utf8(line: str, encoding: str) -> str:
-    """A problem if a line beyond ASCII that was decoded as the user has said is most likely UTF-8; else empty."""
-    try:
-        as_utf8 = line.encode(encoding, KEEP_BYTES).decode()
-    except UnicodeDecodeError:
-        return ""
-    # One letter of a Western text is enough: its byte is followed by ASCII. Two bytes that are one Chinese character
-    # may be one of UTF-8 by chance.
-    is_single = len(b"\xe4\xbd".decode(encoding, "replace")) == 2
-    if sum(not character.isascii() for character in as_utf8) < (1 if is_single else 8):
-        return ""
-    first = next(i for i, character in enumerate(as_utf8) if not character.isascii())
-    right, wrong = as_utf8[max(first - SHOWN, 0) : first + SHOWN], line[max(first - SHOWN, 0) : first + SHOWN]
-    return f"encoding = {encoding!r} reads {wrong.strip()!r}, UTF-8 reads {right.strip()!r}. {_set_right(UTF8)}"
+class Utf8Evidence:
+    """Whether lines that were decoded as the user has said are UTF-8: what the lines until now tell.
+
+    One letter of a Western text is enough where each byte is a character: the byte is followed by ASCII. Two bytes that
+    are one Chinese character may be one of UTF-8 by chance, so 8 characters are needed, in any number of lines. A word
+    that is repeated, such as a label, tells nothing new. Characters between ASCII letters count every time, because
+    Chinese ones are hardly ever there.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        self.encoding = encoding
+        is_single = len(b"\xe4\xbd".decode(encoding, "replace")) == 2
+        self.needed = 1 if is_single else 8  # characters beyond ASCII
+        self.fits = is_wide(encoding)  # then, as soon as a line is not UTF-8: the user is right
+        self._words: set[str] = set()
+
+    def problem(self, line: str) -> str:
+        """What to do if this line beyond ASCII and those before it are most likely UTF-8; else empty."""
+        if self.fits:
+            return ""
+        try:
+            as_utf8 = line.encode(self.encoding, KEEP_BYTES).decode()
+        except UnicodeDecodeError:
+            self.fits = True
+            return ""
+        for word in _BEYOND_ASCII.findall(as_utf8) if self.needed > 0 else ():
+            if word not in self._words or (word[0].isascii() and word[-1].isascii()):
+                self._words.add(word)
+                self.needed -= sum(not character.isascii() for character in word)
+        if self.needed > 0:
+            return ""
+        first = next(i for i, character in enumerate(as_utf8) if not character.isascii())
+        right, wrong = as_utf8[max(first - SHOWN, 0) : first + SHOWN], line[max(first - SHOWN, 0) : first + SHOWN]
+        return (
+            f"encoding = {self.encoding!r} reads {wrong.strip()!r}, UTF-8 reads {right.strip()!r}. {_set_right(UTF8)}"
+        )
 
 
 def undecodable(line: str, encoding: str) -> str:

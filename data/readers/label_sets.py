@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ log = logging.getLogger("data")
 
 
 def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, where: str) -> None:
-    """Check a label set; labels that differ only in case or spaces are named in a warning.
+    """Check a label set; labels that are hardly different are named in a warning.
 
     Args:
         kind, other, answer: as the attributes of `custom_fields.CustomField`.
@@ -54,16 +55,22 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
         raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {found}.")
     for alike in _alike(labels):
         log.warning(
-            "%s: the labels %s differ only in case or spaces. If they are one label, correct the data, or give all of "
-            "them the same name with names.",
+            "%s: the labels %s differ only in case, spaces or form of characters. If they are one label, correct the "
+            "data, or give all of them the same name with names.",
             where,
             " and ".join(map(repr, alike)),
         )
 
 
+def label_of(field: str) -> str:
+    """What a message calls a label of a field: of one that is named "label", a label."""
+    return "label" if field.casefold() in ("label", "labels") else f"{field} label"
+
+
 def _alike(labels: Sequence[str]) -> list[list[str]]:
-    """Groups of labels that differ only in case or spaces."""
+    """Groups of labels that differ only in case, spaces or form of characters, such as 1 and fullwidth １."""
     groups: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        groups["".join(appearance(label).casefold().split())].append(label)
+        plain = unicodedata.normalize("NFKC", appearance(label)).casefold()
+        groups["".join(plain.split())].append(label)
     return [group for group in groups.values() if len(group) > 1]

@@ -133,13 +133,10 @@ class _NamedCheck:
 
     def __init__(self, encoding: str) -> None:
         self.encoding, self.suspected = encoding, False
-        self.fits = encodings.is_wide(encoding)
+        self.evidence = encodings.Utf8Evidence(encoding)
 
     def problem(self, line: str) -> str:
-        problem = encodings.undecodable(line, self.encoding)
-        if not (self.fits or problem):  # the first line beyond ASCII decides
-            problem, self.fits = encodings.looks_like_utf8(line, self.encoding), True
-        return problem
+        return encodings.undecodable(line, self.encoding) or self.evidence.problem(line)
 
     def suspicion(self, line: str) -> str:
         """At most one for a text."""

@@ -11,6 +11,7 @@ An empty list or cell is no label. The order does not matter, and a label that i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,12 @@ from typing import Any
 from data.answers import literal
 from data.characters import by_appearance, find
 from data.errors import UserError, as_json, nearest
-from data.readers.cells import class_label, one_of_each, records, value_of
+from data.readers.cells import class_label, labelled, one_of_each, value_of
 from data.readers.records import Record
 from data.readers.sources import Source, name_of
 from data.readers.tables import Dialect
 
-USUAL_SEPARATORS = "|;,"
+USUAL_SEPARATORS = "|;,/\t"
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 UNLABELLED = " Texts without labels are for predict.py."
 
@@ -52,7 +53,7 @@ class MultiCells:
             return [label for label, column in self.columns.items() if _flag(row, column)]
         value = value_of(row, self.column, UNLABELLED)
         if isinstance(value, str) and self.separator is not None:
-            return [part.strip() for part in value.split(self.separator) if part.strip()]
+            return _parts(value, self.separator)
         return [class_label(entry, row, self.column) for entry in self._listed(value, row)]
 
     def _listed(self, value: Any, row: Record) -> list[Any]:
@@ -62,7 +63,7 @@ class MultiCells:
         advice = ""
         if isinstance(value, str):
             usual = next((separator for separator in USUAL_SEPARATORS if separator in value), "|")
-            advice = f' If a character separates the labels, name it in the field: separator = "{usual}".'
+            advice = f" If a character separates the labels, name it in the field: {_set_to(usual)}."
         raise UserError(f"{row.where}: {self.column!r} must be a list of labels, found {as_json(value)}.{advice}")
 
 
@@ -99,19 +100,52 @@ class MultiReader:
     def _advice(self, written: str) -> str:
         separators = (x for x in USUAL_SEPARATORS if x != self.cells.separator and x in written)
         for separator in separators:
-            if all(find(part.strip(), self._known) for part in written.split(separator)):
-                return f' It is labels of the set with {separator!r} between them: set separator = "{separator}".'
+            parts = _parts(written, separator)
+            if parts and all(find(part, self._known) for part in parts):
+                return f" It is labels of the set with {separator!r} between them: set {_set_to(separator)}."
         return nearest(written, self.names or self.labels)
 
 
 def collect_multi(files: Sequence[Source], dialect: Dialect, cells: MultiCells) -> list[str]:
     """The label set of a field, from all records of files that have its column."""
     found: set[str] = set()
-    for file in files:
-        for row in records(file, dialect, [cells.column]):
-            if not row.error and row.values.get(cells.column) is not None:  # else an error, or skipped, when it is read
-                found.update(cells.written(row))
+    for row in labelled(files, dialect, cells.column):
+        found.update(cells.written(row))
     return sorted(one_of_each(found, name_of(files), cells.column))
+
+
+def joined_labels(labels: Sequence[str], own: str) -> tuple[list[str], str]:
+    """Labels that are probably several, with another separator than the field's between them, and what to write.
+
+    Each of their parts is a label by itself, or a part of another such label. So a label that merely has a comma or a
+    slash in it is none of them.
+
+    Args:
+        labels: that were found.
+        own: the field's separator.
+
+    Returns:
+        The labels, empty if there are none, for the separator that divides most; and what to do.
+    """
+    most, advice = list[str](), ""
+    for separator in USUAL_SEPARATORS:
+        if separator == own:
+            continue
+        split = {label: set(_parts(label, separator)) for label in labels if separator in label}
+        times = Counter(part for parts in split.values() for part in parts)
+        known = {*labels, *(part for part, n in times.items() if n > 1)}
+        joined = [label for label, parts in split.items() if len(parts) > 1 and parts <= known]
+        if len(joined) > len(most):
+            most, advice = joined, f"with {separator!r} between them: set {_set_to(separator)} in the field"
+    return most, advice
+
+
+def _parts(written: str, separator: str) -> list[str]:
+    return [part.strip() for part in written.split(separator) if part.strip()]
+
+
+def _set_to(separator: str) -> str:
+    return f"separator = {as_json(separator)}"  # a tab as TOML writes it, too
 
 
 def _flag(row: Record, column: str) -> bool:

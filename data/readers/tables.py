@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -134,7 +135,8 @@ def open_table(
             columns = _header(rows, name)
             if plain and columns and all(map(_is_quoted, columns)):
                 raise UserError(f"{name}: the header's columns are in quotation marks, as in CSV. {ASK_FOR_QUOTING}")
-            yield Table(columns, _csv_records(rows, columns, name, plain), lines.progress)
+            advice = partial(_row_advice, n_columns=len(columns), format=format, dialect=dialect)
+            yield Table(columns, _csv_records(rows, columns, name, plain, advice), lines.progress)
 
 
 # ------------------------------------------------------------------------------------- plain lines and JSON lines
@@ -187,15 +189,31 @@ def _delimiter(format: str, dialect: Dialect) -> str:
 
 
 def _use_instead(delimiter: str, format: str) -> str:
+    return f" Its cells are separated by {delimiter!r}: {_how_to_use(delimiter, format)}."
+
+
+def _how_to_use(delimiter: str, format: str) -> str:
     written = "\\t" if delimiter == "\t" else delimiter
-    what = f" Its cells are separated by {delimiter!r}:"
     if delimiter == ",":
-        return f"{what} {'give the file the ending .csv' if format == 'tsv' else 'omit delimiter'}."
-    ending = " give the file the ending .csv, and" if format == "tsv" else ""
-    return (
-        f"{what}{ending} write delimiter = \"{written}\" in the task's file, or give --delimiter '{written}' to "
-        "predict.py."
-    )
+        return "give the file the ending .csv" if format == "tsv" else "omit delimiter"
+    ending = "give the file the ending .csv, and " if format == "tsv" else ""
+    return f"{ending}write delimiter = \"{written}\" in the task's file, or give --delimiter '{written}' to predict.py"
+
+
+def _row_advice(cells: list[str], n_columns: int, format: str, dialect: Dialect) -> str:
+    """What to do about a row with too few cells if another delimiter gives as many as the header; else empty."""
+    own = _delimiter(format, dialect)
+    for other in DELIMITERS:
+        try:
+            n = len(next(csv.reader([own.join(cells)], delimiter=other), []))
+        except csv.Error:  # a line break in a cell
+            continue
+        if n == n_columns and other != own:
+            return (
+                f" Separated by {other!r} it has {n}. If all rows are written so, write the header with {other!r} as "
+                f"well, and {_how_to_use(other, format)}."
+            )
+    return ""
 
 
 def _cells(lines: Lines, format: str, dialect: Dialect, plain: bool) -> Iterator[tuple[int, list[str]]]:
@@ -244,9 +262,19 @@ def _header(rows: Iterator[tuple[int, list[str]]], name: str) -> tuple[str, ...]
 
 
 def _csv_records(
-    rows: Iterator[tuple[int, list[str]]], columns: tuple[str, ...], name: str, plain: bool
+    rows: Iterator[tuple[int, list[str]]],
+    columns: tuple[str, ...],
+    name: str,
+    plain: bool,
+    row_advice: Callable[[list[str]], str],
 ) -> Iterator[Record]:
-    warned = False
+    """Yield the records.
+
+    Args:
+        plain: as of `_cells`.
+        row_advice: what to do about a row with too few cells. Said once, as a message names several of them.
+    """
+    warned = advised = False
     for line, cells in rows:
         where = f"{name}, line {line}"
         if plain and not warned and (what := _looks_quoted(cells)):
@@ -259,7 +287,10 @@ def _csv_records(
             begins, ends = (any(cell[at] == '"' for cell in cells if cell) for at in (0, -1))
             if plain and (begins or ends):
                 error += f" A cell {'begins' if begins else 'ends'} with a quotation mark. {ASK_FOR_QUOTING}"
-            yield Record(where, line, {}, error, is_short=len(cells) < len(columns))
+            is_short = len(cells) < len(columns)
+            if is_short and not advised and (advice := row_advice(cells)):
+                error, advised = error + advice, True
+            yield Record(where, line, {}, error, is_short)
 
 
 def _looks_quoted(cells: list[str]) -> str:

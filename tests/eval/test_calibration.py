@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.calibration import calibration_curve
 
+from data.tasks import ClassField
 from eval.calibration import (
     COLDEST,
     HOTTEST,
@@ -17,6 +18,8 @@ from eval.calibration import (
     fit_temperature,
     scaled,
 )
+from eval.probabilities import probability_figures
+from eval.results import Prediction
 
 
 def draw(n, n_labels, temperature, seed=0, size=3.0):
@@ -113,3 +116,20 @@ def test_the_coverage_curve_is_what_counting_gives(n):
         fewer = [point["threshold"] for point in curve if point["coverage"] == strict]
         assert sum(x > fewer[0] for x in p) < -(-k * n // 20), "a larger threshold would do"
     assert coverage_curve([], []) == []
+
+
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_the_accuracies_of_the_surest_80_and_90_percent(temperature):
+    field = ClassField("m", ("x", "y"))
+    confidences = [0.99, 0.95, 0.93, 0.9, 0.87, 0.85, 0.8, 0.75, 0.7, 0.6]
+    right = [True, True, False, True, True, True, True, True, False, True]  # 7 of the first 8, 7 of 9, 8 of 10
+    order = [7, 2, 9, 0, 5, 1, 8, 3, 6, 4]  # predictions are not sorted
+    predictions, gold = [], []
+    for i in order:
+        p = confidences[i]
+        logits = np.log([p, 1 - p]).tolist()
+        predictions.append(Prediction(str(i), {}, "", {"m": "x"}, log_probs={"m": logits}, top={"m": [["x", p]]}))
+        gold.append("x" if right[i] else "y")
+    figures, curve = probability_figures(field, gold, predictions, temperature)
+    assert figures["accuracy_at_80"] == pytest.approx(7 / 8) and figures["accuracy_at_90"] == pytest.approx(7 / 9)
+    assert curve[-1] == {"threshold": 0.6, "coverage": 1.0, "accuracy": pytest.approx(8 / 10)}

@@ -105,6 +105,21 @@ def test_an_id_used_in_two_files(folder: Path) -> None:
         train(folder, 'id_column = "id"', 'train = "[ab].csv"')
 
 
+def test_spaces_around_an_id_do_not_make_another(folder: Path) -> None:
+    (folder / "train.csv").write_text("id,text,queue\n1,a,sales\n 2 ,b,billing\n1 ,c,sales\n")
+    with pytest.raises(UserError, match="line 4: id '1' was already used in .*train.csv, line 2; ids must differ"):
+        train(folder, 'id_column = "id"')
+    (folder / "train.csv").write_text("id,text,queue\n1,a,sales\n 2 ,b,billing\n")
+    assert [example.id for example in train(folder, 'id_column = "id"')] == ["t/train/1", "t/train/2"]
+
+
+def test_ids_of_different_splits_are_not_compared(folder: Path) -> None:
+    (folder / "train.csv").write_text("id,text,queue\n1,a,sales\n2,b,billing\n")
+    spec = spec_of(folder, 'id_column = "id"', 'train = "train.csv"\ntest = "train.csv"')
+    found = [example.id for split in ("train", "test") for example in read_custom(spec, split)[0]]
+    assert found == ["t/train/1", "t/train/2", "t/test/1", "t/test/2"]
+
+
 # ------------------------------------------------------------------------------------------------------ packed files
 
 
@@ -264,6 +279,39 @@ def test_an_encoding_that_does_not_fit(folder: Path, encoding: str, content: byt
         train(folder, f'encoding = "{encoding}"')
 
 
+SHORT = {
+    "the same line": "Grüße aus München und Zürich,sales\n" * 10,
+    "other lines": "".join(f"café {word},sales\n" for word in ("über", "à tout", "été", "déjà", "öde", "où", "île")),
+    "Chinese": "你好,sales\n世界,sales\n下午,billing\n春天,billing\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "shift_jis", "cp932", "big5"])
+@pytest.mark.parametrize("rows", SHORT.values(), ids=SHORT)
+def test_utf8_in_lines_that_are_too_short_to_tell(folder: Path, encoding: str, rows: str) -> None:
+    (folder / "train.csv").write_bytes(b"text,queue\n" + rows.encode())
+    with pytest.raises(UserError, match=r"train.csv, line \d+: .*UTF-8"):
+        train(folder, f'encoding = "{encoding}"')
+
+
+@pytest.mark.parametrize(
+    ("encoding", "rows"),
+    [
+        ("gb18030", ["学习"] * 20),  # the same characters again and again, such as a label
+        ("gb18030", ["学习", "plain"] * 20),
+        ("gb18030", ["学习", "你好"] * 9),
+        ("shift_jis", ["ﾃｼ"] * 20),
+    ],
+)
+def test_short_lines_that_are_utf8_by_chance(folder: Path, encoding: str, rows: list[str]) -> None:
+    content = "text,queue\n" + "".join(f"{text},sales\n{text} {n},billing\n" for n, text in enumerate(rows))
+    first = content.encode(encoding).splitlines()[1]
+    assert len(first.decode()) < len(first), "it is also UTF-8"
+    (folder / "train.csv").write_bytes(content.encode(encoding))
+    found = train(folder, f'encoding = "{encoding}"')
+    assert [example.text for example in found[::2]] == rows
+
+
 def test_characters_that_nobody_writes_are_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "train.csv").write_bytes(WESTERN.replace("crème", "4 €").encode("cp1252"))
     train(folder, 'encoding = "latin-1"')
@@ -336,11 +384,24 @@ def test_labels_that_differ_only_in_case_or_spaces(folder: Path, caplog: pytest.
     spec = spec_of(folder, labels='labels_from = "train"')
     assert spec.fields[0].labels == ("Billing", "Email", "billing", "e mail")
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and "the labels 'Billing' and 'billing' differ only in case or spaces" in said[0]
+    assert (
+        len(said) == 2
+        and "the labels 'Billing' and 'billing' differ only in case, spaces or form of characters" in said[0]
+    )
     assert "'Email' and 'e mail' differ" in said[1] and "with names" in said[1]
     assert labels_of(folder, labels='names = {Billing = "b", billing = "b", Email = "e", "e mail" = "e"}') == list(
         "bbeeb"
     )
+
+
+@pytest.mark.parametrize("labels", [("1", "\uff11"), ("fine", "\ufb01ne"), ("M\u00b2", "m2")])
+def test_labels_that_differ_only_in_the_form_of_characters(
+    folder: Path, labels: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "train.csv").write_text(f"text,queue\na,{labels[0]}\nb,{labels[1]}\n", encoding="utf-8")
+    assert spec_of(folder, labels='labels_from = "train"').fields[0].labels == labels
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"the labels {labels[0]!r} and {labels[1]!r} differ only in case, spaces or form of characters" in said
 
 
 def test_one_label_only(folder: Path) -> None:
@@ -416,6 +477,62 @@ def test_missing_values_in_json_lines(folder: Path) -> None:
         "sales",
         "billing",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "top", "advice"),
+    [
+        ("train.csv", "text,queue\nsome words 0;sales\nmore words;billing\n", "",
+         "Separated by ';' it has 2. If all rows are written so, write the header with ';' as well, and write "
+         "delimiter = \";\" in the task's file, or give --delimiter ';' to predict.py"),
+        ("train.csv", "text,queue\nsome\tsales\n", "", 'and write delimiter = "\\t" in the task'),
+        ("train.csv", "text;queue\nsome,sales\nmore,billing\n", 'delimiter = ";"',
+         "If all rows are written so, write the header with ',' as well, and omit delimiter"),
+        ("train.tsv", "text\tqueue\nsome|sales\n", "",
+         'write the header with \'|\' as well, and give the file the ending .csv, and write delimiter = "|" in'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("labels", ['labels = ["billing", "sales"]', 'labels_from = "train"'])
+def test_rows_with_another_delimiter_than_the_header(
+    folder: Path, name: str, table: str, top: str, advice: str, labels: str
+) -> None:
+    (folder / name).write_text(table)
+    with pytest.raises(UserError) as caught:
+        train(folder, top, f'train = "{name}"', labels)
+    message = str(caught.value)
+    assert f"{name}, line 2: 1 cells, but the header names 2 columns. Separated by" in message and advice in message
+    assert message.count("Separated by") == 1
+
+
+def test_short_rows_that_no_delimiter_explains(folder: Path) -> None:
+    for row in ("a", "a;b;c", '"a;b\nc"'):
+        (folder / "train.csv").write_text(f"text,queue\n{row}\nb,sales\n")
+        with pytest.raises(UserError, match=r"1 cells, but the header names 2 columns\. Fill") as caught:
+            train(folder)
+        assert "Separated by" not in str(caught.value)
+
+
+@pytest.mark.parametrize("top", ["", 'missing = "skip"'])
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        ("train.csv", "text,queue\na\nb\n", r"train.csv, line 2: 1 cells, but the header names 2 columns\.$"),
+        ("train.csv", "text,queue\n", r"train.csv: no examples in it\.$"),
+        ("train.csv", "", r"train.csv: no examples in it\.$"),
+        ("train.csv", "text,queue\na,\nb, \n",
+         r"train.csv: 'queue' is empty in all 2 examples \(\S*train.csv, line 2; \S*train.csv, line 3\)\.$"),
+        ("train.csv", "text,queue\n" + "a,\n" * 30, r"'queue' is empty in all 30 examples .*line 4; \.\.\.\)\.$"),
+        ("train.jsonl", '{"text": "a", "queue": null}\n', r"'queue' is empty in the only example \(\S*, line 1\)\.$"),
+        ("train.jsonl", '{"text": "a", "queu": "x"}\n', "train.jsonl, line 1: no column 'queue'. Did you mean 'queu'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["class", "token", "multi"])
+def test_why_there_is_no_label(folder: Path, kind: str, name: str, table: str, message: str, top: str) -> None:
+    (folder / name).write_text(table)
+    field = f'[[fields]]\nname = "queue"\ntype = "{kind}"\nlabels_from = "train"\n'
+    (folder / "task.toml").write_text(f'name = "t"\n{top}\n[files]\ntrain = "{name}"\n{field}')
+    with pytest.raises(UserError, match=message):
+        read_custom_spec(folder / "task.toml")
 
 
 def test_too_many_cells_are_never_skipped(folder: Path) -> None:
