@@ -72,30 +72,34 @@ def compute_metrics(task: HasFields, examples: Sequence[Example], parsed: Sequen
     for field in task.fields:
         answers: Sequence[Any] = [answer.labels.get(field.name) for answer in parsed]
         if isinstance(field, TokenField):
-            types = [example.word_labels(field.name) for example in examples]
+            gold: Sequence[Any] = [example.word_labels(field.name) for example in examples]
             bio = [example.bio.get(field.name) for example in examples]
             boundaries = [answer.bio.get(field.name) for answer in parsed]
-            fields[field.name] = token_metrics(types, answers, field.other, bio, boundaries)
-            same = [
-                a is not None and fit(a, len(g), field.other) == tuple(g) for g, a in zip(types, answers, strict=True)
-            ]
+            fields[field.name] = token_metrics(gold, answers, field.other, bio, boundaries)
         elif isinstance(field, MultiField):
-            sets = [example.label_set(field.name) for example in examples]
-            fields[field.name] = multi_metrics(sets, answers)
-            same = [a is not None and set(a) == set(g) for g, a in zip(sets, answers, strict=True)]
+            gold = [example.label_set(field.name) for example in examples]
+            fields[field.name] = multi_metrics(gold, answers)
         else:
-            labels = [example.class_label(field.name) for example in examples]
-            fields[field.name] = class_metrics(labels, answers)
-            same = [a == g for g, a in zip(labels, answers, strict=True)]
-        for i, (is_correct, a) in enumerate(zip(same, answers, strict=True)):
-            correct[i] &= is_correct
-            unparsed[i] |= a is None
+            gold = [example.class_label(field.name) for example in examples]
+            fields[field.name] = class_metrics(gold, answers)
+        for i, (wanted, answer) in enumerate(zip(gold, answers, strict=True)):
+            correct[i] &= is_right(field, wanted, answer)
+            unparsed[i] |= answer is None
     return {
         "n_examples": len(examples),
         "n_unparsed": sum(unparsed),
         "exact_match": ratio(sum(correct), len(correct)),
         "fields": fields,
     }
+
+
+def is_right(field: Field, gold: Any, answer: Any) -> bool:
+    """Whether a parsed answer of a field, None if unparsed, is the gold one: all words, or all labels of a set."""
+    if answer is None:
+        return False
+    if isinstance(field, TokenField):
+        return bool(fit(answer, len(gold), field.other) == tuple(gold))
+    return bool(set(answer) == set(gold) if isinstance(field, MultiField) else answer == gold)
 
 
 def class_metrics(gold: Sequence[str], predicted: Sequence[str | None]) -> dict[str, Any]:

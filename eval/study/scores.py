@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from data.json_text import to_json
 from data.tasks import TASKS, Field
-from eval.metrics import main_figure
+from eval.metrics import is_right, main_figure
 from eval.results import PREDICTIONS, RESULTS, Results, each_prediction, field_kinds, read_results, stored_task
 from eval.study.cells import Outcome
 from eval.study.statistics import Counts, example_counts, f1
@@ -34,11 +34,13 @@ class FieldScores:
         figure: name of the main figure: accuracy, f1 or micro_f1.
         keys: one number for each example, made of its id and gold labels: equal in other runs of the example.
         counts: [N, 3], see `eval.study.statistics`.
+        exact: [N], whether the answer is the gold one.
     """
 
     figure: str
     keys: NDArray[np.uint64]
     counts: Counts
+    exact: NDArray[np.bool_]
 
     @property
     def value(self) -> float:
@@ -96,16 +98,19 @@ def _read_fields(folder: Path, results: Results, fields: Sequence[Field]) -> dic
     """Read the predictions once: scores by field."""
     keys = {field.name: array("Q") for field in fields}
     counts = {field.name: array("i") for field in fields}
+    exact = {field.name: array("b") for field in fields}
     for prediction in each_prediction(folder, results):
         for field in fields:
             name, gold = field.name, prediction.gold[field.name]
             keys[name].append(_key(prediction.id, gold))
             counts[name].extend(example_counts(field, gold, prediction.parsed.get(name)))
+            exact[name].append(is_right(field, gold, prediction.parsed.get(name)))
     return {
         field.name: FieldScores(
             main_figure(field.kind),
             np.array(keys[field.name], np.uint64),
             np.array(counts[field.name], np.int32).reshape(-1, 3),
+            np.array(exact[field.name], np.bool_),
         )
         for field in fields
     }

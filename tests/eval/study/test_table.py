@@ -300,8 +300,9 @@ def test_consolidated_against_dual(tmp_path):
     assert list(found) == [
         ("consolidated - dual", "massive_joint", "intent", cells[0]),
         ("consolidated - dual", "massive_joint", "slots", cells[1]),
+        ("consolidated - dual", "massive_joint", "exact match", replace(LLAMA, task="massive_intent + massive_slots")),
     ]
-    intent, slots = found.values()
+    intent, slots, exact = found.values()
     dual, joint = (
         np.array([p.parsed["intent"] == p.gold["intent"] for p in read_predictions(o.folder)])
         for o in (outcomes[0], outcomes[2])
@@ -312,6 +313,34 @@ def test_consolidated_against_dual(tmp_path):
     stored = [read_results(o.folder).metrics["fields"]["slots"]["f1"] for o in outcomes[1:]]
     assert slots.difference.value == pytest.approx(stored[1] - stored[0])
     assert slots.difference.test == "bootstrap" and slots.difference.interval.low > 0
+    right = [
+        {p.id: all(p.parsed[name] == p.gold[name] for name in p.gold) for p in read_predictions(o.folder)}
+        for o in outcomes
+    ]
+    dual, joint = (
+        np.array([own[id] for id in right[2]]) for own in ({i: right[0][i] and right[1][i] for i in right[0]}, right[2])
+    )
+    assert joint.mean() == read_results(outcomes[2].folder).metrics["exact_match"] > dual.mean()
+    assert exact.difference.value == pytest.approx(joint.mean() - dual.mean())
+    assert (exact.examples, exact.left_out, exact.difference.test) == (N, 0, "McNemar")
+    assert exact.difference.p == mcnemar(dual, joint)
+
+
+def test_exact_matches_of_examples_that_all_runs_have(tmp_path):
+    cells = [replace(LLAMA, task=task) for task in ("massive_intent", "massive_slots", "massive_joint")]
+    parts = [examples("massive", 30), examples("massive", 30, start=5), examples("massive", 30, start=8)]
+    outcomes = [write_cell(tmp_path, cell, scored=part) for cell, part in zip(cells, parts, strict=True)]
+    (exact,) = (c for c in build_table(outcomes, resamples=50).comparisons if c.field == "exact match")
+    assert exact.examples == 30 - 8
+
+
+def test_a_run_that_was_only_prompted_is_compared_with_all_seeds(tmp_path):
+    cells = [*(replace(LLAMA, seed=seed) for seed in (1, 2)), replace(LLAMA, tuned=False)]
+    outcomes = [write_cell(tmp_path, cell, good) for cell, good in zip(cells, (0.9, 0.9, 0.3), strict=True)]
+    mean, *single = build_table(outcomes, resamples=50).comparisons
+    assert mean.seeds == (1, 2) and [own.seeds for own in single] == [(1,), (2,)]
+    assert {own.base for own in (mean, *single)} == {cells[2]}
+    assert mean.difference.value == pytest.approx(np.mean([own.difference.value for own in single]))
 
 
 def test_tuned_against_untuned_and_shots_against_none(tmp_path):
