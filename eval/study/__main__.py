@@ -53,7 +53,9 @@ def main() -> None:
 
     study = read_study(args.file)
     output = args.output or Path("runs/studies") / study.name
+    cells = [own.cell for own in study.cells]
     check_options(study, output)
+    records.check_claim(output, study.name, cells)
     check_jobs(study, output, args.retry, args.jobs)
     if args.dry_run:
         check_unchanged(study, output)
@@ -63,7 +65,7 @@ def main() -> None:
     if args.table and not (output / records.STUDY).is_file():
         raise UserError(f"--output {output} has no study yet. Omit --table to run it.")
     with run_lock.held(output):
-        records.claim(output, study.name)
+        records.claim(output, study.name, cells)
         check_unchanged(study, output)
         if not args.table:
             listing.print_cells(study, output)

@@ -16,7 +16,7 @@ from checkpoints_tools.registry import ApiModel, get_model
 from data.errors import UserError
 from eval.study.file import Study, StudyCell, words
 from eval.study.plan import eval_options, train_options
-from eval.study.records import outcome, read_record
+from eval.study.records import outcome, readable_record
 from train.metrics import duration
 
 
@@ -54,7 +54,7 @@ class Estimates:
         return Estimate()
 
     def _took(self, own: StudyCell) -> float:
-        record = read_record(self.output, own.cell)
+        record = readable_record(self.output, own.cell)
         return sum(record.seconds.values()) if record is not None else 0.0
 
     def _with_dollars(self, own: StudyCell, seconds: float | None, how: str) -> Estimate:

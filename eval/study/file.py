@@ -24,7 +24,7 @@ variant's, the cells'.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -150,13 +150,21 @@ def read_study(path: Path) -> Study:
         keep=file.keep,
     )
     seen: dict[Cell, int] = {}
+    named: dict[str, Cell] = {}
     for number, block in enumerate(file.cells, start=1):
         problems += [f"[[cells]] {number}: {text}" for text in _problems_of_block(block, file)]
         for cell in _expanded(block):
-            if cell in seen:
-                where = "" if seen[cell] == number else f", in [[cells]] {seen[cell]} and {number}"
+            same = cell if cell.tuned or cell.shots else replace(cell, seed=0)
+            if same in seen:
+                where = "" if seen[same] == number else f", in [[cells]] {seen[same]} and {number}"
                 problems.append(f"cell {cell.name} is there twice{where}. Remove one, or give one of them a variant.")
-            seen.setdefault(cell, number)
+            elif cell.name in named:
+                problems.append(
+                    f"[[cells]] {number}: model {cell.model!r} on task {cell.task!r} would have the folder of model "
+                    f"{named[cell.name].model!r} on task {named[cell.name].task!r}, {cell.name}. Rename one of them."
+                )
+            seen.setdefault(same, number)
+            named.setdefault(cell.name, cell)
             if not problems:
                 study.cells.append(_with_options(cell, block, file))
     if problems:
@@ -187,8 +195,11 @@ def _problems(file: _File) -> list[str]:
         found.append(f"optim = {file.optim!r}:{auto or ' unknown.'}{nearest(file.optim, OPTIMIZERS)}")
     if file.gpu and file.gpu not in GPUS:
         found.append(f"gpu = {file.gpu!r}: unknown.{nearest(file.gpu, GPUS)}")
-    if any(not name or Path(name).name != name for name in (file.name or "study", *file.models, *file.tasks)):
-        found.append("name, and the names of models and tasks, become names of folders: write them without slashes.")
+    names = (file.name or "study", *file.models, *file.tasks, *file.variants)
+    if any(name in ("", "..") or Path(name).name != name for name in names):
+        found.append(
+            "name, and the names of models, tasks and variants, become names of folders: write them without slashes."
+        )
     for name, model in file.models.items():
         if (model.model or name) not in MODELS:
             found.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 from rich.table import Table
@@ -11,7 +11,7 @@ from data.terminal import literal, say, show
 from eval.study.estimate import Estimate, Estimates, total
 from eval.study.file import Study
 from eval.study.plan import steps_of
-from eval.study.records import code_hash, forgotten, outcome, read_record
+from eval.study.records import doubts, forgotten, outcome, readable_record
 from train.metrics import duration
 
 
@@ -22,18 +22,13 @@ def print_cells(study: Study, output: Path) -> None:
     for name, right in (("cell", False), ("state", False), ("took", True), ("left", True), ("estimate", False)):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     counts, left = Counter[str](), list[Estimate]()
-    others, examples = set(), defaultdict[tuple[str, str], set[str]](set)
     for own in study.cells:
         found = outcome(output, own.cell)
         counts[found.state] += 1
-        record = read_record(output, own.cell) if found.state != "failed" or not found.why else None
+        record = readable_record(output, own.cell)
         took = duration(sum(record.seconds.values())) if record is not None and record.seconds else ""
         if found.state == "done":
             table.add_row(literal(own.cell.name), "done", took, "", "")
-            assert record is not None
-            examples[own.cell.task, str(own.eval.get("limit", ""))].add(record.examples)
-            if record.code != code_hash():
-                others.add(own.cell.name)
             continue
         estimate = estimates.of(own)
         left.append(estimate)
@@ -42,12 +37,8 @@ def print_cells(study: Study, output: Path) -> None:
     show(table)
     states = ", ".join(f"{counts[state]} {state}" for state in ("done", "failed", "running", "open") if counts[state])
     say(f"{study.name}: {len(study.cells)} cells: {states}. Left, estimated: {total(left) or 'not known'}")
-    if others:
-        say(f"note: {len(others)} cells were finished by other code than this: {', '.join(sorted(others)[:5])}")
-    for (task, limit), hashes in examples.items():
-        if len(hashes) > 1:
-            some = f"{limit} examples" if limit else "all examples"
-            say(f"note: cells of {task} were scored on different data, though all have {some}. Was the data changed?")
+    for doubt in doubts(study, output):
+        say(f"note: {doubt}")
     if names := forgotten(output, [own.cell for own in study.cells]):
         say(f"note: not in the study file, and not in the tables: {', '.join(names[:5])}")
 

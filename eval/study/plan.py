@@ -21,10 +21,11 @@ from train.config import FREE_ON_RESUME
 
 CELLS = "cells"
 SHARED = ("convert", "data")  # kinds of commands whose result several cells use
-# Options that say how something is computed or watched, not what: a cell may be continued with others.
-HOW = (FREE_ON_RESUME - {"output", "checkpoint", "data", "task"}) | frozenset(
-    "batch_tokens concurrency attempts timeout max_cost yes key_env prices cache_dir device tp".split()
-)
+# Options that say how something is computed or watched, not what: a cell may be continued with others. Of those with
+# which a training may be resumed, some change what comes of it.
+_RESULTS = frozenset("output checkpoint data task patience eval_every max_new_tokens fit_heads export_dtype".split())
+_EVAL = "batch_tokens concurrency attempts timeout max_cost yes key_env prices cache_dir device tp"
+HOW = {"train": FREE_ON_RESUME - _RESULTS, "eval": frozenset(_EVAL.split())}
 
 
 _there: set[str] = set()  # data sets that were found once
@@ -99,8 +100,9 @@ def identity(study: Study, own: StudyCell, output: Path) -> dict[str, Any]:
         f"{program} {name}": value if isinstance(value, list) else str(value)
         for program, options in sorted(programs.items())
         for name, value in sorted(options.items())
-        if name not in (*HOW, "output", "name") and not (program == "eval" and own.cell.tuned and name == "checkpoint")
-    }
+        if name not in (*HOW[program], "output", "name")
+        and not (program == "eval" and own.cell.tuned and name == "checkpoint")
+    } | ({"convert": own.convert} if own.convert else {})
 
 
 def steps_of(study: Study, own: StudyCell, output: Path) -> list[Step]:

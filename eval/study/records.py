@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +26,11 @@ from data.files.documents import read_json
 from data.files.durable import write_text
 from data.json_text import to_json
 from eval.kept_lines import sha256_of, writable
-from eval.results import RESULTS, read_results
+from eval.results import PREDICTIONS, RESULTS, read_results
 from eval.study.cells import Cell, Outcome
+from eval.study.file import Study
 from eval.study.plan import CELLS, cell_folder, score_folder
+from train.run_lock import process_start
 
 STUDY, RECORD, LOG = "study.json", "cell.json", "log.txt"
 PACKAGES = ("model", "data", "train", "eval", "checkpoints_tools")
@@ -74,19 +77,36 @@ def code_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def claim(output: Path, name: str) -> None:
-    """Write the study's name into its folder, or check it.
+def check_claim(output: Path, name: str, cells: list[Cell]) -> None:
+    """Check that a folder, if it is one of a study, is one of this study.
+
+    Raises:
+        UserError: it has another name, or cells, but none of these.
+    """
+    if not (output / STUDY).is_file():
+        return
+    found: _Study = read_json(output / STUDY, _Study)
+    if found.name != name:
+        raise UserError(
+            f"--output {output} has the study {found.name!r}, and this one is {name!r}. Give another --output."
+        )
+    others = forgotten(output, cells)
+    if others and not any(cell_folder(output, cell).is_dir() for cell in cells):
+        raise UserError(
+            f"--output {output} has another study of the name {name!r}: its cells, such as {others[0]}, are none of "
+            "this file's. Give another --output."
+        )
+
+
+def claim(output: Path, name: str, cells: list[Cell]) -> None:
+    """Write the study's name into its folder, or check that the folder is this study's (`check_claim`).
 
     Raises:
         UserError: the folder has another study, or files that are of no study.
     """
     file = output / STUDY
     if file.is_file():
-        found: _Study = read_json(file, _Study)
-        if found.name != name:
-            raise UserError(
-                f"--output {output} has the study {found.name!r}, and this one is {name!r}. Give another --output."
-            )
+        check_claim(output, name, cells)
         return
     others = [path.name for path in output.iterdir() if path.name != "run.lock"] if output.is_dir() else []
     if others:
@@ -130,23 +150,34 @@ def outcome(output: Path, cell: Cell) -> Outcome:
             return Outcome(cell, "open", folder)
         if record.state == "done":
             _check_result(folder, record)
+        if record.state == "running" and process_start(record.pid) != record.started:  # the machine ended, say
+            return Outcome(cell, "open", folder)
         return Outcome(cell, record.state, folder, record.why, record.jobs)
     except UserError as error:
         return Outcome(cell, "failed", folder, str(error))
 
 
 def _check_result(folder: Path, record: Record) -> None:
-    file = folder / RESULTS
-    if not file.is_file():
-        raise UserError(f"{file} is missing, and the cell was done. --retry runs the cell again.")
-    if sha256_of(file) != record.result:
-        raise UserError(f"{file} was changed after the study wrote it. --retry scores again.")
+    advice = "--retry runs the cell again, its training too if its model was removed."
+    for file in (folder / RESULTS, folder / PREDICTIONS):
+        if not file.is_file():
+            raise UserError(f"{file} is missing, and the cell was done. {advice}")
+    if sha256_of(folder / RESULTS) != record.result:
+        raise UserError(f"{folder / RESULTS} was changed after the study wrote it. {advice}")
     read_results(folder)
+
+
+def readable_record(output: Path, cell: Cell) -> Record | None:
+    """A cell's record, or None if there is none, or a damaged one, with which the cell has failed (`outcome`)."""
+    try:
+        return read_record(output, cell)
+    except UserError:
+        return None
 
 
 def changed_options(output: Path, cell: Cell, now: dict[str, Any]) -> list[str]:
     """What a cell that was started before has other options in, in words; empty if nothing is different."""
-    record = read_record(output, cell)
+    record = readable_record(output, cell)
     if record is None or record.state == "open" and not record.seconds:
         return []
     before = record.options
@@ -159,6 +190,26 @@ def changed_options(output: Path, cell: Cell, now: dict[str, Any]) -> list[str]:
 
 def _shown(value: Any) -> str:
     return "none" if value is None else shortened(value if isinstance(value, str) else to_json(value))
+
+
+def doubts(study: Study, output: Path) -> list[str]:
+    """What may keep results of the finished cells from being compared: other code, other data."""
+    others, examples = set[str](), defaultdict[tuple[str, str], set[str]](set)
+    for own in study.cells:
+        record = readable_record(output, own.cell)
+        if record is None or outcome(output, own.cell).state != "done":
+            continue
+        examples[own.cell.task, str(own.eval.get("limit", ""))].add(record.examples)
+        if record.code != code_hash():
+            others.add(own.cell.name)
+    found = []
+    if others:
+        found.append(f"{len(others)} cells were finished by other code than this: {', '.join(sorted(others)[:5])}")
+    for (task, limit), hashes in examples.items():
+        if len(hashes) > 1:
+            some = f"{limit} examples" if limit else "all examples"
+            found.append(f"cells of {task} were scored on different data, though all have {some}; was it changed?")
+    return found
 
 
 def forgotten(output: Path, cells: list[Cell]) -> list[str]:

@@ -28,8 +28,9 @@ from eval.results import PREDICTIONS, RESULTS, read_results
 from eval.study.commands import Commands, Ended, shares
 from eval.study.estimate import Estimates
 from eval.study.file import Study, StudyCell
+from eval.study.page import REPORT
 from eval.study.plan import SHARED, cell_folder, identity, report_step, score_folder, steps_of
-from eval.study.records import LOG, Record, changed_options, code_hash, outcome, read_record, write_record
+from eval.study.records import LOG, Record, changed_options, code_hash, outcome, readable_record, write_record
 from train import stopping
 from train.errors import Interrupted
 from train.metrics import duration
@@ -105,6 +106,7 @@ def run_study(
         ) as stop,
         ThreadPoolExecutor(jobs) as pool,
     ):
+        runner.finish_earlier()
         # With one job nothing runs beside `after_cell`, which would change a run's seconds.
         for group in [left] if jobs > 1 else [[one] for one in left]:
             waiting = {pool.submit(runner.run, number, own): own for number, own in group}
@@ -161,7 +163,7 @@ class _Runner:
         """Run what is left of a cell and record it; how its last command ended if it was told to stop, else None."""
         output, cell, folder = self.output, own.cell, cell_folder(self.output, own.cell)
         log, shown = folder / LOG, self.jobs == 1
-        record = read_record(output, cell) or Record("open", {})
+        record = readable_record(output, cell) or Record("open", {})
         _wait_for(record, folder)
         record.options, record.result, record.why = identity(self.study, own, output), "", ""
         record.ranks, record.jobs = own.ranks, self.jobs
@@ -199,10 +201,24 @@ class _Runner:
             return None
         record.state, record.code, record.result = "done", code_hash(), sha256_of(score / RESULTS)
         write_record(output, cell, record)
-        if self.commands.run(report_step(own, output), log, share, shown).status != 0:
-            say(f"  note: {cell.name} has no report; {log} says why.")
-        _remove_weights(self.study, folder)
+        (score / REPORT).unlink(missing_ok=True)  # of a result before
+        self._finish(own, share)
         return None
+
+    def _finish(self, own: StudyCell, share: dict[str, str]) -> None:
+        """Make the report of a cell that is done, unless it is there, and remove the weights that are not kept."""
+        folder = cell_folder(self.output, own.cell)
+        if not (score_folder(self.output, own.cell) / REPORT).is_file():
+            step = report_step(own, self.output)
+            if self.commands.run(step, folder / LOG, share, self.jobs == 1).status != 0:
+                say(f"  note: {own.cell.name} has no report; {folder / LOG} says why.")
+        _remove_weights(self.study, folder)
+
+    def finish_earlier(self) -> None:
+        """`_finish` the cells that were done before: the study may have been killed in between."""
+        for own in self.study.cells:
+            if self.commands.stopped is None and outcome(self.output, own.cell).state == "done":
+                self._finish(own, {})
 
 
 def _note_running(output: Path, own: StudyCell, record: Record, process: subprocess.Popen[str]) -> None:

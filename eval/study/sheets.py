@@ -158,6 +158,7 @@ def figure_notes(table: StudyTable) -> list[str]:
         of = "a part of the test examples" if complete is None else f"the complete test split has {complete:,}"
         notes.append(f"n = {n:,} examples of {task}: {of}.")
     notes += [f"failed: {cell.name}: {why or 'no reason is recorded'}" for cell, why in table.failures.items()]
+    notes += [f"note: {doubt}." for doubt in table.doubts]
     return notes
 
 

@@ -144,6 +144,7 @@ class StudyTable:
         figures: by row and column; without those that the study does not have.
         failures: of each failed cell, why.
         jobs: cells of those that are done that ran at the same time, at most.
+        doubts: what may keep the figures from being compared.
     """
 
     rows: tuple[Cell, ...]
@@ -154,6 +155,7 @@ class StudyTable:
     comparisons: tuple[Comparison, ...]
     failures: dict[Cell, str]
     jobs: int = 1
+    doubts: tuple[str, ...] = ()
 
 
 def row_label(row: Cell) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from data.files.durable import write_text
@@ -9,7 +10,7 @@ from data.terminal import say
 from eval.kept_lines import writable
 from eval.study.file import Study
 from eval.study.page import REPORT, study_page
-from eval.study.records import outcome
+from eval.study.records import doubts, outcome
 from eval.study.render import csv_text, markdown, show_study
 from eval.study.table import build_table
 
@@ -24,7 +25,7 @@ def write(study: Study, output: Path, show_it: bool = False) -> None:
         UserError: the folder cannot be written.
     """
     outcomes = [outcome(output, own.cell) for own in study.cells]
-    table = build_table(outcomes)
+    table = replace(build_table(outcomes), doubts=tuple(doubts(study, output)))
     texts = {REPORT: study_page(study.name, table, outcomes, output), "table.md": markdown(table)}
     texts["table.csv"] = csv_text(table)
     with writable(output):

@@ -106,6 +106,18 @@ def test_options_become_words() -> None:
         (TUNED + "seeds = []\n", "seeds"),
         ('name = "x"\n', "cells"),
         ('name = "../x"\n' + TUNED, "write them without slashes"),
+        ('name = ".."\n' + TUNED, "write them without slashes"),
+        ('[variants."a/b"]\n' + TUNED + 'variant = "a/b"\n', "write them without slashes"),
+        (
+            "".join(f'[models.{name}]\nmodel = "llama_debug"\n' for name in ("a", "a-b"))
+            + "".join(f'[tasks.{name}]\ntask = "massive_intent"\n' for name in ("b-c", "c"))
+            + '[[cells]]\nmodels = ["a"]\ntasks = ["b-c"]\n[[cells]]\nmodels = ["a-b"]\ntasks = ["c"]\n',
+            "[[cells]] 2: model 'a-b' on task 'c' would have the folder of model 'a' on task 'b-c'",
+        ),
+        (
+            TUNED + "tuned = [false]\n" + TUNED + "tuned = [false]\nseeds = [1]\n",
+            "is there twice, in [[cells]] 1 and 2",
+        ),
         ('[models.own]\nmodel = "nothing"\n' + TUNED, "[models.own]: unknown model 'nothing'"),
         ('[models.own]\nmodel = "llama"\nconvert = "a.gguf"\n' + TUNED, "convert needs checkpoint"),
         ("[tasks.own]\n" + TUNED, "[tasks.own]: needs task"),

@@ -103,7 +103,13 @@ def test_what_makes_a_cell_this_cell(tmp_path: Path) -> None:
     plain = identity("")
     assert identity("", "moved") == plain
     assert identity("ranks = 4\n[train]\nsave_every = 7\nkeep = 2\n[eval]\nbatch_tokens = 99\n") == plain
-    for other in ("[train]\nlr = 1e-3\n", "[eval]\nlimit = 3\n", 'optim = "adamw_sr"\n', '[eval]\ndecode = "labels"\n'):
+    others = ["[train]\nlr = 1e-3\n", "[eval]\nlimit = 3\n", 'optim = "adamw_sr"\n', '[eval]\ndecode = "labels"\n']
+    # With the first four a training may be resumed, and yet other results come of them.
+    others += [
+        f"[train]\n{more}\n" for more in ("patience = 2", "eval_every = 5", "fit_heads = true", 'export_dtype = "fp32"')
+    ]
+    others += ["[eval]\nmax_new_tokens = 5\n", '[models.llama_debug]\ncheckpoint = "x"\nconvert = "a.gguf"\n']
+    for other in others:
         assert identity(other) != plain, other
 
 

@@ -15,9 +15,11 @@ import pytest
 
 from data.errors import UserError
 from eval.results import RESULTS
-from eval.study import listing, plan, records, run
+from eval.study import listing, plan, records, run, tables
+from eval.study.cells import Cell
 from eval.study.commands import shares
 from eval.study.file import Study, read_study
+from eval.study.page import REPORT
 from eval.study.plan import Step
 from tests.launching import ROOT, environment, with_signals
 from train.errors import Interrupted
@@ -92,6 +94,56 @@ def test_a_result_that_was_edited_is_no_result(study: Study, programs: Callable,
     assert go(study, output, retry=True) == 1
     assert states(study, output) == ["done"] * 3 and file.read_text() == text
     assert file.with_name(f"{name}.changed").read_text() != text, "nothing of the user's is lost"
+
+
+@pytest.mark.parametrize("name", [RESULTS, "predictions.jsonl"])
+def test_a_result_that_was_deleted_is_no_result(study: Study, programs: Callable, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "out"
+    go(study, output)
+    file = plan.score_folder(output, study.cells[0].cell) / name
+    file.unlink()
+    assert states(study, output) == ["failed", "done", "done"] and go(study, output) == 0
+    assert f"{name} is missing" in records.outcome(output, study.cells[0].cell).why
+    assert go(study, output, retry=True) == 1 and states(study, output) == ["done"] * 3 and file.is_file()
+
+
+def test_a_damaged_record_is_one_failed_cell(study: Study, programs: Callable, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    go(study, output)
+    (plan.cell_folder(output, study.cells[1].cell) / records.RECORD).write_text('{"state": "do')
+    run.check_unchanged(study, output)
+    listing.print_cells(study, output)
+    assert states(study, output) == ["done", "failed", "done"]
+    assert go(study, output, retry=True) == 1 and states(study, output) == ["done"] * 3
+
+
+def test_a_command_that_died_with_its_machine_is_not_running(study: Study, tmp_path: Path) -> None:
+    record = records.Record("running", {}, pid=os.getpid(), started=process_start(os.getpid()) - 1)
+    records.write_record(tmp_path, study.cells[0].cell, record)
+    assert states(study, tmp_path)[0] == "open"
+
+
+def test_what_a_killed_study_left_undone_is_made_up_for(study: Study, programs: Callable, tmp_path: Path) -> None:
+    """A report and the removal of weights come after the record that a cell is done."""
+    study.path.write_text(f'keep = "results"\n{study.path.read_text()}')
+    study, output = read_study(study.path), tmp_path / "out"
+    programs(page=FAIL)
+    go(study, output)
+    folder = plan.cell_folder(output, study.cells[0].cell)
+    left = folder / "train/checkpoints/step_4/weights"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    report = plan.score_folder(output, study.cells[0].cell) / REPORT
+    programs(page=f"open({str(report)!r}, 'w').write('new')")
+    assert go(study, output) == 0
+    assert report.read_text() == "new" and not left.exists()
+    before = commands(study, output, 0)
+    go(study, output)
+    assert commands(study, output, 0) == before, "it is there"
+    (plan.score_folder(output, study.cells[0].cell) / RESULTS).unlink()
+    report.write_text("of a result before")
+    go(study, output, retry=True)
+    assert report.read_text() == "new"
 
 
 PROGRAM = """
@@ -233,17 +285,26 @@ def test_cells_of_other_code_or_data_are_named(
     shown = capsys.readouterr().out
     assert f"1 cells were finished by other code than this: {cell.name}" in shown
     assert "cells of massive_intent were scored on different data" in shown
+    tables.write(study, output)
+    for name in (REPORT, "table.md"):
+        text = (output / name).read_text()
+        assert "finished by other code than this" in text and "scored on different data" in text, name
 
 
 def test_a_folder_has_one_study(tmp_path: Path) -> None:
-    records.claim(tmp_path / "out", "one")
-    records.claim(tmp_path / "out", "one")
+    one = [Cell("minilm", "massive_intent", 0, True)]
+    records.claim(tmp_path / "out", "one", one)
+    records.claim(tmp_path / "out", "one", one)
     with pytest.raises(UserError, match="has the study 'one', and this one is 'two'"):
-        records.claim(tmp_path / "out", "two")
+        records.claim(tmp_path / "out", "two", one)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").touch()
     with pytest.raises(UserError, match=r"files of no study \(notes.txt\)"):
-        records.claim(tmp_path / "other", "one")
+        records.claim(tmp_path / "other", "one", one)
+    records.write_record(tmp_path / "out", one[0], records.Record("open", {}))
+    records.claim(tmp_path / "out", "one", [*one, Cell("minilm", "massive_slots", 0, True)])
+    with pytest.raises(UserError, match="another study of the name 'one': its cells, such as minilm-massive_intent"):
+        records.claim(tmp_path / "out", "one", [Cell("other", "massive_intent", 0, True)])
 
 
 def test_a_report_that_fails_is_no_failure_of_the_cell(study: Study, programs: Callable, tmp_path: Path) -> None:
