@@ -1,6 +1,7 @@
 """Write the tables of a study for the terminal, as Markdown and as CSV; `eval.study.page` writes them as HTML.
 
-What they say is in `eval.study.sheets`. CSV has one line for each figure instead, with its parts as columns.
+What they say is in `eval.study.sheets`. CSV has one line for each figure, run or comparison instead, with its parts as
+columns.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import csv
 import html
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from rich.cells import cell_len
 from rich.table import Table
 
 from data.terminal import literal, printable, say, show, width
+from eval.study.cells import Cell
 from eval.study.sheets import Sheet, sheets
 from eval.study.table import Figure, StudyTable, one_line
 
@@ -22,6 +25,14 @@ NAME_WIDTH, WORD_WIDTH = 16, 24  # of a column of names, if its names are as lon
 CSV_COLUMNS = (
     "model", "shots", "tuned", "variant", "task", "field", "figure", "seeds", "planned_seeds", "examples", "value",
     "low", "high", "min", "max", "paper", "difference", "state", "why",
+)  # fmt: skip
+RUN_COLUMNS = (
+    "model", "shots", "tuned", "variant", "task", "seed", "field", "figure", "examples", "value", "lenient",
+    "with_boundaries", "unparsed", "cut_off", "documents_cut", "seconds_per_example", "prompt_tokens", "new_tokens",
+)  # fmt: skip
+COMPARISON_COLUMNS = (
+    "compared", "model", "shots", "tuned", "variant", "task", "base_task", "field", "figure", "seeds", "examples",
+    "left_out", "difference", "low", "high", "p", "test", "one_of_several",
 )  # fmt: skip
 
 
@@ -115,26 +126,65 @@ def csv_text(table: StudyTable) -> str:
 
     ``seeds`` have a result, of ``planned_seeds``; ``examples`` is the number of the seed with the fewest.
     """
+    figures = (table.figures.get((row, column)) for row in table.rows for column in table.columns)
+    return _csv(CSV_COLUMNS, [_csv_line(table, figure) for figure in figures if figure])
+
+
+def runs_csv(table: StudyTable) -> str:
+    """One line for each field of each finished run, in percent: figures of all readings, counts and costs."""
+    return _csv(RUN_COLUMNS, [
+        _names(run.cell) | {
+            "seed": run.cell.seed, "examples": run.examples, "field": field.name, "figure": field.figure,
+            "value": _percent(field.value), "lenient": _percent(field.lenient),
+            "with_boundaries": _percent(field.strict),
+            "unparsed": run.unparsed, "cut_off": run.cut_off, "documents_cut": run.truncated,
+            "seconds_per_example": run.seconds, "prompt_tokens": run.prompt_tokens, "new_tokens": run.new_tokens,
+        }
+        for run in table.details for field in run.fields
+    ])  # fmt: skip
+
+
+def comparisons_csv(table: StudyTable) -> str:
+    """One line for each paired test, in points; those of single seeds whose mean is tested are marked."""
+    lines = []
+    for own in table.comparisons:
+        found = own.difference
+        line = _names(own.cell) | {
+            "compared": own.what, "base_task": own.base.task, "seeds": " ".join(map(str, own.seeds)),
+            "field": own.field, "figure": own.figure, "examples": own.examples, "left_out": own.left_out,
+            "one_of_several": str(own.of_several).lower(),
+        }  # fmt: skip
+        if found is not None:
+            low, high = found.interval.low, found.interval.high
+            line |= {"difference": _percent(found.value), "low": _percent(low), "high": _percent(high)}
+            line |= {"p": found.p, "test": found.test}
+        lines.append(line)
+    return _csv(COMPARISON_COLUMNS, lines)
+
+
+def _csv(columns: Sequence[str], lines: Sequence[dict[str, object]]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
-    for row in table.rows:
-        for column in table.columns:
-            if figure := table.figures.get((row, column)):
-                writer.writerow(_csv_line(table, figure))
+    writer.writerows(lines)
     return stream.getvalue()
+
+
+def _names(cell: Cell) -> dict[str, object]:
+    return {
+        "model": cell.model,
+        "shots": cell.shots,
+        "tuned": str(cell.tuned).lower(),
+        "variant": cell.variant,
+        "task": cell.task,
+    }
 
 
 def _csv_line(table: StudyTable, figure: Figure) -> dict[str, object]:
     row, column = figure.row, figure.column
     failures = [why for cell, why in table.failures.items() if cell.row == row and cell.task == column.task]
     low, high = (figure.interval.low, figure.interval.high) if figure.interval else (None, None)
-    return {
-        "model": row.model,
-        "shots": row.shots,
-        "tuned": str(row.tuned).lower(),
-        "variant": row.variant,
-        "task": column.task,
+    return _names(replace(row, task=column.task)) | {
         "field": column.field,
         "figure": figure.name,
         "seeds": len(figure.values),

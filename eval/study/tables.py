@@ -1,4 +1,4 @@
-"""The tables of a study, written into its folder after every cell: report.html, table.md and table.csv."""
+"""The tables of a study, written into its folder after every cell: report.html, table.md and three files of CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eval.kept_lines import writable
 from eval.study.file import Study
 from eval.study.page import REPORT, study_page
 from eval.study.records import doubts, outcome
-from eval.study.render import csv_text, markdown, show_study
+from eval.study.render import comparisons_csv, csv_text, markdown, runs_csv, show_study
 from eval.study.table import build_table
 
 
@@ -27,7 +27,7 @@ def write(study: Study, output: Path, show_it: bool = False) -> None:
     outcomes = [outcome(output, own.cell) for own in study.cells]
     table = replace(build_table(outcomes), doubts=tuple(doubts(study, output)))
     texts = {REPORT: study_page(study.name, table, outcomes, output), "table.md": markdown(table)}
-    texts["table.csv"] = csv_text(table)
+    texts |= {"table.csv": csv_text(table), "runs.csv": runs_csv(table), "comparisons.csv": comparisons_csv(table)}
     with writable(output):
         for name, text in texts.items():
             write_text(output / name, text)

@@ -37,6 +37,21 @@ def test_shipped_studies_have_valid_commands(name: str, monkeypatch: pytest.Monk
     assert {p.stem for p in FILES.glob("*.toml")} == COUNTS.keys()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
+def test_shipped_studies_have_a_dry_run(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "eval.study", str(FILES / f"{name}.toml"), "--dry_run"]
+    env = environment() | {"MASSIVE": "sample", "NEWSGROUPS": "sample"}
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and f"{COUNTS[name]} cells: {COUNTS[name]} open." in done.stdout, done.stderr
+    cells = read_study(FILES / f"{name}.toml").cells
+    assert sum(" eval.py " in line for line in done.stdout.splitlines()) == len(cells)
+    assert sum(" train.py " in line for line in done.stdout.splitlines()) == sum(own.cell.tuned for own in cells)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_full_table_has_all_of_its_cells(tmp_path: Path) -> None:
     cells = {own.cell for own in read_study(FILES / "table3.toml").cells}
     rows = {cell.row for cell in cells}

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eval.study.cells import Cell
-from eval.study.render import csv_text, markdown, show_study, terminal_tables
+from eval.study.render import comparisons_csv, csv_text, markdown, runs_csv, show_study, terminal_tables
 from eval.study.sheets import figure_lines, p_text, sheets
 from eval.study.statistics import Interval
 from eval.study.table import Column, Figure, build_table
@@ -178,6 +178,27 @@ def test_csv_has_a_line_for_each_figure(study):
     )  # fmt: skip
     assert (not_run["state"], not_run["paper"], running["state"]) == ("not run", "", "running")
     assert running["model"] == ODD.model
+
+
+def test_csv_has_a_line_for_each_field_of_a_run(study):
+    lines = list(csv.DictReader(io.StringIO(runs_csv(study))))
+    assert len(lines) == sum(len(run.fields) for run in study.details) > len(study.details)
+    run = study.details[0]
+    assert [lines[0][name] for name in ("model", "task", "seed", "field", "examples", "unparsed")] == [
+        run.cell.model, run.cell.task, str(run.cell.seed), run.fields[0].name, str(run.examples), str(run.unparsed),
+    ]  # fmt: skip
+    assert float(lines[0]["value"]) == pytest.approx(100 * run.fields[0].value, abs=1e-4)
+    assert float(lines[0]["seconds_per_example"]) == run.seconds
+
+
+def test_csv_has_a_line_for_each_comparison(study):
+    lines = list(csv.DictReader(io.StringIO(comparisons_csv(study))))
+    assert len(lines) == len(study.comparisons) > 0
+    for line, own in zip(lines, study.comparisons, strict=True):
+        assert (line["compared"], line["task"], line["base_task"]) == (own.what, own.cell.task, own.base.task)
+        assert line["seeds"] == " ".join(map(str, own.seeds)) and line["one_of_several"] == str(own.of_several).lower()
+        assert float(line["difference"]) == pytest.approx(100 * own.difference.value, abs=1e-4)
+        assert float(line["p"]) == own.difference.p and line["test"] == own.difference.test
 
 
 def test_a_line_break_in_a_reason_stays_in_its_cell(tmp_path):
