@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -15,12 +17,13 @@ from data.source import load_examples
 from data.tasks import TASKS, ClassField, MultiField, Task, TokenField
 from eval.baselines import BaselineConfig, run_baselines
 from eval.combine import combine
+from eval.kept_lines import sha256_of
 from eval.page.intervals import between
 from eval.page.report import FIELDS_SHOWN, read_run, report
 from eval.probabilities import as_stored, most_probable
 from eval.results import PREDICTIONS, RESULTS, Prediction, read_results, write_run
 from tests.eval.page.runs import check_harmless, predicted, scored
-from tests.launching import ROOT, TICKETS
+from tests.launching import ROOT, TICKETS, environment
 
 OLD = ROOT / "tests" / "old_files" / "scored"
 JOINT = TASKS["massive_joint"]
@@ -241,3 +244,32 @@ def test_a_page_stays_small(tmp_path):
     page = report(scored(tmp_path, task, examples, predictions))
     assert len(page.encode()) < 5_000_000
     assert titles(page).count("Other fields") == 1 and "2 more fields have their figures above" in page
+
+
+@pytest.mark.slow
+def test_a_million_predictions(tmp_path):
+    """A thousand predictions, a thousand times under other ids: neither memory nor the page grow with them."""
+    times, task = 1000, TASKS["massive_intent"]
+    draw, labels = random.Random(0), task.fields[0].labels
+    examples = [Example(f"e{i}", "some words", {"intent": draw.choice(labels)}) for i in range(1000)]
+    answers = [predicted(task, own, draw.choice([own.labels["intent"]] * 4 + ["alarm_set", "?"])) for own in examples]
+    run = scored(tmp_path, task, examples, answers)
+    lines = (run / PREDICTIONS).read_text().splitlines(keepends=True)
+    with (run / PREDICTIONS).open("w") as file:
+        for k in range(times):
+            file.writelines(re.sub('"id": ?"e', f'"id":"{k}/e', line, count=1) for line in lines)
+    stored = json.loads((run / RESULTS).read_text())
+    for metrics in (stored["metrics"], *stored["metrics"]["fields"].values(), stored["metrics"].get("lenient") or {}):
+        for name in ("n_examples", "n_unparsed"):
+            if name in metrics:
+                metrics[name] *= times
+    stored["predictions"] = sha256_of(run / PREDICTIONS)
+    (run / RESULTS).write_text(json.dumps(stored))
+    code = "import resource, sys; from eval.page.__main__ import main; main(sys.argv[1:]); "
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    command = [sys.executable, "-c", code, str(run)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (run / "report.html").read_text()
+    assert "1,000,000" in page and len(page) < 1_000_000
+    assert int(done.stdout.split()[-1]) < 600, "MiB"
