@@ -11,7 +11,7 @@ import pytest
 from checkpoints_tools.registry import MODELS
 from data.errors import UserError
 from eval.kept_lines import sha256_of
-from eval.study import plan, records
+from eval.study import listing, plan, records
 from eval.study.estimate import Estimate, Estimates, total
 from eval.study.file import Study, read_study
 from tests.eval.study.runs import write_cell
@@ -80,6 +80,20 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path) -> Non
         f"--output {tmp_path}/out/cells/llama_debug-massive_intent-5shot-tuned-seed0/train"
     )
     assert "2 cells: 2 open" in done.stdout
+
+
+def test_data_that_are_not_there_are_downloaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("data.source.DOWNLOAD_DIR", tmp_path / "none")
+    monkeypatch.setattr(plan, "_there", set())
+    text = '{}[[cells]]\nmodels = ["llama_debug"]\ntasks = ["massive_intent", "massive_slots", "20ng_7"]\n'
+    study = read(tmp_path, text.format('[tasks.20ng_7]\ndata = "sample"\n'))
+    kinds = [[step.kind for step in plan.steps_of(study, own, tmp_path / "out")] for own in study.cells]
+    assert kinds == [["data", "train", "eval"]] * 2 + [["train", "eval"]]
+    listing.print_commands(study, tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" -m ")[1] for line in lines if "data.download" in line] == ["data.download massive"]
 
 
 def test_wrong_options_are_said_once_and_before_anything_runs(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from data.errors import UserError
 from eval.results import RESULTS
+from eval.study import __main__ as program
 from eval.study import listing, plan, records, run, tables
 from eval.study.cells import Cell
 from eval.study.commands import shares
@@ -305,6 +306,42 @@ def test_a_folder_has_one_study(tmp_path: Path) -> None:
     records.claim(tmp_path / "out", "one", [*one, Cell("minilm", "massive_slots", 0, True)])
     with pytest.raises(UserError, match="another study of the name 'one': its cells, such as minilm-massive_intent"):
         records.claim(tmp_path / "out", "one", [Cell("other", "massive_intent", 0, True)])
+
+
+def test_tables_are_written_after_every_cell(
+    study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, write, written = tmp_path / "out", tables.write, list[tuple[bool, int]]()
+
+    def noted(study: Study, output: Path, show_it: bool = False) -> None:
+        written.append((show_it, states(study, output).count("done")))
+        write(study, output, show_it)
+
+    monkeypatch.setattr(tables, "write", noted)
+    monkeypatch.setattr(sys, "argv", ["eval.study", str(study.path), "--output", str(output)])
+    program.main()
+    assert written == [(False, 1), (False, 2), (False, 3), (True, 3)]
+    files = {"report.html", "table.md", "table.csv", "runs.csv", "comparisons.csv"}
+    assert {path.name for path in output.iterdir()} == files | {"cells", "study.json"}
+
+
+HOLD = """
+import sys, time; from pathlib import Path; from train import run_lock
+with run_lock.held(Path(sys.argv[1])): print("held", flush=True); time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time(
+    study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.study", str(study.path), "--output", str(tmp_path / "out")])
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {other.pid}"):
+            program.main()
+        other.kill()
+    assert states(study, tmp_path / "out") == ["open"] * 3
 
 
 def test_a_report_that_fails_is_no_failure_of_the_cell(study: Study, programs: Callable, tmp_path: Path) -> None:
