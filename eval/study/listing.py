@@ -22,8 +22,8 @@ def print_cells(study: Study, output: Path) -> None:
     for name, right in (("cell", False), ("state", False), ("took", True), ("left", True), ("estimate", False)):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     counts, left = Counter[str](), list[Estimate]()
-    for own in study.cells:
-        found = outcome(output, own.cell)
+    outcomes = [outcome(output, own.cell) for own in study.cells]
+    for own, found in zip(study.cells, outcomes, strict=True):
         counts[found.state] += 1
         record = readable_record(output, own.cell)
         took = duration(sum(record.seconds.values())) if record is not None and record.seconds else ""
@@ -37,7 +37,7 @@ def print_cells(study: Study, output: Path) -> None:
     show(table)
     states = ", ".join(f"{counts[state]} {state}" for state in ("done", "failed", "running", "open") if counts[state])
     say(f"{study.name}: {len(study.cells)} cells: {states}. Left, estimated: {total(left) or 'not known'}")
-    for doubt in doubts(study, output):
+    for doubt in doubts(study, output, outcomes):
         say(f"note: {doubt}")
     if names := forgotten(output, [own.cell for own in study.cells]):
         say(f"note: not in the study file, and not in the tables: {', '.join(names[:5])}")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,12 +193,16 @@ def _shown(value: Any) -> str:
     return "none" if value is None else shortened(value if isinstance(value, str) else to_json(value))
 
 
-def doubts(study: Study, output: Path) -> list[str]:
-    """What may keep results of the finished cells from being compared: other code, other data."""
+def doubts(study: Study, output: Path, outcomes: Sequence[Outcome]) -> list[str]:
+    """What may keep results of the finished cells from being compared: other code, other data.
+
+    Args:
+        outcomes: of the study's cells, in their order.
+    """
     others, examples = set[str](), defaultdict[tuple[str, str], set[str]](set)
-    for own in study.cells:
-        record = readable_record(output, own.cell)
-        if record is None or outcome(output, own.cell).state != "done":
+    for own, reached in zip(study.cells, outcomes, strict=True):
+        record = readable_record(output, own.cell) if reached.state == "done" else None
+        if record is None:
             continue
         examples[own.cell.task, str(own.eval.get("limit", ""))].add(record.examples)
         if record.code != code_hash():

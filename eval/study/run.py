@@ -199,9 +199,9 @@ class _Runner:
             record.state, record.why = "failed", f"eval: {error}"
             write_record(output, cell, record)
             return None
+        (score / REPORT).unlink(missing_ok=True)  # of a result before
         record.state, record.code, record.result = "done", code_hash(), sha256_of(score / RESULTS)
         write_record(output, cell, record)
-        (score / REPORT).unlink(missing_ok=True)  # of a result before
         self._finish(own, share)
         return None
 

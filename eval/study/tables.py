@@ -25,7 +25,7 @@ def write(study: Study, output: Path, show_it: bool = False) -> None:
         UserError: the folder cannot be written.
     """
     outcomes = [outcome(output, own.cell) for own in study.cells]
-    table = replace(build_table(outcomes), doubts=tuple(doubts(study, output)))
+    table = replace(build_table(outcomes), doubts=tuple(doubts(study, output, outcomes)))
     texts = {REPORT: study_page(study.name, table, outcomes, output), "table.md": markdown(table)}
     texts |= {"table.csv": csv_text(table), "runs.csv": runs_csv(table), "comparisons.csv": comparisons_csv(table)}
     with writable(output):
