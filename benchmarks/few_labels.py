@@ -7,6 +7,7 @@ same test texts:
 
     tfidf      TF-IDF + logistic regression, as `python -m eval.baselines`
     frozen     logistic regression of scikit-learn on the encoder's embeddings: the mean of its tokens, of length 1
+    states     the same on the decoder's states after four fifths of its layers: the mean of its tokens, standardized
     setfit     SetFit with its defaults, on the same encoder, with the Python of ``--setfit`` that has it
     setfit20   SetFit with 20 pairs of equal and 20 of unequal labels for each text, as in its paper; by default it
                takes all pairs, whose number grows with the square of the texts
@@ -38,6 +39,8 @@ from typing import Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.common import ROOT, load_average, run_program, say, table, write_result
@@ -50,6 +53,7 @@ from eval.baselines import tfidf_lr
 SYSTEMS = {
     "tfidf": "TF-IDF + logistic regression",
     "frozen": "frozen encoder + logistic regression",
+    "states": "frozen decoder + logistic regression",
     "setfit": "SetFit, its defaults",
     "setfit20": "SetFit, `num_iterations=20`",
     "heads": "encoder, its heads alone (`--steps 0`)",
@@ -82,11 +86,11 @@ class Args:
     work: Path
     """Folder for the runs; the same folder continues them."""
     decoder: Path | None = None
-    """Converted SmolLM2 folder, for the system decoder."""
+    """Converted SmolLM2 folder, for the systems states and decoder."""
     setfit: Path | None = None
     """A Python interpreter with the package setfit, for the system setfit."""
     systems: list[str] = field(default_factory=lambda: ["tfidf", "frozen", "heads", "encoder"])
-    """Which of tfidf, frozen, setfit, setfit20, heads, encoder, decoder."""
+    """Which of tfidf, frozen, states, setfit, setfit20, heads, encoder, decoder."""
     per_label: list[int] = field(default_factory=lambda: [8, 16, 64])
     """Training texts of each label; of a label that has fewer, all."""
     draws: int = 5
@@ -172,19 +176,36 @@ def frozen(args: Args, drawn: Drawn) -> list[str]:
     return [str(x) for x in LogisticRegression(max_iter=1000).fit(embedded[0], labels).predict(embedded[1])]
 
 
+def states(args: Args, drawn: Drawn) -> list[str]:
+    assert args.decoder is not None
+    texts = [tuple(e.text for e in examples) for examples in (drawn.train, drawn.test)]
+    train, test = (embed(args.decoder, some, decoder=True) for some in texts)
+    regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    labels = [example.class_label(drawn.name) for example in drawn.train]
+    return [str(x) for x in regression.fit(train.numpy(), labels).predict(test.numpy())]
+
+
 @functools.cache  # the test texts of all draws are the same
 @torch.no_grad()
-def embed(folder: Path, texts: tuple[str, ...]) -> torch.Tensor:
-    """[texts, width] embeddings of length 1, by transformers."""
+def embed(folder: Path, texts: tuple[str, ...], decoder: bool = False) -> torch.Tensor:
+    """[texts, width] mean states of a text's tokens, by transformers.
+
+    Of an encoder the last ones, brought to length 1. Of a decoder those after four fifths of its layers, since the last
+    ones serve the next token, and without the first token's, which are huge and say nothing of the text.
+    """
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     found: dict[int, torch.Tensor] = {}
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for at in range(0, len(order), 32):
         some = order[at : at + 32]
         inputs = tokenizer([texts[i] for i in some], padding=True, truncation=True, max_length=512, return_tensors="pt")
-        hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
-        found |= zip(some, (hidden * mask).sum(1) / mask.sum(1), strict=True)
-    return torch.nn.functional.normalize(torch.stack([found[i] for i in range(len(texts))]), dim=1)
+        states = model(**inputs, output_hidden_states=True).hidden_states
+        hidden, mask = states[len(states) * 4 // 5 if decoder else -1], inputs["attention_mask"][..., None].clone()
+        mask[:, 0] *= not decoder
+        found |= zip(some, (hidden * mask).sum(1) / mask.sum(1).clamp(min=1), strict=True)
+    result = torch.stack([found[i] for i in range(len(texts))])
+    return result if decoder else torch.nn.functional.normalize(result, dim=1)
 
 
 def setfit(args: Args, drawn: Drawn, iterations: int = 0) -> list[str]:
@@ -233,7 +254,7 @@ def ours(args: Args, drawn: Drawn, name: str, model: str, checkpoint: Path, *opt
 
 
 RUN: dict[str, Callable[[Args, Drawn], list[str]]] = {
-    "tfidf": tfidf, "frozen": frozen, "setfit": setfit, "setfit20": setfit20,
+    "tfidf": tfidf, "frozen": frozen, "states": states, "setfit": setfit, "setfit20": setfit20,
     "heads": heads, "encoder": encoder, "decoder": decoder,
 }  # fmt: skip
 
@@ -243,7 +264,7 @@ def run(args: Args, argv: list[str]) -> None:
     unknown = [system for system in args.systems if system not in RUN]
     if unknown:
         raise UserError(f"--systems {' '.join(unknown)}: expected some of {', '.join(RUN)}.")
-    for system, option in (("setfit", "setfit"), ("setfit20", "setfit"), ("decoder", "decoder")):
+    for system, option in (("setfit", "setfit"), ("setfit20", "setfit"), ("states", "decoder"), ("decoder", "decoder")):
         if system in args.systems and getattr(args, option) is None:
             raise UserError(f"system {system} needs --{option}.")
     args.work.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.errors import UserError
 from tests.launching import ROOT
 
 pytest.importorskip("transformers")
+import transformers
+
 from benchmarks import few_labels
 
 TICKETS = ROOT / "data" / "sample" / "tickets"
@@ -78,11 +81,26 @@ def test_setfit_is_asked_for_its_pairs(arguments: list[str], tmp_path: Path) -> 
     assert expected["setfit"] != expected["setfit20"]
 
 
+def test_states_of_a_decoder_are_a_texts_own(minilm_folder: Path, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_folder)
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 2}
+    model = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    model.save_pretrained(tmp_path)
+    texts = ("short", "a text that is much longer than the other two of its batch", "one two")
+    found = few_labels.embed(tmp_path, texts, decoder=True)
+    for text, mean in zip(texts, found, strict=True):
+        states = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states
+        torch.testing.assert_close(states[4][0, 1:].mean(0), mean)
+
+
 @pytest.mark.parametrize(
     "more, said",
     [
         (["--systems", "setfit20"], "system setfit20 needs --setfit"),
         (["--systems", "decoder"], "system decoder needs --decoder"),
+        (["--systems", "states"], "system states needs --decoder"),
         (["--systems", "svm"], "--systems svm: expected some of tfidf"),
     ],
 )
