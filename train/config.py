@@ -101,8 +101,8 @@ class OptimOptions:
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate decays from its peak to zero; constant: it does not."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
+    warmup_steps: float = 0
+    """Steps of linear warm-up; below 1, their part of all steps."""
     beta1: float = 0.9
     """AdamW's first-moment decay."""
     beta2: float = 0.95

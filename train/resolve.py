@@ -162,7 +162,8 @@ def find_problems(config: TrainConfig) -> list[str]:
     if train.precision == "fp32" and optim.optim != "auto" and OPTIMIZERS[optim.optim].weights == torch.bfloat16:
         problems.append(f"optim = {optim.optim} stores the weights in bf16, which contradicts precision = fp32.")
     must(0 < optim.lr < 1, "lr", "between 0 and 1")
-    must(optim.warmup_steps >= 0, "warmup_steps", "0 or more")
+    warmup = optim.warmup_steps
+    must(warmup >= 0 and (warmup < 1 or warmup % 1 == 0), "warmup_steps", "0 or more, and whole from 1 on")
     must(0 <= optim.beta1 < 1, "beta1", "in [0, 1)")
     must(0 <= optim.beta2 < 1, "beta2", "in [0, 1)")
     must(optim.eps > 0, "eps", "above 0")
@@ -196,8 +197,8 @@ def find_problems(config: TrainConfig) -> list[str]:
             "activation_offload needs full activation checkpointing: give "
             f"--activation_checkpointing full (it is {train.activation_checkpointing})."
         )
-    if train.steps is not None and optim.warmup_steps > max(0, train.steps - 1):
-        problems.append(f"warmup_steps = {optim.warmup_steps} must be less than steps = {train.steps}.")
+    if train.steps is not None and 1 <= warmup > train.steps - 1:
+        problems.append(f"warmup_steps = {warmup:g} must be less than steps = {train.steps}.")
     if known_model and train.steps is None and train.epochs is None:
         problems.append("neither steps nor epochs is set, and the model's recipe has none: give one.")
     if config.eval.eval_every and not config.eval.holdout:

@@ -146,9 +146,9 @@ def open_run(config: TrainConfig) -> Setup:
     total_steps = count_steps(config, loader)
     if total_steps and (note := describe_few(task, examples, spec.kind)):
         log.info("note: %s", note)
-    if config.optim.warmup_steps > max(0, total_steps - 1):
+    if 1 <= config.optim.warmup_steps > total_steps - 1:
         raise UserError(
-            f"warmup_steps = {config.optim.warmup_steps} must be less than the {total_steps} steps of the run."
+            f"warmup_steps = {config.optim.warmup_steps:g} must be less than the {total_steps} steps of the run."
         )
     identity = {
         "model_config": dataclasses.asdict(model_config),

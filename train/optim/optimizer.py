@@ -47,7 +47,7 @@ OPTIMIZERS: dict[str, OptimFormat] = {
 }
 
 
-def learning_rate(step: int, total_steps: int, peak: float, schedule: Schedule, warmup_steps: int = 0) -> float:
+def learning_rate(step: int, total_steps: int, peak: float, schedule: Schedule, warmup_steps: float = 0) -> float:
     """The learning rate of a step: a pure function, so that resuming needs no scheduler state.
 
     ::
@@ -63,8 +63,10 @@ def learning_rate(step: int, total_steps: int, peak: float, schedule: Schedule, 
         total_steps: number of steps of the run.
         peak: the rate after warm-up.
         schedule: after the warm-up: "linear" or "cosine" decay to zero, or "constant".
-        warmup_steps: steps of linear increase.
+        warmup_steps: steps of linear increase; below 1, their part of all steps.
     """
+    if warmup_steps < 1:
+        warmup_steps = round(warmup_steps * total_steps)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, total_steps - warmup_steps)

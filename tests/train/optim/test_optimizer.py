@@ -20,9 +20,12 @@ from train.optim.optimizer import allocate_states, build_optimizer, clip_gradien
         ("linear", 2, [0.5, 1.0, 1.0, 0.5]),
         ("constant", 2, [0.5, 1.0, 1.0, 1.0]),
         ("cosine", 2, [0.5, 1.0, 1.0, 0.5]),
+        ("linear", 0.5, [0.5, 1.0, 1.0, 0.5]),
+        ("linear", 0.1, [1.0, 0.75, 0.5, 0.25]),
+        ("linear", 0.99, [0.25, 0.5, 0.75, 1.0]),
     ],
 )
-def test_schedules(schedule: str, warmup: int, want: list[float]) -> None:
+def test_schedules(schedule: str, warmup: float, want: list[float]) -> None:
     got = [learning_rate(step, 4, 1.0, schedule, warmup) for step in range(4)]
     assert got == pytest.approx(want)
 
