@@ -26,7 +26,7 @@ STYLE = (
 *{box-sizing:border-box}
 html{scroll-padding-top:1rem;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);font:1rem/1.5 system-ui,sans-serif}
-main{max-width:70rem;margin:0 auto;padding:1rem 1rem 4rem}
+main{max-width:76rem;margin:0 auto;padding:1rem 1rem 4rem}
 h1{font-size:1.7rem;line-height:1.2;margin:1rem 0 .4rem;overflow-wrap:anywhere}
 h2{font-size:1.3rem;margin:3rem 0 .6rem;padding-top:.8rem;border-top:1px solid var(--line);overflow-wrap:anywhere}
 h3{font-size:1.05rem;margin:1.8rem 0 .5rem;overflow-wrap:anywhere}
@@ -47,6 +47,7 @@ tbody th,td{overflow-wrap:anywhere}
 tbody th,td:not(.n){min-width:7rem}
 tbody th small{display:block}
 .n{text-align:right;white-space:nowrap}
+thead .n{white-space:normal}
 .meter{display:inline-block;min-width:5.5rem;padding:0 .3rem;border-radius:.2rem;
 background:linear-gradient(90deg,color-mix(in srgb,var(--right) 30%,transparent) var(--share),var(--soft) var(--share))}
 .range{display:block;position:relative;min-width:5.5rem;height:.8rem;margin:.2rem 0;

@@ -1,7 +1,8 @@
-"""A page in a browser: it runs no script and loads nothing, whatever is in it."""
+"""A page in a browser: it runs no script and loads nothing, whatever is in it, and a study's table fits on a screen."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import threading
@@ -12,13 +13,16 @@ import pytest
 from data.example import Example
 from data.tasks import ClassField, Task
 from eval.page.report import report
+from eval.page.style import STYLE
 from tests.eval.page.runs import predicted, scored
+from tests.launching import ROOT
 
 NAMES = ("chromium-headless-shell", "chrome-headless-shell", "chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 SCRIPT = "<script>document.title='ran'</script><img src='http://far.example/x.png' onerror=\"document.title='ran'\">"
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--virtual-time-budget=3000")  # fmt: skip
+         "--disable-component-update", "--disable-sync", "--virtual-time-budget=3000",
+         "--window-size=1280,900")  # fmt: skip
 
 
 class Web:
@@ -79,3 +83,17 @@ def test_a_page_runs_and_loads_nothing(web, tmp_path):
     shown = web.open(tmp_path / "page.html")
     assert "<svg" in shown and "<title>&lt;script&gt;" in shown and "<script" not in shown and "<img" not in shown
     assert web.asked == []
+
+
+def test_the_table_of_the_paper_needs_no_scrolling(web, tmp_path):
+    """All its columns, with three seeds and drawn intervals, on a screen of 1,280 points."""
+    page = (ROOT / "benchmarks/results/miniature.html").read_text(encoding="utf-8")
+    page, n = re.subn("<style>.*?</style>", lambda _: f"<style>{STYLE}</style>", page, flags=re.DOTALL)
+    page, m = re.subn("<meta[^>]*Content-Security-Policy[^>]*>", "", page)  # it lets no script run
+    assert n == m == 1
+    measure = "const all = [...document.querySelectorAll('.scroll')].map(one => one.scrollWidth - one.clientWidth);"
+    (tmp_path / "page.html").write_text(f"{page}<script>{measure} document.title = all</script>", encoding="utf-8")
+    title = re.search("<title>(.*?)</title>", web.open(tmp_path / "page.html"))
+    assert title is not None
+    figures, counts, *_ = map(int, title[1].split(","))
+    assert figures == 0 < counts, "that of all counts has fifteen columns"
