@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data.decoder.fewshot import choose_shots
+from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS, get_task
 from tests.launching import ROOT
@@ -69,6 +70,26 @@ def test_a_step_that_takes_the_data_several_times_says_so(
         "a step of --batch_size 60 samples takes the 24 training samples 2.5 times. Set --batch_size to 24 or" in text
     )
     assert "times" not in said("--batch_size", "24")
+
+
+def test_a_warm_up_is_shorter_than_the_run(train_args: list[str]) -> None:
+    """The steps of epochs are known when the data are: here 6."""
+    steps = train_args.index("--steps")
+    some = [
+        *train_args[:steps],
+        *train_args[steps + 2 :],
+        "--epochs",
+        "1",
+        "--batch_unit",
+        "samples",
+        "--batch_size",
+        "4",
+        "--warmup_steps",
+    ]
+    with pytest.raises(UserError, match="^warmup_steps = 6 must be less than the 6 steps of the run.$"):
+        open_run(load_config([*some, "6"]))
+    for warmup in ("5", "0.99"):
+        assert open_run(load_config([*some, warmup])).total_steps == 6
 
 
 def test_few_texts_a_label_are_said_to_users_of_their_own_task() -> None:
