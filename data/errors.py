@@ -26,7 +26,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     Of a name that looks like a known one it says in which characters the two differ.
     """
-    known = list(known)
+    known = list(dict.fromkeys(known))  # a study's own names may be those of models and tasks
     more = f", ... ({len(known):,} in all)" if len(known) > LISTED else ""
     listed = f" Known: {', '.join(known[:LISTED])}{more}."
     twin = next((other for other in known if look_the_same(name, other)), None)

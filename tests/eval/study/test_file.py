@@ -129,6 +129,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert said in message and "trial.toml" in message, message
 
 
+def test_known_names_are_listed_once(tmp_path: Path) -> None:
+    """The file has options for a built-in model and a built-in task."""
+    own = "[models.llama_debug]\n[tasks.massive_intent]\n"
+    message = refused(tmp_path, own + TUNED.replace("debug", "debut").replace("intent", "intend"))
+    assert message.count("llama_debug") == 2 and message.count("massive_intent") == 2, message  # meant, known
+
+
 def test_all_problems_are_said_together(tmp_path: Path) -> None:
     message = refused(tmp_path, 'optim = "auto"\n' + TUNED.replace("debug", "debut").replace("intent", "intend"))
     assert all(said in message for said in ("optim", "unknown model", "unknown task"))
