@@ -100,6 +100,9 @@ def test_few_texts_a_label_are_said_to_users_of_their_own_task() -> None:
     assert note is not None and note.startswith("few training texts: half of the labels of queue have at most 10, half")
     assert "The heads alone (--steps 0)" in note and describe_few(task, [], "encoder") is None
     assert "all-MiniLM-L6-v2 (--model bert) was ahead" in (describe_few(task, everything[:40], "decoder") or "")
+    some = everything[:160]
+    assert describe_few(task, some, "encoder") is None, "some 40 of each label"
+    assert describe_few(task, some, "decoder") is not None, "with 64 a label the decoder was still behind"
     rare = [e for e in everything if e.labels["queue"] != "billing" or e.id == everything[0].id]
     assert describe_few(task, rare, "encoder") is None, "one rare label is another matter"
     paper = TASKS["massive_intent"]
