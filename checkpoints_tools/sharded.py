@@ -162,6 +162,14 @@ def _ignored(arguments: tuple[Any, ...]) -> None:
     """What stands for values that loading does not need."""
 
 
+def _member(arguments: tuple[Any, ...]) -> None:
+    """What stands for ``builtins.getattr``, by which Python 3.11.2 (Debian 12's) writes a member of an enumeration."""
+    match arguments:
+        case (kind, str()) if kind is _ignored:
+            return
+    raise Unusable("holds more than tensors: it calls builtins.getattr, which could run code; refused")
+
+
 def _size(arguments: tuple[Any, ...]) -> torch.Size:
     match arguments:
         case (tuple(numbers),) if all(type(n) is int and 0 <= n <= limits.TENSOR_ELEMENTS for n in numbers):
@@ -177,6 +185,7 @@ _ADMITTED: dict[str, Any] = (
     | {f"{_DCP}.filesystem._StorageInfo": _record("_StorageInfo"), "torch.Size": _size}
     | {f"{_DCP}.metadata.StorageMeta": _record("StorageMeta")}
     | {f"{_DCP}.metadata._MEM_FORMAT_ENCODING": _ignored, "torch.serialization._get_layout": _ignored}
+    | {"builtins.getattr": _member}
     | {f"pathlib.{name}": _ignored for name in ("PosixPath", "_local.PosixPath")}
     | {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
 )

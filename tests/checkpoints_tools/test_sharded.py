@@ -11,7 +11,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkStorageMetadata, Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+)
 
 from checkpoints_tools.checksums import CHUNK, write_checksums
 from checkpoints_tools.inspect import main as inspect_main
@@ -78,6 +84,29 @@ def test_a_state_is_read_as_torch_reads_it(folder: Path) -> None:
     assert ours["optim"] == theirs["optim"] == state()["optim"]
     for name, tensor in state()["model"].items():
         assert torch.equal(ours["model"][name], tensor)
+
+
+def test_metadata_that_python_3_11_2_wrote(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names a member of an enumeration by getattr; other versions by its value."""
+    kind, before = _MEM_FORMAT_ENCODING, read_metadata(folder)
+    monkeypatch.setattr(kind, "__reduce_ex__", lambda self, protocol: (getattr, (kind, self.name)))
+    rewrite(folder, lambda found: None)
+    assert b"getattr" in (folder / ".metadata").read_bytes()
+    assert read_metadata(folder) == before
+    loaded = empty()
+    load_sharded(folder, loaded)
+    assert torch.equal(loaded["model"]["b"], state()["model"]["b"])
+
+
+@pytest.mark.parametrize("arguments", [(Metadata, "x"), (_MEM_FORMAT_ENCODING, 1), (_MEM_FORMAT_ENCODING, "x", 0)])
+def test_other_attributes_are_refused(folder: Path, arguments: tuple[Any, ...]) -> None:
+    class Attribute:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return getattr, arguments
+
+    (folder / ".metadata").write_bytes(pickle.dumps(Attribute()))
+    with pytest.raises(UserError, match="calls builtins.getattr, which could run code; refused"):
+        read_metadata(folder)
 
 
 def test_code_in_the_metadata_is_refused(folder: Path, tmp_path: Path, capsys) -> None:
