@@ -50,6 +50,11 @@ def look_the_same(a: str, b: str) -> bool:
     return a != b and appearance(a).translate(_AS_LATIN) == appearance(b).translate(_AS_LATIN)
 
 
+def is_one_line(text: str) -> bool:
+    """Whether a text has no line break: LF or CR."""
+    return "\n" not in text and "\r" not in text
+
+
 def whole_characters(text: str) -> str:
     """The text with U+FFFD for halves of surrogate pairs, which JSON can have and no file."""
     return text if is_text(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -43,5 +43,8 @@ def shortened(text: str, limit: int = SHOWN) -> str:
 
 
 def as_json(value: Any) -> str:
-    """A value for a message, as JSON writes it, shortened."""
-    return shortened(json.dumps(value))
+    """A value for a message, as JSON writes it, or as Python does what JSON cannot; shortened."""
+    try:
+        return shortened(json.dumps(value))
+    except TypeError:  # bytes, sets and others that a cell may have as Python writes them
+        return shortened(repr(value))

@@ -45,6 +45,7 @@ class Column:
         others: values that are neither texts, numbers nor truths.
         missing: rows without a value.
         values: how often each text, number or truth occurs; of lists, how often each item does.
+        lengths: of each row, how many items its list has; None: it has no list.
     """
 
     name: str
@@ -56,8 +57,10 @@ class Column:
     words: int = 0
     with_letters: int = 0
     values: Counter[str] = field(default_factory=Counter)
+    lengths: list[int | None] = field(default_factory=list)
 
     def add(self, value: Any) -> None:
+        self.lengths.append(len(value) if isinstance(value, list) else None)
         if is_missing(value):
             self.missing += 1
         elif isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -99,6 +102,11 @@ class Column:
         if not n or not 2 <= different <= min(LABELS, n / 2):
             return False
         return all(len(value) <= LABEL_CHARACTERS and value.isprintable() for value in self.values)
+
+    def may_label(self, words: Column) -> bool:
+        """Lists with an item for each item of another column's, and few different ones."""
+        both = [pair for pair in zip(self.lengths, words.lengths, strict=True) if None not in pair]
+        return self is not words and len(self.values) <= LABELS and all(a == b for a, b in both)
 
     def may_be_ids(self) -> bool:
         """Single words, all of them different."""
@@ -168,12 +176,14 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         raise UserError(f"--text and --label are both {text!r}: texts and labels are in different columns.")
     known = {name: column for name, column in columns.items() if name.isprintable() and name == name.strip() != ""}
     listed = [column for column in known.values() if column.lists and not column.others and not column.characters]
-    if text is None and label is None and len(listed) >= 2:
-        words = known[conll.token_column(list(known))] if format in conll.FORMATS else max(
-            listed, key=lambda column: len(column.values))  # fmt: skip
-        tags = [column.name for column in listed if column is not words and len(column.values) <= LABELS]
-        if tags:
-            return Guess(dialect, reads, n_rows, columns, words.name, tags[-1], True, [], tags[-2::-1])
+    listed.sort(key=lambda column: -len(column.values))  # stable
+    if format in conll.FORMATS:
+        listed.sort(key=lambda column: column.name != conll.token_column(list(known)))
+    if text is None and label is None:
+        for words in listed:
+            tags = [column.name for column in known.values() if column in listed and column.may_label(words)]
+            if tags:
+                return Guess(dialect, reads, n_rows, columns, words.name, tags[-1], True, [], tags[-2::-1])
     texts = [column for column in known.values() if column.may_be_text() and column.name != label]
     texts.sort(key=lambda column: (column.words < 2 * column.scalars, -column.length))  # stable
     if text is None and not texts:
@@ -227,18 +237,23 @@ def _encoding(file: Path) -> tuple[str, str]:
 
 
 def _delimiter(file: Path, dialect: Dialect) -> str:
-    """The delimiter with which most rows have as many cells as the header, which are several; a comma if none does."""
+    """The delimiter with which most rows have as many cells as the header, which are several.
+
+    If there is none, one with which the table cannot be read: the reader then says why. Else a comma.
+    """
     scores: dict[str, tuple[float, int]] = {}
+    refused: list[str] = []
     for delimiter in DELIMITERS:
         try:
             with _quiet(), open_table(file, "csv", dialect=replace(dialect, delimiter=delimiter)) as table:
                 fits = [not record.error for record in islice(table.records, DELIMITER_ROWS)]
                 n_columns = len(table.columns or ())
         except UserError:  # quotation marks do not fit, or a column is there twice
+            refused.append(delimiter)
             continue
         if n_columns > 1:
             scores[delimiter] = (sum(fits) / max(len(fits), 1), n_columns)
-    return max(scores, key=lambda delimiter: scores[delimiter], default=DELIMITERS[0])
+    return max(scores, key=lambda delimiter: scores[delimiter], default=[*refused, *DELIMITERS][0])
 
 
 def _read(file: Path, format: str, dialect: Dialect) -> tuple[Dialect, dict[str, Column], int]:

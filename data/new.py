@@ -19,12 +19,13 @@ import tomlkit
 import tyro
 
 from data import terminal
+from data.characters import is_text
 from data.commands import command, python, quoted
 from data.errors import UserError, shortened
 from data.files.documents import readable
 from data.files.paths import parsed_paths
 from data.guess import ROWS, Column, Guess, guess
-from data.readers.encoding import UTF8
+from data.readers.encoding import UTF8, is_utf8
 from data.readers.split_files import LINES
 from data.readers.tables import ENDINGS, PLAIN, ending_of, open_table
 from data.tasks import TASKS, Task, get_task
@@ -67,6 +68,8 @@ def new_task(file: Path, text: str | None = None, label: str | None = None, enco
     with readable(file):
         if not file.is_file():
             raise UserError(f"no file {file}.")
+    if not is_text(file.name):
+        raise UserError(f"{ascii(file.name)}: a name that is not UTF-8, which no task file can have. Rename the table.")
     stem = file.name[: -len(ending)]
     target = file.with_name(f"{stem}.toml")
     if target.exists():
@@ -201,6 +204,8 @@ def main(argv: list[str] | None = None) -> int:
     assert task.custom is not None
     target = task.custom.path
     say(f"written: {target}. Read it: its comments say what was guessed.")
+    if not is_utf8(encoding := task.custom.dialect.encoding) and args.encoding is None:
+        say(f"Not UTF-8: {encoding} is guessed. The file shows how it reads; if wrong, remove it and give --encoding.")
     say(f"To check the data:\n  {python()} -m data.check {quoted(str(target))}")
     run = {"task": target, "output": f"runs/{task.name}"}
     say(f"To train on it:\n  {command('train.py', {'model': 'smollm2_135m', **run})}")

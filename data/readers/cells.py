@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from data.characters import appearance
+from data.characters import appearance, is_one_line
 from data.errors import UserError, as_json, nearest
 from data.files.documents import parse_line
 from data.readers.records import Record
@@ -151,14 +151,15 @@ def collect_labels(
     for row in labelled(files, dialect, column):
         value = row.values[column]
         if kind == "class":
-            found.add(class_label(value, row, column))
+            add_labels(found, [class_label(value, row, column)], row, column)
         elif tags == SPANS:
             try:
-                found |= labels_of(parsed_list(value, row, column))
+                labels = labels_of(parsed_list(value, row, column))
             except UserError as error:
                 raise UserError(f"{row.where}: {column!r} {error}") from error
+            add_labels(found, labels, row, column)
         else:
-            found.update(token_labels(value, row, column))
+            add_labels(found, token_labels(value, row, column), row, column)
     if kind == "token" and tags != SPANS:
         try:
             found, note = types_among(found, other, tags)
@@ -167,6 +168,14 @@ def collect_labels(
         if note:
             log.warning("%s, %r: %s", name, column, note)
     return sorted(one_of_each(found, name, column))
+
+
+def add_labels(found: set[str], labels: Iterable[str], row: Record, column: str) -> None:
+    """Add a record's labels to those that were found; a UserError for one that cannot be written on a line."""
+    for label in sorted(set(labels) - found):
+        if not appearance(label) or not is_one_line(label):
+            raise UserError(f"{row.where}: {column!r} has the label {label!r}, which is empty or has a line break.")
+        found.add(label)
 
 
 def one_of_each(labels: set[str], file: str, column: str) -> list[str]:

@@ -19,6 +19,7 @@ KEEP_BYTES = "data.keep_bytes"
 """An error handler for decoding and encoding: bytes without a meaning become lone surrogates, and bytes again."""
 
 START = 4096  # bytes at the beginning of a file that tell what it is
+EVIDENCE = 2**18  # bytes of lines that are not UTF-8 that tell the encoding of a whole text
 SHOWN = 16  # characters on both sides of the first byte in question
 
 # Encodings of several bytes per character, by their marks, and by order.
@@ -45,6 +46,8 @@ _NO_TEXT = {
 }
 # Western text is far more frequent than all others, and its other letters stand alone among ASCII.
 _WESTERN = "windows-1252"
+_BYTES, _RUNS = re.compile(rb"[\x80-\xff]+"), re.compile(rb"[\x80-\xff]{3,}")
+ALONE = 20  # in Western text fewer than one in so many bytes beyond ASCII are in a run of three or more
 _OTHERS = ("windows-1251", "shift_jis", "gb18030", "big5", "euc-kr")
 _LAST = ("macintosh", *_OTHERS)  # the first has a character for every byte
 _COMMON = (UTF8, "utf-16", _WESTERN, "latin-1", *_OTHERS, "macintosh")
@@ -132,8 +135,12 @@ def not_utf8(line: bytes, file: str, utf8_before: bool, can_be_named: bool = Fal
         return (
             f"{found}, but other characters of the file are: correct this line. To convert the file would damage them."
         )
-    readings = _probable(line, start)
-    shown = ", ".join(f"{text!r} in {encoding}" for encoding, text in readings.items())
+    return _which(found, _probable(line, start), file, can_be_named)
+
+
+def _which(found: str, readings: dict[str, str], file: str, can_be_named: bool = False) -> str:
+    """What was found, how it reads in each encoding, and what to do."""
+    shown = _shown(readings)
     right = next(iter(readings)) if len(readings) == 1 else "ENCODING"
     named = f"{_name_it(right)} Or convert" if can_be_named else "Convert" if len(readings) > 1 else "convert"
     if len(readings) == 1:
@@ -145,18 +152,24 @@ def not_utf8(line: bytes, file: str, utf8_before: bool, can_be_named: bool = Fal
 def probable_encoding(lines: Iterable[bytes], name: str, file: str, advice: str) -> tuple[str, str]:
     """The encoding of a text, for a program that proposes one: UTF-8, or the only probable one of a text that is not.
 
+    Encodings of one byte per character cannot be told from each other: with single letters beyond ASCII it is
+    Windows-1252, also for Polish, which is not. So a person has to see how the text reads.
+
     Args:
         lines: of the text, with their line breaks.
         name, file: what messages and commands call it.
         advice: for a text that reads as well in several encodings.
 
     Returns:
-        Its name, and how the text around its first character beyond ASCII reads in it; empty for UTF-8.
+        Its name, and how the line with the most characters beyond ASCII reads in it, around the first of these; empty
+        for UTF-8.
 
     Raises:
         UserError: no text; several encodings are as probable; UTF-8 with wrong bytes in between.
     """
     utf8_before = False
+    wrong, most = b"", 0  # lines that are not UTF-8; bytes beyond ASCII in the one that has most
+    richest: tuple[int, UnicodeDecodeError] | None = None
     for number, line in enumerate(lines, start=1):
         if number == 1:
             if wide := _wide(line[:START]):
@@ -166,18 +179,31 @@ def probable_encoding(lines: Iterable[bytes], name: str, file: str, advice: str)
         try:
             utf8_before |= not line.decode().isascii()
         except UnicodeDecodeError as error:
-            readings = _probable(line, error.start)
-            if utf8_before or len(readings) != 1:
-                problem = not_utf8(line, file, utf8_before) + (f" {advice}" if len(readings) > 1 else "")
-                raise UserError(f"{name}, line {number}: {problem}") from error
-            return next(iter(readings.items()))
-    return UTF8, ""
+            if utf8_before and not wrong:
+                raise UserError(f"{name}, line {number}: {not_utf8(line, file, True)}") from error
+            if len(wrong) < EVIDENCE:
+                wrong += line
+                beyond = sum(byte > 127 for byte in line)
+                most, richest = (beyond, (number, error)) if beyond > most else (most, richest)
+    if richest is None:
+        return UTF8, ""
+    number, first = richest
+    readings = _readings(first.object, first.start, tuple(_probable(wrong, 0)))
+    if len(readings) > 1:
+        problem = _which(f"not UTF-8 (byte {first.object[first.start]:#04x})", readings, file)
+        raise UserError(f"{name}, line {number}: {problem} {advice}") from first
+    return next(iter(readings.items()))
 
 
-def _probable(line: bytes, start: int) -> dict[str, str]:
-    """By encoding, how a line that is not UTF-8 reads around its first wrong byte, for the probable ones."""
-    candidates = (_WESTERN,) if not re.search(rb"[\x80-\xff]{3}", line) else (_WESTERN, *_OTHERS)
-    return _readings(line, start, candidates) or _readings(line, start, _LAST)
+def _probable(text: bytes, start: int) -> dict[str, str]:
+    """By encoding, how lines that are not UTF-8 read around a wrong byte, for the probable ones."""
+    beyond, together = (sum(map(len, re.findall(pattern, text))) for pattern in (_BYTES, _RUNS))
+    candidates = (_WESTERN, *_OTHERS) if together * ALONE > beyond else (_WESTERN,)
+    return _readings(text, start, candidates) or _readings(text, start, _LAST)
+
+
+def _shown(readings: dict[str, str]) -> str:
+    return ", ".join(f"{text!r} in {encoding}" for encoding, text in readings.items())
 
 
 def _name_it(encoding: str) -> str:
@@ -299,10 +325,8 @@ def undecodable(line: str, encoding: str) -> str:
     readings = _readings(content, len(line[: found.start()].encode(encoding, KEEP_BYTES)), (UTF8, *_COMMON))
     if UTF8 in readings:
         return f"{problem}. It reads {readings[UTF8]!r} in UTF-8. {_set_right(UTF8)}"
-    shown = ", ".join(f"{text!r} in {other}" for other, text in readings.items())
-    return (
-        f"{problem}. It reads {shown or 'in no encoding that is known here'}. Name the right one, or correct the line."
-    )
+    shown = _shown(readings) or "in no encoding that is known here"
+    return f"{problem}. It reads {shown}. Name the right one, or correct the line."
 
 
 _KEPT = re.compile("[\udc00-\udcff]")

@@ -51,4 +51,5 @@ def check_columns(columns: list[str], where: str) -> None:
         raise UserError(f"{where}: {len(columns):,} columns; the limit is {limits.COLUMNS:,}. Is it the right format?")
     repeated = [column for column, count in Counter(columns).items() if count > 1]
     if repeated:
-        raise UserError(f"{where}: column {repeated[0]!r} is in the header twice.")
+        advice = "Rename one of them." if repeated[0].strip() else "Name the columns, or delete the empty ones."
+        raise UserError(f"{where}: column {repeated[0]!r} is in the header twice. {advice}")

@@ -82,7 +82,7 @@ class TagReader:
             bare = self.other
         if self.scheme not in (None, "types"):
             if bare != self.other and not marked:
-                raise UserError(f'is {label!r}, which is not a tag of tags = "{self.scheme}" ({self.letters}).')
+                raise UserError(_no_tag(f"is {label!r}", label, self.scheme))
             bare = bare if bare == self.other else None
         if bare is not None and kind is not None:
             raise UserError(f"is {label!r}, which is a label, and a tag of the label {kind!r}. {NAME_THEM}")
@@ -92,6 +92,18 @@ class TagReader:
             return bare, ""
         name = match[2] if match is not None and marked else label
         raise UserError(f"is {name!r}, which is not one of its labels.{nearest(name, self.known.values())}")
+
+
+def _no_tag(found: str, label: str, scheme: str) -> str:
+    advice = _name_type([label]) if label in SCHEMES[scheme] else ""
+    letters = ", ".join(SCHEMES[scheme])
+    return f'{found}, which is not a tag of tags = "{scheme}": {letters} before a type, as in B-city.{advice}'
+
+
+def _name_type(letters: Iterable[str]) -> str:
+    """What to write if the tags of a table are letters alone."""
+    names = ", ".join(f'{letter} = "{letter}-part"' for letter in sorted({"B", "I", *letters}))
+    return f' Give them a type in place of labels_from: names = {{ O = "O", {names} }}.'
 
 
 def types_among(labels: Iterable[str], other: str, scheme: str | None) -> tuple[set[str], str]:
@@ -104,11 +116,15 @@ def types_among(labels: Iterable[str], other: str, scheme: str | None) -> tuple[
     inside = labels - {other, OUTSIDE}
     tags = {label: (match[1], match[2]) for label in inside if (match := TAG.fullmatch(label)) and match[2]}
     if scheme == "types" or (scheme is None and not tags):
+        if scheme is None and {"B", "I"} <= inside <= set("BIESLU"):
+            raise UserError(
+                f"has {', '.join(sorted(inside))}, the letters of tags without types.{_name_type(inside)} {NAME_THEM}"
+            )
         return inside, ""
     if scheme is not None:
         wrong = [label for label in inside if label not in tags or tags[label][0] not in SCHEMES[scheme]]
         if wrong:
-            raise UserError(f'has {min(wrong)!r}, which is not a tag of tags = "{scheme}" ({SCHEMES[scheme]}).')
+            raise UserError(_no_tag(f"has {min(wrong)!r}", min(wrong), scheme))
         return {kind for _, kind in tags.values()}, ""
 
     letters: dict[str, set[str]] = defaultdict(set)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -81,7 +82,7 @@ def test_windows_and_semicolons(capsys, tmp_path: Path) -> None:
     file.write_text(content, encoding="windows-1252")
     found, text = written(capsys, file)
     assert (found["delimiter"], found["encoding"], found["text_column"]) == (";", "windows-1252", "meldung")
-    assert found["fields"][0]["name"] == "art" and '# name = "stufe"' in text and "Größe 0" in text
+    assert found["fields"][0]["name"] == "art" and '# name = "stufe"' in text and "Größe 1" in text
     assert '# id_column = "nr"' in text
 
 
@@ -303,6 +304,73 @@ def test_an_encoding_that_cannot_be_told(capsys, tmp_path: Path) -> None:
     assert "line 2" in said and "'привет мир 0,a' in windows-1251" in said and "--encoding" in said
     found, _ = written(capsys, file, "--encoding", "windows-1251")
     assert found["encoding"] == "windows-1251"
+
+
+def test_single_letters_do_not_decide_an_encoding(capsys, tmp_path: Path) -> None:
+    """Only all lines together tell that this is not Western."""
+    content = "label,text\nда,Я за!\nнет,Очень плохой телефон\nда,Очень хороший телефон\nнет,Никогда больше\n"
+    (tmp_path / "t.csv").write_text(content, encoding="windows-1251")
+    said = refused(capsys, tmp_path / "t.csv")
+    assert "line 3: not UTF-8" in said and "'нет,Очень плохой' in windows-1251" in said and "--encoding" in said
+    words = ["It is 良 phone", "非常に悪い電話", "とても良い", "二度と買わない"]
+    (tmp_path / "t.csv").write_text(table([(text, "ab"[n % 2]) for n, text in enumerate(words)]), encoding="shift_jis")
+    assert "in shift_jis" in refused(capsys, tmp_path / "t.csv")
+
+
+def test_a_guessed_encoding_is_shown(capsys, tmp_path: Path) -> None:
+    """Polish cannot be told from Western text: a person has to see it."""
+    content = "text,label\nDobry sklep,tak\nPolecam sklep działa świetnie,tak\nNie wiem,nie\nOj nie,nie\n"
+    (tmp_path / "t.csv").write_text(content, encoding="windows-1250")
+    assert main([str(tmp_path / "t.csv")]) == 0
+    assert "Not UTF-8: windows-1252 is guessed" in capsys.readouterr().out
+    assert "so it reads 'lecam sklep dzia³a œwietnie,tak'" in (tmp_path / "t.toml").read_text(encoding="utf-8")
+    (tmp_path / "t.toml").unlink()
+    assert main([str(tmp_path / "t.csv"), "--encoding", "windows-1250"]) == 0
+    assert "is guessed" not in capsys.readouterr().out
+
+
+def test_empty_columns_of_a_spreadsheet(capsys, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text;label;;\n" + "I like it;pos;;\nIt broke;neg;;\n" * 3)
+    said = refused(capsys, tmp_path / "t.csv")
+    assert "column '' is in the header twice. Name the columns, or delete the empty ones." in said
+    (tmp_path / "t.csv").write_text("text;label;text\n" + "I like it;pos;\nIt broke;neg;\n" * 3)
+    assert "column 'text' is in the header twice. Rename one of them." in refused(capsys, tmp_path / "t.csv")
+
+
+def test_labels_that_cannot_be_written(capsys, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(table([*rows(), *[("more words", '"a\nb"')] * 2]))
+    assert "t.csv, line 27: 'label' has the label 'a\\nb', which is empty or has a line break" in refused(
+        capsys, tmp_path / "t.csv", "--label", "label"
+    )
+    (tmp_path / "t.conll").write_text("EU\tB-ORG\t\nrejects\tO\t\n\nPeter\tB-PER\t\n")
+    assert "t.conll, lines 1 to 2: 'tags' has the label ''" in refused(capsys, tmp_path / "t.conll")
+
+
+def test_lists_of_different_lengths_are_no_words_and_labels(capsys, tmp_path: Path) -> None:
+    def write(*keys: str) -> None:
+        texts = ["I like this phone", "It broke on day two", "Good price", "Never again from here"] * 2
+        lists = {"tags": lambda n: ["x", "y"][: n % 2 + 1], "keywords": lambda n: texts[n].split() + ["z"]}
+        lists |= {"tokens": lambda n: texts[n].split(), "ner": lambda n: ["O"] * len(texts[n].split())}
+        with (tmp_path / "t.jsonl").open("w") as stream:
+            for n, text in enumerate(texts):
+                row = {"text": text, "label": "ab"[n % 2]} | {key: lists[key](n) for key in keys}
+                if n % 2:
+                    row |= {key: [*row[key][:-1], "B-x"] for key in keys if key == "ner"}
+                stream.write(json.dumps(row) + "\n")
+
+    write("tags", "keywords")
+    found, _ = written(capsys, tmp_path / "t.jsonl")
+    assert found["text_column"] == "text" and found["fields"][0]["name"] == "label"
+    (tmp_path / "t.toml").unlink()
+    write("tags", "keywords", "tokens", "ner")
+    found, _ = written(capsys, tmp_path / "t.jsonl")
+    assert found["tokens_column"] == "tokens" and found["fields"][0]["name"] == "ner"
+
+
+def test_a_name_that_is_not_utf8(capsys, tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    file.write_text(table(rows()))
+    assert "'caf\\udce9.csv': " in refused(capsys, file)
 
 
 # --- from a table to a model ------------------------------------------------------------------------------------------

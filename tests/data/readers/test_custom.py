@@ -144,6 +144,21 @@ def test_labels_that_may_be_types_or_tags_are_not_guessed(folder: Path, tags: st
     assert example.labels["parts"] == tuple("Other" if tag == "O" else tag for tag in tags.split())
 
 
+def test_letters_without_types(folder: Path) -> None:
+    """Keyphrases and aspects often have the tags B, I and O, which are no types."""
+    tags = ["O", "B", "I", "B"]
+    with pytest.raises(UserError, match="'tags' has B, I, the letters of tags without types.* I = \"I-part\" }"):
+        collected(folder, [tags])
+    with pytest.raises(UserError, match="'tags' has 'B', which is not a tag of tags = \"iob2\".* B = \"B-part\""):
+        collected(folder, [tags], 'tags = "iob2"\n')
+    (example,) = collected(folder, [tags], 'tags = "types"\n')
+    assert example.labels["parts"] == ("Other", "B", "I", "B")
+    named = PARTS.replace('labels = ["product", "date"]', 'names = { O = "O", B = "B-part", I = "I-part" }')
+    (folder / "task.toml").write_text(HEAD + FILES + named)
+    (example,) = read_custom(read_custom_spec(folder / "task.toml"), "test")[0]
+    assert example.bio["parts"] == ("O", "B-part", "I-part", "B-part")
+
+
 def test_tags_of_words_that_stand_alone_are_read_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (example,) = collected(folder, [["B-color", "O", "B-size"]])
     assert example.labels["parts"] == ("color", "Other", "size")

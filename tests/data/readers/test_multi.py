@@ -43,6 +43,7 @@ def rows(*cells: object) -> str:
         (", ", '"refund, billing"', ("billing", "refund")),
         (None, '"[""refund"", ""billing""]"', ("billing", "refund")),
         (None, "\"['refund', 'refund']\"", ("refund",)),
+        (None, "\"['refund' , 'billing', ]\"", ("billing", "refund")),
         (None, "[]", ()),
         (None, "", ()),
     ],
@@ -87,6 +88,14 @@ def test_labels_are_collected(tmp_path: Path) -> None:
     task = get_task(tmp_path / "task.toml")
     assert task.fields == (MultiField("topics", ("a", "b", "c"), "|"),)
     assert [example.labels for example in load_examples(task, "test")][1] == {"topics": ()}
+
+
+@pytest.mark.parametrize("cell", ["a\nb|c", "a\rb"])
+def test_a_collected_label_with_a_line_break(tmp_path: Path, cell: str) -> None:
+    with pytest.raises(
+        UserError, match=r"table.jsonl, line 2: 'topics' has the label 'a\\[nr]b', which is empty or has"
+    ):
+        labels_of(tmp_path, 'labels_from = "test"\nseparator = "|"\n', rows("a", cell), "table.jsonl")
 
 
 def test_one_label_is_enough(tmp_path: Path) -> None:
@@ -141,6 +150,12 @@ def test_keys_of_multi_fields_alone(tmp_path: Path, kind: str) -> None:
         ("refund", 'must be a list of labels, found "refund".* separator = "|"'),
         ("refund;billing", 'must be a list of labels, found "refund;billing".* separator = ";"'),
         ("[refund, billing]", "must be a list of labels"),
+        ("['refund' 'billing']", r"no comma between texts, .*\"\['refund' 'billing'\]\". .* JSON"),
+        ("['refund'\n 'billing']", "no comma between texts"),
+        ('["refund" "billing"]', "no comma between texts"),
+        ("['re' 'fund', 'billing']", "no comma between texts"),
+        ("[b'refund']", "'topics' must be a label, found b'refund'"),
+        ("[{1}]", "'topics' must be a label, found {1}"),
         (["refund", None], "'topics' must be a label, found null"),
         (["refund", ["billing"]], "'topics' must be a label, found"),
         (["refund", ""], "'topics' has '', which is not one of its labels"),
