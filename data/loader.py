@@ -147,7 +147,7 @@ class StepLoader:
 
     def n_steps_for(self, epochs: float) -> int:
         """Number of steps in ``epochs`` passes over the data, rounded up so that no sample is omitted at the end."""
-        return ceil(round(epochs * self.units_per_epoch / self.batch_size, 6))
+        return max(1, ceil(round(epochs * self.units_per_epoch / self.batch_size, 6)))
 
     # ------------------------------------------------------------------------------------------ the step's samples
 

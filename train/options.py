@@ -17,6 +17,7 @@ import functools
 import io
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,11 @@ class Option:
     def is_switch(self) -> bool:
         """Whether it is a boolean (or a boolean that may be None, for "not given")."""
         return self.type in (bool, bool | None)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it has any number of values."""
+        return typing.get_origin(self.type) is tuple and ... in typing.get_args(self.type)
 
     @property
     def may_be_switched(self) -> bool:
@@ -163,6 +169,7 @@ def _read_argv(cls: type, argv: Sequence[str], problems: list[str]) -> list[Word
             layer.append([word])
         else:
             layer[-1].append(word)
+    _check_lists(cls, layer, problems)
     if _accepts(cls, layer):
         return layer
     kept = []
@@ -177,6 +184,15 @@ def _read_argv(cls: type, argv: Sequence[str], problems: list[str]) -> list[Word
             problems += [] if strays else [_error_in(cls, words)]
         problems += [f"'{stray}' is not an option; options start with --." for stray in strays]
     return kept
+
+
+def _check_lists(cls: type, layer: Sequence[Words], problems: list[str]) -> None:
+    """A list without values, or the last of two lists, would replace the one before without a word."""
+    options = options_of(cls)
+    lists = [words for words in map(_split_words, layer) if words[0] in options and options[words[0]].is_list]
+    problems += [f"--{name} needs a value: {_describe(options[name].type)}." for name, values in lists if not values]
+    repeated = [name for name, count in Counter(name for name, _ in lists).items() if count > 1]
+    problems += [f"--{name} is given more than once: write all values after one --{name}." for name in repeated]
 
 
 def _accepts(cls: type, layer: Sequence[Words]) -> bool:

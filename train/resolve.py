@@ -7,6 +7,7 @@ anything starts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -179,9 +180,9 @@ def find_problems(config: TrainConfig) -> list[str]:
         problems.append(f"min_steps = {train.min_steps} is for epochs: give --epochs, or --steps alone.")
     if train.fit_heads and config.model.init == "random":
         problems.append("fit_heads fits heads on a pretrained encoder: omit it with --init random.")
-    must(train.epochs is None or train.epochs > 0, "epochs", "above 0")
+    must(train.epochs is None or 0 < train.epochs < math.inf, "epochs", "above 0, and finite")
     must(train.min_steps >= 0, "min_steps", "0 or more")
-    must(train.seed >= 0, "seed", "0 or more")
+    must(0 <= train.seed < 2**63, "seed", "0 or more, and below 2**63")
     must(config.parallel.tp >= 1, "tp", "at least 1")
     must(config.parallel.nodes is None or config.parallel.nodes >= 1, "nodes", "at least 1")
     must(config.plan.gpus is None or config.plan.gpus >= 1, "gpus", "at least 1")

@@ -302,7 +302,8 @@ class Trainer:
         signum = self.stop.signum or signal.SIGTERM
         self.log.event("interrupted", step=self.step)
         if not self.step:  # fitted heads were scored; AdamW has no states yet that a checkpoint could hold
-            raise Interrupted("interrupted before the first step: nothing to save. Start again, the same way.", signum)
+            again = advice_to_continue(self.again, self.output)
+            raise Interrupted(f"interrupted before the first step: nothing to save. {again}", signum)
         self._save()
         self.saver.finish()
         raise Interrupted(

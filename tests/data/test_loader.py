@@ -130,7 +130,8 @@ def test_a_step_depends_on_nothing_but_its_number(batch_unit: str):
 
 
 @pytest.mark.parametrize(
-    ("n", "batch_size", "epochs", "steps"), [(96, 12, 1, 8), (97, 12, 1, 9), (96, 12, 2.5, 20), (7268, 32, 1, 228)]
+    ("n", "batch_size", "epochs", "steps"),
+    [(96, 12, 1, 8), (97, 12, 1, 9), (96, 12, 2.5, 20), (7268, 32, 1, 228), (96, 12, 1e-9, 1)],
 )
 def test_steps_of_a_number_of_epochs(n: int, batch_size: int, epochs: float, steps: int):
     assert loader(make_samples(n), batch_size=batch_size).n_steps_for(epochs) == steps

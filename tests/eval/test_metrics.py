@@ -242,6 +242,18 @@ def test_joint_metrics_and_exact_match():
     assert selection_metric(task, got) == pytest.approx((3 / 5 + 0.75) / 2)
 
 
+def test_as_many_right_answers_are_the_same_score():
+    """In fp64 (66/80 + 53/80) / 2 is smaller than (65/80 + 54/80) / 2, by its last bit."""
+    task = Fields((ClassField("queue", ("a", "b")), ClassField("urgency", ("a", "b"))))
+
+    def score(*right: int) -> float:
+        fields = {field.name: {"accuracy": n / 80} for field, n in zip(task.fields, right, strict=True)}
+        return selection_metric(task, {"fields": fields, "exact_match": 0.5})
+
+    assert len({score(n, 119 - n) for n in range(39, 81)}) == 1
+    assert score(66, 54) > score(66, 53)
+
+
 def test_no_examples_at_all():
     task = Fields((ClassField("intent", ("a",)), TokenField("slots", ("date",))))
     assert compute_metrics(task, [], [])["exact_match"] == 0.0

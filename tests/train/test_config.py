@@ -130,6 +130,10 @@ def test_flags_with_and_without_values() -> None:
     assert "--resume = 'yes': expected on | off | auto" in refusal("--resume=yes")
     assert "--no_resume takes no value (found 'on')" in refusal("--no_resume", "on")
     assert "--lr needs a value: a number." in refusal("--lr")
+    assert "--class_weights needs a value: text and more." in refusal("--class_weights")
+    assert "--class_weights is given more than once" in refusal("--class_weights", "a=4", "--class_weights", "b=2")
+    assert "epochs = inf: must be above 0, and finite" in refusal("--epochs", "inf")
+    assert "seed = 18446744073709551616" in refusal("--seed", str(2**64))
 
 
 def test_every_boolean_is_given_in_all_its_forms() -> None:

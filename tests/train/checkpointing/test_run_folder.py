@@ -170,6 +170,17 @@ def test_an_incomplete_new_export_of_older_code_replaces_nothing(tmp_path: Path)
     assert run_folder.leftovers(tmp_path) == [new]
 
 
+def test_what_safetensors_was_writing_is_not_kept(tmp_path: Path) -> None:
+    """It writes .tmpXXXXXX beside a file and renames it; a killed run leaves that behind."""
+    new = run_folder.new_folder(tmp_path / "best")
+    export(new, 2)
+    (new / "model.safetensors").rename(new / ".tmpM4CQbN")
+    partial = new.rename(tmp_path / "..best.new.partial-1-a")
+    assert run_folder.leftovers(tmp_path) == [partial]
+    run_folder.discard(partial, ours=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_user_put_into_an_export_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (2, 3):
         best = tmp_path / "best"
