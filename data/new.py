@@ -25,6 +25,7 @@ from data.errors import UserError, shortened
 from data.files.documents import readable
 from data.files.paths import parsed_paths
 from data.guess import ROWS, Column, Guess, guess
+from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
 from data.readers.split_files import LINES
 from data.readers.tables import ENDINGS, PLAIN, ending_of, open_table
@@ -170,7 +171,11 @@ def _field(column: Column, is_words: bool) -> Iterator[str]:
     shown = ", ".join(f"{_shown(value)} ({n:,})" for value, n in column.values.most_common(SHOWN))
     more = f", and {len(column.values) - SHOWN:,} more" if len(column.values) > SHOWN else ""
     yield "[[fields]]"
-    yield _pair("name", column.name)
+    if is_taken(column.name, ()):
+        yield f"{_pair('name', f'{column.name}_label')}  # {column.name} is a name of predict.py's"
+        yield _pair("column", column.name)
+    else:
+        yield _pair("name", column.name)
     yield f'type = "{"token" if is_words else "class"}"'
     yield f'labels_from = "train"  # {len(column.values):,} different in these rows: {shown}{more}'
     if column.is_numeric and not is_words:

@@ -69,7 +69,7 @@ from data.errors import UserError, nearest
 from data.files.documents import parse_toml, read_bytes, shaped
 from data.readers import conll
 from data.readers.cells import SPANS
-from data.readers.custom_fields import CustomField, FieldTable, read_field
+from data.readers.custom_fields import CustomField, FieldTable, is_taken, read_field
 from data.readers.cut import Cut, SplitTable, read_cut
 from data.readers.encoding import check_encoding, decode_utf8
 from data.readers.sources import DEFAULT_SPLITS, Source, dataset_splits, format_of
@@ -202,6 +202,9 @@ def read_custom_spec(path: Path) -> CustomSpec:
                             f"lists of words, in {tokens_column!r}.")  # fmt: skip
         fields.append(field)
     types = {field.name: field.type for field in fields}
+    if taken := next((name for name in types if is_taken(name, types)), None):
+        raise UserError(f"{path}: a field cannot be named {taken!r}: predict.py adds a column of this name. Rename "
+                        f'the field, and write column = "{taken}" if the table has it under this name.')  # fmt: skip
     return CustomSpec(
         name=table.name,
         document_name=table.document_name,

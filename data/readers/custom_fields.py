@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -34,6 +35,10 @@ class FieldTable(msgspec.Struct):
     answer: str | None = None
     separator: str | None = None
     columns: list[str] | dict[str, str] | None = None
+
+
+# What predict.py names the columns that it adds, beside one for each field.
+OF_ANSWERS, OF_LABELS = ("truncated", "error"), ("probability", "unsure", "next")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,11 @@ class CustomField:
     def cells(self) -> MultiCells:
         """Where a table has the labels of a multi field."""
         return MultiCells(self.column, self.separator, self.columns)
+
+
+def is_taken(name: str, fields: Iterable[str]) -> bool:
+    """Whether predict.py adds a column of this name that is not the field's."""
+    return name in OF_ANSWERS or name in {f"{field}_{what}" for field in fields for what in OF_LABELS}
 
 
 def read_field(entry: FieldTable, where: str, files: dict[str, tuple[Source, ...]], dialect: Dialect) -> CustomField:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
@@ -145,8 +145,15 @@ class Classifier:
 
         Raises:
             UserError: a missing or damaged checkpoint, or one without a task; or ``abstain_below`` outside of (0, 1],
-                or without probabilities.
+                or without probabilities; another option with a value that it does not have.
         """
+        _check("decode", decode, (None, "labels", "free"))
+        _check("device", device, ("auto", "cpu", "cuda"))
+        _check("precision", precision, ("auto", "bf16", "fp32"))
+        if not isinstance(batch_tokens, int) or batch_tokens < 1:
+            raise UserError(f"batch_tokens = {batch_tokens!r}: must be a whole number from 1 on.")
+        if abstain_below is not None and not isinstance(abstain_below, int | float):
+            raise UserError(f"abstain_below = {abstain_below!r}: must be a number.")
         path = Path(checkpoint)
         model = model_name(path)
         if problems := abstain_problems(abstain_below, decode):
@@ -186,7 +193,7 @@ class Classifier:
         found = Prediction("0", {}, answer, labels.labels, labels.unparsed, parsed_bio=labels.bio)
         return _result(self.task, text, found)
 
-    def __call__(self, texts: Sequence[str]) -> list[Result]:
+    def __call__(self, texts: Iterable[str]) -> list[Result]:
         """The labels of each text, in their order.
 
         Raises:
@@ -194,6 +201,7 @@ class Classifier:
         """
         if isinstance(texts, str):
             raise TypeError("give a list of texts: classifier([text])")
+        texts = list(texts)
         wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
         if wrong is not None:
             raise TypeError(f"text {wrong} is not a string but {type(texts[wrong]).__name__}")
@@ -216,6 +224,11 @@ class Classifier:
             Result.unanswered(self.task, problems[i]) if i in problems else _result(self.task, text, found[i])
             for i, text in enumerate(texts)
         ]
+
+
+def _check(name: str, value: object, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{name} = {value!r}: expected {' or '.join(map(repr, known))}.")
 
 
 def _result(task: Task, text: str, found: Prediction) -> Result:

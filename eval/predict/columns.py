@@ -14,9 +14,11 @@ predicted_error                 why there is no label, or None
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
+from data.errors import UserError
 from data.tasks import ClassField, MultiField, Task, TokenField
 from eval.predict.classifier import Label, LabelSet, Result
 
@@ -27,6 +29,9 @@ def columns_of(task: Task, prefix: str, with_probabilities: Collection[str], abs
     Args:
         with_probabilities: the fields whose labels have them.
         abstains: labels of class fields that are not probable enough are not given.
+
+    Raises:
+        UserError: two of them have the same name.
     """
     names = []
     for field in task.fields:
@@ -34,7 +39,12 @@ def columns_of(task: Task, prefix: str, with_probabilities: Collection[str], abs
         if field.name in with_probabilities:
             unsure = [f"{prefix}{field.name}_unsure"] if abstains and isinstance(field, ClassField) else []
             names += [f"{prefix}{field.name}_probability", *unsure, f"{prefix}{field.name}_next"]
-    return (*names, f"{prefix}truncated", f"{prefix}error")
+    names += [f"{prefix}truncated", f"{prefix}error"]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"the output would have two columns {twice!r}: of a field of this name, and of what predict.py "
+                        "says of the labels. Classifier, in Python, can use this checkpoint.")  # fmt: skip
+    return tuple(names)
 
 
 def to_columns(

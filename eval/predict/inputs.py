@@ -7,6 +7,7 @@ without a usable text is a row with an error; the rows after it are read. ``data
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,7 @@ from data.readers.words import joined
 from data.template import TextTemplate, is_missing
 
 STANDARD_INPUT = "-"
+START_OF_LIST = re.compile(r"""\s*\[\s*(["']?)""")
 LOOK_AHEAD = 1000  # records, one of which must be readable
 
 
@@ -45,6 +47,7 @@ class Row:
     Attributes:
         where: its location, for messages: ``"FILE, line 12"``.
         columns: its values by column, as they were; empty if the record could not be read.
+        unreadable: whether the record could not be read.
         text: what to classify; None if there is none.
         error: why there is none, without the location, but with the line in a sentence of CoNLL; empty otherwise.
     """
@@ -53,6 +56,7 @@ class Row:
     columns: dict[str, Any]
     text: str | None
     error: str = ""
+    unreadable: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def open_input(
         stdin: read for ``-``; default: the process's standard input.
         dialect: how the table is written. Parts of it that are not for its format are mistakes.
         template: makes the texts, unless ``text_column`` has them.
-        words_column: has lists of words, in CSV as JSON. Of any column, what is a list is one of words.
+        words_column: has lists of words, in CSV and TSV as JSON. Of any column, what is a list is one of words.
         conll_columns: the names of the columns of CoNLL, if the dialect does not name them.
 
     Raises:
@@ -159,7 +163,7 @@ def open_input(
         if found not in ("csv", "tsv"):
             text_of = choose(columns, name if table.columns else ahead[-1].where)
         column = text_of if isinstance(text_of, str) else None
-        has_words = column is not None and column == words_column
+        has_words = column is not None and column == words_column and found in ("csv", "tsv")
         rows = (_row(record, name, text_of, has_words) for record in chain(ahead, table.records))
         yield Input(name, file, found, columns, column, rows, table.progress)
 
@@ -240,7 +244,7 @@ def _looks_like_json(record: Record) -> bool:
 def _row(record: Record, name: str, source: str | TextTemplate, has_words: bool) -> Row:
     if record.error:
         error = record.error.removeprefix(f"{record.where}: ").removeprefix(f"{name}, ")  # CoNLL: of one of its lines
-        return Row(record.where, record.values, None, error)
+        return Row(record.where, record.values, None, error, unreadable=not record.values)
     return Row(record.where, record.values, *_text_of(record.values, source, has_words))
 
 
@@ -249,7 +253,7 @@ def _text_of(values: dict[str, Any], source: str | TextTemplate, has_words: bool
     columns = (source,) if isinstance(source, str) else source.columns
     lacking = next((column for column in columns if column not in values), None)
     if lacking is not None:
-        return None, f"no column {lacking!r}.{nearest(lacking, values)}"
+        return None, f"no column {lacking!r}.{nearest(lacking, values) if values else ''}"
     if isinstance(source, TextTemplate):
         empty = next((column for column in columns if is_missing(values[column])), None)
         if empty is not None:
@@ -260,11 +264,12 @@ def _text_of(values: dict[str, Any], source: str | TextTemplate, has_words: bool
             return None, str(error)
     else:
         text = values[source]
-        if has_words and isinstance(text, str) and text.lstrip().startswith("["):
+        if has_words and isinstance(text, str) and (start := START_OF_LIST.match(text)):
             try:
                 text = parse_line(text, repr(source))
             except UserError as error:
-                return None, str(error)
+                if start[1]:  # a damaged list; other texts may begin with a bracket
+                    return None, str(error)
         if isinstance(text, list):
             try:
                 text = joined(text)

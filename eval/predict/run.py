@@ -60,7 +60,7 @@ class Summary:
         n_rows, n_truncated: rows that were written, and those whose text was cut.
         n_not_stopped: rows whose answer was cut at its token limit.
         n_unsure: rows with a label that is not given because it is not probable enough.
-        n_unreadable: records that could not be read at all.
+        n_unreadable: records that could not be read at all, also those that were done before an interruption.
         problems: the first rows without an answer, each with its location and the reason.
         n_problems: how many there are.
     """
@@ -78,7 +78,7 @@ class Summary:
         self.n_truncated += result.truncated
         self.n_not_stopped += not result.stopped
         self.n_unsure += bool(result.unsure) and not result.error
-        self.n_unreadable += not row.columns
+        self.n_unreadable += row.unreadable
         if result.error:
             self.n_problems += 1
             if len(self.problems) < SHOWN:
@@ -134,12 +134,18 @@ def _eval_options(options: PredictConfig) -> EvalConfig:
 
 @dataclass
 class _Files:
-    """The open input and output of rank 0; ``first`` and ``rest`` are the rows that are left to do."""
+    """The open input and output of rank 0.
+
+    Attributes:
+        first, rest: the rows that are left to do.
+        n_unreadable: records among the rows that were done before that could not be read.
+    """
 
     input: Input
     output: Output
     first: list[Row]
     rest: Iterator[Row]
+    n_unreadable: int
 
 
 @contextmanager
@@ -172,10 +178,12 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
             if options.conll_columns:
                 identity["conll_columns"] = "\t".join(options.conll_columns)
         with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
+            before = [row for row in islice(opened.rows, output.n_written) if row.unreadable]
             if output.n_written:
                 log.info("continuing after the %d rows that are done", output.n_written)
-            rows = islice(opened.rows, output.n_written, None)
-            yield _Files(opened, output, list(_take(rows)), rows)
+            for row in before[:SHOWN]:
+                log.info("  %s: %s", row.where, row.error)
+            yield _Files(opened, output, list(_take(opened.rows)), opened.rows, len(before))
 
 
 def _take(rows: Iterator[Row]) -> Iterator[Row]:
@@ -189,7 +197,7 @@ def _take(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _label_all(classifier: Classifier, files: _Files | None, world: World, prefix: str, show_progress: bool) -> Summary:
-    ranks, summary = ScoringRanks.of(world), Summary()
+    ranks, summary = ScoringRanks.of(world), Summary(n_unreadable=files.n_unreadable if files is not None else 0)
     task, setup = classifier.task, classifier.setup
     more = setup.with_probabilities, setup.options.abstain_below is not None
     n_done, closed = files.output.n_written if files is not None else 0, False

@@ -329,6 +329,12 @@ def test_a_guessed_encoding_is_shown(capsys, tmp_path: Path) -> None:
     assert "is guessed" not in capsys.readouterr().out
 
 
+def test_a_column_with_a_name_that_predict_needs(capsys, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(table(rows(), "text,error"))
+    found, _ = written(capsys, tmp_path / "t.csv")
+    assert found["fields"][0] == {"name": "error_label", "column": "error", "type": "class", "labels_from": "train"}
+
+
 def test_empty_columns_of_a_spreadsheet(capsys, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text;label;;\n" + "I like it;pos;;\nIt broke;neg;;\n" * 3)
     said = refused(capsys, tmp_path / "t.csv")

@@ -286,6 +286,8 @@ def test_numbers_as_labels(folder: Path) -> None:
         ('tsv_quoting = "yes"\n' + HEAD + FILES + QUEUE, "tsv_quoting must be true or false; it is 'yes'"),
         ("tsv_quoting = true\n" + HEAD + FILES + QUEUE, "tsv_quoting is for .tsv files"),
         (HEAD + FILES + QUEUE + QUEUE, "two fields are named 'queue'"),
+        (HEAD + FILES + QUEUE.replace("queue", "error"), "cannot be named 'error': predict.py .* column = \"error\""),
+        (HEAD + FILES + QUEUE + QUEUE.replace("queue", "queue_next"), "cannot be named 'queue_next'"),
         (HEAD + FILES + QUEUE + 'colunm = "x"\n', r"\[\[fields\]\] number 1: unknown key 'colunm'.*'column'"),
         (HEAD + FILES + QUEUE.replace('"class"', '"clas"'), "unknown type 'clas'. Did you mean 'class'"),
         (HEAD + FILES + QUEUE + 'other = "x"\n', "'other' is for fields of type \"token\""),

@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from data.errors import UserError
+from data.readers.custom_fields import OF_ANSWERS, OF_LABELS, is_taken
 from data.source import load_examples
 from data.task_file import TASK_FILE, save_task, task_hash
 from data.tasks import TASKS, ClassField, TokenField, get_task
 from eval.config import EvalConfig
 from eval.predict.classifier import Classifier, Entity, Label, _entities
+from eval.predict.columns import columns_of
 from eval.score import answer
 from eval.setup import build_model, open_scoring
 from eval.stored_calibration import Calibration, FieldCalibration, hash_prompt
@@ -108,6 +110,39 @@ def test_a_stored_temperature_is_used(tickets, tmp_path):
             root = {other: p**0.5 for other, p in top.items()}
             assert found == pytest.approx({other: p / sum(root.values()) for other, p in root.items()}, abs=2e-3)
             assert after[name].label == label.label and after[name].probability < label.probability
+
+
+def test_no_column_of_the_output_is_there_twice():
+    """Such fields are refused when a task is read; a checkpoint may have them from before."""
+    with pytest.raises(UserError, match="two columns 'p_error'"):
+        columns_of(replace(TASKS["20ng_7"], fields=(ClassField("error", ("a", "b")),)), "p_", (), False)
+    names = ("x", *(f"x_{what}" for what in OF_LABELS), *OF_ANSWERS)
+    fields = tuple(ClassField(name, ("a", "b")) for name in names)
+    assert [name for name in names if is_taken(name, names)] == list(names[1:])
+    columns = columns_of(replace(TASKS["20ng_7"], fields=fields[:1]), "", ("x",), True)
+    assert sorted(columns) == sorted(names), "these are all of them"
+
+
+def test_any_iterable_of_texts(tickets):
+    classifier, texts = load(tickets), ["The parcel has not arrived.", "I was charged twice."]
+    assert classifier(text for text in texts) == classifier(tuple(texts)) == classifier(texts)
+    with pytest.raises(TypeError, match="text 1 is not a string but float"):
+        classifier(x for x in ["a", 1.5])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decode": "Labels"}, "decode = 'Labels': expected None or 'labels' or 'free'"),
+        ({"precision": "fp16"}, "precision = 'fp16': expected 'auto' or"),
+        ({"device": "gpu"}, "device = 'gpu': expected"),
+        ({"batch_tokens": 0}, "batch_tokens = 0: must be a whole number from 1 on"),
+        ({"abstain_below": "0.8"}, "abstain_below = '0.8': must be a number"),
+    ],
+)
+def test_options_are_checked(tickets, options, message):
+    with pytest.raises(UserError, match=message):
+        Classifier.load(tickets, **options)
 
 
 def test_an_encoder_writes_nothing():

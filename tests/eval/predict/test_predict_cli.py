@@ -329,6 +329,24 @@ def test_continued_is_as_never_interrupted(run, killed_after, tmp_path, caplog, 
     assert [path.name for path in tmp_path.glob("out.*")] == [output.name]
 
 
+def test_records_that_could_not_be_read_before_an_interruption_count(run, killed_after, tmp_path, caplog):
+    """The status of the whole file does not depend on where it was interrupted; `{}` can be read."""
+    texts = [json.dumps({"text": text}) for text in texts_of("tickets")[:4]]
+    lines = ["not json", texts[0], "{}", *texts[1:]]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    words = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    killed_after(2)
+    with pytest.raises(Killed):
+        run(*words)
+    killed_after(None)
+    with caplog.at_level("INFO"):
+        summary = run(*words)
+    assert (summary.n_rows, summary.n_unreadable, summary.n_problems) == (2, 1, 0)
+    assert "in.jsonl, line 1: not JSON" in caplog.text
+    third = (tmp_path / "out.jsonl").read_text().splitlines()[2]
+    assert json.loads(third)["predicted_error"] == "no column 'text'."
+
+
 def test_what_is_left_of_another_run_is_refused(run, killed_after, tickets, tmp_path):
     source, output = write_texts(tmp_path / "in.jsonl", texts_of("tickets")), tmp_path / "out.jsonl"
     killed_after(1)
