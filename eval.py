@@ -51,7 +51,7 @@ from eval.plan import make_plan
 from eval.progress import Progress
 from eval.report import compare, compare_command, show_details
 from eval.resolve import load_config
-from eval.results import Results, field_kinds, hash_examples, label_sets, other_labels, versions, write_run
+from eval.results import Results, field_kinds, hash_examples, hash_texts, label_sets, other_labels, versions, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
 from eval.stored_calibration import CALIBRATION_FILE, fit
@@ -223,6 +223,7 @@ def describe(setup: ScoringSetup, precision: str, device: torch.device) -> Resul
         versions=versions(),
         weights=hash_weights(setup.weights.path),
         examples=hash_examples(setup.job.examples),
+        texts=hash_texts(setup.job.examples, setup.task.name),
         labels=label_sets(setup.task) if setup.has_probabilities else {},
     )
 

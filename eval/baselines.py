@@ -13,6 +13,7 @@ word, its prefix, suffix and shape, and two words on each side.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections import Counter
@@ -36,7 +37,7 @@ from data.tasks import ClassField, MultiField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
 from eval.output import check_free, output_folder
 from eval.report import compare_command, show_comparison
-from eval.results import Prediction, Results, field_kinds, hash_examples, other_labels, versions, write_run
+from eval.results import Prediction, Results, field_kinds, hash_examples, hash_texts, other_labels, versions, write_run
 from train.parallel.distributed import run_guarded, set_up_logging
 
 log = logging.getLogger(__name__)
@@ -117,10 +118,14 @@ def _word_vectors() -> TfidfVectorizer:
     )
 
 
+def _have_words(examples: Sequence[Example]) -> bool:
+    return any(re.search(r"\w", example.text) for example in examples)
+
+
 def _classify_documents(name: str, train: Sequence[Example], test: Sequence[Example], seed: int) -> list[str]:
     gold = [example.class_label(name) for example in train]
-    if len(set(gold)) == 1:  # scikit-learn needs at least two classes
-        return [gold[0]] * len(test)
+    if len(set(gold)) == 1 or not _have_words(train):  # scikit-learn needs two classes, and a word
+        return [_most_frequent(gold)] * len(test)
     classifier = make_pipeline(_word_vectors(), _regression(seed)).fit([example.text for example in train], gold)
     return [str(label) for label in classifier.predict([example.text for example in test])]
 
@@ -128,6 +133,8 @@ def _classify_documents(name: str, train: Sequence[Example], test: Sequence[Exam
 def _choose_labels(
     field: MultiField, train: Sequence[Example], test: Sequence[Example], seed: int
 ) -> list[tuple[str, ...]]:
+    if not _have_words(train):
+        return [_most_frequent(example.label_set(field.name) for example in train)] * len(test)
     vectorizer = _word_vectors()
     vectors = vectorizer.fit_transform([example.text for example in train])
     new = vectorizer.transform([example.text for example in test])
@@ -179,6 +186,9 @@ def run_baselines(config: BaselineConfig) -> list[Results]:
         UserError: unknown task, missing data, nothing to train on, or output folders that cannot be written or have
             other results.
     """
+    for name in ("limit", "score_limit"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UserError(f"{name} = {value}: must be at least 1.")
     task = get_task(config.task)
     train = load_examples(task, "train", config.data)
     if config.holdout:
@@ -214,6 +224,7 @@ def _about(config: BaselineConfig, task: Task, system: str, train: list[Example]
         settings={"seed": config.seed, "train_examples": len(train)},
         versions=versions(),
         examples=hash_examples(test),
+        texts=hash_texts(test, task.name),
     )
 
 

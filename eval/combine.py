@@ -18,6 +18,7 @@ from eval.results import (
     count_oddities,
     hash_examples,
     measure,
+    place_of,
     read_predictions,
     read_results,
     stored_task,
@@ -32,7 +33,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
     """Join two runs' predictions by example id; seconds and tokens are summed.
 
     Raises:
-        UserError: the runs share a field, or have different examples, gold labels or numbers of shots.
+        UserError: the runs share a field, or have different examples, texts, gold labels or numbers of shots.
     """
     a, b = read_results(folder_a), read_results(folder_b)
     shared = a.fields.keys() & b.fields.keys()
@@ -41,7 +42,9 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
             f"both runs answer {', '.join(sorted(shared))} ({folder_a}: {a.task}, {folder_b}: {b.task}). "
             "--combine joins two single-task runs of different tasks; to compare runs of one task use --compare."
         )
-    pairs = _pair(read_predictions(folder_a, a), read_predictions(folder_b, b), folder_a, folder_b)
+    pairs = _pair(folder_a, a, folder_b, b)
+    if a.texts and b.texts and a.texts != b.texts:
+        raise UserError(f"{folder_a} and {folder_b} have other texts under the same ids. Score both on the same data.")
     predictions = [_join(p, q) for p, q in pairs]
     results = Results(
         system=f"{a.system} + {b.system}",
@@ -58,6 +61,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         | {"limit_shortened": a.counts.get("limit_shortened", 0) + b.counts.get("limit_shortened", 0)},
         cost={name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost},
         examples=hash_examples([p.example for p in predictions]),
+        texts=a.texts if a.texts == b.texts else "",
         settings={"combined": [_origin(a), _origin(b)], "temperature": a.temperatures | b.temperatures},
         versions=versions(),
         labels={**a.labels, **b.labels},
@@ -84,25 +88,23 @@ def combine(folder_a: Path, folder_b: Path, output: Path, name: str | None = Non
     return results
 
 
-def _pair(
-    a: Sequence[Prediction], b: Sequence[Prediction], folder_a: Path, folder_b: Path
-) -> list[tuple[Prediction, Prediction]]:
-    by_id = {}
-    for folder, predictions in ((folder_a, a), (folder_b, b)):
-        ids = [p.id for p in predictions]
-        if len(set(ids)) < len(ids):
-            twice = [i for i, n in Counter(ids).items() if n > 1]
+def _pair(folder_a: Path, a: Results, folder_b: Path, b: Results) -> list[tuple[Prediction, Prediction]]:
+    by_place: list[dict[str, Prediction]] = []
+    for folder, results in ((folder_a, a), (folder_b, b)):
+        predictions = read_predictions(folder, results)
+        if twice := [i for i, n in Counter(p.id for p in predictions).items() if n > 1]:
             raise UserError(f"{folder}: examples scored twice: {_some(twice)}. Score again.")
-        by_id[folder] = {p.id: p for p in predictions}
-    only_a = [p.id for p in a if p.id not in by_id[folder_b]]
-    only_b = [p.id for p in b if p.id not in by_id[folder_a]]
+        by_place.append({place_of(p.id, results.task): p for p in predictions})
+    ours, theirs = by_place
+    only_a = [p.id for place, p in ours.items() if place not in theirs]
+    only_b = [p.id for place, p in theirs.items() if place not in ours]
     if only_a or only_b:
         raise UserError(
             f"the runs have different examples: {len(only_a)} only in {folder_a} ({_some(only_a)}), "
             f"{len(only_b)} only in {folder_b} ({_some(only_b)}). "
             "Score both with the same --data, --split and --limit."
         )
-    return [(p, by_id[folder_b][p.id]) for p in a]
+    return [(p, theirs[place]) for place, p in ours.items()]
 
 
 def _join(p: Prediction, q: Prediction) -> Prediction:

@@ -257,6 +257,10 @@ def compare(
     if winner is not None and winner.resolve() not in [folder.resolve() for folder in folders]:
         raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
     show_comparison(runs)
+    scored = {(run.task, run.examples): run.system for run in runs if run.examples}
+    for task in dict.fromkeys(task for task, _ in scored):
+        if len(systems := [system for (own, _), system in scored.items() if own == task]) > 1:
+            say(f"note: {' and '.join(systems)} were scored on different examples of {task}.")
     if markdown_file is not None:
         with writable(markdown_file):
             markdown_file.write_text(markdown(runs), encoding="utf-8")
@@ -268,6 +272,12 @@ def compare(
     if winner_figure is not None and winner_figure not in known:
         raise UserError(f"--winner_figure {winner_figure!r}: {expected.system} has only {', '.join(known)}.")
     others = [run for run, folder in zip(runs, folders, strict=True) if folder.resolve() != winner.resolve()]
+    if not others:
+        raise UserError(f"--winner {winner}: no other run is compared with it.")
+    for other in others:
+        theirs = figures(other)
+        if not theirs.keys() & ({winner_figure} if winner_figure else known.keys()):
+            raise UserError(f"--winner {winner}: {other.system} has no such figure, only {', '.join(theirs)}.")
     lost = [(name, line) for other in others for name, line in lost_to(expected, other).items()]
     for _, line in lost:
         say(line)

@@ -137,6 +137,7 @@ class Results:
         predictions: SHA-256 of the ``predictions.jsonl`` of the same scoring, made by `write_run`; empty in older
             files.
         examples: hash of the examples with their gold labels (`hash_examples`); empty in older files.
+        texts: hash of their texts alone (`hash_texts`); empty in older files.
         labels: by class field with probabilities, its labels, in the order of ``Prediction.log_probs``.
         others: by token field, what a word outside entities has for a label; older files lack it, and "Other" is taken.
     """
@@ -158,6 +159,7 @@ class Results:
     weights: str = ""
     predictions: str = ""
     examples: str = ""
+    texts: str = ""
     labels: dict[Name, list[str]] = field(default_factory=dict)
     others: dict[Name, Name] = field(default_factory=dict)
 
@@ -286,6 +288,17 @@ def hash_examples(examples: Sequence[Example]) -> str:
     for example in examples:
         digest.update(to_json(dataclasses.asdict(example), ascii_only=True).encode() + b"\n")
     return digest.hexdigest()
+
+
+def place_of(id: str, task: str) -> str:
+    """An example's id without the task's name, with which ids of a user's own task begin."""
+    return id.removeprefix(f"{task}/")
+
+
+def hash_texts(examples: Sequence[Example], task: str) -> str:
+    """A hash of the texts and where they are from, in any order: the same for two tasks on the same files."""
+    found = sorted((place_of(example.id, task), example.text) for example in examples)
+    return hashlib.sha256(to_json(found, ascii_only=True).encode()).hexdigest()
 
 
 def write_run(folder: Path, results: Results, predictions: Sequence[Prediction]) -> None:

@@ -32,7 +32,7 @@ from eval.kept_lines import sha256_of
 from eval.output import check_free, output_folder
 from eval.progress import Progress
 from eval.report import compare_command, show_details
-from eval.results import Results, field_kinds, hash_examples, other_labels, versions, write_run
+from eval.results import Results, field_kinds, hash_examples, hash_texts, other_labels, versions, write_run
 from train import stopping
 from train.errors import Interrupted, RunStopped
 from train.launched import env_world_size
@@ -220,6 +220,7 @@ def about(setup: ApiSetup) -> Results:
         },
         versions=_versions(),
         examples=hash_examples(setup.examples),
+        texts=hash_texts(setup.examples, setup.task.name),
     )
 
 

@@ -114,12 +114,9 @@ def _consolidated(scores: Runs) -> Iterator[tuple[str, Cell, Cell, str]]:
 
 
 def _tuned(scores: Runs) -> Iterator[tuple[str, Cell, Cell, str]]:
-    seedless = {replace(cell, seed=0): cell for cell in scores if not (cell.tuned or cell.shots)}
     for cell, own in scores.items():
         if cell.tuned:
-            base = replace(cell, tuned=False)
-            if base not in scores:
-                base = seedless.get(replace(base, seed=0), base)
+            base = _of_any_seed(scores, replace(cell, tuned=False))
             for field in own:
                 yield "fine-tuned - not fine-tuned", cell, base, field
 
@@ -127,15 +124,24 @@ def _tuned(scores: Runs) -> Iterator[tuple[str, Cell, Cell, str]]:
 def _shots(scores: Runs) -> Iterator[tuple[str, Cell, Cell, str]]:
     for cell, own in scores.items():
         if cell.shots:
+            base = _of_any_seed(scores, replace(cell, shots=0))
             for field in own:
-                yield f"{cell.shots} shots - 0 shots", cell, replace(cell, shots=0), field
+                yield f"{cell.shots} shots - 0 shots", cell, base, field
 
 
 def _variants(scores: Runs) -> Iterator[tuple[str, Cell, Cell, str]]:
     for cell, own in scores.items():
         if cell.variant:
+            base = _of_any_seed(scores, replace(cell, variant=""))
             for field in own:
-                yield f"{cell.variant} - no variant", cell, replace(cell, variant=""), field
+                yield f"{cell.variant} - no variant", cell, base, field
+
+
+def _of_any_seed(scores: Runs, cell: Cell) -> Cell:
+    """The cell, or the one of another seed where no seed matters: not fine-tuned, without shots."""
+    if cell in scores or cell.tuned or cell.shots:
+        return cell
+    return next((other for other in scores if replace(other, seed=cell.seed) == cell), cell)
 
 
 def _compare(

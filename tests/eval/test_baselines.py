@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from data.errors import UserError
 from data.example import Example
 from data.source import load_examples
-from data.tasks import TASKS
+from data.tasks import TASKS, ClassField, MultiField, Task
 from eval.baselines import BaselineConfig, majority, run_baselines, tfidf_lr, word_features
 from eval.config import EvalConfig
 from eval.results import read_predictions, read_results
@@ -43,6 +44,21 @@ def test_joint_baselines_on_the_sample(tmp_path):
 def test_newsgroups_baseline_beats_the_majority(tmp_path):
     weak, strong = run_baselines(BaselineConfig("20ng_7", "sample", output=tmp_path))
     assert strong.metrics["fields"]["root"]["accuracy"] > weak.metrics["fields"]["root"]["accuracy"]
+
+
+@pytest.mark.parametrize("option", ["limit", "score_limit"])
+def test_limits_are_checked(tmp_path, option):
+    with pytest.raises(UserError, match=f"{option} = -1: must be at least 1"):
+        run_baselines(BaselineConfig(task="20ng_7", data="sample", output=tmp_path / "x", **{option: -1}))
+
+
+def test_texts_without_a_word():
+    """Then nothing is better than the most frequent labels."""
+    task = Task("mine", "custom", (ClassField("mood", ("bad", "good")), MultiField("topics", ("a", "b"))))
+    rows = [("\U0001f600", "good", ("a",)), ("!!!", "bad", ()), ("\U0001f600 \U0001f600", "good", ("a",))]
+    examples = [Example(str(n), text, {"mood": mood, "topics": own}) for n, (text, mood, own) in enumerate(rows)]
+    assert tfidf_lr(task, examples, examples) == majority(task, examples, examples)
+    assert tfidf_lr(task, examples, examples)[1] == {"mood": "good", "topics": ("a",)}
 
 
 def test_one_class_only_needs_no_classifier():

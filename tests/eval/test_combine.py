@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from data.errors import UserError
 from data.example import Example
 from data.tasks import TASKS, Task, TokenField
+from eval.baselines import BaselineConfig, run_baselines
 from eval.combine import combine, combine_runs
 from eval.metrics import compute_metrics
 from eval.results import Prediction, Results, field_kinds, other_labels, read_predictions, read_results, write_run
@@ -127,6 +129,28 @@ def test_disagreeing_gold_is_refused(tmp_path):
     without_hash(a)
     with pytest.raises(UserError, match="massive/test/3.*different gold slots"):
         combine_runs(a, b)
+
+
+def own_run(tmp_path: Path, name: str, texts: Sequence[str]) -> Path:
+    """A baseline of a user's own task with one field of this name, whose examples have these texts."""
+    for split in ("train", "test"):
+        rows = "".join(f"{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts))
+        (tmp_path / f"{name}_{split}.csv").write_text(f"text,{name}\n{rows}")
+    files = f'[files]\ntrain = "{name}_train.csv"\ntest = "{name}_test.csv"\n'
+    field = f'[[fields]]\nname = "{name}"\ntype = "class"\nlabels_from = "train"\n'
+    (tmp_path / f"{name}.toml").write_text(f'name = "my_{name}"\n{files}{field}')
+    run_baselines(BaselineConfig(task=str(tmp_path / f"{name}.toml"), output=tmp_path / name))
+    return tmp_path / name / "majority"
+
+
+def test_own_tasks_are_paired_by_their_places_in_the_files(tmp_path):
+    """Their ids begin with the task's name. Other texts at the same places are other examples."""
+    texts = [f"text {n}" for n in range(6)]
+    results, predictions = combine_runs(own_run(tmp_path, "one", texts), own_run(tmp_path, "two", texts))
+    assert results.metrics["n_examples"] == len(predictions) == 6 and results.texts
+    assert predictions[0].id == "my_one/test/2" and list(predictions[0].gold) == ["one", "two"]
+    with pytest.raises(UserError, match="have other texts under the same ids"):
+        combine_runs(tmp_path / "one" / "majority", own_run(tmp_path, "three", texts[::-1]))
 
 
 def test_an_example_scored_twice_is_refused(tmp_path):

@@ -154,6 +154,34 @@ def test_compare(tmp_path, capsys):
         compare([tmp_path])
 
 
+def test_a_winner_needs_something_to_beat(tmp_path, capsys):
+    write_run(tmp_path / "both", results("both", 0.9, 0.2, 0.5), [])
+    for field in ("intent", "slots"):
+        run = results(field, 0.6, 0.4, 0.3)
+        run.fields = {field: run.fields[field]}
+        run.metrics["fields"] = {field: run.metrics["fields"][field]}
+        write_run(tmp_path / field, run, [])
+    both, intent, slots = (tmp_path / name for name in ("both", "intent", "slots"))
+    with pytest.raises(UserError, match="no other run is compared with it"):
+        compare([both], winner=both)
+    with pytest.raises(UserError, match="slots has no such figure, only slots f1"):
+        compare([intent, slots], winner=intent)
+    with pytest.raises(UserError, match="intent has no such figure, only intent accuracy"):
+        compare([both, intent], winner=both, winner_figure="exact match")
+    assert compare([both, intent], winner=both, winner_figure="intent accuracy")
+
+
+def test_runs_on_different_examples_are_named(tmp_path, capsys):
+    for name, examples in (("all", "a"), ("again", "a"), ("some", "b"), ("older", "")):
+        run = results(name)
+        run.examples = examples
+        write_run(tmp_path / name, run, [])
+    compare([tmp_path / "all", tmp_path / "again", tmp_path / "older"])
+    assert "note" not in capsys.readouterr().out
+    compare([tmp_path / "all", tmp_path / "some"])
+    assert "note: all and some were scored on different examples of" in capsys.readouterr().out
+
+
 def test_one_figure_may_decide(tmp_path, capsys):
     write_run(tmp_path / "after", results("after", 0.9, 0.2, 0.5), [])
     write_run(tmp_path / "baseline", results("baseline", 0.6, 0.4, 0.3), [])

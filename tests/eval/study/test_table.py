@@ -343,6 +343,18 @@ def test_a_run_that_was_only_prompted_is_compared_with_all_seeds(tmp_path):
     assert mean.difference.value == pytest.approx(np.mean([own.difference.value for own in single]))
 
 
+def test_shots_of_several_seeds_against_the_only_one_without(tmp_path):
+    """A model that was not fine-tuned answers the same without shots, whatever the seed: a study runs it once."""
+    base = replace(LLAMA, tuned=False, shots=0, seed=0)
+    cells = [base, *(replace(base, shots=5, seed=seed) for seed in (1, 2))]
+    cells += [replace(base, variant="short", seed=3)]
+    table = build_table([write_cell(tmp_path, cell) for cell in cells], resamples=100)
+    shots, short, *single = table.comparisons
+    assert (shots.what, shots.seeds, shots.base) == ("5 shots - 0 shots", (1, 2), base)
+    assert (short.what, short.seeds, short.base) == ("short - no variant", (3,), base)
+    assert [(c.cell, c.base) for c in single] == [(cell, base) for cell in cells[1:3]]
+
+
 def test_tuned_against_untuned_and_shots_against_none(tmp_path):
     cells = [
         replace(LLAMA, tuned=tuned, shots=shots, seed=seed) for tuned in (True, False) for shots in (0, 5)
