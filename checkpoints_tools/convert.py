@@ -41,6 +41,7 @@ from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_finite, staged_folder
 from data.commands import command, ours
 from data.errors import UserError
+from data.files.documents import permitted
 from data.files.paths import parsed_paths
 from data.terminal import open_streams, say, show_logs, status_of
 
@@ -83,7 +84,9 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
         raise UserError(f"{path} is not a GGUF file; for a Hugging Face or Meta checkpoint name the folder")
     if is_meta_folder(path):
         return open_meta(path)
-    if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
+    weights = any(any(path.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
+    # Folders of GGUF files on the hub have a config.json, too.
+    if weights or ((path / "config.json").is_file() and not any(path.glob("*.gguf"))):
         return open_hf(path)
     found = sorted(file for file in path.rglob("*.gguf") if file.is_file())
     if len(found) == 1:
@@ -147,9 +150,10 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         args = parsed_paths(args)
-        if args.shard_gb <= 0:
-            raise UserError(f"--shard_gb is {args.shard_gb}; it must be positive")
-        source = convert(args.src, args.dst, args.dtype, args.tokenizer, int(args.shard_gb * 1e9))
+        if not 1e-9 <= args.shard_gb < math.inf:
+            raise UserError(f"--shard_gb is {args.shard_gb}; it must be a byte (1e-9) at least, and finite")
+        with permitted():
+            source = convert(args.src, args.dst, args.dtype, args.tokenizer, int(args.shard_gb * 1e9))
     except UserError as error:
         say(f"error: {error}", "stderr")
         return 2

@@ -227,9 +227,17 @@ def read_max_length(path: Path) -> int | None:
 
 
 class _Pooling(Struct):
-    """What sentence-transformers' ``config.json`` of its pooling says; other kinds of pooling are not run here."""
+    """What sentence-transformers' ``config.json`` of its pooling says; other kinds of pooling are not run here.
+
+    Its releases 5.7 and 6.2 write the second key, older ones the first.
+    """
 
     pooling_mode_mean_tokens: bool = False
+    pooling_mode: Any = None
+
+    @property
+    def is_mean(self) -> bool:
+        return self.pooling_mode_mean_tokens or self.pooling_mode in ("mean", ["mean"])
 
 
 def usual_head(folder: Path) -> HeadKind:
@@ -243,7 +251,7 @@ def usual_head(folder: Path) -> HeadKind:
         if found.heads is not None:
             return found.heads.head
         poolings = sorted(folder.glob("*_Pooling/config.json"))
-        return "mean" if any(read_json(path, _Pooling).pooling_mode_mean_tokens for path in poolings) else "linear"
+        return "mean" if any(read_json(path, _Pooling).is_mean for path in poolings) else "linear"
     except UserError:
         return "linear"
 

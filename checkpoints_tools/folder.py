@@ -82,7 +82,8 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
             names all damaged files and says how to get them. Or a file differs from the folder's checksums.
     """
     folder = Path(folder)
-    if any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors")):
+    others = (*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))
+    if any(folder.glob("*.gguf")) and not others:
         raise UserError(
             f"{folder} holds a GGUF file; convert it first: python -m checkpoints_tools.convert {folder} NEW_FOLDER"
         )

@@ -43,7 +43,9 @@ class GgufFile(Struct):
     head_dim: Width | None = field(name="llama.attention.key_length", default=None)
     rotary: Width | None = field(name="llama.rope.dimension_count", default=None)
     rope_theta: Theta = field(name="llama.rope.freq_base", default=10_000.0)
-    rope_scaling: str = field(name="llama.rope.scaling.type", default="none")
+    rope_scaling: str | None = field(name="llama.rope.scaling.type", default=None)
+    rope_factor: float = field(name="llama.rope.scaling.factor", default=0.0)
+    rope_linear: float = field(name="llama.rope.scale_linear", default=0.0)  # older files
     experts: int = field(name="llama.expert_count", default=0)
 
 
@@ -122,7 +124,10 @@ def _read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor
         raise UserError(f"{path} lacks what a Llama's GGUF file must have: {'; '.join(problems)}")
     if values.pop("experts") > 0:
         raise UserError(f"{path} is a mixture of experts; this code runs dense Llamas only")
-    scaling = values.pop("rope_scaling")
+    scaling, factor = values.pop("rope_scaling"), values.pop("rope_factor") or values.pop("rope_linear")
+    values.pop("rope_linear", None)
+    if scaling is None:  # llama.cpp then takes linear, by the factor
+        scaling = "none" if factor in (0, 1) else "linear"
     if scaling != "none":
         raise UserError(f"{path} asks for rope scaling of type {scaling!r}; known: none, Llama 3.1's")
     # GGUF stores fp32, in which 1e-5 is 9.999999747e-06; the shortest decimal is the original number.

@@ -36,6 +36,7 @@ from checkpoints_tools.convert import open_source
 from checkpoints_tools.sharded import METADATA, read_metadata
 from checkpoints_tools.source import TensorInfo, expected_shapes, find_problems
 from data.errors import UserError
+from data.files.documents import permitted
 from data.files.paths import parsed_paths
 from data.terminal import literal, open_streams, say, show, status_of
 
@@ -141,10 +142,11 @@ def main(argv: list[str] | None = None) -> int:
     open_streams()
     args = tyro.cli(InspectArgs, args=argv, prog="python -m checkpoints_tools.inspect", use_underscores=True)
     try:
-        args = parsed_paths(args)
-        if args.checksums is not None:
-            use_checksums(args.path, args.checksums)
-        inspect(args.path, args.all)
+        with permitted():
+            args = parsed_paths(args)
+            if args.checksums is not None:
+                use_checksums(args.path, args.checksums)
+            inspect(args.path, args.all)
     except UserError as error:
         say(f"error: {error}", "stderr")
         return 2

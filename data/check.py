@@ -25,6 +25,7 @@ from rich.table import Table
 
 from data import progress, terminal
 from data.errors import UserError
+from data.files.documents import permitted
 from data.files.paths import PathText, parsed_paths
 from data.findings import Facts, Finding, facts_of, findings
 from data.readers.custom_examples import UNUSED_LABELS
@@ -194,7 +195,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--row_length {args.row_length} is for --checkpoint: without a tokenizer nothing is cut.")
         if args.row_length is not None and args.row_length < 1:
             raise UserError(f"--row_length {args.row_length}: must be 1 or more.")
-        fine = check(args.task, args.data, args.checkpoint, args.row_length)
+        with permitted():
+            fine = check(args.task, args.data, args.checkpoint, args.row_length)
     except UserError as error:
         terminal.say(f"error: {error}", "stderr")
         return 2

@@ -22,7 +22,7 @@ from data import terminal
 from data.characters import is_text
 from data.commands import command, python, quoted
 from data.errors import UserError, shortened
-from data.files.documents import readable
+from data.files.documents import permitted, readable
 from data.files.paths import parsed_paths
 from data.guess import ROWS, Column, Guess, guess
 from data.readers.custom_fields import is_taken
@@ -202,7 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     terminal.show_logs("stderr")
     try:
         args = parsed_paths(args)
-        task = new_task(args.file, args.text, args.label, args.encoding)
+        with permitted():
+            task = new_task(args.file, args.text, args.label, args.encoding)
     except UserError as error:
         say(f"error: {error}", "stderr")
         return 2

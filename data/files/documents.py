@@ -206,6 +206,17 @@ def readable(path: Path | str) -> Iterator[None]:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}.") from error
 
 
+@contextmanager
+def permitted() -> Iterator[None]:
+    """Turn a PermissionError about any file or folder, to read it or to write it, into a UserError."""
+    try:
+        yield
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}.") from error
+
+
 def _check_size(content: bytes, where: str, limit: int | None = None) -> None:
     limit = limits.DOCUMENT_BYTES if limit is None else limit
     if len(content) > limit:

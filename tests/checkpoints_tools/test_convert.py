@@ -260,6 +260,8 @@ def test_command_line(hf_folder, tmp_path, capsys):
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert main([str(folder), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    assert main([str(folder), str(tmp_path / "new"), "--shard_gb", "0"]) == 2
+    for size in ("0", "1e-10", "nan", "inf"):
+        assert main([str(folder), str(tmp_path / "new"), "--shard_gb", size]) == 2
+        assert f"--shard_gb is {float(size)}" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(folder), str(tmp_path / "new"), "--dtype", "int4"])

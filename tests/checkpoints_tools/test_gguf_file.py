@@ -156,6 +156,8 @@ def test_a_folder_with_one_gguf(tmp_path, helpers):
     inner.mkdir(parents=True)
     write_gguf(inner / "x.gguf", helpers.random_hf_model(), helpers)
     assert open_source(tmp_path / "package").path == inner / "x.gguf"
+    (inner / "config.json").write_text("{}")  # as folders of the hub have it
+    assert open_source(inner).format == "GGUF file"
     (inner / "y.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="2 GGUF files; name one"):
         open_source(tmp_path / "package")
@@ -168,6 +170,8 @@ def test_a_folder_with_one_gguf(tmp_path, helpers):
         ({"n_heads": 7}, "contradicts itself"),
         ({"llama__expert_count": 8}, "mixture of experts"),
         ({"llama__rope__scaling__type": "yarn"}, "'yarn'"),
+        ({"llama__rope__scaling__factor": 4.0}, "'linear'"),
+        ({"llama__rope__scale_linear": 4.0}, "'linear'"),
         ({"split__count": 2}, "one of 2 parts"),
         ({"leave_out": "token_embd.weight"}, "lacks .*token_embd"),
         ({"leave_out": "blk.1.ffn_up.weight"}, r"missing: layers.1.ffn.w3.weight \[100, 48\]"),

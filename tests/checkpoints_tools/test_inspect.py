@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -17,6 +20,20 @@ def shown(capsys):
         return capsys.readouterr().out
 
     return show
+
+
+def test_a_folder_that_must_not_be_read(tmp_path, capsys, monkeypatch):
+    """Path.is_file raises this for a file in such a folder; the tests may run as root, who may read all."""
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.parent == tmp_path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert main([str(tmp_path)]) == 2
+    assert re.fullmatch(rf"error: {re.escape(str(tmp_path))}/[\w.]+: Permission denied\.\n", capsys.readouterr().err)
 
 
 def test_hugging_face_folder(hf_folder, shown):

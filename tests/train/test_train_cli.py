@@ -293,6 +293,17 @@ def test_one_ranks_failure_ends_all(launch: Launch, tmp_path: Path) -> None:
     assert "Connection closed by peer" not in done.stderr, "the cause is said, not its consequences"
 
 
+def test_a_file_without_permission_is_no_traceback() -> None:
+    source = (
+        "from train.parallel.distributed import run_guarded\n"
+        "def main():\n"
+        "    raise PermissionError(13, 'Permission denied', '/data/run.json')\n"
+        "run_guarded(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: /data/run.json: Permission denied.\n")
+
+
 def test_plain_python_needs_no_port(train_args: list[str]) -> None:
     """Two single-process runs at once do not meet."""
     source = (

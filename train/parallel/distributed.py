@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from data import terminal
 from data.errors import UserError
+from data.files.documents import permitted
 from train import stopping
 from train.errors import Interrupted, RunStopped
 from train.launched import env_rank, env_world_size, launched, left_over
@@ -155,7 +156,8 @@ def run_guarded(main: Callable[[], None], prints_result: bool = True) -> None:
     status = 0
     stopping.watch()
     try:
-        main()
+        with permitted():
+            main()
     except Interrupted as stop:
         if env_rank() == 0:  # raised on every rank
             _print_at_end(str(stop))
