@@ -180,7 +180,7 @@ class _Gaps:
             column: without a value; None if the line is too short.
         """
         if column is not None and column not in row.values and self.spec.missing != "skip":
-            raise no_column(row, column, WITHOUT_LABELS)
+            raise no_column(row, column, f'{WITHOUT_LABELS} To leave such records out, write missing = "skip".')
         self.columns["a line with too few cells" if column is None else repr(column)] += 1
         if len(self.first) < SHOWN:
             if column is None:

@@ -470,7 +470,7 @@ def test_missing_values_in_json_lines(folder: Path) -> None:
     (folder / "train.jsonl").write_text(
         "\n".join([*rows[:1], '{"text": "b", "queu": "sales"}', '{"text": "c", "queue": "billing"}'])
     )
-    with pytest.raises(UserError, match="line 2: no column 'queue'. Did you mean 'queu'"):
+    with pytest.raises(UserError, match="line 2: no column 'queue'. Did you mean 'queu'.* write missing = .skip"):
         train(folder, files=files)
     assert [example.text for example in train(folder, 'missing = "skip"', files)] == ["a", "c"]
     assert labels_of(folder, top='missing = "skip"', files=files, labels='labels_from = "train"') == [
