@@ -104,9 +104,10 @@ class Column:
         return all(len(value) <= LABEL_CHARACTERS and value.isprintable() for value in self.values)
 
     def may_label(self, words: Column) -> bool:
-        """Lists with an item for each item of another column's, and few different ones."""
+        """Lists with an item for each item of another column's, but for damaged rows, and few different ones."""
         both = [pair for pair in zip(self.lengths, words.lengths, strict=True) if None not in pair]
-        return self is not words and len(self.values) <= LABELS and all(a == b for a, b in both)
+        equal = sum(a == b for a, b in both)
+        return self is not words and len(self.values) <= LABELS and equal > 0 and equal >= 0.9 * len(both)
 
     def may_be_ids(self) -> bool:
         """Single words, all of them different."""

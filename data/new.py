@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -153,7 +153,9 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
         yield ""
         yield "# Other columns with few different values. Each would be one more thing to answer:"
         for other in found.labels:
-            yield from ("# " + line for line in _field(found.columns[other], found.is_words) if line[0] != "#")
+            yield from (
+                "# " + line for line in _field(found.columns[other], found.is_words, [found.label]) if line[0] != "#"
+            )
 
 
 def _dialect(found: Guess) -> Iterator[str]:
@@ -167,11 +169,11 @@ def _dialect(found: Guess) -> Iterator[str]:
         yield "tsv_quoting = true  # cells are in quotation marks"
 
 
-def _field(column: Column, is_words: bool) -> Iterator[str]:
+def _field(column: Column, is_words: bool, others: Iterable[str] = ()) -> Iterator[str]:
     shown = ", ".join(f"{_shown(value)} ({n:,})" for value, n in column.values.most_common(SHOWN))
     more = f", and {len(column.values) - SHOWN:,} more" if len(column.values) > SHOWN else ""
     yield "[[fields]]"
-    if is_taken(column.name, ()):
+    if is_taken(column.name, others):
         yield f"{_pair('name', f'{column.name}_label')}  # {column.name} is a name of predict.py's"
         yield _pair("column", column.name)
     else:

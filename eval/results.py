@@ -296,8 +296,11 @@ def place_of(id: str, task: str) -> str:
 
 
 def hash_texts(examples: Sequence[Example], task: str) -> str:
-    """A hash of the texts and where they are from, in any order: the same for two tasks on the same files."""
-    found = sorted((place_of(example.id, task), example.text) for example in examples)
+    """A hash of the texts and where they are from, in any order: the same for two tasks on the same files.
+
+    White space does not count, which texts and lists of their words have in other places.
+    """
+    found = sorted((place_of(example.id, task), "".join(example.text.split())) for example in examples)
     return hashlib.sha256(to_json(found, ascii_only=True).encode()).hexdigest()
 
 

@@ -192,6 +192,7 @@ def test_scored_runs_are_compared_and_combined(program: Program, tmp_path: Path)
     program("eval.py", "--combine", scored / "intent", scored / "slots", "--output", tmp_path / "dual")
     new, old = (read_json(folder / "results.json") for folder in (tmp_path / "dual", scored / "dual"))
     assert new.pop("predictions") and new.pop("examples") and new.pop("weights") == "", "the old files have no hashes"
+    assert new.pop("texts") == ""
     assert new.pop("labels") == {} and new["settings"].pop("temperature") == {}, "they have no probabilities"
     assert new | {"versions": {}} == old | {"versions": {}, "counts": old["counts"] | NEW_COUNTS, "others": {}}
     after, before = (read_lines(folder / "predictions.jsonl") for folder in (tmp_path / "dual", scored / "dual"))

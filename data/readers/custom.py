@@ -202,7 +202,8 @@ def read_custom_spec(path: Path) -> CustomSpec:
                             f"lists of words, in {tokens_column!r}.")  # fmt: skip
         fields.append(field)
     types = {field.name: field.type for field in fields}
-    if taken := next((name for name in types if is_taken(name, types)), None):
+    likely = [name for name, kind in types.items() if kind != "token"]  # their labels have probabilities
+    if taken := next((name for name in types if is_taken(name, likely)), None):
         raise UserError(f"{path}: a field cannot be named {taken!r}: predict.py adds a column of this name. Rename "
                         f'the field, and write column = "{taken}" if the table has it under this name.')  # fmt: skip
     return CustomSpec(

@@ -78,7 +78,11 @@ class CustomField:
 
 
 def is_taken(name: str, fields: Iterable[str]) -> bool:
-    """Whether predict.py adds a column of this name that is not the field's."""
+    """Whether predict.py may add a column of this name that is not the field's.
+
+    Args:
+        fields: the names of those whose labels have probabilities: class and multi fields.
+    """
     return name in OF_ANSWERS or name in {f"{field}_{what}" for field in fields for what in OF_LABELS}
 
 

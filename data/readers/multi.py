@@ -30,7 +30,7 @@ from data.readers.tables import Dialect
 
 USUAL_SEPARATORS = "|;,/\t"
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
-NEIGHBOURS = re.compile(r"""["']\s*["']""")  # quotation marks without a comma between
+NEIGHBOURS = re.compile(r"""["']\s*[a-zA-Z]{0,2}["']""")  # quotation marks without a comma between
 UNLABELLED = " Texts without labels are for predict.py."
 
 
@@ -81,7 +81,10 @@ def _lacks_commas(cell: str) -> bool:
     """Whether a list has two strings side by side, which Python reads as one."""
     if not NEIGHBOURS.search(cell):
         return False
-    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline)]
+    try:
+        kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline)]
+    except (tokenize.TokenError, SyntaxError):  # not as Python writes it
+        return False
     kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE)]
     return any(a == b == tokenize.STRING for a, b in pairwise(kinds))
 

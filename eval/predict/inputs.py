@@ -103,7 +103,7 @@ def open_input(
         stdin: read for ``-``; default: the process's standard input.
         dialect: how the table is written. Parts of it that are not for its format are mistakes.
         template: makes the texts, unless ``text_column`` has them.
-        words_column: has lists of words, in CSV and TSV as JSON. Of any column, what is a list is one of words.
+        words_column: has lists of words, in a text as JSON. Of any column, what is a list is one of words.
         conll_columns: the names of the columns of CoNLL, if the dialect does not name them.
 
     Raises:
@@ -163,7 +163,7 @@ def open_input(
         if found not in ("csv", "tsv"):
             text_of = choose(columns, name if table.columns else ahead[-1].where)
         column = text_of if isinstance(text_of, str) else None
-        has_words = column is not None and column == words_column and found in ("csv", "tsv")
+        has_words = column is not None and column == words_column
         rows = (_row(record, name, text_of, has_words) for record in chain(ahead, table.records))
         yield Input(name, file, found, columns, column, rows, table.progress)
 

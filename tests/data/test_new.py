@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.check import main as check
+from data.guess import guess
 from data.new import main, new_task
 from data.source import load_examples
 from tests.launching import ROOT
@@ -368,6 +369,11 @@ def test_lists_of_different_lengths_are_no_words_and_labels(capsys, tmp_path: Pa
     found, _ = written(capsys, tmp_path / "t.jsonl")
     assert found["text_column"] == "text" and found["fields"][0]["name"] == "label"
     (tmp_path / "t.toml").unlink()
+    write("tags", "keywords", "tokens", "ner")
+    lines = (tmp_path / "t.jsonl").read_text().splitlines()
+    damaged = json.loads(lines[0]) | {"ner": ["O"]}
+    (tmp_path / "t.jsonl").write_text("\n".join([*lines, *lines, json.dumps(damaged)]))
+    assert guess(tmp_path / "t.jsonl", "jsonl", None, None, None).text == "tokens", "data.check names the damaged row"
     write("tags", "keywords", "tokens", "ner")
     found, _ = written(capsys, tmp_path / "t.jsonl")
     assert found["tokens_column"] == "tokens" and found["fields"][0]["name"] == "ner"

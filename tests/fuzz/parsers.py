@@ -134,8 +134,9 @@ def read_options(file: Path) -> None:
 def read_scored(file: Path) -> None:
     intent, slots = file.parent.parent / "intent", file.parent.parent / "slots"
     out = file.parent.parent / OUTPUT
-    compare([intent, slots], winner=file.parent, markdown_file=out / "compared.md")
+    compare([intent, slots], markdown_file=out / "compared.md")
     combine(intent, slots, out / "dual")
+    compare([file.parent, out / "dual"], winner=file.parent)
 
 
 def read_answer(file: Path) -> None:

@@ -153,6 +153,7 @@ def test_keys_of_multi_fields_alone(tmp_path: Path, kind: str) -> None:
         ("['refund' 'billing']", r"no comma between texts, .*\"\['refund' 'billing'\]\". .* JSON"),
         ("['refund'\n 'billing']", "no comma between texts"),
         ('["refund" "billing"]', "no comma between texts"),
+        ("['re' r'fund']", "no comma between texts"),
         ("['re' 'fund', 'billing']", "no comma between texts"),
         ("[b'refund']", "'topics' must be a label, found b'refund'"),
         ("[{1}]", "'topics' must be a label, found {1}"),

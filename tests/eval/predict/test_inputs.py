@@ -273,9 +273,11 @@ def test_lists_of_words_in_tables_of_text(tmp_path: Path) -> None:
     assert found[3].error.startswith("'tokens' must be a list of") and found[4].error.startswith("'tokens': not JSON")
     (row, *_) = rows(tmp_path / "t.csv", text_column="tokens")
     assert row.text == '["to", "Rome"]', "a text of a task whose texts are no lists"
-    (tmp_path / "t.jsonl").write_text('{"tokens": ["to", "Rome"]}\n{"tokens": "[1]"}\n')
+    (tmp_path / "t.jsonl").write_text(
+        '{"tokens": ["to", "Rome"]}\n{"tokens": "[\\"to\\", \\"Rome\\"]"}\n{"tokens": "[a] b"}\n'
+    )
     found = rows(tmp_path / "t.jsonl", text_column="tokens", words_column="tokens")
-    assert [row.text for row in found] == ["to Rome", "[1]"], "in JSON a list is a list"
+    assert [row.text for row in found] == ["to Rome", "to Rome", "[a] b"], "tables that were CSV have lists in texts"
 
 
 def test_names_of_the_columns_of_conll(tmp_path: Path) -> None:

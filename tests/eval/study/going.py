@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.study import plan, records, run
 from eval.study.file import Study
 
-FAIL = "import sys; print('working'); print('error: no such data: x', file=sys.stderr); sys.exit(2)"
+FAIL = "import sys; print('working', flush=True); print('error: no such data: x', file=sys.stderr); sys.exit(2)"
 
 
 def go(study: Study, output: Path, retry: bool = False, jobs: int = 1) -> int:
