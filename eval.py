@@ -49,9 +49,10 @@ from eval.partial import PartialAnswers, open_partial_answers
 from eval.plan import describe as describe_plan
 from eval.plan import make_plan
 from eval.progress import Progress
+from eval.provenance import hash_examples, hash_texts, versions
 from eval.report import compare, compare_command, show_details
 from eval.resolve import load_config
-from eval.results import Results, field_kinds, hash_examples, hash_texts, label_sets, other_labels, versions, write_run
+from eval.results import Results, field_kinds, label_sets, other_labels, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
 from eval.stored_calibration import CALIBRATION_FILE, fit

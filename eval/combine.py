@@ -12,17 +12,15 @@ from pathlib import Path
 
 from data.errors import UserError
 from eval.output import check_free, output_folder
+from eval.provenance import hash_examples, place_of, versions
 from eval.results import (
     Prediction,
     Results,
     count_oddities,
-    hash_examples,
     measure,
-    place_of,
     read_predictions,
     read_results,
     stored_task,
-    versions,
     write_run,
 )
 

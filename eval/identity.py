@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from data.task_file import task_record
-from eval.results import hash_examples
+from eval.provenance import hash_examples
 from eval.setup import ScoringSetup
 
 

@@ -27,7 +27,8 @@ from eval.calibration import COLDEST, HOTTEST, calibration_error, fit_temperatur
 from eval.config import EvalConfig
 from eval.job import ScoringJob
 from eval.probabilities import gold_indices
-from eval.results import Prediction, Temperature, hash_examples
+from eval.provenance import hash_examples
+from eval.results import Prediction, Temperature
 from eval.weights import WEIGHT_FILES, Weights, hash_files
 
 CALIBRATION_FILE = "calibration.json"

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 import tomlkit
 import tyro
 
+from data.characters import is_text
 from data.errors import UserError, nearest
 from data.files import limits
 from data.files.documents import parse_toml, read_bytes
@@ -54,11 +55,6 @@ class Option:
     def is_switch(self) -> bool:
         """Whether it is a boolean (or a boolean that may be None, for "not given")."""
         return self.type in (bool, bool | None)
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it has any number of values."""
-        return typing.get_origin(self.type) is tuple and ... in typing.get_args(self.type)
 
     @property
     def may_be_switched(self) -> bool:
@@ -189,7 +185,8 @@ def _read_argv(cls: type, argv: Sequence[str], problems: list[str]) -> list[Word
 def _check_lists(cls: type, layer: Sequence[Words], problems: list[str]) -> None:
     """A list without values, or the last of two lists, would replace the one before without a word."""
     options = options_of(cls)
-    lists = [words for words in map(_split_words, layer) if words[0] in options and options[words[0]].is_list]
+    known = {name for name, option in options.items() if typing.get_origin(option.type) is tuple}
+    lists = [words for words in map(_split_words, layer) if words[0] in known]
     problems += [f"--{name} needs a value: {_describe(options[name].type)}." for name, values in lists if not values]
     repeated = [name for name, count in Counter(name for name, _ in lists).items() if count > 1]
     problems += [f"--{name} is given more than once: write all values after one --{name}." for name in repeated]
@@ -381,17 +378,13 @@ def _item(value: Any) -> tomlkit.items.Item:
 
 def text_problems(config: Any) -> list[str]:
     """Find the options whose text no file can hold: names of files that are not UTF-8."""
-    found = []
-    for name, value in flatten(config).items():
-        for text in map(str, value if isinstance(value, tuple | list) else [value]):
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                found.append(
-                    f"{name} = {ascii(text)}: not UTF-8, so it cannot be recorded. Rename the file or folder; or, if "
-                    "its name is UTF-8 and the locale is not, set PYTHONUTF8=1."
-                )
-    return found
+    return [
+        f"{name} = {ascii(text)}: not UTF-8, so it cannot be recorded. Rename the file or folder; or, if its name is UTF-8 "
+        "and the locale is not, set PYTHONUTF8=1."
+        for name, value in flatten(config).items()
+        for text in map(str, value if isinstance(value, tuple | list) else [value])
+        if not is_text(text)
+    ]
 
 
 def report(problems: Sequence[str]) -> None:

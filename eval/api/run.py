@@ -31,8 +31,9 @@ from eval.job import ScoringRanks
 from eval.kept_lines import sha256_of
 from eval.output import check_free, output_folder
 from eval.progress import Progress
+from eval.provenance import hash_examples, hash_texts, versions
 from eval.report import compare_command, show_details
-from eval.results import Results, field_kinds, hash_examples, hash_texts, other_labels, versions, write_run
+from eval.results import Results, field_kinds, other_labels, write_run
 from train import stopping
 from train.errors import Interrupted, RunStopped
 from train.launched import env_world_size

@@ -178,12 +178,14 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
             if options.conll_columns:
                 identity["conll_columns"] = "\t".join(options.conll_columns)
         with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
-            before = [row for row in islice(opened.rows, output.n_written) if row.unreadable]
             if output.n_written:
                 log.info("continuing after the %d rows that are done", output.n_written)
-            for row in before[:SHOWN]:
-                log.info("  %s: %s", row.where, row.error)
-            yield _Files(opened, output, list(_take(opened.rows)), opened.rows, len(before))
+            n_unreadable = 0
+            for row in islice(opened.rows, output.n_written):
+                n_unreadable += row.unreadable
+                if row.unreadable and n_unreadable <= SHOWN:
+                    log.info("  %s: %s", row.where, row.error)
+            yield _Files(opened, output, list(_take(opened.rows)), opened.rows, n_unreadable)
 
 
 def _take(rows: Iterator[Row]) -> Iterator[Row]:

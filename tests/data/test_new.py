@@ -318,6 +318,15 @@ def test_single_letters_do_not_decide_an_encoding(capsys, tmp_path: Path) -> Non
     assert "in shift_jis" in refused(capsys, tmp_path / "t.csv")
 
 
+def test_a_few_letters_side_by_side_are_western_as_well(capsys, tmp_path: Path) -> None:
+    """Three bytes beyond ASCII in a row might be Cyrillic, if there were not so many that stand alone."""
+    texts = [*(f"Größe {n} fällt für mich zu klein aus" for n in range(24)), "mit ÄÖÜ", "ja"]
+    lines = [(text, "ab"[n % 2]) for n, text in enumerate(texts)]
+    (tmp_path / "t.csv").write_text(table(lines), encoding="windows-1252")
+    found, _ = written(capsys, tmp_path / "t.csv")
+    assert found["encoding"] == "windows-1252"
+
+
 def test_a_guessed_encoding_is_shown(capsys, tmp_path: Path) -> None:
     """Polish cannot be told from Western text: a person has to see it."""
     content = "text,label\nDobry sklep,tak\nPolecam sklep działa świetnie,tak\nNie wiem,nie\nOj nie,nie\n"

@@ -14,7 +14,7 @@ from data.errors import UserError
 from data.files.documents import read_json
 from data.source import load_examples
 from eval.held_out import HeldOutScoring
-from eval.results import hash_examples
+from eval.provenance import hash_examples
 from eval.stored_calibration import Calibration, weights_of
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS

@@ -12,12 +12,12 @@ from data.example import Example
 from data.lenient import read_leniently
 from data.tasks import Task
 from eval.metrics import Labels
+from eval.provenance import hash_examples
 from eval.results import (
     Prediction,
     Results,
     count_oddities,
     field_kinds,
-    hash_examples,
     label_sets,
     measure,
     other_labels,

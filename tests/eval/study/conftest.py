@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from data.example import Example
 from data.tasks import TASKS
-from eval.results import Prediction, Results, field_kinds, hash_examples, measure, write_run
+from eval.provenance import hash_examples
+from eval.results import Prediction, Results, field_kinds, measure, write_run
 folder, task = Path(sys.argv[1]), TASKS[sys.argv[2]]
 examples = [Example(str(i), "text", {"intent": "alarm_set"}) for i in range(3)]
 predictions = [Prediction(e.id, e.labels, "", {"intent": "alarm_set" if i else None}) for i, e in enumerate(examples)]
