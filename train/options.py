@@ -379,8 +379,8 @@ def _item(value: Any) -> tomlkit.items.Item:
 def text_problems(config: Any) -> list[str]:
     """Find the options whose text no file can hold: names of files that are not UTF-8."""
     return [
-        f"{name} = {ascii(text)}: not UTF-8, so it cannot be recorded. Rename the file or folder; or, if its name is UTF-8 "
-        "and the locale is not, set PYTHONUTF8=1."
+        f"{name} = {ascii(text)}: not UTF-8, so it cannot be recorded. Rename the file or folder; or, if its name is "
+        "UTF-8 and the locale is not, set PYTHONUTF8=1."
         for name, value in flatten(config).items()
         for text in map(str, value if isinstance(value, tuple | list) else [value])
         if not is_text(text)

@@ -149,6 +149,8 @@ def test_own_tasks_are_paired_by_their_places_in_the_files(tmp_path):
     results, predictions = combine_runs(own_run(tmp_path, "one", texts), own_run(tmp_path, "two", texts))
     assert results.metrics["n_examples"] == len(predictions) == 6 and results.texts
     assert predictions[0].id == "my_one/test/2" and list(predictions[0].gold) == ["one", "two"]
+    spaced = own_run(tmp_path, "spaced", [text.replace(" ", "  ") for text in texts])
+    assert combine_runs(tmp_path / "one" / "majority", spaced)[0].texts, "a list of words has other spaces than a text"
     with pytest.raises(UserError, match="have other texts under the same ids"):
         combine_runs(tmp_path / "one" / "majority", own_run(tmp_path, "three", texts[::-1]))
 

@@ -144,6 +144,15 @@ def test_labels_that_may_be_types_or_tags_are_not_guessed(folder: Path, tags: st
     assert example.labels["parts"] == tuple("Other" if tag == "O" else tag for tag in tags.split())
 
 
+def test_a_field_named_like_no_column_of_predict(folder: Path) -> None:
+    """The words of a token field have no probabilities, so there is no column parts_next."""
+    (folder / "task.toml").write_text(
+        HEAD + FILES + PARTS + QUEUE.replace('"queue"', '"parts_next"\ncolumn = "queue"', 1)
+    )
+    spec = read_custom_spec(folder / "task.toml")
+    assert [field.name for field in spec.fields] == ["parts", "parts_next"]
+
+
 def test_letters_without_types(folder: Path) -> None:
     """Keyphrases and aspects often have the tags B, I and O, which are no types."""
     tags = ["O", "B", "I", "B"]
