@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ ENDINGS = _TEXT_ENDINGS | _BINARY_ENDINGS | {f"{end}{GZIP}": format for end, for
 FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 COLUMNAR = {"parquet": open_parquet, "arrow": open_arrow}
 DELIMITERS = (",", ";", "\t", "|")  # that messages suggest
+EXCELS_FIRST_LINE = re.compile(r'"?sep=([^"])"?')  # of a CSV file, before its header
 LINE_COLUMN = "text"  # the one column of plain lines
 
 ASK_FOR_QUOTING = (
@@ -233,6 +235,10 @@ def _cells(lines: Lines, format: str, dialect: Dialect, plain: bool) -> Iterator
                 raise UserError(error)
             size += len(line)
             check_length(size, lines.name, first, number)
+            if number == 1 and format == "csv" and (said := EXCELS_FIRST_LINE.fullmatch(line.rstrip("\r\n"))):
+                if said[1] != delimiter:
+                    raise UserError(f"{lines.name}, line 1: {said[0]!r}.{_use_instead(said[1], format)}")
+                line = "\n"
             if n_records == 0:
                 header = line
             yield line

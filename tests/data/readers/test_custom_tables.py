@@ -175,6 +175,16 @@ def test_another_delimiter_is_suggested_and_not_guessed(folder: Path, delimiter:
     assert [example.text for example in train(folder, advice)] == ["a, b, c", "d"]
 
 
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\r\n'])
+def test_the_line_in_which_excel_names_the_delimiter_is_no_header(folder: Path, first: str) -> None:
+    (folder / "train.csv").write_bytes(f"{first}text;queue\r\nsep=;sales\r\nb;billing\r\nc\r\n".encode())
+    with pytest.raises(UserError, match="line 1: '.?sep=;.?'. Its cells .* write delimiter = \";\""):
+        train(folder)
+    with pytest.raises(UserError, match="line 5: 1 cells"):
+        train(folder, 'delimiter = ";"')
+    assert [e.text for e in train(folder, 'delimiter = ";"\nmissing = "skip"')] == ["sep=", "b"]
+
+
 def test_no_other_delimiter_is_suggested_if_it_does_not_help(folder: Path) -> None:
     (folder / "train.csv").write_text("txt;x,label\na,sales\n")
     with pytest.raises(UserError, match=r"no column 'text'. Did you mean 'txt;x'\? Known: txt;x, label. Texts without"):
