@@ -16,7 +16,9 @@ module reads and checks the files, and finds the word of each sub-word. Three ru
   ``" news"`` inside it, and was pretrained so. Checkpoints with ``add_prefix_space: true`` in tokenizer_config.json get
   a space. Words given one by one always get one, because in a text they follow another word.
 - Where tokenizer_config.json and tokenizer.json disagree (lower-casing, accents, Chinese characters, the space in
-  front), tokenizer_config.json is used, as in transformers.
+  front), tokenizer_config.json is used, as in transformers; also there the first three mean nothing to the classes of
+  `NO_OPTIONS`. What tokenizer_config.json does not say is as in tokenizer.json, where transformers takes the default of
+  the class.
 
 Documents are cut in `data.encoder.samples` and packed in `data.packing`; decoders' tokenizers are in
 `data.decoder.tokenizer`.
@@ -61,6 +63,10 @@ OPTIONS = {
     "tokenize_chinese_chars": ("BertNormalizer", "handle_chinese_chars"),
     "add_prefix_space": ("ByteLevel", "add_prefix_space"),
 }
+# Classes of tokenizer_config.json that normalize as tokenizer.json says.
+NO_OPTIONS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Options of BertJapaneseTokenizer -> the only value with which it is BERT's tokenizer.
+JAPANESE = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece"}
 # Only special tokens are in vocab.json without a merge: RoBERTa has 9. Many more mean that merges.txt is cut off.
 MAX_WITHOUT_MERGE = 100
 
@@ -110,8 +116,9 @@ class Tokenizer:
         names = {role: token_text(named.get(f"{role}_token")) or text for role, text in SPECIAL_TOKENS[kind].items()}
         if kind == "WordPiece":
             spec["model"]["unk_token"] = names["unk"]
+        is_plain = main == "tokenizer.json" and config.get("tokenizer_class") in NO_OPTIONS
         for option, (part, name) in OPTIONS.items():
-            if option in config:
+            if option in config and not (is_plain and part == "BertNormalizer"):
                 _set(spec, part, name, config[option])
 
         path, vocabulary = folder / main, spec["model"]["vocab"]
@@ -126,6 +133,8 @@ class Tokenizer:
                 "If this is the tokenizer of a decoder such as Llama, choose a decoder model."
             )
         if kind == "BPE" and (lacking := set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()):
+            if any(text.endswith("</w>") for text in vocabulary):  # GPT's and XLM's BPE, of characters
+                raise _unsupported(path, kind)
             raise damaged(path, f"incomplete: {len(lacking)} of the 256 bytes have no token")
         spec["decoder"] = None
         self._texts = Library(spec, added, path)
@@ -208,11 +217,15 @@ def _read_json(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
     # The oldest files do not name their type of model.
     kind = spec["model"].setdefault("type", "BPE" if "merges" in spec["model"] else "WordPiece")
     if kind not in SPECIAL_TOKENS or (kind == "BPE" and not _parts(spec, "ByteLevel")):
-        raise UserError(
-            f"{path} holds a tokenizer of type {kind!r}{' that is not byte-level' * (kind == 'BPE')}; only "
-            "byte-level BPE (RoBERTa) and WordPiece (BERT) are supported."
-        )
+        raise _unsupported(path, kind)
     return spec
+
+
+def _unsupported(path: Path, kind: str) -> UserError:
+    return UserError(
+        f"{path} holds a tokenizer of type {kind!r}{' that is not byte-level' * (kind == 'BPE')}; only "
+        "byte-level BPE (RoBERTa) and WordPiece (BERT) are supported."
+    )
 
 
 def _read_bpe(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
@@ -265,6 +278,12 @@ def _lines(content: bytes, path: Path) -> list[str]:
 def _settings(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with its options checked. Only strip_accents may be null (the same as lower-casing)."""
     config = parse_json(files, "tokenizer_config.json", folder)
+    for option, bert in JAPANESE.items():
+        if config.get(option, bert) != bert:
+            raise UserError(
+                f"{folder / 'tokenizer_config.json'}: {option} is {json.dumps(config[option])}, of Japanese BERTs. "
+                f"Only BERT's own tokenizer is supported, with {json.dumps(bert)}."
+            )
     for option in OPTIONS:
         value = config.get(option)
         if not (isinstance(value, bool) or (value is None and (option == "strip_accents" or option not in config))):

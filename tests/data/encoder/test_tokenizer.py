@@ -177,6 +177,19 @@ def test_tokenizer_json_is_used_where_the_config_has_no_option(bert_folder, tmp_
     )
 
 
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend"])
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_class_without_options_is_what_tokenizer_json_says(name, lower, bert_folder, tmp_path):
+    folder = copy_of(bert_folder, tmp_path / "bert", tokenizer_config_json=json.dumps({"do_lower_case": lower}))
+    transformers.BertTokenizerFast.from_pretrained(folder).backend_tokenizer.save(str(folder / "tokenizer.json"))
+    stated = load_encoder_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "do_lower_case": not lower}))
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = load_encoder_tokenizer(folder)
+    for text in ("Wake Été", "wake", "FRIDAY"):
+        assert ours.encode(text) == stated.encode(text) == reference.encode(text, add_special_tokens=False)
+
+
 @pytest.mark.parametrize("layout", ["tokenizer.json", "vocab.txt"])
 def test_minilm_equals_transformers_on_the_sample(layout, minilm_folder, sample_texts, tmp_path):
     posts, utterances = sample_texts

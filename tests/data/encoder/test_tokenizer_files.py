@@ -97,6 +97,8 @@ CHARACTERS = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a
         ("bert", "vocab.txt", b"\xff\xfe[CLS]", "not UTF-8"),
         ("bert", "tokenizer_config.json", b'{"do_lower_case": null}', "do_lower_case must be true or false"),
         ("bert", "added_tokens.json", b"[]", "must be an object"),
+        ("bert", "tokenizer_config.json", b'{"word_tokenizer_type": "mecab"}', 'is "mecab".* with "basic"'),
+        ("bert", "tokenizer_config.json", b'{"subword_tokenizer_type": "character"}', 'with "wordpiece"'),
         ("bert", "tokenizer_config.json", b'{"added_tokens_decoder": {"7": "a"}}', "decoder.* must be an object"),
         ("bert", "tokenizer_config.json", b'{"added_tokens_decoder": [7]}', "decoder must be an object or null"),
     ],
@@ -124,4 +126,14 @@ def test_a_vocabulary_without_some_bytes_is_refused(roberta_folders, tmp_path):
         del vocabulary[rare]
     folder = copy_of(roberta_folders["files"], tmp_path / "a", vocab_json=json.dumps(vocabulary))
     with pytest.raises(UserError, match="incomplete: 2 of the 256 bytes have no token"):
+        load_encoder_tokenizer(folder)
+
+
+def test_a_vocabulary_of_characters_is_not_called_damaged(roberta_folders, tmp_path):
+    """Such as HerBERT's: its files have the same names, and a mark ends a word."""
+    names = ["<s>", "</s>", "<pad>", "<unk>", "a", "b</w>", "ab</w>"]
+    vocabulary = json.dumps({name: i for i, name in enumerate(names)})
+    files = {"vocab_json": vocabulary, "merges_txt": "#version: 0.2\na b</w>\n"}
+    folder = copy_of(roberta_folders["files"], tmp_path / "a", **files)
+    with pytest.raises(UserError, match="vocab.json holds a tokenizer of type 'BPE' that is not byte-level"):
         load_encoder_tokenizer(folder)
