@@ -33,6 +33,7 @@ from checkpoints_tools.gguf_file import open_gguf
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.load import preset_of
 from checkpoints_tools.meta_pth import open_meta
+from checkpoints_tools.meta_tokenizer import complete_tokenizer
 from checkpoints_tools.other_folders import describe
 from checkpoints_tools.progress import ByteProgress
 from checkpoints_tools.registry import architecture_of
@@ -126,6 +127,7 @@ def convert(
             source.write_tokenizer(folder)
         else:
             copy_tokenizer(tokenizer, folder)
+        complete_tokenizer(folder, source.config.max_position)
         writer = ShardWriter(folder, shard_bytes)
         sizes = {name: math.prod(shape) * to.itemsize for name, shape in expected_shapes(source.config).items()}
         with ByteProgress("converting", sum(sizes.values()), show=True) as progress:

@@ -17,7 +17,6 @@ divided by its length and multiplied by the square root of the model's width.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from checkpoints_tools.carried import Carried, carry_over
 from checkpoints_tools.load import clean_name
-from checkpoints_tools.meta_tokenizer import write_tokenizer_json
+from checkpoints_tools.meta_tokenizer import complete_tokenizer
 from checkpoints_tools.registry import ModelConfig, Tokenizer, architecture_of
 from checkpoints_tools.writer import (
     SHARD_BYTES,
@@ -40,9 +39,6 @@ from checkpoints_tools.writer import (
     staged_folder,
 )
 from data.decoder.fewshot import PromptSpec
-from data.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 def export_hf(
@@ -104,12 +100,7 @@ def export_hf(
             architecture.write_export(staging, config, stored, tokenizer, TrainedOn(prompt_spec, labels, max_length))
             if carried is not None:
                 carry_over(carried, staging, config.vocab_size, trained=True)
-            names = {path.name for path in staging.iterdir()}
-            if "tokenizer.model" in names and not names & {"tokenizer.json", "tokenizer_config.json"}:
-                try:  # transformers cannot read Meta's tokenizer.model
-                    write_tokenizer_json(staging, config.max_position)
-                except UserError as error:  # no reason to lose what was trained
-                    log.warning("warning: the export has no tokenizer.json: %s", error)
+            complete_tokenizer(staging, config.max_position)
             if prompt_spec is not None:
                 prompt_spec.save(staging)
             if add is not None:

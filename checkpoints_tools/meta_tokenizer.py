@@ -8,6 +8,7 @@ two tokens becomes a merge, in the order of the tokens' scores or ranks. The alg
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +26,8 @@ from data.files.documents import read_bytes
 from data.rank_file import is_rank_file, llama3_special_tokens, read_ranks
 
 Piece = TypeVar("Piece", str, bytes)
+
+log = logging.getLogger(__name__)
 
 REMEDY = "name the folder of a tokenizer.json with --tokenizer"
 # The settings of a SentencePiece model that `sentencepiece_tokenizer` can write.
@@ -59,6 +62,8 @@ def write_meta_tokenizer(source: Path, folder: Path, max_length: int) -> None:
 def write_tokenizer_json(folder: Path, max_length: int) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` for the ``tokenizer.model`` in a folder.
 
+    A ``tokenizer_config.json`` that the folder has is kept.
+
     Raises:
         UserError: a SentencePiece model with other settings than Llama 2's: its ids would be others.
     """
@@ -73,7 +78,27 @@ def write_tokenizer_json(folder: Path, max_length: int) -> None:
             ranks = read_ranks(content, model)
             _check_lengths(model, ranks)
             tokenizer = llama3_tokenizer(ranks)
-    write_tokenizer_files(folder, tokenizer, named, max_length, chat_template=None)
+    if (folder / "tokenizer_config.json").exists():
+        tokenizer.save(str(folder / "tokenizer.json"))
+    else:
+        write_tokenizer_files(folder, tokenizer, named, max_length, chat_template=None)
+
+
+def complete_tokenizer(folder: Path, max_length: int) -> None:
+    """Write the ``tokenizer.json`` that a folder with a ``tokenizer.model`` lacks; log a warning if it cannot be.
+
+    transformers cannot read Meta's file of ranks, and of a SentencePiece model it makes another order of merges: runs
+    of spaces get other tokens. A file of ranks whose tokens a ``tokenizer_config.json`` names is left as it is.
+    """
+    names, model = {path.name for path in folder.iterdir()}, folder / "tokenizer.model"
+    if "tokenizer.model" not in names or "tokenizer.json" in names:
+        return
+    if "tokenizer_config.json" in names and is_rank_file(read_bytes(model, limits.VOCABULARY_BYTES)):
+        return
+    try:
+        write_tokenizer_json(folder, max_length)
+    except UserError as error:  # no reason to lose what was made
+        log.warning("warning: the new folder has no tokenizer.json; transformers may give other ids: %s", error)
 
 
 def _check_lengths(path: Path, tokens: Iterable[str | bytes]) -> None:

@@ -154,10 +154,7 @@ class SentencePieceTokenizer(_FileTokenizer):
     def __init__(self, files: dict[str, bytes], folder: Path) -> None:
         model, path = files["tokenizer.model"], folder / "tokenizer.model"
         pieces = _processor(model, path)
-        try:
-            vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
-        except UnicodeDecodeError as error:
-            raise damaged(path, f"damaged: a piece is not UTF-8 ({error})") from error
+        vocabulary = _vocabulary(pieces, path)
         types = sentencepiece_model.piece_types(model)
         fixed = (sentencepiece_model.CONTROL, sentencepiece_model.UNKNOWN)
         defined = sentencepiece_model.USER_DEFINED
@@ -298,10 +295,8 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     folder = Path(folder)
     files = read_files(folder, TOKENIZER_FILES)
     has_model = "tokenizer.model" in files
-    if "tokenizer.json" in files:
-        converted = re.search(rb'"byte_fallback"\s*:\s*true', files["tokenizer.json"])
-        if not (has_model and converted):
-            return JsonTokenizer(files, folder)
+    if "tokenizer.json" in files and not (has_model and _is_conversion(files, folder)):
+        return JsonTokenizer(files, folder)
     if not has_model:
         raise UserError(
             f"No tokenizer in {folder}: looked for tokenizer.json and tokenizer.model; found: {files_found(folder)}. "
@@ -321,6 +316,22 @@ def _processor(model: bytes, path: Path) -> Any:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except Exception as error:  # of the library
         raise damaged(path, "neither a SentencePiece model nor a rank file") from error
+
+
+def _vocabulary(processor: Any, path: Path) -> dict[str, int]:
+    try:
+        return {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"damaged: a piece is not UTF-8 ({error})") from error
+
+
+def _is_conversion(files: dict[str, bytes], folder: Path) -> bool:
+    """Whether the tokenizer.json is of the SentencePiece model beside it: the same tokens, but for added ones."""
+    model, path = files["tokenizer.model"], folder / "tokenizer.model"
+    if not re.search(rb'"byte_fallback"\s*:\s*true', files["tokenizer.json"]) or rank_file.is_rank_file(model):
+        return False
+    vocabulary = parse_json(files, "tokenizer.json", folder)["model"]["vocab"]
+    return vocabulary == _vocabulary(_processor(model, path), path)
 
 
 def _chat_template(files: dict[str, bytes], config: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ from tokenizers import ByteLevelBPETokenizer
 
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.gguf_tokenizer import write_gguf_tokenizer
-from checkpoints_tools.meta_tokenizer import write_tokenizer_json
-from data.decoder.tokenizer import load_tokenizer
+from checkpoints_tools.meta_tokenizer import complete_tokenizer, write_tokenizer_json
+from data.decoder.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer
 from data.errors import UserError
 from model.llama import Llama, LlamaConfig
 from tests.added_tokens import assert_equal_ids, mixed_texts
@@ -108,6 +108,46 @@ def test_a_model_with_other_settings_is_not_written_as_a_tokenizer_json(options,
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
 
 
+LLAMA_CONFIG = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@pytest.mark.parametrize("n_added", [0, 2])
+def test_a_model_with_a_config_gets_a_tokenizer_json_and_keeps_the_config(n_added, tmp_path):
+    """transformers makes other merges of a ``tokenizer.model`` alone: of runs of spaces."""
+    transformers = pytest.importorskip("transformers")
+    n = load_tokenizer(train(tmp_path)).vocab_size
+    config: dict[str, object] = dict(LLAMA_CONFIG)
+    if n_added:
+        flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+        added = [{"content": "[PAD]", "special": True}, {"content": "Covfefe", "special": False}]
+        config |= {"pad_token": "[PAD]", "added_tokens_decoder": {str(n + i): a | flags for i, a in enumerate(added)}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(tmp_path)
+    complete_tokenizer(tmp_path, 64)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == config
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
+    assert len(reference) == ours.vocab_size == n + n_added
+    for text in ["a  wake   me\n    up", "news   at nine", *mixed_texts()[:50]]:
+        if "Covfefe" not in text:  # transformers adds a space behind a word
+            assert reference.encode("\n" + text, add_special_tokens=False) == reference.encode(
+                "\n", add_special_tokens=False
+            ) + ours.encode(text), text
+    assert load_tokenizer(tmp_path).encode("news   at nine") == ours.encode("news   at nine")
+
+
+def test_a_tokenizer_json_with_more_tokens_than_the_model_is_a_tokenizer_of_its_own(tmp_path):
+    write_tokenizer_json(train(tmp_path), 64)
+    before = load_tokenizer(tmp_path)
+    assert isinstance(before, SentencePieceTokenizer), "it is a conversion"
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["model"]["merges"].insert(0, ["k", "k"])
+    spec["model"]["vocab"]["kk"] = before.vocab_size
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    extended = load_tokenizer(tmp_path)
+    assert isinstance(extended, JsonTokenizer) and extended.vocab_size == before.vocab_size + 1
+    assert extended.encode("kk") == [before.vocab_size] != before.encode("kk")
+
+
 def test_an_export_without_a_tokenizer_json_is_said(tmp_path, caplog):
     (tmp_path / "source").mkdir()
     tokenizer = load_tokenizer(train(tmp_path / "source", remove_extra_whitespaces=True))
@@ -118,6 +158,6 @@ def test_an_export_without_a_tokenizer_json_is_said(tmp_path, caplog):
     model.init_weights()
     with caplog.at_level(logging.WARNING):
         export_hf(model, config, tokenizer, tmp_path / "out")
-    assert "warning: the export has no tokenizer.json" in caplog.text and "remove_extra_whitespaces" in caplog.text
+    assert "warning: the new folder has no tokenizer.json" in caplog.text and "remove_extra_whitespaces" in caplog.text
     assert not (tmp_path / "out" / "tokenizer.json").exists()
     assert load_tokenizer(tmp_path / "out").encode("wake  me") == tokenizer.encode("wake me")
