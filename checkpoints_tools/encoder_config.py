@@ -93,7 +93,6 @@ class EncoderFile(Struct):
     layer_norm_eps: Epsilon = 1e-12
     hidden_dropout_prob: Fraction = 0.1
     attention_probs_dropout_prob: Fraction = 0.1
-    classifier_dropout: float | None = None
     architectures: list[str] = []
     problem_type: str | None = None
     num_labels: Vocabulary = 2
@@ -124,11 +123,6 @@ def parse_encoder_config(raw: dict[str, Any], where: str = "config.json") -> Enc
         problems.append(
             f"max_position_embeddings is {table}, of which {offset} are unused (pad_token_id + 1): no document fits"
         )
-    dropout, head_dropout = values.get("hidden_dropout_prob"), values.get("classifier_dropout")
-    if head_dropout is not None and head_dropout != dropout:
-        problems.append(
-            f"classifier_dropout is {head_dropout!r}; this code's heads use hidden_dropout_prob ({dropout})"
-        )
     head, heads = _read_heads(values, family, problems)
     stated = values.get("heads")
     if stated is not None and stated.max_length is not None and heads and stated.max_length > table - offset:
@@ -137,7 +131,7 @@ def parse_encoder_config(raw: dict[str, Any], where: str = "config.json") -> Enc
             "the number of the model's positions"
         )
     if problems:
-        raise UserError(f"{where} contradicts itself:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError(f"{where} is not an encoder we can run:\n" + "\n".join(f"  - {p}" for p in problems))
     return EncoderConfig(
         family=family,
         dim=dim,
@@ -243,14 +237,18 @@ class _Pooling(Struct):
 def usual_head(folder: Path) -> HeadKind:
     """The kind of class heads that an encoder's folder is for.
 
-    It is that of the heads that it has. A folder of sentence-transformers whose pooling is the mean is for "mean", any
-    other for "linear". A folder that cannot be read is "linear" here; whoever opens it says what is wrong.
+    It is that of the heads that it has. A folder of sentence-transformers whose pooling is the mean is for "mean", also
+    where the pooling is beside the model's folder and not in it. Any other is for "linear", and so is a folder that
+    cannot be read; whoever opens it says what is wrong.
     """
     try:
         found = read_json(folder / "config.json", _Labels)
         if found.heads is not None:
             return found.heads.head
-        poolings = sorted(folder.glob("*_Pooling/config.json"))
+        if (found.architectures or [""])[0].endswith("ForSequenceClassification"):
+            return "dense"
+        top = folder.resolve().parent if (folder.resolve().parent / "modules.json").is_file() else folder
+        poolings = sorted(top.glob("*_Pooling/config.json"))
         return "mean" if any(read_json(path, _Pooling).is_mean for path in poolings) else "linear"
     except UserError:
         return "linear"

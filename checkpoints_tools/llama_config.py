@@ -90,7 +90,7 @@ def parse_llama_config(raw: dict[str, Any], where: str = "config.json") -> Llama
         problems.append(f"head_dim {head_dim} is odd; rotary embeddings rotate pairs of dimensions")
     rope_theta, rope_scaling = _read_rope(raw, values, problems)
     if problems:
-        raise UserError(f"{where} contradicts itself:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError(f"{where} is not a model we can run:\n" + "\n".join(f"  - {p}" for p in problems))
     return LlamaConfig(
         dim=dim,
         n_layers=values["num_hidden_layers"],

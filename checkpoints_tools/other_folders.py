@@ -32,6 +32,12 @@ class _Adapter(Struct):
     base_model_name_or_path: str | None = None
 
 
+class _Config(Struct):
+    """What a model's ``config.json`` always has."""
+
+    model_type: str | None = None
+
+
 def describe(path: Path) -> str | None:
     """What a path is that is no checkpoint folder; None if it is nothing known: missing, empty, or any other folder."""
     if path.is_file():
@@ -109,8 +115,16 @@ def _inside(folder: Path) -> str | None:
     meta = [path for path in visible if is_meta_folder(path)]
     if len(meta) == 1:
         return f"{folder} is not a checkpoint folder; {meta[0]} in it is one, in Meta's format: name that"
-    found = sorted(path for path in visible if path in meta or (path / "config.json").is_file())
+    found = sorted(path for path in visible if path in meta or _is_model(path / "config.json"))
     return f"{folder} is not a checkpoint folder. Name one in it: {_listed(found)}" if found else None
+
+
+def _is_model(config: Path) -> bool:
+    """Whether a ``config.json`` is a model's; sentence-transformers also writes some of its pooling."""
+    try:
+        return config.is_file() and read_json(config, _Config).model_type is not None
+    except UserError:
+        return True  # whoever opens it says what is wrong
 
 
 def _foreign(folder: Path) -> str | None:

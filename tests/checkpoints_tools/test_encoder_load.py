@@ -312,7 +312,6 @@ TWICE = {"name": "a", "kind": "class", "labels": ["x"]}
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"is_decoder": True}, "is_decoder"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-        ({"classifier_dropout": 0.3}, "classifier_dropout is 0.3"),
         ({"num_attention_heads": 5}, "24 is not a multiple of num_attention_heads 5"),
         ({"max_position_embeddings": 2}, "no document fits"),
         ({"hidden_dropout_prob": 1}, "hidden_dropout_prob must be a number, below 1; it is 1"),

@@ -57,7 +57,10 @@ KINDS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: make(p, "checkpoint-500/config.json", "checkpoint-900/config.json", "trainer_state.json"),
         "Name one in it: .*/checkpoint-500, .*/checkpoint-900",
     ),
-    "folder of folders": (lambda p: make(p, "0_Transformer/config.json", "modules.json"), "Name one in it: .*/0_Tr"),
+    "sentence-transformers": (
+        lambda p: make(make(p, "0_Transformer/config.json", "modules.json") / "1_Pooling", "x", config={"a": 1}).parent,
+        "Name one in it: [^,]*/0_Transformer.$",
+    ),
     "training checkpoint": (
         lambda p: make(p, ".metadata", "__0_0.distcp"),
         "a training checkpoint .*the run's export",

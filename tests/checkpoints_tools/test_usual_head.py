@@ -25,7 +25,8 @@ HEADS = {"head": "dense", "fields": [{"name": "x", "kind": "class", "labels": ["
         ({}, {"embedding_dimension": 384, "pooling_mode": "cls"}, "linear"),
         ({}, {"embedding_dimension": 768, "pooling_mode": ["mean", "max"]}, "linear"),
         ({"heads": HEADS}, {"pooling_mode_mean_tokens": True}, "dense"),
-        ({"architectures": ["RobertaForSequenceClassification"]}, None, "linear"),
+        ({"architectures": ["RobertaForSequenceClassification"]}, None, "dense"),
+        ({"architectures": ["RobertaForTokenClassification"]}, None, "linear"),
         ({"architectures": ["RobertaModel"]}, None, "linear"),
     ],
 )
@@ -42,6 +43,16 @@ def test_the_folder_says_its_head(config: dict, pooling: dict | None, head: str,
     assert ("head = " in describe_settings(config)) == (head != "linear")
     assert load_config([*argv, "--task", "massive_intent"]).model.head == "linear", "the paper's"
     assert load_config([*argv, "--head", "linear"]).model.head == "linear"
+
+
+@pytest.mark.parametrize(("listed", "head"), [(True, "mean"), (False, "linear")])
+def test_the_pooling_may_be_beside_the_models_folder(listed: bool, head: str, tmp_path: Path) -> None:
+    for name, content in (("0_Transformer", {}), ("1_Pooling", {"pooling_mode_mean_tokens": True})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    if listed:  # else the two may have nothing to do with each other
+        (tmp_path / "modules.json").write_text("[]")
+    assert usual_head(tmp_path / "0_Transformer") == head
 
 
 def test_what_cannot_be_read_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
