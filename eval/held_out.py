@@ -165,6 +165,7 @@ class HeldOutScoring:
             max_batch_tokens=max_batch_tokens,
             cache_dir=config.data.cache_dir or CACHE_DIR,
             fine_tuned=True,
+            answer_tokens=setup.prompt_spec.answer_tokens if setup.prompt_spec is not None else None,
             decode=decode,
         )
 

@@ -41,6 +41,7 @@ class ScoringJob:
         temperatures: by class field, the temperature of its probabilities; a missing one is 1.
         abstain_below: mark labels that are less probable than this; None: mark none.
         fine_tuned: the model learned this prompt; see `eval.decoder.score.prepare_requests`.
+        answer_tokens: the longest answer that it learned, in tokens; None: unknown.
         max_batch_tokens: maximum tokens of a decoding batch, answers included, or of an encoder's row. A longer example
             is a batch by itself; with 1, every example is.
         cache_dir: folder for caching tokenized examples; None: no caching.
@@ -55,6 +56,7 @@ class ScoringJob:
     max_batch_tokens: int = BATCH_TOKENS
     cache_dir: Path | None = None
     fine_tuned: bool = False
+    answer_tokens: int | None = None
     decode: Literal["free", "labels"] = "free"
     temperatures: Mapping[str, float] = field(default_factory=dict)
     abstain_below: float | None = None

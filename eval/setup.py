@@ -93,6 +93,7 @@ class ModelSetup:
             max_batch_tokens=self.options.batch_tokens,
             cache_dir=cache_dir,
             fine_tuned=self.fine_tuned,
+            answer_tokens=self.prompt.answer_tokens if self.prompt is not None else None,
             decode=self.options.decode,
             temperatures=self.calibration.temperatures if self.calibration is not None else {},
             abstain_below=self.options.abstain_below,

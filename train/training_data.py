@@ -10,6 +10,7 @@ import json
 import logging
 import statistics
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -88,7 +89,8 @@ def prepare_samples(
     prompt_spec = _prompt_spec(config, spec, task, decoder_tokenizer, shots)
     prompt = prompt_spec.build(task)
     check_labels(task, prompt, decoder_tokenizer)
-    return prepare(examples, task, prompt, decoder_tokenizer, max_length, cache_dir=cache_dir), prompt_spec
+    samples = prepare(examples, task, prompt, decoder_tokenizer, max_length, cache_dir=cache_dir)
+    return samples, replace(prompt_spec, answer_tokens=int(samples.label_lengths.max()))
 
 
 def weigh(

@@ -177,6 +177,7 @@ class PromptSpec:
         wording: see `data.decoder.prompts`.
         row_length: limit on prompt and answer together, in tokens. Documents are cut to fit, so a model depends on it.
             None: unknown (no model was trained with this prompt, or the record is old).
+        answer_tokens: the longest answer that the model was trained on, in tokens; None: unknown, as above.
         fingerprint: hash of the prompt's text and the task's labels, made by `signed`; empty: not compared. The record
             has neither text nor labels, so this detects a task file that was changed later.
     """
@@ -191,6 +192,7 @@ class PromptSpec:
     list_labels: bool = True
     wording: str = "clean"
     row_length: _Tokens | None = None
+    answer_tokens: _Tokens | None = None
     fingerprint: str = ""
     template_from: str = ""
 

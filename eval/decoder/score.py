@@ -118,8 +118,9 @@ def answer(
 def prepare_requests(job: ScoringJob) -> Requests:
     """Tokenize the job's examples, and compute the maximum length of each answer.
 
-    An answer may have the longest of its forms. A model that was fine-tuned writes the shortest, so its documents are
-    cut as in its training; only what they leave is for the others.
+    An answer may have the longest of its forms. A model that was fine-tuned writes the shortest, and hardly longer ones
+    than it learned: a list of all labels, or of every word as an entity, would cut documents that its training took
+    whole. So these are reserved at most; a longer answer gets what the document leaves.
 
     Raises:
         UserError: the prompt leaves no space for any document in ``max_length``.
@@ -129,6 +130,8 @@ def prepare_requests(job: ScoringJob) -> Requests:
     if job.max_new_tokens is None:
         budgets = answer_budgets(job.task, tokenizer, job.examples)
         reserved = [written if job.fine_tuned else longest for written, longest in budgets]
+        if job.fine_tuned and job.answer_tokens is not None:
+            reserved = [min(n, job.answer_tokens + BUDGET_MARGIN) for n in reserved]
     else:
         reserved = [job.max_new_tokens] * len(job.examples)
         budgets = [(n, n) for n in reserved]

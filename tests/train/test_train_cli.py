@@ -248,6 +248,37 @@ def test_a_row_shorter_than_the_prompt(train_args: list[str]) -> None:
         open_run(load_config([*train_args, "--row_length", "40"]))
 
 
+def test_documents_are_cut_at_scoring_hardly_earlier_than_in_training(
+    launch: Launch, train_args: list[str], tmp_path: Path
+) -> None:
+    """A list of all labels is much longer than any answer that the model learns; here it would not fit the row."""
+    from eval.config import EvalConfig
+    from eval.decoder.score import BUDGET_MARGIN, answer_budgets, prepare_requests
+    from eval.setup import open_scoring
+
+    labels = [f"matter number {i} of the many" for i in range(40)]
+    rows = [f'"{"please " * (5 + 20 * (i % 2))}",{labels[i % 40]}' for i in range(24)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,matters", *rows]))
+    (tmp_path / "many.toml").write_text(
+        'name = "many"\n[files]\ntrain = "rows.csv"\ntest = "rows.csv"\n'
+        f'[[fields]]\nname = "matters"\ntype = "multi"\nseparator = "|"\nlabels = {json.dumps(labels)}\n'
+    )
+    options = {"--task": str(tmp_path / "many.toml"), "--row_length": "430", "--steps": "2"}
+    args = [options.get(before, arg) for before, arg in zip(["", *train_args], train_args, strict=False)]
+    done = launch(TRAIN, *args, "--list_labels", "off", "--holdout", "0.25", "--eval_every", "1")
+    assert done.returncode == 0, done.stderr
+    prompt = json.loads((tmp_path / "run" / "export" / "prompt.json").read_text())
+    setup = open_scoring(
+        EvalConfig(model="llama", checkpoint=tmp_path / "run" / "export", task=options["--task"], device="cpu")
+    )
+    job = setup.job_of(setup.examples, None)
+    assert min(n for n, _ in answer_budgets(job.task, job.tokenizer, job.examples)) > 430
+    assert job.answer_tokens == prompt["answer_tokens"] < 60
+    requests = prepare_requests(job)
+    assert set(requests.reserved) == {job.answer_tokens + BUDGET_MARGIN} and not requests.samples.truncated.any()
+    assert min(requests.limits) >= job.answer_tokens, "and no answer is cut that the model learned"
+
+
 def test_shots_longer_than_the_row(train_args: list[str]) -> None:
     open_run(load_config([*train_args, "--row_length", "400"]))
     with pytest.raises(UserError, match="--shots"):
