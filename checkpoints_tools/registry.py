@@ -68,6 +68,7 @@ class Architecture:
     Attributes:
         kind: "decoder" writes its answers, "encoder" has a head for each field.
         build: the module class, ``build(config)``; its modules have ``layers``, ``config`` and ``init_weights``.
+        config_type: the class of its configs, a dataclass.
         costs: ``costs(config)``, see `model.costs.Costs`.
         parse_config: (contents of a ``config.json``, its path for messages) → config. Raises UserError.
         write_config: writes ``config.json`` and ``generation_config.json`` from (folder, config, dtype, token ids), for
@@ -91,6 +92,7 @@ class Architecture:
 
     kind: Literal["decoder", "encoder"]
     build: type[nn.Module]
+    config_type: type[Any]
     costs: Callable[[Any], Costs]
     parse_config: Callable[[dict[str, Any], str], ModelConfig]
     write_config: Callable[..., None] | None
@@ -124,6 +126,7 @@ def _no_check(*_: object) -> None:
 _ENCODER = Architecture(
     kind="encoder",
     build=Encoder,
+    config_type=EncoderConfig,
     costs=EncoderCosts,
     parse_config=parse_encoder_config,
     write_config=None,  # encoders come as Hugging Face folders, which training reads without conversion
@@ -147,6 +150,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(
         kind="decoder",
         build=Llama,
+        config_type=LlamaConfig,
         costs=DecoderCosts,
         parse_config=parse_llama_config,
         write_config=write_llama_config,

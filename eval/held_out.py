@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from checkpoints_tools.registry import ModelConfig, architecture_of
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.tasks import ClassField
@@ -37,7 +38,6 @@ from eval.metrics import main_figures, selection_metric
 from eval.score import request_lengths, score
 from eval.stored_calibration import fit
 from eval.together import Stopped
-from model.llama import LlamaConfig
 from train.config import TrainConfig
 from train.launched import launched
 from train.parallel.distributed import World, place
@@ -53,9 +53,10 @@ log = logging.getLogger(__name__)
 Decode = Literal["free", "labels"]
 
 
-def tp_for(config: LlamaConfig, local_ranks: int) -> int:
-    """Tensor-parallel ranks of a copy: the most that divide heads, hidden units and a machine's ranks."""
-    return math.gcd(config.n_kv_heads, config.ffn_dim, local_ranks)
+def tp_for(config: ModelConfig, local_ranks: int) -> int:
+    """Tensor-parallel ranks of a copy: the most that divide what the plan says and a machine's ranks; 1 without one."""
+    plan = architecture_of(config).tensor_plan
+    return 1 if plan is None else math.gcd(*(getattr(config, field) for field in plan.divides), local_ranks)
 
 
 class Nothing:
@@ -136,17 +137,14 @@ class HeldOutScoring:
         needs_copy = world.shape.tensor > 1 or (world.size > 1 and reshards_after_forward(model))
         if not needs_copy or setup.spec.kind == "encoder":
             return
-        config = cast(LlamaConfig, setup.model_config)
-        tp = tp_for(config, launched().local_size)
+        tp = tp_for(setup.model_config, launched().local_size)
         if tp > 1:
             self.copy_world = place(world.device, MeshShape(shard=world.size // tp, tensor=tp))
             log.info("held-out scoring: with a temporary copy of the model, split over %d ranks", tp)
         else:
             log.info(
-                "held-out scoring: gathers the weights for every token; %d key/value heads and %d hidden units do not "
-                "divide over the ranks of a machine",
-                config.n_kv_heads,
-                config.ffn_dim,
+                "held-out scoring: gathers the weights for every token, since the matrices of this model cannot be "
+                "split over the ranks of a machine"
             )
 
     @property

@@ -301,7 +301,7 @@ def build_model(
         load_model(setup.weights.path, model)
     else:
         load_pretrained(model, setup.weights.path, setup.spec, check_config=False)
-        for head in setup.config.heads if isinstance(setup.config, EncoderConfig) else ():
+        for head in cast(EncoderConfig, setup.config).heads if setup.spec.kind == "encoder" else ():
             if head.name in setup.output_order:
                 _reorder_outputs(model.get_submodule(f"heads.{head.key}.out"), setup.output_order[head.name])
     if tensor_mesh is not None:

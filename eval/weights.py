@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from checkpoints_tools.checksums import check_small_files, read_checksums
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
 from checkpoints_tools.load import check_family, open_checkpoint
-from checkpoints_tools.registry import ModelConfig, ModelSpec
+from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
 from checkpoints_tools.shapes import Layers, Positions, Vocabulary, Width
 from checkpoints_tools.sharded import read_metadata
 from checkpoints_tools.source import compare_tensors, expected_shapes, raise_problems
@@ -26,7 +26,6 @@ from data.files.documents import read_json, shaped
 from data.task_file import TASK_FILE
 from eval.encoder.task import from_label_sets
 from model.encoder import EncoderConfig
-from model.llama import LlamaConfig
 from train.checkpointing.base import find_base
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, read_state, what_is_missing
 from train.planning.checkpoint import find_config
@@ -159,10 +158,10 @@ def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[Model
             return find_config(spec, weights.base)
         config = open_checkpoint(weights.base, spec).config
     else:
-        stored, where = read_state(weights.path).identity["model_config"], f"{weights.path / RUN_FILE}: identity"
-        shaped(stored, f"{where}.model_config", _Numbers)
-        kind = EncoderConfig if "heads" in stored else LlamaConfig
-        config = shaped(stored, f"{where}.model_config", kind)
+        state, where = read_state(weights.path), f"{weights.path / RUN_FILE}: identity.model_config"
+        stored = state.identity["model_config"]
+        shaped(stored, where, _Numbers)
+        config = shaped(stored, where, get_model_spec(state.config["model"]).architecture.config_type)
         if needed:  # before memory for the model is allocated
             entries = read_metadata(weights.path).state_dict_metadata
             found = {

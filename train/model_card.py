@@ -75,8 +75,8 @@ def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[lis
         spec, shots = setup.prompt_spec, len(setup.prompt_spec.shots)
         template = f"`{spec.template}` chat template ({spec.template_from})"
         yield ["prompt", f"{template}, {shots} examples in it, {spec.wording} wording"]
-    if isinstance(setup.model_config, EncoderConfig):
-        yield from _head_rows(setup.model_config)
+    if setup.spec.kind == "encoder":
+        yield from _head_rows(cast(EncoderConfig, setup.model_config))
     for name, weights in setup.class_weights.items():
         yield [f"class weights of {name}", listed_weights(weights)]
     if step:

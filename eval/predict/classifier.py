@@ -16,17 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-import msgspec
 import torch
 from torch import nn
 
-from checkpoints_tools.registry import ARCHITECTURES, get_model_spec
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.registry import get_model_spec
 from data.answers import entities
 from data.decoder.templates import stop_tokens
 from data.decoder.tokenizer import Tokenizer
-from data.errors import UserError, nearest, shortened
+from data.errors import UserError, shortened
 from data.example import Example
-from data.files.documents import read_json
 from data.tasks import MultiField, Task, TokenField
 from eval.config import EvalConfig, abstain_problems
 from eval.decoder.score import Requests, prepare_requests
@@ -282,10 +281,7 @@ def model_name(folder: Path) -> str:
         return "llama"
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: it has no config.json. Give a run's export.")
-    kind = read_json(folder / "config.json", _Config).model_type
-    if kind not in ARCHITECTURES:
-        raise UserError(f"{folder}: model_type is {kind!r}.{nearest(str(kind), ARCHITECTURES)}")
-    return kind
+    return read_config(folder).family
 
 
 def decoding_of(model: str, decode: Literal["labels", "free"] | None) -> Literal["labels", "free"]:
@@ -299,7 +295,3 @@ def decoding_of(model: str, decode: Literal["labels", "free"] | None) -> Literal
     if decode is not None:
         raise UserError(f"--decode {decode} is for decoders: {model} is an encoder, whose labels have probabilities.")
     return "free"
-
-
-class _Config(msgspec.Struct):
-    model_type: str | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,7 @@ LABELS = {
     "items.type": ["x", "y", "z"],
     "marks": ["m", "n", "o", "p"],
 }
+ROOT = Path(__file__).parents[2]
 TEXTS = ["wake me up at nine tomorrow", "what is the weather in Paris"] * 5
 MAX_LENGTH = 9  # of positions for 40
 WORDS = ["wake", "me", "up"]
@@ -189,6 +192,26 @@ def test_other_heads_stand_by_name_beside_the_encoder(family, heads, head, token
         stored = load_file(tmp_path / "out" / "model.safetensors")
         logits = hidden[:, 0] @ stored["heads.topic.out.weight"].T + stored["heads.topic.out.bias"]
         torch.testing.assert_close(ours(model, tokens, "topic"), logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["linear", "mean", "dense"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_guides_lines_apply_the_heads(family, head, tokenizers, tmp_path):
+    """What PORTING.md says of heads that transformers has no class for, run as it is written."""
+    model, config = exported(family, head, (CLASS, TOKEN), tokenizers, tmp_path)
+    guide = (ROOT / "checkpoints_tools/PORTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import safetensors.*?)```", guide, re.DOTALL)
+    code = code.replace("heads.intent.", f"heads.{CLASS.name}.").replace("heads.slots.", f"heads.{TOKEN.name}.")
+    if head == "mean":
+        (mean,) = re.findall(r"# --head mean: (.*) for hidden\[:, 0\]", code)
+        code = code.replace("= hidden[:, 0]", f"= {mean}")
+    found = {"FOLDER": str(tmp_path), "inputs": {"input_ids": some_tokens(config)}}
+    with torch.no_grad():
+        exec(code, found)
+    assert_close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
+    assert_close(ours(model, some_tokens(config), TOKEN.name), found["slots"])
+    if head != "dense":
+        assert_close(ours(model, some_tokens(config), CLASS.name), found["intent"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,9 +18,11 @@ from checkpoints_tools.load import load_pretrained, open_checkpoint
 from checkpoints_tools.registry import ARCHITECTURES, MODELS, ModelSpec, costs_of, get_model_spec, model_names
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
+from eval.weights import Weights, model_config
 from model.encoder import Encoder
 from model.llama import Llama, LlamaConfig
 from model.tensor_plans import LLAMA
+from train.checkpointing.checkpoint import RunState
 from train.parallel.tensor_parallel import check_divides
 from train.planning.memory import count_parameters
 
@@ -76,6 +78,7 @@ def match_new(tensors: Any, stored: NewConfig, wanted: NewConfig, where: str) ->
 def new_entry(monkeypatch: pytest.MonkeyPatch) -> NewConfig:
     entry = replace(
         ARCHITECTURES["llama"],
+        config_type=NewConfig,
         parse_config=parse_new,
         write_config=write_new,
         write_export=write_new_export,
@@ -105,6 +108,11 @@ def test_a_new_architecture_is_one_entry(new_entry: NewConfig, helpers, tmp_path
         load_pretrained(Llama(LlamaConfig(**vars(new_entry))), tmp_path / "out")
     assert count_parameters(get_model_spec("new"), new_entry).total == sum(p.numel() for p in model.parameters())
     assert costs_of(new_entry).logits_width == 301
+    state = RunState(2, {"model": "new"}, {"model_config": vars(new_entry)}, {}, None, 1)
+    (tmp_path / "step_000002").mkdir()
+    state.write(tmp_path / "step_000002")
+    weights = Weights(tmp_path / "step_000002", base=tmp_path / "out", is_training=True)
+    assert model_config(weights, get_model_spec("new"), needed=False) == (new_entry, None)
     check_divides(new_entry, 4)
     with pytest.raises(UserError, match="--tp 3: 20 experts do not divide"):
         check_divides(new_entry, 3)

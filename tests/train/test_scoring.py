@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from checkpoints_tools.registry import MODELS
+from checkpoints_tools.registry import ARCHITECTURES, MODELS
 from eval.held_out import tp_for
 from tests.train import score_run
 
@@ -42,3 +43,9 @@ def test_how_far_a_model_is_split() -> None:
     large = MODELS["llama3_70b"].config
     assert [tp_for(large, n) for n in (1, 4, 6, 8, 16)] == [1, 4, 2, 8, 8]
     assert tp_for(MODELS["llama_debug"].config, 8) == 1
+
+
+def test_a_model_without_a_plan_is_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that a user added: nobody asked for --tp, so held-out scoring must not need it."""
+    monkeypatch.setitem(ARCHITECTURES, "llama", replace(ARCHITECTURES["llama"], tensor_plan=None))
+    assert tp_for(MODELS["llama3_70b"].config, 8) == 1
