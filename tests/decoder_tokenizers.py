@@ -14,21 +14,20 @@ TRAINING_TEXT = [
 ] * 4
 
 
-def write_tiny_sentencepiece(folder: Path) -> Path:
+def write_tiny_sentencepiece(folder: Path, **changed: object) -> Path:
     import sentencepiece
 
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TRAINING_TEXT),
-        model_writer=model,
-        vocab_size=400,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        hard_vocab_limit=False,
-        minloglevel=3,
-    )
+    settings = {
+        "vocab_size": 400,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "hard_vocab_limit": False,
+        "minloglevel": 3,
+    } | changed
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TRAINING_TEXT), model_writer=model, **settings)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     return folder
@@ -59,6 +58,13 @@ def write_tiny_json(folder: Path) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
+
+LOSSY = {  # settings of SentencePiece with which it changes ordinary characters
+    "U+2581": {},
+    "NFKC": {"normalization_rule_name": "nmt_nfkc"},
+    "joined spaces": {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+    "no bytes": {"byte_fallback": False, "required_chars": '{}[]"_/'},
+}
 
 TINY = {
     "sentencepiece": write_tiny_sentencepiece,

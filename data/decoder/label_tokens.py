@@ -68,6 +68,11 @@ class LabelTokens:
         text = self.prompt.lead + self.task.join([*answers, *map(self.placeholder, self.task.fields[len(answers) :])])
         written = self.prompt.lead + beginning(self.task, answers)
         ids = self.tokenizer.encode(text)
+        if self.tokenizer.decode(ids) != text:
+            # Fields before may repeat words of the document that the tokenizer changes: this is only read again here.
+            before = self.prompt.lead + beginning(self.task, answers[:-1])
+            made = self.tokenizer.decode(self.tokenizer.encode(before))
+            text, written = made + text[len(before) :], made + written[len(before) :]
         self._check(ids, text)
         return ids[: n_tokens_of(ids, written, self.tokenizer)]
 

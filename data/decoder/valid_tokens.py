@@ -44,7 +44,7 @@ class ValidTokens:
             if piece:
                 self.ids.setdefault(piece, []).append(i)
         self.sorted = sorted(self.ids)
-        self.forced = lru_cache(maxsize=REMEMBERED)(self._forced)
+        self.begin = lru_cache(maxsize=REMEMBERED)(self._begin)
         self.next = lru_cache(maxsize=REMEMBERED)(self._next)
         self.within = lru_cache(maxsize=REMEMBERED)(self._within)
 
@@ -60,9 +60,14 @@ class ValidTokens:
             tail = f", {json.dumps(self.task.keys[n + 1])}: " if n + 1 < len(self.task.keys) else "}"
         return Writing(self, head, field.format.valid(words), tail.encode())
 
-    def _forced(self, firsts: tuple[str, ...]) -> list[int]:
-        """The tokens with which all of these texts begin."""
-        return list(os.path.commonprefix([self.tokenizer.encode(text) for text in firsts]))
+    def _begin(self, firsts: tuple[str, ...], head: str) -> tuple[list[int], bytes]:
+        """The tokens with which all of these texts begin, and what the tokenizer makes of their beginning ``head``."""
+        forced = list(os.path.commonprefix([self.tokenizer.encode(text) for text in firsts]))
+        return forced, self.spelled(self.tokenizer.encode(head))
+
+    def spelled(self, ids: Sequence[int]) -> bytes:
+        """What tokens write; nothing for an unknown character."""
+        return b"".join(self.pieces.get(i, b"") for i in ids)
 
     def _next(self, places: tuple[Place, ...], tail: bytes) -> list[int]:
         """The tokens that may come next, in increasing order."""
@@ -106,12 +111,18 @@ class Writing:
     """
 
     def __init__(self, valid: ValidTokens, head: str, state: State, tail: bytes) -> None:
-        self.valid, self.tail, self._n_head = valid, tail, len(head.encode())
+        self.valid, self.tail = valid, tail
         self.value: Value | None = None
         self._text = b""
-        self._places: tuple[Place, ...] = ((Fixed(head, state), b""),)
-        self.forced = valid.forced(_first_texts(head, state, tail.decode()))
-        self._advance(b"".join(valid.pieces[i] for i in self.forced))
+        closed = head.rstrip(" ")  # one token may have this space and what follows
+        self.forced, made = valid.begin(_first_texts(head, state, tail.decode()), closed)
+        begun = valid.spelled(self.forced)
+        # The head may repeat words of the document that the tokenizer changes: go on after what it makes of them.
+        n = min(len(made), len(begun))
+        rest = made[n:].decode() + head[len(closed) :]
+        self._n_head = len(rest.encode())
+        self._places: tuple[Place, ...] = ((Fixed(rest, state), b""),)
+        self._advance(begun[n:])
 
     def next_tokens(self) -> list[int]:
         """The tokens that may come next; none if the vocabulary lacks a character that has to come."""

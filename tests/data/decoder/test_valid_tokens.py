@@ -15,6 +15,7 @@ from data.decoder.tokenizer import Tokenizer, load_tokenizer
 from data.decoder.valid_tokens import ValidTokens, Writing
 from data.errors import UserError
 from data.tasks import TASKS, ClassField, Field, MultiField, Task, TokenField
+from tests.decoder_tokenizers import LOSSY, write_tiny_sentencepiece
 
 KINDS = ("time", "time zone", "naïve", '"x"', "a", "a: b", "a: b c", "日本", "B-x", "Other")
 OWN = (
@@ -149,6 +150,33 @@ def test_what_training_writes_may_be_written(tiny_tokenizer: Tokenizer, name: st
         assert writing.value == tuple(field.format.write(labels[field.name], words))
         n_checked += 1
     assert n_checked > 50
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_words_of_fields_before_that_the_tokenizer_changes(kind: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tiny_sentencepiece(tmp_path, **LOSSY[kind]))
+    words = ["nine", "\u2581", "\u2581\u2581", "\u00bd", "wait\u2026", "\u65e5"]
+    before = [tuple(f"time: {' '.join(words[i:k])}" for i, k in ((0, 1), (1, 4), (4, 6)))]
+    nexts: list[tuple[Field, list[tuple[str, ...]]]] = [
+        (MultiField("m", ("low", "high")), [(), ("high",), ("low", "high")]),
+        (TokenField("u", ("time",), "none", "spans"), [(), ("time: nine",)]),
+        (TokenField("u", ("time", "a"), "none"), [("time", "none", "none", "a", "a", "none")]),
+    ]
+    for field, values in nexts:
+        for rest in ((), (ClassField("c", ("x",)),)):
+            task = Task("own", "custom", (TokenField("t", ("time", "name"), "none", "spans"), field, *rest))
+            valid = ValidTokens(task, build_prompt(task, "plain"), tokenizer)
+            for value in values:
+                answer = task.join([*before, value, *(f.labels[0] for f in rest)])
+                tokens = encode_pieces(valid.prompt.answer(answer), tokenizer)
+                assert answer not in tokenizer.decode(tokens)
+                writing = valid.start(before, words)
+                assert tokens[: len(writing.forced)] == writing.forced
+                for token in tokens[len(writing.forced) :]:
+                    if writing.value is None:
+                        assert token in writing.next_tokens()
+                        writing.add(token)
+                assert writing.value == value
 
 
 def test_no_more_than_what_may_follow_is_offered(tiny_tokenizer: Tokenizer) -> None:

@@ -46,12 +46,12 @@ class Models:
         self.hf = reference(config)
         self.net = ours_from(self.hf, config)
 
-    def setting(self, task: Task, n: int = 9) -> Setting:
+    def setting(self, task: Task, n: int = 9, letters: str = "abc é日 \n") -> Setting:
         """Some documents to answer, of 0 to 10 words."""
         rng = random.Random(0)
         prompt = build_prompt(task, TEMPLATE[self.kind], list_labels=False)
         prefix, suffix = (encode_pieces(pieces, self.tokenizer) for pieces in (prompt.prefix, prompt.suffix))
-        texts = ["".join(rng.choices("abc é日 \n", k=rng.choice([1, 3, 20]))) for _ in range(n)]
+        texts = ["".join(rng.choices(letters, k=rng.choice([1, 3, 20]))) for _ in range(n)]
         bodies = [self.tokenizer.encode(text) + suffix for text in texts]
         words = [text.split() for text in texts]
         return Setting(task, prompt, self.tokenizer, self.hf, self.net, prefix, bodies, words)

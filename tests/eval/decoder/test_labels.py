@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from data.tasks import ClassField, Task, TokenField
 from eval.decoder import labels as labels_module
 from eval.decoder.decode import NotFiniteLogits
 from eval.decoder.labels import Answered, decode_labels
 from eval.decoder.trie import build_tries
+from tests.decoder_tokenizers import LOSSY, write_tiny_sentencepiece
 from tests.eval.decoder import labels_run
-from tests.eval.decoder.settings import Models, Setting, one_by_one
+from tests.eval.decoder.settings import Models, Setting, one_by_one, tokens_of
 from tests.launching import command, environment
 
 DATES = ("date", "date_time", "date time", "da", "db", "dc")
@@ -161,6 +163,22 @@ def test_a_label_that_the_tokenizer_changes_is_refused(models: Models) -> None:
     case = models.setting(Task("drinks", "custom", (ClassField("kind", ("a\u2581b", "c")),)))
     with pytest.raises(UserError, match="tokenizer makes .* of the answer .*Rename the label, or give --decode free"):
         case.answers().labels.of(())
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_words_of_fields_before_that_the_tokenizer_changes(models: Models, kind: str, tmp_path: Path) -> None:
+    if models.kind != "sentencepiece":
+        pytest.skip("once is enough: the tokenizer is made here")
+    tokenizer = load_tokenizer(write_tiny_sentencepiece(tmp_path, **LOSSY[kind]))
+    fields = TokenField("t", ("time",), answer="spans"), ClassField("c", DATES), ClassField("d", ("x", "\u2581"))
+    case = dataclasses.replace(models.setting(Task("three", "custom", fields)), tokenizer=tokenizer)
+    for word in ("\u2581", "nine \u2581 \u2581\u2581", "\u00bd \u2581", "\u2581 wait\u2026", "\u2581 \u65e5"):
+        before = (f"time: {word}",)
+        expected = [tokens_of(case, [before, label]) for label in DATES]
+        assert before[0] not in tokenizer.decode(expected[0])
+        assert case.answers().labels.of((before,)) == expected
+        with pytest.raises(UserError, match="Rename the label, or give --decode free"):
+            case.answers().labels.of((before, "date"))
 
 
 def test_later_fields_do_not_change_a_labels_tokens(models: Models) -> None:

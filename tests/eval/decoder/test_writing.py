@@ -63,6 +63,19 @@ def test_the_most_probable_valid_token_at_every_step(models: Models, name: str) 
         assert [answer.values for answer in decode(case, limits, **bounds)] == [answer.values for answer in answers]
 
 
+def test_words_that_the_tokenizer_changes_are_context_as_it_makes_them(models: Models) -> None:
+    """SentencePiece writes a space as U+2581."""
+    fields = TokenField("t", KINDS, "none", "spans"), A, MultiField("m", KINDS), B
+    case = models.setting(Task("own", "custom", fields), n=6, letters="\u2581b \n")
+    answers = decode(case, [400] * 6)
+    assert [(answer.values, answer.stopped) for answer in answers] == [alone(case, i, 400) for i in range(6)]
+    if models.kind == "sentencepiece":
+        assert any("\u2581" in span for answer in answers for span in answer.values[0])
+    for answer, body in zip(answers, case.bodies, strict=True):
+        expected = one_by_one(case, body, answer.values[:1])
+        torch.testing.assert_close(answer.log_probs["a"], expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_answer_is_read_back_without_a_correction(models: Models, name: str) -> None:
     case = models.setting(TASKS[name], n=40)
