@@ -103,7 +103,7 @@ def check_fits_preset(
     tokenizer: Tokenizer,
     spec: ModelSpec,
     folder: Path | str,
-    allow_mismatch: bool = False,
+    allow_mismatch: bool | None = False,
 ) -> None:
     """Check that a checkpoint is the named model and that its tokenizer belongs to it.
 
@@ -116,7 +116,7 @@ def check_fits_preset(
             padding token, which fine-tuning elsewhere often adds.
         spec: the preset; one without a config accepts any checkpoint of its architecture.
         folder: for messages.
-        allow_mismatch: accept a checkpoint whose config differs from the preset's.
+        allow_mismatch: accept a checkpoint whose config differs from the preset's; None: there is no such option.
 
     Raises:
         UserError: another architecture (also with ``allow_mismatch``); numbers that differ, all of them named; or a
@@ -125,9 +125,10 @@ def check_fits_preset(
     check_family(config, spec, folder)
     found = _mismatches(config, spec)
     if found and not allow_mismatch:
+        other = "" if allow_mismatch is None else ", or give --allow_mismatch to take the checkpoint's own numbers"
         raise UserError(
-            f"{folder} holds another model than --model {spec.name}: {'; '.join(found)}. Name the model that fits, or "
-            "give --allow_mismatch to take the checkpoint's own numbers."
+            f"{folder} holds another model than --model {spec.name}: {'; '.join(found)}. "
+            f"Name the model that fits{other}."
         )
     if tokenizer.vocab_size > config.vocab_size and _only_padding_is_beyond(config, tokenizer, spec):
         log.warning("warning: %s: the tokenizer's padding token (id %d) is beyond the model's embedding of %d tokens. "

@@ -25,8 +25,11 @@ from eval.config import EvalConfig
 from eval.encoder.task import needs_toml
 
 
-def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
+def stored_prompt(folder: Path, options: EvalConfig, labelled: bool = True) -> PromptSpec | None:
     """The prompt that the checkpoint was fine-tuned with; None if it has none or with ``--new_prompt``.
+
+    Args:
+        labelled: as of `eval.setup.open_model`; only a program that scores has ``--new_prompt``.
 
     Raises:
         UserError: an option contradicts it.
@@ -58,9 +61,9 @@ def stored_prompt(folder: Path, options: EvalConfig) -> PromptSpec | None:
         if asked is not None and asked != had
     ]
     if wrong:
+        other = ", or add --new_prompt to score with a prompt that it was not trained on" if labelled else ""
         raise UserError(
-            f"{'; '.join(wrong)} ({folder / PROMPT_FILE}). Omit the option to score with the stored prompt, "
-            "or add --new_prompt to score with a prompt that it was not trained on."
+            f"{'; '.join(wrong)} ({folder / PROMPT_FILE}). Omit the option to use the stored prompt{other}."
         )
     return stored
 
@@ -83,7 +86,7 @@ def stored_task(options: EvalConfig, stored: PromptSpec, folder: Path, labelled:
         formats = dict.fromkeys(formats, "list")
     fields = (replace(f, answer=formats.get(f.name, f.answer)) if isinstance(f, TokenField) else f for f in task.fields)
     task = replace(task, fields=tuple(fields))
-    stored.build(task)  # raises if the task has changed and now gives another prompt
+    stored.build(task, scored=labelled)  # raises if the task has changed and now gives another prompt
     return task
 
 

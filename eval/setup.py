@@ -190,7 +190,7 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
     if tokenizer is None:
         missing.append(f"no tokenizer in {weights.base}")
     elif not assumed:
-        check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch)
+        check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch if labelled else None)
     if spec.kind == "encoder":
         encoder = cast(EncoderConfig, config)
         if options.plan and options.task and (assumed or not encoder.heads):
@@ -206,7 +206,7 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
         prompt, fine_tuned, max_length = None, True, _document_length(options, weights, encoder)
     else:
         check_divides(config, options.tp)
-        stored = stored_prompt(weights.path, options)
+        stored = stored_prompt(weights.path, options, labelled)
         if stored is not None:
             task, prompt = stored_task(options, stored, weights.path, labelled), stored
         else:

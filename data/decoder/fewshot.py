@@ -201,8 +201,12 @@ class PromptSpec:
         prompt = dataclasses.replace(self, fingerprint="").build(task)
         return dataclasses.replace(self, fingerprint=_fingerprint(prompt, task))
 
-    def build(self, task: Task | None = None) -> Prompt:
-        """The prompt. A user's own ``task`` must be given: its definition is not in this record.
+    def build(self, task: Task | None = None, scored: bool = True) -> Prompt:
+        """The prompt.
+
+        Args:
+            task: a user's own must be given: its definition is not in this record.
+            scored: by a program that has ``--new_prompt``, for the error.
 
         Raises:
             UserError: another task, an unknown template, an example that the task does not have, or a prompt that does
@@ -223,10 +227,10 @@ class PromptSpec:
                 if task.custom
                 else "data/decoder/prompts.py"
             )
+            other = ", or give --new_prompt to score with a prompt that the checkpoint never saw" if scored else ""
             raise UserError(
                 f"Task {task.name} no longer gives the prompt that the checkpoint was fine-tuned with: {where} has "
-                f"changed since, or {PROMPT_FILE} has. Restore the old version, or give --new_prompt to score with a "
-                "prompt that the checkpoint never saw."
+                f"changed since, or {PROMPT_FILE} has. Restore the old version{other}."
             )
         return prompt
 

@@ -278,8 +278,8 @@ def _too_short(max_length: int, parts: _Parts, reserve: int, typical: int, with_
         longer = "" if without <= max_length else f" with --row_length {without:,} or more"
         taught = "fine-tuning teaches the labels" if with_labels else "for a model that is fine-tuned so"
         advice = f"--list_labels off{longer} ({taught}); or {advice}"
-    fewer = "; or fewer or shorter few-shot examples (--shots, --shot_tokens)" if parts.shots else ""
-    fewer += "" if with_labels else "; or a smaller --max_new_tokens"
+    fewer = "; or fewer or shorter few-shot examples (--shots and --shot_tokens of train.py and eval.py)"
+    fewer = (fewer if parts.shots else "") + ("" if with_labels else "; or a smaller --max_new_tokens")
     return UserError(
         f"A row of {max_length:,} tokens is too short: the prompt before the document has {before}; the prompt after "
         f"it {parts.suffix:,}; {answer} {reserve:,}; and a document needs at least 1. Give {advice}{fewer}."

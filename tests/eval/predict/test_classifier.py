@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.decoder.fewshot import PromptSpec
 from data.errors import UserError
 from data.readers.custom_fields import OF_ANSWERS, OF_LABELS, is_taken
 from data.source import load_examples
@@ -25,7 +26,7 @@ from eval.config import EvalConfig
 from eval.predict.classifier import Classifier, Entity, Label, _entities
 from eval.predict.columns import columns_of
 from eval.score import answer
-from eval.setup import build_model, open_scoring
+from eval.setup import build_model, open_model, open_scoring
 from eval.stored_calibration import Calibration, FieldCalibration, hash_prompt
 from tests.launching import TICKETS
 
@@ -148,6 +149,29 @@ def test_options_are_checked(tickets, options, message):
 def test_an_encoder_writes_nothing():
     with pytest.raises(UserError, match="--decode free is for decoders: roberta is an encoder"):
         load(OLD / "joint" / "export", decode="free")
+
+
+def test_only_options_that_the_program_has_are_recommended(tickets, tmp_path):
+    """eval.py has --new_prompt and --allow_mismatch; ``predict.py`` and ``load`` do not."""
+    folder = shutil.copytree(tickets, tmp_path / "export")
+    asked = EvalConfig(model="llama", checkpoint=folder, task="massive_intent")
+    another = replace(asked, model="llama3_8b", task="")
+    changed = replace(asked, task=str(TICKETS))
+
+    def refused(options: EvalConfig, labelled: bool) -> str:
+        with pytest.raises(UserError) as error:
+            open_model(options, labelled)
+        return str(error.value)
+
+    assert refused(asked, labelled=False).endswith("Omit the option to use the stored prompt.")
+    assert "add --new_prompt" in refused(asked, labelled=True)
+    with pytest.raises(UserError, match="Omit the option to use the stored prompt.$"):
+        load(folder, task="massive_intent")
+    assert refused(another, labelled=False).endswith("Name the model that fits.")
+    assert "give --allow_mismatch" in refused(another, labelled=True)
+    replace(PromptSpec.load(folder), fingerprint="0" * 32).save(folder)
+    assert refused(changed, labelled=False).endswith("Restore the old version.")
+    assert "give --new_prompt" in refused(changed, labelled=True)
 
 
 def test_an_encoder_answers_as_eval_does():
