@@ -166,31 +166,42 @@ class Classifier:
     def task(self) -> Task:
         return self.setup.task
 
+    # To serve a decoder with another program; a UserError for an encoder.
+
     def prompt_ids(self, text: str) -> list[int]:
-        """A decoder's complete input for a text, as token ids: to serve the model with another program."""
-        samples = self._requests(text).samples
+        """A decoder's complete input for a text, as token ids."""
+        samples = self._requests("prompt_ids", text).samples
         return [*samples.prefix.tolist(), *samples.body(0).tolist()]
 
     def max_new_tokens(self, text: str) -> int:
         """The number of tokens after which decoding the answer to a text stops: its longest valid answer, and a few."""
-        (limit,) = self._requests(text).limits
+        (limit,) = self._requests("max_new_tokens", text).limits
         return limit
 
-    def _requests(self, text: str) -> Requests:
+    def _requests(self, name: str, text: str) -> Requests:
+        self._check_writes(name)
         return prepare_requests(self.setup.job_of([Example("0", text, {})], None))
 
     @property
     def stop_ids(self) -> set[int]:
         """The token ids that end a decoder's answer."""
+        self._check_writes("stop_ids")
         job = self.setup.job_of([], None)
-        assert job.prompt is not None, "an encoder is not prompted"
+        assert job.prompt is not None
         return stop_tokens(job.prompt, cast(Tokenizer, job.tokenizer))
 
     def read(self, text: str, answer: str) -> Result:
         """The labels in an answer to a text that another program has decoded."""
+        self._check_writes("read")
         labels = self.task.read(answer, text.split())
         found = Prediction("0", {}, answer, labels.labels, labels.unparsed, parsed_bio=labels.bio)
         return _result(self.task, text, found)
+
+    def _check_writes(self, name: str) -> None:
+        if self.setup.spec.kind != "decoder":
+            raise UserError(
+                f"{name} is for decoders: {self.setup.options.model} is an encoder, which writes no answer."
+            )
 
     def __call__(self, texts: Iterable[str]) -> list[Result]:
         """The labels of each text, in their order.

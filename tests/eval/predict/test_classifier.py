@@ -149,6 +149,15 @@ def test_options_are_checked(tickets, options, message):
 def test_an_encoder_writes_nothing():
     with pytest.raises(UserError, match="--decode free is for decoders: roberta is an encoder"):
         load(OLD / "joint" / "export", decode="free")
+    encoder = load(OLD / "joint" / "export")
+    for name, ask in {
+        "prompt_ids": lambda: encoder.prompt_ids("x"),
+        "max_new_tokens": lambda: encoder.max_new_tokens("x"),
+        "stop_ids": lambda: encoder.stop_ids,
+        "read": lambda: encoder.read("x", "y"),
+    }.items():
+        with pytest.raises(UserError, match=f"{name} is for decoders: roberta is an encoder"):
+            ask()
 
 
 def test_only_options_that_the_program_has_are_recommended(tickets, tmp_path):
