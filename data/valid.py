@@ -17,6 +17,7 @@ the end. Of a state's edges the first is the shortest way there.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,33 +96,31 @@ class Subset:
         return [("]", None), *((comma + _quoted(self.labels[i]), Subset(self.labels, i + 1)) for i in rest)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Document:
     """What spans are written from: the words of a document, and the types."""
 
     words: tuple[str, ...]
     kinds: tuple[str, ...]
 
-    def writable(self, i: int) -> bool:
-        """Whether there is a word i that text can have: none has half a surrogate pair."""
-        return i < len(self.words) and is_text(self.words[i])
-
-    def may_begin(self, kind: str, i: int) -> bool:
-        """Whether an entity of this type may begin with word i: not if it might be read as one of a longer type."""
-        begins = f"{kind}: {self.words[i]}"
-        longer = self.longer_kinds[kind]
-        return self.writable(i) and not any(x.startswith(f"{begins} ") or begins.startswith(x) for x in longer)
+    @cached_property
+    def writable(self) -> frozenset[int]:
+        """The words that text can have: none has half a surrogate pair."""
+        return frozenset(i for i, word in enumerate(self.words) if is_text(word))
 
     @cached_property
-    def longer_kinds(self) -> dict[str, list[str]]:
-        """For each type the texts with which an entity of a longer type begins that begins like one of this type."""
-        return {kind: [f"{x}:" for x in self.kinds if x.startswith(f"{kind}: ")] for kind in self.kinds}
+    def begins(self) -> dict[str, list[int]]:
+        """For each type the words that an entity may begin with: not if it might be read as one of a longer type."""
+        writable = sorted(self.writable)
+        longer = {kind: [f"{x}:" for x in self.kinds if x.startswith(f"{kind}: ")] for kind in self.kinds}
+        return {
+            kind: [i for i in writable if not _is_like(f"{kind}: {self.words[i]}", longer[kind])] for kind in self.kinds
+        }
 
     @cached_property
-    def last_begin(self) -> dict[str, int]:
-        """For each type the last word that an entity may begin with; -1: none may."""
-        every = range(len(self.words))
-        return {kind: max((i for i in every if self.may_begin(kind, i)), default=-1) for kind in self.kinds}
+    def last_begin(self) -> int:
+        """The last word that an entity of any type may begin with; -1: none may."""
+        return max((words[-1] for words in self.begins.values() if words), default=-1)
 
 
 @dataclass(frozen=True)
@@ -135,10 +134,10 @@ class NextSpan:
     @cached_property
     def edges(self) -> Sequence[Edge]:
         begins: list[Edge] = [("]", None)] if self.is_first else []
-        for kind, last in self.document.last_begin.items():
-            if last >= self.start:
-                starts = tuple(i for i in range(self.start, last + 1) if self.document.may_begin(kind, i))
-                begins.append((_quoted(kind)[:-1] + ": ", Words(self.document, starts)))
+        words: dict[tuple[int, ...], Words] = {}  # most types have the same
+        for kind, every in self.document.begins.items():
+            if starts := tuple(every[bisect_left(every, self.start) :]):
+                begins.append((_quoted(kind)[:-1] + ": ", words.setdefault(starts, Words(self.document, starts))))
         return begins
 
 
@@ -154,15 +153,15 @@ class Words:
     def edges(self) -> Sequence[Edge]:
         places: dict[str, list[int]] = {}
         for i in self.starts:
-            if self.document.writable(i + self.n):
+            if i + self.n in self.document.writable:
                 places.setdefault(self.document.words[i + self.n], []).append(i)
         found: list[Edge] = []
         for word, starts in places.items():
             text, end = _quoted(word)[1:-1], starts[0] + self.n + 1  # it is read at the first place
             found.append((text + '"]', None))
-            if max(self.document.last_begin.values(), default=-1) >= end:
+            if self.document.last_begin >= end:
                 found.append((text + '", ', NextSpan(self.document, end)))
-            longer = tuple(i for i in starts if self.document.writable(i + self.n + 1))
+            longer = tuple(i for i in starts if i + self.n + 1 in self.document.writable)
             if longer:
                 found.append((text + " ", Words(self.document, longer, self.n + 1)))
         return found
@@ -186,6 +185,11 @@ def labels_of(labels: Sequence[str]) -> State:
 def spans_of(kinds: Sequence[str], words: Sequence[str]) -> State:
     """A list of spans in the order of the text."""
     return Fixed("[", NextSpan(Document(tuple(words), tuple(kinds)), 0, is_first=True))
+
+
+def _is_like(begins: str, longer: Sequence[str]) -> bool:
+    """Whether an entity that begins so might be read as one of a longer type, which begins with one of ``longer``."""
+    return any(x.startswith(f"{begins} ") or begins.startswith(x) for x in longer)
 
 
 def _quoted(text: str) -> str:

@@ -24,15 +24,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 
 from data.decoder.templates import Prompt, encode_pieces
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
-from data.tasks import ClassField, Field, Task
+from data.tasks import ClassField, Field, Task, TokenField
 
 WORD = "word"  # of the text whose labels stand in the place of later fields
-REMEMBERED = 1024  # answers to the fields before, whose labels' tokens are kept
 
 Value = str | tuple[str, ...]  # a field's answer, as it is written
 
@@ -47,9 +45,8 @@ class LabelTokens:
     def __init__(self, task: Task, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self.task, self.prompt, self.tokenizer = task, prompt, tokenizer
         self.end = encode_pieces(prompt.end, tokenizer)[:1]
-        self.of = lru_cache(maxsize=REMEMBERED)(self._of)
 
-    def _of(self, before: tuple[Value, ...]) -> list[list[int]]:
+    def of(self, before: tuple[Value, ...]) -> list[list[int]]:
         """For each label of the field after those that are answered, in the field's order: its tokens.
 
         Args:
@@ -88,6 +85,14 @@ class LabelTokens:
                 f"The model's tokenizer makes {ascii(self.tokenizer.decode(ids))} of the answer {ascii(text)}, so its "
                 "labels have no probabilities. Rename the label, or give --decode free."
             )
+
+
+def recurs(task: Task, before: Sequence[Value]) -> bool:
+    """Whether many texts have these answers to the first fields: what follows from them is kept for all texts.
+
+    An answer with an entry for a word, or with words, is that of one text, and is kept no longer than it.
+    """
+    return not any(value and isinstance(field, TokenField) for field, value in zip(task.fields, before, strict=False))
 
 
 def n_tokens_of(ids: Sequence[int], written: str, tokenizer: Tokenizer) -> int:

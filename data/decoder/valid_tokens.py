@@ -14,19 +14,21 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 
-from data.decoder.label_tokens import Value, beginning
+from data.answers import Spans
+from data.decoder.label_tokens import Value, beginning, recurs
 from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.files.documents import parse_line
 from data.tasks import ClassField, Task
 from data.valid import Edge, Fixed, State
 
+Edges = Callable[[State], Sequence[tuple[bytes, State | None]]]  # as `encoded` gives them
 Place = tuple[State | None, bytes]  # a state, and what has been written of one of its edges; None: after the value
 
-REMEMBERED = 1 << 14  # sets of tokens
+REMEMBERED = 1 << 14  # sets of tokens that are the same for all texts; what has a text's words is its `Writing`'s own
 
 
 class ValidTokens:
@@ -44,6 +46,8 @@ class ValidTokens:
             if piece:
                 self.ids.setdefault(piece, []).append(i)
         self.sorted = sorted(self.ids)
+        self.longest = max(map(len, self.sorted), default=0)
+        self.edges = lru_cache(maxsize=REMEMBERED)(encoded)
         self.begin = lru_cache(maxsize=REMEMBERED)(self._begin)
         self.next = lru_cache(maxsize=REMEMBERED)(self._next)
         self.within = lru_cache(maxsize=REMEMBERED)(self._within)
@@ -58,7 +62,8 @@ class ValidTokens:
             head += f"{beginning(self.task, before)}, " if before else "{"
             head += f"{json.dumps(self.task.keys[n])}: "
             tail = f", {json.dumps(self.task.keys[n + 1])}: " if n + 1 < len(self.task.keys) else "}"
-        return Writing(self, head, field.format.valid(words), tail.encode())
+        kept = {"keep_head": recurs(self.task, before), "keep_states": not isinstance(field.format, Spans)}
+        return Writing(self, head, field.format.valid(words), tail.encode(), **kept)
 
     def _begin(self, firsts: tuple[str, ...], head: str) -> tuple[list[int], bytes]:
         """The tokens with which all of these texts begin, and what the tokenizer makes of their beginning ``head``."""
@@ -69,22 +74,23 @@ class ValidTokens:
         """What tokens write; nothing for an unknown character."""
         return b"".join(self.pieces.get(i, b"") for i in ids)
 
-    def _next(self, places: tuple[Place, ...], tail: bytes) -> list[int]:
+    def _next(self, places: tuple[Place, ...], tail: bytes, edges: Edges) -> list[int]:
         """The tokens that may come next, in increasing order."""
         found: set[int] = set()
-        for state, written in places:
-            self._collect(state, written, b"", tail, found)
+        for place in places:
+            self._collect(place, b"", tail, edges, found)
         return sorted(found)
 
-    def _collect(self, state: State | None, written: bytes, token: bytes, tail: bytes, found: set[int]) -> None:
-        """Add the tokens that begin with ``token`` and go on along the edges that begin with ``written``."""
-        for text, after in encoded(state) if state is not None else [(tail, None)]:
+    def _collect(self, place: Place, token: bytes, tail: bytes, edges: Edges, found: set[int]) -> None:
+        """Add the tokens that begin with ``token`` and go on from a place."""
+        state, written = place
+        for text, after in edges(state) if state is not None else [(tail, None)]:
             if not text.startswith(written):
                 continue
-            ids, goes_on = self.within(token, text[len(written) :])
+            ids, goes_on = self.within(token, text[len(written) : len(written) + self.longest + 1])
             found.update(ids)
             if goes_on and state is not None:
-                self._collect(after, b"", token + text[len(written) :], tail, found)
+                self._collect((after, b""), token + text[len(written) :], tail, edges, found)
 
     def _within(self, token: bytes, text: bytes) -> tuple[list[int], bool]:
         """The tokens that are ``token`` and a beginning of ``text``, and whether one begins with the whole of both."""
@@ -105,17 +111,25 @@ class ValidTokens:
 class Writing:
     """One answer that is a list while it is written.
 
+    Args:
+        keep_head, keep_states: many texts have this ``head`` or ``state``: keep what follows from it for all of them.
+
     Attributes:
         forced: the tokens with which the answer begins, whatever comes after; the model is not asked for them.
         value: the answer, as its format writes it; None as long as it is not complete.
     """
 
-    def __init__(self, valid: ValidTokens, head: str, state: State, tail: bytes) -> None:
+    def __init__(
+        self, valid: ValidTokens, head: str, state: State, tail: bytes, *, keep_head: bool, keep_states: bool
+    ) -> None:
         self.valid, self.tail = valid, tail
+        self._edges = valid.edges if keep_states else cache(encoded)
+        self._next = valid.next if keep_states else valid._next
         self.value: Value | None = None
         self._text = b""
         closed = head.rstrip(" ")  # one token may have this space and what follows
-        self.forced, made = valid.begin(_first_texts(head, state, tail.decode()), closed)
+        begin = valid.begin if keep_head else valid._begin
+        self.forced, made = begin(_first_texts(head, state, tail.decode()), closed)
         begun = valid.spelled(self.forced)
         # The head may repeat words of the document that the tokenizer changes: go on after what it makes of them.
         n = min(len(made), len(begun))
@@ -126,7 +140,7 @@ class Writing:
 
     def next_tokens(self) -> list[int]:
         """The tokens that may come next; none if the vocabulary lacks a character that has to come."""
-        return self.valid.next(self._places, self.tail)
+        return self._next(self._places, self.tail, self._edges)
 
     def add(self, token: int) -> None:
         """Write one of `next_tokens`."""
@@ -137,13 +151,13 @@ class Writing:
         while self.value is None:
             state, written = self._places[0]
             assert state is not None
-            self._advance(next(text[len(written) :] for text, _ in encoded(state) if text.startswith(written)))
+            self._advance(next(text[len(written) :] for text, _ in self._edges(state) if text.startswith(written)))
 
     def _advance(self, piece: bytes) -> None:
         self._text += piece
         places: dict[Place, None] = {}
         for state, written in self._places:
-            _follow(state, written + piece, places)
+            _follow(state, written + piece, places, self._edges)
         assert places, f"{piece!r} may not come after {self._text!r}"
         self._places = tuple(places)
         for state, after in places:
@@ -152,23 +166,22 @@ class Writing:
                 self.value = tuple(parse_line(value.decode(), "the answer"))
 
 
-@lru_cache(maxsize=REMEMBERED)
 def encoded(state: State) -> list[tuple[bytes, State | None]]:
     """A state's edges, as bytes."""
     return [(text.encode(), after) for text, after in state.edges]
 
 
-def _follow(state: State | None, written: bytes, places: dict[Place, None]) -> None:
+def _follow(state: State | None, written: bytes, places: dict[Place, None], edges: Edges) -> None:
     """Add the places that are reached from the beginning of a state."""
     if state is None:
         places[None, written] = None
         return
-    for text, after in encoded(state):
+    for text, after in edges(state):
         if len(written) < len(text):
             if text.startswith(written):
                 places[state, written] = None
         elif written.startswith(text):
-            _follow(after, written[len(text) :], places)
+            _follow(after, written[len(text) :], places, edges)
 
 
 def _first_texts(head: str, state: State, tail: str) -> tuple[str, ...]:

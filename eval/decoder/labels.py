@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.decoder.label_tokens import LabelTokens, Value
+from data.decoder.label_tokens import LabelTokens, Value, recurs
 from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
 from data.decoder.valid_tokens import ValidTokens
@@ -71,7 +71,11 @@ class ValidAnswers:
         self.has_lists = any(not isinstance(task_field, ClassField) for task_field in task.fields)
         self.tokens = ValidTokens(task, prompt, tokenizer) if self.has_lists else None
         self.max_outputs = max_outputs(tokenizer.vocab_size)
-        self.tries: Callable[[tuple[Value, ...]], list[TokenTrie]] = lru_cache(maxsize=1024)(self._tries)
+        self._kept = lru_cache(maxsize=1024)(self._tries)
+
+    def tries(self, before: tuple[Value, ...]) -> list[TokenTrie]:
+        """The labels of the field after those that are answered."""
+        return self._kept(before) if recurs(self.task, before) else self._tries(before)
 
     def _tries(self, before: tuple[Value, ...]) -> list[TokenTrie]:
         return build_tries(self.labels.of(before), self.max_outputs)

@@ -179,6 +179,31 @@ def test_words_of_fields_before_that_the_tokenizer_changes(kind: str, tmp_path: 
                 assert writing.value == value
 
 
+def test_what_is_kept_for_all_texts_does_not_grow_with_them(tiny_tokenizer: Tokenizer) -> None:
+    fields = TokenField("t", ("time", "a"), "none", "spans"), MultiField("m", KINDS), TokenField("u", KINDS, "none")
+    task = Task("own", "custom", fields)
+    valid = ValidTokens(task, build_prompt(task, "plain"), tiny_tokenizer)
+    within, lengths = valid.within, list[int]()
+    valid.within = lambda token, text: (lengths.append(len(text)), within(token, text))[1]
+    kept = []
+    for n in range(4):
+        words = [f"w{n}", f"word{n}", "x" * 5000]
+        writing = valid.start([], words)
+        for _ in range(40):
+            going_on = [i for i in writing.next_tokens() if b"]" not in valid.pieces[i]]
+            writing.add(max(going_on, key=lambda i: len(valid.pieces[i])))
+        writing.finish()
+        assert writing.value
+        values = [writing.value, ("a",)]
+        for k in (1, 2):
+            following = valid.start(values[:k], words)
+            assert following.next_tokens()
+            following.finish()
+        kept.append([cached.cache_info().currsize for cached in (valid.edges, valid.begin, valid.next)])
+    assert kept[0] == kept[-1] and kept[0][0] > 0
+    assert max(lengths) == valid.longest + 1 < 1000
+
+
 def test_no_more_than_what_may_follow_is_offered(tiny_tokenizer: Tokenizer) -> None:
     """Every token of the vocabulary, tried one by one, at every step of some answers."""
     fields = (

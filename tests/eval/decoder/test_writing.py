@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
 from data.tasks import ClassField, MultiField, Task, TokenField
+from data.valid import Document
 from eval.decoder.decode import NotFiniteLogits
 from eval.decoder.labels import Answered, decode_labels
 from tests.eval.decoder.settings import Models, Setting, one_by_one
@@ -74,6 +77,27 @@ def test_words_that_the_tokenizer_changes_are_context_as_it_makes_them(models: M
     for answer, body in zip(answers, case.bodies, strict=True):
         expected = one_by_one(case, body, answer.values[:1])
         torch.testing.assert_close(answer.log_probs["a"], expected, atol=1e-4, rtol=0)
+
+
+def test_nothing_of_a_text_is_kept_after_it(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents, n_made = weakref.WeakSet[Document](), 0
+
+    def made(*args) -> Document:
+        nonlocal n_made
+        n_made += 1
+        documents.add(document := Document(*args))
+        return document
+
+    monkeypatch.setattr("data.valid.Document", made)
+    fields = TokenField("t", KINDS, "none", "spans"), A, TokenField("u", KINDS, "none"), B
+    case = models.setting(Task("own", "custom", fields), n=6)
+    answers = case.answers()
+    found = decode_labels(case.net, case.prefix, case.bodies, case.words, [100] * 6, answers)
+    before = {tuple(answer.values[:n]) for answer in found for n in (1, 3)}
+    without = {values for values in before if not any(values[::2])}
+    assert len(before) > len(without) + 4
+    assert n_made == 6 and not documents
+    assert answers._kept.cache_info().currsize == len(without)
 
 
 @pytest.mark.parametrize("name", TASKS)
