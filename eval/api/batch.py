@@ -22,7 +22,7 @@ from data.errors import UserError
 from data.files.documents import parse_line, read_lines
 from data.json_text import to_json
 from eval.api.answers import Answer
-from eval.api.responses import as_count, read_completion
+from eval.api.responses import as_count, error_in, read_completion, refusal_in
 from eval.api.setup import ApiSetup, Request
 from eval.kept_lines import HEADER, writable
 
@@ -174,7 +174,8 @@ def _answer_in(record: dict[str, Any], example: str, where: str) -> Answer | str
         return _reason(record.get("error"))
     body, status = response.get("body"), response.get("status_code", 200)
     if status != 200 or record.get("error"):
-        return f"HTTP {status}, {_reason(record.get('error') or body)}"
+        error = record.get("error") or body
+        return refusal_in(status, error_in(error), example) or f"HTTP {status}, {_reason(error)}"
     answer = read_completion(body, example)
     if answer is None:
         raise UserError(f"{where}: the response's body is not a chat completion.")

@@ -12,13 +12,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from data.errors import UserError, nearest
 from data.files import limits
 from data.files.documents import parse_line
 from eval.api.answers import Answer
-from eval.api.responses import clean, error_details, is_html, read_completion, seconds_to_wait, without_key
+from eval.api.responses import clean, error_details, is_html, read_completion, refusal_in, seconds_to_wait, without_key
 from eval.api.setup import ApiSetup, Request
 
 KEY_ENV = "OPENAI_API_KEY"
@@ -116,24 +117,28 @@ class Server:
             raise TryAgain(f"{what} ({reason})", lost=_reached(error)) from None
         except self.openai.APIStatusError as error:
             response = error.response
-        text = without_key(response.text, self.key)
-        if response.status_code == 200 and not is_html(text, response.headers):
-            return self._read(text, request, time.perf_counter() - start)
-        if sent_seed is not None and response.status_code == 400 and error_details(text).get("param") == "seed":
+        status, text = response.status_code, without_key(response.text, self.key)
+        found = self._read(text, request) if status == 200 and not is_html(text, response.headers) else status
+        if isinstance(found, int):
+            found = refusal_in(found, error_details(text), request.example.id) or found
+        if isinstance(found, Answer):
+            return replace(found, request=request.fingerprint, seconds=round(time.perf_counter() - start, 3))
+        if sent_seed is not None and found == 400 and error_details(text).get("param") == "seed":
             if self.seed is not None:
                 log.info("%s takes no seed; asked without", self.setup.host)
             self.seed = None
             return self.ask(request)
-        self._refuse(response.status_code, response.headers, text, request)
+        self._refuse(found, response.headers, text, request)
 
-    def _read(self, text: str, request: Request, seconds: float) -> Answer:
+    def _read(self, text: str, request: Request) -> Answer | int:
+        """The answer in a response, or the status of the error in it."""
         try:
             record = parse_line(text, "the response", as_python=True)
         except UserError:
             raise TryAgain("an answer that breaks off or is not JSON", lost=True) from None
         if isinstance(record, dict) and record.get("error") and not record.get("choices"):  # some proxies do this
             code = error_details(text).get("code")
-            self._refuse(code if isinstance(code, int) else 400, {}, text, request)
+            return code if isinstance(code, int) else 400
         answer = read_completion(record, request.example.id)
         if answer is None:
             raise UserError(
@@ -142,7 +147,7 @@ class Server:
             )
         if answer.finish_reason == "error":  # some proxies say so of a model that failed
             raise TryAgain("an answer that ends in an error", lost=True)
-        return Answer(**vars(answer) | {"request": request.fingerprint, "seconds": round(seconds, 3)})
+        return answer
 
     def _refuse(self, status: int, headers: Mapping[str, str], text: str, request: Request) -> NoReturn:
         setup, error = self.setup, error_details(text)

@@ -17,6 +17,9 @@ from eval.api.answers import Answer
 SHORTEST_KEY = 8  # characters
 MOST_TOKENS = 10**9  # of one answer; a larger count is nonsense
 QUOTED = 300  # characters of a server's text in a message
+FILTER_CODES = ("content_filter", "content_policy_violation", "invalid_prompt")  # Azure, OpenAI; proxies keep them
+# In messages, of Azure, LiteLLM and OpenRouter, whose codes are numbers.
+_FILTERED = re.compile("content management policy|ContentPolicyViolation|input was flagged")
 _KEY = re.compile(r"\b(sk-|Bearer )[^\s\"'.,;]+(\.[^\s\"'.,;]+)*")  # a key, also one that the server has masked
 
 
@@ -43,6 +46,15 @@ def read_completion(record: Any, example_id: str) -> Answer | None:
         return None
 
 
+def refusal_in(status: object, error: Mapping[str, Any], example_id: str) -> Answer | None:
+    """The answer that an API's error is if the server's filter refuses the text; None for any other error."""
+    if status not in (400, 403):
+        return None
+    if error.get("code") not in FILTER_CODES and not _FILTERED.search(str(error.get("message"))):
+        return None
+    return Answer(example_id, "", finish_reason="content_filter", refused=True)
+
+
 def as_count(value: object) -> int | None:
     """A number of tokens; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS else None
@@ -58,12 +70,16 @@ def _text(content: object) -> str:
 
 
 def error_details(text: str) -> dict[str, Any]:
-    """The error object in an API's error."""
+    """The error object in the text of an API's error."""
     try:
-        record = parse_line(text, "the response", dict[str, Any], as_python=True)
+        return error_in(parse_line(text, "the response", as_python=True))
     except UserError:
         return {}
-    error = record.get("error", record)
+
+
+def error_in(record: Any) -> dict[str, Any]:
+    """The error object in an API's error."""
+    error = record.get("error", record) if isinstance(record, dict) else None
     if isinstance(error, str):
         return {"message": error}
     return error if isinstance(error, dict) else {}
