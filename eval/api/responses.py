@@ -26,11 +26,13 @@ _KEY = re.compile(r"\b(sk-|Bearer )[^\s\"'.,;]+(\.[^\s\"'.,;]+)*")  # a key, als
 def read_completion(record: Any, example_id: str) -> Answer | None:
     """The answer in a chat completion, as the API returns it and a batch's output has it; None if it is none.
 
-    An empty answer and a refusal are answers.
+    An empty answer and a refusal are answers. Some servers send them without a message.
     """
     try:
         choice = record["choices"][0]
-        message, usage = choice["message"], record.get("usage") or {}
+        message, usage = choice.get("message"), record.get("usage") or {}
+        if message is None and choice.get("finish_reason") in ("content_filter", "length"):  # nothing was written
+            message = {}
         content, refusal = message.get("content"), message.get("refusal")
         finish_reason = whole_characters(str(choice.get("finish_reason") or ""))
         return Answer(

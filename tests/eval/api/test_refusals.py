@@ -1,4 +1,4 @@
-"""Texts that a server's filter refuses: each is an answer, in a run and in a batch's output, and ends no run."""
+"""Texts that a server refuses or answers with nothing: each is an answer, also in a batch, and ends no run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from data.errors import UserError
 from eval.results import read_predictions, read_results
-from tests.eval.api.server import chat, completion, send
+from tests.eval.api.server import USAGE, Reply, chat, completion, send
 
 AZURE = "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
 FLAGGED = 'Your chosen model requires moderation and your input was flagged for "harassment". No credits were charged.'
@@ -56,3 +57,19 @@ def test_a_text_that_the_filter_refuses_is_an_answer_in_a_batch(run, tmp_path, k
             line = {"custom_id": json.loads(request)["custom_id"], "response": response, "error": None}
             file.write(json.dumps(line) + "\n")
     check(run("--answers", tmp_path / "batch.jsonl"))
+
+
+@pytest.mark.parametrize("message", [{}, {"message": None}])
+def test_a_choice_without_a_message_is_an_empty_answer(run, server, message):
+    def choose(finish_reason: str) -> Reply:
+        return send(200, {"choices": [{"index": 0, "finish_reason": finish_reason, **message}], "usage": USAGE})
+
+    server.script.extend([completion("alarm_set"), choose("content_filter"), choose("length")])
+    output = run("--concurrency", 1)
+    results, predictions = read_results(output), read_predictions(output)
+    assert [p.raw for p in predictions] == ["alarm_set", "", "", *["alarm_set"] * 3]
+    counts = {name: results.counts[name] for name in ("refused", "empty", "not_stopped", "without_usage")}
+    assert counts == {"refused": 1, "empty": 2, "not_stopped": 1, "without_usage": 0} and len(server.bodies) == 6
+    server.script.append(choose("stop"))
+    with pytest.raises(UserError, match="does not answer as the OpenAI chat API does"):
+        run("--output", output / "other")
