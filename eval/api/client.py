@@ -30,6 +30,7 @@ CONNECT_SECONDS = 10.0
 RETRIED = (408, 409, 425, 429)  # besides all from 500 on
 CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")  # OpenAI, llama.cpp
 _CONTEXT = re.compile(r"context (length|size|window)|maximum context", re.IGNORECASE)  # vLLM and others
+_SEED = re.compile(r"\bseed\b")  # servers name it in different parts of an error
 
 log = logging.getLogger("eval")
 
@@ -123,11 +124,11 @@ class Server:
             found = refusal_in(found, error_details(text), request.example.id) or found
         if isinstance(found, Answer):
             return replace(found, request=request.fingerprint, seconds=round(time.perf_counter() - start, 3))
-        if sent_seed is not None and found == 400 and error_details(text).get("param") == "seed":
+        if sent_seed is not None and found in (400, 422) and _SEED.search(text):
             if self.seed is not None:
                 log.info("%s takes no seed; asked without", self.setup.host)
             self.seed = None
-            return self.ask(request)
+            return self.ask(request)  # raises the error if the seed is not its reason
         self._refuse(found, response.headers, text, request)
 
     def _read(self, text: str, request: Request) -> Answer | int:
@@ -180,7 +181,7 @@ class Server:
             )
         raise UserError(
             f"example {request.example.id}: {url} refuses the request (HTTP {status}: {said}). Every "
-            "request has max_tokens, temperature 0 and a seed; the model has to take them."
+            "request has max_tokens and temperature 0; the model has to take them."
         )
 
     def _models(self) -> str:

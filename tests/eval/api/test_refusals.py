@@ -17,7 +17,7 @@ FILTERED = {
     "OpenAI": (400, {"message": "Invalid prompt: your prompt was flagged as potentially violating our usage policy.",
                      "type": "invalid_request_error", "param": None, "code": "invalid_prompt"}),
     "LiteLLM": (400, {"message": f"litellm.ContentPolicyViolationError: AzureException - {AZURE}", "code": "400"}),
-    "only a code": (400, {"message": "no", "code": "content_filter"}),
+    "only a code": (400, {"message": "your text: a seed of doubt", "code": "content_filter"}),
     "another code": (400, {"message": "no", "code": "content_policy_violation"}),
     "OpenRouter": (403, {"message": FLAGGED, "code": 403, "metadata": {"reasons": ["harassment"]}}),
 }  # fmt: skip

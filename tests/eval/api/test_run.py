@@ -278,11 +278,30 @@ def test_a_server_that_is_not_there(run, server, tmp_path):
         run("--attempts", 2)
 
 
-def test_a_server_that_takes_no_seed(run, server, capsys):
-    server.script.extend([error(400, "Unknown parameter: seed", param="seed", code="unknown_parameter")])
+UNKNOWN = 'Invalid JSON payload received. Unknown name "seed": Cannot find field.'
+EXTRA = {"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": 0}
+NO_SEED = {
+    "OpenAI": error(400, "Unknown parameter: seed", param="seed", code="unknown_parameter"),
+    "Mistral": send(422, {"object": "error", "message": {"detail": [EXTRA]}, "type": "invalid_request_error"}),
+    "FastAPI": send(422, {"detail": [EXTRA]}),
+    "Google": send(400, [{"error": {"code": 400, "message": UNKNOWN, "status": "INVALID_ARGUMENT"}}]),
+    "an error in a 200": send(200, {"error": {"code": 400, "message": UNKNOWN}}),
+}
+
+
+@pytest.mark.parametrize("kind", NO_SEED)
+def test_a_server_that_takes_no_seed(run, server, capsys, kind):
+    server.script.append(NO_SEED[kind])
     run("--concurrency", 1)
     assert ["seed" in body for body in server.bodies] == [True] + [False] * 6
     assert "takes no seed" in capsys.readouterr().out
+
+
+def test_an_error_that_names_the_seed_and_comes_without_one_too(run, server):
+    server.script.extend([error(400, "temperature and seed are not supported"), error(400, "temperature is not")])
+    with pytest.raises(UserError, match="refuses the request .*temperature is not.* has max_tokens and temperature 0;"):
+        run()
+    assert ["seed" in body for body in server.bodies] == [True, False]
 
 
 # --- a few at a time --------------------------------------------------------------------------------------------------
