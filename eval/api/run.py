@@ -86,8 +86,9 @@ def _all_answers(setup: ApiSetup, prices: Prices | None) -> tuple[list[Answer], 
         return read_answers(setup, setup.options.api.answers), [], None
     with open_answers(setup.answers, setup.identity()) as file:
         found, seconds = _get_answers(setup, prices, file)
-        ids = [request.example.id for request in setup.requests]
-        return [found[name] for name in ids if name in found], file.lost, seconds
+        ids = dict.fromkeys(request.example.id for request in setup.requests)
+        attempts = [attempt for attempt in file.lost if attempt.lost in ids]  # others are those of a larger --limit
+        return [found[name] for name in ids if name in found], attempts, seconds
 
 
 def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> tuple[dict[str, Answer], float | None]:

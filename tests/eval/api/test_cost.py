@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import threading
 
@@ -13,7 +14,7 @@ from data.example import Example
 from eval.api import estimate, prices
 from eval.api.prices import Budget, Prices, most, read_prices
 from eval.api.setup import Request
-from eval.results import read_results
+from eval.results import PREDICTIONS, RESULTS, read_predictions, read_results
 from tests.eval.api.server import chat, completion, hang, send
 from train.errors import RunStopped
 
@@ -182,6 +183,23 @@ def test_attempts_of_earlier_runs_count(run, server, price_list):
     results = read_results(run(*options))
     assert results.settings["lost"] == 2 and results.settings["resent"] == 0
     assert results.settings["dollars"] == pytest.approx(said + 5 * EACH, abs=1e-4)
+
+
+def test_a_result_has_the_lost_attempts_at_its_own_examples(run, server, price_list):
+    """Also if the answers file has more of them, of a larger --limit."""
+    options = "--prices", price_list, "--timeout", 0.3, "--concurrency", 1
+    server.script.extend([hang(1), completion("alarm_set")] * 6)
+    output = run(*options)
+    for limit in (6, 2):
+        results = read_results(run(*options, "--limit", limit))
+        ids = {prediction.id for prediction in read_predictions(output)}
+        lines = map(json.loads, (output / "answers.jsonl").read_text().splitlines())
+        own = [line for line in lines if line.get("lost") in ids]
+        charged = sum(line["prompt_tokens"] * 100 + line["completion_tokens"] * 1000 for line in own) / 1e6
+        assert results.settings["lost"] == results.settings["resent"] == len(own) == limit
+        assert results.settings["dollars"] == pytest.approx(limit * EACH + charged)
+        (output / RESULTS).unlink()
+        (output / PREDICTIONS).unlink()
 
 
 def test_only_lost_attempts_are_kept_too(run, server, price_list, tmp_path):
