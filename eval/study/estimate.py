@@ -42,11 +42,13 @@ class Estimates:
     def of(self, own: StudyCell) -> Estimate:
         """The estimate for a cell that is not done."""
         same = [self._took(other) for other in self.done if replace(other.cell, seed=0) == replace(own.cell, seed=0)]
-        if same:
-            seconds = max(0.0, mean(same) - self._took(own))
-            return self._with_dollars(own, seconds, "as with another seed")
+        seconds = max(0.0, mean(same) - self._took(own)) if same else None
         if isinstance(own.spec, ApiModel):
-            return _of_api(tuple(words(eval_options(own, self.output))))
+            cost = _of_api(tuple(words(eval_options(own, self.output))))
+            hows = cost.how, "time as with another seed" if same else ""
+            return replace(cost, seconds=seconds, how="; ".join(filter(None, hows)))
+        if same:
+            return self._with_dollars(own, seconds, "as with another seed")
         if self.study.gpu:
             planned, fits = _planned(self.study, own, self.output)
             how = f"planned for {self.study.gpu}" + ("" if fits else ": does NOT fit, see --plan of its commands")

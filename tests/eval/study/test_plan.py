@@ -13,12 +13,21 @@ from data.errors import UserError
 from eval.kept_lines import sha256_of
 from eval.study import listing, plan, records
 from eval.study.estimate import Estimate, Estimates, total
-from eval.study.file import Study, read_study
+from eval.study.file import Study, StudyCell, read_study
 from tests.eval.study.runs import write_cell
 from tests.launching import ROOT, environment
 
 FILES = ROOT / "eval/study/files"
 COUNTS = {"table3": 144, "one_gpu": 60, "miniature": 40}
+
+
+def finish(folder: Path, own: StudyCell, **seconds: float) -> None:
+    """Make a cell one that is done, in so many seconds."""
+    score = plan.score_folder(folder / "out", own.cell)
+    score.parent.mkdir(parents=True)
+    write_cell(folder / "made", own.cell).folder.rename(score)
+    result = sha256_of(score / "results.json")
+    records.write_record(folder / "out", own.cell, records.Record("done", {}, seconds=seconds, result=result))
 
 
 def read(folder: Path, text: str) -> Study:
@@ -158,13 +167,7 @@ def test_estimates_come_from_other_seeds_or_a_plan_and_are_summed(tmp_path: Path
 def test_another_seed_that_is_done_is_the_best_estimate(tmp_path: Path) -> None:
     study = read(tmp_path, '[[cells]]\nmodels = ["llama_debug"]\ntasks = ["massive_intent"]\nseeds = [0, 1, 2]\n')
     done, begun, other = study.cells
-    score = plan.score_folder(tmp_path / "out", done.cell)
-    score.parent.mkdir(parents=True)
-    write_cell(tmp_path / "made", done.cell).folder.rename(score)
-    result = sha256_of(score / "results.json")
-    records.write_record(
-        tmp_path / "out", done.cell, records.Record("done", {}, seconds={"train": 90.0, "eval": 10.0}, result=result)
-    )
+    finish(tmp_path, done, train=90.0, eval=10.0)
     records.write_record(tmp_path / "out", begun.cell, records.Record("open", {}, seconds={"train": 30.0}))
     estimates = Estimates(study, tmp_path / "out")
     assert [estimates.of(own).seconds for own in (begun, other)] == [70.0, 100.0]
@@ -189,6 +192,25 @@ def test_closed_models_cost_what_is_counted(tmp_path: Path, monkeypatch: pytest.
         assert found.dollars is not None and found.seconds is None and found.how == "counted"
         dollars.append(found.dollars)
     assert 1.8 < dollars[1] / dollars[0] < 2.2
+
+
+@pytest.mark.parametrize("model, how", [("gpt-4", "counted; "), ("api", "")])
+def test_a_seed_that_is_done_tells_the_time_of_a_closed_model_and_no_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, how: str
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no_vocabulary"))
+    text = 'dollars_per_gpu_hour = 36.0\n[tasks.massive_intent]\ndata = "sample"\n[eval]\nlimit = 10\n'
+    if model == "api":  # whose price is not known
+        text += 'api_model = "mine"\nbase_url = "http://localhost:1/v1"\n'
+    text += (
+        f'[[cells]]\nmodels = ["{model}"]\ntasks = ["massive_intent"]\ntuned = [false]\nshots = [5]\nseeds = [0, 1]\n'
+    )
+    done, other = read(tmp_path, text).cells
+    before = Estimates(read(tmp_path, text), tmp_path / "out").of(other)
+    assert before.seconds is None and (before.dollars is not None) == (model == "gpt-4")
+    finish(tmp_path, done, eval=100.0)
+    found = Estimates(read(tmp_path, text), tmp_path / "out").of(other)
+    assert found == Estimate(100.0, before.dollars, how + "time as with another seed")
 
 
 def test_closed_models_are_not_put_under_torchrun(tmp_path: Path) -> None:
