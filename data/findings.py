@@ -15,11 +15,12 @@ from itertools import combinations
 import numpy as np
 import xxhash
 
+from data.answers import literal
 from data.errors import shortened
 from data.example import Example
 from data.readers.label_sets import label_of
-from data.readers.multi import joined_labels
-from data.tasks import MultiField, Task
+from data.readers.multi import joined_labels, set_to, several_in_one
+from data.tasks import ClassField, Field, MultiField, Task
 
 SHOWN = 5  # examples or labels that a finding names
 RARE = 5  # training examples of a label, below which it is named
@@ -117,7 +118,7 @@ def findings(splits: Sequence[Facts], task: Task) -> list[Finding]:
         *_conflicts(splits, task),
         *_in_two_splits(splits),
         *(own for field in task.fields for own in _labels(splits, field.name, field.labels)),
-        *(own for field in task.fields if isinstance(field, MultiField) for own in _joined(splits, field)),
+        *(own for field in task.fields for own in _joined(splits, field)),
         *(own for facts in splits for own in _texts(facts)),
     ]
     return sorted(found, key=lambda finding: not finding.is_error)  # stable
@@ -224,13 +225,22 @@ def _labels(splits: Sequence[Facts], name: str, labels: Iterable[str]) -> Iterat
         )
 
 
-def _joined(splits: Sequence[Facts], own: MultiField) -> Iterator[Finding]:
-    """Labels that are several with another separator between them: the task names the wrong one."""
-    used = set[str]().union(*(facts.counts[own.name] for facts in splits))
-    joined, advice = ([], "") if own.separator is None else joined_labels(sorted(used), own.separator)
+def _joined(splits: Sequence[Facts], own: Field) -> Iterator[Finding]:
+    """Labels that are several: a class field should be a multi field, or a multi field has another separator."""
+    used = sorted(set[str]().union(*(facts.counts[own.name] for facts in splits)))
+    joined, separator, setting = list[str](), "", ""
+    if isinstance(own, ClassField):
+        joined, setting = [label for label in used if isinstance(literal(label), list)], 'type = "multi"'
+        if not joined:
+            joined, separator = several_in_one(used)
+    elif isinstance(own, MultiField) and own.separator is not None:
+        joined, separator = joined_labels(used, own.separator)
     if joined:
         verb = "seems" if len(joined) == 1 else "seem"
-        yield Finding(False, f"{_these(joined, own.name)} {verb} to be several labels {advice}.")
+        between = f" with {separator!r} between them" if separator else ""
+        setting = " and ".join(filter(None, [setting, separator and set_to(separator)]))
+        text = f"{_these(joined, own.name)} {verb} to be several labels{between}: set {setting} in the field."
+        yield Finding(False, text)
 
 
 def _texts(facts: Facts) -> Iterator[Finding]:

@@ -58,7 +58,7 @@ class MultiCells:
             return [label for label, column in self.columns.items() if _flag(row, column)]
         value = value_of(row, self.column, UNLABELLED)
         if isinstance(value, str) and self.separator is not None:
-            return _parts(value, self.separator)
+            return parts_of(value, self.separator)
         return [class_label(entry, row, self.column) for entry in self._listed(value, row)]
 
     def _listed(self, value: Any, row: Record) -> list[Any]:
@@ -73,7 +73,7 @@ class MultiCells:
         advice = ""
         if isinstance(value, str):
             usual = next((separator for separator in USUAL_SEPARATORS if separator in value), "|")
-            advice = f" If a character separates the labels, name it in the field: {_set_to(usual)}."
+            advice = f" If a character separates the labels, name it in the field: {set_to(usual)}."
         raise UserError(f"{row.where}: {self.column!r} must be a list of labels, found {as_json(value)}.{advice}")
 
 
@@ -122,9 +122,9 @@ class MultiReader:
     def _advice(self, written: str) -> str:
         separators = (x for x in USUAL_SEPARATORS if x != self.cells.separator and x in written)
         for separator in separators:
-            parts = _parts(written, separator)
+            parts = parts_of(written, separator)
             if parts and all(find(part, self._known) for part in parts):
-                return f" It is labels of the set with {separator!r} between them: set {_set_to(separator)}."
+                return f" It is labels of the set with {separator!r} between them: set {set_to(separator)}."
         return nearest(written, self.names or self.labels)
 
 
@@ -136,37 +136,50 @@ def collect_multi(files: Sequence[Source], dialect: Dialect, cells: MultiCells) 
     return sorted(one_of_each(found, name_of(files), cells.column))
 
 
-def joined_labels(labels: Sequence[str], own: str) -> tuple[list[str], str]:
-    """Labels that are probably several, with another separator than the field's between them, and what to write.
+def joined_labels(labels: Sequence[str], own: str | None) -> tuple[list[str], str]:
+    """Labels that are probably several, with another separator than the field's between them.
 
     Each of their parts is a label by itself, or a part of another such label. So a label that merely has a comma or a
     slash in it is none of them.
 
     Args:
         labels: that were found.
-        own: the field's separator.
+        own: the field's separator; None: it has none.
 
     Returns:
-        The labels, empty if there are none, for the separator that divides most; and what to do.
+        The labels, empty if there are none, for the separator that divides most; and this one.
     """
-    most, advice = list[str](), ""
+    most, divider = list[str](), ""
     for separator in USUAL_SEPARATORS:
         if separator == own:
             continue
-        split = {label: set(_parts(label, separator)) for label in labels if separator in label}
+        split = {label: set(parts_of(label, separator)) for label in labels if separator in label}
         times = Counter(part for parts in split.values() for part in parts)
         known = {*labels, *(part for part, n in times.items() if n > 1)}
         joined = [label for label, parts in split.items() if len(parts) > 1 and parts <= known]
         if len(joined) > len(most):
-            most, advice = joined, f"with {separator!r} between them: set {_set_to(separator)} in the field"
-    return most, advice
+            most, divider = joined, separator
+    return most, divider
 
 
-def _parts(written: str, separator: str) -> list[str]:
+def several_in_one(labels: Sequence[str]) -> tuple[list[str], str]:
+    """Labels of a class field that are probably several: as `joined_labels`, if most of their parts are labels as well.
+
+    So ``rec/autos`` and the like are labels, and so are numbers with a comma or a slash.
+    """
+    joined, separator = joined_labels(labels, None)
+    parts = {part for label in joined for part in parts_of(label, separator)}
+    is_number = separator in (",", "/") and not any(map(str.isalpha, "".join(joined)))
+    return ([], "") if is_number or 2 * len(parts.intersection(labels)) <= len(parts) else (joined, separator)
+
+
+def parts_of(written: str, separator: str) -> list[str]:
+    """The labels in a text with a separator between them."""
     return [part.strip() for part in written.split(separator) if part.strip()]
 
 
-def _set_to(separator: str) -> str:
+def set_to(separator: str) -> str:
+    """The separator as a task file sets it."""
     return f"separator = {as_json(separator)}"  # a tab as TOML writes it, too
 
 
