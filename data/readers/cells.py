@@ -18,6 +18,7 @@ from data.readers.tags import types_among
 from data.template import is_missing, scalar_text
 
 SHOWN = 3  # records that a message names
+NAMES = 'names = { 0 = "O", 1 = "B-city" }'  # what a field may have where numbers stand for tags
 SPANS = "spans"  # what `tags` says of a column of spans of characters
 
 log = logging.getLogger("data")
@@ -63,11 +64,20 @@ def no_column(row: Record, column: str, advice: str = "") -> UserError:
     return UserError(f"{row.where}: no column {column!r}.{nearest(column, row.values)}{advice}")
 
 
-def class_label(value: Any, row: Record, column: str) -> str:
-    """The label of a document as it is written, or a number or truth as JSON writes it; a UserError if it is none."""
+def class_label(value: Any, row: Record, column: str, is_one_of_several: bool = False) -> str:
+    """The label of a document as it is written, or a number or truth as JSON writes it; a UserError if it is none.
+
+    Args:
+        is_one_of_several: it is an item of a multi field's list.
+    """
     label = scalar_text(value)
     if label is None:
-        raise UserError(f"{row.where}: {column!r} must be a label, found {as_json(value)}.")
+        advice = ""
+        if _may_be_spans([value] if is_one_of_several else value):
+            advice = ' If these are spans of characters, write type = "token" and tags = "spans".'
+        elif isinstance(value, list) and not is_one_of_several:
+            advice = ' For any number of labels write type = "multi", for one label a word type = "token".'
+        raise UserError(f"{row.where}: {column!r} must be a label, found {as_json(value)}.{advice}")
     return label.strip()
 
 
@@ -101,12 +111,15 @@ def _named(code: Any, names: dict[str, str], row: Record, column: str) -> str:
 
 
 def _advice(labels: Any) -> str:
-    first = next(iter(labels), None) if isinstance(labels, list | dict) else None
-    if isinstance(labels, dict) or isinstance(first, dict | list):
+    if _may_be_spans(labels):
         return ' If these are spans of characters, write tags = "spans".'
-    if isinstance(first, int):
-        return ' For numbers, names gives them names: names = { 0 = "O", 1 = "B-city" }.'
+    if isinstance(labels, list) and labels and isinstance(labels[0], int):
+        return f" For numbers, names gives them names: {NAMES}."
     return ""
+
+
+def _may_be_spans(labels: Any) -> bool:
+    return isinstance(labels, dict) or (isinstance(labels, list) and isinstance(next(iter(labels), None), dict | list))
 
 
 def labelled(files: Sequence[Source], dialect: Dialect, column: str) -> Iterator[Record]:

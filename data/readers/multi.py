@@ -59,7 +59,7 @@ class MultiCells:
         value = value_of(row, self.column, UNLABELLED)
         if isinstance(value, str) and self.separator is not None:
             return parts_of(value, self.separator)
-        return [class_label(entry, row, self.column) for entry in self._listed(value, row)]
+        return [class_label(entry, row, self.column, True) for entry in self._listed(value, row)]
 
     def _listed(self, value: Any, row: Record) -> list[Any]:
         listed = ([] if not value.strip() else literal(value)) if isinstance(value, str) else value

@@ -370,6 +370,9 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
         ("test", b'{"text": 3, "queue": "sales", "tags": []}\n', "line 1: 'text' must be a string, found 3"),
         ("test", b'{"text": "\\ud800", "queue": "sales", "tags": []}\n', "line 1: 'text' holds half a character"),
         ("test", b'{"text": "a", "queue": [1], "tags": ["O"]}\n', r"line 1: 'queue' must be a label, found \[1\]"),
+        ("test", b'{"text": "a", "queue": [], "tags": []}\n', 'found .* type = "multi", .* a word type = "token"'),
+        ("test", b'{"text": "a", "queue": [[0, 1, "x"]], "tags": []}\n', 'write type = "token" and tags = "spans"'),
+        ("test", b'{"text": "a", "queue": {"start": [0]}, "tags": []}\n', 'write type = "token" and tags = "spans"'),
         ("test", b'{"text": "a", "queue": "sales", "tags": [1]}\n', "line 1: 'tags' must be a list of labels"),
     ],
 )

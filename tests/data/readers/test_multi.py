@@ -159,6 +159,7 @@ def test_keys_of_multi_fields_alone(tmp_path: Path, kind: str) -> None:
         ("[{1}]", "'topics' must be a label, found {1}"),
         (["refund", None], "'topics' must be a label, found null"),
         (["refund", ["billing"]], "'topics' must be a label, found"),
+        ([[0, 6, "refund"]], r'must be a label, found \[0, 6, "refund"\]. If .* type = "token" and tags = "spans"'),
         (["refund", ""], "'topics' has '', which is not one of its labels"),
         (["refunds"], "'topics' has 'refunds', which is not one of its labels. Did you mean 'refund'"),
         (["refund;billing"], "It is labels of the set with ';' between them: set separator = \";\""),
