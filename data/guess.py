@@ -11,7 +11,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from data.files.documents import readable
 from data.readers import conll
 from data.readers.encoding import check_encoding, probable_encoding
 from data.readers.lines import is_packed
-from data.readers.records import Record
+from data.readers.records import Record, Table
 from data.readers.tables import ASK_FOR_QUOTING, COLUMNAR, DELIMITERS, Dialect, open_table
 from data.template import is_missing, scalar_text
 
@@ -76,6 +76,11 @@ class Column:
             self.values[text.strip()] += 1
 
     @property
+    def has_name(self) -> bool:
+        """Whether a task file can have its name as it is in the header."""
+        return self.name.isprintable() and self.name == self.name.strip() != ""
+
+    @property
     def scalars(self) -> int:
         """Values that are texts, numbers or truths."""
         return 0 if self.lists or self.others else self.values.total()
@@ -115,6 +120,9 @@ class Column:
 
     def describe(self) -> str:
         """A few words for a message that lists the columns."""
+        if not self.has_name:
+            why = "has spaces around it" if self.name.strip().isprintable() else "has a control character"
+            return f"not looked at, as its name {why if self.name.strip() else 'is empty'}: correct the header"
         if self.lists or self.others:
             return "lists" if self.lists and not self.others else "no texts"
         return f"{len(self.values):,} different values, {self.length:.0f} characters on average"
@@ -175,7 +183,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
             raise UserError(f"{file}: no column {name!r}.{nearest(name, columns)}")
     if text is not None and text == label:
         raise UserError(f"--text and --label are both {text!r}: texts and labels are in different columns.")
-    known = {name: column for name, column in columns.items() if name.isprintable() and name == name.strip() != ""}
+    known = {name: column for name, column in columns.items() if column.has_name}
     listed = [column for column in known.values() if column.lists and not column.others and not column.characters]
     listed.sort(key=lambda column: -len(column.values))  # stable
     if format in conll.FORMATS:
@@ -246,7 +254,7 @@ def _delimiter(file: Path, dialect: Dialect) -> str:
     refused: list[str] = []
     for delimiter in DELIMITERS:
         try:
-            with _quiet(), open_table(file, "csv", dialect=replace(dialect, delimiter=delimiter)) as table:
+            with _quiet(), open_named(file, "csv", replace(dialect, delimiter=delimiter)) as table:
                 fits = [not record.error for record in islice(table.records, DELIMITER_ROWS)]
                 n_columns = len(table.columns or ())
         except UserError:  # quotation marks do not fit, or a column is there twice
@@ -255,6 +263,11 @@ def _delimiter(file: Path, dialect: Dialect) -> str:
         if n_columns > 1:
             scores[delimiter] = (sum(fits) / max(len(fits), 1), n_columns)
     return max(scores, key=lambda delimiter: scores[delimiter], default=[*refused, *DELIMITERS][0])
+
+
+def open_named(file: Path, format: str, dialect: Dialect) -> AbstractContextManager[Table]:
+    """Open a table of which all columns that have a name are needed."""
+    return open_table(file, format, dialect=dialect, wanted=None if format in COLUMNAR else ())
 
 
 def _read(file: Path, format: str, dialect: Dialect) -> tuple[Dialect, dict[str, Column], int]:
@@ -275,7 +288,7 @@ def _read(file: Path, format: str, dialect: Dialect) -> tuple[Dialect, dict[str,
 
 def _columns(file: Path, format: str, dialect: Dialect) -> tuple[dict[str, Column], int]:
     rows: list[Record] = []
-    with open_table(file, format, dialect=dialect) as table:
+    with open_named(file, format, dialect) as table:
         for record in islice(table.records, ROWS):
             if record.error and not record.is_short:
                 raise UserError(record.error)

@@ -24,11 +24,11 @@ from data.commands import command, python, quoted
 from data.errors import UserError, shortened
 from data.files.documents import permitted, readable
 from data.files.paths import parsed_paths
-from data.guess import ROWS, Column, Guess, guess
+from data.guess import ROWS, Column, Guess, guess, open_named
 from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
 from data.readers.split_files import LINES
-from data.readers.tables import ENDINGS, PLAIN, ending_of, open_table
+from data.readers.tables import ENDINGS, PLAIN, ending_of
 from data.tasks import TASKS, Task, get_task
 from data.terminal import say
 
@@ -104,7 +104,7 @@ def _other_splits(file: Path, format: str, found: Guess) -> dict[str, str]:
             if beside == file or not beside.is_file():
                 continue
             try:
-                with open_table(beside, format, dialect=found.dialect) as table:
+                with open_named(beside, format, found.dialect) as table:
                     first = next(table.records, None)
                     columns = table.columns or tuple(first.values if first else ())
             except UserError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,16 @@ class Table:
     progress: Callable[[], float | None]
 
 
-def check_columns(columns: list[str], where: str) -> None:
-    """Raise a UserError if a table has too many columns, or two of one name."""
+def check_columns(columns: list[str], where: str, wanted: Collection[str] | None = None) -> None:
+    """Raise a UserError if a table has too many columns, or two of one name; without a name only if they are wanted.
+
+    Args:
+        wanted: the columns that are needed; None: all.
+    """
     if len(columns) > limits.COLUMNS:
         raise UserError(f"{where}: {len(columns):,} columns; the limit is {limits.COLUMNS:,}. Is it the right format?")
     repeated = [column for column, count in Counter(columns).items() if count > 1]
+    repeated = [column for column in repeated if column.strip() or wanted is None or column in wanted]
     if repeated:
         advice = "Rename one of them." if repeated[0].strip() else "Name the columns, or delete the empty ones."
         raise UserError(f"{where}: column {repeated[0]!r} is in the header twice. {advice}")

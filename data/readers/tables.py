@@ -105,7 +105,8 @@ def open_table(
             folder that ``datasets`` saved is Arrow.
         format: one of `FORMATS`.
         name: what messages call the source; default: its path.
-        wanted: the columns that are needed; None: all. Of Parquet and Arrow no others are read.
+        wanted: the columns that are needed; None: all. Of Parquet and Arrow no others are read, and in the header of
+            CSV several others may have no name.
 
     Raises:
         UserError: here or while iterating, with file and line, for what cannot be skipped: a file that cannot be read,
@@ -134,7 +135,7 @@ def open_table(
         else:
             plain = format == "tsv" and not dialect.tsv_quoting
             rows = _cells(lines, format, dialect, plain)
-            columns = _header(rows, name)
+            columns = _header(rows, name, wanted)
             if plain and columns and all(map(_is_quoted, columns)):
                 raise UserError(f"{name}: the header's columns are in quotation marks, as in CSV. {ASK_FOR_QUOTING}")
             advice = partial(_row_advice, n_columns=len(columns), format=format, dialect=dialect)
@@ -261,9 +262,9 @@ def _cells(lines: Lines, format: str, dialect: Dialect, plain: bool) -> Iterator
         raise UserError(f"{lines.name}, line {reader.line_num}: not CSV ({error}).{advice}") from error
 
 
-def _header(rows: Iterator[tuple[int, list[str]]], name: str) -> tuple[str, ...]:
+def _header(rows: Iterator[tuple[int, list[str]]], name: str, wanted: Collection[str] | None) -> tuple[str, ...]:
     line, columns = next(rows, (0, []))
-    check_columns(columns, f"{name}, line {line}")
+    check_columns(columns, f"{name}, line {line}", wanted)
     return tuple(columns)
 
 

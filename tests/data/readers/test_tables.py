@@ -250,6 +250,19 @@ def test_what_cannot_be_skipped(format: str, content: bytes, message: str) -> No
         read(content, format)
 
 
+def test_several_columns_without_a_name() -> None:
+    """Nobody can name them, so they are an error only where all columns are needed."""
+    for wanted in (None, ("a", "")):
+        with pytest.raises(UserError, match="column '' is in the header twice. Name the columns, or delete the empty"):
+            with open_table(io.BytesIO(b"a,,\n1,2,3\n"), "csv", "t", wanted=wanted):
+                pass
+    with open_table(io.BytesIO(b"a,, , \n1,2,3,4\n"), "csv", "t", wanted=("a",)) as table:
+        assert next(table.records).values["a"] == "1"
+    with pytest.raises(UserError, match="column 'a' is in the header twice"):
+        with open_table(io.BytesIO(b"a,b,a\n"), "csv", "t", wanted=("b",)):
+            pass
+
+
 def test_records_before_the_damage_are_read() -> None:
     with open_table(io.BytesIO(b'a,b\n1,2\n"x,2\n'), "csv", "t") as table:
         assert next(table.records).values == {"a": "1", "b": "2"}

@@ -238,6 +238,15 @@ def test_a_row_with_an_error(tmp_path: Path, line: bytes, error: str) -> None:
     assert wrong.error.startswith(error) and wrong.where == f"{tmp_path}/t.jsonl, line 2"
 
 
+def test_columns_without_a_name_are_not_lost(tmp_path: Path) -> None:
+    """The output has all columns of the input, and would have the last of these in the place of each."""
+    (tmp_path / "t.csv").write_bytes(b"text,,\na,x,y\n")
+    with pytest.raises(UserError, match="line 1: column '' is in the header twice. Name the columns, or delete the"):
+        rows(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes(b"text,\na,x\n")
+    assert rows(tmp_path / "t.csv")[0].columns == {"text": "a", "": "x"}
+
+
 def test_unreadable_records_before_the_first(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_bytes(b'3\n4\n{"text": "a", "k": 1}\n{"text": "b"}\n')
     with open_input(tmp_path / "t.jsonl") as found:
