@@ -9,123 +9,29 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data.answers import literal
+from data.column import LABELS, Column
 from data.errors import UserError, nearest
 from data.files import limits
 from data.files.documents import readable
 from data.readers import conll
+from data.readers.cells import NAMES
 from data.readers.encoding import check_encoding, probable_encoding
 from data.readers.lines import is_packed
 from data.readers.records import Record, Table
 from data.readers.tables import ASK_FOR_QUOTING, COLUMNAR, DELIMITERS, Dialect, open_table
-from data.template import is_missing, scalar_text
+from data.template import is_missing
 
 ROWS = 5000  # that are looked at
 DELIMITER_ROWS = 200  # that are read with each delimiter
-LABELS = 200  # different values of a column of labels at most
-LABEL_CHARACTERS = 100
-WORDS = 3  # a value on average, from which a column has texts even if few of them differ
 USUAL = ("label", "labels", "class", "category", "target")  # names of columns of labels
-
-
-@dataclass
-class Column:
-    """What a column has in the rows that were looked at.
-
-    Attributes:
-        texts: how many of its values are strings.
-        lists: how many of its values are lists of strings.
-        others: values that are neither texts, numbers nor truths.
-        missing: rows without a value.
-        values: how often each text, number or truth occurs; of lists, how often each item does.
-        lengths: of each row, how many items its list has; None: it has no list.
-    """
-
-    name: str
-    texts: int = 0
-    lists: int = 0
-    others: int = 0
-    missing: int = 0
-    characters: int = 0
-    words: int = 0
-    with_letters: int = 0
-    values: Counter[str] = field(default_factory=Counter)
-    lengths: list[int | None] = field(default_factory=list)
-
-    def add(self, value: Any) -> None:
-        self.lengths.append(len(value) if isinstance(value, list) else None)
-        if is_missing(value):
-            self.missing += 1
-        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-            self.lists += 1
-            self.values.update(value)
-        elif (text := scalar_text(value)) is None:
-            self.others += 1
-        else:
-            self.texts += isinstance(value, str)
-            self.characters += len(text)
-            self.words += len(text.split())
-            self.with_letters += any(map(str.isalpha, text))
-            self.values[text.strip()] += 1
-
-    @property
-    def has_name(self) -> bool:
-        """Whether a task file can have its name as it is in the header."""
-        return self.name.isprintable() and self.name == self.name.strip() != ""
-
-    @property
-    def scalars(self) -> int:
-        """Values that are texts, numbers or truths."""
-        return 0 if self.lists or self.others else self.values.total()
-
-    @property
-    def length(self) -> float:
-        """Characters of a value on average."""
-        return self.characters / max(self.scalars, 1)
-
-    @property
-    def is_numeric(self) -> bool:
-        return not self.with_letters
-
-    def may_be_text(self) -> bool:
-        """Strings with letters, long or mostly different."""
-        n = self.scalars
-        if not n or self.texts < n or self.with_letters < 0.9 * n:
-            return False
-        return self.words >= WORDS * n or len(self.values) > 0.5 * n
-
-    def may_be_labels(self) -> bool:
-        """Few different values, each of which is short and, on average, there at least twice."""
-        n, different = self.scalars, len(self.values)
-        if not n or not 2 <= different <= min(LABELS, n / 2):
-            return False
-        return all(len(value) <= LABEL_CHARACTERS and value.isprintable() for value in self.values)
-
-    def may_label(self, words: Column) -> bool:
-        """Lists with an item for each item of another column's, but for damaged rows, and few different ones."""
-        both = [pair for pair in zip(self.lengths, words.lengths, strict=True) if None not in pair]
-        equal = sum(a == b for a, b in both)
-        return self is not words and len(self.values) <= LABELS and equal > 0 and equal >= 0.9 * len(both)
-
-    def may_be_ids(self) -> bool:
-        """Single words, all of them different."""
-        return 1 < self.scalars == len(self.values) == self.words and not self.missing and self.name.isprintable()
-
-    def describe(self) -> str:
-        """A few words for a message that lists the columns."""
-        if not self.has_name:
-            why = "has spaces around it" if self.name.strip().isprintable() else "has a control character"
-            return f"not looked at, as its name {why if self.name.strip() else 'is empty'}: correct the header"
-        if self.lists or self.others:
-            return "lists" if self.lists and not self.others else "no texts"
-        return f"{len(self.values):,} different values, {self.length:.0f} characters on average"
 
 
 @dataclass
@@ -137,8 +43,8 @@ class Guess:
         reads: how the text around its first special character reads in ``dialect.encoding``; empty for UTF-8.
         n_rows: that were looked at.
         columns: all of them, by name.
-        text, label: the names of the columns.
-        is_words: they are lists of words and of the words' labels.
+        text: the name of the column with the texts, or with lists of words.
+        label: the name of the column with their labels.
         texts, labels: other columns that might be these, most probable first.
     """
 
@@ -148,7 +54,6 @@ class Guess:
     columns: dict[str, Column]
     text: str
     label: str
-    is_words: bool
     texts: list[str]
     labels: list[str]
 
@@ -183,35 +88,45 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
             raise UserError(f"{file}: no column {name!r}.{nearest(name, columns)}")
     if text is not None and text == label:
         raise UserError(f"--text and --label are both {text!r}: texts and labels are in different columns.")
-    known = {name: column for name, column in columns.items() if column.has_name}
-    listed = [column for column in known.values() if column.lists and not column.others and not column.characters]
-    listed.sort(key=lambda column: -len(column.values))  # stable
+    known = [column for column in columns.values() if column.has_name]
+    words = [column for column in known if column.is_list and not column.has_numbers and column.name != label]
+    words.sort(key=lambda column: -len(column.values))  # stable
     if format in conll.FORMATS:
-        listed.sort(key=lambda column: column.name != conll.token_column(list(known)))
-    if text is None and label is None:
-        for words in listed:
-            tags = [column.name for column in known.values() if column in listed and column.may_label(words)]
-            if tags:
-                return Guess(dialect, reads, n_rows, columns, words.name, tags[-1], True, [], tags[-2::-1])
-    texts = [column for column in known.values() if column.may_be_text() and column.name != label]
+        words.sort(key=lambda column: column.name != conll.token_column([column.name for column in known]))
+    texts = [column for column in known if column.may_be_text() and column.name != label]
     texts.sort(key=lambda column: (column.words < 2 * column.scalars, -column.length))  # stable
-    if text is None and not texts:
-        raise UserError(_none(file, "texts (strings of several words)", "--text", columns))
-    text = text or texts[0].name
-    order = list(known)
-    after = order.index(text) if text in order else 0
-    labels = [column for column in known.values() if column.may_be_labels() and column.name != text]
-    labels.sort(key=lambda c: (c.name.casefold() not in USUAL, c.is_numeric, order.index(c.name) < after))  # stable
+    if text is None:
+        tags = [column for column in words if column.may_be_tags()] if label is None else [columns[label]]
+        tagged = [own for own in words if any(other.is_list and other.is_paired(own) for other in tags)]
+        found = next(iter([*tagged, *texts, *words]), None)
+        if found is None:
+            raise UserError(_none(file, "texts (strings of several words)", "--text", columns))
+        text = found.name
+    own = columns[text]
+    order = list(columns)
+    labels = [column for column in known if column.may_label(own)]
+    labels.sort(
+        key=lambda c: (
+            c.name.casefold() not in USUAL,
+            c.label_type(own) != "class",
+            c.is_numeric,
+            order.index(c.name) < order.index(own.name),
+        )
+    )  # stable
+    if own.is_list:  # its tags first, the last of them before the others
+        tags = [column for column in known if column in labels and column.is_list]
+        labels = [*sorted(tags[::-1], key=lambda c: c.has_numbers), *(c for c in labels if not c.is_list)]
     if label is None and not labels:
         raise UserError(
             _none(file, f"labels (2 to {LABELS} different values, each there twice on average)", "--label", columns)
         )
-    if label is None and (name := labels[0].name) in labels[0].values:
+    if label is None and labels[0].scalars and (name := labels[0].name) in labels[0].values:
         raise UserError(
             f"{file}: the column {name!r} also has the value {name!r}: the first line seems to be an example. Write "
             "the columns' names above it; or, if this is a name, give --label."
         )
     label = label or labels[0].name
+    _check_lists(file, own, columns[label])
     return Guess(
         dialect,
         reads,
@@ -219,10 +134,24 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         columns,
         text,
         label,
-        False,
         [column.name for column in texts if column.name not in (text, label)],
-        [column.name for column in labels if column.name not in (text, label)],
+        [column.name for column in labels if column.is_advisable(own) and column.name != label],
     )
+
+
+def _check_lists(file: Path, text: Column, label: Column) -> None:
+    """Raise a UserError if labels are in lists that no task file can name without a person."""
+    keys = f'{"tokens" if text.is_list else "text"}_column = "{text.name}", and in the field type = "token"'
+    if text.is_list and label.is_list and not label.is_paired(text):
+        raise UserError(
+            f"{file}: {text.name!r} and {label.name!r} are lists of different lengths. Labels of words need one for "
+            f"each word. If only few rows are wrong, correct them, or write the task file by hand: {keys}."
+        )
+    if label.has_numbers and label.label_type(text) == "token":
+        raise UserError(
+            f"{file}: {label.name!r} has numbers for the words of {text.name!r}, and nothing says what they mean. "
+            f'Write the task file by hand: {keys}, column = "{label.name}" and names such as {NAMES}.'
+        )
 
 
 def _none(file: Path, what: str, option: str, columns: dict[str, Column]) -> str:
@@ -295,10 +224,22 @@ def _columns(file: Path, format: str, dialect: Dialect) -> tuple[dict[str, Colum
             rows.append(record)
         names = list(dict.fromkeys([*(table.columns or ()), *(name for row in rows for name in row.values)]))
     columns = {name: Column(name) for name in names}
-    for row in rows:
-        for name, column in columns.items():
-            column.add(row.values.get(name))
+    for name, column in columns.items():
+        for value in _unpacked([row.values.get(name) for row in rows]):
+            column.add(value)
     return columns, len(rows)
+
+
+def _unpacked(values: list[Any]) -> list[Any]:
+    """The lists that all values of a column are, which has them as texts, as cells of CSV do; else the values."""
+    found = list[Any]()
+    for value in values:
+        if not is_missing(value):
+            value = literal(value) if isinstance(value, str) else None
+            if not isinstance(value, list):
+                return values
+        found.append(value)
+    return found
 
 
 class _Said(logging.Handler):

@@ -20,11 +20,12 @@ import tyro
 
 from data import terminal
 from data.characters import is_text
+from data.column import Column
 from data.commands import command, python, quoted
 from data.errors import UserError, shortened
 from data.files.documents import permitted, readable
 from data.files.paths import parsed_paths
-from data.guess import ROWS, Column, Guess, guess, open_named
+from data.guess import ROWS, Guess, guess, open_named
 from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
 from data.readers.split_files import LINES
@@ -34,6 +35,12 @@ from data.terminal import say
 
 TRAIN = re.compile(r"train(?:ing)?", re.IGNORECASE)
 OTHERS = {"dev": ("dev", "valid", "validation", "val"), "test": ("test",)}  # words in the names of other splits' files
+TYPES = {  # the lines of a field, by what `data.guess` calls its labels
+    "class": ['type = "class"'],
+    "multi": ['type = "multi"  # any number of labels for a text'],
+    "token": ['type = "token"'],
+    "spans": ['type = "token"', 'tags = "spans"  # of characters of the text'],
+}
 SHOWN = 8  # labels in a comment
 LABEL_CHARACTERS = 40
 
@@ -47,7 +54,7 @@ class NewArgs:
     text: str | None = None
     """The column with the texts. Default: the longest strings."""
     label: str | None = None
-    """The column with the labels. Default: few different values."""
+    """The column with the labels, which may be lists. Default: few different values."""
     encoding: str | None = None
     """The encoding of the table. Default: UTF-8 if it is that, else what it looks like."""
 
@@ -122,7 +129,7 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
     yield "# All keys are in docs/data.md. Then: python -m data.check, which says what else is wrong."
     yield _pair("name", name)
     yield f'{_pair("document_name", "Document")}  # what the prompt calls a text, such as "Review"'
-    if found.is_words:
+    if text.is_list:
         yield f"{_pair('tokens_column', found.text)}  # lists of words: the list with the most different ones"
     else:
         yield f"{_pair('text_column', found.text)}  # the longest texts, {text.length:.0f} characters on average"
@@ -134,8 +141,9 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
         if column.may_be_ids() and column.name not in (found.text, found.label):
             yield f"# {_pair('id_column', column.name)}  # all its values differ"
     yield from _dialect(found)
-    if text.missing or label.missing:
-        yield f'missing = "skip"  # of these rows {text.missing:,} have no text and {label.missing:,} no label'
+    without_text, without_label = text.missing + text.lengths.count(0), label.gaps(text)
+    if without_text or without_label:
+        yield f'missing = "skip"  # of these rows {without_text:,} have no text and {without_label:,} no label'
     yield ""
     yield "[files]"
     yield _pair("train", file.name)
@@ -148,14 +156,12 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
         yield "# [split]  # in place of a test file: cuts a part from the train file"
         yield "# test = 0.2"
     yield ""
-    yield from _field(label, found.is_words)
+    yield from _field(label, text)
     if found.labels:
         yield ""
         yield "# Other columns with few different values. Each would be one more thing to answer:"
         for other in found.labels:
-            yield from (
-                "# " + line for line in _field(found.columns[other], found.is_words, [found.label]) if line[0] != "#"
-            )
+            yield from ("# " + line for line in _field(found.columns[other], text, [found.label]) if line[0] != "#")
 
 
 def _dialect(found: Guess) -> Iterator[str]:
@@ -169,19 +175,22 @@ def _dialect(found: Guess) -> Iterator[str]:
         yield "tsv_quoting = true  # cells are in quotation marks"
 
 
-def _field(column: Column, is_words: bool, others: Iterable[str] = ()) -> Iterator[str]:
-    shown = ", ".join(f"{_shown(value)} ({n:,})" for value, n in column.values.most_common(SHOWN))
-    more = f", and {len(column.values) - SHOWN:,} more" if len(column.values) > SHOWN else ""
+def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator[str]:
+    kind, labels = column.label_type(text), column.labels
+    shown = ", ".join(f"{_shown(value)} ({n:,})" for value, n in labels.most_common(SHOWN))
+    more = f", and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
     yield "[[fields]]"
     if is_taken(column.name, others):
         yield f"{_pair('name', f'{column.name}_label')}  # {column.name} is a name of predict.py's"
         yield _pair("column", column.name)
     else:
         yield _pair("name", column.name)
-    yield f'type = "{"token" if is_words else "class"}"'
-    yield f'labels_from = "train"  # {len(column.values):,} different in these rows: {shown}{more}'
-    if column.is_numeric and not is_words:
-        codes = ", ".join(f'{_key(value)} = "..."' for value in sorted(column.values)[:SHOWN])
+    yield from TYPES[kind]
+    if column.separator:
+        yield f"{_pair('separator', column.separator)}  # between the labels of a text"
+    yield f'labels_from = "train"  # {len(labels):,} different in these rows: {shown}{more}'
+    if column.is_numeric and kind in ("class", "multi"):
+        codes = ", ".join(f'{_key(value)} = "..."' for value in sorted(labels)[:SHOWN])
         yield f"# names = {{ {codes} }}  # in place of labels_from: words tell a model more than numbers do"
 
 

@@ -40,7 +40,7 @@ class SpanReader:
             UserError: no list of spans; one out of range, empty, or of other characters than it says; two that overlap
                 or are in one word; one that cuts a word. Without its place.
         """
-        spans = sorted(_span(item, text) for item in _items(value))
+        spans = sorted(_checked(item, text) for item in _items(value))
         words = [match.span() for match in WORD.finditer(text)]
         tags = ["O"] * len(words)
         owner: dict[int, Span] = {}  # by word
@@ -83,7 +83,7 @@ class SpanReader:
 
 def labels_of(value: Any) -> set[str]:
     """The labels in a list of spans; a UserError as of `SpanReader.read`, but without looking at a text."""
-    return {_label(item) for item in _items(value)}
+    return {label for _, _, label in map(_span, _items(value))}
 
 
 def _items(value: Any) -> Sequence[Any]:
@@ -95,7 +95,8 @@ def _items(value: Any) -> Sequence[Any]:
     return value
 
 
-def _span(item: Any, text: str) -> Span:
+def _span(item: Any) -> Span:
+    """A span as it is written."""
     if isinstance(item, dict):
         start, end = _first(item, STARTS), _first(item, ENDS)
     elif isinstance(item, list) and len(item) == 3:
@@ -105,7 +106,12 @@ def _span(item: Any, text: str) -> Span:
     if not _is_number(start) or not _is_number(end):
         raise UserError(f'has a span without start and end: {as_json(item)}. Expected is {{"start": 0, "end": 5, '
                         '"label": "..."} or [0, 5, "..."].')  # fmt: skip
-    label = _label(item)
+    return start, end, _label(item)
+
+
+def _checked(item: Any, text: str) -> Span:
+    """A span of a text, without spaces around it."""
+    start, end, label = _span(item)
     if not 0 <= start < end <= len(text):
         kind = "is empty" if start == end else "is out of range" if start < end else "ends before it starts"
         raise UserError(

@@ -1,0 +1,193 @@
+"""What a column of a stranger's table has, and what it may be: texts, words, labels, ids. For ``guess.py``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from data.errors import UserError
+from data.readers.multi import parts_of, several_in_one
+from data.readers.spans import labels_of
+from data.template import is_missing, scalar_text
+
+LABELS = 200  # different values of a column of labels at most
+LABEL_CHARACTERS = 100
+WORDS = 3  # a value on average, from which a column has texts even if few of them differ
+
+
+@dataclass
+class Column:
+    """What a column has in the rows that were looked at.
+
+    Attributes:
+        texts: how many of its values are strings.
+        lists: how many of its values are lists of strings and whole numbers.
+        spans: how many of its values are lists of spans of characters, of which there is at least one.
+        others: values that are none of these, and neither numbers nor truths.
+        missing: rows without a value; ``nulls`` are those of them in which it is not an empty text.
+        has_numbers: some of its lists have numbers.
+        values: how often each text, number or truth occurs; of lists, how often each item does; of spans, in how many
+            rows each label is.
+        lengths: of each row, how many items its list or words its text has; None: neither.
+    """
+
+    name: str
+    texts: int = 0
+    lists: int = 0
+    spans: int = 0
+    others: int = 0
+    missing: int = 0
+    nulls: int = 0
+    characters: int = 0
+    words: int = 0
+    with_letters: int = 0
+    has_numbers: bool = False
+    values: Counter[str] = field(default_factory=Counter)
+    lengths: list[int | None] = field(default_factory=list)
+
+    def add(self, value: Any) -> None:
+        words = len(value.split()) if isinstance(value, str) else 0
+        self.lengths.append(len(value) if isinstance(value, list) else words or None)
+        if is_missing(value):
+            self.missing += 1
+            self.nulls += not isinstance(value, str)
+        elif isinstance(value, list) and all(isinstance(item, str | int) for item in value):
+            self.lists += 1
+            self.has_numbers |= not all(isinstance(item, str) for item in value)
+            self.values.update(str(scalar_text(item)).strip() for item in value)
+        elif (labels := _labels_of_spans(value)) is not None:
+            self.spans += 1
+            self.values.update(labels)
+        elif (text := scalar_text(value)) is None:
+            self.others += 1
+        else:
+            self.texts += isinstance(value, str)
+            self.characters += len(text)
+            self.words += len(text.split())
+            self.with_letters += any(map(str.isalpha, text))
+            self.values[text.strip()] += 1
+
+    @property
+    def has_name(self) -> bool:
+        """Whether a task file can have its name as it is in the header."""
+        return self.name.isprintable() and self.name == self.name.strip() != ""
+
+    @property
+    def scalars(self) -> int:
+        """Values that are texts, numbers or truths."""
+        return 0 if self.lists or self.spans or self.others else self.values.total()
+
+    @property
+    def is_list(self) -> bool:
+        """Whether all values are lists of strings and numbers."""
+        return self.lists > 0 and not (self.spans or self.others or self.characters)
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether all values are lists of spans."""
+        return self.spans > 0 and self.lists == self.lengths.count(0) and not (self.others or self.characters)
+
+    @property
+    def length(self) -> float:
+        """Characters of a value on average."""
+        return self.characters / max(self.scalars, 1)
+
+    @property
+    def is_numeric(self) -> bool:
+        return not any(any(map(str.isalpha, value)) for value in self.values)
+
+    @cached_property
+    def separator(self) -> str:
+        """What separates several labels in its texts; empty if that is not clear."""
+        if not 0 < self.texts == self.scalars or self.length > LABEL_CHARACTERS:
+            return ""
+        joined, separator = several_in_one(list(self.values))
+        return separator if len(joined) > 1 else ""
+
+    @cached_property
+    def labels(self) -> Counter[str]:
+        """How often each label occurs if it has labels."""
+        if not self.separator:
+            return self.values
+        found = Counter[str]()
+        for text, n in self.values.items():
+            found.update(dict.fromkeys(parts_of(text, self.separator), n))
+        return found
+
+    def may_be_text(self) -> bool:
+        """Strings with letters, long or mostly different."""
+        n = self.scalars
+        if not n or self.texts < n or self.with_letters < 0.9 * n:
+            return False
+        return self.words >= WORDS * n or len(self.values) > 0.5 * n
+
+    def may_be_labels(self) -> bool:
+        """Few different labels, each of which is short and, on average, there at least twice."""
+        if not (self.scalars or self.is_list or self.has_spans) or 2 * len(self.labels) > self.labels.total():
+            return False
+        if self.is_list or self.separator:  # a text may have any number, but not all texts the same
+            least, differ = 1, min(self.labels.values(), default=0) < len(self.lengths) - self.nulls
+        else:
+            least, differ = 1 if self.has_spans else 2, True
+        return differ and least <= len(self.labels) <= LABELS and all(map(_is_label, self.labels))
+
+    def may_be_tags(self) -> bool:
+        """Lists of different labels; if one is empty, the reader says where."""
+        return self.is_list and (1 < len(self.values) <= LABELS or "" in self.values)
+
+    def is_paired(self, words: Column) -> bool:
+        """Whether there is an item for each word of another column, but for damaged rows."""
+        both = [(a, b) for a, b in zip(self.lengths, words.lengths, strict=True) if a is not None and b is not None]
+        equal = sum(a == b for a, b in both)
+        return self is not words and equal >= 0.9 * len(both) and any(a == b > 1 for a, b in both)
+
+    def label_type(self, text: Column) -> str:
+        """What it has for a column of texts or words: "class", "multi", "token" or "spans"."""
+        if self.has_spans:
+            return "spans"
+        if self.is_list:
+            return "token" if self.is_paired(text) else "multi"
+        return "multi" if self.separator else "class"
+
+    def may_label(self, text: Column) -> bool:
+        """Whether it looks like labels of a column of texts or words."""
+        kind = self.label_type(text)
+        if kind == "token":
+            return self.may_be_tags()
+        is_for_texts = kind == "spans" or self.is_list
+        return self is not text and self.may_be_labels() and not (text.is_list and is_for_texts)
+
+    def is_advisable(self, text: Column) -> bool:
+        """Whether a field for it can be used as `data.new` writes it."""
+        numbers = self.label_type(text) == "token" and self.has_numbers
+        return self.may_label(text) and not numbers and all(map(_is_label, self.labels))
+
+    def gaps(self, text: Column) -> int:
+        """Rows that have no label for a column of texts or words, and are to be skipped."""
+        return self.nulls if self.label_type(text) == "multi" else self.missing
+
+    def may_be_ids(self) -> bool:
+        """Single words, all of them different."""
+        return 1 < self.scalars == len(self.values) == self.words and not self.missing and self.name.isprintable()
+
+    def describe(self) -> str:
+        """A few words for a message that lists the columns."""
+        if not self.has_name:
+            why = "has spaces around it" if self.name.strip().isprintable() else "has a control character"
+            return f"not looked at, as its name {why if self.name.strip() else 'is empty'}: correct the header"
+        if not self.values or self.scalars:
+            return f"{len(self.values):,} different values, {self.length:.0f} characters on average"
+        return "lists" if self.is_list else "spans" if self.has_spans else "no texts"
+
+
+def _is_label(value: str) -> bool:
+    return 0 < len(value) <= LABEL_CHARACTERS and value.isprintable()
+
+
+def _labels_of_spans(value: Any) -> set[str] | None:
+    try:
+        return labels_of(value) if isinstance(value, list | dict) else None
+    except UserError:
+        return None

@@ -1,0 +1,210 @@
+"""``python -m data.new`` on labels in lists: of words, of texts with several labels, of spans of characters."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.check import main as check
+from tests.data.test_new import refused, table, written
+
+WORDS, TAGS, POS = ["to", "New", "York"], ["O", "B-city", "I-city"], ["IN", "NN", "NN"]
+
+
+def lines(row: Callable[[int], dict[str, Any]]) -> str:
+    return "".join(json.dumps(row(n)) + "\n" for n in range(24))
+
+
+def with_number(values: list[str], n: int) -> list[str]:
+    """As many as before, or one more."""
+    return [*values, values[0]] if n % 2 else values
+
+
+def words(n: int) -> dict[str, Any]:
+    """A row of words, their parts of speech and their tags, and a label for all of them."""
+    own = {"tokens": with_number(WORDS, n)[:-1] + [f"Bonn{n}"], "pos": with_number(POS, n), "ner": with_number(TAGS, n)}
+    return own | {"intent": "ab"[n % 2], "one": ["X"] * len(own["pos"]), "empty": [""] * len(own["pos"])}
+
+
+def column_of(found: dict[str, Any]) -> tuple[str, str, str]:
+    (field,) = found["fields"]
+    return found.get("tokens_column", found.get("text_column")), field.get("column", field["name"]), field["type"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", ("tokens", "ner", "token")),
+        ("--label ner", ("tokens", "ner", "token")),
+        ("--label pos", ("tokens", "pos", "token")),
+        ("--label one", ("tokens", "one", "token")),
+        ("--text tokens", ("tokens", "ner", "token")),
+        ("--text tokens --label pos", ("tokens", "pos", "token")),
+        ("--text tokens --label intent", ("tokens", "intent", "class")),
+        ("--label intent", ("tokens", "intent", "class")),
+        ("--text pos", ("pos", "ner", "token")),
+    ],
+)
+def test_the_options_choose_words_and_their_labels(capsys, tmp_path: Path, options: str, expected: tuple) -> None:
+    rows = lines(lambda n: {key: words(n)[key] for key in ("one", "tokens", "pos", "ner", "intent")})
+    (tmp_path / "t.jsonl").write_text(rows)
+    found, _ = written(capsys, tmp_path / "t.jsonl", *options.split())
+    assert column_of(found) == expected and ("tokens_column" in found)
+
+
+@pytest.mark.parametrize("options", ["", "--label tags", "--text tokens", "--text tokens --label 2", "--label 3"])
+def test_the_options_choose_columns_of_conll(capsys, tmp_path: Path, options: str) -> None:
+    (tmp_path / "t.conll").write_text("".join(f"to IN X O\nBonn{n} NN X B-city\n\n" for n in range(24)))
+    found, text = written(capsys, tmp_path / "t.conll", *options.split())
+    label = options.split("--label ")[-1] if "--label" in options else "tags"
+    assert column_of(found) == ("tokens", label, "token")
+    others = {"tags", "2"} - {label}  # the column 3 has one value
+    assert {line[10:-1] for line in text.splitlines() if line.startswith("# name = ")} == others
+
+
+def test_other_columns_work_as_they_are_suggested(capsys, tmp_path: Path) -> None:
+    """Of tags, spans, several labels in lists and in texts: all but those that no field can have."""
+
+    def row(n: int) -> dict[str, Any]:
+        more = {"topics": ["x", "y"][: n % 3], "keys": ("x; y", "x", "y; x")[n % 3], "codes": [n % 2] * (n % 3)}
+        own = words(n) | more | {"numbers": [1] * len(words(n)["pos"])}
+        return own | {"text": " ".join(own["tokens"]), "spans": [[0, 2, "to"]] * (n % 2)}
+
+    for options in (["--label", "pos"], ["--text", "text", "--label", "intent"]):
+        (tmp_path / "t.jsonl").write_text(lines(row))
+        found, text = written(capsys, tmp_path / "t.jsonl", *options)
+        suggested = text[text.index("# Other columns") :].splitlines()[1:]
+        names = {line[10:-1] for line in suggested if line.startswith("# name = ")}
+        lists = {"spans", "topics", "codes", "pos", "tokens"} if "intent" in options else {"intent"}
+        assert names == {"keys", "ner", *lists}
+        path = tmp_path / "t.toml"
+        kept = [line.removeprefix("# ") for line in suggested if not line.startswith("# names")]
+        path.write_text(text[: text.index("# Other columns")] + "\n".join(kept))
+        assert check([str(path)]) == 0
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        (
+            lambda n: {"id": n, "tokens": [*WORDS, str(n)], "pos": [1, 2, 2, 3], "ner": [0, 1, 2, 0]},
+            "",
+            "'ner' has numbers for the words of 'tokens', .* tokens_column = \"tokens\", .* type = \"token\", "
+            'column = "ner" and names such as names = { 0 = "O"',
+        ),
+        (
+            lambda n: {"tokens": [*WORDS, str(n)], "pos": [1, 2, 2, 3], "ner": [0, 1, 2, 0]},
+            "--text tokens --label pos",
+            "'pos' has numbers for the words of 'tokens'",
+        ),
+        (
+            lambda n: {"text": f"to Bonn {n}", "ner": [0, 1, 0]},
+            "--label ner",
+            "'ner' has numbers for the words of 'text', .* text_column = \"text\"",
+        ),
+        (
+            lambda n: {"tokens": [*WORDS, str(n)], "ner": TAGS},
+            "--text tokens --label ner",
+            "'tokens' and 'ner' are lists of different lengths.* tokens_column = \"tokens\", .* type = \"token\"",
+        ),
+        (lambda n: {"tokens": [*WORDS, str(n)], "ner": TAGS}, "--label tokens", "are lists of different lengths"),
+        (lambda n: {"text": f"to Bonn {n}", "x": {"y": [0]}}, "--label x", 'type = "token" and tags = "spans"'),
+        (lambda n: {"text": f"to Bonn {n}", "x": ["y", "z"]}, "", "looks like labels .* 'x' .lists."),
+    ],
+)
+def test_lists_that_need_a_person(capsys, tmp_path: Path, row: Callable, options: str, message: str) -> None:
+    (tmp_path / "t.jsonl").write_text(lines(row))
+    assert re.search(message, refused(capsys, tmp_path / "t.jsonl", *options.split()))
+
+
+@pytest.mark.parametrize("options", ["", "--label labels"])
+def test_several_labels(capsys, tmp_path: Path, options: str) -> None:
+    def labels(n: int) -> list[str]:
+        return [[], ["joy", "love"], ["joy"]][n % 3]
+
+    def checked(name: str, **more: Any) -> None:
+        found, _ = written(capsys, tmp_path / name, *options.split())
+        expected = {"name": "labels", "type": "multi", "labels_from": "train"} | more
+        assert found["fields"] == [expected] and found["text_column"] == "text" and "missing" not in found
+        (tmp_path / "t.toml").unlink()
+
+    texts = [f"some words {n}" for n in range(24)]
+    (tmp_path / "t.jsonl").write_text(lines(lambda n: {"text": texts[n], "labels": labels(n)}))
+    checked("t.jsonl")
+    pq.write_table(pa.table({"text": texts, "labels": [labels(n) for n in range(24)]}), tmp_path / "t.parquet")
+    checked("t.parquet")
+    (tmp_path / "t.jsonl").write_text(lines(lambda n: {"text": texts[n], "labels": [0, n % 3][: n % 3]}))
+    checked("t.jsonl")
+    cells: tuple[Callable[[int], str], ...] = (str, json.dumps, lambda own: str(own) if own else "")  # type: ignore[assignment]
+    for cell in cells:
+        (tmp_path / "t.tsv").write_text(table(((texts[n], cell(labels(n))) for n in range(24)), "text\tlabels", "\t"))
+        checked("t.tsv")
+    for separator in (";", ",", "|"):
+        own = [f"a{separator} b", "", "b", "c", f"c{separator} a"]
+        (tmp_path / "t.tsv").write_text(table(zip(texts, own * 5, strict=False), "text\tlabels", "\t"))
+        checked("t.tsv", separator=separator)
+
+
+@pytest.mark.parametrize(
+    "labels", [("rec/autos", "rec/sport", "talk/sport"), ("a", "b", "a; b"), ("1", "5", "1,5", "5,1"), ("[a]", "[b]")]
+)
+def test_labels_that_are_one(capsys, tmp_path: Path, labels: tuple[str, ...]) -> None:
+    """Where it is not clear, each cell is a label; `data.check` warns of some of these."""
+    rows = ((f"some words {n}", labels[n % len(labels)]) for n in range(24))
+    (tmp_path / "t.tsv").write_text(table(rows, "text\tlabel", "\t"))
+    found, _ = written(capsys, tmp_path / "t.tsv")
+    assert found["fields"] == [{"name": "label", "type": "class", "labels_from": "train"}]
+
+
+def test_nobody_has_looked_or_no_label(capsys, tmp_path: Path) -> None:
+    """An empty cell of a multi field is no label; null is a gap."""
+    cells = [None, "", [], ["a"], ["a", "b"], ["b"]]
+    (tmp_path / "t.jsonl").write_text(lines(lambda n: {"text": f"some words {n}", "labels": cells[n % 6]}))
+    (tmp_path / "t.jsonl").write_text((tmp_path / "t.jsonl").read_text().replace(': ""', ": []"))
+    found, text = written(capsys, tmp_path / "t.jsonl")
+    assert found["missing"] == "skip" and "0 have no text and 4 no label" in text
+    (tmp_path / "t.toml").unlink()
+    (tmp_path / "t.jsonl").write_text(lines(lambda n: words(n) | ({"tokens": [], "ner": []} if n == 3 else {})))
+    found, text = written(capsys, tmp_path / "t.jsonl", "--label", "ner")
+    assert found["missing"] == "skip" and "1 have no text and 0 no label" in text
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [[3, 7, "city"]],
+        [{"start": 3, "end": 7, "label": "city"}],
+        [{"start_offset": 3, "end_offset": 7, "labels": ["city"]}],
+        {"start": [3], "end": [7], "label": ["city"]},
+    ],
+)
+@pytest.mark.parametrize("options", ["", "--label label"])
+def test_spans(capsys, tmp_path: Path, spans: Any, options: str) -> None:
+    (tmp_path / "t.jsonl").write_text(lines(lambda n: {"text": f"to Bonn {n}", "label": spans if n % 3 else []}))
+    found, _ = written(capsys, tmp_path / "t.jsonl", *options.split())
+    assert found["fields"] == [{"name": "label", "type": "token", "tags": "spans", "labels_from": "train"}]
+
+
+def test_lists_of_three_texts_are_no_spans(capsys, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(lines(lambda n: {"text": f"to Bonn {n}", "label": [["a", "b", "c"]]}))
+    assert "no column looks like labels" in refused(capsys, tmp_path / "t.jsonl")
+
+
+def test_a_list_for_the_words_of_a_text(capsys, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(lines(lambda n: {"text": f"to New York {n}", "tags": [*TAGS, "O"]}))
+    found, _ = written(capsys, tmp_path / "t.jsonl")
+    assert column_of(found) == ("text", "tags", "token")
+    (tmp_path / "t.toml").unlink()
+    (tmp_path / "t.tsv").write_text(
+        table(((json.dumps([*WORDS, f"x{n}"]), json.dumps([*TAGS, "O"])) for n in range(24)), "tokens\tner", "\t")
+    )
+    found, _ = written(capsys, tmp_path / "t.tsv")
+    assert column_of(found) == ("tokens", "ner", "token") and "tokens_column" in found
