@@ -170,7 +170,7 @@ class Column:
 
     def may_be_ids(self) -> bool:
         """Single words, all of them different."""
-        return 1 < self.scalars == len(self.values) == self.words and not self.missing and self.name.isprintable()
+        return 1 < self.scalars == len(self.values) == self.words and not self.missing and self.has_name
 
     def describe(self) -> str:
         """A few words for a message that lists the columns."""

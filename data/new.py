@@ -135,7 +135,8 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
         yield f"{_pair('text_column', found.text)}  # the longest texts, {text.length:.0f} characters on average"
         if found.texts and not set("{}") & set(found.texts[0] + found.text):
             both = f"{{{found.texts[0]}}}\n{{{found.text}}}"
-            yield f"# {_pair('text', both)}  # in place of text_column, for a text in several columns"
+            lacking = _lacking(found.columns[found.texts[0]].missing)
+            yield f"# {_pair('text', both)}  # in place of text_column, for a text in several columns{lacking}"
     yield '# instruction = "What the labels mean, in a sentence or two."'
     for column in found.columns.values():
         if column.may_be_ids() and column.name not in (found.text, found.label):
@@ -176,9 +177,11 @@ def _dialect(found: Guess) -> Iterator[str]:
 
 
 def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator[str]:
+    """The lines of a field; of one that is only suggested, beside others, also what it lacks."""
     kind, labels = column.label_type(text), column.labels
     shown = ", ".join(f"{_shown(value)} ({n:,})" for value, n in labels.most_common(SHOWN))
     more = f", and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
+    more += _lacking(column.gaps(text)) if others else ""
     yield "[[fields]]"
     if is_taken(column.name, others):
         yield f"{_pair('name', f'{column.name}_label')}  # {column.name} is a name of predict.py's"
@@ -190,8 +193,12 @@ def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator
         yield f"{_pair('separator', column.separator)}  # between the labels of a text"
     yield f'labels_from = "train"  # {len(labels):,} different in these rows: {shown}{more}'
     if column.is_numeric and kind in ("class", "multi"):
-        codes = ", ".join(f'{_key(value)} = "..."' for value in sorted(labels)[:SHOWN])
+        codes = ", ".join(f'{_key(value)} = "..."' for value in sorted(labels))
         yield f"# names = {{ {codes} }}  # in place of labels_from: words tell a model more than numbers do"
+
+
+def _lacking(n: int) -> str:
+    return f'; {n:,} of these rows have none, which missing = "skip" leaves out' if n else ""
 
 
 def _pair(key: str, value: str) -> str:

@@ -91,6 +91,36 @@ def test_other_columns_work_as_they_are_suggested(capsys, tmp_path: Path) -> Non
         path.unlink()
 
 
+def test_suggestions_that_need_missing(capsys, tmp_path: Path) -> None:
+    """The index of pandas, which has no name, is no id; columns with gaps say so."""
+    rows = [(n, f"title of {n}" if n % 4 else "", f"some more words {n}", "ab"[n % 2], "xyz"[n % 3]) for n in range(30)]
+    content = table(
+        ((*row[:4], row[4] if n % 5 else "", n % 10) for n, row in enumerate(rows)), ",title,body,label,o,p"
+    )
+    (tmp_path / "t.csv").write_text(content)
+    _, text = written(capsys, tmp_path / "t.csv")
+    assert "id_column" not in text and len(re.findall("of these rows have none", text)) == 2
+    assert re.search('# text = .*; 8 of these rows have none, which missing = "skip" leaves out\n', text)
+    assert re.search(
+        '# name = "o"\n.*\n# labels_from.*; 6 of these rows have none, which missing = "skip" leaves', text
+    )
+    path = tmp_path / "t.toml"
+    text = text.replace("# text =", "text =").replace("text_column =", "# text_column =")
+    text = re.sub(r"^# (\[\[|name =|type =|labels_from =)", r"\1", text, flags=re.MULTILINE)
+    path.write_text(text)
+    assert check([str(path)]) == 2 and "is empty" in capsys.readouterr().err
+    path.write_text('missing = "skip"\n' + text)
+    assert check([str(path)]) == 0
+
+
+def test_all_codes_are_named(capsys, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(table(((f"some words {n}", n % 12) for n in range(36)), "text,stars"))
+    _, text = written(capsys, tmp_path / "t.csv")
+    rest, names = text.split("labels_from", 1)[0], re.search("# (names = .*})  #", text)[1]  # type: ignore[index]
+    (tmp_path / "t.toml").write_text(rest + names.replace('"..."', '"bad"', 1).replace('"..."', '"good"'))
+    assert check([str(tmp_path / "t.toml")]) == 0
+
+
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
@@ -165,10 +195,9 @@ def test_labels_that_are_one(capsys, tmp_path: Path, labels: tuple[str, ...]) ->
 
 
 def test_nobody_has_looked_or_no_label(capsys, tmp_path: Path) -> None:
-    """An empty cell of a multi field is no label; null is a gap."""
-    cells = [None, "", [], ["a"], ["a", "b"], ["b"]]
+    """An empty list of labels is none; null is a gap, and so is a list without words."""
+    cells = [None, [], [], ["a"], ["a", "b"], ["b"]]
     (tmp_path / "t.jsonl").write_text(lines(lambda n: {"text": f"some words {n}", "labels": cells[n % 6]}))
-    (tmp_path / "t.jsonl").write_text((tmp_path / "t.jsonl").read_text().replace(': ""', ": []"))
     found, text = written(capsys, tmp_path / "t.jsonl")
     assert found["missing"] == "skip" and "0 have no text and 4 no label" in text
     (tmp_path / "t.toml").unlink()
