@@ -33,7 +33,6 @@ import torch.distributed as dist
 
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.registry import ApiModel, get_model
-from data.commands import command
 from data.task_file import read_task
 from data.tasks import TokenField
 from eval.api.run import run_api
@@ -58,7 +57,7 @@ from eval.setup import ScoringSetup, build_model, open_scoring
 from eval.stored_calibration import CALIBRATION_FILE, fit
 from eval.weights import hash_weights, trained_with
 from train.launched import env_rank, env_world_size
-from train.next_command import planned_command
+from train.next_command import labelling_advice, planned_command
 from train.parallel.distributed import (
     pick_device,
     resolve_precision,
@@ -128,7 +127,7 @@ def run(options: EvalConfig) -> None:
             n_new = len(result.predictions) - len(partial.answers)
             log.info("continued: seconds and computed tokens are those of the last %d examples", n_new)
         log.info("written to %s", setup.output)
-        log.info("To label new text, here one line of it:\n  echo 'some text' | %s", predict_command(setup))
+        log.info("%s", how_to_label(setup))
 
 
 def calibrate(setup: ScoringSetup, result: ScoreResult) -> None:
@@ -172,17 +171,15 @@ def answer_all(
         return score(model, job, ScoringRanks.of(world), progress.advance, partial)
 
 
-def predict_command(setup: ScoringSetup) -> str:
-    """The command that labels text with the model that was scored, whose folder may have its task."""
+def how_to_label(setup: ScoringSetup) -> str:
+    """What to type to label text with the model that was scored, whose folder may have its task."""
     given, knows_task = setup.options, read_task(setup.weights.path) is not None
     options = {
         "checkpoint": given.checkpoint,
-        "input": "-",
         "task": None if knows_task else given.task or setup.task.name,
         "model": None if knows_task else given.model,
-        "tp": given.tp if given.tp > 1 else None,
     }
-    return command("predict.py", options, ranks=given.tp)
+    return labelling_advice(options, given.tp)
 
 
 def describe(setup: ScoringSetup, precision: str, device: torch.device) -> Results:

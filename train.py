@@ -59,7 +59,7 @@ def run(config: TrainConfig) -> None:
     if ended := how_it_ended(config, setup):
         n_parameters = count_parameters(setup.spec, setup.model_config).total
         log.info("the run in %s has finished: %s\n%s", config.checkpoint.output, ended,
-                 scoring_advice(config, setup.total_steps, n_parameters, world.device))  # fmt: skip
+                 scoring_advice(config, setup.task, setup.total_steps, n_parameters, world.device))  # fmt: skip
         return
     setup = skip_damaged(config, setup)
     scorer = None

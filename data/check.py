@@ -29,7 +29,7 @@ from data.files.documents import permitted
 from data.files.paths import PathText, parsed_paths
 from data.findings import Facts, Finding, facts_of, findings
 from data.readers.custom_examples import UNUSED_LABELS
-from data.source import load_examples, splits_of
+from data.source import load_examples, nothing_to_score, splits_of
 from data.tasks import Field, TokenField, get_task
 from data.terminal import literal, say, show
 
@@ -109,6 +109,8 @@ def check(name: str, data: str | None = None, checkpoint: Path | None = None, ro
                 counter = None
         splits.append(facts)
         del examples  # a split may be most of the memory
+    if note := nothing_to_score(task):
+        found.append(Finding(False, note))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     seconds = time.perf_counter() - start

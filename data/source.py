@@ -65,6 +65,16 @@ def splits_of(task: Task) -> tuple[str, ...]:
     return task.custom.splits if task.custom is not None else SPLITS[task.dataset]
 
 
+def nothing_to_score(task: Task) -> str:
+    """What a task without test and dev examples leads to, and what to do before training; else empty."""
+    if task.custom is None or {"test", "dev"} & set(splits_of(task)):
+        return ""
+    return (
+        "no test examples: there will be nothing to score the model on. Before training, write test = 0.2 below "
+        f"[split] in {task.custom.path}."
+    )
+
+
 def _locate(name: str, path: str | Path | None) -> Path:
     if path is not None:
         return SAMPLE_DIR if str(path) == "sample" else Path(path)

@@ -234,12 +234,19 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
 
 
 def _check_cut(found: ModelSetup) -> None:
-    """Refuse to score on a split that another cut than that of training makes: it may have training examples."""
+    """Refuse a split that another cut than that of training makes, or would make: it may have training examples."""
     task, split = found.task, found.options.split
     trained_on = read_task(found.weights.path)
-    if trained_on is None or trained_on.name != task.name or task.custom is None or task.custom.cut is None:
+    if trained_on is None or trained_on.name != task.name or task.custom is None:
         return
-    if split in task.custom.cut.fractions and task.split != trained_on.split:
+    if split not in task.custom.splits:
+        where = "splits" if task.custom.dataset else "[files]"
+        dev = " Or give --split dev." if "dev" in task.custom.splits else ""
+        raise UserError(
+            f"{task.custom.path}: no {split} examples, and {found.weights.path} was trained on the train files. Name "
+            f"other labelled texts as {split} in {where}.{dev} To cut them from train, write [split] and train again."
+        )
+    if task.custom.cut is not None and split in task.custom.cut.fractions and task.split != trained_on.split:
         raise UserError(
             f"{found.weights.path} was trained with the split '{trained_on.split or 'none'}', and {task.custom.path} "
             f"has '{task.split}': its {split} examples may be among those that were trained on. Write [split] as it "

@@ -1,16 +1,18 @@
-"""What to type after a training run: the command that goes on with it, and the one that scores its model."""
+"""What to type after a training run: the command that goes on with it, and the one that scores or uses its model."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from data.commands import command, python, quoted, torchrun, without
+from data.source import splits_of
+from data.tasks import Task
 from train.checkpointing.checkpoint import step_folder
 from train.config import TrainConfig
 from train.launched import launched, under_torchrun, words_of_parent
@@ -22,36 +24,59 @@ SHARE_FOR_WEIGHTS = 0.7  # of a GPU's memory; the rest is for keys, values and a
 log = logging.getLogger(__name__)
 
 
-def scoring_advice(config: TrainConfig, step: int, n_parameters: int, device: torch.device) -> str:
-    """What to type to score the model of a run that has taken ``step`` steps."""
+def scoring_advice(config: TrainConfig, task: Task, step: int, n_parameters: int, device: torch.device) -> str:
+    """What to type to score the model of a run that has taken ``step`` steps; without examples for that, to use it."""
     output = config.checkpoint.output
     last = step_folder(output / "checkpoints", step) if config.eval.patience is None else output / "best"
     folder = output / "export" if config.checkpoint.export else last
     gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return f"To score the model:\n  {eval_command(config, folder, n_parameters, gpu_bytes)}"
+    split = next((name for name in ("test", "dev") if name in splits_of(task)), None)
+    if split is None:
+        return labelling_advice({"checkpoint": folder}, _parts(n_parameters, gpu_bytes))
+    return f"To score the model:\n  {eval_command(config, folder, n_parameters, gpu_bytes, split)}"
 
 
-def eval_command(config: TrainConfig, folder: Path, n_parameters: int, gpu_bytes: int | None) -> str:
-    """The command that scores what the run has trained on its task's test split.
+def labelling_advice(options: Mapping[str, object], tp: int) -> str:
+    """What to type to label text.
+
+    Args:
+        options: of ``predict.py``.
+        tp: over how many GPUs the model is split.
+    """
+    line = command("predict.py", {**options, "input": "-", "tp": tp if tp > 1 else None}, ranks=tp)
+    return f"To label new text, here one line of it:\n  echo 'some text' | {line}"
+
+
+def eval_command(
+    config: TrainConfig, folder: Path, n_parameters: int, gpu_bytes: int | None, split: str = "test"
+) -> str:
+    """The command that scores what the run has trained.
 
     Args:
         folder: the export or the checkpoint to score.
         n_parameters: of the model, which is scored in bf16 on GPUs.
         gpu_bytes: memory of one GPU; None: on CPUs.
+        split: of the run's task.
     """
-    ranks, data = launched().local_size, config.data
-    needs_split = gpu_bytes is not None and n_parameters * torch.bfloat16.itemsize > SHARE_FOR_WEIGHTS * gpu_bytes
+    tp, data = _parts(n_parameters, gpu_bytes), config.data
     options = {
         "model": config.model.model,
         "checkpoint": folder,
         # The export has its task, but of a user's own the files with the examples are named by the TOML file alone.
         "task": data.task if data.task.endswith(".toml") else None,
         "data": data.data,
+        "split": split if split != "test" else None,
         "allow_mismatch": config.model.allow_mismatch,
         "cache_dir": data.cache_dir,
-        "tp": ranks if needs_split and ranks > 1 else None,
+        "tp": tp if tp > 1 else None,
     }
-    return command("eval.py", options, ranks=ranks)
+    return command("eval.py", options, ranks=launched().local_size)
+
+
+def _parts(n_parameters: int, gpu_bytes: int | None) -> int:
+    """Over how many of this machine's GPUs a model has to be split; see `eval_command`."""
+    needs_split = gpu_bytes is not None and n_parameters * torch.bfloat16.itemsize > SHARE_FOR_WEIGHTS * gpu_bytes
+    return launched().local_size if needs_split else 1
 
 
 PLANNING = ("plan", "no_plan", "gpu", "gpus")  # options of --plan

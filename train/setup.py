@@ -29,7 +29,7 @@ from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.errors import UserError
 from data.example import Example
 from data.loader import StepLoader
-from data.source import load_examples
+from data.source import load_examples, nothing_to_score
 from data.task_file import save_task, task_hash
 from data.tasks import Task, get_task
 from train import options, starting
@@ -162,6 +162,8 @@ def open_run(config: TrainConfig) -> Setup:
     elif starting.left_by_a_start(config.checkpoint.output):
         log.info("note: %s has what a start left that ended before its first checkpoint. Starting from step 1.",
                  config.checkpoint.output)  # fmt: skip
+    if resume_from is None and (note := nothing_to_score(task)):
+        log.info("note: %s", note)
     return Setup(
         spec=spec,
         model_config=model_config,

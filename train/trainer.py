@@ -175,7 +175,7 @@ class Trainer:
     def _next(self) -> str:
         """What to do with the trained model."""
         n_parameters = sum(p.numel() for p in self.model.parameters())
-        return scoring_advice(self.config, self.step, n_parameters, self.world.device)
+        return scoring_advice(self.config, self.setup.task, self.step, n_parameters, self.world.device)
 
     def _loop(self) -> None:
         config, total = self.config, self.setup.total_steps

@@ -55,7 +55,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
             (unless they are skipped), a label outside its set, unequal numbers of labels and words, a repeated id, a
             group in two splits. Training examples that all have the same label.
     """
-    source, is_cut = _source(spec, split)
+    source, is_cut = source_of(spec, split)
     files = spec.files[source]
     others = () if spec.id_column is None else (spec.id_column,)
     group_column = None if spec.cut is None else spec.cut.group
@@ -109,8 +109,12 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     return examples, gaps.columns
 
 
-def _source(spec: CustomSpec, split: str) -> tuple[str, bool]:
-    """The split whose files have the examples of a split, and whether only a part of them is meant."""
+def source_of(spec: CustomSpec, split: str) -> tuple[str, bool]:
+    """The split whose files have the examples of a split, and whether only a part of them is meant.
+
+    Raises:
+        UserError: there are none.
+    """
     cut = {} if spec.cut is None else spec.cut.fractions
     if split in cut or (cut and split == TRAIN):
         return TRAIN, True
@@ -315,7 +319,7 @@ class _TokenReader:
         if self.spans is not None and (note := self.spans.note()):
             log.info("%s %s, %r: %s", spec.name, split, self.column, note)
         if problem := self.tags.mixed():
-            files = spec.files[_source(spec, split)[0]]
+            files = spec.files[source_of(spec, split)[0]]
             log.warning("%s, %r: %s Set tags if that is wrong.", name_of(files), self.field.name, problem)
         used = set(chain.from_iterable(example.word_labels(self.field.name) for example in examples))
         _note_unused(spec, split, self.field, used)

@@ -13,8 +13,9 @@ from typing import Any
 
 from data.commands import ours, python, quoted, torchrun
 from data.errors import UserError
+from data.readers.custom_examples import source_of
 from data.source import load_examples
-from data.tasks import TASKS
+from data.tasks import TASKS, get_task
 from eval.study.cells import Cell
 from eval.study.file import Study, StudyCell, expanded, words
 from train.config import FREE_ON_RESUME
@@ -152,9 +153,14 @@ def check_options(study: Study, output: Path) -> None:
     from eval.resolve import load_config as load_eval
     from train.resolve import load_config as load_train
 
+    def load_scoring(given: list[str]) -> None:
+        config = load_eval(given)
+        if config.task and (own_task := get_task(config.task).custom) is not None:
+            source_of(own_task, config.split)  # else it would fail after the training
+
     found: dict[str, str] = {}
     for own in study.cells:
-        programs: list[tuple[str, Any, dict[str, Any]]] = [("eval.py", load_eval, eval_options(own, output))]
+        programs: list[tuple[str, Any, dict[str, Any]]] = [("eval.py", load_scoring, eval_options(own, output))]
         if own.cell.tuned:
             programs.insert(0, ("train.py", load_train, train_options(study, own, output)))
         for program, load, options in programs:

@@ -22,6 +22,7 @@ from tests.screen import in_terminal, plain_environment
 
 SAMPLE = ROOT / "data" / "sample" / "tickets"
 FIELD = '[[fields]]\nname = "q"\ntype = "class"\n'
+NO_TEST = "no test examples: "  # most tables here have train alone
 GOOD = [(f"text number {n}", "ab"[n % 2]) for n in range(12)]
 
 
@@ -42,7 +43,9 @@ def checked(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, st
 
 
 def lines(shown: str, kind: str) -> list[str]:
-    return [line.removeprefix(f"{kind}: ") for line in shown.splitlines() if line.startswith(kind)]
+    """The findings about the texts that there are."""
+    found = [line.removeprefix(f"{kind}: ") for line in shown.splitlines() if line.startswith(kind)]
+    return [line for line in found if not line.startswith(NO_TEST)]
 
 
 def one(shown: str, kind: str) -> str:
@@ -77,6 +80,18 @@ def test_built_in_tasks(capsys, name: str) -> None:
     assert status == 0 and not lines(shown, "error")
     for split in splits_of(TASKS[name]):
         assert f" {split} " in shown and f" {len(load_examples(TASKS[name], split, 'sample')):,} " in shown
+
+
+def test_no_examples_to_score_on(capsys, tmp_path: Path) -> None:
+    path = write(tmp_path, train=GOOD)
+    status, shown = checked(capsys, path)
+    assert status == 0 and shown.endswith("\n1 warning\n")
+    assert f"warning: {NO_TEST}" in shown and f"write test = 0.2 below [split] in {path}." in shown
+    assert NO_TEST not in checked(capsys, write(tmp_path, train=GOOD, dev=[("x", "a")]))[1]
+    assert NO_TEST not in checked(capsys, write(tmp_path, train=GOOD, test=[("x", "a")]))[1]
+    path.write_text(write(tmp_path, train=GOOD).read_text() + "[split]\ntest = 0.2\n")
+    status, shown = checked(capsys, path)
+    assert status == 0 and NO_TEST not in shown and "test " in shown
 
 
 def test_equal_texts_with_different_labels(capsys, tmp_path: Path) -> None:

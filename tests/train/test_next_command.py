@@ -12,13 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.commands import python, torchrun
 from data.errors import UserError
+from data.tasks import get_task
+from eval.predict.config import load_config as load_predict_config
 from eval.resolve import load_config as load_eval_config
 from tests.launching import ROOT, TICKETS, command, environment, pretend
 from train import next_command
-from train.next_command import before, eval_command, launcher, resume_command, torchrun_words, write_resume_script
+from train.next_command import (
+    before,
+    eval_command,
+    launcher,
+    resume_command,
+    scoring_advice,
+    torchrun_words,
+    write_resume_script,
+)
 from train.resolve import describe_settings, load_config, recipe_of
 
 GPU = 80 * 10**9
@@ -44,6 +55,31 @@ def test_the_command_that_scores_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     more = [*base, "--task", "massive_joint", "--data", "sample", "--allow_mismatch"]
     paper = load_eval_config(words(load_config(more))[2:])
     assert (paper.task, paper.data, paper.allow_mismatch) == ("", "sample", True), "the export has the task"
+
+
+def test_what_is_named_is_what_the_task_has_examples_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    toml, cpu = tmp_path / "t.toml", torch.device("cpu")
+    cut = "[split]\ndev = 0.2\n"
+    for splits, more, expected in (("train dev test", "", "test"), ("train dev", "", "dev"), ("train", cut, "dev"),
+                                   ("train", "", None)):  # fmt: skip
+        files = "".join(f'{split} = "{split}.csv"\n' for split in splits.split())
+        for split in splits.split():
+            (tmp_path / f"{split}.csv").write_text("text,q\nx,a\ny,b\n")
+        field = '[[fields]]\nname = "q"\ntype = "class"\nlabels = ["a", "b"]\n'
+        toml.write_text(f'name = "t"\n[files]\n{files}{more}{field}')
+        config = load_config(["--model", "llama3_8b", "--task", str(toml), "--output", "runs/a b"])
+        said, line = scoring_advice(config, get_task(toml), 5, 10**8, cpu).split("\n")
+        if expected is None:
+            assert said.startswith("To label new text") and line.startswith("  echo 'some text' | ")
+            own = load_predict_config(shlex.split(line.split("|")[1])[2:])
+            assert (own.checkpoint, own.input) == (Path("runs/a b/export"), "-")
+        else:
+            own = load_eval_config(shlex.split(line)[2:])
+            assert said == "To score the model:" and (own.split, own.task) == (expected, str(toml))
+            assert ("--split" in line) == (expected == "dev"), "test is the default"
+    under(monkeypatch, local=8)
+    assert next_command.labelling_advice({"checkpoint": "x"}, 8).endswith("predict.py --checkpoint x --input - --tp 8")
 
 
 def test_a_model_larger_than_a_gpu_is_scored_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from data.errors import UserError
 from data.source import load_examples
 from data.task_file import read_task
 from data.tasks import get_task
-from tests.launching import ROOT, TICKETS, call_main
+from tests.launching import ROOT, TICKETS, call_main, environment
 
 COMMON = ["--model", "llama_debug", "--device", "cpu", "--cache_dir", "cache"]
 TRAIN = [*COMMON, "--init", "random", "--checkpoint", "base", "--batch_size", 4, "--row_length", 1024,
@@ -115,6 +116,35 @@ def test_a_model_that_was_trained_on_everything_is_not_scored_on_a_part(
     write_checksums(file.parent)
     with pytest.raises(UserError, match="was trained with the split 'none'"):
         call_main(monkeypatch, "eval.py", *SCORE, "--checkpoint", "run/export", "--output", "scored")
+
+
+def test_a_run_without_test_examples_says_so_before_and_names_what_works(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(f"\n{SPLIT}", "")
+    shutil.rmtree("run")
+    capsys.readouterr()
+    call_main(monkeypatch, "train.py", *TRAIN)
+    said = capsys.readouterr().out.splitlines()
+    (note,) = [i for i, line in enumerate(said) if line.startswith("note: no test examples: ")]
+    assert note < next(i for i, line in enumerate(said) if line.startswith("step 1/2"))
+    heading, line = said[-2:]
+    assert heading.startswith("To label new text") and "To score the model:" not in said
+    done = subprocess.run(["bash", "-c", line], env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and '"predicted_' in done.stdout, done.stderr
+
+    score = partial(call_main, monkeypatch, "eval.py", *SCORE, "--checkpoint", "run/export", "--output", "scored")
+    message = r"no test examples, and run.export was trained on the train files. Name other labelled texts as test in "
+    with pytest.raises(
+        UserError, match=rf"{message}\[files\]. To cut them from train, write \[split\] and train again"
+    ):
+        score()
+    change("[files]\n", '[files]\ndev = "test.csv"\n')
+    with pytest.raises(UserError, match="as test in .files.. Or give --split dev. To cut"):
+        score()
+    score("--split", "dev")
+    change("[files]\n", '[files]\ntest = "test.csv"\n')
+    score("--output", "scored 2")
 
 
 def test_new_texts_need_neither_the_file_nor_the_cut(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,19 @@ def test_wrong_options_are_said_once_and_before_anything_runs(tmp_path: Path) ->
     assert "cell llama_debug-20ng_20-0shot-tuned-seed0" in lines[0]
 
 
+def test_a_task_without_the_examples_to_score_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,q\nx,a\ny,b\n")
+    toml = tmp_path / "t.toml"
+    toml.write_text('name="t"\n[files]\ntrain="train.csv"\n[[fields]]\nname="q"\ntype="class"\nlabels=["a","b"]\n')
+    study = f'{{}}[tasks.mine]\ntask = "{toml}"\n[[cells]]\nmodels = ["llama_debug"]\ntasks = ["mine"]\n'
+    with pytest.raises(UserError, match=rf"eval.py: {toml}: no test file; .* write test = 0.1 below .*\(cell "):
+        plan.check_options(read(tmp_path, study.format("")), tmp_path / "out")
+    toml.write_text(toml.read_text() + "[split]\ndev = 0.5\n")
+    with pytest.raises(UserError, match="no test file"):
+        plan.check_options(read(tmp_path, study.format("")), tmp_path / "out")
+    plan.check_options(read(tmp_path, study.format('[eval]\nsplit = "dev"\n')), tmp_path / "out")
+
+
 def test_examples_are_the_same_for_all_cells_of_a_task(tmp_path: Path) -> None:
     """``--seed`` of eval.py chooses the examples of --limit; few-shot examples have a seed of their own."""
     study = read(
