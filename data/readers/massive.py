@@ -157,9 +157,11 @@ SLOT_TYPES: tuple[str, ...] = (
 
 OTHER = "Other"
 SPLITS = ("train", "dev", "test")
-FILE_NAME = "en-US.jsonl"
+LOCALE = "en-US"
+FILE_NAME = f"{LOCALE}.jsonl"
 TARBALL_NAME = "amazon-massive-dataset-1.1.tar.gz"
 UTTERANCES_IN_RELEASE = {"train": 11_514, "dev": 2_033, "test": 2_974}
+LOST = 0.01  # of the entities, above which a warning says so
 MISMATCHES = ("letter_case", "spelling", "word_count")
 
 SAMPLE_DIR = Path(__file__).resolve().parents[1] / "sample"
@@ -178,28 +180,37 @@ class _Line(msgspec.Struct):
     intent: str
     utt: _Utterance
     annot_utt: _Utterance
+    locale: str = LOCALE
 
 
 def load_massive(path: Path, split: str) -> list[Example]:
     """Read one split and log what was found; see :func:`read_massive`."""
     examples, counts = read_massive(path, split)
+    n_read = sum(tag.startswith("B-") for example in examples for tag in example.bio["slots"])
+    lost = counts["entities_lost"]
     log.info(
         "massive %s: %d utterances, %d words, %d slot entities; %d empty; annotations that do not match their "
         "utterance: %d by letter case, %d by spelling, %d by number of words (%d entities lost)",
         split,
         len(examples),
         sum(len(example.words) for example in examples),
-        sum(tag.startswith("B-") for example in examples for tag in example.bio["slots"]),
+        n_read,
         counts["empty"],
         *(counts[kind] for kind in MISMATCHES),
-        counts["entities_lost"],
+        lost,
     )
-    if len(examples) != UTTERANCES_IN_RELEASE[split] and not path.resolve().is_relative_to(SAMPLE_DIR):
+    if lost > LOST * (n_read + lost):
+        log.warning("massive %s: words are parted by spaces; %d of %d slot entities have no word of their own and are "
+                    "lost", split, lost, n_read + lost)  # fmt: skip
+    others = counts["other_locale"]
+    is_release = len(examples) == UTTERANCES_IN_RELEASE[split] and not others
+    if not is_release and not path.resolve().is_relative_to(SAMPLE_DIR):
         log.warning(
-            "massive %s: %d utterances, but MASSIVE 1.1 en-US has %d; scores on other data cannot be compared with "
+            "massive %s: %d utterances%s, but MASSIVE 1.1 en-US has %d; scores on other data cannot be compared with "
             "published ones",
             split,
             len(examples),
+            f", {others} of another locale" if others else "",
             UTTERANCES_IN_RELEASE[split],
         )
     return examples
@@ -209,14 +220,14 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
     """Read one split.
 
     Args:
-        path: a JSON-lines file of MASSIVE's format; the release tarball; or a folder that holds ``en-US.jsonl``
-            or the tarball, directly or in ``massive/``, ``data/`` or ``1.1/data/``. Only en-US is read, unless
-            ``path`` is the file of another language.
+        path: a JSON-lines file of MASSIVE's format; the release tarball; or a folder that holds
+            ``en-US.jsonl`` or the tarball, directly or in ``massive/``, ``data/`` or ``1.1/data/``. Only en-US is read,
+            unless ``path`` is the file of another language.
         split: ``"train"``, ``"dev"`` or ``"test"``, matched against each line's ``partition``.
 
     Returns:
-        The examples, in the file's order, and counts: ``empty`` utterances, and the mismatches
-        described at the top of this file.
+        The examples, in the file's order, and counts: ``empty`` utterances, those of an ``other_locale``, and the
+        mismatches described at the top of this file.
 
     Raises:
         UserError: no such split, or nothing found at ``path``. Or, with file and line number: a line that is not
@@ -246,6 +257,7 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
             continue
         slots, bio = align(row.utt.split(), annotated, row.annot_utt.count("["), OTHER, counts)
         counts["empty"] += not row.utt.strip()
+        counts["other_locale"] += row.locale != LOCALE
         labels: dict[str, str | tuple[str, ...]] = {"intent": row.intent, "slots": slots}
         examples.append(Example(id=name, text=row.utt, labels=labels, bio={"slots": bio}))
     if not examples:

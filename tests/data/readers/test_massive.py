@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
+from data.readers import massive
 from data.readers.massive import INTENTS, SAMPLE_DIR, SLOT_TYPES, load_massive, read_massive
 
 ROW = {
@@ -71,6 +72,8 @@ def test_spacing_and_punctuation_around_brackets(tmp_path: Path) -> None:
     assert slots == ["Other", "time"] and not counts
     _, bio, counts = read_one(tmp_path, "annmonday", "[person : ann][date : monday]")
     assert bio == ["B-person"] and counts == {"entities_lost": 1}
+    _, bio, counts = read_one(tmp_path, "ann-marie", "[person : ann]-[person : marie]")
+    assert bio == ["B-person"] and counts == {"entities_lost": 1}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,30 @@ def test_the_counts_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "2 utterances, 9 words, 3 slot entities; 0 empty" in caplog.text
     assert "1 by letter case, 0 by spelling" in caplog.text
     assert "2 utterances, but MASSIVE 1.1 en-US has 11514" in caplog.text
+
+
+def test_words_without_spaces_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chinese = {"locale": "zh-CN", "utt": "明天九点叫醒我", "annot_utt": "[date : 明天][time : 九点]叫醒我"}
+    load_massive(write(tmp_path / "zh-CN.jsonl", ROW, ROW | chinese | {"id": "8"}), "train")
+    assert "words are parted by spaces; 1 of 4 slot entities have no word of their own and are lost" in caplog.text
+    assert "2 utterances, 1 of another locale, but MASSIVE 1.1 en-US has 11514" in caplog.text
+    caplog.clear()
+    rows = [ROW | {"id": str(i)} for i in range(99)]  # 198 entities
+    for n_lost, warned in ((2, False), (3, True)):
+        lost = [ROW | chinese | {"id": f"zh {i}"} for i in range(n_lost)]
+        load_massive(write(tmp_path / "few.jsonl", *rows, *lost), "train")
+        assert ("words are parted by spaces" in caplog.text) == warned, "2 of 202, 3 of 204"
+
+
+def test_another_language_with_the_releases_number_of_utterances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(massive, "UTTERANCES_IN_RELEASE", {"train": 1})
+    load_massive(write(tmp_path / "en.jsonl", ROW), "train")
+    load_massive(write(tmp_path / "old.jsonl", {k: v for k, v in ROW.items() if k != "locale"}), "train")
+    assert "cannot be compared" not in caplog.text
+    load_massive(write(tmp_path / "de.jsonl", ROW | {"locale": "de-DE"}), "train")
+    assert "1 utterances, 1 of another locale, " in caplog.text and "cannot be compared" in caplog.text
 
 
 def test_splits(tmp_path: Path) -> None:
