@@ -37,13 +37,15 @@ _ZEROS = {
     (True, True, True, False): "utf-32be",
 }
 _NO_TEXT = {
-    b"\x1f\x8b": "compressed with gzip. Give a file the ending .gz; unpack a stream first (gunzip)",
+    b"\x1f\x8b": "compressed with gzip. Unpack it first (gunzip)",
     b"\x28\xb5\x2f\xfd": "compressed with Zstandard. Unpack it first (unzstd)",
     b"\xfd7zXZ\0": "compressed with xz. Unpack it first (unxz)",
     b"PK\x03\x04": "a zip archive or an Excel workbook. Unpack it, or save the sheet as CSV in UTF-8",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook. Save the sheet as CSV in UTF-8",
     b"PAR1\x15": "Parquet. Give it the ending .parquet",
 }
+_PACKED = _NO_TEXT[b"\x1f\x8b"]
+_PACKED_TABLE = "compressed with gzip. Give a file the ending .gz; unpack a stream first (gunzip)"
 # Western text is far more frequent than all others, and its other letters stand alone among ASCII.
 _WESTERN = "windows-1252"
 _BYTES, _RUNS = re.compile(rb"[\x80-\xff]+"), re.compile(rb"[\x80-\xff]{3,}")
@@ -83,11 +85,11 @@ def not_text(start: bytes, file: str, can_be_named: bool = False) -> str:
 
     Args:
         file: what the command calls the file; "-" for a stream.
-        can_be_named: the user can name another encoding.
+        can_be_named: a table, for which the user can name another encoding, and which is unpacked while it is read.
     """
     for mark, what in _NO_TEXT.items():
         if start.startswith(mark):
-            return f"this is no text, but {what}."
+            return f"this is no text, but {_PACKED_TABLE if can_be_named and what == _PACKED else what}."
     if b"\0" in start and start.startswith(_UTF16_AS_LATIN1):
         return (
             f"this was UTF-16 and was converted as if it were Latin-1. Convert the original: {_command('utf-16', file)}"
@@ -174,7 +176,7 @@ def probable_encoding(lines: Iterable[bytes], name: str, file: str, advice: str)
         if number == 1:
             if wide := _wide(line[:START]):
                 return wide[0], line[:START].decode(wide[0], "ignore")[:SHOWN].strip("\ufeff")
-            if problem := not_text(line[:START], file):
+            if problem := not_text(line[:START], file, can_be_named=True):
                 raise UserError(f"{name}: {problem}")
         try:
             utf8_before |= not line.decode().isascii()
@@ -242,9 +244,8 @@ def is_wide(encoding: str) -> bool:
 
 def not_as_named(start: bytes, encoding: str) -> str:
     """What a file is whose first bytes are not those of a text in the encoding that was named; else empty."""
-    for mark, what in _NO_TEXT.items():
-        if start.startswith(mark):
-            return f"this is no text, but {what}."
+    if start.startswith(tuple(_NO_TEXT)):
+        return not_text(start, "", can_be_named=True)
     found, instead = _wide(start), ""
     if start.startswith(codecs.BOM_UTF8):
         instead = UTF8

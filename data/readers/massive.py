@@ -15,7 +15,9 @@ the lines are counted by kind (`data.readers.align`).
 
 from __future__ import annotations
 
+import gzip
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -31,6 +33,7 @@ from data.files.archive import is_tarball, iterate_tarball
 from data.files.documents import parse_line, read_bytes, readable
 from data.readers.align import AnnotatedWord, align
 from data.readers.encoding import START, not_text, not_utf8
+from data.readers.lines import is_packed
 
 INTENTS: tuple[str, ...] = (
     "alarm_query",
@@ -220,7 +223,7 @@ def read_massive(path: Path, split: str) -> tuple[list[Example], Counter[str]]:
     """Read one split.
 
     Args:
-        path: a JSON-lines file of MASSIVE's format; the release tarball; or a folder that holds
+        path: a JSON-lines file of MASSIVE's format, also packed (``.gz``); the release tarball; or a folder that holds
             ``en-US.jsonl`` or the tarball, directly or in ``massive/``, ``data/`` or ``1.1/data/``. Only en-US is read,
             unless ``path`` is the file of another language.
         split: ``"train"``, ``"dev"`` or ``"test"``, matched against each line's ``partition``.
@@ -270,7 +273,7 @@ def _find(path: Path) -> tuple[str, bytes]:
     if is_tarball(path):
         return _from_tarball(path)
     if path.is_file():
-        return str(path), read_bytes(path, limits.TAR_MEMBER_BYTES)
+        return str(path), _unpacked(path) if is_packed(path) else read_bytes(path, limits.TAR_MEMBER_BYTES)
     for folder in (path, path / "massive", path / "data", path / "1.1" / "data"):
         if (folder / FILE_NAME).is_file():
             return str(folder / FILE_NAME), read_bytes(folder / FILE_NAME, limits.TAR_MEMBER_BYTES)
@@ -281,6 +284,17 @@ def _find(path: Path) -> tuple[str, bytes]:
         f"MASSIVE not found at {path}: {what}. Give the JSON-lines file, its folder or the release tarball; "
         "python -m data.download massive fetches it."
     )
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            content = file.read(limits.TAR_MEMBER_BYTES + 1)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{path}: the compressed file is damaged or cut off ({str(error).rstrip('.')}).") from error
+    if len(content) > limits.TAR_MEMBER_BYTES:
+        raise UserError(f"{path}: more than {limits.TAR_MEMBER_BYTES:,} bytes when unpacked, the limit.")
+    return content
 
 
 def _from_tarball(path: Path) -> tuple[str, bytes]:

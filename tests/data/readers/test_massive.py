@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
+from data.files import limits
 from data.readers import massive
 from data.readers.massive import INTENTS, SAMPLE_DIR, SLOT_TYPES, load_massive, read_massive
 
@@ -147,6 +149,23 @@ def test_another_language_with_the_releases_number_of_utterances(
     assert "cannot be compared" not in caplog.text
     load_massive(write(tmp_path / "de.jsonl", ROW | {"locale": "de-DE"}), "train")
     assert "1 utterances, 1 of another locale, " in caplog.text and "cannot be compared" in caplog.text
+
+
+def test_a_packed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = write(tmp_path / "en-US.jsonl", ROW)
+    packed = tmp_path / "en-US.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_massive(packed, "train") == read_massive(plain, "train")
+    for content, problem in ((packed.read_bytes()[:-9], "damaged or cut off"), (plain.read_bytes(), "Not a gzipped")):
+        (tmp_path / "bad.gz").write_bytes(content)
+        with pytest.raises(UserError, match=f"bad.gz: the compressed file .*{problem}"):
+            read_massive(tmp_path / "bad.gz", "train")
+    plain.write_bytes(packed.read_bytes())
+    with pytest.raises(UserError, match=r"compressed with gzip. Unpack it first \(gunzip\)\.$"):
+        read_massive(plain, "train")
+    monkeypatch.setattr(limits, "TAR_MEMBER_BYTES", 20)
+    with pytest.raises(UserError, match="more than 20 bytes when unpacked, the limit"):
+        read_massive(packed, "train")
 
 
 def test_splits(tmp_path: Path) -> None:
