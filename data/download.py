@@ -42,6 +42,7 @@ from data import terminal
 from data.commands import command
 from data.errors import UserError
 from data.files import limits
+from data.files.archive import AGAIN
 from data.files.paths import parsed_paths
 from data.json_text import to_json
 from data.progress import Regular
@@ -99,33 +100,41 @@ def download(name: str, folder: Path, url: str | None = None) -> Path:
     """Fetch a release, unless ``folder`` has it already, and check it; return the tarball's path.
 
     Raises:
-        UserError: the address cannot be reached, or the file is not the release. In the first case the fetched part
-            is kept, and the message says how to fetch the file manually; in the second the file is deleted.
+        UserError: the address cannot be reached or refuses, or what it sends is not the release. In the first case the
+            fetched part is kept, and the message says how to fetch the file manually; in the last it is deleted.
     """
     release = RELEASES[name]
     target = folder / release.file_name
     if target.is_file():
-        _check(name, release, target)
+        _check(name, release, target, target)
         return target
-    part = part_path(target)
+    part, address = part_path(target), url or release.url
+    another = f" Another address of it: --url {release.mirror}" if release.mirror not in (None, address) else ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fetch(url or release.url, part)
+        fetch(address, part)
     except OSError as error:
         raise UserError(f"cannot write {part}: {error.strerror or error}.") from error
-    except UserError as error:
+    except Unreachable as error:
         mirror = f" (or {release.mirror})" if release.mirror else ""
         raise UserError(
             f"{error}\nWithout a connection: fetch {release.url}{mirror} elsewhere and put it at {target}, or point "
             "--data at a copy. --data sample needs no download."
         ) from error
+    except UserError as error:
+        raise UserError(f"{error}{another}") from error
     try:
-        _check(name, release, part)
-    except UserError:
+        _check(name, release, part, target)
+    except UserError as error:
         part.unlink()
-        raise
+        problem = str(error).replace(str(part), target.name).removesuffix(AGAIN)
+        raise UserError(f"what {address} sent is not the release, and was deleted: {problem}{another}") from error
     part.replace(target)
     return target
+
+
+class Unreachable(UserError):
+    """There is no connection, or none that lasts."""
 
 
 def part_path(target: Path) -> Path:
@@ -141,7 +150,8 @@ def fetch(url: str, part: Path, attempts: int = ATTEMPTS, wait_s: float = 1.0) -
         wait_s: pause after the first failure; doubled after each further one.
 
     Raises:
-        UserError: the address is wrong or refuses, or the connection failed ``attempts`` times.
+        UserError: the address is wrong or refuses, the last of ``attempts`` times.
+        Unreachable: the connection failed so many times.
         OSError: ``part`` cannot be written (disk full, no permission).
     """
     failures, furthest = 0, _size(part)
@@ -153,17 +163,18 @@ def fetch(url: str, part: Path, attempts: int = ATTEMPTS, wait_s: float = 1.0) -
                 if error.code < 500:
                     raise UserError(f"{url} answers {error.code} {error.reason}.") from error
                 reason: object = f"{error.code} {error.reason}"
+                kind: type[UserError] = UserError
             except ValueError as error:  # urllib cannot parse the address
                 raise UserError(f"{url!r} is not a valid address: {error}.") from error
             except (OSError, http.client.HTTPException) as error:
                 if isinstance(error, OSError) and error.errno in LOCAL_FAULTS:
                     raise
-                reason = getattr(error, "reason", None) or error
+                reason, kind = getattr(error, "reason", None) or error, Unreachable
             failures = 0 if _size(part) > furthest else failures + 1
             furthest = max(furthest, _size(part))
             if failures >= attempts:
                 kept = f" {_size(part):,} bytes are kept in {part}; run again to continue." if _size(part) else ""
-                raise UserError(f"cannot fetch {url}: {reason}.{kept}")
+                raise kind(f"cannot fetch {url}: {reason}.{kept}")
             time.sleep(wait_s * 2 ** max(failures - 1, 0))
 
 
@@ -226,21 +237,25 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _check(name: str, release: Release, path: Path) -> None:
-    """Raise UserError unless the file is the release, by checksum or, where none is pinned, by its counts."""
+def _check(name: str, release: Release, path: Path, shown: Path) -> None:
+    """Raise UserError unless the file is the release, by checksum or, where none is pinned, by its counts.
+
+    Args:
+        shown: what the file is called, or will be.
+    """
     sha256, md5 = (f"{kind}:{_digest(path, kind)}" for kind in ("sha256", "md5"))
     known = bool({sha256, md5} & release.checksums)
     if release.pinned and not known:
         raise UserError(
-            f"{path} is not the release: its checksum is {sha256}, not {', '.join(release.checksums)}. "
-            "The download may be incomplete or altered. Delete the file if it still exists, and run again."
+            f"{shown} is not the release: its checksum is {sha256}, not {', '.join(release.checksums)}. "
+            f"The download may be incomplete or altered.{AGAIN}"
         )
     counts = _counts(name, path)
     expected = newsgroups.POSTS_IN_RELEASE if name == "20ng" else massive.UTTERANCES_IN_RELEASE
     if counts != expected:
-        raise UserError(f"{path} is not the release: it has {_listed(counts)}, not {_listed(expected)} examples.")
+        raise UserError(f"{shown} is not the release: it has {_listed(counts)}, not {_listed(expected)} examples.")
     if not known:
-        log.warning("%s has the right number of posts, but not a known checksum (%s); it is kept", path, sha256)
+        log.warning("%s has the right number of posts, but not a known checksum (%s); it is kept", shown, sha256)
     log.info("%s: %s examples", release.file_name, _listed(counts))
 
 

@@ -17,6 +17,7 @@ from data.files import limits
 from data.files.documents import readable
 
 TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+AGAIN = " Delete it and fetch it again."
 _GZIP = b"\x1f\x8b"
 _BLOCK = 1 << 18  # bytes read at once of what is skipped
 _SHOWN = 100  # characters of a member's name in a message
@@ -51,7 +52,7 @@ def iterate_tarball(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple
                 raise
             raise UserError(
                 f"{path} cannot be read to its end ({error}): it is not a tarball, or its download stopped "
-                "early. Delete it and fetch it again."
+                f"early.{AGAIN}"
             ) from error
 
 
@@ -83,7 +84,7 @@ def _members(path: Path, stream: _Stream, wanted: Callable[[str], bool]) -> Iter
             assert content is not None  # a regular file always has one
             yield name, content.read()
         if stream.last.strip(b"\0"):  # tarfile takes a damaged header for the end
-            raise UserError(f"{path}: damaged after member {n_members:,}. Delete it and fetch it again.")
+            raise UserError(f"{path}: damaged after member {n_members:,}.{AGAIN}")
         stream.seek(sys.maxsize)  # the checksum of gzip is at its end
 
 
@@ -107,8 +108,7 @@ class _Stream:
             self.header_left -= size
             if self.header_left < 0:
                 raise UserError(
-                    f"{self._path}: the header of a member has more than {limits.TAR_HEADER_BYTES:,} bytes. Delete the "
-                    "file and fetch it again."
+                    f"{self._path}: the header of a member has more than {limits.TAR_HEADER_BYTES:,} bytes.{AGAIN}"
                 )
         self.last = self._file.read(size)
         self._move(len(self.last))
@@ -117,7 +117,7 @@ class _Stream:
     def seek(self, position: int) -> None:
         """Skip bytes, as far as there are any."""
         if position < self.position:
-            raise UserError(f"{self._path}: damaged, a member has a negative size. Delete it and fetch it again.")
+            raise UserError(f"{self._path}: damaged, a member has a negative size.{AGAIN}")
         while self.position < position:
             skipped = len(self._file.read(min(_BLOCK, position - self.position)))
             if not skipped:

@@ -54,7 +54,7 @@ def server() -> Iterator[Server]:
                 return self.send_error(state.status.pop(0))
             start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.ranges else 0
             size = len(state.content)
-            if start >= size:
+            if asked and start >= size:
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{size}")
                 self.end_headers()
@@ -250,7 +250,8 @@ def test_newsgroups_compressed_again_are_kept_with_a_warning(
     server.content = tarball(POSTS | {"README": b"packed anew"})
     with caplog.at_level(logging.INFO, "data"):
         download("20ng", tmp_path, server.url)
-    assert "not a known checksum" in caplog.text and "2 train, 1 test examples" in caplog.text
+    assert f"{tmp_path / '20news-bydate.tar.gz'} has the right number of posts, but not a known checksum" in caplog.text
+    assert "2 train, 1 test examples" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -259,16 +260,22 @@ def test_newsgroups_compressed_again_are_kept_with_a_warning(
         (tarball(dict(list(POSTS.items())[1:])), "it has 1 train, 1 test, not 2 train, 1 test examples"),
         (tarball({"../x": b"x"}), "points outside"),
         (b"<html>moved</html>", "not a tarball"),
+        (b"", "not a tarball"),
+        (tarball(POSTS)[:-20], "cannot be read to its end"),
     ],
-    ids=["posts missing", "unsafe", "not a tarball"],
+    ids=["posts missing", "unsafe", "not a tarball", "empty", "half"],
 )
 def test_what_is_not_the_newsgroups_is_refused(
     tmp_path: Path, server: Server, small: dict[str, bytes], content: bytes, message: str
 ) -> None:
     server.content = content
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         download("20ng", tmp_path, server.url)
     assert list(tmp_path.iterdir()) == []
+    said = str(error.value)
+    assert said.startswith(f"what {server.url} sent is not the release, and was deleted: ")
+    assert "Delete" not in said and ".part." not in said
+    assert said.endswith(f" Another address of it: --url {RELEASES['20ng'].mirror}")
 
 
 def test_offline_says_what_to_do(
@@ -281,6 +288,21 @@ def test_offline_says_what_to_do(
     for part in (closed_url, RELEASES["20ng"].url, RELEASES["20ng"].mirror, str(tmp_path / "20news-bydate.tar.gz")):
         assert part in message
     assert "--data sample needs no download" in message
+
+
+@pytest.mark.parametrize("status", [404, 429, 503])
+def test_a_refusal_is_not_a_missing_connection(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    server.status = [status] * 9
+    with pytest.raises(UserError, match=str(status)) as error:
+        download("20ng", tmp_path, server.url)
+    assert "Without a connection" not in str(error.value) and f"--url {RELEASES['20ng'].mirror}" in str(error.value)
+    server.status = [status] * 9
+    with pytest.raises(UserError, match=str(status)) as error:
+        download("massive", tmp_path, server.url)
+    assert "Without a connection" not in str(error.value) and "--url" not in str(error.value), "it has no mirror"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, server: Server) -> None:
