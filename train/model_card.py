@@ -29,7 +29,8 @@ def model_card(config: TrainConfig, setup: Setup, step: int, figures: Mapping[st
 
     Args:
         step: the step after which the model is exported; 0: only new heads were fitted (``--fit_heads``).
-        figures: of the last held-out scoring, in [0, 1]; None if nothing was held out.
+        figures: of the last held-out scoring, in [0, 1]; None if nothing was held out, or if the run
+            went on from an older checkpoint, which does not have them.
     """
     task, is_decoder = setup.task, setup.spec.kind == "decoder"
     parts = [
@@ -98,8 +99,10 @@ def _head_rows(config: EncoderConfig) -> Iterable[list[str]]:
 
 
 def _figures(setup: Setup, figures: Mapping[str, float] | None) -> str:
-    if figures is None:
+    if not setup.held_out:
         return "No example was held out of the training. `eval.py` gives figures on a test set.\n"
+    if figures is None:
+        return f"{len(setup.held_out):,} training examples were held out; the run's `log.jsonl` has their figures.\n"
     rows = ([name, f"{value:.1%}"] for name, value in figures.items())
     return f"On {len(setup.held_out):,} training examples that were held out:\n\n" + _table(["", ""], rows)
 

@@ -112,6 +112,7 @@ class Trainer:
             state = checkpoint.read_state(resume)
             self.step = self.saved_step = state.step
             self.best, self.unscored, self.watched = state.best, state.unscored, state.watched
+            self.figures = state.figures
         if self.world.device.type in trial.TRIED_ON and not self.is_done:
             self._try_worst_step()
         if resume is not None:
@@ -328,6 +329,7 @@ class Trainer:
             optim_reason=self.config.optim_reason,
             unscored=self.unscored,
             watched=self.watched,
+            figures=self.figures,
         )
         self.saver.save(self.model, self.optimizer, state, self.setup.save_task)
         self.saved_step = self.step

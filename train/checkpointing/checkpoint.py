@@ -81,6 +81,7 @@ class RunState:
         optim_reason: why ``--optim auto`` chose this optimizer; empty if it was named, and in older checkpoints.
         unscored: the run was stopped in the scoring that was due after this step.
         watched: the held-out scores up to this step; empty in older checkpoints.
+        figures: of the last held-out scoring; None before the first, and in older checkpoints.
     """
 
     step: Annotated[int, msgspec.Meta(ge=0)]
@@ -93,6 +94,7 @@ class RunState:
     optim_reason: str = ""
     unscored: bool = False
     watched: Watched = Watched()
+    figures: dict[str, float] | None = None
 
     def write(self, folder: Path) -> None:
         named = {name: self.config.get(name) for name in ("checkpoint", "output")}
