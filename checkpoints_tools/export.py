@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,8 @@ from checkpoints_tools.writer import (
     staged_folder,
 )
 from data.decoder.fewshot import PromptSpec
+from data.decoder.templates import TEMPLATES, encode_pieces
+from data.decoder.tokenizer import Tokenizer as DecoderTokenizer
 
 
 def export_hf(
@@ -100,9 +103,11 @@ def export_hf(
             architecture.write_export(staging, config, stored, tokenizer, TrainedOn(prompt_spec, labels, max_length))
             if carried is not None:
                 carry_over(carried, staging, config.vocab_size, trained=True)
-            complete_tokenizer(staging, config.max_position)
+            eos = None
             if prompt_spec is not None:
                 prompt_spec.save(staging)
+                eos = encode_pieces(TEMPLATES[prompt_spec.template].end, cast(DecoderTokenizer, tokenizer))[0]
+            complete_tokenizer(staging, config.max_position, eos)
             if add is not None:
                 add(staging)
     if dist.is_initialized():

@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
@@ -59,10 +59,13 @@ def write_meta_tokenizer(source: Path, folder: Path, max_length: int) -> None:
     write_tokenizer_json(folder, max_length)
 
 
-def write_tokenizer_json(folder: Path, max_length: int) -> None:
+def write_tokenizer_json(folder: Path, max_length: int, eos: int | None = None) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` for the ``tokenizer.model`` in a folder.
 
     A ``tokenizer_config.json`` that the folder has is kept.
+
+    Args:
+        eos: the token that ends a text; None: that of the family's chat models.
 
     Raises:
         UserError: a SentencePiece model with other settings than Llama 2's: its ids would be others.
@@ -78,13 +81,15 @@ def write_tokenizer_json(folder: Path, max_length: int) -> None:
             ranks = read_ranks(content, model)
             _check_lengths(model, ranks)
             tokenizer = llama3_tokenizer(ranks)
+    if eos is not None:
+        named["eos_token"] = cast(str, tokenizer.id_to_token(eos))
     if (folder / "tokenizer_config.json").exists():
         tokenizer.save(str(folder / "tokenizer.json"))
     else:
         write_tokenizer_files(folder, tokenizer, named, max_length, chat_template=None)
 
 
-def complete_tokenizer(folder: Path, max_length: int) -> None:
+def complete_tokenizer(folder: Path, max_length: int, eos: int | None = None) -> None:
     """Write the ``tokenizer.json`` that a folder with a ``tokenizer.model`` lacks; log a warning if it cannot be.
 
     transformers cannot read Meta's file of ranks, and of a SentencePiece model it makes another order of merges: runs
@@ -96,7 +101,7 @@ def complete_tokenizer(folder: Path, max_length: int) -> None:
     if "tokenizer_config.json" in names and is_rank_file(read_bytes(model, limits.VOCABULARY_BYTES)):
         return
     try:
-        write_tokenizer_json(folder, max_length)
+        write_tokenizer_json(folder, max_length, eos)
     except UserError as error:  # no reason to lose what was made
         log.warning("warning: the new folder has no tokenizer.json; transformers may give other ids: %s", error)
 

@@ -14,10 +14,13 @@ from tokenizers import ByteLevelBPETokenizer
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.gguf_tokenizer import write_gguf_tokenizer
 from checkpoints_tools.meta_tokenizer import complete_tokenizer, write_tokenizer_json
+from data.decoder.fewshot import PromptSpec
+from data.decoder.templates import TEMPLATES, encode_pieces
 from data.decoder.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer
 from data.errors import UserError
 from model.llama import Llama, LlamaConfig
 from tests.added_tokens import assert_equal_ids, mixed_texts
+from tests.decoder_tokenizers import write_tiny_rank_file
 
 TEXTS = ["Beginning of the news, end of the news: wake me up at nine am on friday."] * 4
 ORDINARY, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -133,6 +136,19 @@ def test_a_model_with_a_config_gets_a_tokenizer_json_and_keeps_the_config(n_adde
                 "\n", add_special_tokens=False
             ) + ours.encode(text), text
     assert load_tokenizer(tmp_path).encode("news   at nine") == ours.encode("news   at nine")
+
+
+@pytest.mark.parametrize("template", ["plain", "llama3"])
+def test_the_export_of_a_rank_file_ends_a_text_as_in_training(template, tmp_path):
+    """With another end of text, "plain" prompts of the export are not those of the training, and do not stop."""
+    write_tiny_rank_file(tmp_path / "base")
+    ours = load_tokenizer(tmp_path / "base")
+    config = LlamaConfig(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=8, vocab_size=ours.vocab_size)
+    export_hf(Llama(config), config, ours, tmp_path / "export", prompt_spec=PromptSpec("20ng_7", template))
+    exported = load_tokenizer(tmp_path / "export")
+    assert isinstance(exported, JsonTokenizer) and exported.bos_id == ours.bos_id
+    end = encode_pieces(TEMPLATES[template].end, ours)
+    assert encode_pieces(TEMPLATES[template].end, exported) == end == [exported.eos_id]
 
 
 def test_a_tokenizer_json_with_more_tokens_than_the_model_is_a_tokenizer_of_its_own(tmp_path):
