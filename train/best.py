@@ -19,7 +19,7 @@ from data.files.documents import read_json
 from data.tasks import Task
 from train import options
 from train.checkpointing import checkpoint, run_folder
-from train.checkpointing.checkpoint import TRAINING_FILE, RunState
+from train.checkpointing.checkpoint import TRAINING_FILE, RunState, Training
 from train.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,6 @@ def read_best(folder: Path) -> Best | None:
     """
     file = folder / "best.json"
     return read_json(file, Best) if file.is_file() else None
-
-
-class _Training(msgspec.Struct):
-    """What is read of ``training.json``. Exports of older code have no identity."""
-
-    options: dict[str, Any]
-    identity: dict[str, Any] | None = None
 
 
 def record_of_best(
@@ -93,9 +86,9 @@ def _examine(
     if not folder.is_dir() or not any(folder.iterdir()):
         return None, MISSING
     try:
-        training = _Training({}, None)
+        training = Training({}, None)
         if (file := folder / TRAINING_FILE).is_file():  # older code wrote none
-            training = read_json(file, _Training)
+            training = read_json(file, Training)
         if training.options and not _is_of(training, config, identity, folder, task):
             return None, "is of another run"
         return read_best(folder), None
@@ -103,7 +96,7 @@ def _examine(
         return None, f"is damaged ({error})"
 
 
-def _is_of(training: _Training, config: TrainConfig, identity: Mapping[str, Any], folder: Path, task: Task) -> bool:
+def _is_of(training: Training, config: TrainConfig, identity: Mapping[str, Any], folder: Path, task: Task) -> bool:
     theirs = identity if training.identity is None else training.identity
     state = RunState(0, checkpoint.with_defaults(training.options), dict(theirs), {}, None, 1)
     try:

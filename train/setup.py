@@ -34,6 +34,7 @@ from data.task_file import save_task, task_hash
 from data.tasks import Task, get_task
 from train import options, starting
 from train.checkpointing import checkpoint, run_folder
+from train.checkpointing.base import tokenizer_in_run
 from train.config import TrainConfig
 from train.launched import env_rank
 from train.metrics import check_tensorboard
@@ -152,7 +153,7 @@ def open_run(config: TrainConfig) -> Setup:
         )
     identity = {
         "model_config": dataclasses.asdict(model_config),
-        "tokenizer": tokenizer.fingerprint,
+        "tokenizer": tokenizer_in_run(tokenizer, cast(Path, config.model.checkpoint), config.checkpoint.output),
         "training_data": hash_samples(samples),
         checkpoint.TASK_CONTENT: task_hash(task),
     }

@@ -231,6 +231,40 @@ def test_a_run_is_resumed_in_another_folder(
     assert f'checkpoint = "{found}"' in (project / "run/config.toml").read_text()
 
 
+@pytest.fixture
+def alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Train]:
+    """A run that was moved without its base, whose export has other tokenizer files; and what resumes it."""
+    base, run = Path(shutil.copytree(ROOT / "tests/old_files" / request.param, tmp_path / "base")), tmp_path / "run"
+    args = ["--model", "llama" if request.param == "meta" else "roberta", "--checkpoint", base, "--task", TICKETS,
+            "--device", "cpu", "--precision", "fp32", "--cache_dir", tmp_path / "cache", "--batch_size", 4,
+            "--row_length", 1024, "--steps", 2, "--save_every", 1]  # fmt: skip
+    call_main(monkeypatch, "train.py", *args, "--output", run)
+    exported = {path.name: path.read_bytes() for path in (run / "export").glob("tokenizer*")}
+    assert exported != {path.name: path.read_bytes() for path in base.glob("tokenizer*")}
+    shutil.rmtree(base)
+    shutil.rmtree(run / "checkpoints/step_000002")
+    moved = Path(shutil.move(run, tmp_path / "moved"))
+    return moved, partial(call_main, monkeypatch, "train.py", *args, "--output", moved, "--resume")
+
+
+@pytest.mark.parametrize("alone", ["roberta", "meta"], indirect=True)
+def test_a_runs_own_export_has_its_tokenizer_in_other_files(alone: tuple[Path, Train], tmp_path: Path) -> None:
+    run, resume = alone
+    first, last = run / "checkpoints/step_000001", run / "checkpoints/step_000002"
+    assert find_weights(first).base == run / "export"
+    started = read_state(first).identity["tokenizer"]
+    resume()
+    assert read_state(last).identity["tokenizer"] == started
+    again = Path(shutil.move(run, tmp_path / "again"))
+    assert find_weights(again / "checkpoints/step_000002").base == again / "export"
+    training = json.loads((again / "export/training.json").read_text())
+    assert training["identity"].pop("tokenizer") == started
+    (again / "export/training.json").write_text(json.dumps(training))
+    write_checksums(again / "export")
+    with pytest.raises(UserError, match="export: its tokenizer is not the one that the run was started with"):
+        find_weights(again / "checkpoints/step_000002")
+
+
 def test_a_run_whose_tokenizer_is_nowhere_is_not_resumed(
     project: Path, resume: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

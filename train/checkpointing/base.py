@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools.checksums import check_small_files
-from checkpoints_tools.registry import get_model_spec
+from checkpoints_tools.registry import Tokenizer, get_model_spec
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.errors import UserError
-from train.checkpointing.checkpoint import RUN_FILE, RunState, read_state, steps_in
+from data.files.documents import read_json
+from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, RunState, Training, read_state, steps_in
 from train.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def find_base(folder: Path, needed: bool = True) -> Path:
         raise UserError(f"{folder / RUN_FILE} does not say which checkpoint the run started from: it is damaged.")
     named, problems = Path(state.config["checkpoint"]), dict[Path, str]()
     for place in _places(folder, state):
-        problem = _problem(place, state) if needed else "" if place.is_dir() else "there is no such folder"
+        problem = _problem(place, state, folder) if needed else "" if place.is_dir() else "there is no such folder"
         if not problem:
             if needed and place != named:
                 why = problems[named].rstrip(".")
@@ -65,17 +66,30 @@ def _places(folder: Path, state: RunState) -> Iterator[Path]:
         yield from (run / "export", run / "best")
 
 
-def _problem(place: Path, state: RunState) -> str:
-    """Why a folder does not have the run's tokenizer; empty if it has."""
+def _problem(place: Path, state: RunState, folder: Path) -> str:
+    """Why a place does not have the tokenizer of a training checkpoint's run; empty if it has."""
     if not place.is_dir():
         return "there is no such folder"
     try:
         check_small_files(place)
         tokenizer = get_model_spec(state.config["model"]).architecture.load_tokenizer(tokenizer_folder(place))
+        found = tokenizer_in_run(tokenizer, place, folder.resolve().parent.parent)
     except UserError as error:
         return str(error)
-    expected = state.identity.get("tokenizer", tokenizer.fingerprint)
-    return "" if tokenizer.fingerprint == expected else "its tokenizer is not the one that the run was started with"
+    same = found == state.identity.get("tokenizer", found)
+    return "" if same else "its tokenizer is not the one that the run was started with"
+
+
+def tokenizer_in_run(tokenizer: Tokenizer, folder: Path, run: Path) -> str:
+    """The fingerprint by which a run knows the tokenizer of a folder.
+
+    The run's own exports have other files of the same tokenizer: with the longest document of an encoder, or with the
+    ``tokenizer.json`` that a decoder's ``tokenizer.model`` lacks. They say which tokenizer the run was started with.
+    """
+    file = folder / TRAINING_FILE
+    if folder.resolve().parent != run.resolve() or not file.is_file():
+        return tokenizer.fingerprint
+    return (read_json(file, Training).identity or {}).get("tokenizer", tokenizer.fingerprint)
 
 
 def with_moved_base(config: TrainConfig) -> TrainConfig:

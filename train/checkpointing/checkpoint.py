@@ -104,6 +104,13 @@ class RunState:
         (folder / RUN_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+class Training(msgspec.Struct):
+    """What is read of ``training.json``. Exports of older code have no identity."""
+
+    options: dict[str, Any]
+    identity: dict[str, Any] | None = None
+
+
 def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:06d}"
 
