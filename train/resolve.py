@@ -26,6 +26,7 @@ from data.files.paths import expand
 from data.tasks import TASKS, get_task
 from train import options
 from train.checkpointing import run_folder
+from train.checkpointing.checkpoint import read_state, steps_in
 from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OWN_TASK, RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import resolve_device, resolve_precision
@@ -80,8 +81,17 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     folder = config.model.checkpoint or spec.default_checkpoint
     if spec.kind == "encoder" and folder is not None and task not in TASKS:  # the paper's heads are linear
         with suppress(UserError):  # a variable that is not set: `_expand_paths` says so, together with other problems
-            recipe["head"] = usual_head(Path(expand(str(folder))))
+            recipe["head"] = _usual_head(config, Path(expand(str(folder))))
     return recipe
+
+
+def _usual_head(config: TrainConfig, folder: Path) -> str:
+    """The head that a folder is for; if a run to resume has lost the folder, the head that the run has."""
+    if config.checkpoint.resume != "off" and not folder.is_dir():
+        for step in reversed(steps_in(Path(expand(str(config.checkpoint.output))) / "checkpoints")):
+            with suppress(UserError):  # the newest may be damaged
+                return read_state(step).config["head"]
+    return usual_head(folder)
 
 
 def resolve_auto(config: TrainConfig) -> TrainConfig:

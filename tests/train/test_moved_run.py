@@ -234,8 +234,12 @@ def test_a_run_is_resumed_in_another_folder(
 @pytest.fixture
 def alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Train]:
     """A run that was moved without its base, whose export has other tokenizer files; and what resumes it."""
-    base, run = Path(shutil.copytree(ROOT / "tests/old_files" / request.param, tmp_path / "base")), tmp_path / "run"
-    args = ["--model", "llama" if request.param == "meta" else "roberta", "--checkpoint", base, "--task", TICKETS,
+    name, _, pooling = request.param.partition(", ")
+    base, run = Path(shutil.copytree(ROOT / "tests/old_files" / name, tmp_path / "base")), tmp_path / "run"
+    if pooling:
+        (base / "1_Pooling").mkdir()
+        (base / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": pooling}))
+    args = ["--model", "llama" if name == "meta" else "roberta", "--checkpoint", base, "--task", TICKETS,
             "--device", "cpu", "--precision", "fp32", "--cache_dir", tmp_path / "cache", "--batch_size", 4,
             "--row_length", 1024, "--steps", 2, "--save_every", 1]  # fmt: skip
     call_main(monkeypatch, "train.py", *args, "--output", run)
@@ -263,6 +267,17 @@ def test_a_runs_own_export_has_its_tokenizer_in_other_files(alone: tuple[Path, T
     write_checksums(again / "export")
     with pytest.raises(UserError, match="export: its tokenizer is not the one that the run was started with"):
         find_weights(again / "checkpoints/step_000002")
+
+
+@pytest.mark.parametrize("alone", ["roberta, mean"], indirect=True)
+def test_an_encoders_head_is_known_without_the_folder_that_says_it(alone: tuple[Path, Train]) -> None:
+    run, resume = alone
+    with pytest.raises(UserError, match="the head is 'mean', not 'linear'"):
+        resume("--head", "linear")
+    shutil.copytree(run / "checkpoints/step_000001", run / "checkpoints/step_000003")
+    (run / "checkpoints/step_000003" / RUN_FILE).write_text("{")
+    resume()
+    assert read_state(run / "checkpoints/step_000002").config["head"] == "mean"
 
 
 def test_a_run_whose_tokenizer_is_nowhere_is_not_resumed(
