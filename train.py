@@ -44,7 +44,7 @@ def main() -> None:
         log.info("%s", describe(plan))
         if not plan.fits:
             sys.exit(1)
-        log.info("\nTo start it:\n  %s", planned_command(plan.job.ranks_per_node, plan.nodes))
+        log.info("\nTo start it:\n  %s", planned_command(plan.job.ranks_per_node, plan.machines))
         return
     nothing = "No step was taken since this start, so there is nothing to save. The same command starts again."
     with held(config.checkpoint.output), stopping.saying(lambda: nothing):

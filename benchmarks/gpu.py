@@ -143,10 +143,10 @@ def measure(options: Options, case: str) -> dict[str, Any]:
             trainer = Trainer(config, setup, world)  # with the trial step, which compiles too
             worst = [plan.work.worst] * (2 if plan.job.work.accumulates else 1)
             found["worst"] = timed(lambda: worst_step(trainer), world.device)
-            found["worst_planned"] = step_seconds(plan.job, plan.gpu, worst, 1)
+            found["worst_planned"] = step_seconds(plan.job, plan.gpu, worst)
             found["memory"] = memory_of(world.device)
             found["memory_planned"] = plan.job.memory.peak / GIB
-            found["planned"] = [step_seconds(plan.job, plan.gpu, passes, 1) for passes in plan.work.steps]
+            found["planned"] = [step_seconds(plan.job, plan.gpu, passes) for passes in plan.work.steps]
             step = lambda batch: trainer.train_step(batch)[0]["loss"]  # noqa: E731
         batches = [setup.loader.step(n) for n in range(options.steps)]
         losses: list[float] = []

@@ -45,7 +45,7 @@ def summary(name: str, plan: TrainPlan) -> list[str]:
     """One row of the table."""
     job, gpu = plan.job, plan.gpu
     memory = job.memory
-    worst = step_seconds(job, gpu, [plan.work.worst] * (2 if job.work.accumulates else 1), plan.nodes)
+    worst = step_seconds(job, gpu, [plan.work.worst] * (2 if job.work.accumulates else 1))
     return [
         name,
         job.optim,

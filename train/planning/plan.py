@@ -25,10 +25,10 @@ from data.tasks import Task, get_task
 from train import options
 from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
-from train.launched import env_world_size, launched
+from train.launched import launched
 from train.optim.optimizer import OPTIMIZERS, is_fused
 from train.parallel.distributed import World
-from train.parallel.mesh import MeshShape, lay_out
+from train.parallel.mesh import MeshShape, lay_out, lay_out_world
 from train.planning.advice import Job, check_enough, choose_optimizer
 from train.planning.checkpoint import find_config, find_tokenizer
 from train.planning.hardware import GIB, GPUS, MIN_BLOCK_SECONDS, UPDATE_BYTES, Gpu, usable
@@ -41,7 +41,7 @@ from train.training_data import build_loader, count_steps, divide, longest_input
 log = logging.getLogger(__name__)
 
 COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
-DEFAULT_GPUS = 8  # for a plan outside torchrun
+MACHINE_GPUS = 8  # of a machine, for a plan outside torchrun
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TrainPlan:
     config: TrainConfig
     spec: ModelSpec
     gpu: Gpu
-    nodes: int
+    machines: int
     job: Job
     why_optim: str | None
     work: Workload
@@ -76,10 +76,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         UserError: what a run would refuse, except missing files; a mesh that does not divide.
     """
     gpu = GPUS[config.plan.gpu]
-    n_gpus = config.plan.gpus or (env_world_size() if env_world_size() > 1 else DEFAULT_GPUS)
-    parallel = config.parallel
-    nodes = parallel.nodes or max(1, n_gpus // 8)
-    mesh = lay_out(n_gpus, tp=parallel.tp, sharding=parallel.sharding, nodes=nodes, per_node=max(1, n_gpus // nodes))
+    machines, mesh = _lay_out(config)
     spec = get_model_spec(config.model.model)
     task = get_task(config.data.task, config.data.joint_order, config.data.slot_answer, config.data.slot_tags)
     assumed: list[str] = []
@@ -88,12 +85,30 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     loader = build_loader(config, samples, rank=0, world_size=mesh.n_data)
     total = count_steps(config, loader)
     work = count_workload(loader, model_config, total)
-    job = make_job(config, spec, model_config, mesh, n_gpus // nodes, loader)
+    job = make_job(config, spec, model_config, mesh, mesh.n_ranks // machines, loader)
     why = None
     if config.optim.optim == "auto":
         name, why = choose_optimizer(job, gpu.memory)
         job = job.with_optim(name)
-    return TrainPlan(config, spec, gpu, nodes, job, why, work, samples.costs + len(samples.prefix), assumed)
+    return TrainPlan(config, spec, gpu, machines, job, why, work, samples.costs + len(samples.prefix), assumed)
+
+
+def _lay_out(config: TrainConfig) -> tuple[int, MeshShape]:
+    """The number of machines, and the mesh: those that torchrun started, or as many GPUs as the options say."""
+    place, parallel, n_gpus = launched(), config.parallel, config.plan.gpus
+    if n_gpus is None and place.size > 1:
+        return place.machines, lay_out_world(tp=parallel.tp, sharding=parallel.sharding, nodes=parallel.nodes)
+    n_gpus = n_gpus or MACHINE_GPUS
+    machines = max(1, n_gpus // MACHINE_GPUS)
+    if n_gpus % machines:
+        raise UserError(
+            f"--gpus {n_gpus}: they do not divide evenly into {machines} machines. Plan with a multiple of "
+            f"{MACHINE_GPUS}."
+        )
+    per_node = n_gpus // machines
+    return machines, lay_out(
+        n_gpus, tp=parallel.tp, sharding=parallel.sharding, nodes=parallel.nodes, per_node=per_node
+    )
 
 
 def make_job(
@@ -226,7 +241,7 @@ def _smallest_gpu(world: World) -> int:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float, float]:
+def pass_seconds(job: Job, gpu: Gpu, work: RankPass) -> tuple[float, float]:
     """Seconds of one pass: computing, and collectives with copies. They overlap, so the larger counts."""
     settings, mesh, sizes, config = job.settings, job.mesh, job.sizes, job.config
     recompute = settings.activation_checkpointing == "full"
@@ -236,10 +251,12 @@ def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float,
     gathers = 1 if job.keeps_unsharded else 2
     reduced = settings.optim.weights.itemsize  # gradients are reduced in the weights' format
     sent = own * (gathers * settings.compute.itemsize + reduced) * (mesh.shard - 1) / mesh.shard
-    link = min(gpu.link, gpu.network) if nodes > 1 and mesh.replicate == 1 else gpu.link
+    copy_spans_machines = mesh.shard * mesh.tensor > job.ranks_per_node
+    link = min(gpu.link, gpu.network) if copy_spans_machines else gpu.link
     moving = sent / link
     if mesh.replicate > 1:
-        moving += 2 * reduced * own / mesh.shard / (gpu.network / job.ranks_per_node)
+        between = gpu.network / job.ranks_per_node if mesh.n_ranks > job.ranks_per_node else gpu.link
+        moving += 2 * reduced * own / mesh.shard / between
     width = config.dim * settings.compute.itemsize * work.tokens
     if mesh.tensor > 1:
         computing += config.n_layers * (6 if recompute else 4) * 2 * width / gpu.link  # all-reduces do not overlap
@@ -248,9 +265,9 @@ def pass_seconds(job: Job, gpu: Gpu, work: RankPass, nodes: int) -> tuple[float,
     return computing, moving
 
 
-def step_seconds(job: Job, gpu: Gpu, passes: list[RankPass], nodes: int) -> float:
+def step_seconds(job: Job, gpu: Gpu, passes: list[RankPass]) -> float:
     """Seconds of a step: its passes one after another, each as long as its slowest rank; then the optimizer."""
-    seconds = sum(max(pass_seconds(job, gpu, work, nodes)) for work in passes)
+    seconds = sum(max(pass_seconds(job, gpu, work)) for work in passes)
     return seconds + update_seconds(job, gpu)
 
 
@@ -278,5 +295,5 @@ def run_seconds(plan: TrainPlan, job: Job | None = None) -> float:
     job = job or plan.job
     # An alternative may have shorter rows than those counted.
     steps = [[cut(work, job.row_length) for work in passes] for passes in plan.work.steps]
-    seconds = [step_seconds(job, plan.gpu, passes, plan.nodes) for passes in steps]
+    seconds = [step_seconds(job, plan.gpu, passes) for passes in steps]
     return plan.work.total_steps * sum(seconds) / len(seconds)

@@ -46,7 +46,7 @@ def _head(plan: TrainPlan) -> str:
     )
     lines = [
         f"Plan for {plan.spec.name} on {plan.config.data.task}: arithmetic, nothing measured (docs/memory.md)",
-        f"  {job.sizes.total:,} parameters; {job.mesh.n_ranks} x {plan.gpu.name} on {plan.nodes} machine(s), "
+        f"  {job.sizes.total:,} parameters; {job.mesh.n_ranks} x {plan.gpu.name} on {plan.machines} machine(s), "
         f"{job.mesh.describe()}",
         f"  optimizer {job.optim}: {formats(job.optim)}",
         *([f"  (--optim auto chose it: {plan.why_optim}; --optim {job.optim} pins it)"] if plan.why_optim else []),
@@ -118,8 +118,8 @@ def _work(plan: TrainPlan) -> str:
 def _time(plan: TrainPlan) -> str:
     job, gpu, work = plan.job, plan.gpu, plan.work
     seconds = run_seconds(plan)
-    computing, moving = pass_seconds(job, gpu, work.worst, plan.nodes)
-    worst = step_seconds(job, gpu, [work.worst] * (2 if job.work.accumulates else 1), plan.nodes)
+    computing, moving = pass_seconds(job, gpu, work.worst)
+    worst = step_seconds(job, gpu, [work.worst] * (2 if job.work.accumulates else 1))
     return "\n".join(
         [
             f"Time, an estimate: {gpu.utilization:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s assumed, recomputation "
@@ -176,7 +176,7 @@ def prices(plan: TrainPlan, choice: Alternative) -> list[str]:
     if "activation_offload" in changes:
         moving = host["offloaded activations"]
         seconds = 2 * moving / job.ranks_per_node / plan.gpu.host_link
-        computing = pass_seconds(job, plan.gpu, plan.work.worst, plan.nodes)[0]
+        computing = pass_seconds(job, plan.gpu, plan.work.worst)[0]
         found.append(
             f"{moving / 1e9:.0f} GB of host memory a machine; {seconds:.1f} s of copies during {computing:.0f} s of "
             "computing in the worst step"

@@ -31,7 +31,7 @@ from train.planning import report as plan_report
 from train.planning.advice import Job, alternatives, check_enough, choose_optimizer, fewest_gpus
 from train.planning.hardware import GIB, GPUS, usable
 from train.planning.memory import Pass, Settings, count_parameters
-from train.planning.plan import make_plan, settle_optimizer
+from train.planning.plan import make_plan, pass_seconds, settle_optimizer
 from train.planning.workload import RankPass, count_workload
 from train.resolve import load_config
 from train.setup import open_run
@@ -157,6 +157,56 @@ def test_without_tokenizer_or_data_the_plan_says_what_it_assumes(tmp_path):
         plan_of("--model", "llama", "--task", "massive_joint", "--checkpoint", tmp_path / "none")
     with pytest.raises(UserError):  # named data that are not there are a mistake
         plan_of("--model", "llama3_8b", "--task", "massive_joint", "--data", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("options", "machines", "per_machine", "mesh"),
+    [
+        ("", 1, 8, "shard 8"),
+        ("--gpus 4", 1, 4, "shard 4"),
+        ("--gpus 32", 4, 8, "shard 32"),
+        ("--gpus 32 --sharding hybrid", 4, 8, "replicate 4 x shard 8"),
+        ("--gpus 32 --sharding hybrid --nodes 2", 4, 8, "replicate 2 x shard 16"),
+        ("--gpus 8 --sharding hybrid --nodes 2", 1, 8, "replicate 2 x shard 4"),
+    ],
+)
+def test_a_machine_has_eight_gpus_and_nodes_are_groups(options, machines, per_machine, mesh, tmp_path):
+    plan, text = plan_of("--model", "llama3_8b", "--task", "massive_joint", "--checkpoint", tmp_path, *options.split())
+    assert (plan.machines, plan.job.ranks_per_node, plan.job.mesh.describe()) == (machines, per_machine, mesh)
+    assert f"on {machines} machine(s), {mesh}\n" in text and f"of one machine ({per_machine} ranks)" in text
+
+
+def test_the_machines_that_torchrun_started_are_planned(tmp_path, monkeypatch):
+    words = ["--model", "llama3_8b", "--task", "massive_joint", "--checkpoint", tmp_path, "--sharding", "hybrid"]
+    pretend(monkeypatch, 2, LOCAL_WORLD_SIZE=1, GROUP_WORLD_SIZE=2)
+    plan, _ = plan_of(*words)
+    assert (plan.machines, plan.job.ranks_per_node, plan.job.mesh) == (2, 1, MeshShape(replicate=2))
+    assert plan_of(*words, "--gpus", 16)[0].job.mesh == MeshShape(replicate=2, shard=8), "other GPUs are asked about"
+    pretend(monkeypatch, 3, LOCAL_WORLD_SIZE=2, GROUP_WORLD_SIZE=2)
+    with pytest.raises(UserError, match="3 ranks on 2 machines"):
+        plan_of(*words)
+
+
+def test_gpus_that_fill_no_machines_are_named(tmp_path):
+    words = ["--model", "llama3_8b", "--task", "massive_joint", "--checkpoint", tmp_path]
+    with pytest.raises(UserError, match="^--gpus 17: they do not divide evenly into 2 machines. .* multiple of 8.$"):
+        plan_of(*words, "--gpus", 17)
+
+
+def test_what_goes_over_the_network_goes_between_machines():
+    """Copies on a half of one machine, on one of two, and on a pair of four, beside single copies."""
+
+    def moving(replicate: int, shard: int, network: float = GPUS["a100-80g"].network) -> float:
+        gpu = dataclasses.replace(GPUS["a100-80g"], network=network)
+        mesh = MeshShape(replicate=replicate, shard=shard)
+        return pass_seconds(dataclasses.replace(job(), mesh=mesh), gpu, RankPass(16_384, 168, 10**8))[1]
+
+    for replicate, shard in ((1, 8), (2, 4)):
+        assert moving(replicate, shard, 1.0) == moving(replicate, shard)
+    for replicate, shard in ((1, 16), (2, 8), (2, 16)):
+        assert moving(replicate, shard, 1.0) > 10**6 * moving(replicate, shard)
+    reduced = moving(2, 8) - moving(1, 8)
+    assert moving(2, 16) - moving(1, 16) == pytest.approx(reduced / 2), "a pair gathers its copy as a single one does"
 
 
 def test_with_tokenizer_and_data_the_real_samples_are_counted(tiny_tokenizer, tmp_path):
