@@ -147,10 +147,6 @@ def open_run(config: TrainConfig) -> Setup:
     total_steps = count_steps(config, loader)
     if total_steps and (note := describe_few(task, examples, spec.kind)):
         log.info("note: %s", note)
-    if 1 <= config.optim.warmup_steps > total_steps - 1:
-        raise UserError(
-            f"warmup_steps = {config.optim.warmup_steps:g} must be less than the {total_steps} steps of the run."
-        )
     identity = {
         "model_config": dataclasses.asdict(model_config),
         "tokenizer": tokenizer_in_run(tokenizer, cast(Path, config.model.checkpoint), config.checkpoint.output),

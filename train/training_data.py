@@ -28,6 +28,7 @@ from data.encoder.samples import LONGEST_DOCUMENT
 from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.encoder.samples import prepare as prepare_encoder
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.errors import UserError
 from data.example import Example
 from data.loader import StepLoader
 from data.source import draw_to_train, holdout
@@ -208,8 +209,16 @@ def describe_few(task: Task, examples: list[Example], kind: Literal["decoder", "
 
 
 def count_steps(config: TrainConfig, loader: StepLoader) -> int:
-    """Optimizer steps of a run, from ``steps`` or ``epochs``."""
-    if config.train.steps is not None:
-        return config.train.steps
-    assert config.train.epochs is not None, "find_problems requires one of the two"
-    return max(loader.n_steps_for(config.train.epochs), config.train.min_steps)
+    """Optimizer steps of a run, from ``steps`` or ``epochs``.
+
+    Raises:
+        UserError: the warm-up is not shorter.
+    """
+    train, warmup = config.train, config.optim.warmup_steps
+    total = train.steps
+    if total is None:
+        assert train.epochs is not None, "find_problems requires one of the two"
+        total = max(loader.n_steps_for(train.epochs), train.min_steps)
+    if 1 <= warmup > total - 1:
+        raise UserError(f"warmup_steps = {warmup:g} must be less than the {total} steps of the run.")
+    return total

@@ -342,5 +342,9 @@ def test_a_model_from_random_weights_has_the_tokenizers_vocabulary(tiny_tokenize
 def test_a_plan_refuses_what_the_run_would_refuse(tmp_path):
     with pytest.raises(UserError, match="max_length = 600: .* positions for documents of 512"):
         plan_of("--model", "roberta_base", "--task", "massive_joint", "--data", "sample", "--max_length", 600)
+    words = ["--model", "llama3_8b", "--task", TICKETS, "--checkpoint", tmp_path / "none", "--batch_size", 4]
+    assert plan_of(*words, "--epochs", 1, "--warmup_steps", 5)[0].work.total_steps == 6
+    with pytest.raises(UserError, match="^warmup_steps = 6 must be less than the 6 steps of the run.$"):
+        plan_of(*words, "--epochs", 1, "--warmup_steps", 6)
     with pytest.raises(UserError, match="few-shot examples asked for"):
         plan_of("--model", "llama3_8b", "--task", TICKETS, "--shots", 10_000, "--checkpoint", tmp_path / "none")
