@@ -142,9 +142,9 @@ def open_run(config: TrainConfig) -> Setup:
         weigh(samples, weights, examples, task, prompt, tokenizer)
 
     loader = build_loader(config, samples, rank=env_rank() // shape.tensor, world_size=shape.n_data)
-    if repeats := describe_repeats(loader):
-        log.warning("warning: %s", repeats)
     total_steps = count_steps(config, loader)
+    if total_steps and (repeats := describe_repeats(loader)):
+        log.warning("warning: %s", repeats)
     if total_steps and (note := describe_few(task, examples, spec.kind)):
         log.info("note: %s", note)
     identity = {

@@ -141,12 +141,15 @@ def own_task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             "--precision", "fp32"]  # fmt: skip
 
 
-def test_without_a_step_the_heads_alone_are_trained(own_task: list[str], world, tmp_path: Path) -> None:
+def test_without_a_step_the_heads_alone_are_trained(
+    own_task: list[str], world, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """And scored on held-out examples, exported, and found to be finished."""
     args = [*own_task, "--output", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--steps", "0"]
-    args += ["--fit_heads", "--holdout", "0.2", "--eval_every", "5"]
+    args += ["--fit_heads", "--holdout", "0.2", "--eval_every", "5", "--batch_size", "24"]
     config = load_config(args)
     setup = open_run(config)
+    assert setup.loader.batch_size > setup.loader.units_per_epoch and "warning" not in caplog.text, "of no step"
     trainer = Trainer(config, setup, world, HeldOutScoring(config, setup, world))
     started = {name: p.full_tensor().clone() for name, p in trainer.model.named_parameters()}
     trainer.run()
