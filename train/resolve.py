@@ -7,6 +7,7 @@ anything starts.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,6 +31,8 @@ from train.checkpointing.checkpoint import read_state, steps_in
 from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OWN_TASK, RECIPES, TrainConfig
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import resolve_device, resolve_precision
+
+log = logging.getLogger(__name__)
 
 
 def load_config(argv: Sequence[str]) -> TrainConfig:
@@ -87,23 +90,35 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
 
 def _usual_head(config: TrainConfig, folder: Path) -> str:
     """The head that a folder is for; if a run to resume has lost the folder, the head that the run has."""
-    if config.checkpoint.resume != "off" and not folder.is_dir():
-        for step in reversed(steps_in(Path(expand(str(config.checkpoint.output))) / "checkpoints")):
-            with suppress(UserError):  # the newest may be damaged
-                return read_state(step).config["head"]
-    return usual_head(folder)
+    stored = {} if folder.is_dir() else _stored_options(config, Path(expand(str(config.checkpoint.output))))
+    return stored.get("head") or usual_head(folder)
+
+
+def _stored_options(config: TrainConfig, output: Path) -> dict[str, Any]:
+    """The options in the newest checkpoint of a run to resume; empty if there is none."""
+    for step in reversed(steps_in(output / "checkpoints")) if config.checkpoint.resume != "off" else ():
+        with suppress(UserError):  # the newest may be damaged
+            return read_state(step).config
+    return {}
 
 
 def resolve_auto(config: TrainConfig) -> TrainConfig:
-    """Replace "auto" by what it means on this machine, so that the saved configuration records what ran."""
-    train = config.train
+    """Replace "auto" by what it means on this machine, so that the saved configuration records what ran.
+
+    A run to resume keeps what it meant where the run began.
+    """
+    train, stored = config.train, _stored_options(config, config.checkpoint.output)
     device = "cuda" if config.plan.plan else resolve_device(train.device)  # plans are made for GPUs
     # On GPUs "auto" stays until the work has been counted (`train.planning.plan.settle_optimizer`).
     if config.optim.optim == "auto" and device == "cpu":
-        config = choose_optim(config, "adamw", "the default on CPUs, everything in fp32")
+        usual = "adamw", "the default on CPUs, everything in fp32"
+        config = choose_optim(config, *((stored["optim"], "that of the run to resume") if stored else usual))
     name = config.optim.optim
     stores_bf16 = name != "auto" and OPTIMIZERS[name].weights == torch.bfloat16
-    precision = "bf16" if stores_bf16 else resolve_precision(train.precision, device)
+    here = "bf16" if stores_bf16 else resolve_precision(train.precision, device)
+    precision = resolve_precision(stored["precision"], device) if stored and train.precision == "auto" else here
+    if precision != here:
+        log.info("precision: %s, as where the run began; a run that starts here has %s", precision, here)
     found: dict[str, Any] = {"device": device, "precision": precision}
     return replace(config, train=replace(train, **found))
 
