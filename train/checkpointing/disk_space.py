@@ -136,17 +136,32 @@ def leftovers(output: Path, keep: int, resume_from: Path | None) -> list[Path]:
 
 
 def run_bytes(
-    config: TrainConfig, sizes: StoredBytes, first_step: int, total_steps: int, resume_from: Path | None
+    config: TrainConfig,
+    sizes: StoredBytes,
+    first_step: int,
+    total_steps: int,
+    resume_from: Path | None,
+    unscored: bool = False,
 ) -> int:
-    """Free disk space in bytes that a run needs at its peak; 0 or less means none."""
-    options, output = config.checkpoint, config.checkpoint.output
+    """Free disk space in bytes that a run needs at its peak; 0 or less means none.
+
+    Args:
+        unscored: the model is scored before the next step, if the run scores at all; see `train.trainer`.
+    """
+    options, output, eval_every = config.checkpoint, config.checkpoint.output, config.eval.eval_every
     remaining, removed = total_steps - first_step, leftovers(output, options.keep, resume_from)
     existing = len([folder for folder in run_folder.checkpoints_in(output) if folder not in removed])
     every = options.save_every or total_steps
-    saves = (total_steps - 1) // every - first_step // every + 1 if remaining else 0
+    if remaining:
+        saves = (total_steps - 1) // every - first_step // every + 1
+    else:  # a new run of no steps saves its fitted heads, another one what its last scoring has found
+        saves = int((unscored and eval_every > 0) or (not total_steps and resume_from is None))
     checkpoints = max_new_folders(existing, saves, options.keep)
     has_best = (output / "best").exists()
-    scorings = -(-remaining // config.eval.eval_every) if config.eval.eval_every else 0
+    scorings = 0
+    if eval_every:
+        at_the_end = remaining > 0 and total_steps % eval_every > 0
+        scorings = unscored + total_steps // eval_every - first_step // eval_every + at_the_end
     best = max_new_folders(int(has_best), scorings, 1)
     kept = max(0, min(options.keep, existing + saves) - existing)
     kept_best = int(scorings > 0 and not has_best)
@@ -165,14 +180,17 @@ def check_run(config: TrainConfig, sizes: StoredBytes, total_steps: int, resume_
     Raises:
         UserError: there is too little free disk space.
     """
-    first_step = read_state(resume_from).step if resume_from is not None else 0
+    first_step, unscored = 0, config.train.fit_heads
+    if resume_from is not None:
+        state = read_state(resume_from)
+        first_step, unscored = state.step, state.unscored
     options = config.checkpoint
     advice = (
         f"A checkpoint takes {format_bytes(sizes.checkpoint)}, an export {format_bytes(sizes.export)}; --keep "
         f"{options.keep} are kept while the next is written. Use an --output on a larger disk, keep fewer (--keep 1), "
         "or omit the export (--export off)."
     )
-    needed = run_bytes(config, sizes, first_step, total_steps, resume_from)
+    needed = run_bytes(config, sizes, first_step, total_steps, resume_from, unscored)
     require_space(options.output, needed, "what this run writes", advice, UserError)
 
 

@@ -69,6 +69,51 @@ def test_what_a_run_needs(values: dict, first_step: int, needed: int, tmp_path: 
     assert run_bytes(config(tmp_path, **values), SIZES, first_step, 10, None) == needed
 
 
+@pytest.mark.parametrize(
+    ("eval_every", "first_step", "total_steps", "unscored", "needed"),
+    [
+        (0, 0, 0, True, 100),  # fitted heads alone: a checkpoint
+        (5, 0, 0, True, 110),  # and best/
+        (20, 0, 10, False, 110),
+        (20, 0, 10, True, 120),  # best/ of the fitted heads is there while that of the last step is written
+        (5, 10, 10, False, 0),
+        (5, 10, 10, True, 110),  # the last scoring was stopped: best/, and the step is saved again
+        (0, 10, 10, True, 0),  # no scoring any more
+    ],
+)
+def test_what_fitted_heads_and_scorings_that_are_due_need(
+    eval_every: int, first_step: int, total_steps: int, unscored: bool, needed: int, tmp_path: Path
+) -> None:
+    own = config(tmp_path, eval_every=eval_every, holdout=0.5, save_every=0)
+    resumed = tmp_path / "checkpoints/step_000010" if first_step else None
+    assert run_bytes(own, SIZES, first_step, total_steps, resumed, unscored) == needed
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_a_scoring_is_due_for_fitted_heads_and_after_a_stop(due: bool, tmp_path: Path, monkeypatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(disk_space, "require_space", lambda folder, needed, *rest: asked.append(needed))
+    own = config(tmp_path, eval_every=20, holdout=0.5, save_every=0, fit_heads=due)
+    disk_space.check_run(own, SIZES, 10, None)
+    (folder := tmp_path / "checkpoints/step_000010").mkdir(parents=True)
+    values = {**options.flatten(own), "model": "x"}
+    checkpoint.RunState(10, values, {}, {}, None, 1, unscored=due).write(folder)
+    disk_space.check_run(own, SIZES, 10, folder)
+    assert asked == ([120, 110] if due else [110, 0])
+
+
+@pytest.mark.parametrize(
+    ("first_step", "total_steps", "n"), [(0, 10, 3), (3, 5, 2), (4, 6, 1), (8, 10, 1), (7, 8, 1), (0, 3, 1)]
+)
+def test_scorings_are_counted_as_the_trainer_scores(first_step: int, total_steps: int, n: int, tmp_path: Path) -> None:
+    """Each fourth step, and the last one."""
+    steps = range(first_step + 1, total_steps + 1)
+    assert len([step for step in steps if step % 4 == 0 or step == total_steps]) == n
+    own = config(tmp_path, eval_every=4, holdout=0.5, save_every=0)
+    # From the second on, a best model stands beside the one being written.
+    assert run_bytes(own, SIZES, first_step, total_steps, None) == 100 + min(n, 2) * 10
+
+
 def test_what_stands_there_already_counts(tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
     for name in ("step_000002", "step_000004", "step_000006", ".step_000008.partial"):
