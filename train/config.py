@@ -133,7 +133,8 @@ class TrainOptions:
     with one label a text. FIELD=balanced: for this field. LABEL=2.5 (or FIELD:LABEL=2.5): given; its others weigh 1."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: compute in bf16; optim says how weights are stored. fp32: everything in fp32. auto: bf16 on CUDA, on CPUs
-    with bf16 hardware (AVX512-BF16, AMX) and with bf16 weights; else fp32, as emulated bf16 is several times slower."""
+    with bf16 hardware (AVX512-BF16, AMX) and with bf16 weights; else fp32, as emulated bf16 is several times slower.
+    A resumed run keeps what auto was where it began."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What to recompute in the backward pass: nothing; all except matrix products and attention; or entire blocks."""
     activation_offload: bool = False
@@ -207,7 +208,7 @@ class PlanOptions:
     gpu: Literal["a100-80g", "h100-80g", "h200"] = "a100-80g"
     """GPU type for --plan."""
     gpus: int | None = None
-    """Number of GPUs for --plan; default: the number of ranks that torchrun started, else 8."""
+    """Number of GPUs for --plan; default: the ranks that torchrun started, else 8. A machine has 8."""
 
 
 @dataclass(frozen=True)
