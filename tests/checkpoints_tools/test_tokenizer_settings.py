@@ -144,7 +144,9 @@ def test_the_export_of_a_rank_file_ends_a_text_as_in_training(template, tmp_path
     write_tiny_rank_file(tmp_path / "base")
     ours = load_tokenizer(tmp_path / "base")
     config = LlamaConfig(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, ffn_dim=8, vocab_size=ours.vocab_size)
-    export_hf(Llama(config), config, ours, tmp_path / "export", prompt_spec=PromptSpec("20ng_7", template))
+    model = Llama(config)
+    model.init_weights()
+    export_hf(model, config, ours, tmp_path / "export", prompt_spec=PromptSpec("20ng_7", template))
     exported = load_tokenizer(tmp_path / "export")
     assert isinstance(exported, JsonTokenizer) and exported.bos_id == ours.bos_id
     end = encode_pieces(TEMPLATES[template].end, ours)

@@ -222,7 +222,7 @@ def test_lists_that_are_not_the_cause_are_not_to_be_left_out():
 def test_few_shot_examples_longer_than_the_row_are_named():
     shots = make_examples([400, 400])
     task_prompt = build_prompt(TASK, "plain", shots)
-    with pytest.raises(UserError, match=r"labels 50 and few-shot examples 9\d\d;.*\(--shots, --shot_tokens\)"):
+    with pytest.raises(UserError, match=r"labels 50 and few-shot examples 9\d\d;.*\(--shots and --shot_tokens of"):
         run(make_examples([5]), max_length=700, prompt=task_prompt)
 
 
