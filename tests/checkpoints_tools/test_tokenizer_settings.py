@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 from tokenizers import ByteLevelBPETokenizer
 
+from checkpoints_tools.convert import convert
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.gguf_tokenizer import write_gguf_tokenizer
 from checkpoints_tools.meta_tokenizer import complete_tokenizer, write_tokenizer_json
@@ -151,6 +152,21 @@ def test_the_export_of_a_rank_file_ends_a_text_as_in_training(template, tmp_path
     assert isinstance(exported, JsonTokenizer) and exported.bos_id == ours.bos_id
     end = encode_pieces(TEMPLATES[template].end, ours)
     assert encode_pieces(TEMPLATES[template].end, exported) == end == [exported.eos_id]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_conversion_has_a_tokenizer_json(named, tmp_path):
+    ours = load_tokenizer(train(tmp_path))
+    sizes = {"dim": 8, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "ffn_dim": 8}
+    config = LlamaConfig(vocab_size=ours.vocab_size, **sizes)
+    model = Llama(config)
+    model.init_weights()
+    export_hf(model, config, ours, tmp_path / "base")
+    (tmp_path / "base" / "checksums.json").unlink()
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    convert(tmp_path / "base", tmp_path / "new", tokenizer=tmp_path / "tokenizer.model" if named else None)
+    (tmp_path / "new" / "tokenizer.model").unlink()
+    assert_equal_ids(load_tokenizer(tmp_path / "new").encode, ours.encode, mixed_texts()[:50])
 
 
 def test_a_tokenizer_json_with_more_tokens_than_the_model_is_a_tokenizer_of_its_own(tmp_path):
