@@ -16,7 +16,7 @@ from data.check import main
 from data.example import Example
 from data.findings import Finding, facts_of
 from data.source import load_examples, splits_of
-from data.tasks import TASKS, ClassField, MultiField, Task, TokenField
+from data.tasks import TASKS, ClassField, Task, TokenField
 from tests.launching import ROOT
 from tests.screen import in_terminal, plain_environment
 
@@ -158,49 +158,6 @@ def test_a_field_that_is_called_label() -> None:
         "fewer than 5 times in train: the label 'b'.",
         "97.6% of the train texts have the label 'a': to answer it always is right as often.",
     }
-
-
-def multi(labels: str, separator: str | None = "|") -> list[str]:
-    """What is said of labels that seem to be several; each text has one of the labels, which have spaces between."""
-    known = tuple(labels.split(" "))
-    task = Task("t", "custom", (MultiField("topics", known, separator),))
-    found = of_task(task, train=[(f"text {n}", (label,)) for n, label in enumerate(known * 5)])
-    return [f.text for f in found if not f.is_error]
-
-
-@pytest.mark.parametrize(
-    ("labels", "separator", "said"),
-    [
-        (
-            "x y x;y",
-            "|",
-            "the topics label 'x;y' seems to be several labels with ';' between them: set separator = \";\"",
-        ),
-        ("x;y y;z z;x", "|", "3 topics labels: 'x;y', 'y;z', 'z;x' seem to be several labels with ';'"),
-        ("x y x|y y|x", ";", "with '|' between them: set separator = \"|\" in the field."),
-        ("x y x/y", ";", 'set separator = "/"'),
-        ("x y x,y", ";", 'set separator = ","'),
-        ("x y x\ty", ";", 'set separator = "\\t" in the field.'),
-        ("x y x;y x;z", "|", "the topics label 'x;y' seems"),  # z is nowhere else
-    ],
-)
-def test_labels_with_another_separator(labels: str, separator: str, said: str) -> None:
-    (found,) = multi(labels, separator)
-    assert said in found
-
-
-@pytest.mark.parametrize(
-    ("labels", "separator"),
-    [
-        ("x y z", "|"),
-        ("x y x;z", "|"),  # a label with a semicolon in it
-        ("comp/graphics comp/windows rec/autos", "|"),
-        ("x y x;x x; ;y", "|"),
-        ("x y x;y", None),  # lists
-    ],
-)
-def test_labels_that_have_a_separator_in_them(labels: str, separator: str | None) -> None:
-    assert multi(labels, separator) == []
 
 
 def test_a_wrong_separator_is_said_of_a_table(capsys, tmp_path: Path) -> None:

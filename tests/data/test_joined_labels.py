@@ -1,4 +1,4 @@
-"""Labels of a class field that are several: `data.check` says so."""
+"""Labels that are several, of a class field or with another separator than the field's: `data.check` says so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from data.example import Example
 from data.findings import facts_of, findings
-from data.tasks import ClassField, Task
+from data.tasks import ClassField, MultiField, Task
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,46 @@ def test_class_labels_that_are_several(labels: list[str], said: str | None) -> N
     texts = [finding.text for finding in found]
     assert (not texts) if said is None else (len(texts) == 1 and said in texts[0])
     assert not any(finding.is_error for finding in found)
+
+
+def multi(labels: str, separator: str | None = "|") -> list[str]:
+    """What is said of labels that seem to be several; each text has one of the labels, which have spaces between."""
+    known = tuple(labels.split(" "))
+    task = Task("t", "custom", (MultiField("topics", known, separator),))
+    examples = [Example(f"train/{n}", f"text {n}", {"topics": (label,)}, {}) for n, label in enumerate(known * 5)]
+    return [f.text for f in findings([facts_of("train", examples, task)], task) if not f.is_error]
+
+
+@pytest.mark.parametrize(
+    ("labels", "separator", "said"),
+    [
+        (
+            "x y x;y",
+            "|",
+            "the topics label 'x;y' seems to be several labels with ';' between them: set separator = \";\"",
+        ),
+        ("x;y y;z z;x", "|", "3 topics labels: 'x;y', 'y;z', 'z;x' seem to be several labels with ';'"),
+        ("x y x|y y|x", ";", "with '|' between them: set separator = \"|\" in the field."),
+        ("x y x/y", ";", 'set separator = "/"'),
+        ("x y x,y", ";", 'set separator = ","'),
+        ("x y x\ty", ";", 'set separator = "\\t" in the field.'),
+        ("x y x;y x;z", "|", "the topics label 'x;y' seems"),  # z is nowhere else
+    ],
+)
+def test_labels_with_another_separator(labels: str, separator: str, said: str) -> None:
+    (found,) = multi(labels, separator)
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("labels", "separator"),
+    [
+        ("x y z", "|"),
+        ("x y x;z", "|"),  # a label with a semicolon in it
+        ("comp/graphics comp/windows rec/autos", "|"),
+        ("x y x;x x; ;y", "|"),
+        ("x y x;y", None),  # lists
+    ],
+)
+def test_labels_that_have_a_separator_in_them(labels: str, separator: str | None) -> None:
+    assert multi(labels, separator) == []

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.check import main as check
+from data.guess import guess
 from tests.data.test_new import refused, table, written
 
 WORDS, TAGS, POS = ["to", "New", "York"], ["O", "B-city", "I-city"], ["IN", "NN", "NN"]
@@ -237,3 +238,29 @@ def test_a_list_for_the_words_of_a_text(capsys, tmp_path: Path) -> None:
     )
     found, _ = written(capsys, tmp_path / "t.tsv")
     assert column_of(found) == ("tokens", "ner", "token") and "tokens_column" in found
+
+
+def test_lists_of_different_lengths_are_no_words_and_labels(capsys, tmp_path: Path) -> None:
+    def write(*keys: str) -> None:
+        texts = ["I like this phone", "It broke on day two", "Good price", "Never again from here"] * 2
+        lists = {"tags": lambda n: ["x", "y"][: n % 2 + 1], "keywords": lambda n: texts[n].split() + ["z"]}
+        lists |= {"tokens": lambda n: texts[n].split(), "ner": lambda n: ["O"] * len(texts[n].split())}
+        with (tmp_path / "t.jsonl").open("w") as stream:
+            for n, text in enumerate(texts):
+                row = {"text": text, "label": "ab"[n % 2]} | {key: lists[key](n) for key in keys}
+                if n % 2:
+                    row |= {key: [*row[key][:-1], "B-x"] for key in keys if key == "ner"}
+                stream.write(json.dumps(row) + "\n")
+
+    write("tags", "keywords")
+    found, _ = written(capsys, tmp_path / "t.jsonl")
+    assert found["text_column"] == "text" and found["fields"][0]["name"] == "label"
+    (tmp_path / "t.toml").unlink()
+    write("tags", "keywords", "tokens", "ner")
+    lines = (tmp_path / "t.jsonl").read_text().splitlines()
+    damaged = json.loads(lines[0]) | {"ner": ["O"]}
+    (tmp_path / "t.jsonl").write_text("\n".join([*lines, *lines, json.dumps(damaged)]))
+    assert guess(tmp_path / "t.jsonl", "jsonl", None, None, None).text == "tokens", "data.check names the damaged row"
+    write("tags", "keywords", "tokens", "ner")
+    found, _ = written(capsys, tmp_path / "t.jsonl")
+    assert found["tokens_column"] == "tokens" and found["fields"][0]["name"] == "ner"

@@ -1,8 +1,7 @@
-"""Tables as people have them: several files, packed, delimiters, encodings, codes, missing values, templates."""
+"""Tables as people have them: several files, packed, delimiters, codes, templates."""
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import logging
 from pathlib import Path
@@ -10,33 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import UserError
-from data.example import Example
-from data.readers.custom import CustomSpec, read_custom_spec
 from data.readers.custom_examples import load_custom, read_custom
-
-TABLE = "text,queue\na b,sales\nc,billing\n"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "train.csv").write_text(TABLE)
-    return tmp_path
-
-
-def spec_of(folder: Path, top: str = "", files: str = 'train = "train.csv"', labels: str = "") -> CustomSpec:
-    labels = labels or 'labels = ["billing", "sales"]'
-    field = f'[[fields]]\nname = "queue"\ntype = "class"\n{labels}\n'
-    (folder / "task.toml").write_text(f'name = "t"\n{top}\n[files]\n{files}\n{field}', encoding="utf-8")
-    return read_custom_spec(folder / "task.toml")
-
-
-def train(folder: Path, *args: str, **options: str) -> list[Example]:
-    return read_custom(spec_of(folder, *args, **options), "train")[0]
-
-
-def labels_of(folder: Path, **options: str) -> list[str]:
-    return [example.class_label("queue") for example in train(folder, **options)]
-
+from tests.own_tables import TABLE, labels_of, spec_of, train
 
 # ----------------------------------------------------------------------------------------------- the files of a split
 
@@ -153,7 +127,7 @@ def test_a_damaged_packed_file(folder: Path) -> None:
         train(folder)
 
 
-# ------------------------------------------------------------------------------------------ delimiters and encodings
+# ------------------------------------------------------------------------------------------ delimiters
 
 
 @pytest.mark.parametrize("delimiter", [";", "\\t", "|"])
@@ -222,117 +196,6 @@ def test_a_delimiter_is_for_csv(folder: Path) -> None:
     (folder / "train.tsv").write_text(TABLE.replace(",", "\t"))
     with pytest.raises(UserError, match="delimiter is for .csv files; .files. has none"):
         spec_of(folder, 'delimiter = ";"', 'train = "train.tsv"')
-
-
-WESTERN = "text,queue\n“Café” – 3 €,sales\ncrème,billing\n"
-
-
-@pytest.mark.parametrize(
-    ("named", "written"),
-    [
-        ("utf-16", "utf-16"),
-        ("utf-16-le", "utf-16-le"),
-        ("UTF-16LE", "utf-16"),
-        ("utf-16-be", "utf-16-be"),
-        ("utf-32", "utf-32"),
-        ("windows-1252", "cp1252"),
-        ("cp1252", "cp1252"),
-        ("utf-8", "utf-8-sig"),
-    ],
-)
-@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
-def test_named_encodings(folder: Path, named: str, written: str, ending: str) -> None:
-    content = WESTERN.replace("crème", '"crème\nbrûlée"').replace("billing", "none").replace("\n", ending)
-    (folder / "train.csv").write_bytes(content.encode(written))
-    with pytest.raises(UserError, match="train.csv, line 4: 'queue' is 'none'"):
-        train(folder, f'encoding = "{named}"')
-    (folder / "train.csv").write_bytes(content.replace("none", "billing").encode(written))
-    found = [example.text for example in train(folder, f'encoding = "{named}"')]
-    assert found == ["“Café” – 3 €", f"crème{ending}brûlée"]
-
-
-def test_other_letters_than_western_ones(folder: Path) -> None:
-    for text, encoding in (("привет мир", "windows-1251"), ("日本語です", "shift_jis"), ("你好", "gb18030")):
-        (folder / "train.csv").write_bytes(TABLE.replace("a b", text).encode(encoding))
-        assert train(folder, f'encoding = "{encoding}"')[0].text == text
-
-
-@pytest.mark.parametrize(
-    ("encoding", "content", "message"),
-    [
-        ("windows-1252", WESTERN.encode(), r"line 2: not windows-1252 \(byte 0x9d\). It reads '.*“Café” .* in UTF-8"),
-        ("windows-1252", "text,queue\n3 é,a".encode(), "line 2: encoding = 'windows-1252' reads '3 Ã©,a', UTF-8 reads"),
-        ("windows-1252", codecs.BOM_UTF8 + TABLE.encode(), "but this looks like utf-8. Omit encoding"),
-        ("windows-1252", WESTERN.encode("utf-16"), 'looks like utf-16. Write encoding = "utf-16" in the task'),
-        ("windows-1252", b"text,queue\na,sales\nb \x81,billing\n", r"line 3: not windows-1252 \(byte 0x81\). It reads"),
-        ("gb18030", ("你好世界你好世界你" + WESTERN).encode(), "UTF-8"),
-        (
-            "utf-16",
-            TABLE.encode(),
-            "encoding = 'utf-16', but this looks like utf-8. Omit encoding: UTF-8 is the default",
-        ),
-        ("utf-16", WESTERN.encode("cp1252"), 'looks like windows-1252. Write encoding = "windows-1252"'),
-        ("utf-16", TABLE.encode("utf-16-le"), "looks like utf-16le"),
-        ("utf-16-be", TABLE.encode("utf-16"), 'looks like utf-16. Write encoding = "utf-16"'),
-        (
-            "utf-16",
-            "text,queue\na\udc00b,sales\n".encode("utf-16", "surrogatepass"),
-            "line 2: not utf-16 .byte 0x00.: the",
-        ),
-        ("ascii", WESTERN.encode(), r"line 2: not ascii \(byte 0xe2\). It reads '“Café.* in UTF-8. Omit encoding"),
-        ("shift_jis", gzip.compress(b"a", mtime=0), "this is no text, but compressed with gzip"),
-    ],
-)
-def test_an_encoding_that_does_not_fit(folder: Path, encoding: str, content: bytes, message: str) -> None:
-    (folder / "train.csv").write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        train(folder, f'encoding = "{encoding}"')
-
-
-SHORT = {
-    "the same line": "Grüße aus München und Zürich,sales\n" * 10,
-    "other lines": "".join(f"café {word},sales\n" for word in ("über", "à tout", "été", "déjà", "öde", "où", "île")),
-    "Chinese": "你好,sales\n世界,sales\n下午,billing\n春天,billing\n",
-}
-
-
-@pytest.mark.parametrize("encoding", ["gb18030", "shift_jis", "cp932", "big5"])
-@pytest.mark.parametrize("rows", SHORT.values(), ids=SHORT)
-def test_utf8_in_lines_that_are_too_short_to_tell(folder: Path, encoding: str, rows: str) -> None:
-    (folder / "train.csv").write_bytes(b"text,queue\n" + rows.encode())
-    with pytest.raises(UserError, match=r"train.csv, line \d+: .*UTF-8"):
-        train(folder, f'encoding = "{encoding}"')
-
-
-@pytest.mark.parametrize(
-    ("encoding", "rows"),
-    [
-        ("gb18030", ["学习"] * 20),  # the same characters again and again, such as a label
-        ("gb18030", ["学习", "plain"] * 20),
-        ("gb18030", ["学习", "你好"] * 9),
-        ("shift_jis", ["ﾃｼ"] * 20),
-    ],
-)
-def test_short_lines_that_are_utf8_by_chance(folder: Path, encoding: str, rows: list[str]) -> None:
-    content = "text,queue\n" + "".join(f"{text},sales\n{text} {n},billing\n" for n, text in enumerate(rows))
-    first = content.encode(encoding).splitlines()[1]
-    assert len(first.decode()) < len(first), "it is also UTF-8"
-    (folder / "train.csv").write_bytes(content.encode(encoding))
-    found = train(folder, f'encoding = "{encoding}"')
-    assert [example.text for example in found[::2]] == rows
-
-
-def test_characters_that_nobody_writes_are_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (folder / "train.csv").write_bytes(WESTERN.replace("crème", "4 €").encode("cp1252"))
-    train(folder, 'encoding = "latin-1"')
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert "line 2: control character U+0093 in latin-1. This is probably windows-1252. Write encoding" in said
-
-
-def test_json_lines_that_end_in_cr_alone(folder: Path) -> None:
-    (folder / "train.jsonl").write_bytes(b'{"text": "a", "queue": "sales"}\r\r{"text": "b", "queue": "none"}\r')
-    with pytest.raises(UserError, match="train.jsonl, line 3: 'queue' is 'none'"):
-        train(folder, files='train = "train.jsonl"')
 
 
 # ------------------------------------------------------------------------------------------------------------ labels
@@ -434,127 +297,6 @@ def test_a_label_that_is_only_in_test(folder: Path) -> None:
     with pytest.raises(UserError) as caught:  # the labels were listed, so the list may be wrong
         train(folder, labels='labels = ["sales", "legal"]')
     assert "leave this example out" not in str(caught.value)
-
-
-# ---------------------------------------------------------------------------------------------------- missing values
-
-GAPS = "text,queue\na,sales\n ,sales\nb,billing\nc,\nd\ne,sales\n"
-
-
-def test_missing_values_are_named_or_skipped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (folder / "train.csv").write_text(GAPS)
-    with pytest.raises(UserError) as caught:
-        train(folder)
-    for part in (
-        "line 3: 'text' is empty; ",
-        "line 5: 'queue' is empty; ",
-        "line 6: 1 cells, but",
-        'missing = "skip" in',
-    ):
-        assert part in str(caught.value)
-    found = load_custom(spec_of(folder, 'missing = "skip"'), "train")
-    assert [example.text for example in found] == ["a", "b", "e"]
-    assert [example.id for example in found] == ["t/train/2", "t/train/4", "t/train/7"]
-    said = (
-        "3 more have no value in a column and are skipped: 1 in 'text', 1 in 'queue', 1 in a line with too few cells."
-    )
-    assert said in caplog.text
-
-
-def test_of_many_missing_values_the_first_are_named(folder: Path) -> None:
-    (folder / "train.csv").write_text("text,queue\n" + ",sales\n" * 30)
-    with pytest.raises(UserError, match=r"line 6: 'text' is empty; ... \(30 examples of the train split have no value"):
-        train(folder)
-    with pytest.raises(UserError, match="no examples in it. All were skipped: .*line 2: 'text' is empty"):
-        train(folder, 'missing = "skip"')
-
-
-def test_missing_values_in_json_lines(folder: Path) -> None:
-    rows = ['{"text": "a", "queue": "sales"}', '{"text": null, "queue": "sales"}', '{"text": "b", "queue": NaN}']
-    (folder / "train.jsonl").write_text("\n".join([*rows, '{"text": "c", "queue": "billing"}']))
-    files = 'train = "train.jsonl"'
-    with pytest.raises(UserError, match="line 2: 'text' is null; .*line 3: 'queue' is empty. Fill them in"):
-        train(folder, files=files)
-    assert [example.text for example in train(folder, 'missing = "skip"', files)] == ["a", "c"]
-    # A key that is not there is more likely another name, unless missing values are expected.
-    (folder / "train.jsonl").write_text(
-        "\n".join([*rows[:1], '{"text": "b", "queu": "sales"}', '{"text": "c", "queue": "billing"}'])
-    )
-    with pytest.raises(UserError, match="line 2: no column 'queue'. Did you mean 'queu'.* write missing = .skip"):
-        train(folder, files=files)
-    assert [example.text for example in train(folder, 'missing = "skip"', files)] == ["a", "c"]
-    assert labels_of(folder, top='missing = "skip"', files=files, labels='labels_from = "train"') == [
-        "sales",
-        "billing",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "table", "top", "advice"),
-    [
-        ("train.csv", "text,queue\nsome words 0;sales\nmore words;billing\n", "",
-         "Separated by ';' it has 2. If all rows are written so, write the header with ';' as well, and write "
-         "delimiter = \";\" in the task's file, or give --delimiter ';' to predict.py"),
-        ("train.csv", "text,queue\nsome\tsales\n", "", 'and write delimiter = "\\t" in the task'),
-        ("train.csv", "text;queue\nsome,sales\nmore,billing\n", 'delimiter = ";"',
-         "If all rows are written so, write the header with ',' as well, and omit delimiter"),
-        ("train.tsv", "text\tqueue\nsome|sales\n", "",
-         'write the header with \'|\' as well, and give the file the ending .csv, and write delimiter = "|" in'),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("labels", ['labels = ["billing", "sales"]', 'labels_from = "train"'])
-def test_rows_with_another_delimiter_than_the_header(
-    folder: Path, name: str, table: str, top: str, advice: str, labels: str
-) -> None:
-    (folder / name).write_text(table)
-    with pytest.raises(UserError) as caught:
-        train(folder, top, f'train = "{name}"', labels)
-    message = str(caught.value)
-    assert f"{name}, line 2: 1 cells, but the header names 2 columns. Separated by" in message and advice in message
-    assert message.count("Separated by") == 1
-
-
-def test_short_rows_that_no_delimiter_explains(folder: Path) -> None:
-    for row in ("a", "a;b;c", '"a;b\nc"'):
-        (folder / "train.csv").write_text(f"text,queue\n{row}\nb,sales\n")
-        with pytest.raises(UserError, match=r"1 cells, but the header names 2 columns\. Fill") as caught:
-            train(folder)
-        assert "Separated by" not in str(caught.value)
-
-
-@pytest.mark.parametrize("top", ["", 'missing = "skip"'])
-@pytest.mark.parametrize(
-    ("name", "table", "message"),
-    [
-        ("train.csv", "text,queue\na\nb\n", r"train.csv, line 2: 1 cells, but the header names 2 columns\.$"),
-        ("train.csv", "text,queue\n", r"train.csv: no examples in it\.$"),
-        ("train.csv", "", r"train.csv: no examples in it\.$"),
-        ("train.csv", "text,queue\na,\nb, \n",
-         r"train.csv: 'queue' is empty in all 2 examples \(\S*train.csv, line 2; \S*train.csv, line 3\)\.$"),
-        ("train.csv", "text,queue\n" + "a,\n" * 30, r"'queue' is empty in all 30 examples .*line 4; \.\.\.\)\.$"),
-        ("train.jsonl", '{"text": "a", "queue": null}\n', r"'queue' is empty in the only example \(\S*, line 1\)\.$"),
-        ("train.jsonl", '{"text": "a", "queu": "x"}\n', "train.jsonl, line 1: no column 'queue'. Did you mean 'queu'"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("kind", ["class", "token", "multi"])
-def test_why_there_is_no_label(folder: Path, kind: str, name: str, table: str, message: str, top: str) -> None:
-    (folder / name).write_text(table)
-    field = f'[[fields]]\nname = "queue"\ntype = "{kind}"\nlabels_from = "train"\n'
-    (folder / "task.toml").write_text(f'name = "t"\n{top}\n[files]\ntrain = "{name}"\n{field}')
-    with pytest.raises(UserError, match=message):
-        read_custom_spec(folder / "task.toml")
-
-
-def test_too_many_cells_are_never_skipped(folder: Path) -> None:
-    (folder / "train.csv").write_text("text,queue\na,sales\nb, c,billing\n")
-    with pytest.raises(UserError, match="line 3: 3 cells, but the header names 2 columns"):
-        train(folder, 'missing = "skip"')
-
-
-def test_an_id_that_is_missing(folder: Path) -> None:
-    (folder / "train.csv").write_text("id,text,queue\n,a,sales\n2,b,billing\n")
-    with pytest.raises(UserError, match="line 2: 'id' is empty"):
-        train(folder, 'id_column = "id"')
 
 
 # --------------------------------------------------------------------------------------------------------- templates
