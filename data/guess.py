@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from data.files.documents import readable
 from data.readers import conll
 from data.readers.cells import NAMES
 from data.readers.encoding import check_encoding, probable_encoding
-from data.readers.lines import is_packed
+from data.readers.lines import is_packed, unpacking
 from data.readers.records import Record, Table
 from data.readers.tables import ASK_FOR_QUOTING, COLUMNAR, DELIMITERS, Dialect, open_table
 from data.template import is_missing
@@ -167,11 +166,8 @@ def _encoding(file: Path) -> tuple[str, str]:
             while line := stream.readline(limits.RECORD_CHARACTERS):  # of a longer one the readers tell
                 yield line
 
-    with readable(file):
-        try:
-            return probable_encoding(lines(), str(file), file.name, "Or give the right one with --encoding.")
-        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise UserError(f"{file}: the compressed file is damaged or cut off ({error}).") from error
+    with readable(file), unpacking(str(file)):
+        return probable_encoding(lines(), str(file), file.name, "Or give the right one with --encoding.")
 
 
 def _delimiter(file: Path, dialect: Dialect) -> str:

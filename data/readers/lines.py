@@ -100,13 +100,18 @@ class Lines:
 
     @contextmanager
     def _reading(self, place: Callable[[], str]) -> Iterator[None]:
-        with readable(self.name):
-            try:
-                yield
-            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-                raise UserError(
-                    f"{self.name}: the compressed file is damaged or cut off {place()} ({str(error).rstrip('.')})."
-                ) from error
+        with readable(self.name), unpacking(self.name, place):
+            yield
+
+
+@contextmanager
+def unpacking(name: str, place: Callable[[], str] = str) -> Iterator[None]:
+    """Make one UserError of what reading a compressed file raises if it is damaged; ``place`` says where."""
+    try:
+        yield
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        where = f"damaged or cut off {place()}".rstrip()
+        raise UserError(f"{name}: the compressed file is {where} ({str(error).rstrip('.')}).") from error
 
 
 class _Utf8Check:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -33,7 +32,7 @@ from data.files.archive import is_tarball, iterate_tarball
 from data.files.documents import parse_line, read_bytes, readable
 from data.readers.align import AnnotatedWord, align
 from data.readers.encoding import START, not_text, not_utf8
-from data.readers.lines import is_packed
+from data.readers.lines import is_packed, unpacking
 
 INTENTS: tuple[str, ...] = (
     "alarm_query",
@@ -287,11 +286,8 @@ def _find(path: Path) -> tuple[str, bytes]:
 
 
 def _unpacked(path: Path) -> bytes:
-    try:
-        with gzip.open(path) as file:
-            content = file.read(limits.TAR_MEMBER_BYTES + 1)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: the compressed file is damaged or cut off ({str(error).rstrip('.')}).") from error
+    with unpacking(str(path)), gzip.open(path) as file:
+        content = file.read(limits.TAR_MEMBER_BYTES + 1)
     if len(content) > limits.TAR_MEMBER_BYTES:
         raise UserError(f"{path}: more than {limits.TAR_MEMBER_BYTES:,} bytes when unpacked, the limit.")
     return content

@@ -154,6 +154,13 @@ def test_the_export_of_a_rank_file_ends_a_text_as_in_training(template, tmp_path
     assert encode_pieces(TEMPLATES[template].end, exported) == end == [exported.eos_id]
 
 
+def test_a_rank_file_whose_tokens_have_other_names_is_left_as_it_is(tmp_path):
+    write_tiny_rank_file(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    complete_tokenizer(tmp_path, 64)
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_conversion_has_a_tokenizer_json(named, tmp_path):
     ours = load_tokenizer(train(tmp_path))

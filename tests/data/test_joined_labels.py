@@ -26,6 +26,7 @@ from data.tasks import ClassField, MultiField, Task
         (["a/x", "a/y", "b/x", "b/y"], None),  # no part is a label
         (["a", "a/x", "a/y", "b/x", "b/y"], None),  # one of four is
         (["1", "2", "5", "1,5", "2,5", "1/2"], None),
+        (["1", "2", "5", "1;5", "2;5"], "2 topics labels: '1;5', '2;5' seem to be several labels with ';'"),
         (["x", "y", "x;z", "[x", "x]"], None),
     ],
 )

@@ -208,6 +208,7 @@ def test_with_more_labels_than_the_row_holds_the_first_advice_is_to_list_none():
     assert not prepare(examples, task, bare, ByteTokenizer(), shorter).truncated.any()
     scored = refusal(1000, with_labels=False, max_new_tokens=20)
     assert "Give --list_labels off (for a model that is fine-tuned so); or" in scored
+    assert "; or a smaller --max_new_tokens." in scored and "--max_new_tokens" not in refusal(1000)
 
 
 def test_lists_that_are_not_the_cause_are_not_to_be_left_out():

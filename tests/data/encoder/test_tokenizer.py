@@ -188,6 +188,8 @@ def test_a_class_without_options_is_what_tokenizer_json_says(name, lower, bert_f
     ours = load_encoder_tokenizer(folder)
     for text in ("Wake Été", "wake", "FRIDAY"):
         assert ours.encode(text) == stated.encode(text) == reference.encode(text, add_special_tokens=False)
+    (folder / "tokenizer.json").unlink()  # vocab.txt alone says nothing: there the option counts
+    assert load_encoder_tokenizer(folder).encode("Wake") != stated.encode("Wake")
 
 
 @pytest.mark.parametrize("layout", ["tokenizer.json", "vocab.txt"])
