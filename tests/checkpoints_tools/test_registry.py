@@ -113,6 +113,8 @@ def test_a_new_architecture_is_one_entry(new_entry: NewConfig, helpers, tmp_path
     state.write(tmp_path / "step_000002")
     weights = Weights(tmp_path / "step_000002", base=tmp_path / "out", is_training=True)
     assert model_config(weights, get_model_spec("new"), needed=False) == (new_entry, None)
+    with pytest.raises(UserError, match="of the .new. architecture, --model roberta is of .roberta."):
+        model_config(weights, get_model_spec("roberta"), needed=False)
     check_divides(new_entry, 4)
     with pytest.raises(UserError, match="--tp 3: 20 experts do not divide"):
         check_divides(new_entry, 3)

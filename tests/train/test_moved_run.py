@@ -12,10 +12,13 @@ import pytest
 import torch.distributed as dist
 
 from checkpoints_tools.checksums import write_checksums
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.registry import architecture_of
 from data.errors import UserError
 from eval.weights import find_weights
 from tests.launching import ROOT, TICKETS, call_main
 from train import together
+from train.checkpointing.base import tokenizer_in_run
 from train.checkpointing.checkpoint import RUN_FILE, read_state, steps_in
 from train.resolve import load_config
 from train.setup import open_run
@@ -257,6 +260,9 @@ def test_a_runs_own_export_has_its_tokenizer_in_other_files(alone: tuple[Path, T
     first, last = run / "checkpoints/step_000001", run / "checkpoints/step_000002"
     assert find_weights(first).base == run / "export"
     started = read_state(first).identity["tokenizer"]
+    tokenizer = architecture_of(read_config(run / "export")).load_tokenizer(run / "export")
+    assert tokenizer_in_run(tokenizer, run / "export", run) == started != tokenizer.fingerprint
+    assert tokenizer_in_run(tokenizer, run / "export", tmp_path) == tokenizer.fingerprint, "another run begins with it"
     resume()
     assert read_state(last).identity["tokenizer"] == started
     again = Path(shutil.move(run, tmp_path / "again"))
