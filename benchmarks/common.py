@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-import tyro
 
 from checkpoints_tools.convert import convert
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained
+from data.command_line import cli
 from data.errors import UserError
 from data.example import Example
 from data.files.paths import PathText, parsed_paths
@@ -255,7 +255,7 @@ def run_program(
     """
     argv = sys.argv[1:] if argv is None else argv
     open_streams()
-    given = tyro.cli(options, args=argv, prog=f"python -m benchmarks.{name}", use_underscores=True)
+    given = cli(options, argv, prog=f"python -m benchmarks.{name}")
     try:
         return run(parsed_paths(given), argv) or 0
     except UserError as error:

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from data.answers import entities
+from data.command_line import cli
 from data.errors import UserError
 from data.example import Example
 from data.readers.massive import INTENTS, MISMATCHES, OTHER, SLOT_TYPES, UTTERANCES_IN_RELEASE, read_massive
@@ -207,7 +206,7 @@ def page(args: CountArgs) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     open_streams()
-    args = tyro.cli(CountArgs, args=argv, prog="python -m benchmarks.data_counts", use_underscores=True)
+    args = cli(CountArgs, argv, prog="python -m benchmarks.data_counts")
     try:
         text = page(args)
     except UserError as error:

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from benchmarks.common import RESULTS, ROOT, say, table, write_result
 from benchmarks.finetune import call, read_log, run_once, train_once
+from data.command_line import cli
 from data.errors import UserError
 from eval.combine import combine
 from eval.report import figures
@@ -98,7 +97,7 @@ class Run:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+    options = cli(Options, description=__doc__)
     if not options.tabulate:
         if len(options.prefix) > 1:
             raise UserError("several --prefix are for --tabulate: train one recipe at a time.")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from benchmarks.common import RESULTS, ROOT, load_average, say, table, write_result
+from data.command_line import cli
 from data.errors import UserError
 from eval.metrics import main_figures
 from eval.results import read_results, stored_task
@@ -62,7 +62,7 @@ class Options:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__, use_underscores=True)
+    options = cli(Options, description=__doc__)
     load = load_average()
     folder = options.output or ROOT / "runs" / f"finetune_{options.task}"
     common = ["--model", "smollm2_135m", "--task", options.task, "--data", options.data]

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import tyro
 
+from data.command_line import cli
+
 
 @dataclass
 class Options:
@@ -29,7 +31,7 @@ class Options:
 
 
 def main() -> None:
-    options = tyro.cli(Options, prog="python -m benchmarks.gguf_server", use_underscores=True)
+    options = cli(Options, prog="python -m benchmarks.gguf_server")
     try:
         import xllamacpp
     except ImportError:

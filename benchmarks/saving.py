@@ -25,11 +25,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import tyro
 
 from benchmarks.common import load_average, say, table, write_result
 from benchmarks.host_memory import anonymous_bytes
 from checkpoints_tools.registry import get_model_spec
+from data.command_line import cli
 from data.decoder.samples import SampleSet
 from data.loader import StepLoader
 from train.checkpointing.checkpoint import RunState, step_folder
@@ -181,7 +181,7 @@ The first save in the background also makes the copy: training stood still for {
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.saving", use_underscores=True)
+    args = cli(Args, argv, prog="python -m benchmarks.saving")
     load = load_average()
     folder = Path(tempfile.mkdtemp(prefix="saving-", dir=args.folder))
     with socket.socket() as free:

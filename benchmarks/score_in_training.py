@@ -28,12 +28,12 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-import tyro
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train.parallel.parallelize
 from benchmarks.common import load_average, say, size_of, table, write_result
+from data.command_line import cli
 from data.packing import balance_counts
 from eval.decoder.decode import Decoded, greedy_decode
 from eval.decoder.tensor_parallel import copy_for_scoring
@@ -233,7 +233,7 @@ def report(runs: dict[str, Run], bench: Bench) -> str:
 
 def main() -> None:
     argv = sys.argv[1:]
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.score_in_training", use_underscores=True)
+    args = cli(Args, argv, prog="python -m benchmarks.score_in_training")
     torch.set_num_threads(1)
     load = load_average()
     bench = Bench(args, start(torch.device("cpu")))

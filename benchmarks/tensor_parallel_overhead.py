@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import tyro
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.common import in_turn, load_average, table, write_result
+from data.command_line import cli
 from eval.decoder.decode import greedy_decode
 from eval.decoder.tensor_parallel import to_plain_tensors
 from model.llama import Llama, LlamaConfig
@@ -46,7 +46,7 @@ class Args:
 
 def main() -> None:
     argv = sys.argv[1:]
-    args = tyro.cli(Args, args=argv, prog="python -m benchmarks.tensor_parallel_overhead", use_underscores=True)
+    args = cli(Args, argv, prog="python -m benchmarks.tensor_parallel_overhead")
     torch.set_num_threads(1)
     load = load_average()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=N_RANKS)

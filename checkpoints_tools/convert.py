@@ -40,6 +40,7 @@ from checkpoints_tools.registry import architecture_of
 from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_finite, staged_folder
+from data.command_line import cli
 from data.commands import command, ours
 from data.errors import UserError
 from data.files.documents import permitted
@@ -148,7 +149,7 @@ def _read(source: Source, name: str) -> torch.Tensor:
 def main(argv: list[str] | None = None) -> int:
     open_streams()
     show_logs()
-    args = tyro.cli(ConvertArgs, args=argv, prog="python -m checkpoints_tools.convert", use_underscores=True)
+    args = cli(ConvertArgs, argv, prog="python -m checkpoints_tools.convert")
     start = time.perf_counter()
     try:
         args = parsed_paths(args)

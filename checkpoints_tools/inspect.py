@@ -35,6 +35,7 @@ from checkpoints_tools.checksums import (
 from checkpoints_tools.convert import open_source
 from checkpoints_tools.sharded import METADATA, read_metadata
 from checkpoints_tools.source import TensorInfo, expected_shapes, find_problems
+from data.command_line import cli
 from data.errors import UserError
 from data.files.documents import permitted
 from data.files.paths import parsed_paths
@@ -140,7 +141,7 @@ def use_checksums(folder: Path, what: Literal["check", "write"]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     open_streams()
-    args = tyro.cli(InspectArgs, args=argv, prog="python -m checkpoints_tools.inspect", use_underscores=True)
+    args = cli(InspectArgs, argv, prog="python -m checkpoints_tools.inspect")
     try:
         with permitted():
             args = parsed_paths(args)

@@ -24,6 +24,7 @@ import tyro
 from rich.table import Table
 
 from data import progress, terminal
+from data.command_line import cli
 from data.errors import UserError
 from data.files.documents import permitted
 from data.files.paths import PathText, parsed_paths
@@ -190,7 +191,7 @@ def report(found: Sequence[Finding]) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     terminal.open_streams()
-    args = tyro.cli(CheckArgs, args=argv, prog="python -m data.check", use_underscores=True)
+    args = cli(CheckArgs, argv, prog="python -m data.check")
     try:
         args = parsed_paths(args)
         if args.row_length is not None and args.checkpoint is None:

@@ -39,6 +39,7 @@ import tyro
 from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from data import terminal
+from data.command_line import cli
 from data.commands import command
 from data.errors import UserError
 from data.files import limits
@@ -346,7 +347,7 @@ class DownloadArgs:
 
 def main(argv: list[str] | None = None) -> int:
     terminal.open_streams()
-    args = tyro.cli(DownloadArgs, args=argv, prog="python -m data.download", use_underscores=True)
+    args = cli(DownloadArgs, argv, prog="python -m data.download")
     terminal.show_logs("stderr")
     try:
         if args.from_hub and args.release == "20ng":

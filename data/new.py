@@ -21,6 +21,7 @@ import tyro
 from data import terminal
 from data.characters import is_text
 from data.column import Column
+from data.command_line import cli
 from data.commands import command, python, quoted
 from data.errors import UserError, shortened
 from data.files.documents import permitted, readable
@@ -216,7 +217,7 @@ def _shown(text: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     terminal.open_streams()
-    args = tyro.cli(NewArgs, args=argv, prog="python -m data.new", use_underscores=True)
+    args = cli(NewArgs, argv, prog="python -m data.new")
     terminal.show_logs("stderr")
     try:
         args = parsed_paths(args)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import tyro
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from data.command_line import cli
 from data.errors import UserError
 from data.example import Example
 from data.files.paths import PathText, parsed_paths
@@ -254,12 +253,10 @@ def _run(
 
 def main() -> None:
     set_up_logging()
-    config = tyro.cli(
+    config = cli(
         BaselineConfig,
         prog="python -m eval.baselines",
         description="Train and score the baselines: majority class, and TF-IDF with logistic regression.",
-        use_underscores=True,
-        args=sys.argv[1:],
     )
     config = parsed_paths(config)
     show_comparison(run_baselines(config))

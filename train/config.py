@@ -273,4 +273,8 @@ FREE_ON_RESUME = frozenset(
     " checkpoint data task".split()
 )
 
-DESCRIPTION = "Fine-tune a model on a text-classification task. Run alone or under torchrun."
+_OF_RECIPES = sorted({option for recipe in (*RECIPES.values(), *OWN_TASK.values()) for option in recipe})
+DESCRIPTION = f"""Fine-tune a model on a text-classification task. Run alone or under torchrun.
+
+The model's recipe for the task has other defaults than those below for some of {", ".join(_OF_RECIPES)}. The run's
+config.toml has every value used."""

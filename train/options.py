@@ -27,6 +27,7 @@ import tomlkit
 import tyro
 
 from data.characters import is_text
+from data.command_line import cli
 from data.errors import UserError, nearest
 from data.files import limits
 from data.files.documents import parse_toml, read_bytes
@@ -106,12 +107,11 @@ def parse(cls: type[T], layer: Sequence[Words], default: T | None = None, descri
 
     Exits after printing the help or tyro's error message, if there is one.
     """
-    return tyro.cli(
+    return cli(
         cls,
         args=[word for words in layer for word in _as_flag(words, options_of(cls))],
         default=cls() if default is None else default,
         description=description,
-        use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
 

@@ -19,6 +19,7 @@ from typing import Annotated
 import tyro
 
 from data import terminal
+from data.command_line import cli
 from data.errors import UserError
 from data.files.paths import PathText, parsed_paths
 
@@ -62,7 +63,7 @@ def write_report(args: PageArgs) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     terminal.open_streams()
-    args = tyro.cli(PageArgs, args=argv, prog=PROGRAM, use_underscores=True)
+    args = cli(PageArgs, argv, prog=PROGRAM)
     terminal.show_logs("stderr")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its notes on fonts and folders say nothing of a run
     try:

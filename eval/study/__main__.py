@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from data import terminal
+from data.command_line import cli
 from data.commands import python, quoted
 from data.errors import UserError
 from data.files.paths import parsed_paths
@@ -36,11 +37,7 @@ class StudyArgs:
 
 
 def main() -> None:
-    args = parsed_paths(
-        tyro.cli(
-            StudyArgs, args=sys.argv[1:], prog="python -m eval.study", description=DESCRIPTION, use_underscores=True
-        )
-    )
+    args = parsed_paths(cli(StudyArgs, prog="python -m eval.study", description=DESCRIPTION))
     if args.dry_run and args.table:
         raise UserError("--dry_run and --table: give one of the two.")
     if args.jobs < 1:
