@@ -21,7 +21,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # Values in the arguments of one call. (A tensor's: some 30.)
 ARGUMENTS = 1_000
-TRUSTED = "If you trust where the file is from, open it with PyTorch there and save its state_dict as safetensors."
+TRUSTED = "If you trust where the file is from, open it with PyTorch there and save its state_dict as safetensors"
 
 
 class Unusable(ValueError):
@@ -59,7 +59,7 @@ def decode(
         check_size(found, steps)
         return found
     except Unusable as error:
-        raise UserError(f"{where} {error}. It was not read.") from None
+        raise UserError(f"{where} {error}. The file was not read.") from None
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         # genops: a step is unknown or cut off; take: a step needs a value, or an earlier one, that is not there.
         reason = str(error).splitlines()[0] if isinstance(error, ValueError) else f"{type(error).__name__} {error}"

@@ -140,7 +140,7 @@ def _read_metadata(path: Path, modified: int, size: int) -> Metadata:
     try:
         return _metadata(record)
     except Unusable as error:
-        raise UserError(f"{path} {error}. It was not read.") from None
+        raise UserError(f"{path} {error}. The file was not read.") from None
 
 
 @dataclass(eq=False)  # it stands in the keys of a dict
