@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,7 +16,7 @@ from typing import Any, TypeVar, cast
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-from checkpoints_tools.tokenizer_files import byte_level_tokenizer, write_tokenizer_files
+from checkpoints_tools.tokenizer_files import byte_level_tokenizer, copy_tokenizer, write_tokenizer_files
 from data import sentencepiece_model
 from data.added_tokens import refusals_named
 from data.errors import UserError
@@ -55,7 +54,7 @@ def write_meta_tokenizer(source: Path, folder: Path, max_length: int) -> None:
     found = [place / "tokenizer.model" for place in (source, source.parent) if (place / "tokenizer.model").is_file()]
     if not found:
         raise UserError(f"no tokenizer.model in {source} or the folder above it; name one with --tokenizer")
-    shutil.copyfile(found[0], folder / "tokenizer.model")
+    copy_tokenizer(found[0], folder)
     write_tokenizer_json(folder, max_length)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.json_files import write_json
 from data.errors import UserError
 from data.rank_file import LLAMA3_SPLIT
+from data.tokenizer_files import read_files
 
 # Each of these is a tokenizer.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -67,18 +67,20 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy a tokenizer (one file, or all tokenizer files of a folder) into a folder.
 
     Raises:
-        UserError: no tokenizer in ``source``.
+        UserError: no tokenizer in ``source``, or a file that cannot be read or is a Git LFS pointer.
     """
     if source.is_file():
         if source.name not in TOKENIZERS:
             raise UserError(f"{source} is not a tokenizer file; known names: {', '.join(TOKENIZERS)}")
-        shutil.copyfile(source, folder / source.name)
-        return
-    if not any((source / name).is_file() for name in TOKENIZERS):
-        raise UserError(f"{source} has no tokenizer ({' or '.join(TOKENIZERS)}); name another folder with --tokenizer")
-    for name in TOKENIZERS + COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+        files = read_files(source.parent, [source.name])
+    else:
+        files = read_files(source, TOKENIZERS + COMPANIONS)
+        if not files.keys() & set(TOKENIZERS):
+            raise UserError(
+                f"{source} has no tokenizer ({' or '.join(TOKENIZERS)}); name another folder with --tokenizer"
+            )
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def byte_level_tokenizer(

@@ -220,6 +220,18 @@ def test_an_interrupt_is_no_traceback(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == f"stopped; {tmp_path / 'new'} was not made.\n"
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["of the source", "of --tokenizer"])
+def test_a_tokenizer_file_that_cannot_be_read_is_named(hf_folder, tmp_path, named):
+    folder, _ = hf_folder()
+    unreadable = folder / "tokenizer.json"
+    unreadable.unlink()
+    unreadable.symlink_to("/proc/self/mem")  # a file of which reading the first byte fails, also for root
+    with pytest.raises(UserError) as error:
+        convert(folder, tmp_path / "out", tokenizer=unreadable if named else None)
+    assert str(error.value) == f"cannot read {unreadable}: Input/output error."
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 def test_staged_folder_appears_at_the_end(tmp_path):
     with staged_folder(tmp_path / "a" / "b") as staging:
         (staging / "x").write_text("x")
