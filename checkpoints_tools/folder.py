@@ -173,6 +173,8 @@ def _weight_files(folder: Path, how: str) -> tuple[list[Path], str | None]:
     ending, single, index = BIN if _is_bin(folder) else SAFETENSORS
     pattern = "pytorch_model*.bin" if ending == "bin" else "*.safetensors"
     there = sorted(path.name for path in folder.glob(pattern) if not path.name.startswith("adapter_model."))
+    if (adapter := describe_adapter(folder, bool(there or [*folder.glob("pytorch_model*.bin")]))) is not None:
+        raise UserError(f"{adapter}.")
     numbered = [m for name in there if (m := re.fullmatch(rf"(.+)-(\d+)-of-(\d+)\.{ending}", name))]
     has_index = (folder / index).is_file()
     wanted = sorted(set(read_json(folder / index, _Index).weight_map.values())) if has_index else []
@@ -198,8 +200,6 @@ def _weight_files(folder: Path, how: str) -> tuple[list[Path], str | None]:
         wanted = [f"{stem}-{k:0{width}d}-of-{total}.{ending}" for k in range(1, int(total) + 1)]
     elif len(there) == 1:
         wanted = there
-    elif not there and (adapter := describe_adapter(folder)) is not None:
-        raise UserError(f"{adapter}.")
     else:
         others = any(folder.glob("*.bin"))
         hint = " (it has .bin files, none of which is called pytorch_model.bin)" if others else ""

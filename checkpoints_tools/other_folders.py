@@ -73,8 +73,12 @@ def _describe_name(path: Path) -> str | None:
     )
 
 
-def describe_adapter(folder: Path) -> str | None:
-    """For the folder of a LoRA (or another adapter of peft); None for any other."""
+def describe_adapter(folder: Path, beside: bool = False) -> str | None:
+    """For the folder of a LoRA (or another adapter of peft); None for any other.
+
+    Args:
+        beside: the folder has the weights of a model as well.
+    """
     if not (folder / ADAPTER).is_file() and not any(folder.glob("adapter_model.*")):
         return None
     try:
@@ -82,9 +86,13 @@ def describe_adapter(folder: Path) -> str | None:
     except UserError:
         about = _Adapter()
     kind, base = about.peft_type or "LoRA", about.base_model_name_or_path or "its base model"
+    what, else_ = "not a model", ""
+    if beside:  # transformers would add the adapter to the weights
+        what = "beside a model's weights, which are not the fine-tuned model without it"
+        else_ = f". If they are merged already, or wanted without it, move {ADAPTER} and adapter_model.* elsewhere"
     return (
-        f"{folder} holds an adapter ({kind}) for {base}, not a model. Merge the two and name the folder of the result: "
-        "AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload().save_pretrained(FOLDER) with peft"
+        f"{folder} holds an adapter ({kind}) for {base}, {what}. Merge the two and name the folder of the result: "
+        f"AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload().save_pretrained(FOLDER) with peft{else_}"
     )
 
 

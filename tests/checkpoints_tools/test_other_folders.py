@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_tools.convert import open_source
+from checkpoints_tools.convert import convert, open_source
 from checkpoints_tools.folder import check_folder
 from checkpoints_tools.load import open_checkpoint
 from checkpoints_tools.registry import get_model_spec
@@ -87,6 +87,23 @@ def test_what_a_folder_is(kind, tmp_path):
     if kind not in ("any folder", "adapter of a trainer"):
         with pytest.raises(UserError, match=message):
             open_source(folder)
+
+
+def test_an_adapter_beside_a_models_weights(tmp_path, hf_folder):
+    """transformers would add it to them; a merge that was saved into the same folder looks the same."""
+    folder, _ = hf_folder()
+    lora(folder)
+    message = (
+        r"holds an adapter \(LORA\) for some/base, beside a model's weights.*Merge the two .*merge_and_unload.*"
+        r"move adapter_config.json and adapter_model.\* elsewhere\.$"
+    )
+    for use in (open_checkpoint, open_source, lambda folder: convert(folder, tmp_path / "out")):
+        with pytest.raises(UserError, match=message):
+            use(folder)
+    assert not (tmp_path / "out").exists()
+    for path in folder.glob("adapter_*"):
+        path.unlink()
+    open_checkpoint(folder)
 
 
 def test_a_run_folder(tmp_path):
