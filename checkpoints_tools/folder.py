@@ -42,6 +42,7 @@ from checkpoints_tools.torch_files import load_tensors
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import read_json
+from data.files.listing import files_found
 
 log = logging.getLogger(__name__)
 
@@ -127,12 +128,11 @@ def _no_checkpoint(folder: Path, spec: ModelSpec | None) -> str:
     if what is not None:
         return f"{what}."
     if folder.is_dir():
-        there = ", ".join(sorted(p.name for p in folder.iterdir())[:12])
-        if not there:
+        if not any(folder.iterdir()):
             return f"{folder} is empty.\n{how_to_get(folder, spec)}"
         weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
         how = f"\n{how_to_complete(folder, spec)}" if weights else ""
-        return f"{folder} has no config.json, so it is not a checkpoint folder; it holds {there}.{how}"
+        return f"{folder} has no config.json, so it is not a checkpoint folder; it holds {files_found(folder)}.{how}"
     around = folder.absolute().parent
     beside = sorted(str(p.parent) for name in ("config", "params") for p in around.glob(f"*/{name}.json"))
     found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
@@ -207,7 +207,7 @@ def _weight_files(folder: Path, how: str) -> tuple[list[Path], str | None]:
         raise UserError(f"{folder} has {found}{hint}{note}.\n{how}")
     missing = [name for name in wanted if not (folder / name).is_file()]
     if missing:
-        names = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        names = files_found(folder, missing[:8] + ["..."] * (len(missing) > 8))
         raise UserError(
             f"{folder} is incomplete: {len(missing)} of its {len(wanted)} weight files are missing: {names}{note}."
             f"\n{how}"

@@ -11,6 +11,7 @@ from msgspec import Struct
 from checkpoints_tools.formats import is_gguf, is_meta_folder
 from data.errors import UserError
 from data.files.documents import read_json
+from data.files.listing import files_found, link_of
 
 SHOWN = 8  # paths named in a message
 ADAPTER = "adapter_config.json"
@@ -40,6 +41,8 @@ class _Config(Struct):
 
 def describe(path: Path) -> str | None:
     """What a path is that is no checkpoint folder; None if it is nothing known: missing, empty, or any other folder."""
+    if link := link_of(path):
+        return f"{path} is {link}"
     if path.is_file():
         return _describe_file(path)
     if not path.is_dir():
@@ -104,7 +107,9 @@ def _hub_cache(folder: Path) -> str | None:
         return None
     snapshots = [path.parent for repo in repositories for path in sorted(repo.glob("snapshots/*/config.json"))]
     if not snapshots:
-        return f"{folder} is a cache folder of huggingface_hub, and no snapshot in it has a config.json"
+        inside = [path for repo in repositories for path in sorted(repo.glob("snapshots/*/"))]
+        found = f"; {inside[0]} holds {files_found(inside[0])}" if inside else ""
+        return f"{folder} is a cache folder of huggingface_hub, and no snapshot in it has a config.json{found}"
     return f"{folder} is a cache folder of huggingface_hub. Name a checkpoint in it: {_listed(snapshots)}"
 
 

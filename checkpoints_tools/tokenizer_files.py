@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.json_files import write_json
 from data.errors import UserError
+from data.files.listing import files_found
 from data.rank_file import LLAMA3_SPLIT
 from data.tokenizer_files import read_files
 
@@ -77,7 +78,8 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         files = read_files(source, TOKENIZERS + COMPANIONS)
         if not files.keys() & set(TOKENIZERS):
             raise UserError(
-                f"{source} has no tokenizer ({' or '.join(TOKENIZERS)}); name another folder with --tokenizer"
+                f"{source} has no tokenizer ({' or '.join(TOKENIZERS)}); name another folder with --tokenizer. "
+                f"Found: {files_found(source)}."
             )
     for name, content in files.items():
         (folder / name).write_bytes(content)

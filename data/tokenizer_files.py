@@ -115,13 +115,6 @@ def read_files(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
     return files
 
 
-def files_found(folder: Path) -> str:
-    """The names of the folder's files, for an error message."""
-    if not folder.is_dir():
-        return "no such folder"
-    return ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
-
-
 def damaged(path: Path, what: str) -> UserError:
     """The error for an unusable tokenizer file; ``what`` says why."""
     return UserError(f"{path} ({path.stat().st_size:,} bytes) is {what}: download it again.")

@@ -30,7 +30,8 @@ from data.added_tokens import AddedTokens, Library, WordFinder, looks_like_contr
 from data.characters import whole_characters
 from data.decoder.pieces import json_pieces, sentence_pieces
 from data.errors import UserError
-from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
+from data.files.listing import files_found
+from data.tokenizer_files import damaged, parse_json, read_files, token_text
 
 # All files that a tokenizer may have; `save` copies those that exist.
 TOKENIZER_FILES = (

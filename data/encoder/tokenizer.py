@@ -37,8 +37,9 @@ from tokenizers import pre_tokenizers
 from data.added_tokens import Library, read_added_tokens
 from data.characters import whole_characters
 from data.errors import UserError
+from data.files.listing import files_found
 from data.json_text import to_json
-from data.tokenizer_files import damaged, files_found, parse_json, read_files, token_text
+from data.tokenizer_files import damaged, parse_json, read_files, token_text
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from checkpoints_tools.convert import convert, open_source
 from checkpoints_tools.folder import check_folder
 from checkpoints_tools.load import open_checkpoint
 from checkpoints_tools.registry import get_model_spec
+from checkpoints_tools.tokenizer_files import copy_tokenizer
+from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from eval.weights import find_weights
 
@@ -104,6 +107,42 @@ def test_an_adapter_beside_a_models_weights(tmp_path, hf_folder):
     for path in folder.glob("adapter_*"):
         path.unlink()
     open_checkpoint(folder)
+
+
+def test_links_that_lead_nowhere(tmp_path, hf_folder):
+    """A snapshot of the hub's cache links to files in another folder of it."""
+    folder, _ = hf_folder()
+    cache, copied = tmp_path / "models--a--b", tmp_path / "copied"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshots").mkdir()
+    folder.rename(cache / "snapshots" / "0123")
+    for path in (cache / "snapshots" / "0123").iterdir():
+        path.rename(cache / "blobs" / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    shutil.copytree(cache / "snapshots" / "0123", copied, symlinks=True)
+
+    def link(name: str) -> str:
+        return rf"{name} \(a link to ../../blobs/{name}, which does not exist\)"
+
+    advice = r"[^()]*copy the folder again, with `cp -rL`\."
+    open_checkpoint(cache / "snapshots" / "0123")
+    with pytest.raises(UserError, match=f"has no config.json.*; it holds {link('config.json')}, .*\\){advice}\n"):
+        open_checkpoint(copied)
+    with pytest.raises(UserError, match=f"No tokenizer in .*; found: .*{link('tokenizer.json')}, .*\\){advice} A "):
+        load_tokenizer(copied)
+    with pytest.raises(UserError, match=f"has no tokenizer .* Found: .*{link('tokenizer.json')}, .*\\){advice}$"):
+        copy_tokenizer(copied, tmp_path)
+    (copied / "config.json").unlink()
+    shutil.copy(cache / "blobs" / "config.json", copied)
+    with pytest.raises(UserError, match=f"weight files are missing: {link('model.safetensors')}{advice}\n"):
+        open_source(copied)
+    (cache / "blobs").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"no snapshot in it has a config.json; .*0123 holds .*{link('config.json')}"):
+        open_checkpoint(cache)
+    (tmp_path / "gone").symlink_to("nowhere")
+    for use in (open_checkpoint, open_source):
+        with pytest.raises(UserError, match="gone is a link to nowhere, which does not exist.?$"):
+            use(tmp_path / "gone")
 
 
 def test_a_run_folder(tmp_path):
