@@ -15,6 +15,7 @@ overwritten, and DST appears only when it is complete.
 from __future__ import annotations
 
 import math
+import re
 import signal
 import sys
 import time
@@ -31,12 +32,12 @@ from checkpoints_tools.folder import open_hf
 from checkpoints_tools.formats import is_gguf, is_meta_folder
 from checkpoints_tools.gguf_file import open_gguf
 from checkpoints_tools.hf_config import DTYPES
-from checkpoints_tools.load import preset_of
+from checkpoints_tools.load import check_fits_preset, preset_of
 from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.meta_tokenizer import complete_tokenizer
 from checkpoints_tools.other_folders import describe
 from checkpoints_tools.progress import ByteProgress
-from checkpoints_tools.registry import architecture_of
+from checkpoints_tools.registry import ModelConfig, architecture_of, get_model_spec
 from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_finite, staged_folder
@@ -111,7 +112,7 @@ def convert(
 
     Raises:
         UserError: see `open_source`; or tensors do not fit the config, or hold values that ``dtype`` cannot store; or
-            ``dst`` is not empty.
+            ``dst`` is not empty; or the tokenizer cannot be read, or has more tokens than the model.
     """
     refuse_non_empty(dst)
     source = open_source(src, own_tokenizer=tokenizer is None)
@@ -129,6 +130,7 @@ def convert(
         else:
             copy_tokenizer(tokenizer, folder)
         complete_tokenizer(folder, source.config.max_position)
+        _check_tokenizer(folder, source.config, tokenizer or source.path)
         writer = ShardWriter(folder, shard_bytes)
         sizes = {name: math.prod(shape) * to.itemsize for name, shape in expected_shapes(source.config).items()}
         with ByteProgress("converting", sum(sizes.values()), show=True) as progress:
@@ -140,6 +142,18 @@ def convert(
                 progress.advance(size)
         writer.close()
     return source
+
+
+def _check_tokenizer(folder: Path, config: ModelConfig, origin: Path) -> None:
+    """Check that the tokenizer in the new ``folder`` can be read and fits the model; messages name its ``origin``."""
+    spec = get_model_spec(config.family)
+    try:
+        check_fits_preset(config, spec.architecture.load_tokenizer(folder), spec, folder)
+    except UserError as error:
+        what = re.sub(rf"{re.escape(str(folder))}(/|: )?", "", str(error))
+        raise UserError(
+            f"the tokenizer of {origin} cannot be used: {what}\nTo take it from elsewhere: --tokenizer PATH"
+        ) from None
 
 
 def _read(source: Source, name: str) -> torch.Tensor:

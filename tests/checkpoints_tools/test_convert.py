@@ -232,6 +232,33 @@ def test_a_tokenizer_file_that_cannot_be_read_is_named(hf_folder, tmp_path, name
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n", "a Git LFS pointer"),
+        (b'{"model": {"type": "Unigram", "vocab": []}}', "cannot be used: tokenizer.json [^/]*Unigram"),
+        (b'{"model"', "cannot be used: tokenizer.json: not JSON"),
+        (None, "cannot be used: the tokenizer has 258 tokens, the model's embedding only 250"),
+    ],
+    ids=["pointer", "unknown kind", "truncated", "too large"],
+)
+def test_the_new_folder_has_a_tokenizer_that_can_be_used(
+    hf_folder, helpers, tmp_path, monkeypatch, content, message, capsys
+):
+    folder, _ = hf_folder(vocab_size=250 if content is None else 301, bos_token_id=1, eos_token_id=2)
+    if content is not None:
+        (folder / "tokenizer.json").write_bytes(content)
+    monkeypatch.setattr(convert_module.ShardWriter, "add", lambda *_: pytest.fail("a tensor was written before"))
+    with pytest.raises(UserError, match=message) as error:
+        convert(folder, tmp_path / "out")
+    assert str(folder) in str(error.value) and ".partial" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    monkeypatch.undo()
+    if content is not None:  # as the message advises
+        helpers.tokenizer().save_pretrained(tmp_path / "good")
+        assert main([str(folder), str(tmp_path / "out"), "--tokenizer", str(tmp_path / "good")]) == 0
+
+
 def test_staged_folder_appears_at_the_end(tmp_path):
     with staged_folder(tmp_path / "a" / "b") as staging:
         (staging / "x").write_text("x")
