@@ -60,7 +60,8 @@ class ConvertArgs:
     dst: Annotated[Path, tyro.conf.Positional]
     """Folder to write; must be empty or not exist."""
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
-    """Dtype to store. 'keep' unpacks a quantized GGUF to fp32, the only dtype that stores its values exactly."""
+    """Dtype to store. 'keep' changes no value: a tensor is stored in the checkpoint's dtype, or in its own if that
+    would round it. A quantized GGUF is unpacked to fp32."""
     tokenizer: Path | None = None
     """File or folder to take the tokenizer from, instead of SRC."""
     shard_gb: float = 5.0
@@ -121,7 +122,7 @@ def convert(
         raise UserError(f"{src} is an encoder's folder; train.py --checkpoint reads it without conversion")
     check_source(source)
     check_tied(source)
-    to = source.dtype if dtype == "keep" else DTYPES[dtype]
+    to, cast = (source.dtype, _kept) if dtype == "keep" else (DTYPES[dtype], torch.Tensor.to)
     with staged_folder(dst) as folder:
         architecture.write_config(folder, source.config, to, source.token_ids)
         carry_over(source.carried, folder, source.config.vocab_size, trained=False)
@@ -136,7 +137,7 @@ def convert(
         with ByteProgress("converting", sum(sizes.values()), show=True) as progress:
             for name, size in sizes.items():
                 theirs = architecture.to_theirs(name, source.config)
-                stored = source.read(name)[:].to(to)
+                stored = cast(source.read(name)[:], to)
                 require_finite(theirs, stored, partial(_read, source, name))
                 writer.add(theirs, stored)
                 progress.advance(size)
@@ -154,6 +155,12 @@ def _check_tokenizer(folder: Path, config: ModelConfig, origin: Path) -> None:
         raise UserError(
             f"the tokenizer of {origin} cannot be used: {what}\nTo take it from elsewhere: --tokenizer PATH"
         ) from None
+
+
+def _kept(values: torch.Tensor, common: torch.dtype) -> torch.Tensor:
+    """The tensor in the common dtype, or as it is if that would change a value: norms are often stored in fp32."""
+    stored = values.to(common)
+    return stored if (stored == values).all() else values
 
 
 def _read(source: Source, name: str) -> torch.Tensor:

@@ -100,7 +100,7 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
         if with_tokenizer:
             write_gguf_tokenizer(metadata, special, folder, str(path))
 
-    # Weights stored in fp16 or bf16 keep their dtype; only fp32 stores dequantized ones exactly.
+    # Matrices stored in fp16 or bf16 keep their dtype, beside norms in fp32; only fp32 stores dequantized ones exactly.
     types = {info.dtype for name, info in tensors.items() if not name.endswith("norm.weight")}
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16}.get(types.pop() if len(types) == 1 else "", torch.float32)
     return Source("GGUF file", path, config, tensors, dtype, read, write_tokenizer, _token_ids(special))

@@ -49,7 +49,8 @@ class Source:
         config: the checkpoint's config.
         tensors: our parameter name → shape and dtype, in the order in which reading is fastest. Tensors that the
             architecture does not have keep their own names, so that `compare_tensors` reports them.
-        dtype: dtype of the weights, or of the dequantized weights; ``--dtype keep`` writes it.
+        dtype: dtype of the weights, or of the dequantized weights. Some tensors may have another: ``--dtype keep``
+            writes those that this one would round as ``read`` returns them.
         read: our parameter name → the tensor, to be indexed with slices: ``read(name)[:]``, ``read(name)[0:8, 4:6]``.
             Indexing returns it on the CPU in our (half-rotation) layout and reads only the slice (of a GGUF file, which
             must be dequantized, the complete tensor).

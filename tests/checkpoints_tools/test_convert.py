@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints_tools import convert as convert_module
@@ -53,6 +53,32 @@ def test_dtype_is_what_was_asked_for(hf_folder, tmp_path):
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     assert torch.equal(stored["model.norm.weight"], reference.model.norm.weight.bfloat16())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("common", "n_dtypes"), [("float16", 2), ("bfloat16", 3), ("float32", 1)])
+def test_a_folder_of_several_dtypes_keeps_every_value(hf_folder, helpers, tmp_path, common, n_dtypes):
+    """Whatever config.json says: what its dtype stores exactly gets it, all else keeps its own."""
+    folder, _ = hf_folder()
+    tensors = load_file(folder / "model.safetensors")
+    kinds = (torch.float16, torch.bfloat16, torch.float32)
+    tensors = {name: tensor.to(kinds[i % 3]) for i, (name, tensor) in enumerate(tensors.items())}
+    tensors["model.norm.weight"] = torch.full((48,), 1.5)  # exact in all of them
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"dtype": common}))
+    source = convert(folder, tmp_path / "out")
+    assert source.dtype == getattr(torch, common)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored.keys() == tensors.keys() and all(torch.equal(stored[n].float(), tensors[n].float()) for n in tensors)
+    for name, tensor in tensors.items():
+        assert stored[name].dtype in (source.dtype, tensor.dtype)
+    assert stored["model.norm.weight"].dtype == source.dtype
+    assert len({tensor.dtype for tensor in stored.values()}) == n_dtypes
+    before, after = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (folder, tmp_path / "out"))
+    tokens = helpers.tokens()
+    expected = helpers.hf(before, tokens)
+    assert torch.equal(helpers.hf(after, tokens), expected)
+    torch.testing.assert_close(helpers.ours(helpers.load(tmp_path / "out"), tokens), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_values_that_the_dtype_cannot_store_are_refused(hf_folder, tmp_path, capsys):

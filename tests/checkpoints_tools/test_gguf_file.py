@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from checkpoints_tools.convert import convert, open_source
@@ -122,6 +123,29 @@ def test_dtype_is_the_smallest_that_is_exact(tmp_path, helpers, kind):
     found = helpers.ours(helpers.load(tmp_path / "out"), tokens)
     error = (found - helpers.hf(model, tokens)).abs().mean() / found.std()
     assert 0 < error < {"F16": 0.004, "BF16": 0.03, "Q8_0": 0.08, "Q4_1": 0.6}[kind]
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
+def test_every_value_is_kept(tmp_path, helpers, kind):
+    """llama.cpp always stores norms in fp32; transformers reads the same file."""
+    model = helpers.random_hf_model(hidden_size=96, intermediate_size=64, head_dim=32)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(1.5)  # exact in fp16 and bf16
+    path = write_gguf(tmp_path / "x.gguf", model, helpers, gguf.GGMLQuantizationType[kind])
+    source = convert(path, tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {t.dtype for n, t in stored.items() if not n.endswith("norm.weight")} == {source.dtype}
+    assert stored["model.norm.weight"].dtype == source.dtype
+    rounded = stored["model.layers.0.input_layernorm.weight"]
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded.half().float(), rounded)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf", dtype=torch.float32).eval()
+    expected = theirs.state_dict()
+    assert all(torch.equal(tensor.float(), expected[name]) for name, tensor in stored.items())
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    tokens = helpers.tokens()
+    assert torch.equal(helpers.hf(again, tokens), helpers.hf(theirs, tokens))
+    found = helpers.ours(helpers.load(tmp_path / "out"), tokens)
+    torch.testing.assert_close(found, helpers.hf(theirs, tokens), atol=2e-5, rtol=1e-5)
 
 
 def test_scaled_frequencies_are_recognized(tmp_path, helpers):
