@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from rich.console import RenderableType
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from data import terminal
 from data.errors import UserError
-from data.json_text import to_json
+from train.log_file import LogFile
 
 log = logging.getLogger(__name__)
 
@@ -115,13 +115,12 @@ class RunLog:
         tensorboard: bool,
     ) -> None:
         self._active = active
-        self._file: IO[str] | None = None
         self._board: Any = None
         self._progress: BarAndLine | None = None
         self._log_every, self._total, self._start_step = log_every, total_steps, start_step
         if not active:
             return
-        self._file = open(folder / "log.jsonl", "a" if resumed else "w", encoding="utf-8", buffering=1)
+        self._file = LogFile(folder / "log.jsonl", resumed)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -136,7 +135,7 @@ class RunLog:
         """Report one step; ``record["step"]`` counts from 1."""
         if not self._active:
             return
-        self._write({**record, "time": round(time.time(), 3)})
+        self._file.write({**record, "time": round(time.time(), 3)})
         if self._board is not None:
             for name, value in record.items():
                 if isinstance(value, int | float) and name not in ("step", "weighted"):
@@ -153,21 +152,17 @@ class RunLog:
         """Report something that is not a step, e.g. a held-out score."""
         if not self._active:
             return
-        self._write({"event": name, **values, "time": round(time.time(), 3)})
+        self._file.write({"event": name, **values, "time": round(time.time(), 3)})
         if self._board is not None:
             for key, value in values.items():
                 if isinstance(value, float) and "step" in values:
                     self._board.add_scalar(f"{name}/{key}", value, values["step"])
 
-    def _write(self, record: dict[str, Any]) -> None:
-        assert self._file is not None
-        self._file.write(to_json(record, ascii_only=True) + "\n")
-
     def close(self) -> None:
         terminal.stop_bar(self._progress)
         if self._board is not None:
             self._board.close()
-        if self._file is not None:
+        if self._active:
             self._file.close()
 
 
