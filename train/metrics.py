@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,9 @@ class RunLog:
         if not self._active:
             return
         self._file.write({**record, "time": round(time.time(), 3)})
-        if self._board is not None:
+        with self._drawing():
             for name, value in record.items():
-                if isinstance(value, int | float) and name not in ("step", "weighted"):
+                if self._board is not None and isinstance(value, int | float) and name not in ("step", "weighted"):
                     self._board.add_scalar(name, value, record["step"])
         parts = describe(record)
         if self._progress is not None:
@@ -153,15 +154,25 @@ class RunLog:
         if not self._active:
             return
         self._file.write({"event": name, **values, "time": round(time.time(), 3)})
-        if self._board is not None:
+        with self._drawing():
             for key, value in values.items():
-                if isinstance(value, float) and "step" in values:
+                if self._board is not None and isinstance(value, float) and "step" in values:
                     self._board.add_scalar(f"{name}/{key}", value, values["step"])
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Whatever TensorBoard's writer raises ends the drawing, not the run: its thread does not recover."""
+        try:
+            yield
+        except Exception as error:  # where TensorFlow is installed, a full disk is not an OSError
+            self._board = None
+            log.warning("warning: tensorboard/ gets no more figures: %s. log.jsonl has all of them.", error)
 
     def close(self) -> None:
         terminal.stop_bar(self._progress)
-        if self._board is not None:
-            self._board.close()
+        with self._drawing():
+            if self._board is not None:
+                self._board.close()
         if self._active:
             self._file.close()
 

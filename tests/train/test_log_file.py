@@ -172,3 +172,13 @@ def test_a_full_disk_hides_no_other_error(world: World, run: Path, monkeypatch: 
     with pytest.raises(RunStopped, match="step 36: the loss is nan"):
         trainer.run()
     assert FULL in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_under_tensorboard(world: World, run: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    pytest.importorskip("tensorboard")
+    trainer = make_trainer(run, world, steps=STEPS, tensorboard=True)
+    before_step(trainer, {3: lambda: fill(run), 36: (run / "filler").unlink}, monkeypatch)
+    trainer.run()
+    assert caplog.text.count("tensorboard/ gets no more figures: [Errno 28] No space left on device.") == 1
+    assert steps_in(run / "log.jsonl") == list(range(1, STEPS + 1)) and saved(run) == ["step_000040"]
