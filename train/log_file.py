@@ -23,7 +23,7 @@ class LogFile:
     again. No method raises OSError, since the run that writes has a checkpoint to save.
 
     Args:
-        resumed: go on with the file. Otherwise write it anew.
+        resumed: go on with the file, after its last whole line. Otherwise write it anew.
     """
 
     def __init__(self, path: Path, resumed: bool) -> None:
@@ -73,9 +73,14 @@ class LogFile:
 
     def _open(self) -> BinaryIO:
         file = open(self._path, "ab", buffering=0)
-        if not self._resumed:
-            file.truncate(0)
+        file.truncate(_whole_bytes(self._path) if self._resumed else 0)
         return cast(BinaryIO, file)
+
+
+def _whole_bytes(path: Path) -> int:
+    """Up to the last line break. A power cut, or older code on a full disk, leaves a part of a line behind it."""
+    with path.open("rb") as file:
+        return sum(len(line) for line in file if line.endswith(b"\n"))
 
 
 def _append(file: BinaryIO, line: bytes) -> None:

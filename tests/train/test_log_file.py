@@ -100,6 +100,24 @@ def test_a_file_that_cannot_be_opened_yet(path: Path, caplog: pytest.LogCaptureF
     assert "cannot be written: Is a directory" in caplog.messages[0] and len(caplog.messages) == 2
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", [5]),
+        ('{"n": 0}\n', [0, 5]),
+        ('{"n": 0}\n{"n": 1}\n{"n', [0, 1, 5]),
+        ('{"n": 0}\n\0\0\0\0', [0, 5]),
+        ('{"n', [5]),
+    ],
+)
+def test_a_resumed_run_goes_on_after_the_last_whole_line(path: Path, before: str, after: list[int]) -> None:
+    path.write_text(before)
+    log = LogFile(path, resumed=True)
+    log.write({"n": 5})
+    log.close()
+    assert numbers(path) == after
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 

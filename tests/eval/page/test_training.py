@@ -51,6 +51,14 @@ def test_a_cut_last_line_is_left_out(tmp_path):
     assert found.losses == {1: 2.0} and found.last_event == "stopped"
 
 
+def test_the_log_of_a_run_that_went_on_after_a_cut_line_is_read(tmp_path, capsys):
+    write_log(tmp_path, [1, 2])
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    write_log(tmp_path, [3, 4], resumed=True)
+    assert sorted(read_log(tmp_path / "log.jsonl").losses) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("text", ["", "{}\n", "x\n", '{"step": "1", "loss": 1}\n', '{"step": true, "loss": 1}\n'])
 def test_what_is_no_log_is_refused(tmp_path, text):
     (tmp_path / "log.jsonl").write_text(text)
