@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from checkpoints_tools.load import load_pretrained
 from data.errors import UserError
 from train.checkpointing import checkpoint
 from train.config import TrainConfig
+from train.finite import require_finite_start
 from train.fit_heads import fit_heads, fittable
 from train.optim.optimizer import OPTIMIZERS
 from train.parallel.distributed import World
@@ -28,16 +31,15 @@ def build_model(config: TrainConfig, setup: Setup, world: World) -> tuple[nn.Mod
         The model, and whether heads were fitted.
 
     Raises:
+        NotFinite: the weights to start from are NaN or infinite.
         UserError: the run takes no step, and the model has no new heads to fit, or others that would stay random.
     """
-    resume = setup.resume_from
+    resume, start_from = setup.resume_from, cast(Path, config.model.checkpoint)  # one is always named
     load: Callable[[nn.Module], object] | None = None
     fresh: list[str] = []  # parameters that the checkpoint to start from does not have
     if resume is not None:
         load = lambda model: checkpoint.load_model(resume, model)  # noqa: E731
     elif config.model.init == "pretrained":
-        start_from = config.model.checkpoint
-        assert start_from is not None, "options without a checkpoint are refused"
         load = lambda model: fresh.extend(  # noqa: E731
             load_pretrained(model, start_from, setup.spec, seed=config.train.seed)
         )
@@ -53,6 +55,8 @@ def build_model(config: TrainConfig, setup: Setup, world: World) -> tuple[nn.Mod
         load=load,
         seed=config.train.seed,
     )
+    if resume is None and load is not None:
+        require_finite_start(model, world.device, start_from)
     if resume is not None or not config.train.fit_heads:
         return model, False
     fields, random = fittable(model, fresh)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -34,14 +37,36 @@ def require_finite_weights(model: nn.Module, device: torch.device) -> None:
     Raises:
         NotFinite: on every rank.
     """
-    damaged = non_finite_parameters(model)
-    (n_damaged,) = all_sum([len(damaged)], device)
-    if n_damaged:
-        names = ", ".join(damaged[:NAMED]) or "tensors of other ranks"
+    if names := _damaged_on_any_rank(model, device):
         raise NotFinite(
             f"these weights hold NaN or infinite values, and were not saved: {names}. Usual cause: a learning rate "
             "that is too high."
         )
+
+
+def require_finite_start(model: nn.Module, device: torch.device, checkpoint: Path) -> None:
+    """Check all ranks' weights after they were loaded from ``checkpoint``. It reads each once, in less time than loading.
+
+    Raises:
+        NotFinite: on every rank.
+    """
+    if names := _damaged_on_any_rank(model, device):
+        raise NotFinite(
+            f"{checkpoint} cannot be trained: NaN or infinite values are in its {names}. The checkpoint is damaged, or "
+            "its training diverged: get it again, or use an earlier one."
+        )
+
+
+def _damaged_on_any_rank(model: nn.Module, device: torch.device) -> str:
+    """The parameters with NaN or infinite values, for a message; empty if there are none on any rank."""
+    damaged = non_finite_parameters(model)
+    if not any(all_sum([len(damaged)], device)):
+        return ""
+    everyone: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(everyone, damaged)
+    names = list(dict.fromkeys(name for rank in everyone for name in rank))
+    more = f" and {len(names) - NAMED} more tensors" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from data.encoder.samples import SampleSet
 from data.packing import pack, padded_length
 from data.progress import track
 from model.encoder import EncoderConfig
+from train.errors import NotFinite
 from train.parallel.parallelize import reshard
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ def fit_heads(model: nn.Module, fields: Container[str], samples: object, row_len
         fields: some of the first of `fittable`.
         samples: the encoder's samples, with their weights in the loss, if they have any.
         row_length: tokens of a row that is computed at once.
+
+    Raises:
+        NotFinite: what the encoder gives for the samples is NaN or infinite.
     """
     assert isinstance(samples, SampleSet), "only encoders have heads, and the options are refused for others"
     order = np.random.default_rng(seed).permutation(len(samples))
@@ -68,6 +72,11 @@ def fit_heads(model: nn.Module, fields: Container[str], samples: object, row_len
         keys = {name: key for name, key in heads.items() if needed[name] == n}
         inputs, targets = _inputs(model, keys, samples, order[:n], row_length)
         for name, key in keys.items():
+            if not np.isfinite(inputs[name]).all():
+                raise NotFinite(
+                    f"--fit_heads: the values computed for {name} are NaN or infinite, though all weights "
+                    "are finite. Try --precision fp32; if that does not help, the checkpoint is damaged."
+                )
             _fit_head(model, key, inputs[name], targets[name], samples.weights.get(name))
         log.info("heads fitted before the first step, on %s of %s examples: %s", f"{n:,}", f"{len(order):,}",
                  ", ".join(keys))  # fmt: skip

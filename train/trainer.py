@@ -82,8 +82,6 @@ class Trainer:
         sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
         self.saver = open_saver(config, sizes, setup.total_steps, setup.resume_from, world)
         self.again = resume_command(config)  # now: torchrun may have died when it is needed
-        if world.is_main:
-            write_resume_script(self.again, self.output)
         with self._explained("building the model"):
             self._build_model()
         if config.eval.eval_every:
@@ -91,6 +89,7 @@ class Trainer:
         if world.is_main:
             run_folder.write_config(self.output, written)
             setup.save_task(self.output)
+            write_resume_script(self.again, self.output)
         dist.barrier()
 
     def _build_model(self) -> None:
