@@ -14,6 +14,7 @@ import train.allocator  # noqa: F401  # before PyTorch is imported
 # isort: split
 import sys
 
+from data.example import hash_examples
 from data.terminal import open_streams
 from eval.config import DESCRIPTION, EvalConfig
 from train import stopping
@@ -48,7 +49,7 @@ from eval.partial import PartialAnswers, open_partial_answers
 from eval.plan import describe as describe_plan
 from eval.plan import make_plan
 from eval.progress import Progress
-from eval.provenance import hash_examples, hash_texts, versions
+from eval.provenance import hash_texts, versions
 from eval.report import compare, compare_command, show_details
 from eval.resolve import load_config
 from eval.results import Results, field_kinds, label_sets, other_labels, write_run

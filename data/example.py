@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from data.json_text import to_json
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,11 @@ class Example:
     @property
     def words(self) -> list[str]:
         return self.text.split()
+
+
+def hash_examples(examples: Sequence[Example]) -> str:
+    """A hash of what is scored: the examples in their order, with texts and gold labels."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(to_json(dataclasses.asdict(example), ascii_only=True).encode() + b"\n")
+    return digest.hexdigest()

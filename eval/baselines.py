@@ -29,13 +29,13 @@ from sklearn.pipeline import make_pipeline
 
 from data.command_line import cli
 from data.errors import UserError
-from data.example import Example
+from data.example import Example, hash_examples
 from data.files.paths import PathText, parsed_paths
 from data.source import draw_to_score, draw_to_train, holdout, load_examples
 from data.tasks import ClassField, MultiField, Task, TokenField, get_task
 from eval.metrics import Labels, compute_metrics
 from eval.output import check_free, output_folder
-from eval.provenance import hash_examples, hash_texts, versions
+from eval.provenance import hash_texts, versions
 from eval.report import compare_command, show_comparison
 from eval.results import Prediction, Results, field_kinds, other_labels, write_run
 from train.parallel.distributed import run_guarded, set_up_logging

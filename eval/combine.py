@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError
+from data.example import hash_examples
 from eval.output import check_free, output_folder
-from eval.provenance import hash_examples, place_of, versions
+from eval.provenance import place_of, versions
 from eval.results import (
     Prediction,
     Results,

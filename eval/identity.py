@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+from data.example import hash_examples
 from data.task_file import task_record
-from eval.provenance import hash_examples
 from eval.setup import ScoringSetup
 
 

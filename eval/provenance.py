@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import platform
 from collections.abc import Sequence
@@ -21,14 +20,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def hash_examples(examples: Sequence[Example]) -> str:
-    """A hash of what is scored: the examples in their order, with texts and gold labels."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(to_json(dataclasses.asdict(example), ascii_only=True).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def place_of(id: str, task: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from checkpoints_tools.checksums import replace_file
 from data.decoder.templates import Prompt
 from data.errors import UserError
+from data.example import hash_examples
 from data.files.documents import read_json
 from data.json_text import to_json
 from data.task_file import task_hash
@@ -27,7 +28,6 @@ from eval.calibration import COLDEST, HOTTEST, calibration_error, fit_temperatur
 from eval.config import EvalConfig
 from eval.job import ScoringJob
 from eval.probabilities import gold_indices
-from eval.provenance import hash_examples
 from eval.results import Prediction, Temperature
 from eval.weights import WEIGHT_FILES, Weights, hash_files
 
@@ -52,7 +52,7 @@ class Calibration(msgspec.Struct, frozen=True):
 
     Attributes:
         fields: by class field.
-        n_examples, split, examples: to which it was fitted; the last one is `eval.results.hash_examples`.
+        n_examples, split, examples: to which it was fitted; the last one is `data.example.hash_examples`.
         task, prompt, weights: hashes of what it was fitted for; see `task_hash`, `hash_prompt` and `weights_of`.
     """
 

@@ -27,7 +27,7 @@ from data.decoder.samples import SampleSet
 from data.decoder.templates import Prompt
 from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.errors import UserError
-from data.example import Example
+from data.example import Example, hash_examples
 from data.loader import StepLoader
 from data.source import load_examples, nothing_to_score
 from data.task_file import save_task, task_hash
@@ -151,6 +151,7 @@ def open_run(config: TrainConfig) -> Setup:
         "model_config": dataclasses.asdict(model_config),
         "tokenizer": tokenizer_in_run(tokenizer, cast(Path, config.model.checkpoint), config.checkpoint.output),
         "training_data": hash_samples(samples),
+        checkpoint.HELD_OUT: hash_examples(held_out),
         checkpoint.TASK_CONTENT: task_hash(task),
     }
     resume_from = None

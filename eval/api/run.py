@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from checkpoints_tools.registry import ApiModel, get_model
 from data.errors import UserError
+from data.example import hash_examples
 from data.tasks import TokenField
 from eval.api.answers import Answer, AnswersFile, Lost, match, open_answers
 from eval.api.batch import dump_requests, read_answers
@@ -31,7 +32,7 @@ from eval.job import ScoringRanks
 from eval.kept_lines import sha256_of
 from eval.output import check_free, output_folder
 from eval.progress import Progress
-from eval.provenance import hash_examples, hash_texts, versions
+from eval.provenance import hash_texts, versions
 from eval.report import compare_command, show_details
 from eval.results import Results, field_kinds, other_labels, write_run
 from train import stopping

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from checkpoints_tools.checksums import read_checksums, write_checksums
 from data.errors import UserError
+from data.example import hash_examples
 from data.files.documents import read_json
 from data.source import load_examples
 from eval.held_out import HeldOutScoring
-from eval.provenance import hash_examples
 from eval.stored_calibration import Calibration, weights_of
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS

@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from checkpoints_tools.checksums import write_checksums
 from data.errors import UserError
-from tests.launching import ROOT, command, environment, pretend
+from tests.launching import ROOT, TICKETS, command, environment, pretend
+from tests.train.scripted_scorer import ScriptedScorer
 from train import next_command
 from train.checkpointing import checkpoint, run_folder
 from train.parallel.distributed import World
 from train.resolve import load_config
+from train.scorer import HeldOutScore
 from train.setup import Setup, open_run
 from train.together import how_it_ended
 from train.trainer import Trainer
@@ -142,6 +145,30 @@ def test_a_best_model_without_a_checkpoint(world: World, train_args: list[str], 
     (run / "best" / "training.json").unlink()
     with pytest.raises(UserError, match="best is not of a run of this program"):
         opened(args, "--resume", "auto")
+
+
+@pytest.mark.parametrize(("old", "new"), [("low", "high"), ("the", "our")])
+def test_other_held_out_examples_are_another_run(
+    old: str, new: str, world: World, train_args: list[str], tmp_path: Path
+) -> None:
+    table = shutil.copytree(TICKETS.parent, tmp_path / "task") / "train.csv"
+    args = [*train_args, "--task", str(table.with_name("tickets.toml")), "--steps", "1", "--holdout", "0.25"]
+    args += ["--eval_every", "1"]
+    scorer = ScriptedScorer(lambda model, stop: HeldOutScore({}, 0.5))
+    Trainer(load_config(args), opened(args), world, scorer).run()
+    lines, held_out = table.read_text().splitlines(), [example.text for example in opened(args, "--resume").held_out]
+    n = next(n for n, line in enumerate(lines) if any(text in line for text in held_out) and old in line)
+    lines[n] = lines[n].replace(old, new)
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"held_out_data: the checkpoint has .*\n.*and the same data") as error:
+        opened(args, "--resume")
+    assert str(error.value).count("the checkpoint has") == 1, "the rest is the same"
+    state = tmp_path / "run/checkpoints/step_000001/run.json"
+    record = json.loads(state.read_text())
+    del record["identity"]["held_out_data"]  # as older code wrote it
+    state.write_text(json.dumps(record))
+    write_checksums(state.parent)
+    assert opened(args, "--resume").resume_from == state.parent
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])

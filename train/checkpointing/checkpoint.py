@@ -64,6 +64,7 @@ RUN_FILE = "run.json"
 TRAINING_FILE = "training.json"  # in an export: the options of its run, and why it had its optimizer
 FORMAT = 2  # 1: run.json without a format
 TASK_CONTENT = "task_content"  # in a run's identity: `task_hash`
+HELD_OUT = "held_out_data"  # likewise: `hash_examples`, of the examples that are scored in training
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,8 @@ def check_fits(
     wanted, found = _as_json({**config, **_by_key(identity)}), {**state.config, **_by_key(state.identity)}
     trained_on = read_task(folder)
     changes = task_changes(trained_on, task, ("the checkpoint", "this run")) if trained_on is not None else []
-    skipped = FREE_ON_RESUME | ({TASK_CONTENT} if changes or TASK_CONTENT not in found else set())
+    unsaid = {key for key in (TASK_CONTENT, HELD_OUT) if key not in found}
+    skipped = FREE_ON_RESUME | unsaid | ({TASK_CONTENT} if changes else set())
     differing = [f"  {change}" for change in changes] + [
         f"  {key}: the checkpoint has {found.get(key)}, this run has {wanted.get(key)}"
         for key in sorted(wanted.keys() | found.keys())
@@ -252,7 +254,7 @@ def check_fits(
         raise UserError(
             f"cannot resume from {folder}: it belongs to a different run.\n"
             + "\n".join(differing)
-            + "\nUse the options of the first start (they are in config.toml), or another --output."
+            + "\nUse the options of the first start (they are in config.toml) and the same data, or another --output."
         )
 
 

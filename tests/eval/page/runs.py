@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data.answers import Parsed
-from data.example import Example
+from data.example import Example, hash_examples
 from data.lenient import read_leniently
 from data.tasks import Task
 from eval.metrics import Labels
-from eval.provenance import hash_examples
 from eval.results import (
     Prediction,
     Results,

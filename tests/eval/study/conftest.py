@@ -17,9 +17,8 @@ from tests.launching import ROOT
 SCORE = """
 import sys
 from pathlib import Path
-from data.example import Example
+from data.example import Example, hash_examples
 from data.tasks import TASKS
-from eval.provenance import hash_examples
 from eval.results import Prediction, Results, field_kinds, measure, write_run
 folder, task = Path(sys.argv[1]), TASKS[sys.argv[2]]
 examples = [Example(str(i), "text", {"intent": "alarm_set"}) for i in range(3)]
