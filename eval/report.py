@@ -162,7 +162,7 @@ def details_table(results: Results) -> Table:
     if len(results.fields) > 1:
         group("all fields", {"exact match": results.metrics["exact_match"]})
     if abstaining := results.metrics.get("abstaining"):
-        given = f"given from {abstaining['below']:.0%} on"
+        given = f"given from {abstaining['below']} on"
         for field, own in abstaining["fields"].items():
             group(f"{field}, {given}", own)
         if len(abstaining["fields"]) > 1 or len(results.fields) > 1:

@@ -111,6 +111,5 @@ def _abstaining(name: str, results: Results) -> Html:
         return Html()
     right = "" if own.accuracy is None else f"; {own.accuracy:.1%} of them are right"
     return note(
-        f"With labels given from a probability of {found.below:.0%} on, {own.answered:.1%} of the answers are "
-        f"given{right}."
+        f"With labels given from a probability of {found.below} on, {own.answered:.1%} of the answers are given{right}."
     )

@@ -99,6 +99,15 @@ def test_counts_of_zero_are_omitted():
     assert "unparsed" in markdown([run]), "a document's tables keep their columns"
 
 
+def test_a_threshold_is_shown_as_it_was_given():
+    """Not rounded: with 0.995 the table said that labels are given from 100% on."""
+    run = results("one")
+    fields = {"intent": {"answered": 0.5, "accuracy": 1.0}}
+    run.metrics["abstaining"] = {"below": 0.995, "answered": 0.5, "exact_match": 1.0, "fields": fields}
+    shown = text_of(details_table(run))
+    assert "intent, given from 0.995 on" in shown and "all class fields given from 0.995 on" in shown
+
+
 def test_figures_are_whole_on_a_narrow_terminal():
     cost = {"seconds_per_example": 12.3456, "prompt_tokens": 1234.5, "computed_tokens": 345.6, "new_tokens": 7.8}
     runs = [results("a name that is longer than the column [b]", 0.123, cost=cost), results("two", 1.0)]

@@ -43,14 +43,14 @@ def test_bins_are_those_of_the_calibration_error(edges):
 def test_pictures_and_numbers():
     curve = [{"threshold": 0.9, "coverage": 0.5, "accuracy": 1.0}, {"threshold": 0.1, "coverage": 1.0, "accuracy": 0.5}]
     fields = {"m": {"answered": 0.5, "accuracy": 1.0}}
-    more = {"coverage": {"m": curve}, "abstaining": {"below": 0.8, "answered": 0.5, "fields": fields}}
+    more = {"coverage": {"m": curve}, "abstaining": {"below": 0.995, "answered": 0.5, "fields": fields}}
     results = Results("s", "t", {"m": "class"}, "d", "test", METRICS | more)
     results.settings["temperature"] = {"m": 1.5}
     counts = counted([(0.95, True), (0.97, True), (0.5, False), (0.52, False)])
     read = Read(sure_parts(counts, results))
     assert len(read.named("svg")) == 2 and not read.problems
     assert "Expected calibration error 12.50%, temperature 1.500." in read.texts
-    assert "from a probability of 80% on, 50.0% of the answers are given; 100.0% of them are right" in read.text
+    assert "from a probability of 0.995 on, 50.0% of the answers are given; 100.0% of them are right" in read.text
     row = read.texts.index("93.3% to 100.0%")
     assert [text for text in read.texts[row:] if text][1:4] == ["2", "96.0%", "100.0%"]
     results.metrics = METRICS
