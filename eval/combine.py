@@ -6,6 +6,7 @@ match, and the cost of two calls.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from eval.results import (
 
 SHOWN = 5  # ids named in an error message
 
+log = logging.getLogger("eval")
+
 
 def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Prediction]]:
     """Join two runs' predictions by example id; seconds and tokens are summed.
@@ -45,6 +48,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
     if a.texts and b.texts and a.texts != b.texts:
         raise UserError(f"{folder_a} and {folder_b} have other texts under the same ids. Score both on the same data.")
     predictions = [_join(p, q) for p, q in pairs]
+    below = _threshold(folder_a, a, folder_b, b)
     results = Results(
         system=f"{a.system} + {b.system}",
         task=f"{a.task}+{b.task}",
@@ -61,7 +65,11 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         cost={name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost},
         examples=hash_examples([p.example for p in predictions]),
         texts=a.texts if a.texts == b.texts else "",
-        settings={"combined": [_origin(a), _origin(b)], "temperature": a.temperatures | b.temperatures},
+        settings={
+            "combined": [_origin(a), _origin(b)],
+            "temperature": a.temperatures | b.temperatures,
+            "abstain_below": below,
+        },
         versions=versions(),
         labels={**a.labels, **b.labels},
         others={**a.others, **b.others},
@@ -69,7 +77,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
     if a.shots != b.shots:
         raise UserError(f"{folder_a} was scored with {a.shots} shots, {folder_b} with {b.shots}; they must be equal.")
     examples = [p.example for p in predictions]
-    results.metrics = measure(stored_task(results), examples, predictions, results.temperatures)
+    results.metrics = measure(stored_task(results), examples, predictions, results.temperatures, below)
     return results, predictions
 
 
@@ -129,8 +137,20 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         top={**p.top, **q.top},
         multi_top={**p.multi_top, **q.multi_top},
         log_probs={**p.log_probs, **q.log_probs},
+        abstained=(*p.abstained, *q.abstained),
         lenient=None if p.lenient is None or q.lenient is None else {**p.lenient, **q.lenient},
     )
+
+
+def _threshold(folder_a: Path, a: Results, folder_b: Path, b: Results) -> float | None:
+    """The ``--abstain_below`` of the runs whose labels have probabilities; None if they differ, which is said."""
+    given = [run.settings.get("abstain_below") for run in (a, b) if run.labels]
+    if len(given) == 2 and given[0] != given[1]:
+        first, second = ("no --abstain_below" if below is None else f"--abstain_below {below}" for below in given)
+        log.warning("%s was scored with %s, %s with %s: the joint run has no figures of abstaining. Score both with "
+                    "the same to have them.", folder_a, first, folder_b, second)  # fmt: skip
+        return None
+    return given[0] if given else None
 
 
 def _origin(results: Results) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,22 @@ import pytest
 
 from data.errors import UserError
 from data.example import Example
-from data.tasks import TASKS, Task, TokenField
+from data.tasks import TASKS, ClassField, Task, TokenField
 from eval.baselines import BaselineConfig, run_baselines
 from eval.combine import combine, combine_runs
 from eval.metrics import compute_metrics
-from eval.results import Prediction, Results, field_kinds, other_labels, read_predictions, read_results, write_run
+from eval.results import (
+    Prediction,
+    Results,
+    field_kinds,
+    label_sets,
+    mark_unsure,
+    measure,
+    other_labels,
+    read_predictions,
+    read_results,
+    write_run,
+)
 
 GOLD = [
     Example(f"massive/test/{i}", "a b c", {"intent": intent, "slots": slots}, {"slots": bio})
@@ -178,6 +190,50 @@ def test_folders_without_a_run(tmp_path):
     (b / "results.json").write_text('{"some": "thing"}')
     with pytest.raises(UserError, match="slots/results.json: system is missing"):
         combine_runs(a, b)
+
+
+def abstaining(tmp_path: Path, below: float | None, *names: str) -> list[Path]:
+    """Runs of one class field each, scored with ``--abstain_below``, whose fields have the labels a and b."""
+    sure, folders = [0.9, 0.7, 0.6, 0.8], []
+    for name in names:
+        own = ClassField(name, ("a", "b"))
+        task = Task(name, "custom", (own,))
+        gold = [Example(f"massive/test/{i}", "x", {name: label}) for i, label in enumerate("abab")]
+        predictions = [
+            Prediction(e.id, dict(e.labels), "", {name: "a"}, top={name: [["a", p], ["b", 1 - p]]},
+                       log_probs={name: [math.log(p), math.log(1 - p)]})
+            for e, p in zip(gold, sure, strict=True)
+        ]  # fmt: skip
+        mark_unsure(predictions, below)
+        metrics = measure(task, gold, predictions, None, below)
+        settings = {"abstain_below": below}
+        results = Results(name, name, field_kinds(task), "sample", "test", metrics, settings=settings,
+                          labels=label_sets(task))  # fmt: skip
+        write_run(tmp_path / name, results, predictions)
+        folders.append(tmp_path / name)
+        sure = [0.9, 0.8, 0.8, 0.1]
+    return folders
+
+
+def test_labels_that_are_not_given_are_not_given_in_the_joint_run(tmp_path, caplog):
+    one, two = abstaining(tmp_path, 0.75, "one", "two")
+    results, predictions = combine_runs(one, two)
+    assert [p.abstained for p in predictions] == [(), ("one",), ("one",), ("two",)]
+    own = {name: {"answered": n / 4, "accuracy": right} for name, n, right in (("one", 2, 0.5), ("two", 3, 2 / 3))}
+    expected = {"below": 0.75, "answered": 1 / 4, "exact_match": 1.0, "fields": own}
+    assert results.metrics["abstaining"] == expected and results.settings["abstain_below"] == 0.75
+    slots = write_single(tmp_path / "slots", "massive_slots", SLOTS)
+    results, predictions = combine_runs(one, slots)
+    assert results.metrics["abstaining"]["fields"] == {"one": own["one"]}, "slots have no probabilities"
+    assert [p.abstained for p in predictions] == [(), ("one",), ("one",), ()] and not caplog.text
+
+
+def test_runs_with_other_thresholds_have_no_joint_abstaining(tmp_path, caplog):
+    (one,), (two,) = abstaining(tmp_path, 0.75, "one"), abstaining(tmp_path, None, "two")
+    results, predictions = combine_runs(one, two)
+    assert f"{one} was scored with --abstain_below 0.75, {two} with no --abstain_below: the joint run" in caplog.text
+    assert "abstaining" not in results.metrics and results.settings["abstain_below"] is None
+    assert [p.abstained for p in predictions] == [(), ("one",), ("one",), ()], "each field's own is kept"
 
 
 def test_a_users_label_for_words_outside_entities_is_kept(tmp_path):
