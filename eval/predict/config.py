@@ -6,9 +6,10 @@ This file does not import PyTorch, so that ``--help`` is fast.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -17,8 +18,11 @@ from data.files.paths import PathText
 from data.readers.encoding import check_encoding
 from data.readers.tables import PLAIN, Dialect, read_delimiter
 from data.tasks import get_task
-from eval.config import abstain_problems
+from eval.config import DECODER_ONLY, ENCODER_ONLY, abstain_problems
 from train import options
+
+if TYPE_CHECKING:
+    from checkpoints_tools.registry import ModelSpec
 
 DESCRIPTION = """Label new texts with a fine-tuned model, or with any decoder and --task. Run alone or under torchrun.
 
@@ -100,13 +104,7 @@ def load_config(argv: Sequence[str]) -> PredictConfig:
     config = options.expand_paths(options.parse(PredictConfig, [*from_toml, *from_argv]), problems)
     if config.checkpoint is None:
         problems.append("no --checkpoint given: the folder of a model, such as a run's export.")
-    if config.model:
-        from checkpoints_tools.registry import get_model_spec  # imports PyTorch
-
-        try:
-            get_model_spec(config.model)
-        except UserError as error:
-            problems.append(str(error))
+    spec = _model(config, problems)
     if not config.input:
         problems.append("no --input given: a file with texts, or - for standard input.")
     if config.task:
@@ -123,6 +121,33 @@ def load_config(argv: Sequence[str]) -> PredictConfig:
         value = getattr(config, name)
         if value is not None and value < bound:
             problems.append(f"{name} = {value}: must be at least {bound}.")
-    problems += abstain_problems(config.abstain_below, config.decode)
+    is_encoder = spec is not None and spec.kind == "encoder"
+    problems += abstain_problems(config.abstain_below, None if is_encoder else config.decode)
     options.report(problems + options.text_problems(config))
     return config
+
+
+def _model(config: PredictConfig, problems: list[str]) -> ModelSpec | None:
+    """The model, with ``problems`` about it; None if it is unknown, or the checkpoint does not say it.
+
+    Why the checkpoint does not say it is reported when it is opened.
+    """
+    from checkpoints_tools.registry import get_model_spec  # these import PyTorch
+    from eval.predict.classifier import model_name
+    from train.resolve import problems_of_kind
+
+    name = config.model
+    if not name and config.checkpoint is not None:
+        with suppress(UserError):
+            name = model_name(config.checkpoint)
+    if not name:
+        return None
+    try:
+        spec = get_model_spec(name)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    own = options.flatten(config)
+    decoder_only, encoder_only = ([name for name in names if name in own] for names in (DECODER_ONLY, ENCODER_ONLY))
+    problems += problems_of_kind(config, spec, decoder_only, encoder_only)
+    return spec
