@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -166,6 +166,19 @@ def open_input(
         has_words = column is not None and column == words_column
         rows = (_row(record, name, text_of, has_words) for record in chain(ahead, table.records))
         yield Input(name, file, found, columns, column, rows, table.progress)
+
+
+def columns_of_records(opened: Input, dialect: Dialect) -> Iterator[tuple[str, Collection[str]]]:
+    """Read an open input once more: yield the location and the columns of each record, where they can differ.
+
+    Nothing if all records have those of the input, or if it can be read only once.
+    """
+    if opened.path is None:
+        return
+    with open_table(opened.path, opened.format, opened.name, dialect) as table:
+        if table.columns is None:
+            for record in table.records:
+                yield record.where, record.values
 
 
 def _check_file(path: Path) -> bool:

@@ -20,6 +20,7 @@ from data.readers.columnar import plain
 from eval.kept_lines import writable
 from eval.predict.inputs import Row, format_of
 from eval.predict.partial import (
+    ADVICE,
     Partial,
     complete_csv,
     complete_lines,
@@ -55,7 +56,7 @@ class Output:
         partial: Partial | None = None,
     ) -> None:
         self._file, self._name, self.format, self._partial = file, name, format, partial
-        self._columns, self._predicted = (*columns, *predicted), tuple(predicted)
+        self._columns, self._predicted = tuple(columns), tuple(predicted)
         n_records = partial.n_records if partial is not None else 0
         self._header_due = format == "csv" and n_records == 0
         self.n_written = max(n_records - 1, 0) if format == "csv" else n_records
@@ -70,11 +71,17 @@ class Output:
         """
         for row, prediction in rows:
             assert tuple(prediction) == self._predicted, (tuple(prediction), self._predicted)
-            refuse_clash(row.columns, self._predicted, row.where)
-            line = self._encode({**row.columns, **prediction}, row.where)
+            try:
+                check_columns(row.columns, row.where, self._columns, self._predicted, self.format)
+            except UserError as error:  # only of an input that is read only once, or has changed meanwhile
+                if self._partial is None or not self.n_written:
+                    raise
+                done = partial_path(self._partial.output)
+                raise UserError(f"{error} The rows that are done are in {done}. {ADVICE}") from None
+            line = self._encode({**row.columns, **prediction})
             with self._writing():
                 if self._header_due:  # not earlier: without it an output without rows is empty
-                    self._file.write(csv_line(self._columns))
+                    self._file.write(csv_line([*self._columns, *self._predicted]))
                     self._header_due = False
                 self._file.write(line)
             self.n_written += 1
@@ -90,15 +97,10 @@ class Output:
         if self._partial is not None:
             self._partial.finish()
 
-    def _encode(self, record: Mapping[str, Any], where: str) -> bytes:
+    def _encode(self, record: Mapping[str, Any]) -> bytes:
         if self.format == "jsonl":
             return json_line(record)
-        if new := sorted(record.keys() - set(self._columns)):
-            raise UserError(
-                f"{where}: column {new[0]!r} is not in the CSV's header, which has the columns of the first record. In "
-                "JSON lines each record has its own columns: --output_format jsonl."
-            )
-        return csv_line([record.get(column) for column in self._columns])
+        return csv_line([record.get(column) for column in (*self._columns, *self._predicted)])
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -120,6 +122,7 @@ def open_output(
     identity: Mapping[str, str] | None = None,
     source: Path | None = None,
     stdout: BinaryIO | None = None,
+    records: Iterable[tuple[str, Collection[str]]] = (),
 ) -> Iterator[Output]:
     """Open a file or standard output (``-``). Without a call of `Output.finish`, a file stays partial.
 
@@ -131,21 +134,25 @@ def open_output(
             interrupted one; None: this input cannot be read twice, so none can. Not used for standard output.
         source: the input's file, which must not be written.
         stdout: written for ``-``; default: the process's standard output.
+        records: location and columns of each record that can have others than the first one. They are checked before
+            anything is written: the options that a message recommends then contradict no rows that are done.
 
     Raises:
-        UserError: a column of both the input and the prediction; an unknown ending; the input itself; and as
-            `open_partial`.
+        UserError: a column of both the input and the prediction; a record that CSV cannot have; an unknown ending; the
+            input itself; and as `open_partial`.
     """
-    refuse_clash(columns, predicted, "the input")
+    to_stdout = str(path) == STANDARD_OUTPUT
+    check_columns(columns, "the input", columns, predicted, format)
+    if format == "auto":
+        format = "jsonl" if to_stdout else format_of(Path(path), ENDINGS, "output", "output_format")
+    for where, own in records:
+        check_columns(own, where, columns, predicted, format)
     with ExitStack() as stack:
-        if str(path) == STANDARD_OUTPUT:
-            format = "jsonl" if format == "auto" else format
+        if to_stdout:
             file = stack.enter_context(_standard_output()) if stdout is None else stdout
             yield Output(file, "standard output", format, columns, predicted)
             return
         path = Path(path)
-        if format == "auto":
-            format = format_of(path, ENDINGS, "output", "output_format")
         for written in (path, partial_path(path), identity_path(path)):
             if source is not None and written.exists() and written.samefile(source):
                 raise UserError(f"--output {path} would overwrite the input {source}. Give another name.")
@@ -174,13 +181,25 @@ def csv_line(values: Sequence[Any]) -> bytes:
     return text.getvalue().removesuffix("\r\n").encode("utf-8", errors="backslashreplace") + b"\n"
 
 
-def refuse_clash(columns: Collection[str], predicted: Sequence[str], where: str) -> None:
-    """Raise a UserError if the input has a column with the name of a prediction's."""
-    both = [column for column in predicted if column in columns]
+def check_columns(
+    own: Collection[str], where: str, columns: Collection[str], predicted: Sequence[str], format: str
+) -> None:
+    """Refuse a record with the name of a prediction's column, and in CSV one with a column that the header lacks.
+
+    Args:
+        own: the columns of the record.
+        columns: those of the input, of which the header is made.
+    """
+    both = [column for column in predicted if column in own]
     if both:
         raise UserError(
             f"{where} already has a column {both[0]!r}, which is also a column of the prediction. Choose "
             "another start of the prediction's columns, such as --prefix new_."
+        )
+    if format == "csv" and (new := set(own).difference(columns)):
+        raise UserError(
+            f"{where}: column {min(new)!r} is not in the CSV's header, which has the columns of the first record. In "
+            "JSON lines each record has its own columns: --output_format jsonl."
         )
 
 

@@ -29,7 +29,7 @@ from eval.memory import ScoringLoad, check_fits, usable_now
 from eval.predict.classifier import Classifier, Result, decoding_of, model_name
 from eval.predict.columns import columns_of, to_columns
 from eval.predict.config import PredictConfig
-from eval.predict.inputs import Input, Row, open_input
+from eval.predict.inputs import Input, Row, columns_of_records, open_input
 from eval.predict.outputs import STANDARD_OUTPUT, Output, OutputClosed, open_output
 from eval.predict.partial import kept_rows, partial_path
 from eval.progress import RowProgress
@@ -177,7 +177,8 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
                          if (value := getattr(options, name)) != getattr(PLAIN, name)}  # fmt: skip
             if options.conll_columns:
                 identity["conll_columns"] = "\t".join(options.conll_columns)
-        with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path) as output:
+        with open_output(options.output, opened.columns, names, options.output_format, identity, opened.path,
+                         records=columns_of_records(opened, options.dialect)) as output:  # fmt: skip
             if output.n_written:
                 log.info("continuing after the %d rows that are done", output.n_written)
             n_unreadable = 0

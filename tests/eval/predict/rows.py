@@ -1,4 +1,4 @@
-"""Rows with predictions for the tests of the output, and a program that writes such rows."""
+"""Rows with predictions for the tests of the output, a program that writes such rows, and options of ``predict.py``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from eval.predict.inputs import Row
 from eval.predict.outputs import open_output
 
 ROOT = Path(__file__).resolve().parents[3]
+IN_FP32 = ("--device", "cpu", "--precision", "fp32")
 IDENTITY = {"input": "abc", "checkpoint": "def"}
 COLUMNS, PREDICTED = ("text", "n"), ("label", "error")
 TEXTS = ("a", 'two\nlines, "quoted"', "", "crlf\r\n", "\rlone cr", "é\u2028 日本", '"', "last\n\n")

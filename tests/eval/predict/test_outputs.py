@@ -98,8 +98,24 @@ def test_a_column_that_both_have(tmp_path: Path) -> None:
 
 
 def test_a_column_that_the_header_lacks(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="t, line 7: column 'm' is not in the CSV's header.* --output_format jsonl"):
-        write(tmp_path / "out.csv", [ROWS[0], *one({"text": "a", "m": 3})])
+    lacks = "t, line 7: column 'm' is not in the CSV's header.* --output_format jsonl."
+    with pytest.raises(UserError, match=f"{lacks}$"):
+        write(tmp_path / "out.csv", one({"text": "a", "m": 3}))
+    path = tmp_path / "out.csv"
+    with pytest.raises(UserError, match=f"{lacks} The rows that are done are in {path}.partial. Remove that file"):
+        write(path, [ROWS[0], *one({"text": "a", "m": 3})], identity=None)
+    assert (tmp_path / "out.csv.partial").read_bytes() == b"text,n,label,error\na,0,x,\n", "they are kept"
+
+
+@pytest.mark.parametrize(("name", "n_read"), [("out.csv", 2), ("out.jsonl", 3)])
+def test_columns_of_records_that_come_later(tmp_path: Path, name: str, n_read: int) -> None:
+    """They are looked at before there is a file that other options could not continue."""
+    read: list[str] = []
+    ahead = (("first", ("text",)), ("second", ("m",)), ("third", ("error",)))
+    message = "second: column 'm' is not in" if n_read == 2 else "third already has a column 'error'"
+    with pytest.raises(UserError, match=message):
+        write(tmp_path / name, records=(read.append(record[0]) or record for record in ahead))
+    assert len(read) == n_read and not list(tmp_path.iterdir())
 
 
 def test_other_columns_than_declared(tmp_path: Path) -> None:

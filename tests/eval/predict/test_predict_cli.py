@@ -13,11 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 
 from data.answers import entities
 from data.errors import UserError
@@ -26,27 +24,12 @@ from data.tasks import get_task
 from eval.predict import run as run_module
 from eval.predict.classifier import Classifier
 from eval.predict.config import PredictConfig, load_config
-from eval.predict.run import predict
 from eval.weights import fingerprint
+from tests.eval.predict.rows import IN_FP32
 from tests.launching import ROOT, TICKETS, command, environment
 
 OLD = ROOT / "tests" / "old_files"
 PROGRAM = ROOT / "predict.py"
-IN_FP32 = ("--device", "cpu", "--precision", "fp32")
-
-
-@pytest.fixture
-def run(tickets) -> Iterator:
-    """``predict.py`` in this process; returns its summary."""
-
-    def call(*arguments, checkpoint=tickets):
-        try:
-            return predict(load_config(["--checkpoint", str(checkpoint), *IN_FP32, *map(str, arguments)]))
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
-
-    return call
 
 
 def launch(*arguments, ranks=1, checkpoint, **options) -> subprocess.CompletedProcess:
