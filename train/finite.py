@@ -45,7 +45,7 @@ def require_finite_weights(model: nn.Module, device: torch.device) -> None:
 
 
 def require_finite_start(model: nn.Module, device: torch.device, checkpoint: Path) -> None:
-    """Check all ranks' weights after they were loaded from ``checkpoint``. It reads each once, in less time than loading.
+    """Check all ranks' weights after they were loaded from ``checkpoint``; each is read once, faster than from a disk.
 
     Raises:
         NotFinite: on every rank.
