@@ -123,7 +123,7 @@ def check(name: str, data: str | None = None, checkpoint: Path | None = None, ro
         for field in task.fields:
             show(labels_table(splits, field))
         found += findings(splits, task)
-    return report(found + [Finding(False, text) for text in dict.fromkeys(messages.warnings)])
+    return report([Finding(False, text) for text in dict.fromkeys(messages.warnings)] + found)
 
 
 def splits_table(splits: Sequence[Facts], what_tokens: str = "tokens") -> Table:

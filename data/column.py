@@ -26,7 +26,7 @@ class Column:
         lists: how many of its values are lists of strings and whole numbers.
         spans: how many of its values are lists of spans of characters, of which there is at least one.
         others: values that are none of these, and neither numbers nor truths.
-        missing: rows without a value; ``nulls`` are those of them in which it is not an empty text.
+        empty, nulls: the numbers of the rows without a value: of those with an empty text, and of the others.
         has_numbers: some of its lists have numbers.
         values: how often each text, number or truth occurs; of lists, how often each item does; of spans, in how many
             rows each label is.
@@ -38,8 +38,8 @@ class Column:
     lists: int = 0
     spans: int = 0
     others: int = 0
-    missing: int = 0
-    nulls: int = 0
+    empty: set[int] = field(default_factory=set)
+    nulls: set[int] = field(default_factory=set)
     characters: int = 0
     words: int = 0
     with_letters: int = 0
@@ -51,8 +51,7 @@ class Column:
         words = len(value.split()) if isinstance(value, str) else 0
         self.lengths.append(len(value) if isinstance(value, list) else words or None)
         if is_missing(value):
-            self.missing += 1
-            self.nulls += not isinstance(value, str)
+            (self.empty if isinstance(value, str) else self.nulls).add(len(self.lengths) - 1)
         elif isinstance(value, list) and all(isinstance(item, str | int) for item in value):
             self.lists += 1
             self.has_numbers |= not all(isinstance(item, str) for item in value)
@@ -68,6 +67,11 @@ class Column:
             self.words += len(text.split())
             self.with_letters += any(map(str.isalpha, text))
             self.values[text.strip()] += 1
+
+    @property
+    def missing(self) -> set[int]:
+        """The numbers of the rows without a value."""
+        return self.empty | self.nulls
 
     @property
     def has_name(self) -> bool:
@@ -128,7 +132,7 @@ class Column:
         if not (self.scalars or self.is_list or self.has_spans) or 2 * len(self.labels) > self.labels.total():
             return False
         if self.is_list or self.separator:  # a text may have any number, but not all texts the same
-            least, differ = 1, min(self.labels.values(), default=0) < len(self.lengths) - self.nulls
+            least, differ = 1, min(self.labels.values(), default=0) < len(self.lengths) - len(self.nulls)
         else:
             least, differ = 1 if self.has_spans else 2, True
         return differ and least <= len(self.labels) <= LABELS and all(map(_is_label, self.labels))
@@ -164,8 +168,16 @@ class Column:
         numbers = self.label_type(text) == "token" and self.has_numbers
         return self.may_label(text) and not numbers and all(map(_is_label, self.labels))
 
-    def gaps(self, text: Column) -> int:
-        """Rows that have no label for a column of texts or words, and are to be skipped."""
+    def is_sparse(self, gaps: set[int]) -> bool:
+        """Whether more than half of the rows are gaps."""
+        return 2 * len(gaps) > len(self.lengths)
+
+    def text_gaps(self) -> set[int]:
+        """The rows that have no text, or a list without words."""
+        return self.missing | {n for n, length in enumerate(self.lengths) if length == 0}
+
+    def gaps(self, text: Column) -> set[int]:
+        """The rows that have no label for a column of texts or words, and are to be skipped."""
         return self.nulls if self.label_type(text) == "multi" else self.missing
 
     def may_be_ids(self) -> bool:

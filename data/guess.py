@@ -27,6 +27,7 @@ from data.readers.lines import is_packed, unpacking
 from data.readers.records import Record, Table
 from data.readers.tables import ASK_FOR_QUOTING, COLUMNAR, DELIMITERS, Dialect, open_table
 from data.template import is_missing
+from data.word_rows import check_sentences
 
 ROWS = 5000  # that are looked at
 DELIMITER_ROWS = 200  # that are read with each delimiter
@@ -44,6 +45,7 @@ class Guess:
         columns: all of them, by name.
         text: the name of the column with the texts, or with lists of words.
         label: the name of the column with their labels.
+        skipped: the numbers of the rows without a text or a label.
         texts, labels: other columns that might be these, most probable first.
     """
 
@@ -53,6 +55,7 @@ class Guess:
     columns: dict[str, Column]
     text: str
     label: str
+    skipped: set[int]
     texts: list[str]
     labels: list[str]
 
@@ -89,15 +92,16 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         raise UserError(f"--text and --label are both {text!r}: texts and labels are in different columns.")
     known = [column for column in columns.values() if column.has_name]
     words = [column for column in known if column.is_list and not column.has_numbers and column.name != label]
-    words.sort(key=lambda column: -len(column.values))  # stable
+    words.sort(key=lambda c: (c.is_sparse(c.text_gaps()), -len(c.values)))  # stable
     if format in conll.FORMATS:
         words.sort(key=lambda column: column.name != conll.token_column([column.name for column in known]))
     texts = [column for column in known if column.may_be_text() and column.name != label]
-    texts.sort(key=lambda column: (column.words < 2 * column.scalars, -column.length))  # stable
+    texts.sort(key=lambda c: (c.is_sparse(c.text_gaps()), c.words < 2 * c.scalars, -c.length))  # stable
     if text is None:
+        check_sentences(file, format, dialect, known)
         tags = [column for column in words if column.may_be_tags()] if label is None else [columns[label]]
         tagged = [own for own in words if any(other.is_list and other.is_paired(own) for other in tags)]
-        found = next(iter([*tagged, *texts, *words]), None)
+        found = min([*tagged, *texts, *words], key=lambda c: c.is_sparse(c.text_gaps()), default=None)
         if found is None:
             raise UserError(_none(file, "texts (strings of several words)", "--text", columns))
         text = found.name
@@ -106,6 +110,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
     labels = [column for column in known if column.may_label(own)]
     labels.sort(
         key=lambda c: (
+            c.is_sparse(c.gaps(own)),
             c.name.casefold() not in USUAL,
             c.label_type(own) != "class",
             c.is_numeric,
@@ -113,8 +118,9 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         )
     )  # stable
     if own.is_list:  # its tags first, the last of them before the others
-        tags = [column for column in known if column in labels and column.is_list]
-        labels = [*sorted(tags[::-1], key=lambda c: c.has_numbers), *(c for c in labels if not c.is_list)]
+        tags = [column for column in known if column in labels and column.is_list][::-1]
+        tags.sort(key=lambda c: (c.is_sparse(c.gaps(own)), c.has_numbers))  # stable
+        labels = [*tags, *(column for column in labels if not column.is_list)]
     if label is None and not labels:
         raise UserError(
             _none(file, f"labels (2 to {LABELS} different values, each there twice on average)", "--label", columns)
@@ -133,6 +139,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         columns,
         text,
         label,
+        own.text_gaps() | columns[label].gaps(own),
         [column.name for column in texts if column.name not in (text, label)],
         [column.name for column in labels if column.is_advisable(own) and column.name != label],
     )

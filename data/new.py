@@ -27,6 +27,7 @@ from data.errors import UserError, shortened
 from data.files.documents import permitted, readable
 from data.files.paths import parsed_paths
 from data.guess import ROWS, Guess, guess, open_named
+from data.readers.custom_examples import MANY_SKIPPED
 from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
 from data.readers.split_files import LINES
@@ -61,7 +62,12 @@ class NewArgs:
 
 
 def new_task(file: Path, text: str | None = None, label: str | None = None, encoding: str | None = None) -> Task:
-    """Write a task file beside a table, and return the task.
+    """Write a task file beside a table, and return the task; see `write_task`."""
+    return write_task(file, text, label, encoding)[0]
+
+
+def write_task(file: Path, text: str | None, label: str | None, encoding: str | None) -> tuple[Task, Guess]:
+    """Write a task file beside a table, and return the task and what it was made of.
 
     Args:
         text, label, encoding: as the options; None: guessed.
@@ -89,7 +95,7 @@ def new_task(file: Path, text: str | None = None, label: str | None = None, enco
     with readable(target), target.open("x", encoding="utf-8") as stream:
         stream.write(lines)
     try:
-        return get_task(target)
+        return get_task(target), found
     except UserError:
         target.unlink()
         raise
@@ -136,16 +142,15 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
         yield f"{_pair('text_column', found.text)}  # the longest texts, {text.length:.0f} characters on average"
         if found.texts and not set("{}") & set(found.texts[0] + found.text):
             both = f"{{{found.texts[0]}}}\n{{{found.text}}}"
-            lacking = _lacking(found.columns[found.texts[0]].missing)
+            lacking = _lacking(len(found.columns[found.texts[0]].missing))
             yield f"# {_pair('text', both)}  # in place of text_column, for a text in several columns{lacking}"
     yield '# instruction = "What the labels mean, in a sentence or two."'
     for column in found.columns.values():
         if column.may_be_ids() and column.name not in (found.text, found.label):
             yield f"# {_pair('id_column', column.name)}  # all its values differ"
     yield from _dialect(found)
-    without_text, without_label = text.missing + text.lengths.count(0), label.gaps(text)
-    if without_text or without_label:
-        yield f'missing = "skip"  # of these rows {without_text:,} have no text and {without_label:,} no label'
+    if found.skipped:
+        yield f'missing = "skip"  # {_gaps(found)}'
     yield ""
     yield "[files]"
     yield _pair("train", file.name)
@@ -182,7 +187,7 @@ def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator
     kind, labels = column.label_type(text), column.labels
     shown = ", ".join(f"{_shown(value)} ({n:,})" for value, n in labels.most_common(SHOWN))
     more = f", and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
-    more += _lacking(column.gaps(text)) if others else ""
+    more += _lacking(len(column.gaps(text))) if others else ""
     yield "[[fields]]"
     if is_taken(column.name, others):
         yield f"{_pair('name', f'{column.name}_label')}  # {column.name} is a name of predict.py's"
@@ -196,6 +201,12 @@ def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator
     if column.is_numeric and kind in ("class", "multi"):
         codes = ", ".join(f'{_key(value)} = "..."' for value in sorted(labels))
         yield f"# names = {{ {codes} }}  # in place of labels_from: words tell a model more than numbers do"
+
+
+def _gaps(found: Guess) -> str:
+    text, label = found.columns[found.text], found.columns[found.label]
+    counts = f"{len(text.text_gaps()):,} have no text and {len(label.gaps(text)):,} no label"
+    return f"of {found.n_rows:,} rows {counts}"
 
 
 def _lacking(n: int) -> str:
@@ -222,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parsed_paths(args)
         with permitted():
-            task = new_task(args.file, args.text, args.label, args.encoding)
+            task, found = write_task(args.file, args.text, args.label, args.encoding)
     except UserError as error:
         say(f"error: {error}", "stderr")
         return 2
@@ -231,6 +242,9 @@ def main(argv: list[str] | None = None) -> int:
     say(f"written: {target}. Read it: its comments say what was guessed.")
     if not is_utf8(encoding := task.custom.dialect.encoding) and args.encoding is None:
         say(f"Not UTF-8: {encoding} is guessed. The file shows how it reads; if wrong, remove it and give --encoding.")
+    if len(found.skipped) > MANY_SKIPPED * found.n_rows:
+        say(f"Note: {_gaps(found)}. Such rows are skipped ({len(found.skipped) / found.n_rows:.0%}): fill them in, or "
+            "choose other columns (--text, --label).")  # fmt: skip
     say(f"To check the data:\n  {python()} -m data.check {quoted(str(target))}")
     run = {"task": target, "output": f"runs/{task.name}"}
     say(f"To train on it:\n  {command('train.py', {'model': 'smollm2_135m', **run})}")

@@ -26,6 +26,7 @@ from data.readers.tags import TagReader
 from data.readers.words import joined
 from data.template import scalar_text
 
+MANY_SKIPPED = 0.1  # of a split's examples, from which the warning has the share
 SHOWN = 5  # records or labels that a message names
 UNUSED_LABELS = "data.unused_labels"  # the logger of what `data.check` finds by itself
 WITHOUT_LABELS = " Texts without labels are for predict.py."
@@ -38,8 +39,11 @@ def load_custom(spec: CustomSpec, split: str) -> list[Example]:
     examples, skipped = read_custom(spec, split)
     log.info("%s %s: %d examples", spec.name, split, len(examples))
     if skipped:
-        log.warning("%s %s: %d more have no value in a column and are skipped: %s.", spec.name, split,
-                    skipped.total(), ", ".join(f"{n} in {column}" for column, n in skipped.most_common()))  # fmt: skip
+        share = skipped.total() / (len(examples) + skipped.total())
+        many = f" These are {share:.0%} of all: are these the right columns?" if share > MANY_SKIPPED else ""
+        counts = ", ".join(f"{n} in {column}" for column, n in skipped.most_common())
+        log.warning("%s %s: %d more have no value in a column and are skipped: %s.%s", spec.name, split,
+                    skipped.total(), counts, many)  # fmt: skip
     return examples
 
 

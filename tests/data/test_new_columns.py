@@ -1,0 +1,72 @@
+"""``python -m data.new`` chooses among the columns of a table, and says what it cannot use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.check import main as check
+from data.new import main
+from tests.data.test_new import refused, table, written
+
+# --- columns and rows that are nearly empty ---------------------------------------------------------------------------
+
+
+def test_nearly_empty_columns_are_last(capsys, tmp_path: Path) -> None:
+    """Neither a longer text nor a usual name makes up for values that most rows do not have."""
+    body = [("de" if n % 8 else "", "a longer text of few rows" if n % 4 == 0 else "", f"some words {n}", "xy"[n % 2])
+            for n in range(48)]  # fmt: skip
+    (tmp_path / "t.csv").write_text(table(((*row[:3], row[3]) for row in body), "label,note,text,author"))
+    found, _ = written(capsys, tmp_path / "t.csv")
+    assert (found["text_column"], found["fields"][0]["name"]) == ("text", "author") and "missing" not in found
+
+
+def test_many_skipped_rows_are_said_last(capsys, tmp_path: Path) -> None:
+    """The only columns are chosen, however empty they are; `data.new` and `data.check` say what that means."""
+    rows = [(f"some words {n}" if n % 4 else "", "ab"[n % 2] if n < 20 else "") for n in range(40)]
+    (tmp_path / "t.csv").write_text(table(rows))
+    assert main([str(tmp_path / "t.csv")]) == 0
+    assert "of 40 rows 10 have no text and 20 no label. Such rows are skipped (62%)" in capsys.readouterr().out
+    assert check([str(tmp_path / "t.toml")]) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert "25 more have no value" in warnings[0] and "62% of all: are these the right columns?" in warnings[0]
+    (tmp_path / "t.toml").unlink()
+    (tmp_path / "t.csv").write_text(table([*(row for row in rows if all(row)), ("", "a")]))
+    assert main([str(tmp_path / "t.csv")]) == 0 and "are skipped" not in capsys.readouterr().out
+    assert check([str(tmp_path / "t.toml")]) == 0 and "of all" not in capsys.readouterr().out
+
+
+WORDS = [("to", "TO", "O"), ("Rome", "NN", "B-city"), ("NA", "NN", "O"), ("Bonn", "NN", "B-city")]
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "mark"),
+    [
+        ("t.csv", "Sentence #,Word,POS,Tag", lambda n, k: "" if k else f"Sentence: {n}"),
+        ("t.tsv", "Satz,Wort,POS,Tag", lambda n, k: "" if k else f"Satz {n}"),
+        ("t.csv", "sentence_id,words,POS,Tag", lambda n, k: n),
+    ],
+)
+def test_a_word_on_each_row(capsys, tmp_path: Path, monkeypatch, name: str, header: str, mark) -> None:
+    """The line of pandas that is named makes a table that is read."""
+    pd = pytest.importorskip("pandas")
+    separator = "\t" if name == "t.tsv" else ","
+    rows = [(mark(n, k), *word) for n in range(20) for k, word in enumerate(WORDS)]
+    (tmp_path / name).write_text(table(rows, header.replace(",", separator), separator))
+    said = refused(capsys, tmp_path / name)
+    words = header.split(",")[1]
+    assert f"each row has one word ({words!r}), and {header.split(',')[0]!r} says where sentences begin" in said
+    monkeypatch.chdir(tmp_path)
+    eval(said.splitlines()[-1].strip(), {"pd": pd})
+    found, _ = written(capsys, tmp_path / "t_sentences.jsonl")
+    assert found["tokens_column"] == words and found["fields"][0]["name"] == "Tag"
+    assert main([name, "--text", words, "--label", "Tag"]) == 0, "as told"
+
+
+def test_single_words_without_sentences(capsys, tmp_path: Path) -> None:
+    """Names are texts, too; a column that few rows have marks no sentences."""
+    rows = [(f"Name{n}", "fm"[n % 2], f"Nick{n}" if n % 3 == 1 else "") for n in range(30)]
+    (tmp_path / "t.csv").write_text(table(rows, "name,gender,nick"))
+    found, _ = written(capsys, tmp_path / "t.csv")
+    assert (found["text_column"], found["fields"][0]["name"]) == ("name", "gender")
