@@ -14,6 +14,7 @@ from data.template import is_missing, scalar_text
 
 LABELS = 200  # different values of a column of labels at most
 LABEL_CHARACTERS = 100
+ONE_VALUE = 0.99  # of the rows, from which a column says nothing
 WORDS = 3  # a value on average, from which a column has texts even if few of them differ
 
 
@@ -22,6 +23,8 @@ class Column:
     """What a column has in the rows that were looked at.
 
     Attributes:
+        lacking: whether any row that was read has no value in it, also of those that were not looked at: True for an
+            empty text, False for no value at all.
         texts: how many of its values are strings.
         lists: how many of its values are lists of strings and whole numbers.
         spans: how many of its values are lists of spans of characters, of which there is at least one.
@@ -34,6 +37,7 @@ class Column:
     """
 
     name: str
+    lacking: set[bool] = field(default_factory=set)
     texts: int = 0
     lists: int = 0
     spans: int = 0
@@ -101,6 +105,11 @@ class Column:
     @property
     def is_numeric(self) -> bool:
         return not any(any(map(str.isalpha, value)) for value in self.values)
+
+    @property
+    def has_one_value(self) -> bool:
+        """Whether nearly all its texts, numbers or truths are the same one."""
+        return self.scalars > 0 and self.values.most_common(1)[0][1] >= ONE_VALUE * self.scalars
 
     @cached_property
     def separator(self) -> str:
@@ -179,6 +188,10 @@ class Column:
     def gaps(self, text: Column) -> set[int]:
         """The rows that have no label for a column of texts or words, and are to be skipped."""
         return self.nulls if self.label_type(text) == "multi" else self.missing
+
+    def lacks_label(self, text: Column) -> bool:
+        """Whether any row that was read has such a gap."""
+        return False in self.lacking if self.label_type(text) == "multi" else bool(self.lacking)
 
     def may_be_ids(self) -> bool:
         """Single words, all of them different."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import gzip
 import logging
+import random
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,8 @@ from data.readers.tables import ASK_FOR_QUOTING, COLUMNAR, DELIMITERS, Dialect, 
 from data.template import is_missing
 from data.word_rows import check_sentences
 
-ROWS = 5000  # that are looked at
+ROWS = 5000  # that are looked at, drawn from those that are read: a table may be sorted by its labels
+READ = 1_000_000  # rows at most, which take a few seconds
 DELIMITER_ROWS = 200  # that are read with each delimiter
 USUAL = ("label", "labels", "class", "category", "target")  # names of columns of labels
 
@@ -42,26 +46,30 @@ class Guess:
         dialect: how it is written.
         reads: how the text around its first special character reads in ``dialect.encoding``; empty for UTF-8.
         n_rows: that were looked at.
+        looked_at: which they are, in words.
         columns: all of them, by name.
         text: the name of the column with the texts, or with lists of words.
         label: the name of the column with their labels.
-        skipped: the numbers of the rows without a text or a label.
+        skipped: the numbers of the rows without a text or a label, of those that were looked at.
+        has_gaps: some row is without a text or a label, of all that were read.
         texts, labels: other columns that might be these, most probable first.
     """
 
     dialect: Dialect
     reads: str
     n_rows: int
+    looked_at: str
     columns: dict[str, Column]
     text: str
     label: str
     skipped: set[int]
+    has_gaps: bool
     texts: list[str]
     labels: list[str]
 
 
 def guess(file: Path, format: str, text: str | None, label: str | None, encoding: str | None) -> Guess:
-    """Look at a table's first rows, and at all its bytes for the encoding.
+    """Look at rows from all of a table, and at all its bytes for the encoding.
 
     Args:
         format: one of `data.readers.tables.FORMATS`.
@@ -82,7 +90,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         dialect = replace(dialect, encoding=encoding)
     if format == "csv":
         dialect = replace(dialect, delimiter=_delimiter(file, dialect))
-    dialect, columns, n_rows = _read(file, format, dialect)
+    dialect, columns, n_rows, looked_at = _read(file, format, dialect)
     if not n_rows:
         raise UserError(f"{file}: no rows{' below the header' if columns else ''}.")
     for name in (text, label):
@@ -103,14 +111,14 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         tagged = [own for own in words if any(other.is_list and other.is_paired(own) for other in tags)]
         found = min([*tagged, *texts, *words], key=lambda c: c.is_sparse(c.text_gaps()), default=None)
         if found is None:
-            raise UserError(_none(file, "texts (strings of several words)", "--text", columns))
+            raise UserError(_none(file, "texts (strings of several words)", "--text", columns, looked_at))
         text = found.name
     own = columns[text]
     order = list(columns)
     labels = [column for column in known if column.may_label(own)]
     labels.sort(
         key=lambda c: (
-            c.is_sparse(c.gaps(own)),
+            c.is_sparse(c.gaps(own)) or c.has_one_value,
             c.name.casefold() not in USUAL,
             c.label_type(own) != "class",
             c.is_numeric,
@@ -123,7 +131,13 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         labels = [*tags, *(column for column in labels if not column.is_list)]
     if label is None and not labels:
         raise UserError(
-            _none(file, f"labels (2 to {LABELS} different values, each there twice on average)", "--label", columns)
+            _none(
+                file,
+                f"labels (2 to {LABELS} different values, each there twice on average)",
+                "--label",
+                columns,
+                looked_at,
+            )
         )
     if label is None and labels[0].scalars and (name := labels[0].name) in labels[0].values:
         raise UserError(
@@ -132,14 +146,17 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         )
     label = label or labels[0].name
     _check_lists(file, own, columns[label])
+    skipped = own.text_gaps() | columns[label].gaps(own)
     return Guess(
         dialect,
         reads,
         n_rows,
+        looked_at,
         columns,
         text,
         label,
-        own.text_gaps() | columns[label].gaps(own),
+        skipped,
+        bool(skipped or own.lacking or columns[label].lacks_label(own)),
         [column.name for column in texts if column.name not in (text, label)],
         [column.name for column in labels if column.is_advisable(own) and column.name != label],
     )
@@ -160,10 +177,13 @@ def _check_lists(file: Path, text: Column, label: Column) -> None:
         )
 
 
-def _none(file: Path, what: str, option: str, columns: dict[str, Column]) -> str:
+def _none(file: Path, what: str, option: str, columns: dict[str, Column], looked_at: str) -> str:
     listed = "; ".join(f"{name!r} ({column.describe()})" for name, column in list(columns.items())[:20])
     more = "; ..." if len(columns) > 20 else ""
-    return f"{file}: no column looks like {what}. Name it with {option}. The columns: {listed or 'none'}{more}."
+    return (
+        f"{file}: no column looks like {what}. Name it with {option}. The columns, in {looked_at}: "
+        f"{listed or 'none'}{more}."
+    )
 
 
 def _encoding(file: Path) -> tuple[str, str]:
@@ -202,11 +222,11 @@ def open_named(file: Path, format: str, dialect: Dialect) -> AbstractContextMana
     return open_table(file, format, dialect=dialect, wanted=None if format in COLUMNAR else ())
 
 
-def _read(file: Path, format: str, dialect: Dialect) -> tuple[Dialect, dict[str, Column], int]:
-    """The columns of the first rows, and how they had to be read."""
+def _read(file: Path, format: str, dialect: Dialect) -> tuple[Dialect, dict[str, Column], int, str]:
+    """The columns of some rows, how many and which these are, and how they had to be read."""
     try:
         with _quiet() as said:
-            columns, n_rows = _columns(file, format, dialect)
+            found = _columns(file, format, dialect)
         quoted = any(ASK_FOR_QUOTING in text for text in said)
     except UserError as error:
         quoted = ASK_FOR_QUOTING in str(error)
@@ -214,23 +234,36 @@ def _read(file: Path, format: str, dialect: Dialect) -> tuple[Dialect, dict[str,
             raise
     if quoted:
         dialect = replace(dialect, tsv_quoting=True)
-        columns, n_rows = _columns(file, format, dialect)
-    return dialect, columns, n_rows
+        found = _columns(file, format, dialect)
+    return dialect, *found
 
 
-def _columns(file: Path, format: str, dialect: Dialect) -> tuple[dict[str, Column], int]:
-    rows: list[Record] = []
+def _columns(file: Path, format: str, dialect: Dialect) -> tuple[dict[str, Column], int, str]:
+    lacking: dict[str, set[bool]] = defaultdict(set)
+    drawn: list[tuple[int, Record]] = []
+    n_read, draw = 0, random.Random(0)
     with open_named(file, format, dialect) as table:
-        for record in islice(table.records, ROWS):
+        names = dict.fromkeys(table.columns or ())
+        for record in islice(table.records, READ):
             if record.error and not record.is_short:
                 raise UserError(record.error)
-            rows.append(record)
-        names = list(dict.fromkeys([*(table.columns or ()), *(name for row in rows for name in row.values)]))
-    columns = {name: Column(name) for name in names}
+            at = n_read if n_read < ROWS else draw.randrange(n_read + 1)  # a reservoir: all have the same chance
+            if at == n_read < ROWS:
+                drawn.append((n_read, record))
+            elif 0 < at < ROWS:  # the first row is always kept
+                drawn[at] = n_read, record
+            n_read += 1
+            names.update(dict.fromkeys(record.values))
+            for name in names:
+                if is_missing(value := record.values.get(name)):
+                    lacking[name].add(isinstance(value, str))
+        rows = [record for _, record in sorted(drawn, key=itemgetter(0))]
+    columns = {name: Column(name, lacking[name]) for name in names}
     for name, column in columns.items():
         for value in _unpacked([row.values.get(name) for row in rows]):
             column.add(value)
-    return columns, len(rows)
+    of = f"the first {n_read:,} rows" if n_read == READ else f"{n_read:,} rows"
+    return columns, len(rows), of if n_read <= ROWS else f"{len(rows):,} of {of}, drawn at random"
 
 
 def _unpacked(values: list[Any]) -> list[Any]:

@@ -26,7 +26,7 @@ from data.commands import command, python, quoted
 from data.errors import UserError, shortened
 from data.files.documents import permitted, readable
 from data.files.paths import parsed_paths
-from data.guess import ROWS, Guess, guess, open_named
+from data.guess import Guess, guess, open_named
 from data.readers.custom_examples import MANY_SKIPPED
 from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
@@ -131,8 +131,7 @@ def _other_splits(file: Path, format: str, found: Guess) -> dict[str, str]:
 def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Iterator[str]:
     """The lines of the task file."""
     text, label = found.columns[found.text], found.columns[found.label]
-    rows = f"the first {ROWS:,} rows" if found.n_rows == ROWS else f"{found.n_rows:,} rows"
-    yield f"# Written by data.new, which has guessed from {rows} of {_shown(file.name)}: read and correct it."
+    yield f"# Written by data.new. Guessed from {found.looked_at} of {_shown(file.name)}: read and correct it."
     yield "# All keys are in docs/data.md. Then: python -m data.check, which says what else is wrong."
     yield _pair("name", name)
     yield f'{_pair("document_name", "Document")}  # what the prompt calls a text, such as "Review"'
@@ -149,7 +148,7 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
         if column.may_be_ids() and column.name not in (found.text, found.label):
             yield f"# {_pair('id_column', column.name)}  # all its values differ"
     yield from _dialect(found)
-    if found.skipped:
+    if found.has_gaps:
         yield f'missing = "skip"  # {_gaps(found)}'
     yield ""
     yield "[files]"
@@ -206,7 +205,7 @@ def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator
 def _gaps(found: Guess) -> str:
     text, label = found.columns[found.text], found.columns[found.label]
     counts = f"{len(text.text_gaps()):,} have no text and {len(label.gaps(text)):,} no label"
-    return f"of {found.n_rows:,} rows {counts}"
+    return f"of {found.n_rows:,} rows {counts}{'' if found.skipped else ', but others have such gaps'}"
 
 
 def _lacking(n: int) -> str:

@@ -70,3 +70,40 @@ def test_single_words_without_sentences(capsys, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(table(rows, "name,gender,nick"))
     found, _ = written(capsys, tmp_path / "t.csv")
     assert (found["text_column"], found["fields"][0]["name"]) == ("name", "gender")
+
+
+# --- which rows are looked at -----------------------------------------------------------------------------------------
+
+
+def test_a_table_that_is_sorted_by_its_labels(capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("data.guess.ROWS", 50)
+    rows = [(f"some words {n}", "no" if n < 200 else "yes", "x" if n else "y") for n in range(400)]
+    (tmp_path / "t.csv").write_text(table(rows, "text,answers,kind"))
+    found, text = written(capsys, tmp_path / "t.csv")
+    assert found["fields"][0]["name"] == "answers"
+    assert "Guessed from 50 of 400 rows, drawn at random of" in text
+    (tmp_path / "t.toml").unlink()
+    monkeypatch.setattr("data.guess.READ", 150)
+    (tmp_path / "t.csv").write_text(table((row[:2] for row in rows), "text,answers"))
+    said = refused(capsys, tmp_path / "t.csv")
+    assert (
+        "The columns, in 50 of the first 150 rows, drawn at random: 'text' (50" in said and "'answers' (1 diff" in said
+    )
+
+
+def test_a_gap_in_a_row_that_is_not_looked_at(capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("data.guess.ROWS", 50)
+    for gap in ("", " ,a"):
+        rows = [(f"some words {n}", "ab"[n % 2]) for n in range(400)]
+        (tmp_path / "t.csv").write_text(table(rows) + f"{gap or 'a text,'}\n")
+        found, text = written(capsys, tmp_path / "t.csv")
+        assert (
+            found["missing"] == "skip" and "of 50 rows 0 have no text and 0 no label, but others have such gaps" in text
+        )
+        (tmp_path / "t.toml").unlink()
+
+
+def test_a_column_of_nearly_one_value_is_last(capsys, tmp_path: Path) -> None:
+    rows = [(f"some words {n}", "no" if n > 1 else "yes", n % 3) for n in range(300)]
+    (tmp_path / "t.csv").write_text(table(rows, "text,label,mark"))
+    assert written(capsys, tmp_path / "t.csv")[0]["fields"][0]["name"] == "mark"
