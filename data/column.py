@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from data.errors import UserError
-from data.readers.multi import parts_of, several_in_one
+from data.readers.multi import FLAGS, parts_of, several_in_one
 from data.readers.spans import labels_of
 from data.template import is_missing, scalar_text
 
@@ -105,6 +105,11 @@ class Column:
     @property
     def is_numeric(self) -> bool:
         return not any(any(map(str.isalpha, value)) for value in self.values)
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it has 0 and 1, as a column of a multi field's ``columns``, and nothing else."""
+        return self.scalars > 0 and {FLAGS.get(value.lower()) for value in self.values} == {False, True}
 
     @property
     def has_one_value(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import logging
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -33,9 +34,18 @@ from data.template import is_missing
 from data.word_rows import check_sentences
 
 ROWS = 5000  # that are looked at, drawn from those that are read: a table may be sorted by its labels
+KINDS = ("spans", "token", "class", "multi")  # of labels, the first before the others
 READ = 1_000_000  # rows at most, which take a few seconds
 DELIMITER_ROWS = 200  # that are read with each delimiter
-USUAL = ("label", "labels", "class", "category", "target")  # names of columns of labels
+# Names of columns of labels, the first before the others; of columns about a text, and of lists of words.
+USUAL = (
+    re.compile("labels?|class|category|target", re.IGNORECASE),
+    re.compile(
+        "sentiment|polarity|emotion|intent|topics?|stars|rating|spans|entities|(ner_)?tags",
+        re.IGNORECASE,
+    ),
+)
+LAST = re.compile("_.*|answer|verified.*|lang(uage)?|country|locale|annotator|split|tokens|words", re.IGNORECASE)
 
 
 @dataclass
@@ -119,9 +129,10 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
     labels.sort(
         key=lambda c: (
             c.is_sparse(c.gaps(own)) or c.has_one_value,
-            c.name.casefold() not in USUAL,
-            c.label_type(own) != "class",
-            c.is_numeric,
+            LAST.fullmatch(c.name) is not None,
+            *(pattern.fullmatch(c.name) is None for pattern in USUAL),
+            KINDS.index(c.label_type(own)),
+            c.is_numeric or c.is_flag,
             order.index(c.name) < order.index(own.name),
         )
     )  # stable

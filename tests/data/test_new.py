@@ -136,7 +136,7 @@ def test_several_candidates(capsys, tmp_path: Path) -> None:
         '# text = "{title}\\n{body}"' in text and '# id_column = "id"' in text and '# id_column = "title"' not in text
     )
     order = [line for line in text.splitlines() if line.startswith("# name = ")]
-    assert order == ['# name = "lang"', '# name = "stars"']
+    assert order == ['# name = "stars"', '# name = "lang"'], "a language comes last"
     # The suggested keys are right, too.
     path = file.with_suffix(".toml")
     path.write_text(text.replace("# text =", "text =").replace("text_column", "# text_column").replace("# id_", "id_"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,33 @@ def test_a_column_of_nearly_one_value_is_last(capsys, tmp_path: Path) -> None:
     rows = [(f"some words {n}", "no" if n > 1 else "yes", n % 3) for n in range(300)]
     (tmp_path / "t.csv").write_text(table(rows, "text,label,mark"))
     assert written(capsys, tmp_path / "t.csv")[0]["fields"][0]["name"] == "mark"
+
+
+# --- columns that are about texts, but no labels ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("country,stars,text,verified_purchase,language", "stars"),
+        ("text,Answer,kind", "kind"),
+        ("is_reply,author,text", "author"),  # words before truths
+        ("text,lang", "lang"),  # the only one
+    ],
+)
+def test_usual_names_are_first_and_others_last(capsys, tmp_path: Path, header: str, expected: str) -> None:
+    values = {"stars": "12345", "is_reply": ("true", "false"), "text": [f"some words {n}" for n in range(40)]}
+    names = header.split(",")
+    rows = ([own[n % len(own)] for own in (values.get(name, "xy") for name in names)] for n in range(40))
+    (tmp_path / "t.csv").write_text(table(rows, header))
+    assert written(capsys, tmp_path / "t.csv")[0]["fields"][0]["name"] == expected
+
+
+def test_labels_of_words_are_before_one_for_the_text(capsys, tmp_path: Path) -> None:
+    """As Prodigy writes them, with what the annotator pressed."""
+    rows = ({"text": f"to Rome {n}", "_view_id": "ab"[n % 2], "kind": "xy"[n % 2], "tokens": [{"text": "to", "id": 0}],
+             "marks": [{"start": 3, "end": 7, "label": "city"}] * (n % 2), "answer": "xy"[n % 2]}
+            for n in range(40))  # fmt: skip
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, _ = written(capsys, tmp_path / "t.jsonl")
+    assert found["fields"][0]["name"] == "marks"
