@@ -112,6 +112,11 @@ class Column:
         return self.scalars > 0 and {FLAGS.get(value.lower()) for value in self.values} == {False, True}
 
     @property
+    def n_true(self) -> int:
+        """Of a column of 0 and 1: how many are 1."""
+        return sum(n for value, n in self.values.items() if FLAGS[value.lower()])
+
+    @property
     def has_one_value(self) -> bool:
         """Whether nearly all its texts, numbers or truths are the same one."""
         return self.scalars > 0 and self.values.most_common(1)[0][1] >= ONE_VALUE * self.scalars

@@ -59,7 +59,9 @@ class Guess:
         looked_at: which they are, in words.
         columns: all of them, by name.
         text: the name of the column with the texts, or with lists of words.
-        label: the name of the column with their labels.
+        label: the name of the column with their labels; of several columns of 0 and 1, the first.
+        flags: columns of 0 and 1, of which each may be a label; empty if there is only one.
+        is_flags: the labels are all of these.
         skipped: the numbers of the rows without a text or a label, of those that were looked at.
         has_gaps: some row is without a text or a label, of all that were read.
         texts, labels: other columns that might be these, most probable first.
@@ -72,10 +74,17 @@ class Guess:
     columns: dict[str, Column]
     text: str
     label: str
+    flags: list[str]
+    is_flags: bool
     skipped: set[int]
     has_gaps: bool
     texts: list[str]
     labels: list[str]
+
+    @property
+    def used(self) -> list[str]:
+        """The columns that the task needs."""
+        return [self.text, *(self.flags if self.is_flags else [self.label])]
 
 
 def guess(file: Path, format: str, text: str | None, label: str | None, encoding: str | None) -> Guess:
@@ -155,9 +164,13 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
             f"{file}: the column {name!r} also has the value {name!r}: the first line seems to be an example. Write "
             "the columns' names above it; or, if this is a name, give --label."
         )
-    label = label or labels[0].name
+    flags = [c.name for c in known if c.is_flag and not (c is own or c.is_sparse(c.missing) or LAST.fullmatch(c.name))]
+    flags = flags if len(flags) > 1 else []
+    is_flags = label is None and labels[0].name in flags and not any(p.fullmatch(labels[0].name) for p in USUAL)
+    label = flags[0] if is_flags else label or labels[0].name
     _check_lists(file, own, columns[label])
-    skipped = own.text_gaps() | columns[label].gaps(own)
+    used = [columns[name] for name in (flags if is_flags else [label])]
+    skipped = own.text_gaps().union(*(column.gaps(own) for column in used))
     return Guess(
         dialect,
         reads,
@@ -166,10 +179,12 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         columns,
         text,
         label,
+        flags,
+        is_flags,
         skipped,
-        bool(skipped or own.lacking or columns[label].lacks_label(own)),
-        [column.name for column in texts if column.name not in (text, label)],
-        [column.name for column in labels if column.is_advisable(own) and column.name != label],
+        bool(skipped or own.lacking) or any(column.lacks_label(own) for column in used),
+        [column.name for column in texts if column.name not in (text, label) and not column.may_be_ids()],
+        [column.name for column in labels if column.is_advisable(own) and column.name not in (label, *flags)],
     )
 
 

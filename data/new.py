@@ -123,7 +123,7 @@ def _other_splits(file: Path, format: str, found: Guess) -> dict[str, str]:
                     columns = table.columns or tuple(first.values if first else ())
             except UserError:
                 continue  # the check of a task that names it would tell why
-            if {found.text, found.label} <= set(columns):
+            if set(found.used) <= set(columns):
                 others.setdefault(split, beside.name)
     return others
 
@@ -145,7 +145,7 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
             yield f"# {_pair('text', both)}  # in place of text_column, for a text in several columns{lacking}"
     yield '# instruction = "What the labels mean, in a sentence or two."'
     for column in found.columns.values():
-        if column.may_be_ids() and column.name not in (found.text, found.label):
+        if column.may_be_ids() and column.name not in found.used:
             yield f"# {_pair('id_column', column.name)}  # all its values differ"
     yield from _dialect(found)
     if found.has_gaps:
@@ -162,7 +162,14 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
         yield "# [split]  # in place of a test file: cuts a part from the train file"
         yield "# test = 0.2"
     yield ""
-    yield from _field(label, text)
+    if found.is_flags:
+        yield from _flags(found)
+    else:
+        yield from _field(label, text)
+    if found.flags and not found.is_flags:
+        yield ""
+        yield "# Several columns of 0 and 1. If each is a label, one field for all of them:"
+        yield from ("# " + line for line in _flags(found))
     if found.labels:
         yield ""
         yield "# Other columns with few different values. Each would be one more thing to answer:"
@@ -203,9 +210,21 @@ def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator
 
 
 def _gaps(found: Guess) -> str:
-    text, label = found.columns[found.text], found.columns[found.label]
-    counts = f"{len(text.text_gaps()):,} have no text and {len(label.gaps(text)):,} no label"
+    text, *labels = (found.columns[name] for name in found.used)
+    no_label = set[int]().union(*(label.gaps(text) for label in labels))
+    counts = f"{len(text.text_gaps()):,} have no text and {len(no_label):,} no label"
     return f"of {found.n_rows:,} rows {counts}{'' if found.skipped else ', but others have such gaps'}"
+
+
+def _flags(found: Guess) -> Iterator[str]:
+    """The lines of a field for several columns of 0 and 1."""
+    columns = [found.columns[name] for name in found.flags]
+    shown = ", ".join(f"{_shown(column.name)} ({column.n_true:,})" for column in columns[:SHOWN])
+    more = f", and {len(columns) - SHOWN:,} more" if len(columns) > SHOWN else ""
+    yield "[[fields]]"
+    yield _pair("name", next(name for name in ("labels", "marks", "my_labels") if name not in found.columns))
+    yield from TYPES["multi"]
+    yield f"columns = {tomlkit.item(found.flags).as_string()}  # a label each; in these rows {shown}{more}"
 
 
 def _lacking(n: int) -> str:

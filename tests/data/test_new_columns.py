@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,40 @@ def test_labels_of_words_are_before_one_for_the_text(capsys, tmp_path: Path) -> 
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found, _ = written(capsys, tmp_path / "t.jsonl")
     assert found["fields"][0]["name"] == "marks"
+
+
+# --- a column of 0 and 1 for each label -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [("0", "1"), ("False", "True"), ("0.0", "1.0")])
+def test_columns_of_flags_are_one_field(capsys, tmp_path: Path, values: tuple[str, str]) -> None:
+    """As of Kaggle's toxic comments. An id is no part of a text."""
+    rows = [(f"{n:016x}", f"some words {n}", *(values[n % m == 0] for m in (2, 3, 5)), "en") for n in range(60)]
+    (tmp_path / "t.csv").write_text(table(rows, "id,comment,toxic,threat,a b,language"))
+    found, text = written(capsys, tmp_path / "t.csv")
+    assert found["fields"] == [{"name": "labels", "type": "multi", "columns": ["toxic", "threat", "a b"]}]
+    assert "'toxic' (30), 'threat' (20), 'a b' (12)" in text and "{id}" not in text and '# id_column = "id"' in text
+    assert "one more thing" not in text
+    # What the user names is used, and the other way is suggested.
+    (tmp_path / "t.toml").unlink()
+    found, text = written(capsys, tmp_path / "t.csv", "--label", "threat")
+    assert found["fields"] == [{"name": "threat", "type": "class", "labels_from": "train"}]
+    lines = text[text.index("# Several columns") :].splitlines()[1:5]
+    suggested = tomllib.loads("\n".join(line.removeprefix("# ") for line in lines))
+    assert suggested["fields"][0]["columns"] == ["toxic", "threat", "a b"]
+    # A column of words, or with a usual name, is a better label.
+    for header, expected in (("id,label,toxic,threat,text", "label"), ("id,author,toxic,threat,text", "author")):
+        (tmp_path / "t.toml").unlink()
+        label = values if expected == "label" else "xy"
+        rows = [(n, label[n % 2], values[n % 3 == 0], values[n % 5 == 0], f"some words {n}") for n in range(60)]
+        (tmp_path / "t.csv").write_text(table(rows, header))
+        found, text = written(capsys, tmp_path / "t.csv")
+        assert found["fields"][0]["name"] == expected and '"toxic", "threat"]' in text
+
+
+def test_gaps_in_columns_of_flags(capsys, tmp_path: Path) -> None:
+    rows = [(f"some words {n}", "" if n == 3 else n % 2, "" if n in (3, 4) else int(n % 3 == 0)) for n in range(60)]
+    (tmp_path / "t.csv").write_text(table(rows, "text,a,b"))
+    found, text = written(capsys, tmp_path / "t.csv")
+    assert found["missing"] == "skip" and "0 have no text and 2 no label" in text
+    assert found["fields"][0]["columns"] == ["a", "b"]
