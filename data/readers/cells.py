@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
+import tokenize
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
+from data.answers import literal
 from data.characters import appearance, is_one_line
 from data.errors import UserError, as_json, nearest
 from data.files.documents import parse_line
@@ -19,6 +24,7 @@ from data.template import is_missing, scalar_text
 
 SHOWN = 3  # records that a message names
 NAMES = 'names = { 0 = "O", 1 = "B-city" }'  # what a field may have where numbers stand for tags
+NEIGHBOURS = re.compile(r"""["']\s*[a-zA-Z]{0,2}["']""")  # quotation marks without a comma between
 SPANS = "spans"  # what `tags` says of a column of spans of characters
 
 log = logging.getLogger("data")
@@ -99,8 +105,39 @@ def token_labels(value: Any, row: Record, column: str, names: dict[str, str] | N
 
 
 def parsed_list(value: Any, row: Record, column: str) -> Any:
-    """A cell with a list, in CSV as JSON."""
-    return parse_line(value, f"{row.where}, column {column!r}") if isinstance(value, str) else value
+    """A cell with a list, in CSV as JSON or as Python writes it."""
+    return list_in(value, f"{row.where}, column {column!r}") if isinstance(value, str) else value
+
+
+def list_in(text: str, where: str) -> Any:
+    """What a text has as JSON, or a list as Python writes it; a UserError if it is neither.
+
+    Args:
+        where: the text, for messages.
+    """
+    try:
+        return parse_line(text, where)
+    except UserError:
+        if not isinstance(found := literal(text), list):
+            raise
+    check_commas(text, where)
+    return found
+
+
+def check_commas(cell: str, where: str) -> None:
+    """Raise a UserError if a list has two strings side by side, which Python reads as one."""
+    if not NEIGHBOURS.search(cell):
+        return
+    try:
+        kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline)]
+    except (tokenize.TokenError, SyntaxError):  # not as Python writes it
+        return
+    kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE)]
+    if any(a == b == tokenize.STRING for a, b in pairwise(kinds)):
+        raise UserError(
+            f"{where} has no comma between texts, as NumPy writes lists: {as_json(cell)}. "
+            'Write them as JSON: ["a", "b"].'
+        )
 
 
 def _named(code: Any, names: dict[str, str], row: Record, column: str) -> str:

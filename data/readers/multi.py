@@ -11,26 +11,21 @@ An empty list or cell is no label. The order does not matter, and a label that i
 
 from __future__ import annotations
 
-import io
-import re
-import tokenize
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from data.answers import literal
 from data.characters import by_appearance, find
 from data.errors import UserError, as_json, nearest
-from data.readers.cells import add_labels, class_label, labelled, one_of_each, value_of
+from data.readers.cells import add_labels, check_commas, class_label, labelled, one_of_each, value_of
 from data.readers.records import Record
 from data.readers.sources import Source, name_of
 from data.readers.tables import Dialect
 
 USUAL_SEPARATORS = "|;,/\t"
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
-NEIGHBOURS = re.compile(r"""["']\s*[a-zA-Z]{0,2}["']""")  # quotation marks without a comma between
 UNLABELLED = " Texts without labels are for predict.py."
 
 
@@ -64,29 +59,14 @@ class MultiCells:
     def _listed(self, value: Any, row: Record) -> list[Any]:
         listed = ([] if not value.strip() else literal(value)) if isinstance(value, str) else value
         if isinstance(listed, list):
-            if isinstance(value, str) and _lacks_commas(value):
-                raise UserError(
-                    f"{row.where}: {self.column!r} has no comma between texts, as NumPy writes lists: "
-                    f'{as_json(value)}. Write them as JSON: ["a", "b"].'
-                )
+            if isinstance(value, str):
+                check_commas(value, f"{row.where}: {self.column!r}")
             return listed
         advice = ""
         if isinstance(value, str):
             usual = next((separator for separator in USUAL_SEPARATORS if separator in value), "|")
             advice = f" If a character separates the labels, name it in the field: {set_to(usual)}."
         raise UserError(f"{row.where}: {self.column!r} must be a list of labels, found {as_json(value)}.{advice}")
-
-
-def _lacks_commas(cell: str) -> bool:
-    """Whether a list has two strings side by side, which Python reads as one."""
-    if not NEIGHBOURS.search(cell):
-        return False
-    try:
-        kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline)]
-    except (tokenize.TokenError, SyntaxError):  # not as Python writes it
-        return False
-    kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE)]
-    return any(a == b == tokenize.STRING for a, b in pairwise(kinds))
 
 
 class MultiReader:

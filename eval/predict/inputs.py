@@ -20,6 +20,7 @@ from data.characters import is_text
 from data.errors import UserError, as_json, nearest
 from data.files.documents import parse_line, readable
 from data.readers import conll
+from data.readers.cells import list_in
 from data.readers.columnar import SPLITS_FILE, STATE_FILE
 from data.readers.records import Record
 from data.readers.tables import (
@@ -103,7 +104,8 @@ def open_input(
         stdin: read for ``-``; default: the process's standard input.
         dialect: how the table is written. Parts of it that are not for its format are mistakes.
         template: makes the texts, unless ``text_column`` has them.
-        words_column: has lists of words, in a text as JSON. Of any column, what is a list is one of words.
+        words_column: has lists of words, in a text as JSON or as Python writes them. Of any column, what is a list is
+            one of words.
         conll_columns: the names of the columns of CoNLL, if the dialect does not name them.
 
     Raises:
@@ -279,7 +281,7 @@ def _text_of(values: dict[str, Any], source: str | TextTemplate, has_words: bool
         text = values[source]
         if has_words and isinstance(text, str) and (start := START_OF_LIST.match(text)):
             try:
-                text = parse_line(text, repr(source))
+                text = list_in(text, repr(source))
             except UserError as error:
                 if start[1]:  # a damaged list; other texts may begin with a bracket
                     return None, str(error)

@@ -264,3 +264,22 @@ def test_lists_of_different_lengths_are_no_words_and_labels(capsys, tmp_path: Pa
     write("tags", "keywords", "tokens", "ner")
     found, _ = written(capsys, tmp_path / "t.jsonl")
     assert found["tokens_column"] == "tokens" and found["fields"][0]["name"] == "ner"
+
+
+def test_lists_as_pandas_writes_them(capsys, tmp_path: Path) -> None:
+    """In CSV as Python writes them: of words and tags, and of spans."""
+    rows = [(f"x{n}", repr([*WORDS, f"x{n}"]), repr([*TAGS, "O"]), repr([[3, 6, "it's"]])) for n in range(24)]
+    (tmp_path / "t.tsv").write_text(table((row[1:3] for row in rows), "tokens\tner", "\t"))
+    found, _ = written(capsys, tmp_path / "t.tsv")
+    assert column_of(found) == ("tokens", "ner", "token") and "tokens_column" in found
+    (tmp_path / "t.toml").unlink()
+    (tmp_path / "t.tsv").write_text(table(((f"to New {row[0]}", row[3]) for row in rows), "text\tmarks", "\t"))
+    found, _ = written(capsys, tmp_path / "t.tsv")
+    assert column_of(found) == ("text", "marks", "token")
+    # NumPy writes no commas, and Python reads two texts as one.
+    task = (tmp_path / "t.toml").read_text().replace('tags = "spans"', "#").replace("text_column", "tokens_column")
+    (tmp_path / "t.toml").write_text(task)
+    rows = [(f"['to' 'Bonn{n}']", "['O' 'B-city']") for n in range(24)]
+    (tmp_path / "t.tsv").write_text(table(rows, "text\tmarks", "\t"))
+    assert check([str(tmp_path / "t.toml")]) == 2
+    assert "line 2, column 'marks' has no comma between texts, as NumPy writes lists" in capsys.readouterr().err

@@ -275,11 +275,13 @@ def test_rows_with_an_error_in_other_formats(tmp_path: Path) -> None:
 def test_lists_of_words_in_tables_of_text(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         'tokens,text\n"[""to"", ""Rome""]",a\nto Rome,b\n"[urgent] to Rome",c\n"[1]",d\n"[""to"", Rome",e\n'
+        "\"['to', 'Rome']\",f\n['to' 'Rome'],g\n"
     )
     found = rows(tmp_path / "t.csv", text_column="tokens", words_column="tokens")
-    assert [row.text for row in found] == ["to Rome", "to Rome", "[urgent] to Rome", None, None]
+    assert [row.text for row in found] == ["to Rome", "to Rome", "[urgent] to Rome", None, None, "to Rome", None]
     assert found[0].columns["tokens"] == '["to", "Rome"]'
     assert found[3].error.startswith("'tokens' must be a list of") and found[4].error.startswith("'tokens': not JSON")
+    assert found[6].error.startswith("'tokens' has no comma between texts, as NumPy writes lists")
     (row, *_) = rows(tmp_path / "t.csv", text_column="tokens")
     assert row.text == '["to", "Rome"]', "a text of a task whose texts are no lists"
     (tmp_path / "t.jsonl").write_text(
