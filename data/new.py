@@ -32,6 +32,7 @@ from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
 from data.readers.split_files import LINES
 from data.readers.tables import ENDINGS, PLAIN, ending_of
+from data.readers.tags import NAME_THEM, SCHEMES
 from data.tasks import TASKS, Task, get_task
 from data.terminal import say
 
@@ -74,6 +75,7 @@ def write_task(file: Path, text: str | None, label: str | None, encoding: str | 
 
     Raises:
         UserError: no such table, one that cannot be read, or one without texts or labels; a task file that exists.
+            Tags of which only a person can say how they are written: then the file is kept, with the line to complete.
     """
     ending = ending_of(file)
     format = ENDINGS.get(ending)
@@ -96,9 +98,14 @@ def write_task(file: Path, text: str | None, label: str | None, encoding: str | 
         stream.write(lines)
     try:
         return get_task(target), found
-    except UserError:
-        target.unlink()
-        raise
+    except UserError as error:
+        if NAME_THEM not in str(error):
+            target.unlink()
+            raise
+        kind, choices = TYPES["token"][0], ", ".join(f'"{scheme}"' for scheme in SCHEMES)
+        marked = lines.replace(f"\n{kind}\n", f'\n{kind}\ntags = "?"  # DECIDE: {choices}\n', 1)
+        target.write_text(marked, encoding="utf-8")
+        raise UserError(f'{error} {target} is written: decide there, in the line tags = "?".') from error
 
 
 def _name(stem: str, file: Path) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from data.check import main as check
 from data.guess import guess
+from data.new import main
 from tests.data.test_new import refused, table, written
 
 WORDS, TAGS, POS = ["to", "New", "York"], ["O", "B-city", "I-city"], ["IN", "NN", "NN"]
@@ -283,3 +284,17 @@ def test_lists_as_pandas_writes_them(capsys, tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text(table(rows, "text\tmarks", "\t"))
     assert check([str(tmp_path / "t.toml")]) == 2
     assert "line 2, column 'marks' has no comma between texts, as NumPy writes lists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", ["B-B", "C"])
+def test_tags_that_a_person_must_decide(capsys, tmp_path: Path, other: str) -> None:
+    """The file is kept: all but one line of it is right."""
+    (tmp_path / "t.conll").write_text("".join(f"to B-A\nBonn{n} {other}\n\n" for n in range(24)))
+    assert main([str(tmp_path / "t.conll")]) == 2
+    path = tmp_path / "t.toml"
+    assert f'{path} is written: decide there, in the line tags = "?".' in capsys.readouterr().err
+    assert check([str(path)]) == 2 and "unknown tags '?'" in capsys.readouterr().err
+    text = path.read_text(encoding="utf-8")
+    assert 'tags = "?"  # DECIDE: "types", "iob1"' in text
+    path.write_text(text.replace('"?"', '"types"'), encoding="utf-8")
+    assert check([str(path)]) == 0 and "B-A" in capsys.readouterr().out
