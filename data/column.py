@@ -212,6 +212,8 @@ class Column:
         if not self.has_name:
             why = "has spaces around it" if self.name.strip().isprintable() else "has a control character"
             return f"not looked at, as its name {why if self.name.strip() else 'is empty'}: correct the header"
+        if self.others:
+            return "objects; flatten them (Label Studio: export JSON-MIN)"
         if not self.values or self.scalars:
             return f"{len(self.values):,} different values, {self.length:.0f} characters on average"
         return "lists" if self.is_list else "spans" if self.has_spans else "no texts"

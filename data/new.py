@@ -30,8 +30,9 @@ from data.guess import Guess, guess, open_named
 from data.readers.custom_examples import MANY_SKIPPED
 from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
+from data.readers.lines import GZIP
 from data.readers.split_files import LINES
-from data.readers.tables import ENDINGS, PLAIN, ending_of
+from data.readers.tables import ENDINGS, NEXT_STEPS, PLAIN, ending_of
 from data.readers.tags import NAME_THEM, SCHEMES
 from data.tasks import TASKS, Task, get_task
 from data.terminal import say
@@ -79,10 +80,17 @@ def write_task(file: Path, text: str | None, label: str | None, encoding: str | 
     """
     ending = ending_of(file)
     format = ENDINGS.get(ending)
-    if format is None or format == LINES:
-        known = ", ".join(end for end, own in ENDINGS.items() if own != LINES)
-        raise UserError(f"{file}: a table must end in one of {known}.")
     with readable(file):
+        if file.is_dir():
+            raise UserError(
+                f"{file}: this is a folder; data.new looks at one table. If there is a folder for each label, make a "
+                "CSV of it with the header text,label and a row for each file. For a folder that datasets saved, write "
+                "the task file by hand: docs/data.md."
+            )
+        if format is None or format == LINES:
+            known = ", ".join(end for end, own in ENDINGS.items() if own != LINES and not end.endswith(GZIP))
+            step = NEXT_STEPS.get(ending.removesuffix(GZIP), "")
+            raise UserError(f"{file}: a table must end in one of {known}; text also with .gz. {step}".rstrip())
         if not file.is_file():
             raise UserError(f"no file {file}.")
     if not is_text(file.name):

@@ -34,6 +34,17 @@ _BINARY_ENDINGS = {".parquet": "parquet", ".arrow": "arrow"}
 ENDINGS = _TEXT_ENDINGS | _BINARY_ENDINGS | {f"{end}{GZIP}": format for end, format in _TEXT_ENDINGS.items()}
 FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 COLUMNAR = {"parquet": open_parquet, "arrow": open_arrow}
+_SHEET, _UNPACK = "Save the sheet as CSV, in UTF-8.", "Unpack it, and give a file that is in it."
+NEXT_STEPS = {  # for files that are not read, by the end of their names
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _SHEET),
+    **dict.fromkeys((".zip", ".7z", ".rar", ".tar", ".tgz", ".bz2", ".xz", ".zst"), _UNPACK),
+    ".tab": "Name it .tsv; of a file of Orange also delete the lines 2 and 3, which are not rows.",
+    ".ndjson": "Name it .jsonl.",
+    ".txt": (
+        "If it is CoNLL, name it .conll. Else make it CSV with the header label,text: of fastText's lines "
+        "__label__x becomes the cell x, and the text is put in quotation marks."
+    ),
+}
 DELIMITERS = (",", ";", "\t", "|")  # that messages suggest
 EXCELS_FIRST_LINE = re.compile(r'"?sep=([^"])"?')  # of a CSV file, before its header
 LINE_COLUMN = "text"  # the one column of plain lines

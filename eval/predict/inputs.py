@@ -27,6 +27,7 @@ from data.readers.tables import (
     COLUMNAR,
     ENDINGS,
     LINE_COLUMN,
+    NEXT_STEPS,
     PLAIN,
     Dialect,
     delimiter_advice,
@@ -210,8 +211,10 @@ def format_of(path: Path, endings: Mapping[str, str], option: str, format_option
     """
     ending = ending_of(path)
     if ending not in endings:
+        known = NEXT_STEPS if option == "input" else {}
+        step = f"{known[ending]} Else name" if ending in known else "Name"
         raise UserError(
-            f"--{option} {path}: the ending {ending!r} is not one of {', '.join(endings)}. Name the format: "
+            f"--{option} {path}: the ending {ending!r} is not one of {', '.join(endings)}. {step} the format: "
             f"--{format_option} {', '.join(dict.fromkeys(endings.values()))}."
         )
     return endings[ending]

@@ -176,3 +176,38 @@ def test_gaps_in_columns_of_flags(capsys, tmp_path: Path) -> None:
     found, text = written(capsys, tmp_path / "t.csv")
     assert found["missing"] == "skip" and "0 have no text and 2 no label" in text
     assert found["fields"][0]["columns"] == ["a", "b"]
+
+
+# --- files that are no tables -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("t.xlsx", "Save the sheet as CSV"),
+        ("t.zip", "Unpack it"),
+        ("t.tab", "Name it .tsv; of a file of Orange also delete the lines 2 and 3"),
+        ("t.txt", "make it CSV with the header label,text: of fastText's lines __label__x becomes the cell x"),
+        ("t.csv.bz2", "Unpack it"),
+        ("t", ".gz."),
+    ],
+)
+def test_what_to_do_with_other_files(capsys, tmp_path: Path, name: str, step: str) -> None:
+    (tmp_path / name).write_text(table([("some words", "a")]))
+    said = refused(capsys, tmp_path / name)
+    assert "must end in one of .csv, .tsv" in said and step in said and ".csv.gz" not in said
+
+
+def test_a_folder_for_each_label(capsys, tmp_path: Path) -> None:
+    (tmp_path / "reviews" / "good").mkdir(parents=True)
+    said = refused(capsys, tmp_path / "reviews")
+    assert "this is a folder" in said and "make a CSV of it with the header text,label" in said
+
+
+def test_objects_are_named(capsys, tmp_path: Path) -> None:
+    """As of Label Studio's full export, and of cells with JSON as TMDB has them."""
+    rows = ({"id": n, "data": {"text": f"some words {n}"}, "genres": '[{"id": 1}]'} for n in range(20))
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = refused(capsys, tmp_path / "t.jsonl")
+    for name in ("data", "genres"):
+        assert f"{name!r} (objects; flatten them (Label Studio: export JSON-MIN))" in said

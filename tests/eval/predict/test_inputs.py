@@ -54,8 +54,11 @@ def test_the_format_by_its_name(folder: Path) -> None:
     (folder / "new.csv").rename(folder / "new.data")
     assert [row.text for row in rows(folder / "new.data", format="csv")] == ["a", "b"]
     assert rows(folder / "new.data", format="lines")[1].text == "1,a"
-    with pytest.raises(UserError, match="the ending '.data' is not one of .csv, .* --format csv, tsv"):
+    with pytest.raises(UserError, match="the ending '.data' is not one of .csv, .* Name the format: --format csv, tsv"):
         rows(folder / "new.data")
+    (folder / "new.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match="ending '.zip' is not one of .* Unpack it, .* Else name the format: --format"):
+        rows(folder / "new.zip")
 
 
 def test_quotation_marks_in_tsv(folder: Path) -> None:
