@@ -15,11 +15,10 @@ from itertools import combinations
 import numpy as np
 import xxhash
 
-from data.answers import literal
 from data.errors import shortened
 from data.example import Example
 from data.readers.label_sets import label_of
-from data.readers.multi import joined_labels, set_to, several_in_one
+from data.readers.multi import joined_labels, set_to, several_in_one, written_list
 from data.tasks import ClassField, Field, MultiField, Task
 
 SHOWN = 5  # examples or labels that a finding names
@@ -230,7 +229,7 @@ def _joined(splits: Sequence[Facts], own: Field) -> Iterator[Finding]:
     used = sorted(set[str]().union(*(facts.counts[own.name] for facts in splits)))
     joined, separator, setting = list[str](), "", ""
     if isinstance(own, ClassField):
-        joined, setting = [label for label in used if isinstance(literal(label), list)], 'type = "multi"'
+        joined, setting = [label for label in used if isinstance(written_list(label), list)], 'type = "multi"'
         if not joined:
             joined, separator = several_in_one(used)
     elif isinstance(own, MultiField) and own.separator is not None:

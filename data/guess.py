@@ -19,7 +19,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from data.answers import literal
 from data.column import LABELS, Column
 from data.errors import UserError, nearest
 from data.files import limits
@@ -28,6 +27,7 @@ from data.readers import conll
 from data.readers.cells import NAMES
 from data.readers.encoding import check_encoding, probable_encoding
 from data.readers.lines import is_packed, unpacking
+from data.readers.multi import written_list
 from data.readers.records import Record, Table
 from data.readers.tables import ASK_FOR_QUOTING, COLUMNAR, DELIMITERS, Dialect, open_table
 from data.template import is_missing
@@ -297,7 +297,7 @@ def _unpacked(values: list[Any]) -> list[Any]:
     found = list[Any]()
     for value in values:
         if not is_missing(value):
-            value = literal(value) if isinstance(value, str) else None
+            value = written_list(value) if isinstance(value, str) else None
             if not isinstance(value, list):
                 return values
         found.append(value)

@@ -57,7 +57,7 @@ class MultiCells:
         return [class_label(entry, row, self.column, True) for entry in self._listed(value, row)]
 
     def _listed(self, value: Any, row: Record) -> list[Any]:
-        listed = ([] if not value.strip() else literal(value)) if isinstance(value, str) else value
+        listed = ([] if not value.strip() else written_list(value)) if isinstance(value, str) else value
         if isinstance(listed, list):
             if isinstance(value, str):
                 check_commas(value, f"{row.where}: {self.column!r}")
@@ -145,12 +145,24 @@ def joined_labels(labels: Sequence[str], own: str | None) -> tuple[list[str], st
 def several_in_one(labels: Sequence[str]) -> tuple[list[str], str]:
     """Labels of a class field that are probably several: as `joined_labels`, if most of their parts are labels as well.
 
-    So ``rec/autos`` and the like are labels, and so are numbers with a comma or a slash.
+    So ``rec/autos`` and the like are labels, and so are numbers with a comma or a slash. Between spaces are labels only
+    if all labels are of parts that begin with ``#``, or each part is a label by itself as well.
     """
     joined, separator = joined_labels(labels, None)
     parts = {part for label in joined for part in parts_of(label, separator)}
     is_number = separator in (",", "/") and not any(map(str.isalpha, "".join(joined)))
-    return ([], "") if is_number or 2 * len(parts.intersection(labels)) <= len(parts) else (joined, separator)
+    if joined and not is_number and 2 * len(parts.intersection(labels)) > len(parts):
+        return joined, separator
+    joined = [label for label in labels if len(label.split()) > 1]
+    parts = {part for label in joined for part in label.split()}
+    are_tags = all(part.startswith("#") for label in labels for part in label.split())
+    return (joined, " ") if joined and (are_tags or parts <= {*labels}) else ([], "")
+
+
+def written_list(text: str) -> object:
+    """As `data.answers.literal`; a set, as Python writes it, is a list."""
+    found = [] if text.strip() == "set()" else literal(text)
+    return sorted(found, key=str) if isinstance(found, set) else found
 
 
 def parts_of(written: str, separator: str) -> list[str]:

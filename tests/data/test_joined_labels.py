@@ -22,6 +22,12 @@ from data.tasks import ClassField, MultiField, Task
             ["['x']", "['x', 'y']", "z"],
             "2 topics labels: \"['x', 'y']\", \"['x']\" seem to be several labels: set type = \"multi\" in the field.",
         ),
+        (["{'x', 'y'}", "set()", "z"], "2 topics labels: 'set()', \"{'x', 'y'}\" seem to be several labels: set type"),
+        (["#x", "#x #y", "#z #y"], "2 topics labels: '#x #y', '#z #y' seem to be several labels with ' ' between them"),
+        (["x", "y", "x y"], 'with \' \' between them: set type = "multi" and separator = " " in the field.'),
+        (["New York", "New", "Bonn"], None),
+        (["very good", "good", "very bad", "bad"], None),
+        (["#x y", "#x #y"], None),
         (['["x"]', "z"], "seems to be several labels: set type"),
         (["a/x", "a/y", "b/x", "b/y"], None),  # no part is a label
         (["a", "a/x", "a/y", "b/x", "b/y"], None),  # one of four is

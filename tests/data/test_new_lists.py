@@ -298,3 +298,15 @@ def test_tags_that_a_person_must_decide(capsys, tmp_path: Path, other: str) -> N
     assert 'tags = "?"  # DECIDE: "types", "iob1"' in text
     path.write_text(text.replace('"?"', '"types"'), encoding="utf-8")
     assert check([str(path)]) == 0 and "B-A" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cells", "keys"),
+    [(("#a #b", "#b", "#c #a", ""), {"separator": " "}), (("{'a', 'b'}", "{'c'}", "set()", "{'b'}"), {})],
+)
+def test_tags_with_spaces_and_sets(capsys, tmp_path: Path, cells: tuple[str, ...], keys: dict[str, str]) -> None:
+    rows = ((f"some words {n}", cells[n % 4]) for n in range(24))
+    (tmp_path / "t.tsv").write_text(table(rows, "text\tlabel", "\t"))
+    found, text = written(capsys, tmp_path / "t.tsv")
+    assert found["fields"] == [{"name": "label", "type": "multi", "labels_from": "train"} | keys]
+    assert "3 different in these rows" in text and "missing" not in found
