@@ -65,11 +65,8 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         cost={name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost},
         examples=hash_examples([p.example for p in predictions]),
         texts=a.texts if a.texts == b.texts else "",
-        settings={
-            "combined": [_origin(a), _origin(b)],
-            "temperature": a.temperatures | b.temperatures,
-            "abstain_below": below,
-        },
+        settings={"combined": [_origin(a), _origin(b)], "temperature": a.temperatures | b.temperatures}
+        | ({} if below is None else {"abstain_below": below}),
         versions=versions(),
         labels={**a.labels, **b.labels},
         others={**a.others, **b.others},
