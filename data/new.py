@@ -63,12 +63,9 @@ class NewArgs:
     """The encoding of the table. Default: UTF-8 if it is that, else what it looks like."""
 
 
-def new_task(file: Path, text: str | None = None, label: str | None = None, encoding: str | None = None) -> Task:
-    """Write a task file beside a table, and return the task; see `write_task`."""
-    return write_task(file, text, label, encoding)[0]
-
-
-def write_task(file: Path, text: str | None, label: str | None, encoding: str | None) -> tuple[Task, Guess]:
+def new_task(
+    file: Path, text: str | None = None, label: str | None = None, encoding: str | None = None
+) -> tuple[Task, Guess]:
     """Write a task file beside a table, and return the task and what it was made of.
 
     Args:
@@ -266,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parsed_paths(args)
         with permitted():
-            task, found = write_task(args.file, args.text, args.label, args.encoding)
+            task, found = new_task(args.file, args.text, args.label, args.encoding)
     except UserError as error:
         say(f"error: {error}", "stderr")
         return 2

@@ -132,6 +132,8 @@ def _model(config: PredictConfig, problems: list[str]) -> ModelSpec | None:
 
     Why the checkpoint does not say it is reported when it is opened.
     """
+    if not config.model and config.checkpoint is None:
+        return None
     from checkpoints_tools.registry import get_model_spec  # these import PyTorch
     from eval.predict.classifier import model_name
     from train.resolve import problems_of_kind

@@ -99,7 +99,7 @@ def test_other_encodings(capsys, tmp_path: Path, encoding: str) -> None:
 
 def new(file: Path):
     file.with_suffix(".toml").unlink()
-    return new_task(file)
+    return new_task(file)[0]
 
 
 def test_an_encoding_beyond_the_rows_that_are_looked_at(capsys, tmp_path: Path, monkeypatch) -> None:
@@ -231,7 +231,7 @@ def test_names_that_mean_something(capsys, tmp_path: Path) -> None:
     for name, expected in (("20ng_20", "my_20ng_20"), ("天", "my_")):
         file = tmp_path / f"{name}.csv"
         file.write_text(table(rows()))
-        assert new_task(file).name == expected
+        assert new_task(file)[0].name == expected
 
 
 def test_labels_do_not_end_a_comment(capsys, tmp_path: Path) -> None:

@@ -65,26 +65,28 @@ def test_lines_wait_until_they_can_be_written(path: Path, caplog: pytest.LogCapt
     assert len(caplog.messages) == 2 and "can be written again and has the lines that waited" in caplog.messages[1]
 
 
-def test_lines_that_wait_at_the_end_are_counted(
-    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def write_six_of_which_one_fits(path: Path, monkeypatch: pytest.MonkeyPatch, close: bool) -> LogFile:
+    """At most three lines may wait."""
     monkeypatch.setattr(log_file, "MOST_WAITING", 3)
     log = LogFile(path, resumed=False)
     with largest_file(10):
         for n in range(6):
             log.write({"n": n})
-        log.close()
+        if close:
+            log.close()
+    return log
+
+
+def test_lines_that_wait_at_the_end_are_counted(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_six_of_which_one_fits(path, monkeypatch, close=True)
     assert numbers(path) == [0]
     assert "log.jsonl has not all lines: 5 could not be written." in caplog.messages[-1]
 
 
 def test_the_oldest_lines_are_dropped_if_too_many_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_file, "MOST_WAITING", 3)
-    log = LogFile(path, resumed=False)
-    with largest_file(10):
-        for n in range(6):
-            log.write({"n": n})
-    log.close()
+    write_six_of_which_one_fits(path, monkeypatch, close=False).close()
     assert numbers(path) == [0, 3, 4, 5]
 
 
