@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.check import main as check
+from data.guess import guess
 from data.new import main
 from tests.data.test_new import refused, table, written
 
@@ -93,6 +94,15 @@ def test_a_table_that_is_sorted_by_its_labels(capsys, tmp_path: Path, monkeypatc
     )
 
 
+@pytest.mark.parametrize("n_rows", [50, 100, 200])
+def test_the_first_row_is_looked_at(tmp_path: Path, monkeypatch, n_rows: int) -> None:
+    """It says whether a column marks where sentences begin."""
+    monkeypatch.setattr("data.guess.ROWS", 4)
+    (tmp_path / "t.csv").write_text(table((f"some words {n}", "ab"[n % 2]) for n in range(n_rows)))
+    found = guess(tmp_path / "t.csv", "csv", "text", "label", None)
+    assert found.n_rows == 4 and "some words 0" in found.columns["text"].values
+
+
 def test_a_gap_in_a_row_that_is_not_looked_at(capsys, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("data.guess.ROWS", 50)
     for gap in ("", " ,a"):
@@ -147,7 +157,7 @@ def test_labels_of_words_are_before_one_for_the_text(capsys, tmp_path: Path) -> 
 @pytest.mark.parametrize("values", [("0", "1"), ("False", "True"), ("0.0", "1.0")])
 def test_columns_of_flags_are_one_field(capsys, tmp_path: Path, values: tuple[str, str]) -> None:
     """As of Kaggle's toxic comments. An id is no part of a text."""
-    rows = [(f"{n:016x}", f"some words {n}", *(values[n % m == 0] for m in (2, 3, 5)), "en") for n in range(60)]
+    rows = [(f"{n:06x}ade", f"some words {n}", *(values[n % m == 0] for m in (2, 3, 5)), "en") for n in range(60)]
     (tmp_path / "t.csv").write_text(table(rows, "id,comment,toxic,threat,a b,language"))
     found, text = written(capsys, tmp_path / "t.csv")
     assert found["fields"] == [{"name": "labels", "type": "multi", "columns": ["toxic", "threat", "a b"]}]
