@@ -190,7 +190,9 @@ def check_run(config: TrainConfig, sizes: StoredBytes, total_steps: int, resume_
         f"{options.keep} are kept while the next is written. Use an --output on a larger disk, keep fewer (--keep 1), "
         "or omit the export (--export off)."
     )
-    needed = run_bytes(config, sizes, first_step, total_steps, resume_from, unscored)
+    # Only on rank 0, which decides: it then deletes files whose sizes another rank might still be asking for.
+    rank_0 = dist.get_rank() == 0
+    needed = run_bytes(config, sizes, first_step, total_steps, resume_from, unscored) if rank_0 else 0
     require_space(options.output, needed, "what this run writes", advice, UserError)
 
 

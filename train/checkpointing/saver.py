@@ -53,6 +53,7 @@ from train.checkpointing.disk_space import (
     check_run,
     choose_background,
     format_bytes,
+    free_bytes,
     leftovers,
     require_shared,
     require_space,
@@ -239,7 +240,7 @@ class Saver:
             log.info("saved %s (%.1f s%s)", final, time.perf_counter() - start, how)
             return
         causes = "; ".join(f"rank {n}: {problem}" for n, problem in enumerate(problems) if problem)
-        free = shutil.disk_usage(self.checkpoints).free
+        free = free_bytes(self.checkpoints)
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise SaveFailed(

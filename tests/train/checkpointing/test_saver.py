@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +184,20 @@ def test_a_failed_save_stops_the_run_and_leaves_the_older_one(
         assert part in str(error.value)
     assert [p.name for p in trainer.checkpoints.iterdir()] == ["step_000002"], "the half-written one is gone"
     assert checkpoint.newest_complete(trainer.checkpoints).name == "step_000002"
+
+
+def test_a_first_save_that_cannot_make_its_folder_says_why(world, tmp_path: Path, monkeypatch) -> None:
+    trainer = make_trainer(tmp_path, world, steps=1)
+    make = Path.mkdir
+
+    def refuse(path: Path, *args: Any, **options: Any) -> None:
+        if path.is_relative_to(trainer.checkpoints):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        make(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(SaveFailed, match=r"step 1 could not be written.*quota exceeded\nIt needs .* were free"):
+        trainer.run()
 
 
 def test_a_save_that_fails_while_the_run_ends_is_not_lost(world, tmp_path: Path, slow: SlowWriter) -> None:
