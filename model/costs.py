@@ -185,10 +185,12 @@ class EncoderCosts:
     def step_flops(self, n_tokens: int, n_outputs: Mapping[str, int], n_pairs: int) -> float:
         config = self.config
         block = 4 * config.dim**2 + 2 * config.dim * config.ffn_dim
-        heads = 0
+        heads, of_documents = 0, [head.name for head in config.heads if head.of_documents]
         for head in config.heads:
-            dense = config.dim**2 if config.head == "dense" and head.of_documents else 0
-            heads += (config.dim * head.n_labels + dense) * n_outputs[head.name]
+            heads += config.dim * head.n_labels * n_outputs[head.name]
+        if config.head == "dense":  # RoBERTa has a dense layer in each head of documents, BERT one for all of them
+            denses = of_documents if config.family == "roberta" else of_documents[:1]
+            heads += config.dim**2 * sum(n_outputs[name] for name in denses)
         return 6.0 * config.n_layers * block * n_tokens + 6.0 * heads + 12.0 * config.n_layers * config.dim * n_pairs
 
     def divide_outputs(self, n: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from model.attention import allowed
 from model.encoder import Encoder
 from model.llama import Llama
 from tests.encoder_samples import make_encoder_samples
-from tests.train.tiny_encoder_run import QUIET
+from tests.train.tiny_encoder_run import BERT, MULTI, QUIET
 from tests.train.tiny_run import TIED, TINY, make_samples
 
 
@@ -33,14 +33,15 @@ def test_a_decoders_flops_equal_pytorchs_count(config) -> None:
     assert costs.step_flops(T, costs.divide_outputs(T), T * T) == 3 * counter.get_total_flops()
 
 
-@pytest.mark.parametrize("config", [QUIET, replace(QUIET, head="dense")])
+@pytest.mark.parametrize("config", [QUIET, *(replace(c, head="dense", heads=MULTI.heads) for c in (QUIET, BERT))])
 def test_an_encoders_flops_equal_pytorchs_count(config) -> None:
     model = Encoder(config).eval()
     model.init_weights()
-    T, index = 24, {"topic": torch.tensor([0]), "slots": torch.arange(1, 9)}
+    T, index = 24, {"topic": torch.tensor([0]), "slots": torch.arange(1, 9), "marks": torch.tensor([0])}
+    index = {head.name: index[head.name] for head in config.heads}
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(torch.zeros(1, T, dtype=torch.long), torch.arange(T)[None], torch.ones(1, T, dtype=torch.int32), index)
-    expected = costs_of(config).step_flops(T, {"topic": 1, "slots": 8}, T * T)
+    expected = costs_of(config).step_flops(T, {name: len(outputs) for name, outputs in index.items()}, T * T)
     assert expected == 3 * counter.get_total_flops()
 
 
