@@ -255,9 +255,10 @@ class StepLoader:
         return self._build(self.plan(n), (n + 1) * self.batch_size / self.units_per_epoch)
 
     def worst_case(self) -> StepBatch:
-        """A step that needs at least the memory of any real step, the same on every rank.
+        """A step that needs the memory of the largest real step, the same on every rank.
 
-        Each pass has the maximum number of tokens, which activations grow with, and of labels, which logits grow with.
+        Each pass has the maximum number of tokens, which activations grow with. Logits grow with labels: it has as many
+        as two greedy ways to fill a row find, which may be less than the maximum where a row holds a few samples only.
         If a step may have several passes, this one has two: the second runs while the first one's gradients are in
         memory. Otherwise it has one, because gradients are a large part of a big model's memory.
         """

@@ -3,8 +3,9 @@
 A position weighs 1, or what ``--class_weights`` gives its label. A mean of means would weigh a row with few label
 tokens as much as one with many. So every pass on every rank sums over its own label positions and divides by the same
 global sum of weights. The losses and gradients of all passes add up to those of the step, for any packing, number of
-ranks and number of accumulation passes. A decoder's answer is one field. An encoder's fields have a head, a sum and a
-loss each, and the losses are added with equal weights (the paper's §5.4).
+ranks and number of accumulation passes, up to the rounding of the sum (bf16 weights: docs/optimizers.md). A decoder's
+answer is one field. An encoder's fields have a head, a sum and a loss each, and the losses are added with equal weights
+(the paper's §5.4).
 
 In a multi field each label of a document is decided by itself. Its loss at a document's position is the binary
 cross-entropy summed over the labels: like that of a class field, the negative logarithm of the answer's probability.

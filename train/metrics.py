@@ -58,9 +58,10 @@ class Speed:
 
 
 class Plateau:
-    """Detects that the training loss has stopped falling ("trained until convergence", section 5.4 of the paper).
+    """Detects that the training loss has stopped falling ("until convergence", section 5.7 of the paper).
 
     The rule: the mean loss of the last ``window`` steps is not at least 1% below that of the ``window`` before them.
+    A resumed run starts counting anew.
     """
 
     def __init__(self, total_steps: int) -> None:

@@ -1,8 +1,8 @@
 """One worst-case step before step 1: a run that does not fit fails at once and names the settings that need less.
 
 One step in sixty of 20 Newsgroups holds a post of full length, so a run that fits on average would fail in its first
-hour. The trial is the worst step possible (`StepLoader.worst_case`). Every rank computes the longest rows with the most
-labels that they can hold, with a second pass if steps accumulate, and with the optimizer's states in memory.
+hour. The trial is the worst step possible (`StepLoader.worst_case`). Every rank computes the longest rows, filled with
+labels, with a second pass if steps accumulate, and with the optimizer's states in memory.
 
 The trial changes nothing: weights stay the same, states stay zero, gradients are freed. It comes before a checkpoint's
 optimizer states are loaded and before the random-number generators are seeded. So a resumed run tries it too, with the

@@ -7,9 +7,10 @@ by that value and stored as the index of the nearest entry of a table. The entri
     element / block's largest    error
     0.1 to 1                     6% at most, 1% on average
     each decade below            nearly twice that of the decade above
-    below 1.6e-7                 becomes 0
+    below 2.7e-7                 becomes 0
 
-Unsigned numbers are as precise as signed ones a decade above. Two things differ from the paper:
+Unsigned numbers are as precise as signed ones a decade above, and become 0 below 1.6e-7. Two things
+differ from the paper:
 
 - Blocks lie within rows, and codes and scales are two matrices with the same rows. A rank that holds some rows holds
   their blocks. So a checkpoint of 8 ranks loads on 4 or 1 with the same states, and neither FSDP nor

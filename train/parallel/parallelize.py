@@ -48,9 +48,10 @@ class Precision:
 PRECISIONS: dict[str, Precision] = {
     "bf16": Precision(weights=torch.float32, compute=torch.bfloat16, reduce=torch.float32),
     "fp32": Precision(weights=torch.float32, compute=torch.float32, reduce=torch.float32),
-    # For large models, where memory decides. Gradients are stored in bf16 in any case. Summing them in fp32 would avoid
-    # a few rounding errors of 0.1% (one a rank), but double the traffic. It would also need more memory: for 70B 1.7 GB
-    # for the block being reduced (856M parameters), 4.2 GB for embedding and head.
+    # For large models, where memory decides. Gradients are stored in bf16 in any case, so FSDP2 adds those of a step's
+    # passes in bf16 too. Summing over ranks in fp32 would avoid a few rounding errors of 0.1% (one a rank), but double
+    # the traffic. It would also need more memory: for 70B 1.7 GB for the block being reduced (856M parameters), 4.2 GB
+    # for embedding and head.
     "bf16_weights": Precision(weights=torch.bfloat16, compute=torch.bfloat16, reduce=torch.bfloat16),
 }
 
