@@ -167,11 +167,17 @@ def _read(source: Source, name: str) -> torch.Tensor:
     return source.read(name)[:]
 
 
+def _stopped(signum: int, _: object) -> None:
+    """SIGTERM, which schedulers and `timeout` send, ends a conversion as Ctrl-C does: nothing half-written stays."""
+    raise KeyboardInterrupt(signum)
+
+
 def main(argv: list[str] | None = None) -> int:
     open_streams()
     show_logs()
     args = cli(ConvertArgs, argv, prog="python -m checkpoints_tools.convert")
     start = time.perf_counter()
+    signal.signal(signal.SIGTERM, _stopped)
     try:
         args = parsed_paths(args)
         if not 1e-9 <= args.shard_gb < math.inf:
@@ -181,9 +187,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         say(f"error: {error}", "stderr")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say(f"stopped; {args.dst} was not made.", "stderr")
-        return 128 + signal.SIGINT
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     count = sum(torch.Size(shape).numel() for shape in expected_shapes(source.config).values())
     seconds = time.perf_counter() - start
     say(f"{source.format} {source.path} -> {args.dst}: {count / 1e6:,.1f} M parameters, {seconds:.1f} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -244,6 +245,18 @@ def test_an_interrupt_is_no_traceback(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(convert_module, "convert", interrupted)
     assert main([str(tmp_path), str(tmp_path / "new")]) == 130
     assert capsys.readouterr().err == f"stopped; {tmp_path / 'new'} was not made.\n"
+
+
+def test_sigterm_ends_a_conversion_and_leaves_nothing(hf_folder, tmp_path, monkeypatch, capsys):
+    folder, _ = hf_folder()
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(convert_module.ShardWriter, "add", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert main([str(folder), str(tmp_path / "out")]) == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "was not made" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["of the source", "of --tokenizer"])
