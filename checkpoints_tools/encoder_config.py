@@ -59,6 +59,7 @@ FIXED = {
     "hidden_act": ("gelu", "this code's feed-forward network uses 'gelu' (the exact one)"),
     "position_embedding_type": ("absolute", "this code's positions are learned and absolute"),
     "is_decoder": (False, "an encoder's attention is not causal"),
+    "is_causal": (False, "an encoder's attention is not causal"),
     "add_cross_attention": (False, "an encoder has no cross-attention"),
 }
 

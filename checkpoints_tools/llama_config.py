@@ -66,6 +66,7 @@ class LlamaKind(Struct):
     hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
+    is_causal: bool = True
     quantization_config: dict[str, Any] = {}
 
 
@@ -115,6 +116,8 @@ def _architecture_problems(raw: dict[str, Any]) -> list[str]:
     if kind.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act is {kind['hidden_act']!r}; Llama's feed-forward uses 'silu'")
     problems += [f"{key} is true; Llama has no biases" for key in ("attention_bias", "mlp_bias") if kind.get(key)]
+    if not kind.get("is_causal", True):
+        problems.append("is_causal is false; Llama's attention is causal")
     if kind.get("quantization_config"):
         method = kind["quantization_config"].get("quant_method", "unknown")
         problems.append(f"the weights are quantized ({method}); full fine-tuning needs the unquantized checkpoint")
@@ -123,20 +126,36 @@ def _architecture_problems(raw: dict[str, Any]) -> list[str]:
 
 def _read_rope(raw: dict[str, Any], values: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling | None]:
     """θ and scaling, from transformers 4's keys or transformers 5's; contradictions are added to ``problems``."""
-    new, old = (values.get(key, RopeFile()) for key in ("rope_parameters", "rope_scaling"))
-    thetas = {x for x in (values.get("rope_theta"), new.rope_theta, old.rope_theta) if x is not None}
+    found = {key: raw[key] for key in ("rope_scaling", "rope_parameters") if raw.get(key) and key in values}
+    thetas = {x for x in (values.get("rope_theta"), *(values[key].rope_theta for key in found)) if x is not None}
     if len(thetas) > 1:
         problems.append(f"rope_theta has two values: {sorted(thetas)}")
+    elif len(found) > 1:  # transformers takes one and ignores the other
+        outside = values.get("rope_theta") or 10_000.0
+        one, other = (
+            {"rope_theta": outside, "rope_type": rope.get("type", "default"), **rope, "type": None}
+            for rope in found.values()
+        )
+        if one != other:
+            problems.append(
+                f"rope_scaling and rope_parameters are both there and differ: {found}; remove the wrong one"
+            )
     theta = max(thetas, default=10_000.0)
-    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    parts = values.get(key, RopeFile())
-    kind = parts.rope_type or parts.type or "default"
+    if not found:
+        return theta, None
+    key, numbers_of = next(iter(found.items()))
+    kind = values[key].rope_type or values[key].type or "default"
     if kind == "default":
         return theta, None
     if kind != "llama3":
         problems.append(f"rope scaling of type {kind!r}; known: 'default', 'llama3'")
         return theta, None
-    numbers, wrong = fields_of(raw[key], Llama3Rope)
+    context = "original_max_position_embeddings"  # some files have it outside, and transformers prefers that
+    if raw.get(context) is not None:
+        if numbers_of.get(context) not in (None, raw[context]):
+            problems.append(f"{context} is {raw[context]!r}, but {key} has {numbers_of[context]!r}")
+        numbers_of = {**numbers_of, context: raw[context]}
+    numbers, wrong = fields_of(numbers_of, Llama3Rope)
     problems += [f"{key}.{problem}" for problem in wrong]
     if wrong:
         return theta, None

@@ -311,6 +311,7 @@ TWICE = {"name": "a", "kind": "class", "labels": ["x"]}
         ({"hidden_act": "gelu_new"}, "gelu_new"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"is_decoder": True}, "is_decoder"),
+        ({"is_causal": True}, "is_causal"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"num_attention_heads": 5}, "24 is not a multiple of num_attention_heads 5"),
         ({"max_position_embeddings": 2}, "no document fits"),

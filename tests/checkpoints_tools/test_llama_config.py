@@ -56,6 +56,11 @@ def test_reads_what_transformers_4_and_5_write():
     new = changed(rope_parameters={**LLAMA31["rope_scaling"], "rope_theta": 500000.0})
     del new["rope_scaling"], new["rope_theta"]
     assert parse_llama_config(new) == old
+    assert parse_llama_config(changed(rope_parameters=new["rope_parameters"])) == old, "both, and the same"
+    numbers = {
+        key: value for key, value in LLAMA31["rope_scaling"].items() if key != "original_max_position_embeddings"
+    }
+    assert parse_llama_config(changed(rope_scaling=numbers, original_max_position_embeddings=8192)) == old
 
 
 def test_scaling_is_off_unless_asked_for():
@@ -129,6 +134,11 @@ def test_all_contradictions_are_reported_together():
         ({"hidden_act": "gelu"}, "gelu"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
+        ({"is_causal": False}, "is_causal"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_scaling and rope_parameters are both there and differ"),
+        ({"rope_parameters": {**LLAMA31["rope_scaling"], "factor": 2.0}}, "rope_scaling and rope_parameters are both"),
+        ({"original_max_position_embeddings": 64}, "original_max_position_embeddings is 64, but rope_scaling has 8192"),
+        ({"rope_theta": None, "rope_parameters": {**LLAMA31["rope_scaling"], "rope_theta": 5e5}}, "are both there"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"quantization_config": "gptq"}, "quantization_config must be an object; it is 'gptq'"),
         ({"architectures": 3}, "architectures must be a list; it is 3"),
