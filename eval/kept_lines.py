@@ -147,11 +147,10 @@ def _read(file: BinaryIO, path: Path, identity: Mapping[str, str], kind: Kind) -
         stored = parse_line(first, where, dict[str, Any]).get(HEADER)
         if not isinstance(stored, dict):
             raise UserError(not_ours)
-        for name, now in identity.items():
-            if stored.get(name) != now:
-                raise UserError(
-                    f"{path} has answers of another {name}: {stored.get(name)!r}, and not {now!r}. {kind.advice}"
-                )
+        for name in {**stored, **identity}:  # some names are there only if they are not what is usual
+            before, now = (values.get(name, "none") for values in (stored, identity))
+            if before != now:
+                raise UserError(f"{path} has answers of another {name}: {before!r}, and not {now!r}. {kind.advice}")
     return found[1:], end
 
 

@@ -138,8 +138,8 @@ class Server:
         except UserError:
             raise TryAgain("an answer that breaks off or is not JSON", lost=True) from None
         if isinstance(record, dict) and record.get("error") and not record.get("choices"):  # some proxies do this
-            code = error_details(text).get("code")
-            return code if isinstance(code, int) else 400
+            code = str(error_details(text).get("code"))
+            return int(code) if code.isdecimal() else 429 if code == "rate_limit_exceeded" else 400
         answer = read_completion(record, request.example.id)
         if answer is None:
             raise UserError(

@@ -153,6 +153,19 @@ def test_answers_of_something_else_are_refused(scored, tmp_path: Path, monkeypat
         assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("name", ["decode", "temperature"])
+def test_what_only_one_of_two_scorings_has_is_compared_both_ways(
+    scored, tmp_path: Path, name: str, monkeypatch
+) -> None:
+    model, job = scored
+    for with_it, first, then in ((True, {name: "x"}, {}), (False, {}, {name: "x"})):
+        folder = tmp_path / str(with_it)
+        with ended_after(2, monkeypatch), opened(job, folder, **first) as partial:
+            score(model, job, partial=partial)
+        with pytest.raises(UserError, match=f"has answers of another {name}: "), opened(job, folder, **then):
+            pass
+
+
 def test_one_process_at_a_time(scored, tmp_path: Path) -> None:
     _, job = scored
     with (
@@ -202,6 +215,7 @@ def test_eval_goes_on_where_it_stopped(tiny_checkpoint: Path, tmp_path: Path, mo
         (("--row_length", 1500), "maximum length: "),
         (("--precision", "bf16"), "precision: 'fp32', and not 'bf16'"),
         (("--task", "massive_slots"), "task: 'massive_joint "),
+        (("--decode", "labels"), "decode: 'none', and not 'labels'"),
     ):
         with pytest.raises(UserError, match=f"has answers of another {name}.*give another --output"):
             run("out", *options)

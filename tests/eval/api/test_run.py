@@ -143,6 +143,8 @@ PASSING = {
     "connection dropped before the body": drop(0),
     "an answer that ends in an error": completion("", "error"),
     "an error in a 200": send(200, {"error": {"message": "upstream failed", "code": 502}}),
+    "one whose code is a text": send(200, {"error": {"message": "upstream failed", "code": "502"}}),
+    "one whose code is a name": send(200, {"error": {"message": "slower", "code": "rate_limit_exceeded"}}),
 }
 
 
