@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 from data.errors import UserError, nearest
 from data.example import Example
-from data.tasks import ClassField, Task
+from data.tasks import ClassField, Field, Task
 
 BALANCED = "balanced"
 LEAST, MOST = 1e-6, 1e6  # of weights above 0: far from what fp32 cannot add up
@@ -65,6 +65,8 @@ def _read_word(word: str, task: Task, fields: Mapping[str, ClassField]) -> list[
         return [(name, BALANCED)]
     places = _places(name, fields)
     if not places:
+        for field, label in _places(name, {field.name: field for field in task.fields}):
+            raise UserError(f"{label!r} is a label of {field!r}, which {_WHY[_kind(field, task)]}")
         raise UserError(f"there is no label {name!r}.{nearest(name, _labels(fields))}")
     if len(places) > 1:
         listed = " or ".join(f"{field}:{label}" for field, label in places)
@@ -73,7 +75,7 @@ def _read_word(word: str, task: Task, fields: Mapping[str, ClassField]) -> list[
     return [(field, {label: _weight(value)})]
 
 
-def _places(name: str, fields: Mapping[str, ClassField]) -> list[tuple[str, str]]:
+def _places(name: str, fields: Mapping[str, Field]) -> list[tuple[str, str]]:
     """The fields and labels that LABEL or FIELD:LABEL means."""
     return [
         (field.name, label)

@@ -129,5 +129,7 @@ def holdout(examples: list[Example], fraction: float, seed: int) -> tuple[list[E
         raise UserError(
             f"holdout {fraction} of {len(examples)} examples leaves {len(train)} for training, {len(held)} held out."
         )
-    log.info("held out %d of %d training examples, %d labels", len(held), len(examples), len(strata))
+    field = next((name for name, label in examples[0].labels.items() if isinstance(label, str)), None)
+    how = "at random" if field is None else f"stratified by the {len(strata)} labels of {field}"
+    log.info("held out %d of %d training examples, %s", len(held), len(examples), how)
     return train, held

@@ -134,8 +134,8 @@ class EvalConfig:
     """What a decoder may write. free: anything. labels: valid answers only, and the probabilities of a class field's
     labels."""
     abstain_below: float | None = None
-    """Do not give labels that are less probable than this, in (0, 1]. The figures stay those of all examples; the
-    result also says how many are answered, and how many of these are right."""
+    """Do not give labels of class fields that are less probable than this, in (0, 1]. The figures stay those of all
+    examples; the result also says how many are answered, and how many of these are right."""
     calibrate: bool = False
     """Fit a temperature to the scored split, so that of labels with a probability of 80% about 80% are right, and store
     it in the checkpoint's folder. Not for the test split."""

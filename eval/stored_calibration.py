@@ -142,6 +142,9 @@ def calibration_of(options: EvalConfig, weights: Weights, task: Task, prompt: Pr
     needed = [name for name in ("abstain_below", "calibrate") if getattr(options, name)]
     if needed and not any(isinstance(field, ClassField) for field in task.fields):
         raise UserError(f"--{needed[0]} is about the probabilities of class fields, and task {task.name} has none.")
+    others = [field.name for field in task.fields if not isinstance(field, ClassField)]
+    if options.abstain_below is not None and others:
+        log.info("note: --abstain_below is about class fields; the labels of %s are all given.", " and ".join(others))
     if options.plan or options.calibrate or (prompt is not None and options.decode == "free"):
         return None
     return read_calibration(weights.path, task, prompt)

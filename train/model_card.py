@@ -62,7 +62,7 @@ def _header(task: Task, is_decoder: bool) -> str:
 
 
 def _field_row(field: Field) -> list[str]:
-    shown = ", ".join(f"`{label}`" for label in field.labels[:LABELS_SHOWN])
+    shown = ", ".join(map(_code, field.labels[:LABELS_SHOWN]))
     more = f", and {len(field.labels) - LABELS_SHOWN} more" if len(field.labels) > LABELS_SHOWN else ""
     unit = {"class": "text", "multi": "text, any number", "token": "word"}[field.kind]
     return [field.name, unit, f"{len(field.labels)}: {shown}{more}"]
@@ -132,8 +132,18 @@ def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
     return "".join(p.text if isinstance(p, Text) else roles.get(p.name, p.name) for p in pieces)
 
 
+def _code(text: str) -> str:
+    """A text in Markdown's `code`, whatever backticks it has."""
+    fence = _fence(text, 1)
+    return f"{fence} {text} {fence}" if "`" in text else fence + text + fence
+
+
+def _fence(text: str, least: int) -> str:
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
 def _prompt(text: str) -> str:
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    fence = _fence(text, 3)
     return f"""Other programs (`transformers`, vLLM) need the exact prompt, with the special tokens as they are here and
 the text in the place of `{PLACE_OF_TEXT}`. Add no special tokens when tokenizing it (`add_special_tokens=False`), and
 decode greedily. `classifier.prompt_ids(text)` gives the exact token ids.

@@ -78,7 +78,8 @@ class PredictConfig:
     """What a decoder may write. labels (default): valid answers only, and the probabilities of a class field's labels.
     free: anything, as eval.py does by default."""
     abstain_below: float | None = None
-    """Do not give labels that are less probable than this, in (0, 1]: they are in a column of their own instead."""
+    """Do not give labels of class fields that are less probable than this, in (0, 1]: they are in a column of their own
+    instead."""
     batch_tokens: int = 4096
     """Maximum tokens in a batch. More may be faster and need more memory."""
     tp: int = 1

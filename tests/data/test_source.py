@@ -61,6 +61,15 @@ def test_holdout_is_stratified_exact_and_disjoint() -> None:
     assert train == [example for example in examples if example not in held]  # the order is kept
 
 
+def test_holdout_says_how_it_chose(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    holdout(make(5, 5), 0.2, seed=0)
+    holdout([Example(str(i), "x", {"marks": ("a",)}) for i in range(10)], 0.2, seed=0)
+    said = ["held out 2 of 10 training examples, stratified by the 2 labels of y",
+            "held out 2 of 10 training examples, at random"]  # fmt: skip
+    assert caplog.messages == said
+
+
 def test_holdout_never_takes_all_examples_of_a_label() -> None:
     train, held = holdout(make(10, 1, 1, 1), 0.9, seed=0)
     assert by_label(held) == {"label0": 9} and by_label(train) == {f"label{i}": 1 for i in range(4)}

@@ -261,7 +261,7 @@ def test_combined_and_compared_runs_take_no_such_options():
                 load_config([*mode, *name])
 
 
-def test_what_cannot_be_calibrated(export, tiny_checkpoint, tmp_path, monkeypatch):
+def test_what_cannot_be_calibrated(export, tiny_checkpoint, tmp_path, monkeypatch, caplog):
     with pytest.raises(UserError, match="--split train: the checkpoint was fine-tuned on these"):
         plan(export, calibrate=True, split="train")
     with pytest.raises(UserError, match="step_9 is a training checkpoint, .* Calibrate the run's export"):
@@ -272,6 +272,9 @@ def test_what_cannot_be_calibrated(export, tiny_checkpoint, tmp_path, monkeypatc
             UserError, match=f"--{name} is about the probabilities of class fields, and task massive_slo"
         ):
             plan(tiny_checkpoint, **slots, **more)
+    caplog.set_level("INFO")
+    plan(tiny_checkpoint, **slots | {"task": "massive_joint", "abstain_below": 0.5})
+    assert "note: --abstain_below is about class fields; the labels of slots are all given." in caplog.messages
     bare = {"model": "llama_debug", "decode": "labels", "task": str(TICKETS), "data": None}
     assert plan(tiny_checkpoint, **bare, calibrate=True, split="train").examples, "it was never trained on these"
     monkeypatch.setattr("os.access", lambda path, mode: False)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from checkpoints_tools.checksums import write_checksums
+from data.tasks import ClassField
 from tests.train.scripted_scorer import ScriptedScorer
 from train.checkpointing.checkpoint import RUN_FILE, steps_in
+from train.model_card import _field_row
 from train.resolve import load_config
 from train.scorer import HeldOutScore
 from train.setup import open_run
@@ -45,6 +47,11 @@ def test_a_start_that_only_exports_has_the_held_out_figures(
         assert '"accuracy": 0.75' in (run / "log.jsonl").read_text()
     else:
         assert start("--resume") == card
+
+
+@pytest.mark.parametrize(("label", "written"), [("plain", "`plain`"), ("a`b", "`` a`b ``"), ("``", "``` `` ```")])
+def test_a_label_is_code_whatever_its_backticks(label: str, written: str) -> None:
+    assert _field_row(ClassField("kind", (label,))) == ["kind", "text", f"1: {written}"]
 
 
 def test_without_held_out_examples_the_card_says_so(world, train_args: list[str], tmp_path: Path) -> None:
