@@ -55,6 +55,17 @@ def all_figures(runs: Sequence[Results]) -> list[dict[str, float]]:
     ]
 
 
+def shared_figures(run: Results, other: Results) -> list[str]:
+    """The main figures by which two runs can be compared."""
+    theirs = figures(other)
+    return [name for name in figures(run) if name in theirs and _is_shared(name, run, other)]
+
+
+def _is_shared(name: str, run: Results, other: Results) -> bool:
+    """Whether a figure that both runs have is of the same thing: an exact match is of all fields of a run."""
+    return name.removesuffix(", lenient") != "exact match" or run.fields.keys() == other.fields.keys()
+
+
 def comparison(runs: Sequence[Results]) -> tuple[list[str], list[Row]]:
     """Column names, and each run's name and cells: the main figures, then counts and costs."""
     found = all_figures(runs)
@@ -88,7 +99,9 @@ def show_comparison(runs: Sequence[Results]) -> None:
 
 
 def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, list[str]]:
-    """The comparison as a table for the terminal, without counts and costs of zero; each column's best figure is bold.
+    """The comparison as a table for the terminal, without counts and costs of zero.
+
+    Each column's best figure is bold; of exact matches, the best among runs of the same fields.
 
     Args:
         available: characters in a line.
@@ -98,15 +111,15 @@ def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, li
     """
     columns, rows = comparison(runs)
     found = all_figures(runs)
-    best = {name: max(own[name] for own in found if name in own) for name in columns[: -len(COUNTS_AND_COSTS)]}
-    kept = [i for i, name in enumerate(columns) if name in best or any(cells[i].strip("0.") for _, cells in rows)]
+    names = columns[: -len(COUNTS_AND_COSTS)]
+    kept = [i for i, name in enumerate(columns) if name in names or any(cells[i].strip("0.") for _, cells in rows)]
     # Figures are never cut, but names are broken: a heading between words, a system's name anywhere.
     numbers = {i: max(len(cells[i]) for _, cells in rows) for i in kept}
     whole = {i: max(numbers[i], len(columns[i])) for i in kept}
     broken = {i: max(numbers[i], *(len(word) for word in columns[i].split())) for i in kept}
     systems, left_out = max(len(system) for system, _ in rows), list[str]()
     fits = _table_width([systems, *whole.values()]) <= available
-    while not fits and columns[kept[-1]] not in best:
+    while not fits and columns[kept[-1]] not in names:
         if _table_width([min(systems, SYSTEM_WIDTH), *(broken[i] for i in kept)]) <= available:
             break
         left_out.insert(0, columns[kept.pop()])
@@ -114,7 +127,12 @@ def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, li
     table.add_column("system", overflow="fold")
     for i in kept:
         table.add_column(literal(columns[i]), justify="right", width=None if fits else broken[i])
-    for own, (system, cells) in zip(found, rows, strict=True):
+    rivals = list(zip(runs, found, strict=True))
+    for (run, own), (system, cells) in zip(rivals, rows, strict=True):
+        best = {
+            name: max(theirs[name] for other, theirs in rivals if name in theirs and _is_shared(name, run, other))
+            for name in own
+        }
         marked = [
             literal(cells[i], "bold" if columns[i] in own and own[columns[i]] == best[columns[i]] else "") for i in kept
         ]
@@ -198,11 +216,11 @@ def show_figure(name: str, value: float | int | None) -> str:
 
 def lost_to(winner: Results, other: Results) -> dict[str, str]:
     """The main figures of both in which ``winner`` does not beat ``other``, with a sentence for each."""
-    theirs = figures(other)
+    ours, theirs = figures(winner), figures(other)
     return {
-        name: f"{name}: {winner.system} {value:.1%} does not beat {other.system} {theirs[name]:.1%}"
-        for name, value in figures(winner).items()
-        if name in theirs and not value > theirs[name]
+        name: f"{name}: {winner.system} {ours[name]:.1%} does not beat {other.system} {theirs[name]:.1%}"
+        for name in shared_figures(winner, other)
+        if not ours[name] > theirs[name]
     }
 
 
@@ -247,7 +265,8 @@ def compare(
         False if ``winner`` is given and does not beat every other run in the deciding figures.
 
     Raises:
-        UserError: a folder is not a scored run, ``winner`` is not among the runs or lacks ``winner_figure``.
+        UserError: a folder is not a scored run, ``winner`` is not among the runs, lacks ``winner_figure``, or shares no
+            figure with another run.
     """
     if markdown_file is not None:
         _check_markdown(markdown_file)
@@ -274,15 +293,19 @@ def compare(
     others = [run for run, folder in zip(runs, folders, strict=True) if folder.resolve() != winner.resolve()]
     if not others:
         raise UserError(f"--winner {winner}: no other run is compared with it.")
+    compared: dict[str, list[str]] = {}  # systems, by the figures in which they were compared
     for other in others:
-        theirs = figures(other)
-        if not theirs.keys() & ({winner_figure} if winner_figure else known.keys()):
-            raise UserError(f"--winner {winner}: {other.system} has no such figure, only {', '.join(theirs)}.")
+        shared = [name for name in shared_figures(expected, other) if winner_figure in (None, name)]
+        if not shared:
+            has = [name if _is_shared(name, expected, other) else f"{name} of other fields" for name in figures(other)]
+            raise UserError(f"--winner {winner}: {other.system} has no such figure, only {', '.join(has)}.")
+        what = "every figure" if len(shared) == len(known) and not winner_figure else ", ".join(shared)
+        compared.setdefault(what, []).append(other.system)
     lost = [(name, line) for other in others for name, line in lost_to(expected, other).items()]
     for _, line in lost:
         say(line)
     ahead = not any(winner_figure in (None, name) for name, _ in lost)
     if ahead:
-        what = winner_figure or "every figure"
-        say(f"{expected.system} beats {', '.join(run.system for run in others)} in {what}")
+        beaten = "; ".join(f"{', '.join(systems)} in {what}" for what, systems in compared.items())
+        say(f"{expected.system} beats {beaten}")
     return ahead

@@ -180,6 +180,44 @@ def test_a_winner_needs_something_to_beat(tmp_path, capsys):
     assert compare([both, intent], winner=both, winner_figure="intent accuracy")
 
 
+def own_fields(system, accuracy, exact):
+    """A run of an unrelated joint task."""
+    run = results(system, exact=exact)
+    run.task, run.fields = "tickets", {"queue": "class", "urgency": "class"}
+    run.metrics["fields"] = dict.fromkeys(run.fields, {"accuracy": accuracy, "macro_f1": 0.25, "n_unparsed": 3})
+    return run
+
+
+def test_exact_matches_of_other_fields_are_not_compared(tmp_path, capsys):
+    runs = {"tickets": own_fields("tickets", 0.9, 0.7), "massive": results("massive", 0.5, 0.4, 0.3)}
+    runs["dual"] = results("dual", 0.4, 0.3, 0.2)
+    runs["dual"].task, runs["dual"].fields = "massive_slots+massive_intent", {"slots": "token", "intent": "class"}
+    for name, run in runs.items():
+        write_run(tmp_path / name, run, [])
+    tickets, massive, dual = (tmp_path / name for name in runs)
+    has = "massive has no such figure, only intent accuracy, slots f1, exact match of other fields"
+    for figure in (None, "exact match"):
+        with pytest.raises(UserError, match=has):
+            compare([tickets, massive], winner=tickets, winner_figure=figure)
+    assert lost_to(runs["massive"], runs["tickets"]) == {}
+    capsys.readouterr()
+    assert compare([massive, dual], winner=massive) and "massive beats dual in every figure" in capsys.readouterr().out
+    table, _ = comparison_table(list(runs.values()), 200)
+    (exact,) = (column for column in table.columns if str(column.header) == "exact match")
+    assert [str(cell.style) for cell in exact.cells] == ["bold", "bold", ""]
+
+
+def test_the_figures_in_which_a_run_wins_are_named_unless_all_were_compared(tmp_path, capsys):
+    runs = [results("both", 0.9, 0.8, 0.7), results("worse", 0.1, 0.1, 0.1)]
+    for run in [*runs, intent_only("single", 0.6), intent_only("other", 0.5)]:
+        write_run(tmp_path / run.system, run, [])
+    both, *others = (tmp_path / name for name in ("both", "single", "worse", "other"))
+    assert compare([both, others[0]], winner=both)
+    assert capsys.readouterr().out.endswith("both beats single in intent accuracy\n")
+    assert compare([both, *others], winner=both)
+    assert capsys.readouterr().out.endswith("both beats single, other in intent accuracy; worse in every figure\n")
+
+
 def test_runs_on_different_examples_are_named(tmp_path, capsys):
     for name, examples in (("all", "a"), ("again", "a"), ("some", "b"), ("older", "")):
         run = results(name)
