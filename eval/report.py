@@ -7,6 +7,7 @@ without a figure is empty, never zero.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -224,6 +225,36 @@ def lost_to(winner: Results, other: Results) -> dict[str, str]:
     }
 
 
+def _named(runs: Sequence[Results], folders: Sequence[Path]) -> list[Results]:
+    """The runs with names that differ: the folder follows a system's name that several have."""
+    systems = [run.system for run in runs]
+    return [
+        replace(run, system=f"{run.system} ({folder})") if systems.count(run.system) > 1 else run
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
+def _on_different_examples(runs: Sequence[Results]) -> list[str]:
+    """The runs of one task that were scored on different examples, in groups on the same ones; none if all are."""
+    groups: list[list[Results]] = []
+    for run in runs:
+        if any(run.task == other.task and not _same_examples(run, other) for other in runs):
+            for group in groups:
+                if all(run.task == other.task and _same_examples(run, other) for other in group):
+                    group.append(run)
+                    break
+            else:
+                groups.append([run])
+    return [f"{', '.join(run.system for run in own)}: {own[0].metrics['n_examples']:,} examples" for own in groups]
+
+
+def _same_examples(run: Results, other: Results) -> bool:
+    """Whether two runs of a task were scored on the same examples; of older files only the numbers are known."""
+    if run.examples and other.examples:
+        return run.examples == other.examples
+    return bool(run.metrics["n_examples"] == other.metrics["n_examples"])
+
+
 def _check_markdown(path: Path) -> None:
     """Check that a table can be written, and overwrites nothing but another table."""
     name = f"--markdown {path}"
@@ -270,23 +301,21 @@ def compare(
     """
     if markdown_file is not None:
         _check_markdown(markdown_file)
-    runs = [read_results(folder) for folder in folders]
+    runs = _named([read_results(folder) for folder in folders], folders)
     if winner is None and winner_figure is not None:
         raise UserError(f"--winner_figure {winner_figure!r} needs --winner, the run that should be ahead in it.")
     if winner is not None and winner.resolve() not in [folder.resolve() for folder in folders]:
         raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
     show_comparison(runs)
-    scored = {(run.task, run.examples): run.system for run in runs if run.examples}
-    for task in dict.fromkeys(task for task, _ in scored):
-        if len(systems := [system for (own, _), system in scored.items() if own == task]) > 1:
-            say(f"note: {' and '.join(systems)} were scored on different examples of {task}.")
+    if groups := _on_different_examples(runs):
+        say(f"note: scored on different examples: {'; '.join(groups)}.")
     if markdown_file is not None:
         with writable(markdown_file):
             markdown_file.write_text(markdown(runs), encoding="utf-8")
         say(f"written to {markdown_file}")
     if winner is None:
         return True
-    expected = read_results(winner)
+    expected = next(run for run, folder in zip(runs, folders, strict=True) if folder.resolve() == winner.resolve())
     known = figures(expected)
     if winner_figure is not None and winner_figure not in known:
         raise UserError(f"--winner_figure {winner_figure!r}: {expected.system} has only {', '.join(known)}.")

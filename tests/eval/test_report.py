@@ -226,7 +226,25 @@ def test_runs_on_different_examples_are_named(tmp_path, capsys):
     compare([tmp_path / "all", tmp_path / "again", tmp_path / "older"])
     assert "note" not in capsys.readouterr().out
     compare([tmp_path / "all", tmp_path / "some"])
-    assert "note: all and some were scored on different examples of" in capsys.readouterr().out
+    assert "note: scored on different examples: all: 1,234 examples; some: 1,234 examples." in capsys.readouterr().out
+
+
+def test_runs_on_the_same_examples_are_a_group_and_equal_names_have_their_folders(tmp_path, capsys):
+    """A run replaced the one before it on the same examples, so the note named two that agree."""
+    for folder, system, examples, n in (("e1", "export", "a", 100), ("lr", "TF-IDF", "a", 100),
+                                        ("e2", "export", "b", 60), ("older", "older", "", 60)):  # fmt: skip
+        run = results(system, 0.9 if folder == "e1" else 0.5, 0.9, 0.9)
+        run.examples, run.metrics["n_examples"] = examples, n
+        write_run(tmp_path / folder, run, [])
+    e1, lr, e2, older = (tmp_path / name for name in ("e1", "lr", "e2", "older"))
+    assert compare([e1, lr, e2, older], winner=e1, winner_figure="intent accuracy")
+    printed = capsys.readouterr().out
+    groups = f"export ({e1}), TF-IDF: 100 examples; export ({e2}), older: 60 examples."
+    assert f"note: scored on different examples: {groups}\n" in printed
+    assert f"export ({e1}) beats TF-IDF, export ({e2}), older in intent accuracy\n" in printed
+    assert f"slots f1: export ({e1}) 90.0% does not beat export ({e2}) 90.0%\n" in printed
+    compare([e1, lr])
+    assert "(" not in capsys.readouterr().out
 
 
 def test_one_figure_may_decide(tmp_path, capsys):
