@@ -235,12 +235,12 @@ def _named(runs: Sequence[Results], folders: Sequence[Path]) -> list[Results]:
 
 
 def _on_different_examples(runs: Sequence[Results]) -> list[str]:
-    """The runs of one task that were scored on different examples, in groups on the same ones; none if all are."""
+    """The runs with a common figure that were scored on different examples, in groups on the same ones."""
     groups: list[list[Results]] = []
     for run in runs:
-        if any(run.task == other.task and not _same_examples(run, other) for other in runs):
+        if any(shared_figures(run, other) and not _same_examples(run, other) for other in runs):
             for group in groups:
-                if all(run.task == other.task and _same_examples(run, other) for other in group):
+                if all(_same_examples(run, other) for other in group):
                     group.append(run)
                     break
             else:
@@ -249,9 +249,10 @@ def _on_different_examples(runs: Sequence[Results]) -> list[str]:
 
 
 def _same_examples(run: Results, other: Results) -> bool:
-    """Whether two runs of a task were scored on the same examples; of older files only the numbers are known."""
-    if run.examples and other.examples:
-        return run.examples == other.examples
+    """Whether two runs were scored on the same examples, or texts if their tasks differ; of older files, as many."""
+    ours, theirs = ((r.examples if run.task == other.task else r.texts) for r in (run, other))
+    if ours and theirs:
+        return ours == theirs
     return bool(run.metrics["n_examples"] == other.metrics["n_examples"])
 
 

@@ -247,6 +247,25 @@ def test_runs_on_the_same_examples_are_a_group_and_equal_names_have_their_folder
     assert "(" not in capsys.readouterr().out
 
 
+def test_runs_of_different_tasks_with_a_common_figure_are_compared_by_their_texts(tmp_path, capsys):
+    def note_of(*runs):
+        for i, (system, task, texts, n) in enumerate(runs):
+            run = own_fields(system, 0.5, 0.5) if task == "tickets" else results(system)
+            run.task, run.examples, run.texts, run.metrics["n_examples"] = task, system, texts, n
+            write_run(tmp_path / str(i), run, [])
+        compare([tmp_path / str(i) for i in range(len(runs))])
+        return "".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("note"))
+
+    dual, joint = ("dual", "massive_intent+massive_slots", "a", 104), ("joint", "massive_joint", "a", 104)
+    assert not note_of(dual, joint), "their hashes of examples differ: each task has its own gold labels"
+    part = ("part", "massive_joint", "b", 104)
+    assert note_of(dual, part) == "note: scored on different examples: dual: 104 examples; part: 104 examples."
+    assert not note_of(dual, ("old", "massive_joint", "", 104)), "nothing but the number is known"
+    old = note_of(dual, ("old", "massive_joint", "", 20))
+    assert old == "note: scored on different examples: dual: 104 examples; old: 20 examples."
+    assert not note_of(dual, ("other", "tickets", "b", 20)), "no figure is compared"
+
+
 def test_one_figure_may_decide(tmp_path, capsys):
     write_run(tmp_path / "after", results("after", 0.9, 0.2, 0.5), [])
     write_run(tmp_path / "baseline", results("baseline", 0.6, 0.4, 0.3), [])
