@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 from checkpoints_tools.registry import MODELS, ApiModel, ModelSpec, get_model, model_names
@@ -15,6 +15,9 @@ from eval.config import DECODER_ONLY, ENCODER_ONLY, NEEDS_PROBABILITIES, EvalCon
 from train import options
 from train.resolve import problems_of_kind
 
+OF_COMPARE = ("winner", "winner_figure", "markdown")
+OF_FINISHED = ("combine", "compare", *OF_COMPARE)  # who gives one of them reads finished runs
+
 
 def load_config(argv: Sequence[str]) -> EvalConfig:
     """Resolve the options from the command line and the TOML file below it.
@@ -24,32 +27,33 @@ def load_config(argv: Sequence[str]) -> EvalConfig:
             contradictions.
     """
     problems: list[str] = []
-    from_toml, from_argv = options.read_layers(EvalConfig, argv, problems)
+    seen: set[str] = set()
+    from_toml, from_argv = options.read_layers(EvalConfig, argv, problems, seen)
     config = options.expand_paths(options.parse(EvalConfig, [*from_toml, *from_argv]), problems)
+    given = {name for name in OF_FINISHED if getattr(config, name) or (problems and name in seen)}
     spec = MODELS.get(config.model)
-    if config.checkpoint is None and isinstance(spec, ModelSpec) and not (config.combine or config.compare):
+    if config.checkpoint is None and isinstance(spec, ModelSpec) and not given & {"combine", "compare"}:
         config = replace(config, checkpoint=spec.default_checkpoint)
-    options.report(problems + options.text_problems(config) + find_problems(config))
+    options.report(problems + options.text_problems(config) + find_problems(config, given))
     return config
 
 
-def find_problems(config: EvalConfig) -> list[str]:
-    """Find all problems in the options that show without opening data or weights."""
-    modes = [flag for flag, given in (("--combine", config.combine), ("--compare", config.compare)) if given]
-    if config.compare and not config.combine:
-        return _only(config, modes[0], {"compare", "winner", "winner_figure", "markdown"})
-    if config.combine:
-        return _only(config, modes[0], {"combine", "output", "name"})
-    problems = [
-        f"--{name} is for --compare."
-        for name in ("winner", "winner_figure", "markdown")
-        if getattr(config, name) is not None
-    ]
+def find_problems(config: EvalConfig, given: Set[str]) -> list[str]:
+    """Find all problems in the options that show without opening data or weights.
+
+    Args:
+        given: those of `OF_FINISHED` that the user wrote, also if their values were refused.
+    """
+    if "combine" in given:
+        return _only(config, "--combine", {"combine", "output", "name"})
+    if "compare" in given:
+        return _only(config, "--compare", {"compare", *OF_COMPARE})
+    problems = [f"--{name} is for --compare." for name in OF_COMPARE if getattr(config, name) is not None]
     spec = MODELS.get(config.model)
-    if not config.model:
-        problems.append(f"no --model given. Known: {', '.join(model_names(api=True))}.")
-    else:
+    if config.model:
         problems += _errors_of(lambda: get_model(config.model))
+    elif not given:
+        problems.append(f"no --model given. Known: {', '.join(model_names(api=True))}.")
     if isinstance(spec, ApiModel):
         problems += api_problems(config, spec)
     else:
@@ -57,7 +61,8 @@ def find_problems(config: EvalConfig) -> list[str]:
         if spec is not None:
             problems += problems_of_kind(config, spec, DECODER_ONLY, ENCODER_ONLY)
             problems += probability_problems(config, spec)
-        if config.checkpoint is None and (spec is not None or not config.model):  # an unknown model may need none
+        is_known = spec is not None or not config.model  # an unknown model may need none
+        if config.checkpoint is None and is_known and not given:
             problems.append("no --checkpoint given: the folder with the weights to score.")
     if config.task:
         problems += _errors_of(lambda: _check_task(config))

@@ -148,14 +148,16 @@ def show_help(cls: type, argv: Sequence[str], description: str) -> None:
         parse(cls, [["--help"]], description=description)
 
 
-def read_layers(cls: type, argv: Sequence[str], problems: list[str]) -> list[list[Words]]:
+def read_layers(cls: type, argv: Sequence[str], problems: list[str], seen: set[str] | None = None) -> list[list[Words]]:
     """Read the layers that a user gives: the TOML file of ``--config``, then the command line.
 
-    Invalid parts of either are omitted and described in ``problems``.
+    Invalid parts of either are omitted and described in ``problems``; ``seen`` gets the names of all options in them.
     """
+    seen = set() if seen is None else seen
+    seen.update(_split_words([word])[0] for word in argv if word.startswith("--"))
     from_argv = _read_argv(cls, argv, problems)
     path = flatten(parse(cls, from_argv))["config"]
-    return [_read_toml(cls, Path(expand(str(path))), problems) if path is not None else [], from_argv]
+    return [_read_toml(cls, Path(expand(str(path))), problems, seen) if path is not None else [], from_argv]
 
 
 def _read_argv(cls: type, argv: Sequence[str], problems: list[str]) -> list[Words]:
@@ -222,9 +224,7 @@ def _error_in(cls: type, words: Words) -> str:
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " | ".join(str(a) for a in typing.get_args(kind))
-    if (
-        isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
-    ):  # Literal[...] | None is the latter
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # Literal[...] | None is the latter
         return " | ".join(_describe(a) for a in typing.get_args(kind) if a is not type(None))
     if typing.get_origin(kind) is tuple:
         return " and ".join("more" if a is ... else _describe(a) for a in typing.get_args(kind))
@@ -232,7 +232,7 @@ def _describe(kind: Any) -> str:
     return names[kind]
 
 
-def _read_toml(cls: type, path: Path, problems: list[str]) -> list[Words]:
+def _read_toml(cls: type, path: Path, problems: list[str], seen: set[str]) -> list[Words]:
     try:
         content = read_bytes(path)
         document = parse_toml(decode_utf8(content, f"--config {path}", path.name), f"--config {path}")
@@ -240,6 +240,7 @@ def _read_toml(cls: type, path: Path, problems: list[str]) -> list[Words]:
         problems.append(str(error))
         return []
     found = _known_keys(cls, document, path, problems)
+    seen.update(found)
     for name in [name for name, value in found.items() if _is_no_option(value)]:
         value = found.pop(name)
         what = f"a list of {len(value):,}, or of lists" if isinstance(value, list) else "a table"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -115,8 +116,30 @@ def test_finished_runs_take_no_scoring_options():
         load_config("--combine a b --task massive_joint".split())
     with pytest.raises(UserError, match="--compare reads finished runs; it takes no --shots"):
         load_config("--compare a b c --shots 5".split())
+    with pytest.raises(UserError, match=r"^2 problems:\n  - --combine = 'a': expected .*\n  - .* takes no --model.$"):
+        load_config("--combine a --model smollm2_135m".split())
     assert load_config("--compare a b c --winner b".split()).compare == (Path("a"), Path("b"), Path("c"))
     assert load_config("--combine a b --output c".split()).combine == (Path("a"), Path("b"))
+
+
+def test_who_reads_finished_runs_is_not_asked_for_a_model(tmp_path):
+    """Also where the option that says so is refused."""
+    file = tmp_path / "eval.toml"
+    file.write_text('combine = ["a"]\n')
+    for words, problem in {
+        "--compare": "--compare needs a value: a path and more.",
+        "--combine ONE": "--combine = 'ONE': expected a path and a path.",
+        "--winner runs/e1": "--winner is for --compare.",
+        "--winner-figure": "--winner_figure needs a value: text.",
+        "--markdown=table.md": "--markdown is for --compare.",
+        f"--config {file}": f'{file}: combine = ["a"]: expected a path and a path.',
+    }.items():
+        with pytest.raises(UserError, match=f"^{re.escape(problem)}$"):
+            load_config(words.split())
+    file.write_text("compare = []\n")
+    for words in (f"--config {file}", "--combine None"):
+        with pytest.raises(UserError, match="no --model given"):
+            load_config(words.split())
 
 
 # --- prompt, task and examples ----------------------------------------------------------------------------------------
