@@ -48,8 +48,8 @@ class Row:
 
     Attributes:
         where: its location, for messages: ``"FILE, line 12"``.
-        columns: its values by column, as they were; empty if the record could not be read.
-        unreadable: whether the record could not be read.
+        columns: its values by column, as they were; empty if it is no record of the format.
+        unreadable: whether the record, or its text, could not be read; a text that is empty or missing (null) was read.
         text: what to classify; None if there is none.
         error: why there is none, without the location, but with the line in a sentence of CoNLL; empty otherwise.
     """
@@ -262,42 +262,48 @@ def _looks_like_json(record: Record) -> bool:
 def _row(record: Record, name: str, source: str | TextTemplate, has_words: bool) -> Row:
     if record.error:
         error = record.error.removeprefix(f"{record.where}: ").removeprefix(f"{name}, ")  # CoNLL: of one of its lines
-        return Row(record.where, record.values, None, error, unreadable=not record.values)
-    return Row(record.where, record.values, *_text_of(record.values, source, has_words))
+        return Row(record.where, record.values, None, error, unreadable=True)
+    try:
+        return Row(record.where, record.values, *_text_of(record.values, source, has_words))
+    except UserError as wrong:
+        return Row(record.where, record.values, None, str(wrong), unreadable=True)
 
 
 def _text_of(values: dict[str, Any], source: str | TextTemplate, has_words: bool) -> tuple[str | None, str]:
-    """A record's text, or what is wrong with it."""
+    """A record's text and an empty string; or, if the text is empty or missing, None and which of these.
+
+    Raises:
+        UserError: the text cannot be read from the record. Without its place.
+    """
     columns = (source,) if isinstance(source, str) else source.columns
     lacking = next((column for column in columns if column not in values), None)
     if lacking is not None:
-        return None, f"no column {lacking!r}.{nearest(lacking, values) if values else ''}"
+        raise UserError(f"no column {lacking!r}.{nearest(lacking, values) if values else ''}")
     if isinstance(source, TextTemplate):
         empty = next((column for column in columns if is_missing(values[column])), None)
         if empty is not None:
             return None, f"{empty!r} is missing, of which the text is made"
-        try:
-            text: Any = source.fill(values)
-        except UserError as error:
-            return None, str(error)
+        text: Any = source.fill(values)
     else:
         text = values[source]
         if has_words and isinstance(text, str) and (start := START_OF_LIST.match(text)):
             try:
                 text = list_in(text, repr(source))
-            except UserError as error:
+            except UserError:
                 if start[1]:  # a damaged list; other texts may begin with a bracket
-                    return None, str(error)
+                    raise
         if isinstance(text, list):
             try:
                 text = joined(text)
             except UserError as error:
-                return None, f"{source!r} {error}"
+                raise UserError(f"{source!r} {error}") from None
     if text is None:
         return None, "the text is missing (null)"
     if not isinstance(text, str):
-        return None, f"the text is not a string, but {as_json(text)}"
+        raise UserError(f"the text is not a string, but {as_json(text)}")
     problem = problem_of(text)
+    if problem and text.strip():
+        raise UserError(problem)
     return (None, problem) if problem else (text, "")
 
 

@@ -60,7 +60,7 @@ class Summary:
         n_rows, n_truncated: rows that were written, and those whose text was cut.
         n_not_stopped: rows whose answer was cut at its token limit.
         n_unsure: rows with a label that is not given because it is not probable enough.
-        n_unreadable: records that could not be read at all, also those that were done before an interruption.
+        n_unreadable: records whose text could not be read, also those that were done before an interruption.
         problems: the first rows without an answer, each with its location and the reason.
         n_problems: how many there are.
     """
@@ -138,7 +138,7 @@ class _Files:
 
     Attributes:
         first, rest: the rows that are left to do.
-        n_unreadable: records among the rows that were done before that could not be read.
+        n_unreadable: records among the rows that were done before whose text could not be read.
     """
 
     input: Input

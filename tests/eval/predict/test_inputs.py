@@ -93,6 +93,7 @@ def test_a_template_makes_the_texts(folder: Path) -> None:
     one, two, three = rows(folder / "new.jsonl", template=TEMPLATE)
     assert one.text == "3: b" and two.error.startswith("no column 'body'")
     assert three.error == "'title' must be a text or a number, found []."
+    assert [row.unreadable for row in (second, one, two, three)] == [False, False, True, True]
     pq.write_table(pa.table({"title": [7], "body": ["b"]}), folder / "new.parquet")
     assert rows(folder / "new.parquet", template=TEMPLATE)[0].text == "7: b"
 
@@ -239,6 +240,7 @@ def test_a_row_with_an_error(tmp_path: Path, line: bytes, error: str) -> None:
     first, wrong, last = rows(tmp_path / "t.jsonl")
     assert (first.text, last.text, wrong.text) == ("a", "b", None) and not first.error and not last.error
     assert wrong.error.startswith(error) and wrong.where == f"{tmp_path}/t.jsonl, line 2"
+    assert wrong.unreadable == (error not in ("the text is empty", "the text is missing (null)"))
 
 
 def test_columns_without_a_name_are_not_lost(tmp_path: Path) -> None:
@@ -282,6 +284,7 @@ def test_lists_of_words_in_tables_of_text(tmp_path: Path) -> None:
     )
     found = rows(tmp_path / "t.csv", text_column="tokens", words_column="tokens")
     assert [row.text for row in found] == ["to Rome", "to Rome", "[urgent] to Rome", None, None, "to Rome", None]
+    assert [row.unreadable for row in found] == [row.text is None for row in found]
     assert found[0].columns["tokens"] == '["to", "Rome"]'
     assert found[3].error.startswith("'tokens' must be a list of") and found[4].error.startswith("'tokens': not JSON")
     assert found[6].error.startswith("'tokens' has no comma between texts, as NumPy writes lists")

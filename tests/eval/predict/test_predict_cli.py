@@ -313,7 +313,7 @@ def test_continued_is_as_never_interrupted(run, killed_after, tmp_path, caplog, 
 
 
 def test_records_that_could_not_be_read_before_an_interruption_count(run, killed_after, tmp_path, caplog):
-    """The status of the whole file does not depend on where it was interrupted; `{}` can be read."""
+    """The status of the whole file does not depend on where it was interrupted."""
     texts = [json.dumps({"text": text}) for text in texts_of("tickets")[:4]]
     lines = ["not json", texts[0], "{}", *texts[1:]]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
@@ -324,8 +324,8 @@ def test_records_that_could_not_be_read_before_an_interruption_count(run, killed
     killed_after(None)
     with caplog.at_level("INFO"):
         summary = run(*words)
-    assert (summary.n_rows, summary.n_unreadable, summary.n_problems) == (2, 1, 0)
-    assert "in.jsonl, line 1: not JSON" in caplog.text
+    assert (summary.n_rows, summary.n_unreadable, summary.n_problems) == (2, 2, 0)
+    assert "in.jsonl, line 1: not JSON" in caplog.text and "in.jsonl, line 3: no column 'text'" in caplog.text
     third = (tmp_path / "out.jsonl").read_text().splitlines()[2]
     assert json.loads(third)["predicted_error"] == "no column 'text'."
 
@@ -451,11 +451,21 @@ def test_a_bad_line_in_the_middle_costs_the_others_nothing(tickets, tmp_path):
         "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--decode", "free", checkpoint=tickets
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "1 of the input's records could not be read" in done.stderr and "line 3: not JSON" in done.stderr
+    assert "2 of the input's records could not be read" in done.stderr and "line 3: not JSON" in done.stderr
     rows = lines(tmp_path / "out.jsonl")
     assert len(rows) == 7 and [rows[i]["predicted_queue"] for i in (0, 1, 5, 6)] == expected("tickets", "queue")[:4]
     assert "not JSON" in rows[2]["predicted_error"] and "text" not in rows[2]
     assert "not a string" in rows[3]["predicted_error"] and rows[4]["predicted_error"] == "the text is empty"
+
+
+def test_words_that_could_not_be_read_count(run, tmp_path):
+    """Empty ones were read."""
+    empty = ['{"tokens": ["to", "Rome"]}', '{"tokens": []}', '{"tokens": null}', '{"tokens": ""}']
+    wrong = ['{"tokens": ["x", 5]}', '{"tokens": {"a": 1}}', '{"toke": ["x"]}', "[1]"]
+    (tmp_path / "in.jsonl").write_text("\n".join(empty + wrong))
+    summary = run("--input", tmp_path / "in.jsonl", "--text_column", "tokens", "--output", tmp_path / "out.jsonl",
+                  checkpoint=OLD / "joint" / "export")  # fmt: skip
+    assert (summary.n_rows, summary.n_problems, summary.n_unreadable) == (8, 7, 4)
 
 
 def test_standard_input_that_ends_in_the_middle_of_a_line(tickets):
