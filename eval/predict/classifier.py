@@ -9,10 +9,11 @@ The answers are those of ``eval.py`` on the same texts. ``predict.py`` runs it o
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -37,6 +38,8 @@ from eval.setup import ModelSetup, build_model, open_model
 from eval.weights import find_weights
 from train.checkpointing.checkpoint import RUN_FILE, read_state
 from train.parallel.distributed import pick_device, resolve_precision
+
+log = logging.getLogger("eval")
 
 RAW_SHOWN = 200  # characters of an answer in the error about it
 
@@ -91,6 +94,7 @@ class Result:
             there is no answer; ``error`` says why, or the label is in ``unsure``.
         error: why at least one field has no answer that could be read; empty otherwise.
         truncated: the text was longer than the model's maximum input and was cut.
+        exceeds_positions: prompt, text and answer have more tokens than the model was trained for.
         raw: a decoder's answer as it was written.
         stopped: the answer ended by itself, not at its token limit.
         unsure: by field name, the labels that are not given because they are not probable enough.
@@ -102,6 +106,7 @@ class Result:
     raw: str = ""
     stopped: bool = True
     unsure: dict[str, Label] = field(default_factory=dict)
+    exceeds_positions: bool = False
 
     def __getitem__(self, name: str) -> Value:
         return self.fields[name]
@@ -216,7 +221,9 @@ class Classifier:
         if wrong is not None:
             raise TypeError(f"text {wrong} is not a string but {type(texts[wrong]).__name__}")
         with self._lock:
-            return self.label(texts, ScoringRanks(self.device))
+            results = self.label(texts, ScoringRanks(self.device))
+        self.warn_of_length(sum(result.exceeds_positions for result in results))
+        return results
 
     def label(
         self, texts: Sequence[str], ranks: ScoringRanks, progress: Callable[[int], None] | None = None
@@ -231,9 +238,20 @@ class Classifier:
         if ranks.rank != 0:
             return []
         return [
-            Result.unanswered(self.task, problems[i]) if i in problems else _result(self.task, text, found[i])
+            Result.unanswered(self.task, problems[i]) if i in problems else self._result_of(text, found[i])
             for i, text in enumerate(texts)
         ]
+
+    def _result_of(self, text: str, found: Prediction) -> Result:
+        n_tokens = found.n_prompt_tokens + found.n_new_tokens
+        exceeds = n_tokens > self.setup.config.max_position
+        return replace(_result(self.task, text, found), exceeds_positions=exceeds)
+
+    def warn_of_length(self, n_longer: int) -> None:
+        """Log how many texts are longer than the model was trained for, if there are any, as training does."""
+        if n_longer:
+            log.warning("warning: with prompt and answer, %d of the texts are longer than the %d tokens the model was "
+                        "trained for.", n_longer, self.setup.config.max_position)  # fmt: skip
 
 
 def _check(name: str, value: object, known: tuple[str | None, ...]) -> None:

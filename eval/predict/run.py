@@ -58,6 +58,7 @@ class Summary:
 
     Attributes:
         n_rows, n_truncated: rows that were written, and those whose text was cut.
+        n_longer: rows whose text is, with prompt and answer, longer than the model was trained for.
         n_not_stopped: rows whose answer was cut at its token limit.
         n_unsure: rows with a label that is not given because it is not probable enough.
         n_unreadable: records whose text could not be read, also those that were done before an interruption.
@@ -67,6 +68,7 @@ class Summary:
 
     n_rows: int = 0
     n_truncated: int = 0
+    n_longer: int = 0
     n_not_stopped: int = 0
     n_unsure: int = 0
     n_unreadable: int = 0
@@ -76,6 +78,7 @@ class Summary:
     def add(self, row: Row, result: Result) -> None:
         self.n_rows += 1
         self.n_truncated += result.truncated
+        self.n_longer += result.exceeds_positions
         self.n_not_stopped += not result.stopped
         self.n_unsure += bool(result.unsure) and not result.error
         self.n_unreadable += row.unreadable
@@ -229,6 +232,7 @@ def _label_all(classifier: Classifier, files: _Files | None, world: World, prefi
         raise OutputClosed
     if files is not None:
         files.output.finish()
+    classifier.warn_of_length(summary.n_longer)
     return summary
 
 

@@ -18,11 +18,13 @@ import torch
 
 from data.decoder.fewshot import PromptSpec
 from data.errors import UserError
+from data.example import Example
 from data.readers.custom_fields import OF_ANSWERS, OF_LABELS, is_taken
 from data.source import load_examples
 from data.task_file import TASK_FILE, save_task, task_hash
 from data.tasks import TASKS, ClassField, TokenField, get_task
 from eval.config import EvalConfig
+from eval.predict import run as run_module
 from eval.predict.classifier import Classifier, Entity, Label, _entities
 from eval.predict.columns import columns_of
 from eval.score import answer
@@ -71,6 +73,33 @@ def test_a_decoder_says_how_probable_its_labels_are(tickets):
             top = [(label.label, label.probability), *label.next_best]
             assert top == [tuple(pair) for pair in prediction.top[name]]
             assert sum(p for _, p in top) == pytest.approx(1, abs=1e-5) or len(top) == 5
+
+
+def test_texts_longer_than_the_model_was_trained_for_are_counted(tickets, run, tmp_path, monkeypatch, caplog):
+    """Once in a call and once in a file, however many chunks it has."""
+    texts = [example.text for example in load_examples(get_task(TICKETS), "test")]
+    predictions = answer((classifier := load(tickets)).model, classifier.setup.job_of(
+        [Example(str(i), text, {}) for i, text in enumerate(texts)], None))  # fmt: skip
+    lengths = [prediction.n_prompt_tokens + prediction.n_new_tokens for prediction in predictions]
+    limit = sorted(lengths)[2]
+    longer = [length > limit for length in lengths]
+    assert 1 < sum(longer) < len(texts)
+    folder = shutil.copytree(tickets, tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": limit}))
+    wanted = f"{sum(longer)} of the texts are longer than the {limit} tokens the model was trained for."
+    assert [result.exceeds_positions for result in load(folder)([*texts, ""])] == [*longer, False]
+    assert caplog.text.count(wanted) == 1
+    caplog.clear()
+    monkeypatch.setattr(run_module, "CHUNK_ROWS", 2)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ("--input", tmp_path / "in.jsonl", "--output")
+    run(*words, tmp_path / "out.jsonl", checkpoint=folder)
+    assert caplog.text.count(wanted) == 1
+    caplog.clear()
+    classifier(texts)
+    run(*words, tmp_path / "fits.jsonl")
+    assert "longer than" not in caplog.text
 
 
 def test_labels_that_are_not_probable_enough_are_not_given(tickets, tiny_checkpoint):
