@@ -19,8 +19,7 @@ log = logging.getLogger(__name__)
 CONFIG, GENERATION = "config.json", "generation_config.json"
 # What is written under another key, is about the heads, which the task decides, or is about the files left behind.
 REPLACED = frozenset(
-    "architectures auto_map classifier_dropout dtype finetuning_task heads id2label label2id num_labels"
-    " original_max_position_embeddings problem_type"
+    "architectures auto_map classifier_dropout dtype finetuning_task heads id2label label2id num_labels problem_type"
     " quantization_config rope_parameters rope_scaling rope_theta torch_dtype transformers_version _name_or_path"
     " _from_model_config".split()
 )
