@@ -59,7 +59,9 @@ SYSTEMS = {
     "heads": "encoder, its heads alone (`--steps 0`)",
     "encoder": "encoder, fine-tuned here",
     "decoder": "decoder, fine-tuned here",
+    "vote": "vote of five decoders, fine-tuned here",
 }
+VOTERS = 5
 SETFIT = """
 import csv, json, sys
 from datasets import Dataset
@@ -86,11 +88,11 @@ class Args:
     work: Path
     """Folder for the runs; the same folder continues them."""
     decoder: Path | None = None
-    """Converted SmolLM2 folder, for the systems states and decoder."""
+    """Converted SmolLM2 folder, for the systems states, decoder and vote."""
     setfit: Path | None = None
     """A Python interpreter with the package setfit, for the system setfit."""
     systems: list[str] = field(default_factory=lambda: ["tfidf", "frozen", "heads", "encoder"])
-    """Which of tfidf, frozen, states, setfit, setfit20, heads, encoder, decoder."""
+    """Which of tfidf, frozen, states, setfit, setfit20, heads, encoder, decoder, vote."""
     per_label: list[int] = field(default_factory=lambda: [8, 16, 64])
     """Training texts of each label; of a label that has fewer, all."""
     draws: int = 5
@@ -235,27 +237,47 @@ def decoder(args: Args, drawn: Drawn) -> list[str]:
     return ours(args, drawn, "smollm2", "smollm2_135m", args.decoder)
 
 
+def vote(args: Args, drawn: Drawn) -> list[str]:
+    """The labels whose probabilities, over trainings with other seeds, add up to most."""
+    assert args.decoder is not None
+    labels = []
+    voters = [answers(args, drawn, f"vote{seed}", "smollm2_135m", args.decoder, seed) for seed in range(VOTERS)]
+    for rows in zip(*voters, strict=True):
+        sums: dict[str, float] = defaultdict(float)
+        for row in rows:
+            sums[row["predicted_label"]] += row["predicted_label_probability"]
+        labels.append(max(sums, key=sums.__getitem__))
+    return labels
+
+
 def ours(args: Args, drawn: Drawn, name: str, model: str, checkpoint: Path, *options: str) -> list[str]:
-    run, answers = drawn.folder / name, drawn.folder / f"{name}.jsonl"
-    answers.unlink(missing_ok=True)
-    common = ["--model", model, "--task", str(drawn.file), "--save_every", "0", "--seed", str(drawn.seed)]
+    return [row["predicted_label"] for row in answers(args, drawn, name, model, checkpoint, drawn.seed, *options)]
+
+
+def answers(
+    args: Args, drawn: Drawn, name: str, model: str, checkpoint: Path, seed: int, *options: str
+) -> list[dict[str, Any]]:
+    """Train, label the test texts, and return the rows of the output."""
+    run, output = drawn.folder / name, drawn.folder / f"{name}.jsonl"
+    output.unlink(missing_ok=True)
+    common = ["--model", model, "--task", str(drawn.file), "--save_every", "0", "--seed", str(seed)]
     more = [*options, *args.train_options.split(), "--resume", "auto", "--output", str(run)]
     texts = drawn.folder / "test.jsonl"
     for script, words in (
         ("train.py", [*common, "--checkpoint", str(checkpoint), *more]),
-        ("predict.py", ["--checkpoint", str(run / "export"), "--input", str(texts), "--output", str(answers)]),
+        ("predict.py", ["--checkpoint", str(run / "export"), "--input", str(texts), "--output", str(output)]),
     ):
         done = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{script} failed in {drawn.folder}:\n{done.stderr[-2000:]}")
-    lines = answers.read_text(encoding="utf-8").splitlines()
+    lines = output.read_text(encoding="utf-8").splitlines()
     shutil.rmtree(run)  # checkpoints and export: up to 3 GB, of every run
-    return [json.loads(line)["predicted_label"] for line in lines]
+    return [json.loads(line) for line in lines]
 
 
 RUN: dict[str, Callable[[Args, Drawn], list[str]]] = {
     "tfidf": tfidf, "frozen": frozen, "states": states, "setfit": setfit, "setfit20": setfit20,
-    "heads": heads, "encoder": encoder, "decoder": decoder,
+    "heads": heads, "encoder": encoder, "decoder": decoder, "vote": vote,
 }  # fmt: skip
 
 
@@ -264,7 +286,8 @@ def run(args: Args, argv: list[str]) -> None:
     unknown = [system for system in args.systems if system not in RUN]
     if unknown:
         raise UserError(f"--systems {' '.join(unknown)}: expected some of {', '.join(RUN)}.")
-    for system, option in (("setfit", "setfit"), ("setfit20", "setfit"), ("states", "decoder"), ("decoder", "decoder")):
+    needed = {"setfit": "setfit", "setfit20": "setfit"} | dict.fromkeys(("states", "decoder", "vote"), "decoder")
+    for system, option in needed.items():
         if system in args.systems and getattr(args, option) is None:
             raise UserError(f"system {system} needs --{option}.")
     args.work.mkdir(parents=True, exist_ok=True)

@@ -81,6 +81,24 @@ def test_setfit_is_asked_for_its_pairs(arguments: list[str], tmp_path: Path) -> 
     assert expected["setfit"] != expected["setfit20"]
 
 
+def test_a_vote_adds_up_the_probabilities_of_trainings_with_other_seeds(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold, asked = "billing", []
+    by_seed = [("account", 0.9), (gold, 0.6), (gold, 0.5), ("delivery", 0.99), ("account", 0.1)]
+
+    def answers(args: few_labels.Args, drawn: few_labels.Drawn, name: str, *more: object) -> list[dict]:
+        asked.append((name, more[-1]))
+        label, probability = by_seed[more[-1]]
+        return [{"predicted_label": label, "predicted_label_probability": probability}] * len(drawn.test)
+
+    monkeypatch.setattr(few_labels, "answers", answers)
+    assert few_labels.main([*arguments, "--systems", "vote", "--decoder", str(tmp_path)]) == 0
+    assert asked[:5] == [(f"vote{seed}", seed) for seed in range(5)]
+    labels = few_labels.draw(few_labels.Args([], tmp_path, tmp_path / "again", test=40), arguments[1], 2, 0).gold
+    assert {r["accuracy"] for r in found(tmp_path)} == {100 * labels.count(gold) / 40}
+
+
 def test_states_of_a_decoder_are_a_texts_own(minilm_folder: Path, tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_folder)
     tokenizer.save_pretrained(tmp_path)
