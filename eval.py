@@ -46,8 +46,6 @@ from eval.lengths import warn_of_length
 from eval.memory import ScoringLoad, check_fits, usable_now
 from eval.output import check_free, output_folder
 from eval.partial import PartialAnswers, open_partial_answers
-from eval.plan import describe as describe_plan
-from eval.plan import make_plan
 from eval.progress import Progress
 from eval.provenance import hash_texts, versions
 from eval.report import compare, compare_command, show_details
@@ -86,8 +84,10 @@ def main() -> None:
     elif isinstance(get_model(options.model), ApiModel):
         run_api(options)
     elif options.plan:
+        from eval.plan import describe, make_plan  # what it imports takes most of a second
+
         plan = make_plan(options)
-        log.info("%s", describe_plan(plan))
+        log.info("%s", describe(plan))
         if not plan.fits:
             sys.exit(1)
         nodes = plan.mesh.n_ranks // plan.per_node

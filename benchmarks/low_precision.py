@@ -44,7 +44,8 @@ from data.source import load_examples
 from data.tasks import get_task
 from model.llama import Llama
 from train.loss import batch_loss
-from train.optim.optimizer import OPTIMIZERS, OptimFormat, build_optimizer, clip_gradients, learning_rate
+from train.optim.formats import OPTIMIZERS, OptimFormat
+from train.optim.optimizer import build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, start
 from train.parallel.parallelize import parallelize, reshard
 

@@ -31,7 +31,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from benchmarks.common import load_average, table, write_result
 from checkpoints_tools.registry import MODELS, ModelConfig, architecture_of
 from train.loss import label_loss
-from train.optim.optimizer import OPTIMIZERS, OptimFormat
+from train.optim.formats import OPTIMIZERS, OptimFormat
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, Precision, parallelize
 from train.planning.memory import Memory, Pass, Settings, count_parameters, training_memory

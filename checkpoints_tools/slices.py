@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.distributed.tensor.placement_types import _StridedShard
+from torch import Tensor, nn
 
 
 def local_slice(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
@@ -22,8 +19,15 @@ def local_slice(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
                                       shard 0     rows 0, 1       rows 4, 5
                                       shard 1     rows 2, 3       rows 6, 7
     """
-    if not isinstance(parameter, DTensor):
+    if type(parameter) in (Tensor, nn.Parameter):
         return parameter, tuple(slice(0, n) for n in parameter.shape)
+
+    # These take most of a second, and what is not split does not need them.
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    assert isinstance(parameter, DTensor), type(parameter)
     mesh, placements = parameter.device_mesh, parameter.placements
     for i, placement in enumerate(placements):
         assert isinstance(placement, Shard | _StridedShard | Replicate), f"unsupported placement {placement}"

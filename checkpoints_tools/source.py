@@ -14,6 +14,7 @@ from checkpoints_tools.carried import Carried
 from checkpoints_tools.key_maps import all_names, explain_names
 from checkpoints_tools.registry import ModelConfig, architecture_of
 from data.errors import UserError
+from model.meta import meta_device
 
 
 class Slices(Protocol):
@@ -76,7 +77,7 @@ class Source:
 @functools.cache
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Our parameter name → shape, for a model of this config (built on the meta device, without memory)."""
-    with torch.device("meta"):
+    with meta_device():
         model = architecture_of(config).build(config)
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 

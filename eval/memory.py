@@ -29,10 +29,11 @@ from data.errors import UserError
 from eval.decoder.tree_passes import CHUNK
 from eval.job import BatchSize, RequestLengths
 from eval.score import batch_sizes
+from model.costs import FP32
 from model.encoder import Encoder, EncoderConfig
 from model.llama import LlamaConfig
-from train.planning.hardware import GIB, OUTSIDE_ALLOCATOR, usable
-from train.planning.memory import FP32, Bytes
+from model.meta import meta_device
+from train.planning.hardware import GIB, OUTSIDE_ALLOCATOR, Bytes, usable
 
 INT64 = 8
 
@@ -242,7 +243,7 @@ def encoder_memory(
     """
     assert tp == 1 and prefix == 0, (tp, prefix)
     c, longest = dtype.itemsize, max(row.n_tokens for rows in replicas for row in rows)
-    with torch.device("meta"):
+    with meta_device():
         n_parameters = sum(p.numel() for p in Encoder(config).parameters())
     width = max(7 * config.dim, 2 * config.dim + 2 * config.ffn_dim)
     return MemoryByMoment(c * n_parameters, {"a row": {"one pass": c * width * longest}})

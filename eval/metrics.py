@@ -21,11 +21,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
-from seqeval.metrics.v1 import precision_recall_fscore_support as strict_precision_recall_fscore_support
-from seqeval.scheme import IOB2
-from sklearn.metrics import f1_score
-
 from data.example import Example
 from data.tasks import Field, FieldKind, MultiField, TokenField
 
@@ -108,6 +103,8 @@ def class_metrics(gold: Sequence[str], predicted: Sequence[str | None]) -> dict[
     Macro-F1 is scikit-learn's: the mean over the labels that occur in gold or predictions. An unparsed answer
     counts as a miss of its gold label and adds no class to the mean.
     """
+    from sklearn.metrics import f1_score  # takes a second to import
+
     labels = sorted(set(gold) | {label for label in predicted if label is not None})
     unparsed = "\0unparsed"
     macro_f1 = 0.0
@@ -239,6 +236,10 @@ def entity_scores(
     gold: list[list[str]], predicted: list[list[str]], strict: bool = False
 ) -> tuple[float, float, float]:
     """Micro-averaged precision, recall and F1 over entities, from seqeval; 0 if undefined."""
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+    from seqeval.metrics.v1 import precision_recall_fscore_support as strict_precision_recall_fscore_support
+    from seqeval.scheme import IOB2
+
     if not gold:
         return 0.0, 0.0, 0.0
     with warnings.catch_warnings():  # seqeval warns if there are no entities; we return 0

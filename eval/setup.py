@@ -34,7 +34,6 @@ from data.source import draw_to_score
 from data.task_file import read_task
 from data.tasks import Task, get_task
 from eval.config import EvalConfig
-from eval.decoder.tensor_parallel import to_plain_tensors
 from eval.encoder.task import encoder_task, output_order
 from eval.job import ScoringJob
 from eval.output import default_output
@@ -42,9 +41,8 @@ from eval.prompt import load_split, new_prompt, stored_prompt, stored_task
 from eval.stored_calibration import Calibration, calibration_of, check_can_fit
 from eval.weights import Weights, check_carries_task, find_weights, head_labels, model_config, trained_length
 from model.encoder import EncoderConfig
-from train.checkpointing.checkpoint import load_model
+from model.meta import meta_device
 from train.config import RECIPES
-from train.parallel.tensor_parallel import apply_tensor_parallel, check_divides
 from train.planning.checkpoint import find_tokenizer
 from train.training_data import CACHE_DIR
 
@@ -205,7 +203,10 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
                 config = replace(encoder, heads=heads_for(task))
         prompt, fine_tuned, max_length = None, True, _document_length(options, weights, encoder)
     else:
-        check_divides(config, options.tp)
+        if options.tp > 1:
+            from train.parallel.tensor_parallel import check_divides
+
+            check_divides(config, options.tp)
         stored = stored_prompt(weights.path, options, labelled)
         if stored is not None:
             task, prompt = stored_task(options, stored, weights.path, labelled), stored
@@ -296,15 +297,22 @@ def _document_length(options: EvalConfig, weights: Weights, config: EncoderConfi
 def build_model(
     setup: ModelSetup, precision: str, device: torch.device, tensor_mesh: DeviceMesh | None = None
 ) -> nn.Module:
-    """Build the model and load its weights: unsharded on ``device``, or tensor-parallel over ``tensor_mesh``."""
+    """Build the model and load its weights: unsharded on ``device``, or tensor-parallel over ``tensor_mesh``.
+
+    What only sharded tensors need is imported for them alone: it takes most of a second.
+    """
     build = partial(setup.spec.build, setup.config)
-    with torch.device("meta"):
+    with meta_device():
         model = build().to(DTYPES[precision])
     if tensor_mesh is not None:
+        from train.parallel.tensor_parallel import apply_tensor_parallel
+
         apply_tensor_parallel(model, tensor_mesh)
     assert not list(model.buffers()), "to_empty leaves buffers uninitialized"
     model.to_empty(device=device)
     if setup.weights.is_training:
+        from train.checkpointing.tensors import load_model
+
         load_model(setup.weights.path, model)
     else:
         load_pretrained(model, setup.weights.path, setup.spec, check_config=False)
@@ -312,6 +320,8 @@ def build_model(
             if head.name in setup.output_order:
                 _reorder_outputs(model.get_submodule(f"heads.{head.key}.out"), setup.output_order[head.name])
     if tensor_mesh is not None:
+        from eval.decoder.tensor_parallel import to_plain_tensors
+
         model = to_plain_tensors(model, build, tensor_mesh)
     return model.eval()
 

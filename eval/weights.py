@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from checkpoints_tools.checksums import check_small_files, read_checksums
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
 from checkpoints_tools.load import check_family, open_checkpoint
 from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
 from checkpoints_tools.shapes import Layers, Positions, Vocabulary, Width
-from checkpoints_tools.sharded import read_metadata
 from checkpoints_tools.source import compare_tensors, expected_shapes, raise_problems
 from data.decoder.fewshot import PROMPT_FILE
 from data.encoder.samples import LONGEST_DOCUMENT
@@ -163,6 +161,10 @@ def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[Model
         shaped(stored, where, _Numbers)
         config = shaped(stored, where, get_model_spec(state.config["model"]).architecture.config_type)
         if needed:  # before memory for the model is allocated
+            from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # this takes a second
+
+            from checkpoints_tools.sharded import read_metadata
+
             entries = read_metadata(weights.path).state_dict_metadata
             found = {
                 name.removeprefix("model."): tuple(entry.size)

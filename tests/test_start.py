@@ -1,30 +1,68 @@
-"""The help is there at once: nothing that takes seconds to import is imported for it."""
+"""Programs begin at once: what takes long to import is imported where it is used, and nothing of it for the help."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, environment
+from tests.launching import ROOT, TICKETS, environment
 
-HELP = """
+RUN = """
 import runpy, sys
-sys.argv = [sys.argv[1], "--help"]
+sys.argv = sys.argv[1:]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
     print("imported:", *sys.modules)
 """
-HEAVY = {"torch", "numpy", "sklearn", "pandas", "datasets", "seqeval", "matplotlib", "transformers"}
+TABLES = {"sklearn", "scipy", "pandas", "datasets", "seqeval", "matplotlib", "transformers"}
+SHARDING = {"torch.distributed.tensor", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp"}
+COMPILER = {"torch._dynamo", "torch._inductor"}
+EXPORT = ROOT / "tests" / "old_files" / "tickets" / "export"
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_help_imports_nothing_heavy(script: str) -> None:
+def start(script: str, *arguments: object) -> tuple[str, set[str]]:
     done = subprocess.run(
-        [sys.executable, "-c", HELP, script], cwd=ROOT, env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", RUN, script, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
     shown, imported = done.stdout.split("imported:")
-    assert done.returncode == 0 and "--checkpoint" in shown, done.stderr
-    assert "tyro" in imported.split() and not HEAVY & set(imported.split())
+    return shown, set(imported.split())
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "predict.py"])
+def test_help(script: str) -> None:
+    shown, imported = start(script, "--help")
+    assert "--checkpoint" in shown
+    assert "tyro" in imported and not imported & (TABLES | {"torch", "numpy"})
+
+
+def test_labelling_texts(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the invoice is wrong\n")
+    options = ["--checkpoint", EXPORT, "--task", TICKETS, "--input", texts, "--device", "cpu"]
+    shown, imported = start("predict.py", *options)
+    assert "predicted_queue" in shown
+    assert "torch" in imported and not imported & (TABLES | SHARDING | COMPILER)
+
+
+def test_scoring(tmp_path: Path) -> None:
+    """scikit-learn computes the figures."""
+    options = ["--checkpoint", EXPORT, "--task", TICKETS, "--limit", 2, "--device", "cpu", "--output", tmp_path / "run"]
+    _, imported = start("eval.py", "--model", "llama", *options)
+    assert "sklearn" in imported and not imported & (SHARDING | COMPILER)
+
+
+def test_training_a_decoder(tmp_path: Path) -> None:
+    options = ["--checkpoint", EXPORT, "--task", TICKETS, "--steps", 1, "--device", "cpu", "--output", tmp_path / "run"]
+    shown, imported = start("train.py", "--model", "llama", *options, "--cache_dir", tmp_path / "cache")
+    assert "step 1/1" in shown
+    assert SHARDING <= imported and not imported & TABLES

@@ -12,11 +12,11 @@ from torch import nn
 
 from checkpoints_tools.load import load_pretrained
 from data.errors import UserError
-from train.checkpointing import checkpoint
+from train.checkpointing import tensors
 from train.config import TrainConfig
 from train.finite import require_finite_start
 from train.fit_heads import fit_heads, fittable
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 from train.parallel.distributed import World
 from train.parallel.parallelize import parallelize
 from train.setup import Setup
@@ -38,7 +38,7 @@ def build_model(config: TrainConfig, setup: Setup, world: World) -> tuple[nn.Mod
     load: Callable[[nn.Module], object] | None = None
     fresh: list[str] = []  # parameters that the checkpoint to start from does not have
     if resume is not None:
-        load = lambda model: checkpoint.load_model(resume, model)  # noqa: E731
+        load = lambda model: tensors.load_model(resume, model)  # noqa: E731
     elif config.model.init == "pretrained":
         load = lambda model: fresh.extend(  # noqa: E731
             load_pretrained(model, start_from, setup.spec, seed=config.train.seed)

@@ -10,9 +10,9 @@ from torch import nn
 
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.registry import architecture_of, config_of
+from checkpoints_tools.slices import local_slice
 from checkpoints_tools.writer import all_finite
 from train.errors import NotFinite
-from train.optim.sharded_adamw import local_part
 from train.parallel.distributed import all_sum
 
 NAMED = 5  # tensors in a message
@@ -25,7 +25,7 @@ def non_finite_parameters(model: nn.Module) -> list[str]:
     It reads each parameter once, needs no memory for that, and waits once for the device.
     """
     config = config_of(model)
-    parts = {clean_name(name): local_part(parameter) for name, parameter in model.named_parameters()}
+    parts = {clean_name(name): local_slice(parameter)[0] for name, parameter in model.named_parameters()}
     are_finite = torch.stack([all_finite(part) for part in parts.values()]).tolist()
     to_theirs = architecture_of(config).to_theirs
     return [to_theirs(name, config) for name, is_finite in zip(parts, are_finite, strict=True) if not is_finite]

@@ -19,7 +19,6 @@ from typing import cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from checkpoints_tools.load import clean_name, fill
@@ -167,6 +166,8 @@ def _regression(
     inputs: np.ndarray, targets: np.ndarray, label_weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows [K, E] and intercepts [K] of the K labels that are among the targets, in the order of their numbers."""
+    from sklearn.linear_model import LogisticRegression  # takes a second to import
+
     if targets.min() == targets.max():
         return np.zeros((1, inputs.shape[1])), np.zeros(1)
     counts = None if label_weights is None else label_weights[targets]

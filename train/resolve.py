@@ -29,7 +29,7 @@ from train import options
 from train.checkpointing import run_folder
 from train.checkpointing.checkpoint import read_state, steps_in
 from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OWN_TASK, RECIPES, TrainConfig
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 from train.parallel.distributed import resolve_device, resolve_precision
 
 log = logging.getLogger(__name__)

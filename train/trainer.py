@@ -20,7 +20,7 @@ from data.loader import StepBatch
 from train import options, stopping, trial
 from train.best import record_of_best
 from train.build import build_model, describe_run
-from train.checkpointing import checkpoint, run_folder
+from train.checkpointing import checkpoint, run_folder, tensors
 from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
@@ -30,7 +30,8 @@ from train.launched import under_torchrun
 from train.loss import field_losses
 from train.metrics import Plateau, RunLog, Speed, device_peak, memory_gib
 from train.next_command import advice_to_continue, resume_command, scoring_advice, write_resume_script
-from train.optim.optimizer import OPTIMIZERS, build_optimizer, clip_gradients, learning_rate
+from train.optim.formats import OPTIMIZERS
+from train.optim.optimizer import build_optimizer, clip_gradients, learning_rate
 from train.parallel.distributed import World, all_sum
 from train.patience import Watched
 from train.resolve import describe_settings
@@ -115,7 +116,7 @@ class Trainer:
         if self.world.device.type in trial.TRIED_ON and not self.is_done:
             self._try_worst_step()
         if resume is not None:
-            checkpoint.load_optimizer(resume, self.model, self.optimizer)
+            tensors.load_optimizer(resume, self.model, self.optimizer)
         # Dropout: ranks that work on the same samples draw the same numbers, other ranks draw different ones. A run
         # resumed on as many ranks continues with the checkpoint's generator states.
         torch.manual_seed(rank_seed(config.train.seed, self.world.data_rank, self.step))

@@ -28,7 +28,8 @@ from train import options
 from train.config import TrainConfig
 from train.errors import RunStopped
 from train.loss import batch_loss
-from train.optim.optimizer import OPTIMIZERS, allocate_states, clip_gradients
+from train.optim.formats import OPTIMIZERS
+from train.optim.optimizer import allocate_states, clip_gradients
 
 log = logging.getLogger(__name__)
 

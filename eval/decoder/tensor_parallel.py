@@ -32,6 +32,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from checkpoints_tools.load import clean_name, local_slice
+from model.meta import meta_device
 from train.parallel.tensor_parallel import apply_tensor_parallel
 
 
@@ -49,7 +50,7 @@ def copy_for_scoring(
         model: its parameters are DTensors on any mesh.
         build: builds a new model; called under the meta device.
     """
-    with torch.device("meta"):
+    with meta_device():
         copy = build().to(dtype)
     apply_tensor_parallel(copy, mesh)
     assert not list(copy.buffers()), "to_empty leaves buffers as garbage"
@@ -72,7 +73,7 @@ def to_plain_tensors(model: nn.Module, build: Callable[[], nn.Module], mesh: Dev
         model: sharded over ``mesh`` by `train.parallel.tensor_parallel.apply_tensor_parallel`, with weights loaded.
         build: builds a new model; called under the meta device.
     """
-    with torch.device("meta"):
+    with meta_device():
         plain = build()
     group = mesh.get_group()
     for name, module in model.named_modules():

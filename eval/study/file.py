@@ -37,7 +37,7 @@ from data.files.paths import expand
 from data.readers.encoding import decode_utf8
 from data.tasks import TASKS
 from eval.study.cells import Cell
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 from train.planning.hardware import GPUS
 
 Options = dict[str, str | int | float | bool | list[str]]

@@ -13,7 +13,7 @@ from eval.predict.config import PredictConfig
 from tests.launching import TICKETS
 from train import options
 from train.config import ENCODER_ONLY, RECIPES, TrainConfig
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 from train.resolve import load_config
 from train.setup import open_run
 

@@ -16,7 +16,7 @@ from data.source import load_examples
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import ROOT
 from train.checkpointing.checkpoint import step_folder
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 
 pytestmark = pytest.mark.gpu
 Launch = Callable[..., subprocess.CompletedProcess]

@@ -1,4 +1,4 @@
-"""Training checkpoints: their contents, and loading them. `train/checkpointing/saver.py` writes them.
+"""Training checkpoints: their contents. `train/checkpointing/saver.py` writes them, `tensors.py` loads their tensors.
 
 They are sharded and load on any number of ranks. On the same number, a resumed run is bit-identical to one without
 interruption. A run folder holds the last K checkpoints::
@@ -36,17 +36,9 @@ import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import Tensor
 
 from checkpoints_tools.checksums import CheckedFile, check_small_files, find_damage, read_checksums
-from checkpoints_tools.sharded import load_sharded, read_metadata
 from checkpoints_tools.torch_files import load as load_torch
 from data.errors import UserError
 from data.files.documents import read_json, shaped
@@ -197,6 +189,8 @@ def what_is_missing(folder: Path) -> str | None:
     Raises:
         NewerFormat: see `read_state`.
     """
+    from checkpoints_tools.sharded import read_metadata  # what it imports takes a second
+
     try:
         check_small_files(folder)
         state, metadata, sums = read_state(folder), read_metadata(folder), read_checksums(folder)
@@ -274,39 +268,6 @@ def _by_key(identity: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in identity.items():
         flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-def load_model(folder: Path, model: nn.Module) -> None:
-    """Load a sharded model's parameters from a checkpoint; each rank reads its own slices.
-
-    Raises:
-        UserError: the checkpoint belongs to another model.
-    """
-    state = {"model": get_model_state_dict(model)}
-    _read(folder, state)
-    set_model_state_dict(model, state["model"])
-
-
-def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load an optimizer's states from a checkpoint; the model's parameters must be loaded already.
-
-    Raises:
-        UserError: the checkpoint belongs to another optimizer.
-    """
-    state = {"optim": get_optimizer_state_dict(model, optimizer)}
-    _read(folder, state)
-    set_optimizer_state_dict(model, optimizer, state["optim"])
-
-
-def _read(folder: Path, state: dict[str, Any]) -> None:
-    try:
-        load_sharded(folder, state)
-    except CheckpointException as error:  # a BaseException whose message holds a traceback of every rank
-        causes = dict.fromkeys(str(cause) for cause, _ in error.failures.values())
-        raise UserError(
-            f"checkpoint {folder} does not fit: {'; '.join(causes)}. It was saved with another model or optimizer, or "
-            "by another version of this code."
-        ) from None
 
 
 def load_rng(folder: Path, state: RunState, mesh: str) -> None:

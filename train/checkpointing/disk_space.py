@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.registry import ModelConfig, ModelSpec
 from data.errors import UserError
+from model.meta import meta_device
 from train.checkpointing import run_folder
 from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
-from train.optim.optimizer import OPTIMIZERS
-from train.optim.sharded_adamw import state_bytes
+from train.optim.formats import OPTIMIZERS, state_bytes
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class StoredBytes:
 
 def run_sizes(config: TrainConfig, spec: ModelSpec, model_config: ModelConfig, n_ranks: int) -> StoredBytes:
     """Compute the size of a run's checkpoint and export, before there is anything to measure."""
-    with torch.device("meta"):
+    with meta_device():
         shapes = [parameter.shape for parameter in spec.build(model_config).parameters()]
     n, export_bytes = sum(shape.numel() for shape in shapes), DTYPES[config.checkpoint.export_dtype].itemsize
     formats = OPTIMIZERS[config.optim.optim]

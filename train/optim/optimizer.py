@@ -1,4 +1,4 @@
-"""AdamW and its number formats, the learning-rate schedules, and gradient clipping over sharded parameters."""
+"""AdamW, the learning-rate schedules, and gradient clipping over sharded parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,35 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from train.optim.sharded_adamw import ShardedAdamW, StateFormat
+from train.optim.formats import OPTIMIZERS, OptimFormat, is_fused
+from train.optim.sharded_adamw import ShardedAdamW
 from train.parallel.distributed import all_sum
 
 log = logging.getLogger(__name__)
 
 Schedule = Literal["linear", "cosine", "constant"]
-
-
-@dataclass(frozen=True)
-class OptimFormat:
-    """The number formats in which AdamW stores weights and states between steps; it always computes in fp32.
-
-    Attributes:
-        weights: of the parameters, and so of their gradients.
-        states: of the two running means.
-        stochastic_rounding: of new weights to bf16; rounding to nearest would leave most weights unchanged.
-    """
-
-    weights: torch.dtype
-    states: StateFormat
-    stochastic_rounding: bool
-
-
-OPTIMIZERS: dict[str, OptimFormat] = {
-    "adamw": OptimFormat(torch.float32, "fp32", stochastic_rounding=False),
-    "adamw_sr": OptimFormat(torch.bfloat16, "fp32", stochastic_rounding=True),
-    "adamw_sr_bf16": OptimFormat(torch.bfloat16, "bf16", stochastic_rounding=True),
-    "adamw_sr_8bit": OptimFormat(torch.bfloat16, "8bit", stochastic_rounding=True),
-}
 
 
 def learning_rate(step: int, total_steps: int, peak: float, schedule: Schedule, warmup_steps: float = 0) -> float:
@@ -76,11 +53,6 @@ def learning_rate(step: int, total_steps: int, peak: float, schedule: Schedule, 
         return peak * 0.5 * (1.0 + math.cos(math.pi * done))
     assert schedule == "linear", schedule
     return peak * (1.0 - done)
-
-
-def is_fused(formats: OptimFormat, offload_states: bool) -> bool:
-    """Whether the optimizer is PyTorch's fused AdamW."""
-    return formats == OPTIMIZERS["adamw"] and not offload_states
 
 
 def build_optimizer(

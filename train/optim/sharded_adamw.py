@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,24 +27,15 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from data.errors import UserError
 from train.optim.blockwise import block_size
+from train.optim.formats import StateFormat
 from train.optim.host_states import States, copied_to_device
 from train.optim.rounding import stream_key
 from train.optim.update import Place, compiled_update, numbers_of_step, update
-
-StateFormat = Literal["fp32", "bf16", "8bit"]
 
 # Elements updated at once, each with temporaries of 32 bytes at most: on a GPU enough to keep it busy (8M, 270 MB), on
 # a CPU few enough for its cache. A compiled update has hardly any temporaries and pays for each call.
 SLICE = {"cuda": 2**23, "cpu": 2**17}
 COMPILED_SLICE = 2**25
-
-
-def state_bytes(shape: torch.Size, states: StateFormat) -> int:
-    """Bytes of a parameter's two running means over all ranks; ``shape`` is that of the unsharded parameter."""
-    block = block_size(shape) if states == "8bit" else None
-    if block is None:
-        return 2 * shape.numel() * (2 if states == "bf16" else 4)
-    return 2 * (shape.numel() + 4 * (shape.numel() // block))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from checkpoints_tools.registry import blocks_of
 from model.attention import allow_variants
+from model.meta import meta_device
 from train.parallel.activation_offload import offload_inputs
 from train.parallel.mesh import data_mesh
 from train.parallel.tensor_parallel import apply_tensor_parallel
@@ -102,7 +103,7 @@ def parallelize(
         dimension that tensor parallelism splits.
     """
     formats = PRECISIONS[precision]
-    with torch.device("meta"):
+    with meta_device():
         model = build().to(formats.weights)
     if "tensor" in (mesh.mesh_dim_names or ()):
         apply_tensor_parallel(model, mesh["tensor"])

@@ -13,7 +13,7 @@ import torch
 
 from checkpoints_tools.registry import ModelConfig, architecture_of
 from data.errors import UserError
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import RESHARD_FROM
 from train.planning.hardware import GIB, usable

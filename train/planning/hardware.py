@@ -12,6 +12,8 @@ from train.metrics import PEAK_BF16_FLOPS
 
 GIB = 2**30
 
+Bytes = dict[str, int]  # what memory or disk space is for → bytes
+
 
 @dataclass(frozen=True)
 class Gpu:

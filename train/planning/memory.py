@@ -30,12 +30,11 @@ import torch
 
 from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, blocks_of, costs_of
 from model.costs import FP32
-from train.optim.optimizer import OptimFormat
-from train.optim.sharded_adamw import StateFormat, state_bytes
+from model.meta import meta_device
+from train.optim.formats import OptimFormat, StateFormat, state_bytes
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import RESHARD_FROM, ActivationCheckpointing
-
-Bytes = dict[str, int]
+from train.planning.hardware import Bytes
 
 # Saved inputs on the GPU at once when they are offloaded: one in use, one being copied back
 # (`train/parallel/activation_offload.py`).
@@ -82,7 +81,7 @@ class ParameterCounts:
 
 def count_parameters(spec: ModelSpec, config: ModelConfig) -> ParameterCounts:
     """Count a model's parameters on the meta device, which needs no memory."""
-    with torch.device("meta"):
+    with meta_device():
         model = spec.build(replace(config, n_layers=1))
     plan = architecture_of(config).tensor_plan
     block = blocks_of(model)[0]

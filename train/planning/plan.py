@@ -26,7 +26,7 @@ from train import options
 from train.checkpointing.checkpoint import read_state
 from train.config import TrainConfig
 from train.launched import launched
-from train.optim.optimizer import OPTIMIZERS, is_fused
+from train.optim.formats import OPTIMIZERS, is_fused
 from train.parallel.distributed import World
 from train.parallel.mesh import MeshShape, lay_out, lay_out_world
 from train.planning.advice import Job, check_enough, choose_optimizer

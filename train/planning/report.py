@@ -9,10 +9,9 @@ import torch
 
 from train import options
 from train.metrics import duration
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 from train.planning.advice import Alternative, Job, alternatives, cheapest, fewest_gpus
-from train.planning.hardware import FRAGMENTATION, GIB, OUTSIDE_ALLOCATOR, usable
-from train.planning.memory import Bytes
+from train.planning.hardware import FRAGMENTATION, GIB, OUTSIDE_ALLOCATOR, Bytes, usable
 from train.planning.plan import TrainPlan, pass_seconds, run_seconds, step_seconds, update_seconds
 
 TIGHT = 0.95  # of usable memory: arithmetic that was never compared with a GPU may be wrong by as much

@@ -25,7 +25,7 @@ from checkpoints_tools.writer import ShardWriter
 from data.errors import UserError
 from model.llama import LlamaConfig
 from tests.train.tiny_run import TIED, VOCAB, make_trainer
-from train.checkpointing import checkpoint, disk_space, saver
+from train.checkpointing import checkpoint, disk_space, saver, tensors
 from train.checkpointing.saver import SaveFailed
 from train.errors import RunStopped
 from train.parallel.distributed import World, place, run_guarded, start
@@ -127,8 +127,8 @@ def one_file_is_damaged(world: World, output: Path) -> dict[str, Any]:
 
     def loaded() -> str:
         try:
-            checkpoint.load_model(folder, trainer.model)
-            checkpoint.load_optimizer(folder, trainer.model, trainer.optimizer)
+            tensors.load_model(folder, trainer.model)
+            tensors.load_optimizer(folder, trainer.model, trainer.optimizer)
         except UserError as error:
             return str(error)
         return "loaded"

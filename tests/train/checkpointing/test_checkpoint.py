@@ -18,7 +18,7 @@ from data.tasks import get_task
 from model.llama import LlamaConfig
 from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer, whole
 from train import options
-from train.checkpointing import checkpoint
+from train.checkpointing import checkpoint, tensors
 from train.config import TrainConfig
 from train.errors import NotFinite, RunStopped
 from train.trainer import Trainer
@@ -215,10 +215,10 @@ def test_weights_of_another_model_are_refused_by_name(world, tmp_path: Path) -> 
     folder = checkpoint.newest_complete(trainer.checkpoints)
     deeper = make_trainer(tmp_path / "b", world, model_config=LlamaConfig(**{**vars(TINY), "n_layers": 3}))
     with pytest.raises(UserError, match=r"does not fit: Missing key .* model\.layers\.2"):
-        checkpoint.load_model(folder, deeper.model)
+        tensors.load_model(folder, deeper.model)
     wider = make_trainer(tmp_path / "c", world, model_config=LlamaConfig(**{**vars(TINY), "ffn_dim": 51}))
     with pytest.raises(UserError, match=r"does not fit: Size mismatch .*51, 30.*"):
-        checkpoint.load_model(folder, wider.model)
+        tensors.load_model(folder, wider.model)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

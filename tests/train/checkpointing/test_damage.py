@@ -20,7 +20,7 @@ from checkpoints_tools.inspect import main as inspect_main
 from data.errors import UserError
 from eval.weights import fingerprint, hash_weights
 from tests.launching import ROOT, TICKETS, call_main
-from train.checkpointing import checkpoint
+from train.checkpointing import checkpoint, tensors
 
 TOKENIZER = ROOT / "tests" / "old_files" / "llama"
 DATA, RNG = "__0_0.distcp", "rng_00000.pt"
@@ -101,14 +101,14 @@ def test_a_resumed_run_takes_the_newest_checkpoint_without_damage(damage: str, r
     change(newest)
     left = {path.name: path.read_bytes() for path in newest.iterdir()}
     seen: list[dict[str, bytes]] = []
-    real = checkpoint.load_model
+    real = tensors.load_model
 
     def load_model(folder: Path, model: torch.nn.Module) -> None:
         seen.append({path.name: path.read_bytes() for path in newest.iterdir()})
         assert folder == older
         real(folder, model)
 
-    run.patch.setattr(checkpoint, "load_model", load_model)
+    run.patch.setattr(tensors, "load_model", load_model)
     shutil.rmtree(run.output / "export")
     run.train("--resume")
     said = "".join(capsys.readouterr())

@@ -15,7 +15,7 @@ from train import options
 from train.checkpointing import checkpoint, disk_space
 from train.checkpointing.disk_space import StoredBytes, choose_background, format_bytes, max_new_folders, run_bytes
 from train.config import TrainConfig
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer

@@ -21,8 +21,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from data.errors import UserError
 from model.llama import Llama, LlamaConfig
 from tests.train.tiny_run import whole
-from train.checkpointing.checkpoint import load_model, load_optimizer
-from train.optim.optimizer import OPTIMIZERS, allocate_states, build_optimizer, clip_gradients
+from train.checkpointing.tensors import load_model, load_optimizer
+from train.optim.formats import OPTIMIZERS
+from train.optim.optimizer import allocate_states, build_optimizer, clip_gradients
 from train.parallel.distributed import World, place, run_guarded, start
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import parallelize

@@ -112,7 +112,8 @@ def test_no_host_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("optim", ["adamw_sr", "adamw_sr_bf16", "adamw_sr_8bit"])
 def test_on_a_gpu_states_in_pinned_memory_change_no_bit(optim: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.optim.optimizer import OPTIMIZERS, build_optimizer
+    from train.optim.formats import OPTIMIZERS
+    from train.optim.optimizer import build_optimizer
 
     monkeypatch.setitem(sharded_adamw.SLICE, "cuda", 2**16)
     weights, states = [], []

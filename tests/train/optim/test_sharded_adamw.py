@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.optim.optimizer import OPTIMIZERS, allocate_states, build_optimizer
+from train.optim.formats import OPTIMIZERS
+from train.optim.optimizer import allocate_states, build_optimizer
 from train.optim.sharded_adamw import SLICE, ShardedAdamW
 from train.optim.update import read_states
 

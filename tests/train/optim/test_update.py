@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from train.optim import sharded_adamw, update
-from train.optim.optimizer import OPTIMIZERS, build_optimizer, can_compile
+from train.optim.formats import OPTIMIZERS
+from train.optim.optimizer import build_optimizer, can_compile
 from train.optim.sharded_adamw import ShardedAdamW
 
 CASES = [("adamw_sr_bf16", False), ("adamw_sr_8bit", False), ("adamw_sr_8bit", True), ("adamw", True)]

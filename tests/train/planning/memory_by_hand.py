@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 
 # From the config.json of each repository: hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads,
 # intermediate_size, vocab_size; head width 128 and untied embeddings throughout. Last, their parameters as published.

@@ -12,7 +12,7 @@ from benchmarks import memory_trace
 from checkpoints_tools.registry import MODELS
 from model.encoder import Head
 from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import RESHARD_FROM
 from train.planning.memory import Pass, Settings, count_parameters, training_memory

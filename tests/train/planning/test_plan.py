@@ -25,7 +25,7 @@ from model.attention import allowed
 from tests.launching import ROOT, TICKETS, pretend
 from tests.meta_reference import random_weights, write_meta_folder, write_rank_file
 from tests.train.planning.memory_by_hand import PUBLISHED, by_hand
-from train.optim.optimizer import OPTIMIZERS
+from train.optim.formats import OPTIMIZERS
 from train.parallel.mesh import MeshShape
 from train.planning import report as plan_report
 from train.planning.advice import Job, alternatives, check_enough, choose_optimizer, fewest_gpus
