@@ -36,6 +36,8 @@ from data.readers.encoding import decode_utf8
 
 T = TypeVar("T")
 
+_STYLE = (tyro.conf.OmitArgPrefixes,)
+
 # The words of one option: its flag and the values behind it, as in ["--lr", "1e-4"] or ["--lr=1e-4"].
 Words = list[str]
 
@@ -107,13 +109,15 @@ def parse(cls: type[T], layer: Sequence[Words], default: T | None = None, descri
 
     Exits after printing the help or tyro's error message, if there is one.
     """
-    return cli(
-        cls,
-        args=[word for words in layer for word in _as_flag(words, options_of(cls))],
-        default=cls() if default is None else default,
-        description=description,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    args = tuple(word for words in layer for word in _as_flag(words, options_of(cls)))
+    if default is None and not description:
+        return typing.cast(T, _parsed(typing.cast(type, cls), args))
+    return cli(cls, args=args, default=cls() if default is None else default, description=description, config=_STYLE)
+
+
+@functools.lru_cache(maxsize=8)  # the same words are read several times, and tyro takes a tenth of a second
+def _parsed(cls: type, args: tuple[str, ...]) -> object:
+    return cli(cls, args=args, default=cls(), config=_STYLE)
 
 
 def _as_flag(words: Words, options: Mapping[str, Option]) -> Words:
