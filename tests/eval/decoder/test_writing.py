@@ -36,7 +36,7 @@ def decode(case: Setting, limits: list[int], **options) -> list[Answered]:
 
 @torch.no_grad()
 def alone(case: Setting, i: int, limit: int) -> tuple[list, bool]:
-    """The simplest way: the complete sequence through transformers for every token and every label."""
+    """The simplest way: the complete sequence through transformers for every label, and every token with a choice."""
     answers, values, whole = case.answers(), [], True
     for field in case.task.fields:
         if isinstance(field, ClassField):
@@ -45,9 +45,12 @@ def alone(case: Setting, i: int, limit: int) -> tuple[list, bool]:
         writing = answers.tokens.start(values, case.words[i])
         tokens = list(writing.forced)
         while writing.value is None and len(tokens) < limit:
-            logits = case.hf(torch.tensor([[*case.prefix, *case.bodies[i], *tokens]])).logits[0, -1]
-            tokens.append(max(writing.next_tokens(), key=lambda token: float(logits[token])))
-            writing.add(tokens[-1])
+            token, *others = writing.next_tokens()
+            if others:
+                logits = case.hf(torch.tensor([[*case.prefix, *case.bodies[i], *tokens]])).logits[0, -1]
+                token = max((token, *others), key=lambda token: float(logits[token]))
+            tokens.append(token)
+            writing.add(token)
         whole = writing.value is not None
         writing.finish()
         values.append(writing.value)
