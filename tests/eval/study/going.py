@@ -26,7 +26,7 @@ def states(study: Study, output: Path) -> list[str]:
 def commands(study: Study, output: Path, number: int) -> list[str]:
     """The commands that were run for a cell, by kind."""
     log = (plan.cell_folder(output, study.cells[number].cell) / records.LOG).read_text()
-    kinds = {"write_run": "eval", "write_text": "train", "no such data": "fail"}
+    kinds = {"copytree": "eval", "write_text": "train", "no such data": "fail"}
     lines = [line for line in log.splitlines() if line.startswith("$ ")]
     return [
         next((kind for word, kind in kinds.items() if word in line.replace("\\x20", " ")), "page") for line in lines
