@@ -14,7 +14,10 @@ RUN = """
 import runpy, sys
 sys.argv = sys.argv[1:]
 try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if sys.argv[0].endswith(".py"):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 finally:
     print("imported:", *sys.modules)
 """
@@ -38,10 +41,10 @@ def start(script: str, *arguments: object) -> tuple[str, set[str]]:
     return shown, set(imported.split())
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py", "predict.py"])
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "predict.py", "eval.page"])
 def test_help(script: str) -> None:
     shown, imported = start(script, "--help")
-    assert "--checkpoint" in shown
+    assert "--task" in shown
     assert "tyro" in imported and not imported & (TABLES | {"torch", "numpy"})
 
 

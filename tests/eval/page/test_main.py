@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from data.source import load_examples
@@ -13,8 +10,7 @@ from eval.page.__main__ import main
 from eval.page.report import PROGRAM
 from eval.results import RESULTS
 from tests.eval.page.runs import check_harmless, predicted, scored
-from tests.launching import ROOT, TICKETS, environment
-from tests.test_start import HEAVY, HELP
+from tests.launching import TICKETS
 
 INTENT = TASKS["massive_intent"]
 
@@ -67,15 +63,3 @@ def test_it_can_be_interrupted(run, monkeypatch):
 
     monkeypatch.setattr("eval.page.report.read_run", interrupted)
     assert main([str(run)]) == 130
-
-
-def test_help_imports_nothing_heavy():
-    script = 'runpy.run_path(sys.argv[0], run_name="__main__")'
-    assert script in HELP
-    code = HELP.replace(script, 'runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)')
-    done = subprocess.run(
-        [sys.executable, "-c", code, "eval.page"], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    shown, imported = done.stdout.split("imported:")
-    assert done.returncode == 0 and "--train" in shown, done.stderr
-    assert "tyro" in imported.split() and not (HEAVY | {"scipy"}) & set(imported.split())
