@@ -40,7 +40,7 @@ from checkpoints_tools.source import (
     raise_problems,
 )
 from data.errors import UserError
-from model.meta import meta_device
+from model.meta import allocate, meta_device
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def _fresh_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     """Parameter name → initial weights, for heads and pooler; they depend only on the seed."""
     with meta_device():  # so that the constructor draws nothing from the global random state
         top = architecture_of(config).build(replace(config, n_layers=0, vocab_size=1, max_position=1))
-    top.to_empty(device="cpu")
+    allocate(top, torch.device("cpu"))
     assert callable(top.init_weights)
     top.init_weights(torch.Generator().manual_seed(seed))
     return {name: p.detach() for name, p in top.named_parameters()}

@@ -41,7 +41,7 @@ from eval.prompt import load_split, new_prompt, stored_prompt, stored_task
 from eval.stored_calibration import Calibration, calibration_of, check_can_fit
 from eval.weights import Weights, check_carries_task, find_weights, head_labels, model_config, trained_length
 from model.encoder import EncoderConfig
-from model.meta import meta_device
+from model.meta import allocate, meta_device
 from train.config import RECIPES
 from train.planning.checkpoint import find_tokenizer
 from train.training_data import CACHE_DIR
@@ -304,12 +304,14 @@ def build_model(
     build = partial(setup.spec.build, setup.config)
     with meta_device():
         model = build().to(DTYPES[precision])
-    if tensor_mesh is not None:
+    if tensor_mesh is None:
+        allocate(model, device)
+    else:
         from train.parallel.tensor_parallel import apply_tensor_parallel
 
         apply_tensor_parallel(model, tensor_mesh)
-    assert not list(model.buffers()), "to_empty leaves buffers uninitialized"
-    model.to_empty(device=device)
+        assert not list(model.buffers()), "to_empty leaves buffers uninitialized"
+        model.to_empty(device=device)
     if setup.weights.is_training:
         from train.checkpointing.tensors import load_model
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -19,6 +20,18 @@ def meta_device() -> Iterator[None]:
     """
     with torch.device("meta"), _NoInit():
         yield
+
+
+def allocate(model: nn.Module, device: torch.device) -> None:
+    """Give the parameters of an unsharded model memory with any contents, as `nn.Module.to_empty` does.
+
+    That works for sharded models too, and imports sympy first, which takes half a second.
+    """
+    assert not list(model.buffers()), "these would stay on the meta device"
+    for module in model.modules():
+        for name, old in module.named_parameters(recurse=False):
+            new = torch.empty(old.shape, dtype=old.dtype, device=device)
+            setattr(module, name, nn.Parameter(new, old.requires_grad))
 
 
 class _NoInit(TorchFunctionMode):

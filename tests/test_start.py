@@ -23,7 +23,7 @@ finally:
 """
 TABLES = {"sklearn", "scipy", "pandas", "datasets", "seqeval", "matplotlib", "transformers"}
 SHARDING = {"torch.distributed.tensor", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp"}
-COMPILER = {"torch._dynamo", "torch._inductor"}
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 EXPORT = ROOT / "tests" / "old_files" / "tickets" / "export"
 
 
