@@ -29,6 +29,7 @@ if __name__ == "__main__":
 import logging
 from pathlib import Path
 
+import seqeval.metrics  # noqa: F401  # with scikit-learn: what is missing shows before the scoring, not after it
 import torch
 import torch.distributed as dist
 

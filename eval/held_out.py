@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
+import seqeval.metrics  # noqa: F401  # with scikit-learn: what is missing shows before the first step
 import torch
 import torch.distributed as dist
 from torch import nn

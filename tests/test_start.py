@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,15 +28,19 @@ COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 EXPORT = ROOT / "tests" / "old_files" / "tickets" / "export"
 
 
-def start(script: str, *arguments: object) -> tuple[str, set[str]]:
-    done = subprocess.run(
+def run(script: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
         [sys.executable, "-c", RUN, script, *map(str, arguments)],
         cwd=ROOT,
-        env=environment(),
+        env=environment() | variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
+
+
+def start(script: str, *arguments: object) -> tuple[str, set[str]]:
+    done = run(script, *arguments)
     assert done.returncode == 0, done.stderr
     shown, imported = done.stdout.split("imported:")
     return shown, set(imported.split())
@@ -69,3 +74,16 @@ def test_training_a_decoder(tmp_path: Path) -> None:
     shown, imported = start("train.py", "--model", "llama", *options, "--cache_dir", tmp_path / "cache")
     assert "step 1/1" in shown
     assert SHARDING <= imported and not imported & TABLES
+
+
+def test_what_the_figures_need_and_is_missing_shows_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "broken" / "sklearn").mkdir(parents=True)
+    (tmp_path / "broken" / "sklearn" / "__init__.py").write_text("raise ImportError('no such library')")
+    path = f"{ROOT}{os.pathsep}{tmp_path / 'broken'}"
+    options = ["--model", "llama", "--checkpoint", EXPORT, "--task", TICKETS, "--device", "cpu"]
+    scoring = ["--limit", 2, "--output", tmp_path / "scored"]
+    training = ["--steps", 1, "--holdout", 0.2, "--eval_every", 1, "--cache_dir", tmp_path / "cache"]
+    for script, more in ("eval.py", scoring), ("train.py", [*training, "--output", tmp_path / "run"]):
+        done = run(script, *options, *more, PYTHONPATH=path)
+        assert done.returncode != 0 and "no such library" in done.stderr
+        assert "scored" not in done.stderr and "step 1/1" not in done.stdout
