@@ -73,11 +73,13 @@ class Parsed(Counts):
         labels: by field name; None if the field could not be parsed.
         unparsed: names of the fields that could not be parsed.
         bio: by token-field name the entities' boundaries, as IOB2 tags, if the answer's format has them.
+        n_labels: by token-field name the entries of a list that has fewer or more than the text has words.
     """
 
     labels: dict[str, Labels | None]
     unparsed: tuple[str, ...]
     bio: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    n_labels: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 Boundaries = tuple[str, ...] | None  # of entities, as one IOB2 tag for each word; None if the format has none

@@ -176,13 +176,16 @@ class Task:
         else:
             values = [text if isinstance(self.fields[0], ClassField) else literal(text)]
         counts = Counts()
-        labels, bio = dict[str, Labels | None](), dict[str, tuple[str, ...]]()
+        labels, bio, n_labels = dict[str, Labels | None](), dict[str, tuple[str, ...]](), dict[str, int]()
         for field, value in zip(self.fields, values, strict=True):
+            surplus = counts.n_extra - counts.n_missing  # of the fields before
             labels[field.name], boundaries = field.format.read(value, words, counts)
+            if own := counts.n_extra - counts.n_missing - surplus:
+                n_labels[field.name] = len(words) + own
             if boundaries is not None:
                 bio[field.name] = boundaries
         unparsed = tuple(name for name, value in labels.items() if value is None)
-        return Parsed(labels, unparsed, bio, **vars(counts))
+        return Parsed(labels, unparsed, bio, n_labels, **vars(counts))
 
     def longest(self, words: Sequence[str], length: Callable[[str], int]) -> str:
         """An answer that is at least as long as any to a document with these words, written as `write` does.

@@ -131,6 +131,7 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         n_extra=p.n_extra + q.n_extra,
         n_unknown=p.n_unknown + q.n_unknown,
         n_not_found=p.n_not_found + q.n_not_found,
+        n_labels={**p.n_labels, **q.n_labels},
         top={**p.top, **q.top},
         multi_top={**p.multi_top, **q.multi_top},
         log_probs={**p.log_probs, **q.log_probs},

@@ -56,7 +56,9 @@ class Prediction:
         n_new_tokens: tokens emitted, the end-of-turn token included.
         n_missing, n_extra, n_unknown, n_not_found: words without a label, labels without a word, labels outside the
             set, and spans that are not in the text (see :class:`data.answers.Parsed`). An encoder's missing words are
-            those without a sub-word in the (cut) document.
+            those without a sub-word in the (cut) document. Sums over all fields.
+        n_labels: by token-field name, the number of labels in the answer, where it is not that of the words; older
+            files lack it.
         top: by class-field name, the most probable labels with their probabilities, in decreasing order:
             ``[[label, p], ...]``. Only from systems that compute probabilities: encoders, and decoders with
             ``--decode labels``. At the temperature of the checkpoint's calibration, if it has one.
@@ -88,6 +90,7 @@ class Prediction:
     log_probs: dict[str, list[LogProb]] = field(default_factory=dict)
     abstained: tuple[str, ...] = ()
     multi_top: dict[str, list[list[str | float]]] = field(default_factory=dict)
+    n_labels: dict[str, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:

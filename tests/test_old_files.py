@@ -92,7 +92,7 @@ def test_config_toml_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 # What today's files say beyond the old ones: there were no answers of spans, no choice of shots, no lenient reading, no
 # figures of probabilities.
 NEW_COUNTS = {"spans_not_found": 0}
-NEW_FLAGS = {"n_not_found": 0, "multi_top": {}, "abstained": []}
+NEW_FLAGS = {"n_not_found": 0, "multi_top": {}, "abstained": [], "n_labels": {}}
 NEW_FIGURES = {"ece", "nll", "accuracy_at_80", "accuracy_at_90"}
 NEW_IN_PROMPT = {"shots_choice": "balanced", "wording": "clean", "template_from": "", "answer_tokens": None}
 

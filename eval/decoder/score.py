@@ -270,5 +270,6 @@ def read_answer(
         n_extra=parsed.n_extra,
         n_unknown=parsed.n_unknown,
         n_not_found=parsed.n_not_found,
+        n_labels=parsed.n_labels,
         lenient={name: labels for name, labels in lenient.items() if labels != parsed.labels[name]},
     )

@@ -149,6 +149,7 @@ def _read(job: ScoringJob, samples: SampleSet, indices: Sequence[int], logits: d
     log_probs: list[dict[str, list[float]]] = [{} for _ in indices]
     multi_top: list[dict[str, Top]] = [{} for _ in indices]
     n_missing = [0] * len(indices)
+    n_labels: list[dict[str, int]] = [{} for _ in indices]
     for field in job.task.fields:
         if isinstance(field, ClassField):
             for k, own_logits in enumerate(logits[field.name].double().cpu().numpy()):
@@ -166,7 +167,9 @@ def _read(job: ScoringJob, samples: SampleSet, indices: Sequence[int], logits: d
                 own = [next(tags) if word_seen else "O" for word_seen in seen.tolist()]
                 bio[k][field.name] = iob2(own)
                 labels[k][field.name] = tuple(field.other if tag == "O" else tag[2:] for tag in own)
-                n_missing[k] += int((~seen).sum())
+                if not seen.all():
+                    n_labels[k][field.name] = int(seen.sum())
+                    n_missing[k] += int((~seen).sum())
             assert next(tags, None) is None, "a tag that belongs to no word"
     names, examples = {field.name for field in job.task.fields}, job.examples
     return [
@@ -180,6 +183,7 @@ def _read(job: ScoringJob, samples: SampleSet, indices: Sequence[int], logits: d
             truncated=bool(samples.truncated[i]),
             n_prompt_tokens=int(samples.lengths[i]),
             n_missing=n_missing[k],
+            n_labels=n_labels[k],
             top=top[k],
             log_probs=log_probs[k],
             multi_top=multi_top[k],

@@ -67,10 +67,11 @@ class Counts:
         shown = dict(list(fields.items())[:FIELDS_SHOWN])
         classes = [name for name, kind in shown.items() if kind == "class"]
         tokens = [name for name, kind in shown.items() if kind == "token"]
+        alone = list(fields.values()).count("token") == 1
         return cls(
             kinds=fields,
             classes={name: ClassCounts(name) for name in classes},
-            tokens={name: TokenCounts(name, others.get(name, TokenField.other)) for name in tokens},
+            tokens={name: TokenCounts(name, others.get(name, TokenField.other), alone) for name in tokens},
             sure={name: SureCounts(name) for name in classes},
             unread=UnreadCounts(fields),
             others=others,

@@ -85,11 +85,14 @@ class TokenCounts:
         first: of each kind of error the first one: its example's id, number of words, and entities.
         n_gold, n_predicted, n_right: entities by type.
         mixed: types of entities whose words are right, gold and answered.
+        alone: the run has no other token field, so the sums of a prediction are this field's.
         n_short, n_long: answers with too few and too many labels, and the first answer of each kind, with its id.
+        n_unknown: answers of another length in older files, which have only the sums over several token fields.
     """
 
     name: str
     other: str = TokenField.other
+    alone: bool = True
     kinds: Counter[str] = field(default_factory=Counter)
     first: dict[str, tuple[str, int, Pair]] = field(default_factory=dict)
     n_gold: Counter[str] = field(default_factory=Counter)
@@ -98,6 +101,7 @@ class TokenCounts:
     mixed: Counter[tuple[str, str]] = field(default_factory=Counter)
     n_short: int = 0
     n_long: int = 0
+    n_unknown: int = 0
     wrong_length: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, prediction: Prediction) -> None:
@@ -116,9 +120,19 @@ class TokenCounts:
                 self.first[kind] = prediction.id, len(gold), pair
             if kind == "wrong type":
                 self.mixed[_type(pair[0]), _type(pair[1])] += 1
-        self.n_short += prediction.n_missing > 0
-        self.n_long += prediction.n_extra > 0
-        for what, n in (("short", prediction.n_missing), ("long", prediction.n_extra)):
+        self._add_length(prediction, len(gold))
+
+    def _add_length(self, prediction: Prediction, n_words: int) -> None:
+        n_missing, n_extra = prediction.n_missing, prediction.n_extra
+        if not self.alone:
+            if n_missing + n_extra and not prediction.n_labels:
+                self.n_unknown += 1
+                return
+            surplus = prediction.n_labels.get(self.name, n_words) - n_words
+            n_missing, n_extra = max(0, -surplus), max(0, surplus)
+        self.n_short += n_missing > 0
+        self.n_long += n_extra > 0
+        for what, n in (("short", n_missing), ("long", n_extra)):
             if n and prediction.raw:
                 self.wrong_length.setdefault(what, (prediction.id, prediction.raw[:2000]))
 
@@ -216,10 +230,14 @@ def _marked(words: Sequence[str], entity: Entity | None, around: Entity | None, 
 
 
 def _lengths(counts: TokenCounts) -> Html:
+    title = tag("h3", "Answers of another length than the text")
+    if counts.n_unknown:
+        return joined(title, note(f"{counts.n_unknown:,} answers have too few or too many labels of a token field. The "
+                                  "run does not say of which. Score again."))  # fmt: skip
     if not counts.n_short + counts.n_long:
         return Html()
     parts: list[str] = [
-        tag("h3", "Answers of another length than the text"),
+        title,
         note(f"{counts.n_short:,} answers have too few labels, {counts.n_long:,} too many. Words without a label are "
              "outside all entities."),
     ]  # fmt: skip

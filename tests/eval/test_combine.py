@@ -57,6 +57,7 @@ def write_single(folder, task, answers, gold=GOLD, shots=0, reverse=False):
             n_prompt_tokens=100,
             n_new_tokens=5,
             gold_bio={n: tags for n, tags in example.bio.items() if n == name},
+            n_labels={"slots": 2} if name == "slots" else {},
         )
         for example, answer in zip(gold, answers, strict=True)
     ]
@@ -101,7 +102,7 @@ def test_two_calls_cost_the_sum(tmp_path):
         "prompt_tokens": 200.0,
         "new_tokens": 10.0,
     }
-    assert predictions[0].n_prompt_tokens == 200
+    assert predictions[0].n_prompt_tokens == 200 and predictions[0].n_labels == {"slots": 2}
 
 
 def test_other_examples_are_refused(tmp_path):

@@ -202,7 +202,8 @@ def test_words_out_of_reach_are_other_and_counted(folders):
     assert 0 < seen <= MAX_LENGTH - 2 and set(long.parsed["slots"][seen:]) == {"Other"}
     assert len(long.parsed["slots"]) == 70 and long.n_missing == 70 - seen
     assert [kind == "Other" for kind in odd.parsed["slots"]] == [False, True, False] and odd.n_missing == 1
-    assert empty.parsed["slots"] == () and empty.n_missing == 0 and empty.top["intent"]
+    assert (long.n_labels, odd.n_labels) == ({"slots": seen}, {"slots": 2})
+    assert empty.parsed["slots"] == () and empty.n_missing == 0 and not empty.n_labels and empty.top["intent"]
     assert result.counts["labels_missing"] == 71 - seen and result.metrics["n_unparsed"] == 0
 
 

@@ -30,7 +30,8 @@ def predicted(task: Task, example: Example, raw: str, **more: Any) -> Prediction
     """An answer's text, read as `eval.decoder.score.read_answer` reads it."""
     found = task.read(raw, example.words)
     gold = {field.name: example.labels[field.name] for field in task.fields}
-    counts = {name: getattr(found, name) for name in ("n_missing", "n_extra", "n_unknown", "n_not_found")}
+    names = ("n_missing", "n_extra", "n_unknown", "n_not_found", "n_labels")
+    counts = {name: getattr(found, name) for name in names}
     return Prediction(example.id, gold, raw, found.labels, unparsed=found.unparsed, gold_bio=dict(example.bio),
                       parsed_bio=found.bio, lenient=_changed(found, read_leniently(task, raw, example.words, found)),
                       **counts, **more)  # fmt: skip

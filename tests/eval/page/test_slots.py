@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -11,11 +12,14 @@ from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
 from data.answers import entities
 from data.example import Example
+from data.tasks import Task, TokenField
+from eval.decoder.score import read_answer
 from eval.metrics import to_tags, token_metrics
+from eval.page.report import Counts
 from eval.page.slots import MEANINGS, TokenCounts, outcomes, token_parts, types_table
 from eval.page.texts import Texts
-from eval.results import Prediction
-from tests.eval.page.runs import Read
+from eval.results import Prediction, Results
+from tests.eval.page.runs import Read, predicted
 
 O = "Other"  # noqa: E741
 
@@ -139,3 +143,33 @@ def test_answers_of_another_length():
 
 def test_no_entities():
     assert "no entities" in token_parts(counted([Prediction("a", {"s": (O,)}, "", {"s": (O,)})]), Texts(why_not="x"))
+
+
+def sections_of_two(predictions: list[Prediction]) -> dict[str, str]:
+    """What is said of the lengths of the answers to each of two token fields."""
+    results = Results("s", "t", {"parts": "token", "marks": "token"}, "d", "test", {})
+    counts = Counts.of(results)
+    for prediction in predictions:
+        counts.add(prediction, None)
+    return {name: Read(token_parts(own, Texts(why_not="x"))).text for name, own in counts.tokens.items()}
+
+
+def test_each_of_several_fields_has_its_own_lengths():
+    """A list of the one field must not be counted or quoted as one of the other."""
+    task = Task("t", "custom", (TokenField("parts", ("x",), answer="list"), TokenField("marks", ("y",), answer="list")))
+    example = Example("e", "a b", {"parts": (O, "x"), "marks": ("y", O)})
+    answers = ['{"task1": ["x"], "task2": ["y", "Other"]}', '{"task1": ["x", "x"], "task2": ["y", "y", "y"]}',
+               '{"task1": ["x"], "task2": []}', '{"task1": ["x", "x", "x"], "task2": ["y"]}']  # fmt: skip
+    found = [read_answer(task, replace(example, id=str(i)), raw, truncated=False, stopped=True, n_prompt_tokens=1,
+                         n_new_tokens=1) for i, raw in enumerate(answers)]  # fmt: skip
+    assert [p.n_labels for p in found] == [{"parts": 1}, {"marks": 3}, {"parts": 1, "marks": 0},
+                                           {"parts": 3, "marks": 1}]  # fmt: skip
+    shown = sections_of_two(found)
+    assert "2 answers have too few labels, 1 too many" in shown["parts"]
+    assert f"too short: {answers[0]}" in shown["parts"] and f"too long: {answers[3]}" in shown["parts"]
+    assert "2 answers have too few labels, 1 too many" in shown["marks"]
+    assert f"too short: {answers[2]}" in shown["marks"] and f"too long: {answers[1]}" in shown["marks"]
+    old = sections_of_two([replace(p, n_labels={}) for p in found])
+    assert all("4 answers have too few or too many labels" in text and "Score again" in text for text in old.values())
+    assert all("length than" not in text for text in sections_of_two([predicted(task, example, task.write(
+        example.labels, example.words))]).values())  # fmt: skip
