@@ -11,6 +11,7 @@ from eval.results import Results
 from tests.eval.page.runs import Read
 
 RESULTS = Results("s", "t", {"m": "class"}, "d", "test", {})
+JOINED = Results("s", "t+u", {"m": "class"}, "d", "test", {}, settings={"combined": []})
 PROMPTED = Results("s", "t", {"m": "class"}, "d", "test", {}, prompt={"task": "t"})
 
 
@@ -56,6 +57,8 @@ def test_the_shares_are_counted():
 def test_words_where_there_are_no_tokens():
     right = [True] * 100
     assert "tokens of the document" in lengths_section(counted(range(1, 101), m=right), RESULTS)
+    joined = lengths_section(counted(range(1, 101), m=right), JOINED)
+    assert "tokens of both inputs" in joined and "document" not in joined, "the sum of two inputs"
     shown = lengths_section(counted([0] * 100, range(100), m=right), RESULTS)
     assert "words of the text" in shown and rows(shown)[0][0] == "0–19"
 
