@@ -38,7 +38,7 @@ class PageArgs:
     """Built-in tasks: the data that was scored, for the texts: a copy of the release, or 'sample'. Default: that of the
     run's name, or the folder that data.download writes to. A task file names its own data."""
     task: PathText | None = None
-    """The .toml file of a task of your own, for the texts."""
+    """The .toml file of a task of your own, for the texts; of two joined runs that of either."""
     train: Path | None = None
     """The --output folder of the training run, for its learning curve."""
 

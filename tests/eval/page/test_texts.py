@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from data.errors import UserError
 from data.source import load_examples
 from data.tasks import TASKS, get_task
+from eval.baselines import BaselineConfig, run_baselines
+from eval.combine import combine
+from eval.page.report import read_run, report
 from eval.page.texts import open_texts
-from eval.results import Prediction, Results, field_kinds
+from eval.results import Prediction, Results, field_kinds, read_results
 from tests.launching import TICKETS
 
 INTENT = TASKS["massive_intent"]
@@ -80,3 +84,44 @@ def test_two_runs_that_were_joined():
     example = load_examples(TASKS["massive_joint"], "test", "sample")[0]
     assert texts.check(Prediction(example.id, dict(example.labels), "", {})) is not None
     assert [task.name for task in texts.tasks] == ["massive_intent", "massive_slots"]
+
+
+FILES = 'text_column = "text"\n[files]\ntrain = "rows.csv"\ntest = "rows.csv"\n'
+MOOD = '[[fields]]\nname = "mood"\ntype = "class"\nlabels = ["good", "bad"]\n'
+TOPICS = '[[fields]]\nname = "topics"\ntype = "multi"\nlabels = ["p", "q"]\nseparator = "|"\n'
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Path:
+    """Runs of two tasks of one's own on the same files, joined."""
+    rows = "".join(f"the text {i},{('bad,p', 'good,p|q', 'good,q')[i % 3]}\n" for i in range(12))
+    (tmp_path / "rows.csv").write_text(f"text,mood,topics\n{rows}")
+    for name, fields in (("my_c", MOOD), ("my_m", TOPICS), ("my_joint", MOOD + TOPICS)):
+        (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n{FILES}{fields}')
+    for name in ("my_c", "my_m"):
+        run_baselines(BaselineConfig(str(tmp_path / f"{name}.toml"), output=tmp_path / name))
+    combine(tmp_path / "my_c" / "majority", tmp_path / "my_m" / "majority", tmp_path / "dual")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["my_c", "my_m"])
+def test_either_task_of_ones_own_has_the_texts_of_joined_runs(joined, name):
+    task = joined / f"{name}.toml"
+    _, counts, texts = read_run(joined / "dual", task=str(task))
+    assert counts.n == 12 and not texts.why_not
+    assert texts.of("my_c/test/2").text == "the text 0", "the first run's ids, whichever task is read"
+    page = report(joined / "dual", task=str(task))
+    assert "Texts are not shown" not in page and "the text 0" in page, "a wrong answer has its text"
+    rows = (joined / "rows.csv").read_text()
+    (joined / "rows.csv").write_text(rows.replace("bad,p\n", "good,q\n"))
+    _, _, texts = read_run(joined / "dual", task=str(task))
+    assert "has other gold labels" in texts.why_not and f"The files of task {name} are not" in texts.why_not
+    (joined / "rows.csv").write_text("".join(rows.splitlines(keepends=True)[:-1]))
+    _, _, texts = read_run(joined / "dual", task=str(task))
+    assert "the data has no example" in texts.why_not and "--data" not in texts.why_not
+
+
+def test_a_joint_task_is_none_of_the_two_that_were_joined(joined):
+    with pytest.raises(UserError, match="'my_c.my_m'.* two runs that were joined: give the task of one, my_c or my_m"):
+        open_texts(read_results(joined / "dual"), task=str(joined / "my_joint.toml"))
+    assert "Give --task its .toml file" in open_texts(read_results(joined / "dual")).why_not
