@@ -136,17 +136,22 @@ def binned(steps: np.ndarray, losses: np.ndarray) -> tuple[Sequence[float], ...]
 
 
 def _belongs(results: Results, run: Path) -> Html:
-    """Whether the scored weights are those that the run has exported."""
+    """Whether the scored weights, or those of one of two joined runs, are those that the run has exported."""
     exports = [folder for name in ("export", "best") if (folder := run / name).is_dir()]
     if not results.weights or not exports:
         return Html()
     from eval.weights import hash_weights  # imports PyTorch, which takes seconds
 
+    scored, is_joined = results.weights.split(" + "), "combined" in results.settings
     try:
-        same = [folder.name for folder in exports if hash_weights(folder) == results.weights]
+        same = [folder.name for folder in exports if hash_weights(folder) in scored]
     except (UserError, OSError):
         return Html()
+    if same and is_joined:
+        return note(f"The weights of its {' and '.join(same)} are among those of the two joined runs.")
     if same:
         return note(f"The scored weights are those of its {' and '.join(same)}.")
+    if is_joined and len(scored) < 2:
+        return Html()  # one of the two does not say what it scored
     names = " or ".join(folder.name for folder in exports)
     return note(f"The scored weights are not those of its {names}: it is another run, or it was trained on since.")

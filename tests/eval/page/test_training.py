@@ -105,3 +105,15 @@ def test_it_says_whether_the_weights_are_those_of_the_run():
     assert "are not those of its export" in training_section(theirs, run, run)
     theirs.weights = ""
     assert "scored weights" not in training_section(theirs, run, run)
+
+
+@pytest.mark.parametrize("theirs", ["{export} + {other}", "{other} + {export}", "{export} + {export}", "{export}"])
+def test_the_weights_of_joined_runs_are_compared_one_by_one(theirs):
+    run, other = OLD / "intent", "0" * 64
+    joined = Results("s", "t+u", {"m": "class"}, "d", "test", {}, settings={"combined": []})
+    joined.weights = theirs.format(export=hash_weights(run / "export"), other=other)
+    assert "weights of its export are among those of the two joined runs" in training_section(joined, run, run)
+    joined.weights = f"{other} + {other}"
+    assert "are not those of its export" in training_section(joined, run, run)
+    joined.weights = other
+    assert "weights" not in training_section(joined, run, run), "those of the second run are not known"
