@@ -35,9 +35,14 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
     """Join two runs' predictions by example id; seconds and tokens are summed.
 
     Raises:
-        UserError: the runs share a field, or have different examples, texts, gold labels or numbers of shots.
+        UserError: a run is itself joined of two, or the runs share a field, or have different examples, texts, gold
+            labels or numbers of shots.
     """
     a, b = read_results(folder_a), read_results(folder_b)
+    for folder, run in ((folder_a, a), (folder_b, b)):
+        if "combined" in run.settings:
+            raise UserError(f"{folder} is itself two runs that were joined ({run.task}). --combine joins two runs that "
+                            "eval.py or eval.baselines scored; it does not join three.")  # fmt: skip
     shared = a.fields.keys() & b.fields.keys()
     if shared:
         raise UserError(

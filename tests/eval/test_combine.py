@@ -168,6 +168,16 @@ def test_own_tasks_are_paired_by_their_places_in_the_files(tmp_path):
         combine_runs(tmp_path / "one" / "majority", own_run(tmp_path, "three", texts[::-1]))
 
 
+def test_a_run_that_is_itself_joined_is_refused(tmp_path):
+    """Ids of own tasks begin with the first task's name, so its examples would be taken for others."""
+    texts = [f"text {n}" for n in range(6)]
+    one, two, three = (own_run(tmp_path, name, texts) for name in ("one", "two", "three"))
+    combine(one, two, tmp_path / "joint")
+    for runs in ((tmp_path / "joint", three), (three, tmp_path / "joint")):
+        with pytest.raises(UserError, match=r"joint is itself two runs that were joined \(my_one\+my_two\)"):
+            combine_runs(*runs)
+
+
 def test_an_example_scored_twice_is_refused(tmp_path):
     a, b = pair(tmp_path)
     text = (a / "predictions.jsonl").read_text()
