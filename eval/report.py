@@ -47,11 +47,14 @@ def lenient_figures(results: Results) -> dict[str, float]:
 
 
 def all_figures(runs: Sequence[Results]) -> list[dict[str, float]]:
-    """Each run's main figures by column name, and those of the lenient reading in which any run gains by it."""
+    """Each run's main figures by column name, and those of the lenient reading that differ from the strict in any run.
+
+    Most are higher. An F1 can be lower: an answer that only the lenient reading reads may have wrong labels.
+    """
     strict, lenient = [figures(run) for run in runs], [lenient_figures(run) for run in runs]
-    gained = {name for own, more in zip(strict, lenient, strict=True) for name in more if more[name] != own[name]}
+    differing = {name for own, more in zip(strict, lenient, strict=True) for name in more if more[name] != own[name]}
     return [
-        own | {f"{name}, lenient": more[name] for name in more if name in gained}
+        own | {f"{name}, lenient": more[name] for name in more if name in differing}
         for own, more in zip(strict, lenient, strict=True)
     ]
 

@@ -6,8 +6,11 @@ import pytest
 from rich.console import Console
 
 from data.errors import UserError
-from eval.report import compare, comparison_table, details_table, lost_to, markdown, show_details
-from eval.results import Results, write_run
+from data.example import Example
+from data.tasks import MultiField, Task
+from eval.decoder.score import read_answer
+from eval.report import all_figures, compare, comparison_table, details_table, lost_to, markdown, show_details
+from eval.results import Results, field_kinds, measure, write_run
 
 
 def results(system, intent=0.5, f1=0.5, exact=0.5, cost=None):
@@ -122,7 +125,7 @@ def test_figures_are_whole_on_a_narrow_terminal():
     assert comparison_table(runs, 200)[1] == [] and "intent accuracy" in shown[200]
 
 
-def test_lenient_figures_stand_beside_the_strict_ones_where_a_run_gains():
+def test_lenient_figures_stand_beside_the_strict_ones_where_they_differ():
     bare, chatty, same = results("bare", 0.2), results("chatty", 0.1), results("same", 0.3)
     chatty.metrics["lenient"] = results("", 0.4).metrics
     same.metrics["lenient"] = results("", 0.3).metrics
@@ -137,6 +140,19 @@ def test_lenient_figures_stand_beside_the_strict_ones_where_a_run_gains():
     shown = text_of(details_table(chatty))
     assert "read leniently" in shown and "40.00%" in shown and "10.00%" in shown
     assert lost_to(chatty, bare), "the strict figures decide"
+
+
+def test_a_lenient_figure_that_is_lower_is_shown_too():
+    """The second answer is none when read strictly; its wrong label counts only when read leniently."""
+    task = Task("t", "custom", (MultiField("topics", ("p", "q")),))
+    examples = [Example(str(i), "x", {"topics": ("p",)}) for i in range(2)]
+    answers = ['["p"]', "q"]
+    about = {"truncated": False, "stopped": True, "n_prompt_tokens": 1, "n_new_tokens": 1}
+    found = [read_answer(task, own, raw, **about) for own, raw in zip(examples, answers, strict=True)]
+    run = Results("r", "t", field_kinds(task), "own", "test", measure(task, examples, found))
+    (own,) = all_figures([run])
+    strict, lenient = ([value for name, value in own.items() if name.endswith("f1" + end)] for end in ("", ", lenient"))
+    assert lenient < strict and len(lenient) == len(strict) == 1
 
 
 def test_winning_takes_every_main_figure():
