@@ -139,7 +139,8 @@ class Server:
             raise TryAgain("an answer that breaks off or is not JSON", lost=True) from None
         if isinstance(record, dict) and record.get("error") and not record.get("choices"):  # some proxies do this
             code = str(error_details(text).get("code"))
-            return int(code) if code.isdecimal() else 429 if code == "rate_limit_exceeded" else 400
+            is_status = code.isdecimal() and len(code) < 10  # Python refuses to read thousands of digits
+            return int(code) if is_status else 429 if code == "rate_limit_exceeded" else 400
         answer = read_completion(record, request.example.id)
         if answer is None:
             raise UserError(

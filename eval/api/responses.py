@@ -102,7 +102,7 @@ def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
         return seconds
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter of a year or an offset with many digits
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

@@ -87,10 +87,11 @@ def ask_all(asking: Asking, requests: Iterable[Request], keep: Callable[[Request
         False if the budget does not suffice for the next request.
 
     Raises:
-        UserError: the first error of any request; answers in flight at that time are kept.
+        Exception: the first error of any request, a UserError or a defect; answers in flight at that time are kept.
     """
     waiting, in_flight = deque(requests), dict[Future[Answer | None], Request]()
-    allowed, affordable, problem = 1, True, None
+    allowed, affordable = 1, True
+    problem: Exception | None = None
     pool = ThreadPoolExecutor(asking.concurrency)
     try:
         while True:
@@ -108,7 +109,7 @@ def ask_all(asking: Asking, requests: Iterable[Request], keep: Callable[[Request
                     answer = future.result()
                 except OverBudget:
                     affordable, waiting = False, deque()
-                except UserError as error:
+                except Exception as error:  # of any kind: the answers in flight will be paid for
                     problem = problem or error
                     asking.stop.set()
                 else:

@@ -138,6 +138,9 @@ def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> t
             affordable = ask_all(asking, left, keep)
         except UserError as error:
             raise UserError(f"{error} {kept()}".rstrip()) from None
+        except Exception as error:  # a defect: its traceback ends with what is kept
+            error.add_note(kept())
+            raise
     if stop.signum is not None:
         raise Interrupted(f"{stop.why}: stopped. {kept()}".rstrip(), stop.signum)
     if not affordable:

@@ -13,10 +13,11 @@ import pytest
 
 from data.errors import UserError
 from eval import kept_lines
+from eval.api import client
 from eval.api.run import run_api
 from eval.resolve import load_config
 from eval.results import PREDICTIONS, RESULTS, read_predictions, read_results
-from tests.eval.api.server import document
+from tests.eval.api.server import completion, document
 from tests.launching import ROOT, environment
 
 
@@ -216,6 +217,35 @@ def test_only_requests_that_change_are_asked_again(run, server, capsys):
     forget(output)
     run("--max_new_tokens", 3, task="20ng_20")
     assert len(server.bodies) == 6 + n_cut + 6 and server.bodies[-1]["max_tokens"] == 3
+
+
+def test_a_defect_in_one_thread_costs_no_answer_in_flight(run, server, tmp_path, monkeypatch):
+    """The second request fails in our own code while the third is being answered."""
+    failed, real = threading.Event(), client.read_completion
+
+    def read(record, example_id):
+        if record["choices"][0]["message"]["content"] == "fail":
+            failed.set()
+            raise ZeroDivisionError("a defect")
+        return real(record, example_id)
+
+    def fail(handler, body):
+        while len(server.bodies) < 3:
+            time.sleep(0.01)
+        completion("fail")(handler, body)
+
+    def late(handler, body):
+        assert failed.wait(4)
+        time.sleep(0.5)  # until the failure has reached the main thread
+        completion("late")(handler, body)
+
+    monkeypatch.setattr(client, "read_completion", read)
+    server.script.extend([completion("alarm_set"), fail, late])
+    with pytest.raises(ZeroDivisionError) as found:
+        run("--concurrency", 2)
+    kept = [json.loads(line)["answer"] for line in lines_of(tmp_path / "out" / "answers.jsonl")[1:]]
+    assert kept == ["alarm_set", "late"] and len(server.bodies) == 3
+    assert "2 of 6 answers are in" in found.value.__notes__[0]
 
 
 def test_one_process_at_a_time(run, words, server, tmp_path):

@@ -199,7 +199,7 @@ def test_what_headers_say_of_waiting():
     assert seconds_to_wait({"retry-after": format_datetime(soon - timedelta(hours=1))}) == 0
     assert seconds_to_wait({"retry-after": "7"}) == 7 and seconds_to_wait({"retry-after-ms": "250"}) == 0.25
     assert seconds_to_wait({"retry-after-ms": "5", "retry-after": "9"}) == 0.005
-    for nonsense in ("soon", "-1", "nan", "inf", ""):
+    for nonsense in ("soon", "-1", "nan", "inf", "", "Fri, 31 Dec 9999999999999 23:59:59 GMT"):
         assert seconds_to_wait({"retry-after": nonsense}) is None
     assert seconds_to_wait({}) is None
 
@@ -248,6 +248,7 @@ FATAL = {
     "a bad request": (error(400, "temperature is not supported"), "refuses the request .*temperature is not"),
     "another API": (send(200, {"generated_text": "x"}), "does not answer as the OpenAI chat API does"),
     "an error in a 200": (send(200, {"error": "no such thing"}), "refuses the request .*no such thing"),
+    "one whose code is nonsense": (send(200, {"error": {"message": "no", "code": "9" * 5000}}), "refuses the request"),
 }  # fmt: skip
 
 
