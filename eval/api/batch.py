@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from checkpoints_tools.registry import MODELS, ApiModel
 from data.characters import whole_characters
 from data.errors import UserError
 from data.files.documents import parse_line, read_lines
@@ -28,6 +30,8 @@ from eval.kept_lines import HEADER, writable
 
 URL = "/v1/chat/completions"
 SHOWN = 5  # ids named in an error message
+
+log = logging.getLogger("eval")
 
 
 def custom_id(task: str, request: Request) -> str:
@@ -57,11 +61,12 @@ def dump_requests(setup: ApiSetup, path: Path) -> None:
 def read_answers(setup: ApiSetup, path: Path) -> list[Answer]:
     """The answers in a file, one for each example, in the order of the requests.
 
-    An example without an answer is an error, or with ``--allow_missing`` an empty answer.
+    An example without an answer is an error, or with ``--allow_missing`` an empty answer. A batch's output says only
+    under which name the server knows its model; one that looks like another model is reported in the log.
 
     Raises:
-        UserError: a line that is no answer (the message has its number); answers of another task or to another prompt;
-            repeated, foreign or missing ids.
+        UserError: a line that is no answer (the message has its number); answers of another task or model, or to
+            another prompt; repeated, foreign or missing ids.
     """
     found, failed = _read_lines(setup, path)
     ids = Counter(answer.id for answer in found)
@@ -85,6 +90,7 @@ def read_answers(setup: ApiSetup, path: Path) -> list[Answer]:
         )
     if problems:
         raise UserError(f"--answers {path}: " + " ".join(problems))
+    _warn_of_models(setup, found, path)
     by_id = {answer.id: answer for answer in found}
     return [by_id.get(name) or Answer(name, "", finish_reason="missing") for name in known]
 
@@ -101,6 +107,7 @@ def _read_lines(setup: ApiSetup, path: Path) -> tuple[list[Answer], dict[str, st
         record = _parse(line, where)
         if number == 1 and isinstance(record.get(HEADER), dict):  # answers.jsonl of a run of ours
             _check_task(str(record[HEADER].get("task")).split(" ")[0], setup, where)
+            _check_model(record[HEADER].get("model"), setup, where)
             continue
         if "lost" in record:  # an attempt without an answer, there too
             continue
@@ -152,6 +159,36 @@ def _split_id(name: str, setup: ApiSetup, where: str) -> tuple[str, str]:
 def _check_task(task: str, setup: ApiSetup, where: str) -> None:
     if task != setup.task.name:
         raise UserError(f"{where}: this is an answer of task {task}, and the task to score is {setup.task.name}.")
+
+
+def _check_model(model: object, setup: ApiSetup, where: str) -> None:
+    if model != setup.api_model:
+        options = f"--model {model} without --api_model" if model in _families() else f"--api_model {model}"
+        raise UserError(
+            f"{where}: these are answers of model {model}, and the model to score is {setup.api_model}. To score them, "
+            f"give {options}; or name a file of answers of {setup.api_model}."
+        )
+
+
+def _warn_of_models(setup: ApiSetup, answers: Sequence[Answer], path: Path) -> None:
+    """Log the models that a server reports if they are other known ones than the model to score.
+
+    A server may report a name of its choice (a path, a date added), which says nothing.
+    """
+    own = {_family(setup.api_model.rpartition("/")[2]), setup.spec.name}
+    reported = Counter(answer.model for answer in answers if _family(answer.model) not in own | {None})
+    for model, n in reported.items():
+        log.warning("--answers %s: %d answers are of model %s according to their server, and the model to score is %s",
+                    path, n, model, setup.api_model)  # fmt: skip
+
+
+def _family(model: str) -> str | None:
+    """The known model with whose name a model's name begins: gpt-4o of gpt-4o-2024-08-06. None: there is none."""
+    return max((name for name in _families() if model.startswith(name)), key=len, default=None)
+
+
+def _families() -> list[str]:
+    return [spec.name for spec in MODELS.values() if isinstance(spec, ApiModel) and spec.base_url]
 
 
 def _answer_in(record: dict[str, Any], example: str, where: str) -> Answer | str:

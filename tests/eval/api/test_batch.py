@@ -184,3 +184,56 @@ def test_answers_of_another_task_or_prompt(run, server, outputs, tmp_path):
         offline(run, asked, "--no_list_labels")
     with pytest.raises(UserError, match="cannot read .*none.jsonl"):
         offline(run, tmp_path / "none.jsonl")
+
+
+def test_a_file_of_another_models_answers_is_refused(run, server, tmp_path):
+    """Whatever its lines say; the message says with which options it would be scored."""
+    words = "--limit", 6, "--output", tmp_path / "scored"
+    path = run("--api_model", "gpt-3.5-turbo", "--output", tmp_path / "asked") / "answers.jsonl"
+    of_gpt = "line 1: these are answers of model gpt-3.5-turbo, and the model to score is"
+    with pytest.raises(UserError, match=f"{of_gpt} gpt-4o. .*--model gpt-3.5-turbo without --api_model; or"):
+        offline(run, path, *words, "--api_model", "gpt-4o")
+    with pytest.raises(UserError, match=f"{of_gpt} fake. "):
+        offline(run, path, *words)
+    assert not (tmp_path / "scored").exists()
+    offline(run, path, *words, "--api_model", "gpt-3.5-turbo")
+    own = run("--output", tmp_path / "own") / "answers.jsonl"
+    with pytest.raises(UserError, match="answers of model fake, and .* is gpt-4o. .* --api_model fake; or"):
+        offline(run, own, "--api_model", "gpt-4o", "--output", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "asked, reported, warns",
+    [
+        ("gpt-4o", "gpt-3.5-turbo-0125", True),
+        ("gpt-4", "gpt-4o-2024-08-06", True),
+        ("gpt-4o", "gpt-4-0613", True),
+        ("my-model", "gpt-4-0613", True),
+        ("gpt-4o", "gpt-4o", False),
+        ("gpt-4o", "gpt-4o-2024-08-06", False),
+        ("gpt-4o-2024-08-06", "gpt-4o", False),
+        ("openai/gpt-4o", "gpt-4o-2024-08-06", False),
+        ("gpt-4o", "/models/gpt-4-x", False),
+        ("gpt-4o", "my-gpt", False),
+        ("gpt-4o", "", False),
+    ],
+)
+def test_a_batch_of_another_model_is_scored_with_a_warning(run, outputs, tmp_path, caplog, asked, reported, warns):
+    for line in outputs:
+        line["response"]["body"]["model"] = reported
+    output = offline(run, write(tmp_path / "batch.jsonl", outputs), "--api_model", asked)
+    assert read_results(output).metrics["exact_match"] == 1.0
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == warns
+    if warns:
+        assert said[0].endswith(f"6 answers are of model {reported} according to their server, "
+                                f"and the model to score is {asked}")  # fmt: skip
+
+
+def test_a_name_of_ones_own_for_a_known_model(run, outputs, tmp_path, caplog):
+    """As the deployments of Azure."""
+    for line in outputs:
+        line["response"]["body"]["model"] = "gpt-4o-2024-08-06"
+    path = write(tmp_path / "batch.jsonl", outputs)
+    offline(run, path, "--model", "gpt-4o", "--api_model", "my-deployment")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
