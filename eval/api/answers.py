@@ -48,6 +48,7 @@ class Answer:
         refused: the model or the server's filter refused to answer.
         model: the model's name according to the server.
         prompt_tokens, completion_tokens: the server's ``usage``; None if it sent none.
+        at_most: without ``usage``, the most tokens of prompt and of answer. A file of an earlier version has none.
         seconds: from sending the request to its answer.
         attempts: how often it was sent.
     """
@@ -60,8 +61,16 @@ class Answer:
     model: str = ""
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
+    at_most: tuple[Count, Count] | None = None
     seconds: float = 0.0
     attempts: Count = 1
+
+    @property
+    def usage(self) -> tuple[int, int] | None:
+        """Tokens of prompt and answer according to the server; None unless it sent both."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens, self.completion_tokens
 
 
 @dataclass(frozen=True)

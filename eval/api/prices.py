@@ -85,14 +85,17 @@ def read_prices(model: str, path: Path | None = None, required: bool = True) -> 
 
 def most(prices: Prices, request: Request) -> float:
     """The most that a request can cost, in dollars."""
-    return prices.of(most_tokens(request.messages), request.max_tokens)
+    return prices.of(*at_most(request))
+
+
+def at_most(request: Request) -> tuple[int, int]:
+    """The most tokens of a request's prompt and of its answer."""
+    return most_tokens(request.messages), request.max_tokens
 
 
 def cost_of(prices: Prices, answer: Answer, request: Request) -> float:
     """What an answer has cost, in dollars; without the server's ``usage``, the most that it can have cost."""
-    if answer.prompt_tokens is None or answer.completion_tokens is None:
-        return most(prices, request)
-    return prices.of(answer.prompt_tokens, answer.completion_tokens)
+    return prices.of(*(answer.usage or at_most(request)))
 
 
 class Budget:
@@ -139,23 +142,27 @@ class Budget:
 
 def lost(request: Request) -> Lost:
     """An attempt at a request that may have been charged."""
-    return Lost(request.example.id, most_tokens(request.messages), request.max_tokens)
+    return Lost(request.example.id, *at_most(request))
 
 
 def total(
-    prices: Prices | None, answers: Iterable[Answer], attempts: Iterable[Lost], requests: Iterable[Request]
+    prices: Prices | None,
+    answers: Iterable[Answer],
+    attempts: Iterable[Lost],
+    requests: Iterable[Request],
+    longest: int,
 ) -> float:
     """What answers and lost attempts have cost, in dollars; 0 without prices.
 
-    Answers to other examples than those of ``requests`` are counted by their ``usage``.
+    An answer without ``usage`` counts as the most that it can have cost: that is in its line, or known of its request.
+
+    Args:
+        requests: of this run; other answers are those of other runs.
+        longest: tokens of prompt and of answer to count if neither is known.
     """
     if prices is None:
         return 0.0
-    by_id = {request.example.id: request for request in requests}
-    dollars = sum(prices.of(attempt.prompt_tokens, attempt.completion_tokens) for attempt in attempts)
-    for answer in answers:
-        if answer.id in by_id:
-            dollars += cost_of(prices, answer, by_id[answer.id])
-        else:
-            dollars += prices.of(answer.prompt_tokens or 0, answer.completion_tokens or 0)
-    return dollars
+    known = {request.fingerprint: at_most(request) for request in requests}
+    counts = [(attempt.prompt_tokens, attempt.completion_tokens) for attempt in attempts]
+    counts += [answer.usage or answer.at_most or known.get(answer.request, (longest, longest)) for answer in answers]
+    return sum(prices.of(*count) for count in counts)

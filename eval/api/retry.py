@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from data.errors import UserError
 from eval.api.answers import Answer
 from eval.api.client import TryAgain
-from eval.api.prices import Budget, cost_of
+from eval.api.prices import Budget, at_most, cost_of
 from eval.api.setup import Request
 
 FIRST_SECONDS, MOST_SECONDS = 1.0, 60.0  # of a wait; it doubles with each attempt
@@ -174,7 +174,7 @@ def ask(asking: Asking, request: Request) -> Answer | None:
         else:
             if asking.budget.prices is not None:
                 asking.budget.spend(request, cost_of(asking.budget.prices, answer, request))
-            return replace(answer, attempts=attempt)
+            return replace(answer, attempts=attempt, at_most=None if answer.usage else at_most(request))
 
 
 def wait_before(attempt: int) -> float:

@@ -110,7 +110,7 @@ def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> t
     server = Server(setup, find_key(setup))
     log.info("asking %s at %s", setup.api_model, setup.host)
     log.info("%s", describe(estimate(setup.task, left, setup.counter), setup.counter, prices))
-    spent = total(prices, file.answers, file.lost, setup.requests)
+    spent = total(prices, file.answers, file.lost, setup.requests, setup.longest)
     _check_maximum(options.max_cost, prices, spent, left[0])
     if not confirm(options.yes):
         return found, None
@@ -255,7 +255,7 @@ def complete(
         "lost": len(attempts),
     }
     if prices is not None:
-        spent = total(prices, answers, attempts, setup.requests)
+        spent = total(prices, answers, attempts, setup.requests, setup.longest)
         results.settings["dollars"], results.cost["dollars"] = spent, spent / len(answers)
     if setup.options.api.answers is not None:
         results.cost = {name: value for name, value in results.cost.items() if not name.startswith("seconds")}

@@ -98,6 +98,11 @@ class ApiSetup:
         return [request.example for request in self.requests]
 
     @property
+    def longest(self) -> int:
+        """Tokens to count for a prompt of an earlier run of which nothing is known, and for its answer."""
+        return max(ROW_LENGTH, self.max_length, self.spec.context or 0)
+
+    @property
     def is_own_server(self) -> bool:
         """Whether the server is the one of the model's registry entry, OpenAI's."""
         return bool(self.spec.base_url) and not self.options.api.base_url

@@ -218,6 +218,52 @@ def test_answers_without_usage_count_as_the_most(run, server, price_list):
     assert results.settings["dollars"] > 6 * EACH and results.counts["without_usage"] == 6
 
 
+def spent_before(run, *options):
+    """Dollars that a run with a small --max_cost says that the answers in the folder have cost."""
+    with pytest.raises(UserError, match=r"does not suffice for the next request.* after \$") as found:
+        run("--max_cost", 1e-6, *options)
+    return float(str(found.value).split(" after $")[1].split()[0])
+
+
+@pytest.mark.parametrize("lacks", ["usage", "prompt_tokens", "completion_tokens"])
+def test_answers_of_other_runs_without_usage_count_as_the_most(run, server, price_list, lacks):
+    """Another seed asks other examples, another --max_new_tokens the same ones with shorter answers."""
+    record = chat("alarm_set")
+    (record if lacks == "usage" else record["usage"]).pop(lacks)
+    server.script.extend([send(200, record)] * 3)
+    options = "--prices", price_list, "--limit", 3
+    output = run(*options)
+    n_bytes = [sum(len(message["content"].encode()) for message in body["messages"]) for body in server.bodies]
+    most_dollars = (
+        sum(n * 100 + body["max_tokens"] * 1000 for n, body in zip(n_bytes, server.bodies, strict=True)) / 1e6
+    )
+    for name in (RESULTS, PREDICTIONS):
+        (output / name).unlink()
+    for others in (("--seed", 5), ("--max_new_tokens", 1)):
+        said = spent_before(run, *options, *others)
+        assert most_dollars < said < 1.2 * most_dollars, others
+    assert len(server.bodies) == 3
+
+
+def test_answers_of_an_earlier_version_without_usage_count_as_long_ones(run, server, price_list):
+    """Nothing in their lines says how long their prompts were, unless this run has the same requests."""
+    server.script.extend([send(200, chat("alarm_set", usage=False))] * 3)
+    options = "--prices", price_list, "--limit", 3
+    output = run(*options)
+    for name in (RESULTS, PREDICTIONS):
+        (output / name).unlink()
+    path = output / "answers.jsonl"
+    header, *lines = map(json.loads, path.read_text().splitlines())
+    assert all(line.pop("at_most") for line in lines)
+    path.write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
+    each = 16_384 * (100 + 1000) / 1e6
+    assert spent_before(run, *options, "--seed", 5) == pytest.approx(3 * each, abs=1e-3)
+    assert spent_before(run, *options, "--seed", 5, "--row_length", 32_768) == pytest.approx(6 * each, abs=1e-3)
+    assert spent_before(run, *options, "--max_new_tokens", 1) == pytest.approx(3 * each, abs=1e-3)
+    assert spent_before(run, *options, "--limit", 6) < each
+    assert 3 * EACH < read_results(run(*options)).settings["dollars"] < each and len(server.bodies) == 3
+
+
 def test_what_is_in_flight_is_reserved():
     request = Request(Example("1", "", {}), [{"role": "user", "content": "x" * 900}], 10, 0, False, False)
     list_price = Prices(1000.0, 1000.0, "", "")
