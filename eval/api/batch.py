@@ -128,11 +128,15 @@ def _read_lines(setup: ApiSetup, path: Path) -> tuple[list[Answer], dict[str, st
             failed[example] = answer
         else:
             answers.append(answer)
-    if others:
+    settled = {answer.id for answer in answers} | failed.keys()
+    if unsettled := [name for name in others if name not in settled]:
         raise UserError(
-            f"--answers {path}: {len(others):,} answers are to other prompts than these options give: {_some(others)}. "
-            "Give the same options as for the requests (--shots, --seed, --row_length, --max_new_tokens, ...)."
+            f"--answers {path}: {len(unsettled):,} answers are to other prompts than these options give: "
+            f"{_some(unsettled)}. Give the same options as for the requests (--shots, --seed, --row_length, "
+            "--max_new_tokens, ...)."
         )
+    if others:
+        log.info("not used: %d answers in %s to other requests of the same examples", len(others), path)
     return answers, failed
 
 

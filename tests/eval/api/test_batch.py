@@ -186,6 +186,37 @@ def test_answers_of_another_task_or_prompt(run, server, outputs, tmp_path):
         offline(run, tmp_path / "none.jsonl")
 
 
+def test_answers_to_two_sets_of_options(run, server, tmp_path, capsys):
+    """As `match` reads them: other answers count only where an example has no right one."""
+    output = tmp_path / "out"
+    server.answer = lambda body: "short" if body["max_tokens"] == 5 else "long"
+    runs = {"short": ("--max_new_tokens", 5), "long": ()}
+    for options in runs.values():
+        run(*options)
+        (output / "results.json").unlink()
+        (output / "predictions.jsonl").unlink()
+    path = output / "answers.jsonl"
+    header, *lines = load(path)
+    assert len(lines) == 12
+    for answer, options in runs.items():
+        scored = offline(run, path, *options, "--output", tmp_path / answer)
+        assert {p.raw for p in read_predictions(scored)} == {answer}
+        assert "not used: 6 answers in" in capsys.readouterr().out
+    write(path, [header, *lines[:-1]])
+    with pytest.raises(UserError, match=f"1 answers are to other prompts than these options give: {lines[-1]['id']}. "):
+        offline(run, path, "--output", tmp_path / "third")
+
+
+def test_an_answer_that_a_batch_could_not_get_is_missing_also_beside_one_to_another_prompt(run, outputs, tmp_path):
+    task, fingerprint, name = outputs[0]["custom_id"].split(":", 2)
+    other = {**outputs[0], "custom_id": f"{task}:{fingerprint[::-1]}:{name}"}
+    failed = {**outputs[0], "response": None, "error": {"message": "expired"}}
+    path = write(tmp_path / "batch.jsonl", [other, failed, *outputs[1:]])
+    with pytest.raises(UserError, match="1 of 6 examples have no answer: .*expired"):
+        offline(run, path)
+    assert read_results(offline(run, path, "--allow_missing")).counts["missing"] == 1
+
+
 def test_a_file_of_another_models_answers_is_refused(run, server, tmp_path):
     """Whatever its lines say; the message says with which options it would be scored."""
     words = "--limit", 6, "--output", tmp_path / "scored"
