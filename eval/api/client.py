@@ -153,7 +153,8 @@ class Server:
 
     def _refuse(self, status: int, headers: Mapping[str, str], text: str, request: Request) -> NoReturn:
         setup, error = self.setup, error_details(text)
-        said = self.clean(str(error.get("message") or text))
+        message = str(error.get("message") or text)
+        said = self.clean(message)
         code, url = error.get("code"), setup.base_url
         key = setup.options.api.key_env or KEY_ENV
         if status == 402 or (status == 429 and "insufficient_quota" in (code, error.get("type"))):
@@ -173,7 +174,7 @@ class Server:
             raise UserError(f"{url} refuses the key in {key} (HTTP {status}: {said}). Check that variable.")
         if status == 404:
             raise UserError(f"{url} has no model {setup.api_model!r} (HTTP 404: {said}).{self._models()}")
-        if status == 413 or code in CONTEXT_CODES or error.get("type") in CONTEXT_CODES or _CONTEXT.search(said):
+        if status == 413 or code in CONTEXT_CODES or error.get("type") in CONTEXT_CODES or _CONTEXT.search(message):
             raise UserError(
                 f"example {request.example.id}: prompt and answer, about {request.n_tokens + request.max_tokens:,} "
                 f"tokens ({setup.counter.how}), are longer than {setup.api_model} takes (HTTP {status}: {said}). Give "

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from data.characters import whole_characters
 from data.errors import UserError
@@ -118,11 +118,8 @@ def _number(text: str | None) -> float | None:
 
 
 def without_key(text: str, key: str | None) -> str:
-    """A response without the key, also where JSON spells it otherwise (``\\/``).
-
-    What is shorter than `SHORTEST_KEY` is a placeholder, such as "x" or "none", and may be a part of any answer.
-    """
-    if key is None or len(key) < SHORTEST_KEY:
+    """A response without the key, also where JSON spells it otherwise (``\\/``)."""
+    if not _is_secret(key):
         return text
     try:
         text = json.dumps(parse_line(text, "the response", as_python=True), ensure_ascii=False)
@@ -133,6 +130,12 @@ def without_key(text: str, key: str | None) -> str:
 
 def clean(text: str, key: str | None) -> str:
     """A server's text for a message: one line, not too long, and without keys."""
-    if key:
+    if _is_secret(key):
         text = text.replace(key, "[key]")
     return " ".join(_KEY.sub("[key]", text).split())[:QUOTED]
+
+
+def _is_secret(key: str | None) -> TypeGuard[str]:
+    """Whether a key is to be hidden. A shorter one is a placeholder, such as "x" or "none", and may be a part of any
+    text."""
+    return key is not None and len(key) >= SHORTEST_KEY

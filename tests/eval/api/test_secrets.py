@@ -85,6 +85,16 @@ def test_a_placeholder_for_a_key_is_no_secret(run, server, monkeypatch):
     assert {p.raw for p in predictions} == {"iot_hue_lightdim"}
 
 
+@pytest.mark.parametrize("before, key", [("", "x"), ("", "context"), ("The prompt begins with: " + "a " * 200, "none")])
+def test_a_prompt_that_is_too_long_is_seen_in_any_message(run, server, monkeypatch, before, key):
+    """Whatever of it is hidden or cut off where it is quoted."""
+    monkeypatch.setenv("MY_KEY", key)
+    server.script.append(error(400, f"{before}This model's maximum context length is 8192 tokens."))
+    with pytest.raises(UserError, match="are longer than fake takes .*--row_length below 16,384") as found:
+        run("--key_env", "MY_KEY")
+    assert "[key]" not in str(found.value) and (before or "maximum context length" in str(found.value))
+
+
 def test_a_broken_connections_reason_has_no_key(run, server, monkeypatch):
     import httpx2
 
@@ -112,3 +122,8 @@ def test_a_broken_connections_reason_has_no_key(run, server, monkeypatch):
 def test_what_a_message_quotes(text, cleaned):
     assert clean(text, KEY) == cleaned
     assert clean(text, None) == cleaned or KEY in text
+
+
+def test_a_key_is_hidden_from_eight_characters_on():
+    assert clean("of tokens1 and tokens12", "tokens12") == "of tokens1 and [key]"
+    assert clean("of tokens1 and tokens12", "tokens1") == "of tokens1 and tokens12"
