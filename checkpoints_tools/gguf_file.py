@@ -12,6 +12,7 @@ The file's format is in `gguf_header.py`, the tokenizer in `gguf_tokenizer.py`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,24 @@ from checkpoints_tools.source import Source, TensorInfo, interleaved_to_half, na
 from data.errors import UserError
 from data.files.documents import fields_of, shaped
 from model.llama import LlamaConfig, RopeScaling, rope_frequencies
+
+# What other models compute and a Llama does not: key -> the values that change nothing. A missing key changes nothing.
+NEUTRAL: dict[str, tuple[float, ...]] = {
+    "llama.attention.causal": (True,),
+    "llama.attention.clamp_kqv": (0,),
+    "llama.attention.max_alibi_bias": (0,),
+    "llama.attention.output_scale": (0, 1),
+    "llama.attention.shared_kv_layers": (0,),
+    "llama.attention.temperature_scale": (0,),
+    "llama.attn_logit_softcapping": (0,),
+    "llama.embedding_scale": (0, 1),
+    "llama.expert_shared_count": (0,),
+    "llama.final_logit_softcapping": (0,),
+    "llama.logit_scale": (0, 1),
+    "llama.residual_scale": (0, 1),
+    "llama.rope.scaling.attn_factor": (0, 1),
+    "llama.use_parallel_residual": (False,),
+}
 
 
 class GgufFile(Struct):
@@ -47,6 +66,8 @@ class GgufFile(Struct):
     rope_factor: float = field(name="llama.rope.scaling.factor", default=0.0)
     rope_linear: float = field(name="llama.rope.scale_linear", default=0.0)  # older files
     experts: int = field(name="llama.expert_count", default=0)
+    scale: float = field(name="llama.attention.scale", default=0.0)  # 0: the usual one
+    window: int = field(name="llama.attention.sliding_window", default=0)  # 0: none
 
 
 class _Kind(Struct):
@@ -64,8 +85,8 @@ def open_gguf(path: Path, with_tokenizer: bool = True) -> Source:
         with_tokenizer: whether ``write_tokenizer`` writes the file's tokenizer; False: it writes nothing.
 
     Raises:
-        UserError: the file is truncated, one of several parts, not a Llama, has unknown tensors, or names special
-            tokens that it does not have.
+        UserError: the file is truncated, one of several parts, not a Llama, has unknown tensors, asks for what a Llama
+            does not compute, or names special tokens that it does not have.
     """
     metadata, by_name = read_gguf(path)
     kind: _Kind = shaped(metadata, str(path), _Kind)
@@ -141,6 +162,14 @@ def _read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor
             f"{path} contradicts itself: width {values['dim']}, {n_heads} heads, {values['n_kv_heads']} key/value "
             f"heads, head width {head_dim}, of which {rotary} rotary"
         )
+    changes = [key for key, neutral in NEUTRAL.items() if metadata.get(key, neutral[0]) not in neutral]
+    if (scale := values.pop("scale")) and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
+        changes.append("llama.attention.scale")
+    if (window := values.pop("window")) and window < values["max_position"]:
+        changes.append("llama.attention.sliding_window")
+    if changes:
+        found = ", ".join(f"{key} = {metadata[key]}" for key in changes)
+        raise UserError(f"{path} asks for what a Llama does not compute: {found}")
     return LlamaConfig(
         **values,
         vocab_size=tensors["embed.weight"].shape[0],

@@ -216,6 +216,39 @@ def test_files_we_cannot_use(tmp_path, helpers, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "neutral", "other"),
+    [
+        ("attention__causal", True, False),
+        ("attention__clamp_kqv", 0.0, 8.0),
+        ("attention__max_alibi_bias", 0.0, 8.0),
+        ("attention__output_scale", 1.0, 0.5),
+        ("attention__scale", 8**-0.5, 1 / 8),
+        ("attention__shared_kv_layers", 0, 1),
+        ("attention__sliding_window", 512, 511),  # the context has 512
+        ("attention__temperature_scale", 0.0, 0.125),
+        ("attn_logit_softcapping", 0.0, 50.0),
+        ("embedding_scale", 1.0, 12.0),
+        ("expert_shared_count", 0, 1),
+        ("final_logit_softcapping", 0.0, 30.0),
+        ("logit_scale", 1.0, float("nan")),
+        ("residual_scale", 0.0, 0.25),
+        ("rope__scaling__attn_factor", 1.0, 1.25),
+        ("use_parallel_residual", False, True),
+    ],
+)
+def test_what_a_llama_does_not_compute_is_refused(tmp_path, helpers, name, neutral, other):
+    model = helpers.random_hf_model()
+    assert (model.config.head_dim, model.config.max_position_embeddings) == (8, 512)
+    plain = open_source(write_gguf(tmp_path / "plain.gguf", model, helpers)).config
+    path = write_gguf(tmp_path / "neutral.gguf", model, helpers, **{f"llama__{name}": neutral})
+    assert open_source(path).config == plain
+    path = write_gguf(tmp_path / "other.gguf", model, helpers, **{f"llama__{name}": other})
+    key = "llama." + name.replace("__", ".")
+    with pytest.raises(UserError, match=f"does not compute: {key} = {other}"):
+        open_source(path)
+
+
 @pytest.mark.parametrize("value", [301, -1], ids=["beyond the tokens", "none"])
 def test_a_padding_token_that_the_file_does_not_have_is_left_out(tmp_path, helpers, caplog, value):
     changes = {"tokenizer__ggml__padding_token_id": value, "tokenizer__ggml__unknown_token_id": value}
