@@ -97,29 +97,56 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
     for path in paths:
         if path.name in sums:
             CheckedFile(path, sums[path.name]).check(0, 1)  # the header, and the size
-    tensors: dict[str, TensorInfo] = {}
-    files: dict[str, Path] = {}
+    headers: dict[Path, dict[str, TensorInfo]] = {}
     problems: list[str] = []
     for path in paths:
         try:
-            header = read_header(path) if path.suffix == ".safetensors" else _read_bin_header(path)
+            headers[path] = read_header(path) if path.suffix == ".safetensors" else _read_bin_header(path)
         except UserError as error:
             problems.append(str(error))
-            continue
-        tensors |= header
-        files |= dict.fromkeys(header, path)
     if problems:
         listing = "\n".join(f"  - {p}" for p in problems)
         raise UserError(f"{folder} is not a complete checkpoint:\n{listing}\n{how}")
-    if index is not None:
-        listed = read_json(folder / index, _Index).weight_map
-        raise_problems(
-            str(folder),
-            [f"{index} lists {name}, but {listed[name]} lacks it" for name in listed if name not in files],
-        )
-    unread = {name for name in tensors if name.endswith(COUNTERS) or is_rotary(name)}
-    check_dtypes(folder, {name: info for name, info in tensors.items() if name not in unread})
+    listed = read_json(folder / index, _Index).weight_map if index is not None else {}
+    files = _file_of_each(folder, headers, listed)
+    raise_problems(
+        str(folder),
+        [f"{index} lists {name}, but {listed[name]} lacks it" for name in listed if name not in files],
+    )
+    tensors = {name: headers[path][name] for name, path in files.items()}
+    check_dtypes(folder, {name: info for name, info in tensors.items() if not _is_unread(name)})
     return Folder(folder, tensors, files)
+
+
+def _is_unread(name: str) -> bool:
+    return name.endswith(COUNTERS) or is_rotary(name)
+
+
+def _file_of_each(folder: Path, headers: dict[Path, dict[str, TensorInfo]], listed: dict[str, str]) -> dict[str, Path]:
+    """The file to read each tensor from; of several, the one that the index lists. (transformers reads the last.)
+
+    Raises:
+        UserError: several files have a tensor, and the index lists none of them.
+    """
+    holders: dict[str, list[Path]] = {}
+    for path, header in headers.items():
+        for name in header:
+            holders.setdefault(name, []).append(path)
+    several = {name: paths for name, paths in holders.items() if len(paths) > 1 and not _is_unread(name)}
+    by_index = {name: folder / file for name, file in listed.items() if folder / file in holders.get(name, ())}
+    raise_problems(
+        str(folder),
+        [
+            f"{' and '.join(path.name for path in paths)} have {name}; remove the wrong one"
+            for name, paths in several.items()
+            if name not in by_index
+        ],
+    )
+    if several:
+        name, places = next(iter(several.items()))
+        log.warning("warning: %s: %d tensor(s) are in several files, such as %s in %s; reading those that the index "
+                    "lists.", folder, len(several), name, " and ".join(path.name for path in places))  # fmt: skip
+    return {name: by_index.get(name, paths[0]) for name, paths in holders.items()}
 
 
 def _no_checkpoint(folder: Path, spec: ModelSpec | None) -> str:

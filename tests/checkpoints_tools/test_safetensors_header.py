@@ -1,4 +1,4 @@
-"""Headers of safetensors files, and indexes, that lie."""
+"""Headers of safetensors files, indexes that lie, and tensors that several files have."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from checkpoints_tools.folder import check_folder
 from checkpoints_tools.load import open_checkpoint
@@ -107,6 +109,44 @@ def test_indexes_that_lie(index, message, hf_folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=message):
         check_folder(folder)
+
+
+@pytest.mark.parametrize("holder", ["first", "last"])
+def test_of_two_files_with_a_tensor_the_one_in_the_index_is_read(holder, hf_folder, caplog):
+    folder, model = hf_folder(shard_size="60KB")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(folder.glob("model-*.safetensors"))
+    right, wrong = (files[0], files[-1]) if holder == "first" else (files[-1], files[0])
+    expected = model.state_dict()["model.norm.weight"].clone()
+    for path in files:
+        tensors = load_file(path)
+        tensors.pop("model.norm.weight", None)
+        if path in (right, wrong):
+            tensors["model.norm.weight"] = expected if path == right else expected + 1
+        save_file(tensors, path)
+    index["weight_map"]["model.norm.weight"] = right.name
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert torch.equal(open_checkpoint(folder).read("norm.weight")[:], expected)
+    both = f"{files[0].name} and {files[-1].name}"
+    assert f"1 tensor(s) are in several files, such as model.norm.weight in {both}; reading those that" in caplog.text
+
+    del index["weight_map"]["model.norm.weight"]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = f"{both} have model.norm.weight; remove the wrong one"
+    with pytest.raises(UserError, match=message):
+        check_folder(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match=message):
+        check_folder(folder)
+
+
+def test_a_buffer_that_is_not_read_may_be_in_several_files(hf_folder, caplog):
+    folder, _ = hf_folder(shard_size="60KB")
+    for path in sorted(folder.glob("model-*.safetensors")):
+        save_file(load_file(path) | {"model.rotary_emb.inv_freq": torch.ones(4)}, path)
+    (folder / "model.safetensors.index.json").unlink()
+    check_folder(folder)
+    assert not caplog.text
 
 
 def test_a_name_that_counts_files_without_end(tmp_path):
