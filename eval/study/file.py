@@ -210,6 +210,8 @@ def _problems(file: _File) -> list[str]:
     for name, task in file.tasks.items():
         if not task.task and name not in TASKS:
             found.append(f"[tasks.{name}]: needs task, the TOML file of your task.{nearest(name, TASKS)}")
+        if task.task not in ("", name) and name in TASKS:  # its results would be of another task than the cell
+            found.append(f"[tasks.{name}]: {name} is a task of the paper. Give {task.task!r} another name.")
     tables: dict[str, _Given] = {"": file}
     tables |= {f"models.{name}": given for name, given in file.models.items()}
     tables |= {f"tasks.{name}": given for name, given in file.tasks.items()}

@@ -121,12 +121,21 @@ def test_options_become_words() -> None:
         ('[models.own]\nmodel = "nothing"\n' + TUNED, "[models.own]: unknown model 'nothing'"),
         ('[models.own]\nmodel = "llama"\nconvert = "a.gguf"\n' + TUNED, "convert needs checkpoint"),
         ("[tasks.own]\n" + TUNED, "[tasks.own]: needs task"),
+        (
+            '[tasks.massive_intent]\ntask = "own.toml"\n' + TUNED,
+            "massive_intent is a task of the paper. Give 'own.toml' a",
+        ),
         ("[[cells]\n", "not TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     message = refused(tmp_path, text)
     assert said in message and "trial.toml" in message, message
+
+
+def test_a_task_of_the_paper_may_be_named_again(tmp_path: Path) -> None:
+    (own,) = read(tmp_path, '[tasks.massive_intent]\ntask = "massive_intent"\n' + TUNED).cells
+    assert own.task == own.cell.task == "massive_intent"
 
 
 def test_known_names_are_listed_once(tmp_path: Path) -> None:
