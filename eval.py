@@ -214,6 +214,7 @@ def describe(setup: ScoringSetup, precision: str, device: torch.device) -> Resul
             "abstain_below": options.abstain_below,
             "batch_tokens": options.batch_tokens,
             "limit": options.limit,
+            "limited": setup.limited,
             "seed": options.seed,
             "ranks": env_world_size(),
             "tp": options.tp,

@@ -116,10 +116,12 @@ class ScoringSetup(ModelSetup):
 
     Attributes:
         examples: None only in a plan for which they are missing.
+        limited: ``--limit`` left examples out.
         name: the run's name in tables.
     """
 
     examples: list[Example] | None
+    limited: bool
     name: str
     output: Path
 
@@ -153,10 +155,12 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         folder += "-calibrate"
     if options.abstain_below is not None:
         folder += f"-abstain{options.abstain_below:g}"
+    examples, limited = choose_examples(found.task, found.prompt, options, missing)
     return ScoringSetup(
         **vars(found)
         | {
-            "examples": choose_examples(found.task, found.prompt, options, missing),
+            "examples": examples,
+            "limited": limited,
             "name": options.name or name,
             "output": options.output or default_output(folder, options.split, options.limit),
             "missing": tuple(missing),
@@ -257,18 +261,23 @@ def _check_cut(found: ModelSetup) -> None:
 
 def choose_examples(
     task: Task, prompt: PromptSpec | None, options: EvalConfig, missing: list[str]
-) -> list[Example] | None:
-    """The split's examples that are not in the prompt; with ``--limit``, a seeded sample of them."""
+) -> tuple[list[Example] | None, bool]:
+    """The split's examples that are not in the prompt; with ``--limit``, a seeded sample of them.
+
+    Returns:
+        the examples, and whether ``--limit`` left some out.
+    """
     examples = load_split(task, options.split, options, missing)
     if examples is None:
-        return None
+        return None, False
     if prompt is not None:
         examples = _without_shots(examples, prompt)
-    if options.limit is not None and options.limit < len(examples):
+    limited = options.limit is not None and options.limit < len(examples)
+    if options.limit is not None and limited:
         examples = draw_to_score(examples, options.limit, options.seed)
     if not examples:
         raise UserError(f"no {options.split} examples of {task.dataset} to score.")
-    return examples
+    return examples, limited
 
 
 def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]:

@@ -220,6 +220,7 @@ def about(setup: ApiSetup) -> Results:
             "row_length": setup.max_length,
             "max_new_tokens": options.max_new_tokens,
             "limit": options.limit,
+            "limited": setup.limited,
             "seed": options.seed,
             "concurrency": options.api.concurrency if asked else None,
             "tokens_counted_by": setup.counter.how,

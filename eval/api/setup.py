@@ -78,6 +78,7 @@ class ApiSetup:
         name: the run's name in tables.
         answers: the folder of the file that keeps the answers; without ``--output`` the same for every ``--limit``.
         requests: one for each example.
+        limited: ``--limit`` left examples out.
     """
 
     options: EvalConfig
@@ -92,6 +93,7 @@ class ApiSetup:
     output: Path
     answers: Path
     requests: tuple[Request, ...]
+    limited: bool
 
     @property
     def examples(self) -> list[Example]:
@@ -144,7 +146,7 @@ def open_api(options: EvalConfig, spec: ApiModel) -> ApiSetup:
     characters = cast(Tokenizer, Characters())  # it has the two methods that are used
     task, prompt = new_prompt(replace(options, template=MESSAGES), spec, characters, [])
     assert prompt is not None, "only a plan may lack the few-shot examples"
-    examples = choose_examples(task, prompt, options, [])
+    examples, limited = choose_examples(task, prompt, options, [])
     assert examples is not None, "only a plan may lack the examples"
     counter = counter_for(spec.vocabulary)
     max_length = options.row_length or ROW_LENGTH
@@ -166,6 +168,7 @@ def open_api(options: EvalConfig, spec: ApiModel) -> ApiSetup:
         output=options.output or default_output(folder, options.split, options.limit),
         answers=options.output or default_output(folder, options.split, None),
         requests=tuple(build_requests(task, prompt.build(task), examples, counter, max_length, options.max_new_tokens)),
+        limited=limited,
     )
 
 

@@ -120,7 +120,7 @@ def figure_lines(figure: Figure) -> list[str]:
         lines.append(state_text(figure))
     if len(figure.values) > 1:
         lines.append(f"{_percents(min(figure.values), max(figure.values))} range")
-    if figure.is_part:
+    if figure.parts:
         lines.append("n = " + " / ".join(f"{n:,}" for n in dict.fromkeys(figure.examples)))
     return lines + paper
 
@@ -152,10 +152,11 @@ def figure_notes(table: StudyTable) -> list[str]:
         notes.append("An empty cell is not part of the study.")
     notes += _missing_seeds(figures)
     parts = dict.fromkeys(
-        (own.column.task, n, own.complete) for own in figures if own.is_part for n in own.examples if n != own.complete
+        (own.column.task, n, own.complete, is_known) for own in figures for n, is_known in own.parts.items()
     )
-    for task, n, complete in parts:
-        of = "a part of the test examples" if complete is None else f"the complete test split has {complete:,}"
+    for task, n, complete, is_known in parts:
+        of = "a part of the test examples" if is_known else "they may be a part of the test examples"
+        of = of if complete is None else f"the complete test split has {complete:,}"
         notes.append(f"n = {n:,} examples of {task}: {of}.")
     notes += [f"failed: {cell.name}: {why or 'no reason is recorded'}" for cell, why in table.failures.items()]
     notes += [f"note: {doubt}." for doubt in table.doubts]

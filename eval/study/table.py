@@ -54,7 +54,7 @@ class Figure:
         interval: 95%, of the mean of ``values``; None without a result.
         examples: how many were scored, for each of ``values``.
         complete: examples of the complete test split, if it is known.
-        limited: a seed was scored with ``--limit``, on a part of its split.
+        limited: whether ``--limit`` left examples out, for each of ``values``; None: an older result does not say.
         paper: the paper's figure in percent; None if it has none.
     """
 
@@ -68,7 +68,7 @@ class Figure:
     interval: Interval | None = None
     examples: tuple[int, ...] = ()
     complete: int | None = None
-    limited: bool = False
+    limited: tuple[bool | None, ...] = ()
     paper: float | None = None
 
     @property
@@ -82,9 +82,11 @@ class Figure:
         return None if self.value is None or self.paper is None else 100 * self.value - self.paper
 
     @property
-    def is_part(self) -> bool:
-        """Whether a seed was scored on something else than the complete test split."""
-        return self.limited if self.complete is None else any(n != self.complete for n in self.examples)
+    def parts(self) -> dict[int, bool]:
+        """Numbers of examples that are not the complete test split -> whether that is known or only possible."""
+        if self.complete is not None:
+            return {n: True for n in self.examples if n != self.complete}
+        return {n: own is True for n, own in zip(self.examples, self.limited, strict=True) if own is not False}
 
 
 @dataclass(frozen=True)
@@ -254,9 +256,17 @@ def _figure(
         interval,
         tuple(run.n_examples for run in runs),
         TEST_EXAMPLES[TASKS[column.task].dataset] if column.task in TASKS else None,
-        any(run.results.settings.get("limit") == run.n_examples for run in runs),
+        tuple(_is_limited(run) for run in runs),
         paper,
     )
+
+
+def _is_limited(scores: Scores) -> bool | None:
+    """Whether ``--limit`` left examples out. None: an older result has as many as the limit and does not say."""
+    settings = scores.results.settings
+    if "limited" in settings:
+        return bool(settings["limited"])
+    return None if settings.get("limit") == scores.n_examples else False
 
 
 def _detail(cell: Cell, scores: Scores) -> Detail:

@@ -241,3 +241,13 @@ def test_the_default_folder_names_split_and_limit(tiny_checkpoint: Path) -> None
         found = open_scoring(EvalConfig(**common, **options)).output
         assert found == Path(f"runs/eval/checkpoint-massive_intent-0shot{end}")
     assert default_output("org/model", "test", None) == Path("runs/eval/org-model")
+
+
+def test_whether_the_limit_left_examples_out_is_recorded(score: Run, tiny_checkpoint: Path) -> None:
+    common = {"model": "llama_debug", "checkpoint": tiny_checkpoint, "task": "massive_intent", "data": "sample"}
+    whole = open_scoring(EvalConfig(**common))
+    assert whole.examples is not None and not whole.limited
+    n = len(whole.examples)
+    limits = (n - 1, n, n + 1)
+    assert [open_scoring(EvalConfig(**common, limit=limit)).limited for limit in limits] == [True, False, False]
+    assert read_results(score()).settings["limited"] is True

@@ -49,7 +49,7 @@ def test_right_answers_score_perfectly(run, server, task):
     assert (results.system, results.model, results.shots, results.checkpoint) == ("fake, 2-shot", "api", 2, "")
     assert results.settings["api_model"] == "fake" and results.settings["reported_models"] == [MODEL]
     assert results.settings["host"] == server.url.split("/")[2] and results.settings["prices"] is None
-    assert "dollars" not in results.cost and results.cost["seconds"] > 0
+    assert "dollars" not in results.cost and results.cost["seconds"] > 0 and results.settings["limited"] is True
     assert {name: n for name, n in results.counts.items() if n} == {}
 
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from data.tasks import ClassField, Task
 from eval.study.cells import Cell
 from eval.study.render import comparisons_csv, csv_text, markdown, runs_csv, show_study, terminal_tables
 from eval.study.sheets import figure_lines, p_text, sheets
 from eval.study.statistics import Interval
 from eval.study.table import Column, Figure, build_table
-from tests.eval.study.runs import unfinished, write_cell
+from tests.eval.study.runs import GROUPS, unfinished, write_cell
 
 LLAMA = Cell("llama3_8b", "20ng_20", 0, True)
 ODD = Cell("a|b</td><script>x</script>[bold]\x1b[31m", "20ng_20", 0, True)
@@ -98,6 +99,22 @@ def test_what_is_missing_is_said(study):
     assert rows["bert 0-shot w/ FT"][1:3] == ("not run", "")
     assert rows["Llama2-7B Zero-shot w/ FT"][1] == "failed\npaper 89.5"
     assert all(len(row) == len(sheet.headings) for sheet in [found, *others] for row in sheet.rows)
+
+
+@pytest.mark.parametrize(
+    ("limited", "said"),
+    [
+        ({"limited": True}, ["n = 40 examples of mine: a part of the test examples."]),
+        ({"limited": False}, []),
+        ({}, ["n = 40 examples of mine: they may be a part of the test examples."]),  # an older result
+    ],
+)
+def test_a_part_of_a_users_test_examples_is_said_where_it_is_known(limited, said, tmp_path):
+    task = Task("mine", "20ng", (ClassField("group", GROUPS),))
+    outcome = write_cell(tmp_path, replace(LLAMA, task="mine"), task=task, limit=40, **limited)
+    found, *_ = sheets(build_table([outcome], resamples=50))
+    assert [note for note in found.notes if note.startswith("n = ")] == said
+    assert any("n = 40" in line for line in found.rows[0]) == bool(said)
 
 
 def test_one_run_of_the_complete_split_needs_few_notes(tmp_path):

@@ -148,14 +148,16 @@ def test_a_figure_without_a_result(state, tmp_path):
 
 def test_a_part_of_the_test_split_is_known(tmp_path):
     figure = only(build_table([write_cell(tmp_path, LLAMA)]))
-    assert figure.is_part and figure.complete == 7532
+    assert figure.parts == {N: True} and figure.complete == 7532
     mine, cell = word_task("Other"), replace(LLAMA, task="mine")
     scored = [replace(e, labels={"entities": e.labels["slots"]}, bio={}) for e in examples("massive")]
     column = Column("mine", "entities")
     whole = only(build_table([write_cell(tmp_path / "a", cell, task=mine, scored=scored)]), column)
-    part = only(build_table([write_cell(tmp_path / "b", cell, task=mine, scored=scored, limit=N)]), column)
-    assert (whole.is_part, part.is_part) == (False, True)
-    assert not replace(figure, examples=(7532,), limited=True).is_part
+    assert not whole.parts
+    assert not replace(figure, examples=(7532,), limited=(True,)).parts
+    for i, (limited, parts) in enumerate([({"limited": True}, {N: True}), ({"limited": False}, {}), ({}, {N: False})]):
+        outcome = write_cell(tmp_path / str(i), cell, task=mine, scored=scored, limit=N, **limited)
+        assert only(build_table([outcome]), column).parts == parts, "an older result does not say whether it is a part"
 
 
 # --- damaged results --------------------------------------------------------------------------------------------------
