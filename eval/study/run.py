@@ -23,7 +23,7 @@ from typing import Literal
 
 from data.errors import UserError
 from data.terminal import say
-from eval.kept_lines import sha256_of
+from eval.kept_lines import sha256_of, writable
 from eval.results import PREDICTIONS, RESULTS, read_results
 from eval.study.commands import Commands, Ended, shares
 from eval.study.estimate import Estimates
@@ -251,6 +251,16 @@ def _set_aside(folder: Path, record: Record) -> None:
 
 
 def _remove_weights(study: Study, folder: Path) -> None:
-    """Remove what a finished cell's training left: its checkpoints, and with keep = "results" its model too."""
-    for name in ("checkpoints", *(("export", "best") if study.keep == "results" else ())):
-        shutil.rmtree(folder / "train" / name, ignore_errors=True)
+    """Remove what a finished cell's training left: its checkpoints, and with keep = "results" its model too.
+
+    It is said, also in the log: the cell's commands have advised what to do with these folders.
+    """
+    names = ("checkpoints", *(("export", "best") if study.keep == "results" else ()))
+    there = [path for name in names if (path := folder / "train" / name).is_dir()]
+    for path in there:
+        shutil.rmtree(path, ignore_errors=True)
+    if removed := [str(path) for path in there if not path.exists()]:
+        line = f'  removed, because of keep = "{study.keep}": {", ".join(removed)}'
+        say(line)
+        with writable(folder / LOG), (folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")

@@ -316,7 +316,9 @@ def test_a_report_that_fails_is_no_failure_of_the_cell(study: Study, programs: C
 
 
 @pytest.mark.parametrize(("keep", "left"), [("exports", ["export", "log"]), ("results", ["log"])])
-def test_weights_of_finished_cells(study: Study, programs: Callable, tmp_path: Path, keep: str, left: list) -> None:
+def test_weights_of_finished_cells(
+    study: Study, programs: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, keep: str, left: list
+) -> None:
     study.path.write_text(f'keep = "{keep}"\n{study.path.read_text()}')
     make = """
 import sys; from pathlib import Path
@@ -328,3 +330,9 @@ for name in ("checkpoints/step_4/w", "best/w", "log"):
     go(read_study(study.path), tmp_path / "out")
     folder = plan.cell_folder(tmp_path / "out", study.cells[0].cell) / "train"
     assert sorted(path.name for path in folder.iterdir()) == (["best", *left] if keep == "exports" else left)
+    names = ("checkpoints",) if keep == "exports" else ("checkpoints", "export", "best")
+    said = f'  removed, because of keep = "{keep}": {", ".join(str(folder / name) for name in names)}\n'
+    assert said in capsys.readouterr().out
+    assert (folder.parent / records.LOG).read_text().endswith(said)
+    go(read_study(study.path), tmp_path / "out")
+    assert "removed" not in capsys.readouterr().out, "nothing is there any more"
