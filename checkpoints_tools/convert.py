@@ -2,11 +2,11 @@
 
     python -m checkpoints_tools.convert SRC DST [--dtype keep|fp32|bf16|fp16] [--tokenizer PATH] [--shard_gb 5]
 
-SRC is recognized by its content, never by its name. It is one of:
+SRC is recognized by its content, never by its own name. It is one of:
 
 - a Hugging Face folder (config.json and safetensors),
 - a folder in Meta's format (params.json and consolidated.NN.pth),
-- a GGUF file, or a folder with exactly one GGUF file in it (such as an installed Python package).
+- a GGUF file of any name, or a folder with exactly one ``*.gguf`` in it (such as an installed Python package).
 
 DST becomes a Hugging Face folder: config.json, sharded safetensors, tokenizer files, generation_config.json. Nothing is
 overwritten, and DST appears only when it is complete.
@@ -29,7 +29,7 @@ import tyro
 
 from checkpoints_tools.carried import carry_over
 from checkpoints_tools.folder import open_hf
-from checkpoints_tools.formats import is_gguf, is_meta_folder
+from checkpoints_tools.formats import GGUF_NAMES, is_gguf, is_meta_folder
 from checkpoints_tools.gguf_file import open_gguf
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.load import check_fits_preset, preset_of
@@ -90,9 +90,9 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
         return open_meta(path)
     weights = any(any(path.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
     # Folders of GGUF files on the hub have a config.json, too.
-    if weights or ((path / "config.json").is_file() and not any(path.glob("*.gguf"))):
+    if weights or ((path / "config.json").is_file() and not any(path.glob(GGUF_NAMES))):
         return open_hf(path)
-    found = sorted(file for file in path.rglob("*.gguf") if file.is_file())
+    found = sorted(file for file in path.rglob(GGUF_NAMES) if file.is_file())
     if len(found) == 1:
         return open_gguf(found[0], own_tokenizer)
     if found:
@@ -102,7 +102,7 @@ def open_source(path: Path, own_tokenizer: bool = True) -> Source:
         raise UserError(f"{what}.")
     raise UserError(
         f"{path} is none of: a Hugging Face folder (config.json, *.safetensors), a folder in Meta's format "
-        "(params.json, consolidated.NN.pth), a folder with one GGUF file in it"
+        "(params.json, consolidated.NN.pth), a folder with one GGUF file (*.gguf) in it"
     )
 
 

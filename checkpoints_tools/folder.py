@@ -22,7 +22,7 @@ from safetensors import safe_open
 from checkpoints_tools.carried import read_carried
 from checkpoints_tools.checked_tensors import CheckedTensors
 from checkpoints_tools.checksums import CheckedFile, check_small_files, checked_file, read_checksums
-from checkpoints_tools.formats import is_file_name
+from checkpoints_tools.formats import GGUF_NAMES, is_file_name
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
 from checkpoints_tools.key_maps import Matched, is_rotary
 from checkpoints_tools.other_folders import describe, describe_adapter
@@ -84,7 +84,7 @@ def check_folder(folder: Path | str, spec: ModelSpec | None = None) -> Folder:
     """
     folder = Path(folder)
     others = (*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))
-    if any(folder.glob("*.gguf")) and not others:
+    if any(folder.glob(GGUF_NAMES)) and not others:
         raise UserError(
             f"{folder} holds a GGUF file; convert it first: python -m checkpoints_tools.convert {folder} NEW_FOLDER"
         )

@@ -1,4 +1,4 @@
-"""Recognize the formats of checkpoints by content, never by name."""
+"""Recognize the formats of checkpoints by content: what begins a file, and which files a folder has."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from data.errors import UserError
 
 GGUF_MAGIC = b"GGUF"
+GGUF_NAMES = "*.[gG][gG][uU][fF]"  # of GGUF files in a folder, which may hold thousands of others
 
 
 def is_meta_folder(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from checkpoints_tools.convert import convert, open_source
+from checkpoints_tools.folder import check_folder
 from checkpoints_tools.hf_config import read_config, read_token_ids
 from checkpoints_tools.key_maps import LLAMA_GGUF, LLAMA_HF, to_theirs
 from checkpoints_tools.registry import get_model_spec
@@ -182,6 +183,10 @@ def test_a_folder_with_one_gguf(tmp_path, helpers):
     assert open_source(tmp_path / "package").path == inner / "x.gguf"
     (inner / "config.json").write_text("{}")  # as folders of the hub have it
     assert open_source(inner).format == "GGUF file"
+    (inner / "x.gguf").rename(inner / "x.GGUF")
+    assert open_source(tmp_path / "package").path == open_source(inner).path == inner / "x.GGUF"
+    with pytest.raises(UserError, match="holds a GGUF file; convert it first"):
+        check_folder(inner)
     (inner / "y.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="2 GGUF files; name one"):
         open_source(tmp_path / "package")
