@@ -205,6 +205,8 @@ def _problems(file: _File) -> list[str]:
             found.append(
                 f"[models.{name}]: unknown model {model.model or name!r}.{nearest(model.model or name, MODELS)}"
             )
+        if model.model not in ("", name) and name in MODELS:  # its figures would stand in the other model's row
+            found.append(f"[models.{name}]: {name} is a model of its own. Give {model.model!r} another name.")
         if model.convert and not model.checkpoint:
             found.append(f"[models.{name}]: convert needs checkpoint, the folder that the converted model gets.")
     for name, task in file.tasks.items():

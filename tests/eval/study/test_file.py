@@ -119,6 +119,7 @@ def test_options_become_words() -> None:
             "is there twice, in [[cells]] 1 and 2",
         ),
         ('[models.own]\nmodel = "nothing"\n' + TUNED, "[models.own]: unknown model 'nothing'"),
+        ('[models.llama2_7b]\nmodel = "llama"\n' + TUNED, "llama2_7b is a model of its own. Give 'llama' a"),
         ('[models.own]\nmodel = "llama"\nconvert = "a.gguf"\n' + TUNED, "convert needs checkpoint"),
         ("[tasks.own]\n" + TUNED, "[tasks.own]: needs task"),
         (
