@@ -189,7 +189,7 @@ class Server:
     def _models(self) -> str:
         """A hint with the names of the server's models."""
         try:
-            names = [model.id for model in self.client.models.list().data]
+            names = [model.id for model in self.client.models.list().data if isinstance(model.id, str)]
         except Exception:  # whatever went wrong: this is only a hint
             return " Check --api_model and --base_url."
         return nearest(self.setup.api_model, names[:20]) if names else ""

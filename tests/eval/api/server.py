@@ -25,9 +25,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.fake.handle(self, body)
 
     def do_GET(self) -> None:
-        send(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": ""}]})(
-            self, {}
-        )
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": ""} for name in (7, MODEL, None)]
+        send(200, {"object": "list", "data": models})(self, {})
 
     def log_message(self, *_: object) -> None:
         pass
