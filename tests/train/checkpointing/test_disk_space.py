@@ -89,6 +89,7 @@ def test_what_fitted_heads_and_scorings_that_are_due_need(
     assert run_bytes(own, SIZES, first_step, total_steps, resumed, unscored) == needed
 
 
+@pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("due", [False, True])
 def test_a_scoring_is_due_for_fitted_heads_and_after_a_stop(due: bool, tmp_path: Path, monkeypatch) -> None:
     asked: list[int] = []
