@@ -21,6 +21,7 @@ from eval.page import __main__ as run_page
 from eval.predict import config as predict_config
 from train import options, resolve
 from train.config import TrainConfig
+from train.config_file import to_toml
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 TRAIN = ["--model", "llama_debug", "--task", "20ng_7"]
@@ -53,7 +54,7 @@ def test_train(home: Path, name: str) -> None:
 def test_the_configuration_file_of_a_run_keeps_what_was_typed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", "/scratch/here")
     config = resolve.load_config([*TRAIN, "--output=$SCRATCH/run", "--data", "~/d", "--cache_dir", "c"])
-    saved = options.to_toml(config)
+    saved = to_toml(config)
     assert 'output = "$SCRATCH/run"' in saved and 'data = "~/d"' in saved and 'cache_dir = "c"' in saved
     (home / "config.toml").write_text(saved)
     assert resolve.load_config(["--config", "~/config.toml"]).checkpoint.output == Path("/scratch/here/run")

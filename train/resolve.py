@@ -29,6 +29,7 @@ from train import options
 from train.checkpointing import run_folder
 from train.checkpointing.checkpoint import read_state, steps_in
 from train.config import DECODER_ONLY, ENCODER_EPOCHS, ENCODER_ONLY, OWN_TASK, RECIPES, TrainConfig
+from train.config_file import written
 from train.optim.formats import OPTIMIZERS
 from train.parallel.distributed import resolve_device, resolve_precision
 
@@ -129,14 +130,14 @@ def describe_settings(config: TrainConfig) -> str:
     lines = []
     for name, value in options.flatten(config).items():
         if name == "head" and value != "linear" and value == recipe[name]:
-            lines.append(f"  head = {options.written(value)} (as the checkpoint's folder says)")
+            lines.append(f"  head = {written(value)} (as the checkpoint's folder says)")
         if value == recipe[name] or value is None:  # None: of steps and epochs, the one that is replaced by the other
             continue
         if name == "min_steps" and not value:  # the user named steps or epochs
             continue
-        usual = "" if recipe[name] in (None, "", ()) else f" (recipe: {options.written(recipe[name])})"
+        usual = "" if recipe[name] in (None, "", ()) else f" (recipe: {written(recipe[name])})"
         why = f" ({config.optim_reason})" if name == "optim" and config.optim_reason else usual
-        lines.append(f"  {name} = {options.written(value)}{why}")
+        lines.append(f"  {name} = {written(value)}{why}")
     where = run_folder.config_file(config.checkpoint.output)
     return "\n".join([f"settings that are not those of {config.model.model}'s recipe ({where} has all):", *lines])
 

@@ -24,6 +24,7 @@ from train.checkpointing import checkpoint, run_folder, tensors
 from train.checkpointing.disk_space import run_sizes
 from train.checkpointing.saver import open_saver
 from train.config import TrainConfig
+from train.config_file import to_toml
 from train.errors import Interrupted, NotFinite, RunStopped
 from train.finite import require_finite_weights
 from train.launched import under_torchrun
@@ -78,7 +79,6 @@ class Trainer:
         self.stop = stopping.Stop()
         self.scorer = scorer
         self.costs = costs_of(setup.model_config)
-        written = options.to_toml(config, {"optim": config.optim_reason})
         log.info("%s", describe_settings(config))
         sizes = run_sizes(config, setup.spec, setup.model_config, world.size)
         self.saver = open_saver(config, sizes, setup.total_steps, setup.resume_from, world)
@@ -88,7 +88,7 @@ class Trainer:
         if config.eval.eval_every:
             self.best = record_of_best(self.output / "best", self.best, config, setup.identity, setup.task)
         if world.is_main:
-            run_folder.write_config(self.output, written)
+            run_folder.write_config(self.output, to_toml(config, {"optim": config.optim_reason}))
             setup.save_task(self.output)
             write_resume_script(self.again, self.output)
         dist.barrier()

@@ -13,8 +13,8 @@ import torch
 from data.decoder.rows import ANSWER
 from data.errors import UserError
 from data.source import load_examples
-from train import options
 from train.config import TrainConfig
+from train.config_file import to_toml
 from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
@@ -80,7 +80,7 @@ def test_from_a_file_and_back(tmp_path: Path, train_args: list[str]) -> None:
         (tmp_path / "options.toml").write_text(f"class_weights = {value}\n")
         config = load_config([*train_args, "--config", str(tmp_path / "options.toml")])
         assert config.train.class_weights == found
-        (tmp_path / "again.toml").write_text(options.to_toml(config))
+        (tmp_path / "again.toml").write_text(to_toml(config))
         assert load_config(["--config", str(tmp_path / "again.toml")]).train.class_weights == found
     assert TrainConfig().train.class_weights == ()
     with pytest.raises(UserError, match="class_weights = 'hihg=2': there is no label 'hihg'. Did you mean 'high'?"):

@@ -13,6 +13,7 @@ from eval.predict.config import PredictConfig
 from tests.launching import TICKETS
 from train import options
 from train.config import ENCODER_ONLY, RECIPES, TrainConfig
+from train.config_file import to_toml
 from train.optim.formats import OPTIMIZERS
 from train.resolve import load_config
 from train.setup import open_run
@@ -70,7 +71,7 @@ def test_any_text_comes_back_from_the_saved_file(text: str, tmp_path: Path) -> N
     values = {"output": Path("runs") / text, "checkpoint": Path(text), "shot_ids": (text, "b"), "task": text}
     written = options.build(TrainConfig, [values])
     file = tmp_path / "config.toml"
-    file.write_text(options.to_toml(written, {"optim": "why"}), encoding="utf-8")
+    file.write_text(to_toml(written, {"optim": "why"}), encoding="utf-8")
     problems: list[str] = []
     layers = options.read_layers(TrainConfig, ["--config", str(file)], problems)
     read = options.flatten(options.parse(TrainConfig, [words for layer in layers for words in layer]))
@@ -115,7 +116,7 @@ def test_steps_replace_the_recipes_epochs_and_the_other_way(tmp_path: Path) -> N
 def test_the_saved_config_gives_the_same_run(tmp_path: Path) -> None:
     config = load_config([*BASE, "--steps", "7", "--tensorboard", "--data", 'a "quoted" \\ path'])
     file = tmp_path / "config.toml"
-    file.write_text(options.to_toml(config))
+    file.write_text(to_toml(config))
     again = load_config(["--config", str(file)])
     left, right = options.flatten(config), options.flatten(again)
     assert left.pop("config") is None and right.pop("config") == file
@@ -169,7 +170,7 @@ def test_a_switch_may_have_one_more_value(name: str, tmp_path: Path) -> None:
         (tmp_path / "run.toml").write_text(f"[checkpoint]\n{name} = {text}\n")
         config = load_config([*BASE, "--config", str(tmp_path / "run.toml")])
         assert options.flatten(config)[name] == wanted
-        (tmp_path / "again.toml").write_text(options.to_toml(config))
+        (tmp_path / "again.toml").write_text(to_toml(config))
         again = load_config([*BASE, "--config", str(tmp_path / "again.toml")])
         assert options.flatten(again)[name] == wanted
     assert options.flatten(load_config([*BASE, "--config", str(tmp_path / "run.toml"), f"--no_{name}"]))[name] == "off"
@@ -275,8 +276,8 @@ def test_the_file_says_why_an_optimizer_was_chosen() -> None:
     assert auto.optim_reason == (
         "chosen by --optim auto: the default on CPUs, everything in fp32; --optim adamw pins it"
     )
-    assert f'optim = "adamw" # {auto.optim_reason}\n' in options.to_toml(auto, {"optim": auto.optim_reason})
-    assert named.optim_reason == "" and 'optim = "adamw"\n' in options.to_toml(named, {"optim": named.optim_reason})
+    assert f'optim = "adamw" # {auto.optim_reason}\n' in to_toml(auto, {"optim": auto.optim_reason})
+    assert named.optim_reason == "" and 'optim = "adamw"\n' in to_toml(named, {"optim": named.optim_reason})
 
 
 def test_all_problems_are_reported_together(tmp_path: Path) -> None:

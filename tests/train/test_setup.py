@@ -11,6 +11,7 @@ from data.tasks import TASKS, get_task
 from tests.launching import ROOT
 from train import options
 from train.config import TrainConfig
+from train.config_file import to_toml
 from train.resolve import load_config
 from train.setup import open_run
 from train.training_data import count_steps, describe_few, divide
@@ -44,7 +45,7 @@ def test_few_shot_examples_have_a_choice_and_a_seed_of_their_own() -> None:
 
 def test_ids_of_examples_are_saved_with_the_options() -> None:
     config = options.build(TrainConfig, [dict(shots_choice="ids", shot_ids=("a", "b c"))])
-    assert 'shot_ids = ["a", "b c"]' in options.to_toml(config)
+    assert 'shot_ids = ["a", "b c"]' in to_toml(config)
 
 
 def test_a_step_that_takes_the_data_several_times_says_so(
