@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 def meta_device() -> Iterator[None]:
     """Inside, modules are built on PyTorch's meta device, and `torch.nn.init` does nothing.
 
-    ``torch.device("meta")`` alone lets PyTorch's layers initialize the values that are not there. The first time this
-    imports the compiler (half a second or more), then it costs 0.05 ms or more for each matrix.
+    ``torch.device("meta")`` alone lets PyTorch's layers initialize the values that are not there, and imports the
+    compiler for it, which takes a second.
     """
     with torch.device("meta"), _NoInit():
         yield
