@@ -61,7 +61,8 @@ make_environment() {
     "$python" -m venv "$VENV" || fail "$python cannot make a virtual environment." \
       "On Debian and Ubuntu this needs one more package: apt-get install python$version-venv"
   fi
-  local pip=("$VENV/bin/python" -m pip install --disable-pip-version-check)
+  # Without --use-pep517, pip below 23.1 (Debian 12's is 23.0) cannot build seqeval, which PyPI has only as source.
+  local pip=("$VENV/bin/python" -m pip install --disable-pip-version-check --use-pep517)
   if [ ! -t 1 ]; then pip+=(-qq); fi  # without a terminal print only errors
   "${pip[@]}" -r "$requirements" \
     || fail "Installing $requirements failed (see above)."

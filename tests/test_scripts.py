@@ -231,6 +231,27 @@ def test_hints_name_the_version_found(tmp_path):
     assert "apt-get install python3.12-venv" in done.stderr
 
 
+RECORDING_PIP = """#!{bash}
+case "$*" in *"-m pip"*) printf '%s\\n' "$*" >>"$NOTES" ;; *) echo 3.11 ;; esac
+"""
+
+
+def test_packages_of_source_are_built_apart(tmp_path):
+    """pip 23.0 without it ran seqeval's setup.py beside a newer setuptools, which failed unless a wheel was cached."""
+    write_pythons(tmp_path, python3="3.11")
+    for name in ("cat", "basename"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(RECORDING_PIP.format(bash=shutil.which("bash")))
+    python.chmod(0o755)
+    done = in_environment_script("make_environment requirements.txt", tmp_path, NOTES=str(tmp_path / "notes"))
+    assert done.returncode == 0, done.stderr
+    installed = (tmp_path / "notes").read_text().splitlines()
+    assert len(installed) == 2 and all(" install " in line and "--use-pep517" in line for line in installed)
+    assert "pip install --use-pep517 -r requirements.txt" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_an_environment_of_another_version_is_not_used_in_silence(tmp_path):
     write_pythons(tmp_path, python3_12="3.12")
     write_pythons(tmp_path / "venv" / "bin", python="3.11")
