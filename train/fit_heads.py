@@ -63,8 +63,6 @@ def fit_heads(model: nn.Module, fields: Container[str], samples: object, row_len
     Raises:
         NotFinite: what the encoder gives for the samples is NaN or infinite.
     """
-    import sklearn.linear_model  # noqa: F401  # takes a second; if it is missing, this shows before the passes
-
     assert isinstance(samples, SampleSet), "only encoders have heads, and the options are refused for others"
     order = np.random.default_rng(seed).permutation(len(samples))
     heads = {head.name: head.key for head in cast(EncoderConfig, config_of(model)).heads if head.name in fields}
@@ -168,7 +166,7 @@ def _regression(
     inputs: np.ndarray, targets: np.ndarray, label_weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows [K, E] and intercepts [K] of the K labels that are among the targets, in the order of their numbers."""
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression  # takes a second to import
 
     if targets.min() == targets.max():
         return np.zeros((1, inputs.shape[1])), np.zeros(1)
