@@ -11,9 +11,11 @@ import torch.distributed as dist
 
 from data.task_file import save_task
 from data.tasks import get_task
+from eval.predict import run as run_module
+from eval.predict.classifier import Classifier
 from eval.predict.config import load_config
 from eval.predict.run import predict
-from tests.eval.predict.rows import IN_FP32
+from tests.eval.predict.rows import IN_FP32, Killed
 from tests.launching import ROOT, TICKETS
 
 
@@ -38,3 +40,22 @@ def run(tickets) -> Iterator:
                 dist.destroy_process_group()
 
     return call
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Chunks of two rows, and an end after the given number of chunks (None: no end)."""
+    label = Classifier.label
+
+    def set_up(n_chunks):
+        calls = iter(range(10**6))
+
+        def until(self, *arguments):
+            if n_chunks is not None and next(calls) >= n_chunks:
+                raise Killed
+            return label(self, *arguments)
+
+        monkeypatch.setattr(Classifier, "label", until)
+
+    monkeypatch.setattr(run_module, "CHUNK_ROWS", 2)
+    return set_up

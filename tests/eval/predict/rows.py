@@ -1,15 +1,20 @@
-"""Rows with predictions for the tests of the output, a program that writes such rows, and options of ``predict.py``."""
+"""For the tests of ``predict.py``: rows with predictions, a program that writes such rows, texts, and options."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.source import load_examples
+from data.tasks import get_task
 from eval.predict.inputs import Row
 from eval.predict.outputs import open_output
+from tests.launching import ROOT, TICKETS
 
-ROOT = Path(__file__).resolve().parents[3]
+OLD = ROOT / "tests" / "old_files"
+PROGRAM = ROOT / "predict.py"
 IN_FP32 = ("--device", "cpu", "--precision", "fp32")
 IDENTITY = {"input": "abc", "checkpoint": "def"}
 COLUMNS, PREDICTED = ("text", "n"), ("label", "error")
@@ -19,6 +24,10 @@ ROWS = [
 ]
 
 Rows = Sequence[tuple[Row, Mapping[str, Any]]]
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
 
 
 def write(path: Path, rows: Rows = ROWS, finish: bool = True, **options: Any) -> int:
@@ -38,6 +47,21 @@ def partial(path: Path) -> Path:
 
 def one(columns: dict[str, Any], prediction: dict[str, Any] | None = None) -> Rows:
     return [(Row("t, line 7", columns, None), prediction or {"label": "x", "error": None})]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def texts_of(name: str) -> list[str]:
+    by_id = {e.id: e.text for e in load_examples("massive", "train", "sample")}
+    by_id |= {e.id: e.text for e in load_examples(get_task(TICKETS), "test")}
+    return [by_id[line["id"]] for line in lines(OLD / "scored" / name / "predictions.jsonl")]
+
+
+def write_texts(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"n": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    return path
 
 
 WRITER = """

@@ -1,4 +1,4 @@
-"""``predict.py``: the answers of ``eval.py`` from every format, on several ranks, interrupted and continued; bad input.
+"""``predict.py``: the answers of ``eval.py`` from every format, on several ranks; bad input.
 
 The models are those of ``tests/old_files``, which were trained, so that there are answers to read.
 """
@@ -7,38 +7,24 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from data.answers import entities
 from data.errors import UserError
-from data.source import load_examples
 from data.tasks import get_task
 from eval.predict import run as run_module
-from eval.predict.classifier import Classifier
-from eval.predict.config import PredictConfig, load_config
-from eval.weights import fingerprint
-from tests.eval.predict.rows import IN_FP32
-from tests.launching import ROOT, TICKETS, command, environment
-
-OLD = ROOT / "tests" / "old_files"
-PROGRAM = ROOT / "predict.py"
+from eval.predict.config import load_config
+from tests.eval.predict.rows import IN_FP32, OLD, PROGRAM, lines, texts_of, write_texts
+from tests.launching import TICKETS, command, environment
 
 
 def launch(*arguments, ranks=1, checkpoint, **options) -> subprocess.CompletedProcess:
     words = command(PROGRAM, "--checkpoint", checkpoint, *IN_FP32, *arguments, ranks=ranks)
     return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment(), **options)
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_answers_that_ran_into_their_limit_are_counted(run, tmp_path):
@@ -53,17 +39,6 @@ def test_answers_that_ran_into_their_limit_are_counted(run, tmp_path):
 def expected(name: str, field: str) -> list:
     """What ``eval.py`` answered."""
     return [line["parsed"][field] for line in lines(OLD / "scored" / name / "predictions.jsonl")]
-
-
-def texts_of(name: str) -> list[str]:
-    by_id = {e.id: e.text for e in load_examples("massive", "train", "sample")}
-    by_id |= {e.id: e.text for e in load_examples(get_task(TICKETS), "test")}
-    return [by_id[line["id"]] for line in lines(OLD / "scored" / name / "predictions.jsonl")]
-
-
-def write_texts(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"n": i, "text": text}) + "\n" for i, text in enumerate(texts)))
-    return path
 
 
 def test_a_labelled_table_gets_the_answers_of_eval(run, tmp_path):
@@ -173,29 +148,6 @@ def test_unsure_labels_are_in_a_column_of_their_own(run, tmp_path, ending):
     )
 
 
-def test_a_file_is_not_continued_with_another_threshold(run, tmp_path, killed_after):
-    write_texts(tmp_path / "in.jsonl", texts_of("tickets")[:6])
-    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--abstain_below")
-    killed_after(1)
-    with pytest.raises(Killed):
-        run(*files, "0.5")
-    killed_after(None)
-    with pytest.raises(UserError, match="another abstain_below: '0.5', and not '0.6'"):
-        run(*files, "0.6")
-
-
-def test_a_file_is_not_continued_with_another_way_of_decoding(run, tmp_path, killed_after):
-    write_texts(tmp_path / "in.jsonl", texts_of("tickets")[:6])
-    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
-    killed_after(1)
-    with pytest.raises(Killed):
-        run(*files)
-    killed_after(None)
-    with pytest.raises(UserError, match="decode"):
-        run(*files, "--decode", "free")
-    assert run(*files, "--decode", "labels").n_rows == 4
-
-
 def test_an_encoder_from_every_format(run, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -267,137 +219,6 @@ def test_standard_input_and_output(tickets):
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["text"] for row in rows] == texts and rows[0]["predicted_queue"] == expected("tickets", "queue")[0]
-
-
-# --- interrupted ------------------------------------------------------------------------------------------------------
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-@pytest.fixture
-def killed_after(monkeypatch):
-    """Chunks of two rows, and an end after the given number of chunks (None: no end)."""
-    label = Classifier.label
-
-    def set_up(n_chunks):
-        calls = iter(range(10**6))
-
-        def until(self, *arguments):
-            if n_chunks is not None and next(calls) >= n_chunks:
-                raise Killed
-            return label(self, *arguments)
-
-        monkeypatch.setattr(Classifier, "label", until)
-
-    monkeypatch.setattr(run_module, "CHUNK_ROWS", 2)
-    return set_up
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_continued_is_as_never_interrupted(run, killed_after, tmp_path, caplog, ending):
-    source = write_texts(tmp_path / "in.jsonl", [*texts_of("tickets"), "", 'a "quoted"\nline'])
-    run("--input", source, "--output", tmp_path / f"all.{ending}")
-    output = tmp_path / f"out.{ending}"
-    killed_after(2)
-    with pytest.raises(Killed):
-        run("--input", source, "--output", output)
-    assert not output.exists() and (tmp_path / f"out.{ending}.partial").exists()
-    killed_after(None)
-    with caplog.at_level("INFO"):
-        summary = run("--input", source, "--output", output)
-    assert "continuing after the 4 rows that are done" in caplog.text and summary.n_rows == 10 - 4
-    assert output.read_bytes() == (tmp_path / f"all.{ending}").read_bytes()
-    assert [path.name for path in tmp_path.glob("out.*")] == [output.name]
-
-
-def test_records_that_could_not_be_read_before_an_interruption_count(run, killed_after, tmp_path, caplog):
-    """The status of the whole file does not depend on where it was interrupted."""
-    texts = [json.dumps({"text": text}) for text in texts_of("tickets")[:4]]
-    lines = ["not json", texts[0], "{}", *texts[1:]]
-    (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    words = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
-    killed_after(2)
-    with pytest.raises(Killed):
-        run(*words)
-    killed_after(None)
-    with caplog.at_level("INFO"):
-        summary = run(*words)
-    assert (summary.n_rows, summary.n_unreadable, summary.n_problems) == (2, 2, 0)
-    assert "in.jsonl, line 1: not JSON" in caplog.text and "in.jsonl, line 3: no column 'text'" in caplog.text
-    third = (tmp_path / "out.jsonl").read_text().splitlines()[2]
-    assert json.loads(third)["predicted_error"] == "no column 'text'."
-
-
-def test_what_is_left_of_another_run_is_refused(run, killed_after, tickets, tmp_path):
-    source, output = write_texts(tmp_path / "in.jsonl", texts_of("tickets")), tmp_path / "out.jsonl"
-    killed_after(1)
-    with pytest.raises(Killed):
-        run("--input", source, "--output", output)
-    killed_after(None)
-    other = shutil.copytree(tickets, tmp_path / "other")
-    with (other / "model.safetensors").open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"\x01")
-    with pytest.raises(UserError, match=r"out\.jsonl\.partial was made .* with another checkpoint"):
-        run("--input", source, "--output", output, checkpoint=other)
-    with pytest.raises(UserError, match="another max_new_tokens: 'None', and not '3'"):
-        run("--input", source, "--output", output, "--max_new_tokens", 3)
-    write_texts(source, texts_of("tickets")[:-1])
-    with pytest.raises(UserError, match=r"out\.jsonl\.partial was made .* with another input"):
-        run("--input", source, "--output", output)
-
-
-def test_a_task_file_that_has_changed_is_another_task(run, killed_after, tmp_path):
-    """Its path is not what it is."""
-    task = Path(shutil.copytree(TICKETS.parent, tmp_path / "task")) / "tickets.toml"
-    source, output = write_texts(tmp_path / "in.jsonl", texts_of("tickets")), tmp_path / "out.jsonl"
-    given = {"checkpoint": OLD / "meta"}
-    killed_after(1)
-    with pytest.raises(Killed):
-        run("--input", source, "--output", output, "--task", task, "--max_new_tokens", 2, **given)
-    killed_after(None)
-    moved = Path(shutil.copytree(task.parent, tmp_path / "moved")) / "tickets.toml"
-    task.write_text(task.read_text().replace('"billing"', '"bills"'))
-    with pytest.raises(UserError, match=r"out\.jsonl\.partial was made .* with another task"):
-        run("--input", source, "--output", output, "--task", task, "--max_new_tokens", 2, **given)
-    assert run("--input", source, "--output", output, "--task", moved, "--max_new_tokens", 2, **given).n_rows == 6
-
-
-def test_a_checkpoint_is_known_by_its_files(tickets, tmp_path):
-    copy = shutil.copytree(tickets, tmp_path / "copy")
-    assert fingerprint(copy) == fingerprint(tickets)
-    (copy / "README.md").write_text("another card")
-    assert fingerprint(copy) == fingerprint(tickets)
-    (copy / "task.json").write_text((copy / "task.json").read_text().replace("billing", "Billing"))
-    assert fingerprint(copy) != fingerprint(tickets)
-
-
-@pytest.mark.parametrize("to_file", [True, False])
-def test_a_signal_keeps_the_finished_rows(tickets, tmp_path, to_file):
-    write_texts(tmp_path / "in.jsonl", texts_of("tickets") * 4000)
-    target = tmp_path / "out.jsonl" if to_file else "-"
-    words = command(PROGRAM, "--checkpoint", tickets, *IN_FP32, "--input", tmp_path / "in.jsonl", "--output", target)
-    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("loaded"):
-            break
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT and "SIGINT: stopped." in errors and "Traceback" not in errors
-    assert ("the same command continues" in errors) == to_file
-    assert (tmp_path / "out.jsonl.partial").exists() == to_file
-
-
-def test_what_a_signal_leaves_to_be_continued(tmp_path):
-    """The message names no file that is not there, and tells nobody to continue what cannot be."""
-    options = PredictConfig(input="-", output=str(tmp_path / "out.csv"))
-    assert run_module._kept(options) == ""
-    (tmp_path / "out.csv.partial").touch()
-    kept = run_module._kept(options)
-    assert kept.endswith("out.csv.partial; they cannot be continued, the input is read only once.")
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
