@@ -11,7 +11,9 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ from eval.results import Prediction
 from eval.score import SCORERS, score
 from tests.eval.encoder.test_score import folders as folders
 from tests.eval.test_together import decoder, encoder
-from tests.launching import ROOT, call_main, command, environment, with_signals
+from tests.launching import ROOT, TICKETS, call_main, command, environment, with_signals
 
 IDENTITY = {"weights": "abc", "examples": "9 (def)"}
 
@@ -230,6 +232,26 @@ def test_eval_goes_on_where_it_stopped(tiny_checkpoint: Path, tmp_path: Path, mo
     found, wanted = (json.loads((folder / "results.json").read_text()) for folder in (output, whole))
     assert found["metrics"] == wanted["metrics"] and found["counts"] == wanted["counts"]
     assert found["settings"]["kept_answers"] == 7 and wanted["settings"]["kept_answers"] == 0
+
+
+def test_probabilities_go_on_up_to_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(name: str, batch_tokens: int) -> list[dict[str, Any]]:
+        options = ["--model", "llama", "--checkpoint", ROOT / "tests" / "old_files" / "tickets" / "export", "--task",
+                   TICKETS, "--precision", "fp32", "--device", "cpu", "--decode", "labels",
+                   "--batch_tokens", batch_tokens, "--cache_dir", tmp_path / "cache",
+                   "--output", tmp_path / name]  # fmt: skip
+        call_main(monkeypatch, "eval.py", *options)
+        return [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+
+    whole = run("whole", 1)
+    with ended_after(3, monkeypatch):
+        run("out", 1)
+    found = run("out", 2000)
+    assert len(found) == len(whole) == 8
+    for one, other in zip(found, whole, strict=True):
+        assert one["parsed"] == other["parsed"] and one["raw"] == other["raw"]
+        for name, log_probs in other["log_probs"].items():
+            np.testing.assert_allclose(one["log_probs"][name], log_probs, atol=2e-5)
 
 
 def n_kept(folder: Path) -> int:
