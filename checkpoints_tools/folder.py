@@ -25,7 +25,7 @@ from checkpoints_tools.checksums import CheckedFile, check_small_files, checked_
 from checkpoints_tools.formats import GGUF_NAMES, is_file_name
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
 from checkpoints_tools.key_maps import Matched, is_rotary
-from checkpoints_tools.other_folders import describe, describe_adapter
+from checkpoints_tools.other_folders import describe, describe_adapter, is_of_a_run
 from checkpoints_tools.registry import ARCHITECTURES, ModelConfig, ModelSpec, architecture_of
 from checkpoints_tools.safetensors_header import read_header
 from checkpoints_tools.source import (
@@ -163,7 +163,10 @@ def _no_checkpoint(folder: Path, spec: ModelSpec | None) -> str:
     around = folder.absolute().parent
     beside = sorted(str(p.parent) for name in ("config", "params") for p in around.glob(f"*/{name}.json"))
     found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
-    return f"no checkpoint folder {folder}.{found}\n{how_to_get(folder, spec)}"
+    how = how_to_get(folder, spec)
+    if is_of_a_run(folder):
+        how = "A training writes a folder of this name; a download there would be taken for what was trained."
+    return f"no checkpoint folder {folder}.{found}\n{how}"
 
 
 def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:

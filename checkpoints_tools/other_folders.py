@@ -61,12 +61,17 @@ def _describe_file(path: Path) -> str:
     return f"{path} is a file, not a folder" + (f"; name the checkpoint's folder: {path.parent}" if is_part else "")
 
 
+def is_of_a_run(path: Path) -> bool:
+    """Whether a training names a checkpoint so."""
+    return path.name in ("export", "best") or path.parent.name == "checkpoints" and path.name.startswith("step_")
+
+
 def _describe_name(path: Path) -> str | None:
     """For a path that does not exist but may name a repository."""
     url = re.fullmatch(r"https?:/+(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)(/.*)?", str(path))
     if url is None and (path.parent.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path))):
         return None
-    if url is None and path.parent.name in ("checkpoints", "runs"):  # this code's own folders
+    if url is None and (path.parent.name in ("checkpoints", "runs") or is_of_a_run(path)):  # this code's own folders
         return None
     repo = url[1] if url is not None else str(path)
     to = Path("checkpoints") / repo.partition("/")[2]

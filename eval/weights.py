@@ -26,6 +26,7 @@ from eval.encoder.task import from_label_sets
 from model.encoder import EncoderConfig
 from train.checkpointing.base import find_base
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, read_state, what_is_missing
+from train.checkpointing.run_folder import has_config
 from train.planning.checkpoint import find_config
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".distcp")
@@ -85,10 +86,8 @@ def find_weights(folder: Path, needed: bool = True) -> Weights:
                 f"training checkpoint {folder} is incomplete or damaged ({missing}). Score another, or the export."
             )
         return Weights(folder, find_base(folder, needed), is_training=True)
-    if not (folder / "config.json").is_file() and (folder / "checkpoints").is_dir():
-        inside = [
-            p for p in (folder / "export", folder / "best", *sorted(folder.glob("checkpoints/step_*"))) if p.is_dir()
-        ]
+    inside = [p for p in (folder / "export", folder / "best", *sorted(folder.glob("checkpoints/step_*"))) if p.is_dir()]
+    if not (folder / "config.json").is_file() and (inside or has_config(folder)):
         listed = ", ".join(map(str, inside)) or "none yet"
         raise UserError(f"'{folder}' is a run folder. Give --checkpoint one of its checkpoints: {listed}.")
     check_small_files(folder)

@@ -253,4 +253,5 @@ def _chunks(files: _Files | None, world: World) -> Iterator[tuple[list[Row], lis
 def _kept(options: PredictConfig) -> str:
     """A sentence about the rows that are done, if the program is ended now; empty if there are none to go on with."""
     output = Path(options.output)
-    return kept_rows(output, Path(options.input).is_file()) if partial_path(output).exists() else ""
+    partial = partial_path(output)
+    return kept_rows(output, Path(options.input).is_file()) if partial.exists() and partial.stat().st_size else ""

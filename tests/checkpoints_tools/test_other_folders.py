@@ -179,6 +179,10 @@ def test_a_download_is_advised_into_a_new_or_an_empty_folder(tmp_path, monkeypat
             check_folder(name, preset)
     with pytest.raises(UserError, match="To download, for example"):
         check_folder("checkpoints/mine", get_model_spec("llama"))
+    for name in ("export", "best", "checkpoints/step_00000010"):
+        with pytest.raises(UserError, match=f"no checkpoint folder run/{name}.*\nA training writes a folder") as error:
+            check_folder(f"run/{name}", preset)
+        assert "hf download" not in str(error.value)
     folder, _ = hf_folder()
     (folder / "model.safetensors").unlink()  # into a checkpoint that is not whole: from where it came
     with pytest.raises(UserError, match="hf download REPOSITORY --local-dir"):

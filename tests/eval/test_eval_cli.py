@@ -26,6 +26,7 @@ from eval.score import request_lengths
 from eval.setup import open_model, open_scoring
 from eval.weights import hash_weights
 from tests.launching import ROOT, TICKETS
+from train.checkpointing.run_folder import write_config
 from train.resolve import load_config as load_training_config
 from train.setup import open_run
 
@@ -309,7 +310,14 @@ def test_checkpoints_that_cannot_be_scored(tiny_checkpoint, tmp_path):
         plan(tmp_path / "nowhere", task="massive_intent")
     with pytest.raises(UserError, match="smollm2_135m.*--allow_mismatch"):
         plan(tiny_checkpoint, model="smollm2_135m", task="massive_intent")
+    (tmp_path / "models" / "checkpoints" / "minilm").mkdir(parents=True)  # such as this repository
+    with pytest.raises(UserError, match=r"models has no config.json, so it is not a checkpoint folder"):
+        plan(tmp_path / "models", task="massive_intent")
     run = tmp_path / "run"
+    run.mkdir()
+    write_config(run, "")
+    with pytest.raises(UserError, match=r"run folder.*: none yet\.$"):
+        plan(run, task="massive_intent")
     for inside in ("export", "checkpoints/step_000010"):
         (run / inside).mkdir(parents=True)
     with pytest.raises(UserError, match=r"run folder.*export, .*step_000010"):

@@ -108,12 +108,15 @@ def test_a_signal_keeps_the_finished_rows(tickets, tmp_path, to_file):
     for line in process.stderr:
         if line.startswith("loaded"):
             break
-    time.sleep(1)
+    partial = tmp_path / "out.jsonl.partial"
+    while to_file and not (partial.exists() and partial.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT and "SIGINT: stopped." in errors and "Traceback" not in errors
     assert ("the same command continues" in errors) == to_file
-    assert (tmp_path / "out.jsonl.partial").exists() == to_file
+    assert partial.exists() == to_file
 
 
 def test_what_a_signal_leaves_to_be_continued(tmp_path):
@@ -121,6 +124,8 @@ def test_what_a_signal_leaves_to_be_continued(tmp_path):
     options = PredictConfig(input="-", output=str(tmp_path / "out.csv"))
     assert run_module._kept(options) == ""
     (tmp_path / "out.csv.partial").touch()
+    assert run_module._kept(options) == "", "no row is done"
+    (tmp_path / "out.csv.partial").write_text("text,predicted_label\na,b\n")
     kept = run_module._kept(options)
     assert kept.endswith("out.csv.partial; they cannot be continued, the input is read only once.")
 
