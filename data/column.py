@@ -166,6 +166,11 @@ class Column:
         equal = sum(a == b for a, b in both)
         return self is not words and equal >= 0.9 * len(both) and any(a == b > 1 for a, b in both)
 
+    def are_words_of(self, text: Column) -> bool:
+        """Whether its lists have words of the texts, and not tags of them: most of their items are in the texts."""
+        words = {word.casefold() for value in text.values for word in value.split()}
+        return 2 * sum(item.casefold() in words for item in self.values) > len(self.values)
+
     def label_type(self, text: Column) -> str:
         """What it has for a column of texts or words: "class", "multi", "token" or "spans"."""
         if self.has_spans:

@@ -128,12 +128,19 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         check_sentences(file, format, dialect, known)
         tags = [column for column in words if column.may_be_tags()] if label is None else [columns[label]]
         tagged = [own for own in words if any(other.is_list and other.is_paired(own) for other in tags)]
+        # Two lists of tags have the same lengths as well: then the words are in a text.
+        tagged = [
+            own
+            for own in tagged
+            if not own.may_be_tags() or all(own.are_words_of(plain) for plain in texts if own.is_paired(plain))
+        ]
         found = min([*tagged, *texts, *words], key=lambda c: c.is_sparse(c.text_gaps()), default=None)
         if found is None:
             raise UserError(_none(file, "texts (strings of several words)", "--text", columns, looked_at))
         text = found.name
     own = columns[text]
     order = list(columns)
+    last = {name: -order.index(name) for name, column in columns.items() if column.label_type(own) == "token"}
     labels = [column for column in known if column.may_label(own)]
     labels.sort(
         key=lambda c: (
@@ -143,6 +150,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
             KINDS.index(c.label_type(own)),
             c.is_numeric or c.is_flag,
             order.index(c.name) < order.index(own.name),
+            last.get(c.name, 0),  # of the tags of words the last before the others
         )
     )  # stable
     if own.is_list:  # its tags first, the last of them before the others
