@@ -156,6 +156,10 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
     if own.is_list:  # its tags first, the last of them before the others
         tags = [column for column in known if column in labels and column.is_list][::-1]
         tags.sort(key=lambda c: (c.is_sparse(c.gaps(own)), c.has_numbers))  # stable
+        if format == "conllu":  # most of its ten columns have numbers of words, or notes; those of others come first
+            ranks = {name: rank for rank, name in enumerate(conll.OF_WORDS, 1)}
+            tags = [column for column in tags if column.name in ranks or column.name not in conll.UNIVERSAL]
+            tags.sort(key=lambda c: ranks.get(c.name, 0))  # stable
         labels = [*tags, *(column for column in labels if not column.is_list)]
     if label is None and not labels:
         raise UserError(

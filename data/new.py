@@ -30,6 +30,7 @@ from data.guess import Guess, guess, open_named
 from data.readers.custom_examples import MANY_SKIPPED
 from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
+from data.readers.label_sets import mistaken_in_spans
 from data.readers.lines import GZIP
 from data.readers.split_files import LINES
 from data.readers.tables import ENDINGS, NEXT_STEPS, PLAIN, ending_of
@@ -213,6 +214,8 @@ def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator
     else:
         yield _pair("name", column.name)
     yield from TYPES[kind]
+    if kind == "token" and (pair := next(mistaken_in_spans(labels), None)):
+        yield f'answer = "list"  # not of entities, in which {_shown(pair[1])} could be read as {_shown(pair[0])}'
     if column.separator:
         yield f"{_pair('separator', column.separator)}  # between the labels of a text"
     yield f'labels_from = "train"  # {len(labels):,} different in these rows: {shown}{more}'

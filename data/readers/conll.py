@@ -21,6 +21,7 @@ from data.readers.records import Record, check_columns
 ENDINGS = {".conll": "conll", ".bio": "conll", ".iob": "conll", ".conllu": "conllu", ".conllup": "conllu"}
 FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 UNIVERSAL = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+OF_WORDS = ("upos", "xpos", "deprel")  # those of them that have a label for each word, the most usual first
 TOKENS, TAGS, FORM, ID = "tokens", "tags", "form", "id"
 DOCUMENT = "-DOCSTART-"  # the token of a line before a document of CoNLL-2003
 # Before a sentence. A token may begin with such a mark as well: "#summer O".

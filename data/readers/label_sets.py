@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from data.characters import appearance, is_one_line, is_text
 from data.errors import UserError
@@ -42,13 +42,11 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
     if repeated:
         raise UserError(f"{where}: label {repeated[0]!r} is listed more than once.")
     if kind == "token" and answer == "spans":
-        for label in labels:
-            longer = next((other for other in labels if other.startswith(f"{label}:")), None)
-            if longer is not None:
-                raise UserError(
-                    f"{where}: in an answer of spans, the label {longer!r} could be read as {label!r} and words after "
-                    'its colon. Rename one of them, or set answer = "list".'
-                )
+        for label, longer in mistaken_in_spans(labels):
+            raise UserError(
+                f"{where}: in an answer of spans, the label {longer!r} could be read as {label!r} and words after "
+                'its colon. Rename one of them, or set answer = "list".'
+            )
     least = 2 if kind == "class" else 1
     if len(labels) < least:
         found = f"only {labels[0]!r}, so there is nothing to learn" if labels else "none"
@@ -60,6 +58,12 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
             where,
             " and ".join(map(repr, alike)),
         )
+
+
+def mistaken_in_spans(labels: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of labels of which, in an answer of spans, the second could be read as the first and a word."""
+    for label in labels:
+        yield from ((label, other) for other in labels if other.startswith(f"{label}:"))
 
 
 def label_of(field: str) -> str:
