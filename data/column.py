@@ -31,6 +31,7 @@ class Column:
         others: values that are none of these, and neither numbers nor truths.
         empty, nulls: the numbers of the rows without a value: of those with an empty text, and of the others.
         has_numbers: some of its lists have numbers.
+        has_choices: some of its lists are Label Studio's choices.
         values: how often each text, number or truth occurs; of lists, how often each item does; of spans, in how many
             rows each label is.
         lengths: of each row, how many items its list or words its text has; None: neither.
@@ -48,6 +49,7 @@ class Column:
     words: int = 0
     with_letters: int = 0
     has_numbers: bool = False
+    has_choices: bool = False
     values: Counter[str] = field(default_factory=Counter)
     lengths: list[int | None] = field(default_factory=list)
 

@@ -17,6 +17,7 @@ import xxhash
 
 from data.errors import shortened
 from data.example import Example
+from data.readers.cells import choices_in
 from data.readers.label_sets import label_of
 from data.readers.multi import joined_labels, set_to, several_in_one, written_list
 from data.tasks import ClassField, Field, MultiField, Task
@@ -229,7 +230,14 @@ def _joined(splits: Sequence[Facts], own: Field) -> Iterator[Finding]:
     used = sorted(set[str]().union(*(facts.counts[own.name] for facts in splits)))
     joined, separator, setting = list[str](), "", ""
     if isinstance(own, ClassField):
-        joined, setting = [label for label in used if isinstance(written_list(label), list)], 'type = "multi"'
+        read = {label: written_list(label) for label in used}
+        joined, setting = [label for label in used if isinstance(read[label], list)], 'type = "multi"'
+        if objects := [label for label in used if isinstance(read[label], dict)]:
+            if any(choices_in(read[label]) is not None for label in objects):
+                joined, setting = objects, 'type = "multi" and choices = true'
+            else:
+                text = f"{_these(objects, own.name)} {'is a JSON object' if len(objects) == 1 else 'are JSON objects'}"
+                yield Finding(False, f"{text}: write the labels that they have into the table, as texts or lists.")
         if not joined:
             joined, separator = several_in_one(used)
     elif isinstance(own, MultiField) and own.separator is not None:

@@ -24,7 +24,7 @@ from data.errors import UserError, nearest
 from data.files import limits
 from data.files.documents import readable
 from data.readers import conll
-from data.readers.cells import NAMES
+from data.readers.cells import NAMES, choices_in
 from data.readers.encoding import check_encoding, probable_encoding
 from data.readers.lines import is_packed, unpacking
 from data.readers.multi import written_list
@@ -298,10 +298,25 @@ def _columns(file: Path, format: str, dialect: Dialect) -> tuple[dict[str, Colum
         rows = [record for _, record in sorted(drawn, key=itemgetter(0))]
     columns = {name: Column(name, lacking[name]) for name in names}
     for name, column in columns.items():
-        for value in _unpacked([row.values.get(name) for row in rows]):
+        values = [row.values.get(name) for row in rows]
+        chosen = _chosen(values)
+        column.has_choices = chosen is not None
+        for value in _unpacked(values) if chosen is None else chosen:
             column.add(value)
     of = f"the first {n_read:,} rows" if n_read == READ else f"{n_read:,} rows"
     return columns, len(rows), of if n_read <= ROWS else f"{len(rows):,} of {of}, drawn at random"
+
+
+def _chosen(values: list[Any]) -> list[Any] | None:
+    """The lists of labels in a column of Label Studio's, of which those with one label are texts; else None."""
+    read = [written_list(value) if isinstance(value, str) else value for value in values]
+    chosen = [choices_in(value) for value in read]
+    if not any(own is not None for own in chosen):
+        return None
+    return [
+        own if own is not None else [value.strip()] if isinstance(value, str) and not is_missing(value) else value
+        for own, value in zip(chosen, values, strict=True)
+    ]
 
 
 def _unpacked(values: list[Any]) -> list[Any]:

@@ -216,6 +216,8 @@ def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator
     yield from TYPES[kind]
     if kind == "token" and (pair := next(mistaken_in_spans(labels), None)):
         yield f'answer = "list"  # not of entities, in which {_shown(pair[1])} could be read as {_shown(pair[0])}'
+    if column.has_choices:
+        yield "choices = true  # as Label Studio exports them: one label is a text"
     if column.separator:
         yield f"{_pair('separator', column.separator)}  # between the labels of a text"
     yield f'labels_from = "train"  # {len(labels):,} different in these rows: {shown}{more}'

@@ -25,6 +25,7 @@ from data.template import is_missing, scalar_text
 SHOWN = 3  # records that a message names
 NAMES = 'names = { 0 = "O", 1 = "B-city" }'  # what a field may have where numbers stand for tags
 NEIGHBOURS = re.compile(r"""["']\s*[a-zA-Z]{0,2}["']""")  # quotation marks without a comma between
+CHOICES = "choices"  # the key of several labels in Label Studio's exports
 SPANS = "spans"  # what `tags` says of a column of spans of characters
 
 log = logging.getLogger("data")
@@ -79,12 +80,20 @@ def class_label(value: Any, row: Record, column: str, is_one_of_several: bool = 
     label = scalar_text(value)
     if label is None:
         advice = ""
-        if _may_be_spans([value] if is_one_of_several else value):
+        if choices_in(value) is not None:
+            advice = ' For several choices of Label Studio write type = "multi" and choices = true.'
+        elif _may_be_spans([value] if is_one_of_several else value):
             advice = ' If these are spans of characters, write type = "token" and tags = "spans".'
         elif isinstance(value, list) and not is_one_of_several:
             advice = ' For any number of labels write type = "multi", for one label a word type = "token".'
         raise UserError(f"{row.where}: {column!r} must be a label, found {as_json(value)}.{advice}")
     return label.strip()
+
+
+def choices_in(value: object) -> list[Any] | None:
+    """The labels in what Label Studio exports for several choices, ``{"choices": [...]}``; None if it is not that."""
+    found = value.get(CHOICES) if isinstance(value, dict) and len(value) == 1 else None
+    return found if isinstance(found, list) else None
 
 
 def token_labels(value: Any, row: Record, column: str, names: dict[str, str] | None = None) -> list[str]:

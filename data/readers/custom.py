@@ -48,6 +48,7 @@ Paths in the TOML file are relative to its folder; ``~`` and environment variabl
     labels = ["refund", "delivery"]
     separator = "|"                   # between the labels in a cell; default: a cell has a list
     # or: columns = ["refund", "delivery"], instead of labels: a column of 0 and 1 for each; see `data.readers.multi`
+    # or: choices = true, for Label Studio's exports
 
 A token column holds a list of labels in JSON lines, and labels separated by spaces (or a JSON list) in CSV. They are
 types or tags of types (``B-product I-product O``), which have the entities' boundaries for the strict slot score; see

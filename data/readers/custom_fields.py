@@ -35,6 +35,7 @@ class FieldTable(msgspec.Struct):
     answer: str | None = None
     separator: str | None = None
     columns: list[str] | dict[str, str] | None = None
+    choices: bool = False
 
 
 # What predict.py names the columns that it adds, beside one for each field.
@@ -56,7 +57,7 @@ class CustomField:
             (see `data.readers.spans`); None: as each label shows.
         names: labels by the codes that the files have in their place; None: the files have labels.
         labels_from: the split from which the labels were collected; None: they were listed.
-        separator, columns: of a multi field; see `data.readers.multi.MultiCells`.
+        separator, columns, choices: of a multi field; see `data.readers.multi.MultiCells`.
     """
 
     name: str
@@ -70,11 +71,12 @@ class CustomField:
     labels_from: str | None = None
     separator: str | None = None
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    choices: bool = False
 
     @property
     def cells(self) -> MultiCells:
         """Where a table has the labels of a multi field."""
-        return MultiCells(self.column, self.separator, self.columns)
+        return MultiCells(self.column, self.separator, self.columns, self.choices)
 
 
 def is_taken(name: str, fields: Iterable[str]) -> bool:
@@ -107,11 +109,11 @@ def read_field(entry: FieldTable, where: str, files: dict[str, tuple[Source, ...
         raise UserError(f"{where}: 'tags' is for fields of type \"token\" only.")
     if entry.names is not None and entry.tags == SPANS:
         raise UserError(f"{where}: 'names' is for codes in the place of labels; spans have labels.")
-    for key in ("separator", "columns"):
-        if kind != "multi" and getattr(entry, key) is not None:
+    for key in ("separator", "columns", "choices"):
+        if kind != "multi" and getattr(entry, key) not in (None, False):
             raise UserError(f"{where}: '{key}' is for fields of type \"multi\" only.")
     n_given = sum(given is not None for given in (entry.labels, entry.labels_from, entry.names))
-    if problem := key_problem(entry.columns, entry.separator, entry.column, n_given > 0):
+    if problem := key_problem(entry.columns, entry.separator, entry.column, n_given > 0, entry.choices):
         raise UserError(f"{where}: {problem}")
     columns = columns_of(entry.columns)
     if not columns and n_given != 1:
@@ -140,7 +142,7 @@ def read_field(entry: FieldTable, where: str, files: dict[str, tuple[Source, ...
         if split not in files:
             raise UserError(f"{where}: labels_from {split!r} is not a split in [files].{nearest(split, files)}")
         if kind == "multi":
-            labels = collect_multi(files[split], dialect, MultiCells(column, entry.separator, {}))
+            labels = collect_multi(files[split], dialect, MultiCells(column, entry.separator, {}, entry.choices))
         else:
             labels = collect_labels(files[split], dialect, column, kind, other, tags)
     check_labels(labels, kind, other, answer, where)
@@ -151,7 +153,18 @@ def read_field(entry: FieldTable, where: str, files: dict[str, tuple[Source, ...
                 "several. Choose another separator, or give the labels as JSON lists."
             )
     return CustomField(
-        name, kind, tuple(labels), column, other, answer, tags, entry.names, entry.labels_from, entry.separator, columns
+        name,
+        kind,
+        tuple(labels),
+        column,
+        other,
+        answer,
+        tags,
+        entry.names,
+        entry.labels_from,
+        entry.separator,
+        columns,
+        entry.choices,
     )
 
 

@@ -5,6 +5,7 @@
     separator = "|"             a|c
     columns = ["a", "b", "c"]   three columns of 0 and 1, which are named like the labels: 1, 0, 1
     columns = {a = "is_a", …}   the same, with other names
+    choices = true              {"choices": ["a", "c"]}, as Label Studio exports several; one label is a text: a
 
 An empty list or cell is no label. The order does not matter, and a label that is there twice counts once.
 """
@@ -19,7 +20,7 @@ from typing import Any
 from data.answers import literal
 from data.characters import by_appearance, find
 from data.errors import UserError, as_json, nearest
-from data.readers.cells import add_labels, check_commas, class_label, labelled, one_of_each, value_of
+from data.readers.cells import add_labels, check_commas, choices_in, class_label, labelled, one_of_each, value_of
 from data.readers.records import Record
 from data.readers.sources import Source, name_of
 from data.readers.tables import Dialect
@@ -37,11 +38,13 @@ class MultiCells:
         column: that has all labels; not used with ``columns``.
         separator: between the labels in its cells; None: a cell has a list.
         columns: by label, its column of 0 and 1; empty: there is one column for all.
+        choices: a text that is no list is one label. Else it is an error, as there may be a separator in it.
     """
 
     column: str
     separator: str | None
     columns: dict[str, str]
+    choices: bool = False
 
     def written(self, row: Record) -> list[str]:
         """The labels of a record, as they are written there.
@@ -58,6 +61,10 @@ class MultiCells:
 
     def _listed(self, value: Any, row: Record) -> list[Any]:
         listed = ([] if not value.strip() else written_list(value)) if isinstance(value, str) else value
+        if (chosen := choices_in(listed)) is not None:
+            listed = chosen
+        elif self.choices and isinstance(value, str) and not isinstance(listed, list):
+            return [value]
         if isinstance(listed, list):
             if isinstance(value, str):
                 check_commas(value, f"{row.where}: {self.column!r}")
@@ -66,6 +73,7 @@ class MultiCells:
         if isinstance(value, str):
             usual = next((separator for separator in USUAL_SEPARATORS if separator in value), "|")
             advice = f" If a character separates the labels, name it in the field: {set_to(usual)}."
+            advice += ' If other cells are {"choices": [...]}, as Label Studio writes them: set choices = true.'
         raise UserError(f"{row.where}: {self.column!r} must be a list of labels, found {as_json(value)}.{advice}")
 
 
@@ -189,9 +197,15 @@ def columns_of(columns: list[str] | dict[str, str] | None) -> dict[str, str]:
 
 
 def key_problem(
-    columns: list[str] | dict[str, str] | None, separator: str | None, column: str | None, labels_given: bool
+    columns: list[str] | dict[str, str] | None,
+    separator: str | None,
+    column: str | None,
+    labels_given: bool,
+    choices: bool = False,
 ) -> str:
     """What is wrong with the keys of a multi field, in words; empty if nothing is."""
+    if choices and (columns is not None or separator is not None):
+        return f"choices is for texts and lists; omit it, or {'columns' if separator is None else 'separator'}."
     if columns is None:
         return ""
     if not columns:

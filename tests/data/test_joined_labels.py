@@ -34,6 +34,11 @@ from data.tasks import ClassField, MultiField, Task
         (["1", "2", "5", "1,5", "2,5", "1/2"], None),
         (["1", "2", "5", "1;5", "2;5"], "2 topics labels: '1;5', '2;5' seem to be several labels with ';'"),
         (["x", "y", "x;z", "[x", "x]"], None),
+        (
+            ["x", '{"choices": ["x", "y"]}'],
+            'seems to be several labels: set type = "multi" and choices = true in the field.',
+        ),
+        (["x", "{'y': 1}"], "the topics label \"{'y': 1}\" is a JSON object: write the labels"),
     ],
 )
 def test_class_labels_that_are_several(labels: list[str], said: str | None) -> None:

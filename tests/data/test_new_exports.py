@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 
+from data.check import main as check
+from data.source import load_examples
+from data.tasks import get_task
 from tests.data.test_new import table, written
 from tests.data.test_new_lists import column_of
 
@@ -88,3 +92,45 @@ def test_a_column_of_universal_dependencies_that_is_named(capsys, tmp_path: Path
     write_universal(tmp_path / "t.conllu")
     found, _ = written(capsys, tmp_path / "t.conllu", "--label", "feats")
     assert column_of(found) == ("form", "feats", "token")
+
+
+# --- Label Studio -----------------------------------------------------------------------------------------------------
+
+CHOSEN = ("price", {"choices": ["price", "screen"]}, "screen", {"choices": ["battery", "screen", "price"]})
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.csv"])
+def test_one_choice_and_several_of_label_studio(capsys, tmp_path: Path, name: str) -> None:
+    """In JSON-MIN a text or an object, in CSV the JSON text of it. Some texts have none of the labels."""
+    path = tmp_path / name
+    rows = [{"id": n, "review": f"some words {n}", "topics": CHOSEN[n % 4]} for n in range(24)]
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        rows[0]["topics"] = ""
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0])
+            writer.writeheader()
+            cells = (json.dumps(row["topics"]) if isinstance(row["topics"], dict) else row["topics"] for row in rows)
+            writer.writerows(row | {"topics": cell} for row, cell in zip(rows, cells, strict=True))
+    found, text = written(capsys, path)
+    assert found["fields"] == [{"name": "topics", "type": "multi", "choices": True, "labels_from": "train"}]
+    assert "3 different in these rows: " in text
+    labels = [example.label_set("topics") for example in load_examples(get_task(tmp_path / "t.toml"), "train")]
+    assert labels[1:4] == [("price", "screen"), ("screen",), ("battery", "price", "screen")]
+    assert labels[0] == (("price",) if path.suffix == ".json" else ())
+    # What a person wrote by hand, or before several labels came: the check says what they are.
+    task = (tmp_path / "t.toml").read_text()
+    if path.suffix == ".csv":
+        single = task.replace('type = "multi"', 'type = "class"').replace("choices =", "# choices =")
+        (tmp_path / "t.toml").write_text('missing = "skip"\n' + single)
+        assert check([str(tmp_path / "t.toml")]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "2 topics labels:" in shown and 'several labels: set type = "multi" and choices = true' in shown
+    else:
+        (tmp_path / "t.toml").write_text(task.replace('type = "multi"', 'type = "class"').replace("choices =", "# "))
+        assert check([str(tmp_path / "t.toml")]) == 2
+        assert 'For several choices of Label Studio write type = "multi" and choices' in capsys.readouterr().err
+    (tmp_path / "t.toml").write_text(task.replace("choices = true", "#"))
+    assert check([str(tmp_path / "t.toml")]) == 2
+    assert "set choices = true" in capsys.readouterr().err

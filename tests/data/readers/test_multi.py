@@ -61,6 +61,19 @@ def test_cells_of_json_lines(tmp_path: Path) -> None:
     assert labels_of(tmp_path, LABELS + 'separator = "|"\n', both, "table.jsonl") == [("billing", "refund"), ("café",)]
 
 
+def test_choices_of_label_studio(tmp_path: Path) -> None:
+    """One label is a text, also one with a comma in it; several are an object."""
+    cells = ("refund", {"choices": ["refund", "billing"]}, " café ", ["billing"], "", {"choices": []})
+    expected = [("refund",), ("billing", "refund"), ("café",), ("billing",), (), ()]
+    assert labels_of(tmp_path, LABELS + "choices = true\n", rows(*cells), "table.jsonl") == expected
+    texts = [cell if isinstance(cell, str) else json.dumps(cell) for cell in cells]
+    assert labels_of(tmp_path, LABELS + "choices = true\n", rows(*texts), "table.jsonl") == expected
+    collected = 'labels_from = "test"\nchoices = true\n'
+    assert labels_of(tmp_path, collected, rows("a, b", {"choices": ["c"]}), "table.jsonl") == [("a, b",), ("c",)]
+    with pytest.raises(UserError, match=r'must be a list of labels, found {"choice": "refund"}'):
+        labels_of(tmp_path, LABELS + "choices = true\n", rows({"choice": "refund"}), "table.jsonl")
+
+
 def test_labels_that_are_numbers(tmp_path: Path) -> None:
     assert labels_of(tmp_path, 'labels = ["1", "2"]\n', rows([2, "1"]), "table.jsonl") == [("1", "2")]
 
@@ -111,6 +124,8 @@ def test_one_label_is_enough(tmp_path: Path) -> None:
         (LABELS + 'other = "x"\n', "'other' is for fields of type \"token\" only"),
         (LABELS + 'answer = "list"\n', "'answer' is for fields of type \"token\" only"),
         (LABELS + 'tags = "bio"\n', "'tags' is for fields of type \"token\" only"),
+        (LABELS + 'choices = true\nseparator = "|"\n', "choices is for texts and lists; omit it, or separator"),
+        ('choices = true\ncolumns = ["a"]\n', "choices is for texts and lists; omit it, or columns"),
         (LABELS + 'columns = ["a"]\n', "columns says which labels there are; omit labels and labels_from"),
         ('labels_from = "test"\ncolumns = ["a"]\n', "columns says which labels there are; omit labels"),
         ('columns = ["a"]\nseparator = "|"\n', "columns has a column for each label; omit separator"),
@@ -132,7 +147,7 @@ def test_wrong_keys(tmp_path: Path, keys: str, message: str) -> None:
 
 @pytest.mark.parametrize("kind", ["class", "token"])
 def test_keys_of_multi_fields_alone(tmp_path: Path, kind: str) -> None:
-    for key in ('separator = "|"', 'columns = ["a"]'):
+    for key in ('separator = "|"', 'columns = ["a"]', "choices = true"):
         (tmp_path / "table.csv").write_text("text,topics\na,x\n")
         head = HEAD.replace('"multi"', f'"{kind}"')
         (tmp_path / "task.toml").write_text(head.format("table.csv") + 'labels = ["x", "y"]\n' + key)
