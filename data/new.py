@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ from data.errors import UserError, shortened
 from data.files.documents import permitted, readable
 from data.files.paths import parsed_paths
 from data.guess import Guess, guess, open_named
+from data.readers.cells import missing_column
 from data.readers.custom_examples import MANY_SKIPPED
 from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
@@ -98,8 +100,8 @@ def new_task(
     if target.exists():
         raise UserError(f"{target} exists, and is not overwritten. Move it, or change it by hand.")
     found = guess(file, format, text, label, encoding)
-    others = _other_splits(file, format, found)
-    lines = "\n".join(_lines(file, _name(stem, file), found, others)) + "\n"
+    others, unlabelled = _other_splits(file, format, found)
+    lines = "\n".join(_lines(file, _name(stem, file), found, others, unlabelled)) + "\n"
     with readable(target), target.open("x", encoding="utf-8") as stream:
         stream.write(lines)
     try:
@@ -122,9 +124,13 @@ def _name(stem: str, file: Path) -> str:
     return f"my_{name}" if name in TASKS or not name else name
 
 
-def _other_splits(file: Path, format: str, found: Guess) -> dict[str, str]:
-    """By split, the name of a file beside this one that is called after it and has the same columns."""
+def _other_splits(file: Path, format: str, found: Guess) -> tuple[dict[str, str], list[str]]:
+    """By split, the name of a file beside this one that is called after it and has the same columns.
+
+    Also the names of those in which no row has a text and a label, as of a competition, so that they cannot be splits.
+    """
     others: dict[str, str] = {}
+    unlabelled: list[str] = []
     for split, words in OTHERS.items():
         for word in words:
             beside = file.with_name(TRAIN.sub(word, file.name))
@@ -134,14 +140,23 @@ def _other_splits(file: Path, format: str, found: Guess) -> dict[str, str]:
                 with open_named(beside, format, found.dialect) as table:
                     first = next(table.records, None)
                     columns = table.columns or tuple(first.values if first else ())
+                    if not set(found.used) <= set(columns):
+                        continue
+                    rows = chain([first] if first else [], table.records)
+                    # Of a row that cannot be read the check tells; one with too few cells is a gap.
+                    is_split = any(
+                        not row.is_short if row.error else missing_column(row, found.used) is None for row in rows
+                    )
             except UserError:
                 continue  # the check of a task that names it would tell why
-            if set(found.used) <= set(columns):
+            if is_split:
                 others.setdefault(split, beside.name)
-    return others
+            else:
+                unlabelled.append(beside.name)
+    return others, unlabelled
 
 
-def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Iterator[str]:
+def _lines(file: Path, name: str, found: Guess, others: dict[str, str], unlabelled: Iterable[str]) -> Iterator[str]:
     """The lines of the task file."""
     text, label = found.columns[found.text], found.columns[found.label]
     yield f"# Written by data.new. Guessed from {found.looked_at} of {_shown(file.name)}: read and correct it."
@@ -169,6 +184,8 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str]) -> Itera
     for split in ("dev", "test"):
         if split in others:
             yield f"{_pair(split, others[split])}  # beside it, with the same columns"
+    for other in unlabelled:
+        yield f"# {_shown(other)} is left out: no row of it has a text and a label. predict.py labels its texts."
     if "test" not in others:
         yield '# test = "..."  # labelled texts that are not in train: eval.py scores on them'
         yield ""

@@ -103,7 +103,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
                 keys.append(key)
                 if group_column is not None:
                     groups.append(group_of(row, group_column))
-    gaps.report()
+    gaps.report(len(examples))
     if not examples:
         raise UserError(f"{name_of(files)}: no examples in it.{gaps.all_skipped()}")
     if is_cut:
@@ -198,16 +198,27 @@ class _Gaps:
             else:
                 self.first.append(str(no_column(row, column)).rstrip("."))
 
-    def report(self) -> None:
-        """A UserError if there are any and they are not to be skipped."""
+    def report(self, n_examples: int) -> None:
+        """A UserError if there are any and they are not to be skipped.
+
+        Args:
+            n_examples: that have no gap. Without any, nothing is left if the others are skipped.
+        """
         if not self.first or self.spec.missing == "skip":
             return
-        raise UserError(
-            f'{self._shown()}. Fill them in, or write missing = "skip" in {self.spec.path.name} to leave them out.'
-        )
+        advice = self._remove() if not n_examples else ""
+        skip = "" if advice else f', or write missing = "skip" in {self.spec.path.name} to leave them out'
+        raise UserError(f"{self._shown()}. Fill them in{skip}.{advice}")
 
     def all_skipped(self) -> str:
-        return f" All were skipped: {self._shown()}." if self.first else ""
+        return f" All were skipped: {self._shown()}.{self._remove()}" if self.first else ""
+
+    def _remove(self) -> str:
+        """What to do about a split without any example; empty if there is no training without it."""
+        if self.split == TRAIN:
+            return ""
+        where = "splits" if self.spec.dataset else "[files]"
+        return f" No example of it has all values. To do without it, remove {self.split} from {where}.{WITHOUT_LABELS}"
 
     def _shown(self) -> str:
         n = self.columns.total()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from data.check import main as check
+from data.errors import UserError
+from data.new import main
 from data.source import load_examples
 from data.tasks import get_task
-from tests.data.test_new import table, written
+from tests.data.test_new import rows, table, written
 from tests.data.test_new_lists import column_of
 
 # --- Kaggle -----------------------------------------------------------------------------------------------------------
@@ -26,8 +29,8 @@ def tagged(n: int) -> tuple[str, list[str], list[str], list[str]]:
 @pytest.mark.parametrize("options", ["", "--text Sentence", "--label Tag"])
 def test_two_lists_of_tags_beside_a_text(capsys, tmp_path: Path, options: str) -> None:
     """The tags are not the words of each other, though they are equally long."""
-    rows = [(n, *tagged(n)) for n in range(24)]
-    content = table(((n, text, pos, tags) for n, text, _, pos, tags in rows), "Sentence #;Sentence;POS;Tag", ";")
+    body = [(n, *tagged(n)) for n in range(24)]
+    content = table(((n, text, pos, tags) for n, text, _, pos, tags in body), "Sentence #;Sentence;POS;Tag", ";")
     (tmp_path / "t.csv").write_text(content)
     found, _ = written(capsys, tmp_path / "t.csv", *options.split())
     assert column_of(found) == ("Sentence", "Tag", "token")
@@ -36,7 +39,7 @@ def test_two_lists_of_tags_beside_a_text(capsys, tmp_path: Path, options: str) -
     (tmp_path / "t.jsonl").write_text(
         "".join(
             json.dumps({"Sentence": text, "words": words, "POS": pos, "Tag": tags}) + "\n"
-            for _, text, words, pos, tags in rows
+            for _, text, words, pos, tags in body
         )
     )
     found, _ = written(capsys, tmp_path / "t.jsonl", *options.split())
@@ -103,16 +106,16 @@ CHOSEN = ("price", {"choices": ["price", "screen"]}, "screen", {"choices": ["bat
 def test_one_choice_and_several_of_label_studio(capsys, tmp_path: Path, name: str) -> None:
     """In JSON-MIN a text or an object, in CSV the JSON text of it. Some texts have none of the labels."""
     path = tmp_path / name
-    rows = [{"id": n, "review": f"some words {n}", "topics": CHOSEN[n % 4]} for n in range(24)]
+    body = [{"id": n, "review": f"some words {n}", "topics": CHOSEN[n % 4]} for n in range(24)]
     if path.suffix == ".json":
-        path.write_text(json.dumps(rows))
+        path.write_text(json.dumps(body))
     else:
-        rows[0]["topics"] = ""
+        body[0]["topics"] = ""
         with path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, rows[0])
+            writer = csv.DictWriter(stream, body[0])
             writer.writeheader()
-            cells = (json.dumps(row["topics"]) if isinstance(row["topics"], dict) else row["topics"] for row in rows)
-            writer.writerows(row | {"topics": cell} for row, cell in zip(rows, cells, strict=True))
+            cells = (json.dumps(row["topics"]) if isinstance(row["topics"], dict) else row["topics"] for row in body)
+            writer.writerows(row | {"topics": cell} for row, cell in zip(body, cells, strict=True))
     found, text = written(capsys, path)
     assert found["fields"] == [{"name": "topics", "type": "multi", "choices": True, "labels_from": "train"}]
     assert "3 different in these rows: " in text
@@ -134,3 +137,35 @@ def test_one_choice_and_several_of_label_studio(capsys, tmp_path: Path, name: st
     (tmp_path / "t.toml").write_text(task.replace("choices = true", "#"))
     assert check([str(tmp_path / "t.toml")]) == 2
     assert "set choices = true" in capsys.readouterr().err
+
+
+# --- a test file without labels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rest", ["", "some other words,\n" * 3, "short\n" * 2, ",a\n"])
+def test_a_file_beside_it_without_labels_is_no_split(capsys, tmp_path: Path, rest: str) -> None:
+    (tmp_path / "train.csv").write_text(table(rows()))
+    (tmp_path / "dev.csv").write_text(table([("words without a label", ""), ("other words", "a")]))
+    (tmp_path / "test.csv").write_text("text,label\n" + rest)
+    assert main([str(tmp_path / "train.csv")]) == 0
+    text = (tmp_path / "train.toml").read_text()
+    assert tomllib.loads(text)["files"] == {"train": "train.csv", "dev": "dev.csv"}
+    assert "\n# 'test.csv' is left out: no row of it has a text and a label. predict.py labels its texts.\n" in text
+    # The gap of dev is for the user to decide, and the advice is good.
+    capsys.readouterr()
+    assert check([str(tmp_path / "train.toml")]) == 2 and 'write missing = "skip"' in capsys.readouterr().err
+    (tmp_path / "train.toml").write_text('missing = "skip"\n' + text)
+    assert check([str(tmp_path / "train.toml")]) == 0
+
+
+@pytest.mark.parametrize("missing", ["", 'missing = "skip"\n'])
+def test_the_advice_about_a_split_without_labels(tmp_path: Path, missing: str) -> None:
+    """To skip all its examples is none."""
+    (tmp_path / "train.csv").write_text(table(rows()))
+    (tmp_path / "test.csv").write_text(table([("some words", ""), ("other words", "")]))
+    assert main([str(tmp_path / "train.csv")]) == 0
+    task = (tmp_path / "train.toml").read_text().replace("[files]\n", '[files]\ntest = "test.csv"\n')
+    (tmp_path / "train.toml").write_text(missing + task)
+    with pytest.raises(UserError, match=r"remove test from \[files\]. Texts without labels are for predict.py") as said:
+        load_examples(get_task(tmp_path / "train.toml"), "test")
+    assert "test.csv, line 2: 'label' is empty" in str(said.value) and "write missing" not in str(said.value)
