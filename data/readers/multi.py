@@ -13,7 +13,7 @@ An empty list or cell is no label. The order does not matter, and a label that i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from data.readers.tables import Dialect
 
 USUAL_SEPARATORS = "|;,/\t"
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+PAIRS = 3  # of numbers with a separator between them at least, that are taken for several labels
 UNLABELLED = " Texts without labels are for predict.py."
 
 
@@ -153,18 +154,38 @@ def joined_labels(labels: Sequence[str], own: str | None) -> tuple[list[str], st
 def several_in_one(labels: Sequence[str]) -> tuple[list[str], str]:
     """Labels of a class field that are probably several: as `joined_labels`, if most of their parts are labels as well.
 
-    So ``rec/autos`` and the like are labels, and so are numbers with a comma or a slash. Between spaces are labels only
-    if all labels are of parts that begin with ``#``, or each part is a label by itself as well.
+    So ``rec/autos`` and the like are labels, and so are most numbers with a comma or a slash (`_are_numbered`). Between
+    spaces are labels only if all labels are of parts that begin with ``#``, or each part is a label by itself as well.
     """
     joined, separator = joined_labels(labels, None)
     parts = {part for label in joined for part in parts_of(label, separator)}
     is_number = separator in (",", "/") and not any(map(str.isalpha, "".join(joined)))
+    is_number = is_number and not _are_numbered(joined, separator, labels)
     if joined and not is_number and 2 * len(parts.intersection(labels)) > len(parts):
         return joined, separator
     joined = [label for label in labels if len(label.split()) > 1]
     parts = {part for label in joined for part in label.split()}
     are_tags = all(part.startswith("#") for label in labels for part in label.split())
     return (joined, " ") if joined and (are_tags or parts <= {*labels}) else ([], "")
+
+
+def _are_numbered(joined: Sequence[str], separator: str, labels: Collection[str]) -> bool:
+    """Whether labels such as ``0,2`` are several numbers, not one with a fraction.
+
+    No number has two separators. Of those with one, sets are written in ascending order (0,1 and 1,2 and 0,2), and
+    their numbers are on both sides. Half stars (3,5 and 4,5) have the same on the right, of which 5,5 has two.
+    """
+    lists = [parts_of(label, separator) for label in joined]
+    if any(len(parts) > 2 for parts in lists):
+        return True
+    first, last = {parts[0] for parts in lists}, {parts[-1] for parts in lists}
+    return (
+        len(lists) >= PAIRS
+        and all(part.isdecimal() for part in first | last)
+        and all(int(parts[0]) < int(parts[-1]) for parts in lists)
+        and first | last <= {*labels}
+        and bool(first & last)
+    )
 
 
 def written_list(text: str) -> object:

@@ -32,6 +32,15 @@ from data.tasks import ClassField, MultiField, Task
         (["a/x", "a/y", "b/x", "b/y"], None),  # no part is a label
         (["a", "a/x", "a/y", "b/x", "b/y"], None),  # one of four is
         (["1", "2", "5", "1,5", "2,5", "1/2"], None),
+        (["0", "2", "5", "0,2", "0,2,5"], "2 topics labels: '0,2', '0,2,5' seem to be several labels with ','"),
+        (["0", "2", "5", "0/2", "0/2/5"], "seem to be several labels with '/'"),
+        (["0", "1", "2", "0,1", "0,2", "1,2"], "3 topics labels: '0,1', '0,2', '1,2' seem to be several"),
+        (["0", "1", "2", "0,1", "1,2"], None),  # too few to tell
+        (["1", "2", "3", "4", "5", "1,5", "2,5", "3,5", "4,5"], None),  # half stars
+        ([*"123456789", "3,5", "4,5", "5,5", "6,5", "7,5", "8,5"], None),
+        ([*"123456", "1,3", "1,5", "2,3", "2,5", "3,2", "4,1"], None),  # marks
+        (["1", "2", "3", "1,0", "2,0", "1,3", "2,3"], None),
+        (["1", "2", "1,234,567", "2,345,678"], None),
         (["1", "2", "5", "1;5", "2;5"], "2 topics labels: '1;5', '2;5' seem to be several labels with ';'"),
         (["x", "y", "x;z", "[x", "x]"], None),
         (

@@ -169,3 +169,21 @@ def test_the_advice_about_a_split_without_labels(tmp_path: Path, missing: str) -
     with pytest.raises(UserError, match=r"remove test from \[files\]. Texts without labels are for predict.py") as said:
         load_examples(get_task(tmp_path / "train.toml"), "test")
     assert "test.csv, line 2: 'label' is empty" in str(said.value) and "write missing" not in str(said.value)
+
+
+# --- numbers of labels in a cell --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ("27 0 2 0,2 2,4,27 4 27", {"type": "multi", "separator": ","}),  # as of GoEmotions
+        ("3 4 5 3,5 4,5 5 2,5 2", {"type": "class"}),  # half stars
+    ],
+)
+def test_cells_of_numbers(capsys, tmp_path: Path, cells: str, expected: dict[str, str]) -> None:
+    values = cells.split()
+    body = ((f"some words {n}", values[n % len(values)], f"id{n}") for n in range(40))
+    (tmp_path / "t.tsv").write_text(table(body, "text\tlabels\tid", "\t"))
+    found, _ = written(capsys, tmp_path / "t.tsv")
+    assert found["fields"] == [{"name": "labels", "labels_from": "train"} | expected]
