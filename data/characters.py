@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+NO_TEXT = "half a character (an unpaired surrogate), or bytes that are not UTF-8"  # what `is_text` refuses
+
 # Characters that show nothing, besides those of Unicode's categories Cc and Cf: fillers, blanks, variation selectors.
 _BLANK = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0") | {chr(i) for i in range(0xFE00, 0xFE10)}
 _JOINERS = re.compile("(?<=[\0-\u024f])[\u200c\u200d]|[\u200c\u200d](?=[\0-\u024f]|$)|^[\u200c\u200d]")
@@ -61,7 +63,8 @@ def whole_characters(text: str) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be encoded as UTF-8. Half a surrogate pair (``"\\ud800"``), valid in JSON, cannot."""
+    """Whether a string can be encoded as UTF-8. Half a surrogate pair (``"\\ud800"``), valid in JSON, cannot,
+    nor can the bytes of Parquet that are not UTF-8, which are read as such halves."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

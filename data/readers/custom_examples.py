@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from data.characters import by_appearance, find, is_text
+from data.characters import NO_TEXT, by_appearance, find, is_text
 from data.errors import UserError, as_json, nearest
 from data.example import Example
 from data.readers.cells import SPANS, class_label, missing_column, no_column, parsed_list, records, token_labels
@@ -162,7 +162,7 @@ def _text(spec: CustomSpec, row: Record) -> str:
         except UserError as error:
             raise UserError(f"{row.where}: {error}") from error
     if not is_text(text):
-        raise UserError(f"{row.where}: {what} holds half a character (an unpaired surrogate).")
+        raise UserError(f"{row.where}: {what} holds {NO_TEXT}.")
     return text
 
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
-from data.characters import appearance, is_one_line, is_text
+from data.characters import NO_TEXT, appearance, is_one_line, is_text
 from data.errors import UserError
 
 log = logging.getLogger("data")
@@ -26,9 +26,7 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
     """
     for label in labels:
         if not is_text(label):
-            raise UserError(
-                f"{where}: label {ascii(label)} holds half a character (an unpaired surrogate). Correct it."
-            )
+            raise UserError(f"{where}: label {ascii(label)} holds {NO_TEXT}. Correct it.")
         if not appearance(label) or label != label.strip() or not is_one_line(label):
             raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
         if kind == "token" and appearance(label) == appearance(other):

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data.characters import is_text
+from data.characters import NO_TEXT, is_text
 from data.errors import UserError, as_json, nearest
 from data.files.documents import parse_line, readable
 from data.readers import conll
@@ -312,5 +312,5 @@ def problem_of(text: str) -> str:
     if not text.strip():
         return "the text is empty"
     if not is_text(text):
-        return "the text holds half a character (an unpaired surrogate), or bytes that are not UTF-8"
+        return f"the text holds {NO_TEXT}"
     return ""

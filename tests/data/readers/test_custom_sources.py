@@ -290,3 +290,17 @@ def test_spans(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         train(tmp_path, head, fields.replace('labels_from = "train"', 'labels = ["citi"]'))
     with pytest.raises(UserError, match="'names' is for codes"):
         train(tmp_path, head, fields.replace('labels_from = "train"', 'names = { 0 = "city" }'))
+
+
+@pytest.mark.parametrize(
+    ("column", "what"), [("text", "row 2: 'text' holds"), ("queue", r"number 1: label 'a\\udcff' holds")]
+)
+def test_bytes_that_are_not_utf8(tmp_path: Path, column: str, what: str) -> None:
+    """Parquet may have them in place of a text: they are no half of a character."""
+    values = {"text": [b"x", b"y", b"z"], "queue": [b"a", b"b", b"a"]}
+    values[column][1] = b"a\xff"
+    pq.write_table(pa.table(values), tmp_path / "train.parquet")
+    with pytest.raises(
+        UserError, match=f"{what} half a character .an unpaired surrogate., or bytes that are not UTF-8"
+    ):
+        train(tmp_path, '[files]\ntrain = "train.parquet"')
