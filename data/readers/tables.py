@@ -46,6 +46,7 @@ NEXT_STEPS = {  # for files that are not read, by the end of their names
     ),
 }
 DELIMITERS = (",", ";", "\t", "|")  # that messages suggest
+LIST_OF_RECORDS = re.compile(r"\s*\[\s*(\{|$)")  # what begins a JSON document, on one line or on many
 EXCELS_FIRST_LINE = re.compile(r'"?sep=([^"])"?')  # of a CSV file, before its header
 LINE_COLUMN = "text"  # the one column of plain lines
 
@@ -165,9 +166,11 @@ def _line_records(lines: Lines) -> Iterator[Record]:
 
 
 def _json_records(lines: Lines) -> Iterator[Record]:
+    is_first = True
     for number, line, error in lines:
         if not line.strip():
             continue
+        is_document, is_first = is_first and LIST_OF_RECORDS.match(line) is not None, False
         where = f"{lines.name}, line {number}"
         values: Any = {}
         if not error:
@@ -175,7 +178,11 @@ def _json_records(lines: Lines) -> Iterator[Record]:
                 values = parse_line(line.rstrip("\r\n"), where, dict[str, Any], as_python=True)
             except UserError as caught:
                 error = str(caught)
-        if error and not line.endswith(("\n", "\r")):
+        if error and is_document:
+            error = (
+                f"{error.rstrip('.')}. It seems to be one JSON document with a list: give the file the ending .json."
+            )
+        elif error and not line.endswith(("\n", "\r")):
             error += CUT_OFF
         yield Record(where, number, {} if error else values, error)
 

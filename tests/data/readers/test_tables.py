@@ -192,6 +192,7 @@ CUT = "The input ends in this line without a line break; it may be cut off."
         ("jsonl", b'{"a": 1}\n{"a": "x', {2: CUT}),
         ("jsonl", b'{"a": 1}\n{"a": "\xc3', {2: CUT}),
         ("jsonl", b'{"a": 1}\n{"a": 2}', {}),  # complete, only its line break is missing
+        ("jsonl", b'["a"]', {1: CUT}),  # a list, but not of records
         ("lines", b"a\nb \xff\nc\n", {2: "t, line 2: not UTF-8 (byte 0xff)"}),
         ("lines", b"a\nb \xed\xa0\x80\nc\n", {2: "t, line 2: not UTF-8 (byte 0xed)"}),  # half a character in UTF-8
         ("lines", b"a\nb \xe2\x82", {2: CUT}),
@@ -207,6 +208,13 @@ def test_a_record_that_cannot_be_read(format: str, content: bytes, errors: dict[
         assert record.where == f"t, line {record.line}" and bool(record.values) != bool(record.error)
         if record.error:
             assert errors[record.line] in record.error and record.error.startswith(f"{record.where}: ")
+
+
+@pytest.mark.parametrize("content", ['[{"a": 1}, {"a": 2}]', '\n [\n{"a": 1},\n{"a": 2}\n]\n', '[{"a": 1},\n{"a": 2}]'])
+def test_a_document_of_json_is_no_json_lines(content: str) -> None:
+    first, *others = (record.error for record in read(content.encode(), "jsonl"))
+    assert first.endswith(". It seems to be one JSON document with a list: give the file the ending .json.")
+    assert not any(".json." in error for error in others) and [r.values for r in read(content.encode(), "json")]
 
 
 def test_a_row_of_parquet_that_cannot_be_read(tmp_path: Path) -> None:
