@@ -121,7 +121,9 @@ def _name(stem: str, file: Path) -> str:
     if TRAIN.fullmatch(stem) or stem.lower() == "data":
         stem = file.resolve().parent.name
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("_.-")
-    return f"my_{name}" if name in TASKS or not name else name
+    if not name:  # of no letter or digit of ASCII, as in a file that is named in Russian
+        return "my_task"
+    return f"my_{name}" if name in TASKS else name
 
 
 def _other_splits(file: Path, format: str, found: Guess) -> tuple[dict[str, str], list[str]]:

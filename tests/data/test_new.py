@@ -228,7 +228,7 @@ def test_names_that_mean_something(capsys, tmp_path: Path) -> None:
     assert found["files"]["train"] == file.name and found["fields"][0]["name"] == 'la[b]el "#" \\'
     assert found["name"] == "we_ir_d_HOME" and check([str(file.with_suffix(".toml"))]) == 0
     # The name of a built-in task; a name without a letter that may be in one.
-    for name, expected in (("20ng_20", "my_20ng_20"), ("天", "my_")):
+    for name, expected in (("20ng_20", "my_20ng_20"), ("天", "my_task")):
         file = tmp_path / f"{name}.csv"
         file.write_text(table(rows()))
         assert new_task(file)[0].name == expected

@@ -11,7 +11,7 @@ import pytest
 
 from data.check import main as check
 from data.errors import UserError
-from data.new import main
+from data.new import main, new_task
 from data.source import load_examples
 from data.tasks import get_task
 from tests.data.test_new import rows, table, written
@@ -187,3 +187,13 @@ def test_cells_of_numbers(capsys, tmp_path: Path, cells: str, expected: dict[str
     (tmp_path / "t.tsv").write_text(table(body, "text\tlabels\tid", "\t"))
     found, _ = written(capsys, tmp_path / "t.tsv")
     assert found["fields"] == [{"name": "labels", "labels_from": "train"} | expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("отзывы.csv", "my_task"), ("отзывы/train.csv", "my_task"), ("отзывы_2.csv", "2"), ("20ng_7.csv", "my_20ng_7")],
+)
+def test_names_of_tasks(tmp_path: Path, name: str, expected: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(table(rows()))
+    assert new_task(tmp_path / name)[0].name == expected
