@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import xxhash
 
+from checkpoints_tools.formats import METADATA
 from checkpoints_tools.json_files import write_json
 from data.commands import quoted
 from data.errors import UserError
@@ -151,7 +152,7 @@ def _replace_checksums(folder: Path, files: Mapping[str, FileSums]) -> None:
 
 
 def _has_sums(path: Path) -> bool:
-    hidden = path.name.startswith(".") and path.name != ".metadata"
+    hidden = path.name.startswith(".") and path.name != METADATA
     return not hidden and path.suffix != ".md" and path.name != CHECKSUMS
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from data.errors import UserError
 
 GGUF_MAGIC = b"GGUF"
+METADATA = ".metadata"  # of a training checkpoint: which file has which part of a tensor
 GGUF_NAMES = "*.[gG][gG][uU][fF]"  # of GGUF files in a folder, which may hold thousands of others
 
 

@@ -22,7 +22,6 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from checkpoints_tools.checksums import (
     CHECKSUMS,
@@ -33,7 +32,7 @@ from checkpoints_tools.checksums import (
     write_checksums,
 )
 from checkpoints_tools.convert import open_source
-from checkpoints_tools.sharded import METADATA, read_metadata
+from checkpoints_tools.formats import METADATA
 from checkpoints_tools.source import TensorInfo, expected_shapes, find_problems
 from data.command_line import cli
 from data.errors import UserError
@@ -57,6 +56,10 @@ class InspectArgs:
 
 def read_run_checkpoint(folder: Path) -> dict[str, TensorInfo]:
     """Tensors of a training checkpoint (torch.distributed.checkpoint): parameters and optimizer states."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # it and the next take a second
+
+    from checkpoints_tools.sharded import read_metadata
+
     entries = read_metadata(folder).state_dict_metadata
     return {
         name: TensorInfo(tuple(entry.size), str(entry.properties.dtype).removeprefix("torch."))

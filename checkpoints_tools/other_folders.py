@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from checkpoints_tools.formats import is_gguf, is_meta_folder
+from checkpoints_tools.formats import METADATA, is_gguf, is_meta_folder
 from data.errors import UserError
 from data.files.documents import read_json
 from data.files.listing import files_found, link_of
@@ -119,7 +119,7 @@ def _hub_cache(folder: Path) -> str | None:
 
 
 def _training_checkpoint(folder: Path) -> str | None:
-    if not (folder / ".metadata").is_file():
+    if not (folder / METADATA).is_file():
         return None
     return (
         f"{folder} is a training checkpoint (torch.distributed.checkpoint). A run continues from it with --resume, and "

@@ -40,13 +40,12 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from checkpoints_tools.checksums import CheckedFile, read_checksums
+from checkpoints_tools.formats import METADATA
 from checkpoints_tools.pickles import Unusable, decode
 from checkpoints_tools.torch_files import DTYPES, load_part, map_file
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import read_bytes
-
-METADATA = ".metadata"
 
 
 def load_sharded(folder: Path, state: dict[str, Any]) -> None:

@@ -62,6 +62,11 @@ def test_labelling_texts(tmp_path: Path) -> None:
     assert "torch" in imported and not imported & (TABLES | SHARDING | COMPILER)
 
 
+def test_inspecting_a_checkpoint() -> None:
+    shown, imported = start("checkpoints_tools.inspect", EXPORT)
+    assert "every tensor fits" in shown and not imported & (TABLES | SHARDING | COMPILER)
+
+
 def test_scoring(tmp_path: Path) -> None:
     """scikit-learn computes the figures."""
     options = ["--checkpoint", EXPORT, "--task", TICKETS, "--limit", 2, "--device", "cpu", "--output", tmp_path / "run"]

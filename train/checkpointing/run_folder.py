@@ -22,6 +22,7 @@ import re
 from pathlib import Path
 
 from checkpoints_tools.checksums import CHECKSUMS, read_checksums
+from checkpoints_tools.formats import METADATA
 from data.errors import UserError
 from data.files.durable import sync, write_text
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, steps_in
@@ -62,7 +63,7 @@ def is_export(folder: Path) -> bool:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a run has saved this folder, complete or damaged. A link to a folder is not the run's."""
-    return not folder.is_symlink() and ((folder / RUN_FILE).is_file() or (folder / ".metadata").is_file())
+    return not folder.is_symlink() and ((folder / RUN_FILE).is_file() or (folder / METADATA).is_file())
 
 
 def checkpoints_in(output: Path) -> list[Path]:
