@@ -22,6 +22,7 @@ if __name__ == "__main__":
 import logging
 
 from train.checkpointing.base import with_moved_base
+from train.checkpointing.run_folder import recover_checkpoints
 from train.next_command import planned_command, scoring_advice
 from train.parallel.distributed import run_guarded, set_up_logging, start
 from train.planning.memory import count_parameters
@@ -52,6 +53,7 @@ def main() -> None:
 
 
 def run(config: TrainConfig) -> None:
+    recover_checkpoints(config.checkpoint.output)
     config = with_moved_base(config)
     setup = open_run(config)  # checks everything it can before the process group starts
     world = start(setup.device, setup.mesh_shape)

@@ -3,14 +3,16 @@
 Nothing is deleted or overwritten that this program did not make. `check` says so before any work. Whatever appears
 during the run, such as a user's notes in ``best/``, is moved aside, to a name that begins with ``kept_``.
 
-An export replaces that of an earlier step like this, on rank 0. Each step is on the disk before the next one begins::
+An export replaces that of an earlier step like this, on rank 0. Each step is on the disk before the next one begins. So
+does a checkpoint, from ``.step_000012.partial``, that is saved again: of a run that was stopped before a scoring::
 
     .best.new        written, under yet another name, synced, renamed: complete
     best  -> .best.old
     .best.new -> best
     .best.old        deleted
 
-If the process is killed in between, `recover` finishes the work when the run is started again.
+If the process is killed in between, `recover` finishes the work when the run is started again, and
+`recover_checkpoints` takes the old one back.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import hashlib
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from checkpoints_tools.checksums import CHECKSUMS, read_checksums
@@ -50,7 +53,7 @@ def new_folder(folder: Path) -> Path:
 
 
 def old_folder(folder: Path) -> Path:
-    """Where the export before is until it is deleted."""
+    """Where the export or checkpoint before is until it is deleted."""
     return folder.with_name(f".{folder.name}.old")
 
 
@@ -144,14 +147,23 @@ def _not_an_export(folder: Path, started: bool, partly: bool) -> str | None:
 
 def replace_export(folder: Path) -> None:
     """Put the complete `new_folder` in the place of ``folder``."""
+    _replace(folder, new_folder(folder), is_export(folder))
+
+
+def replace_checkpoint(folder: Path, new: Path) -> None:
+    """Put the complete checkpoint ``new`` in the place of ``folder``."""
+    _replace(folder, new, is_checkpoint(folder))
+
+
+def _replace(folder: Path, new: Path, ours: bool) -> None:
     old = old_folder(folder)
     discard(old, ours=True)
-    if is_export(folder):
+    if ours:
         folder.rename(old)
         sync(folder.parent)
     else:
         discard(folder, ours=False)
-    new_folder(folder).rename(folder)
+    new.rename(folder)
     sync(folder.parent)
     discard(old, ours=True)
 
@@ -172,9 +184,20 @@ def recover(output: Path) -> None:
             path.unlink()
 
 
+def recover_checkpoints(output: Path) -> None:
+    """Take back a checkpoint that was to be replaced when the process was killed. Every rank may do so at once."""
+    for old in (output / "checkpoints").glob(".step_*.old"):
+        folder = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+        if is_checkpoint(old) and not os.path.lexists(folder):
+            with suppress(FileNotFoundError):  # another rank was faster
+                old.rename(folder)
+                log.info("%s is restored from %s", folder, old)
+                sync(folder.parent)
+
+
 def leftovers(output: Path) -> list[Path]:
     """What a killed process did not finish writing or deleting."""
-    found = [*(output / "checkpoints").glob(".step_*.partial")]
+    found = [path for ending in ("partial", "old") for path in (output / "checkpoints").glob(f".step_*.{ending}")]
     for name in EXPORTS:
         found += [new_folder(output / name), old_folder(output / name)]
         found += output.glob(f"..{name}.new.partial-*")

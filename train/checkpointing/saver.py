@@ -221,9 +221,7 @@ class Saver:
                 write_checksums(partial, {name: sums for theirs in everyone for name, sums in theirs.items()})
                 sync(partial / CHECKSUMS)
                 sync(partial)
-                run_folder.discard(final, run_folder.is_checkpoint(final))
-                partial.rename(final)
-                sync(self.checkpoints)
+                run_folder.replace_checkpoint(final, partial)
                 # Newer ones are what a resumed run has skipped, because they are damaged: they are not counted.
                 saved = run_folder.checkpoints_in(self.checkpoints.parent)
                 for old in saved[: saved.index(final) + 1][: -self.keep]:

@@ -118,12 +118,8 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("moment", range(9))
-def test_a_kill_leaves_the_old_or_the_new_export(moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process ends before the n-th change of the disk; the next start finds a whole export under its name."""
-    best = tmp_path / "best"
-    export(best, 1)
-    export(run_folder.new_folder(best), 2)
+def killed_before_change(moment: int, of: int, patch: pytest.MonkeyPatch, replace: Callable[[], None]) -> None:
+    """The process ends before the n-th change of the disk, of so many."""
     left = moment
     real = {name: getattr(Path, name) for name in ("rename", "unlink", "rmdir")}
 
@@ -137,20 +133,48 @@ def test_a_kill_leaves_the_old_or_the_new_export(moment: int, tmp_path: Path, mo
 
         return change
 
-    with monkeypatch.context() as patch:
+    with patch.context() as inner:
         for name in real:
-            patch.setattr(Path, name, counted(name))
-        if moment < 8:
+            inner.setattr(Path, name, counted(name))
+        if moment < of:
             with pytest.raises(Killed):
-                run_folder.replace_export(best)
+                replace()
         else:
-            run_folder.replace_export(best)
+            replace()
             assert left == 0, "all moments were tried"
+
+
+@pytest.mark.parametrize("moment", range(9))
+def test_a_kill_leaves_the_old_or_the_new_export(moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next start finds a whole export under its name."""
+    best = tmp_path / "best"
+    export(best, 1)
+    export(run_folder.new_folder(best), 2)
+    killed_before_change(moment, 8, monkeypatch, lambda: run_folder.replace_export(best))
     run_folder.recover(tmp_path)
     for folder in run_folder.leftovers(tmp_path):
         run_folder.discard(folder, ours=True)
     assert step_of(best) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_kill_leaves_the_old_or_the_new_checkpoint(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a step that is saved again; it may be the only one."""
+    folder, new = tmp_path / "checkpoints" / "step_000004", tmp_path / "checkpoints" / ".step_000004.partial"
+    for path, text in ((folder, "old"), (new, "new")):
+        path.mkdir(parents=True)
+        for name in ("run.json", "__0_0.distcp"):
+            (path / name).write_text(text)
+    killed_before_change(moment, 5, monkeypatch, lambda: run_folder.replace_checkpoint(folder, new))
+    run_folder.recover_checkpoints(tmp_path)
+    for leftover in run_folder.leftovers(tmp_path):
+        run_folder.discard(leftover, ours=True)
+    assert [path.name for path in folder.parent.iterdir()] == ["step_000004"]
+    text = b"old" if moment < 2 else b"new"
+    assert snapshot(folder) == {"run.json": text, "__0_0.distcp": text}
 
 
 def test_the_old_export_comes_back_if_there_is_no_new_one(tmp_path: Path) -> None:
@@ -231,6 +255,18 @@ def test_what_appears_during_the_run_is_moved_aside(what: str, tmp_path: Path) -
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_was_being_replaced(
+    train_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    args = [*train_args, "--save_every", "4", "--export", "off", "--resume", "auto"]
+    call_main(monkeypatch, "train.py", *args)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000006")
+    only = tmp_path / "run" / "checkpoints" / "step_000004"
+    only.rename(run_folder.old_folder(only))
+    call_main(monkeypatch, "train.py", *args)
+    assert f"resuming after step 4 from {only}" in capsys.readouterr().out
 
 
 def test_keep_deletes_only_checkpoints(train_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
