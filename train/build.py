@@ -61,11 +61,12 @@ def build_model(config: TrainConfig, setup: Setup, world: World) -> tuple[nn.Mod
         return model, False
     fields, random = fittable(model, fresh)
     if not setup.total_steps and (random or not fields):
-        what = f"the new heads of {', '.join(random)} are not that" if random else "the checkpoint's heads are not new"
-        raise UserError(
-            f"--steps 0 trains new heads of one linear layer and nothing else; {what}. Give some steps, or --head "
-            "linear or mean."
+        what = (
+            f"the new heads of {', '.join(random)} are not that. Give some steps, or --head linear or mean."
+            if random
+            else "the checkpoint's heads are not new. Give some steps, or the checkpoint from before its fine-tuning."
         )
+        raise UserError(f"--steps 0 trains new heads of one linear layer and nothing else; {what}")
     if fields:
         fit_heads(model, fields, setup.samples, config.batch.row_length, config.train.seed)
     elif fresh:

@@ -193,8 +193,8 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(warmup >= 0 and (warmup < 1 or warmup % 1 == 0), "warmup_steps", "0 or more, and whole from 1 on")
     must(0 <= optim.beta1 < 1, "beta1", "in [0, 1)")
     must(0 <= optim.beta2 < 1, "beta2", "in [0, 1)")
-    must(optim.eps > 0, "eps", "above 0")
-    must(optim.weight_decay >= 0, "weight_decay", "0 or more")
+    must(0 < optim.eps < math.inf, "eps", "above 0, and finite")
+    must(0 <= optim.weight_decay < math.inf, "weight_decay", "0 or more, and finite")
     must(optim.clip >= 0, "clip", "0 (off) or more")
     may_be_none = train.fit_heads and not config.plan.plan
     must(

@@ -37,6 +37,7 @@ from train.config import TrainConfig
 
 # Fewer training texts a label than these are few. On both tables of docs/few_labels.md, training the encoder paid at 64
 # and hardly at 16; the trained decoder was still behind the frozen encoder at 64.
+MOST_STEPS = 10**9
 FEW = {"encoder": 32, "decoder": 65}
 
 log = logging.getLogger(__name__)
@@ -212,13 +213,16 @@ def count_steps(config: TrainConfig, loader: StepLoader) -> int:
     """Optimizer steps of a run, from ``steps`` or ``epochs``.
 
     Raises:
-        UserError: the warm-up is not shorter.
+        UserError: these are more than any run takes, or the warm-up is not shorter.
     """
     train, warmup = config.train, config.optim.warmup_steps
     total = train.steps
     if total is None:
         assert train.epochs is not None, "find_problems requires one of the two"
-        total = max(loader.n_steps_for(train.epochs), train.min_steps)
+        total = max(loader.n_steps_for(min(train.epochs, MOST_STEPS)), train.min_steps)
+    if max(total, train.epochs or 0) > MOST_STEPS:
+        given = f"steps = {train.steps}" if train.steps is not None else f"epochs = {train.epochs:g}"
+        raise UserError(f"{given}: a run has at most {MOST_STEPS:,} steps.")
     if 1 <= warmup > total - 1:
         raise UserError(f"warmup_steps = {warmup:g} must be less than the {total} steps of the run.")
     return total

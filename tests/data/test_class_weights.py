@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
@@ -36,6 +38,12 @@ def test_words_name_fields_or_labels() -> None:
         "area": {"a=b": 3.0, "other": 0.0, "billing": 0.5},
     }
     assert read("other=2", task=ONE) == {"area": {"other": 2.0}}
+
+
+def test_a_field_before_the_colon_comes_before_a_label_with_one() -> None:
+    task = dataclasses.replace(ONE, fields=(ClassField("q", ("a", "q:a")), ClassField("z", ("a", "q:a"))))
+    assert read("q:a=2", "z:a=4", task=task) == {"q": {"a": 2.0}, "z": {"a": 4.0}}
+    assert read("q:q:a=3", "z:q:a=5", task=task) == {"q": {"q:a": 3.0}, "z": {"q:a": 5.0}}
 
 
 @pytest.mark.parametrize(

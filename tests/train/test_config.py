@@ -195,6 +195,8 @@ def test_a_switch_may_have_one_more_value(name: str, tmp_path: Path) -> None:
         (["--batch_size", "0"], "batch_size = 0: must be at least 1"),
         (["--lr", "-1"], "lr = -1.0"),
         (["--lr", "nan"], "lr = nan"),
+        (["--eps", "inf"], "eps = inf: must be above 0, and finite."),
+        (["--weight_decay", "inf"], "weight_decay = inf: must be 0 or more, and finite."),
         (["--holdout", "0.1"], "give --eval_every"),
         (["--eval_every", "10"], "give --holdout"),
         (["--steps", "5", "--warmup_steps", "5"], "warmup_steps = 5 must be less than steps = 5."),

@@ -165,6 +165,9 @@ def test_without_a_step_the_heads_alone_are_trained(
         assert not any(said in card for said in ("fine-tuned", "all weights trained", "steps", "learning rate"))
     again = load_config([*args, "--resume"])
     assert Trainer(again, open_run(again), world, HeldOutScoring(again, setup, world)).is_done
+    more = load_config([*args, "--checkpoint", str(tmp_path / "run/export"), "--output", str(tmp_path / "more")])
+    with pytest.raises(UserError, match="heads are not new. Give some steps, or the checkpoint from before its fine-t"):
+        Trainer(more, open_run(more), world, HeldOutScoring(more, setup, world))
 
 
 def test_fitted_heads_are_the_first_candidate_for_the_best(own_task: list[str], world, tmp_path: Path) -> None:
