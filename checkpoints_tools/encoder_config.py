@@ -249,7 +249,7 @@ def usual_head(folder: Path) -> HeadKind:
         if (found.architectures or [""])[0].endswith("ForSequenceClassification"):
             return "dense"
         top = folder.resolve().parent if (folder.resolve().parent / "modules.json").is_file() else folder
-        poolings = sorted(top.glob("*_Pooling/config.json"))
+        poolings = sorted(path for path in top.glob("*_Pooling/config.json") if path.is_file())
         return "mean" if any(read_json(path, _Pooling).is_mean for path in poolings) else "linear"
     except UserError:
         return "linear"

@@ -161,7 +161,9 @@ def _no_checkpoint(folder: Path, spec: ModelSpec | None) -> str:
         how = f"\n{how_to_complete(folder, spec)}" if weights else ""
         return f"{folder} has no config.json, so it is not a checkpoint folder; it holds {files_found(folder)}.{how}"
     around = folder.absolute().parent
-    beside = sorted(str(p.parent) for name in ("config", "params") for p in around.glob(f"*/{name}.json"))
+    beside = sorted(
+        str(p.parent) for name in ("config", "params") for p in around.glob(f"*/{name}.json") if p.is_file()
+    )
     found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
     how = how_to_get(folder, spec)
     if is_of_a_run(folder):

@@ -110,7 +110,8 @@ def _hub_cache(folder: Path) -> str | None:
         repositories = [folder]
     if not repositories:
         return None
-    snapshots = [path.parent for repo in repositories for path in sorted(repo.glob("snapshots/*/config.json"))]
+    configs = [path for repo in repositories for path in sorted(repo.glob("snapshots/*/config.json"))]
+    snapshots = [path.parent for path in configs if path.is_file()]  # Python 3.13 lists broken links too
     if not snapshots:
         inside = [path for repo in repositories for path in sorted(repo.glob("snapshots/*/"))]
         found = f"; {inside[0]} holds {files_found(inside[0])}" if inside else ""

@@ -33,6 +33,7 @@ _NAMES = {
     "object": "an object",
     "null": "null",
 }
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')  # of JSON
 # A key of TOML with so many parts; to decode one takes time that grows with more than the square of their number.
 _KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
 _DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY}\.[ \t]*){{{limits.DEPTH}}}", re.MULTILINE)
@@ -131,10 +132,18 @@ def _why_not_json(content: bytes, is_line: bool = False) -> str:
     except UnicodeDecodeError as undecoded:
         return f"not JSON (byte {undecoded.start + 1} is not UTF-8)"
     except json.JSONDecodeError as found:
+        if _open_at(found.doc[: found.pos]) > limits.DEPTH:  # Python 3.13 reads thousands of levels
+            return f"nested more than {limits.DEPTH} levels deep"
         place = f" at character {found.pos + 1}" if is_line else f", line {found.lineno}, column {found.colno}"
         return f"not JSON ({found.msg.removesuffix(' at')}{place})"
     except ValueError:  # a number with thousands of digits
         return f"a number with more than {limits.DIGITS} digits"
+
+
+def _open_at(begin: str) -> int:
+    """How many lists and objects are open at the end of a valid beginning of a document."""
+    outside = _TEXT.sub("", begin)
+    return sum(outside.count(opening) for opening in "[{") - sum(outside.count(closing) for closing in "]}")
 
 
 def parse_toml(text: str, where: str, shape: Any = dict[str, Any]) -> Any:

@@ -143,6 +143,8 @@ def test_toml(text: str, expected: str):
         ('{"a": 1', "config.json: not JSON (Expecting ',' delimiter at character 8)."),
         ('{"a": NaN}', "config.json: not JSON (it has NaN"),
         ("[" * 5000, f"nested more than {limits.DEPTH} levels deep"),
+        ("[" * 70, f"nested more than {limits.DEPTH} levels deep"),
+        ('{"a": "' + "[" * 70 + '\\"["', "config.json: not JSON (Expecting ',' delimiter at character 82)."),
         ("9" * 5000, f"a number with more than {limits.DIGITS} digits"),
     ],
 )
