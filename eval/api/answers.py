@@ -44,7 +44,7 @@ class Answer:
     Attributes:
         answer: the text; if the model refused, its refusal.
         request: `Request.fingerprint` of what was asked; empty: not known.
-        finish_reason: the server's: "stop", "length", "content_filter", ...
+        finish_reason: the server's: "stop", "length", "content_filter", ...; or "no_choices", if it sent none.
         refused: the model or the server's filter refused to answer.
         model: the model's name according to the server.
         prompt_tokens, completion_tokens: the server's ``usage``; None if it sent none.

@@ -19,7 +19,16 @@ from data.errors import UserError, nearest
 from data.files import limits
 from data.files.documents import parse_line
 from eval.api.answers import Answer
-from eval.api.responses import clean, error_details, is_html, read_completion, refusal_in, seconds_to_wait, without_key
+from eval.api.responses import (
+    NO_CHOICES,
+    clean,
+    error_details,
+    is_html,
+    read_completion,
+    refusal_in,
+    seconds_to_wait,
+    without_key,
+)
 from eval.api.setup import ApiSetup, Request
 
 KEY_ENV = "OPENAI_API_KEY"
@@ -42,11 +51,19 @@ class TryAgain(Exception):
         after: seconds to wait according to the server; None: it does not say.
         lost: the server may have charged it.
         limited: a rate limit.
+        empty: the answer to keep if the last attempt fails in this way too; None: the run ends then.
     """
 
-    def __init__(self, reason: str, after: float | None = None, lost: bool = False, limited: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        after: float | None = None,
+        lost: bool = False,
+        limited: bool = False,
+        empty: Answer | None = None,
+    ) -> None:
         super().__init__(reason)
-        self.after, self.lost, self.limited = after, lost, limited
+        self.after, self.lost, self.limited, self.empty = after, lost, limited, empty
 
 
 def find_key(setup: ApiSetup) -> str | None:
@@ -123,7 +140,10 @@ class Server:
         if isinstance(found, int):
             found = refusal_in(found, error_details(text), request.example.id) or found
         if isinstance(found, Answer):
-            return replace(found, request=request.fingerprint, seconds=round(time.perf_counter() - start, 3))
+            found = replace(found, request=request.fingerprint, seconds=round(time.perf_counter() - start, 3))
+            if found.finish_reason == NO_CHOICES:
+                raise TryAgain("an answer without choices", lost=True, empty=found)
+            return found
         if sent_seed is not None and found in (400, 422) and _SEED.search(text):
             if self.seed is not None:
                 log.info("%s takes no seed; asked without", self.setup.host)
@@ -144,8 +164,8 @@ class Server:
         answer = read_completion(record, request.example.id)
         if answer is None:
             raise UserError(
-                f"{self.setup.base_url} does not answer as the OpenAI chat API does, but with "
-                f"{self.clean(text)[:80]!r}. Check --base_url."
+                f"example {request.example.id}: {self.setup.base_url} does not answer as the OpenAI chat API does, but "
+                f"with {self.clean(text)[:80]!r}. Check --base_url."
             )
         if answer.finish_reason == "error":  # some proxies say so of a model that failed
             raise TryAgain("an answer that ends in an error", lost=True)

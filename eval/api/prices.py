@@ -133,16 +133,20 @@ class Budget:
                 self.reserved -= most(self.prices, request)
                 self.spent += dollars
 
-    def lose(self, request: Request) -> bool:
-        """Count an attempt as charged without an answer, and reserve another. False if that may pass the limit."""
+    def lose(self, request: Request, empty: Answer | None = None) -> bool:
+        """Count an attempt as charged without an answer, and reserve another. False if that may pass the limit.
+
+        Args:
+            empty: what came instead, if it has the server's ``usage``.
+        """
         if self.prices is not None:
-            self.spend(request, most(self.prices, request))
+            self.spend(request, cost_of(self.prices, empty, request) if empty else most(self.prices, request))
         return self.reserve(request)
 
 
-def lost(request: Request) -> Lost:
-    """An attempt at a request that may have been charged."""
-    return Lost(request.example.id, *at_most(request))
+def lost(request: Request, empty: Answer | None = None) -> Lost:
+    """An attempt at a request that may have been charged; see `Budget.lose`."""
+    return Lost(request.example.id, *((empty and empty.usage) or at_most(request)))
 
 
 def total(

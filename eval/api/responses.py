@@ -20,17 +20,21 @@ QUOTED = 300  # characters of a server's text in a message
 FILTER_CODES = ("content_filter", "content_policy_violation", "invalid_prompt")  # Azure, OpenAI; proxies keep them
 # In messages, of Azure, LiteLLM and OpenRouter, whose codes are numbers.
 _FILTERED = re.compile("content management policy|ContentPolicyViolation|input was flagged")
+NO_CHOICES = "no_choices"  # the reason, in our words, why such an answer is empty
 _KEY = re.compile(r"\b(sk-|Bearer )[^\s\"'.,;]+(\.[^\s\"'.,;]+)*")  # a key, also one that the server has masked
 
 
 def read_completion(record: Any, example_id: str) -> Answer | None:
     """The answer in a chat completion, as the API returns it and a batch's output has it; None if it is none.
 
-    An empty answer and a refusal are answers. Some servers send them without a message.
+    An empty answer and a refusal are answers. Some servers send them without a message. Some proxies and filters send
+    no choices at all: that is an empty answer, whose ``finish_reason`` is `NO_CHOICES`.
     """
     try:
-        choice = record["choices"][0]
-        message, usage = choice.get("message"), record.get("usage") or {}
+        if record["choices"] in (None, []) and not record.get("error"):
+            record = record | {"choices": [{"message": {}, "finish_reason": NO_CHOICES}]}
+        choice, usage = record["choices"][0], record.get("usage")
+        message, usage = choice.get("message"), usage if isinstance(usage, dict) else {}
         if message is None and choice.get("finish_reason") in ("content_filter", "length"):  # nothing was written
             message = {}
         content, refusal = message.get("content"), message.get("refusal")

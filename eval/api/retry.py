@@ -17,9 +17,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 from data.errors import UserError
-from eval.api.answers import Answer
+from eval.api.answers import Answer, Lost
 from eval.api.client import TryAgain
-from eval.api.prices import Budget, at_most, cost_of
+from eval.api.prices import Budget, at_most, cost_of, lost
 from eval.api.setup import Request
 
 FIRST_SECONDS, MOST_SECONDS = 1.0, 60.0  # of a wait; it doubles with each attempt
@@ -42,7 +42,7 @@ class Asking:
     """
 
     send: Callable[[Request], Answer]
-    lose: Callable[[Request], None]
+    lose: Callable[[Lost], None]
     budget: Budget
     attempts: int
     concurrency: int
@@ -144,11 +144,16 @@ def ask(asking: Asking, request: Request) -> Answer | None:
             asking.budget.spend(request, 0.0)
             return None
         try:
-            answer = asking.send(request)
+            return _paid(asking, request, asking.send(request), attempt)
         except TryAgain as again:
+            if again.empty is not None and n_failed + 1 == asking.attempts:
+                # Some filters answer a text so each time; an error would stop every further start at this example.
+                log.warning("example %s: %s in %d attempts; kept as an empty answer",
+                            request.example.id, again, attempt)  # fmt: skip
+                return _paid(asking, request, again.empty, attempt)
             if again.lost:
-                asking.lose(request)
-                if not asking.budget.lose(request):
+                asking.lose(lost(request, again.empty))
+                if not asking.budget.lose(request, again.empty):
                     raise OverBudget from None
             # Where others get through, waiting as long as now passes a rate limit: attempts before count no more.
             if again.limited and asking.n_answered > n_answered:
@@ -171,10 +176,13 @@ def ask(asking: Asking, request: Request) -> Answer | None:
                 asking.pause(seconds)
             asking.note(f"{reason}: example {request.example.id} is sent again in {seconds:.1f} s")
             asking.sleep(seconds)
-        else:
-            if asking.budget.prices is not None:
-                asking.budget.spend(request, cost_of(asking.budget.prices, answer, request))
-            return replace(answer, attempts=attempt, at_most=None if answer.usage else at_most(request))
+
+
+def _paid(asking: Asking, request: Request, answer: Answer, attempts: int) -> Answer:
+    """An answer as it is kept; its cost is counted."""
+    if asking.budget.prices is not None:
+        asking.budget.spend(request, cost_of(asking.budget.prices, answer, request))
+    return replace(answer, attempts=attempts, at_most=None if answer.usage else at_most(request))
 
 
 def wait_before(attempt: int) -> float:

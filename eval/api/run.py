@@ -22,7 +22,7 @@ from eval.api.answers import Answer, AnswersFile, Lost, match, open_answers
 from eval.api.batch import dump_requests, read_answers
 from eval.api.client import Server, find_key
 from eval.api.estimate import confirm, describe, estimate
-from eval.api.prices import Budget, Prices, lost, most, read_prices, total
+from eval.api.prices import Budget, Prices, most, read_prices, total
 from eval.api.retry import Asking, ask_all
 from eval.api.setup import ApiSetup, Request, open_api
 from eval.config import EvalConfig
@@ -115,7 +115,7 @@ def _get_answers(setup: ApiSetup, prices: Prices | None, file: AnswersFile) -> t
     if not confirm(options.yes):
         return found, None
     budget = Budget(options.max_cost, prices, spent)
-    asking = Asking(server.ask, lambda request: file.lose(lost(request)), budget, options.attempts, options.concurrency)
+    asking = Asking(server.ask, file.lose, budget, options.attempts, options.concurrency)
 
     def kept() -> str:
         if not found:

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from data.errors import UserError
-from eval.results import read_predictions, read_results
+from eval.results import PREDICTIONS, RESULTS, read_predictions, read_results
 from tests.eval.api.server import USAGE, Reply, chat, completion, send
+from train.errors import RunStopped
 
 AZURE = "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
 FLAGGED = 'Your chosen model requires moderation and your input was flagged for "harassment". No credits were charged.'
@@ -73,3 +74,65 @@ def test_a_choice_without_a_message_is_an_empty_answer(run, server, message):
     server.script.append(choose("stop"))
     with pytest.raises(UserError, match="does not answer as the OpenAI chat API does"):
         run("--output", output / "other")
+
+
+def without_choices(choices: list | None, usage: object = USAGE) -> Reply:
+    return send(200, chat("") | {"choices": choices, "usage": usage})
+
+
+@pytest.mark.parametrize("choices", [[], None])
+def test_an_answer_without_choices_is_tried_again_and_then_empty(run, server, caplog, choices):
+    """Each attempt is paid, and the example stops no later start."""
+    server.script.extend([completion("alarm_set"), *[without_choices(choices)] * 3])
+    output = run("--concurrency", 1, "--attempts", 3)
+    results, predictions = read_results(output), read_predictions(output)
+    assert len(server.bodies) == 8 and [p.raw for p in predictions] == ["alarm_set", "", *["alarm_set"] * 4]
+    assert results.counts["empty"] == 1 and results.counts["refused"] == results.counts["without_usage"] == 0
+    assert results.settings["resent"] == results.settings["lost"] == 2
+    lines = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
+    assert lines[2] == lines[3] == {"lost": predictions[1].id, **USAGE}
+    assert lines[4]["finish_reason"] == "no_choices" and lines[4]["attempts"] == 3
+    assert f"example {predictions[1].id}: an answer without choices in 3 attempts" in caplog.text
+    run("--concurrency", 1)
+    assert len(server.bodies) == 8
+
+
+def test_what_answers_without_choices_cost_is_in_the_budget(run, server, tmp_path):
+    path = tmp_path / "prices.toml"
+    path.write_text("date = 2025-01-31\n[models.fake]\ninput = 100\noutput = 1000.0\n")
+    server.script.extend([without_choices([]), without_choices([], None), completion("alarm_set")])
+    results = read_results(run("--prices", path, "--limit", 1))
+    each = (500 * 100 + 7 * 1000) / 1e6
+    body = server.bodies[0]
+    n_bytes = sum(len(message["content"].encode()) for message in body["messages"])
+    most = (n_bytes * 100 + body["max_tokens"] * 1000) / 1e6
+    assert 2 * each + most < results.settings["dollars"] < 2 * each + 1.1 * most, "without usage, the most"
+    for name in (RESULTS, PREDICTIONS):
+        (tmp_path / "out" / name).unlink()
+    spent = results.settings["dollars"]
+    with pytest.raises(UserError, match=rf"does not suffice for the next request.* after \${spent:.4f}"):
+        run("--prices", path, "--max_cost", spent, "--limit", 2)
+    server.script.append(without_choices([]))
+    limit = spent + each + 1.05 * most  # enough for the next attempt, but not if the one before counts as the most
+    try:
+        run("--prices", path, "--max_cost", limit, "--limit", 2)
+    except RunStopped as error:
+        pytest.fail(str(error))
+
+
+def test_an_answer_without_choices_in_a_batch_is_empty(run, tmp_path):
+    run("--dump_requests", tmp_path / "requests.jsonl")
+    ids = [json.loads(line)["custom_id"] for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    bodies = [chat("") | {"choices": []}, chat("") | {"choices": None}, *[chat("alarm_set")] * 4]
+    responses = [{"status_code": 200, "body": body} for body in bodies]
+    lines = [{"custom_id": i, "response": r, "error": None} for i, r in zip(ids, responses, strict=True)]
+    (tmp_path / "batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    counts = read_results(run("--answers", tmp_path / "batch.jsonl")).counts
+    assert counts["empty"] == 2 and counts["missing"] == counts["refused"] == 0
+
+
+@pytest.mark.parametrize("usage", [[1, 2], "none", 7, True])
+def test_a_usage_that_is_no_object_is_none(run, server, usage):
+    server.script.extend([send(200, chat("alarm_set") | {"usage": usage})] * 2)
+    counts = read_results(run()).counts
+    assert counts["without_usage"] == 2 and counts["empty"] == 0 and len(server.bodies) == 6
