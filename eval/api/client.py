@@ -109,13 +109,18 @@ class Server:
         seconds = setup.options.api.timeout
         with _hidden(() if setup.is_own_server else FOR_OPENAI):
             hooks = {"response": [_read_within_limit]}
-            self.client = openai.OpenAI(
-                http_client=openai.DefaultHttpxClient(event_hooks=hooks),
-                api_key=key or NO_KEY,
-                base_url=setup.base_url,
-                timeout=openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
-                max_retries=0,  # ours are in retry.py
-            )
+            connections = openai.DefaultHttpxClient(event_hooks=hooks)
+            try:
+                self.client = openai.OpenAI(
+                    http_client=connections,
+                    api_key=key or NO_KEY,
+                    base_url=setup.base_url,
+                    timeout=openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
+                    max_retries=0,  # ours are in retry.py
+                )
+            except Exception as error:  # its own class: for URLs it has stricter rules than Python
+                url = self.clean(setup.base_url)
+                raise UserError(f"--base_url {url} is not a URL for the package openai: {error}") from None
 
     def ask(self, request: Request) -> Answer:
         """Send a request once.
@@ -133,6 +138,11 @@ class Server:
             what = "the connection broke" if _reached(error) else f"no connection to {self.setup.host}"
             reason = self.clean(str(error.__cause__ or error))
             raise TryAgain(f"{what} ({reason})", lost=_reached(error)) from None
+        except UnicodeError as error:  # of the host's name; that of --base_url was checked before
+            raise UserError(
+                f"no connection to {self.setup.host}: a proxy, or an address to which the server redirects, is no host "
+                f"name ({error}). Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and --base_url."
+            ) from None
         except self.openai.APIStatusError as error:
             response = error.response
         status, text = response.status_code, without_key(response.text, self.key)

@@ -12,6 +12,7 @@ from train import options
 
 # Options about asking. --dump_requests and --answers ask nothing.
 ASKING = ("base_url", "key_env", "concurrency", "attempts", "timeout", "max_cost", "yes")
+LONGEST_TIMEOUT = 1_000_000  # seconds; what the operating system waits for has a limit not far above
 
 
 def api_problems(config: EvalConfig, spec: ApiModel) -> list[str]:
@@ -49,6 +50,8 @@ def api_problems(config: EvalConfig, spec: ApiModel) -> list[str]:
         value = getattr(api, name)
         if value is not None and not value > 0:
             problems.append(f"{name} = {value}: must be above 0.")
+    if api.timeout > LONGEST_TIMEOUT:
+        problems.append(f"timeout = {api.timeout}: must be at most {LONGEST_TIMEOUT:,} seconds.")
     return problems
 
 
@@ -71,8 +74,16 @@ def _url_problems(url: str) -> list[str]:
         return ["base_url is not a URL. It looks like http://localhost:8080/v1."]
     if parts.username or parts.password or parts.query or parts.fragment:  # not repeated: it may be a key
         return ["base_url must have no user, password or query. Keys are read from the environment (--key_env)."]
+    if not url.isprintable() or url != url.strip():
+        return [f"base_url = {url!r}: must have no control characters, nor spaces at its ends."]
     if parts.scheme not in ("http", "https") or not host:
         return [f"base_url = {url}: must begin with http:// or https:// and a host, such as http://localhost:8080/v1."]
+    try:
+        host.encode("idna")  # as the connection will; it refuses empty and long parts
+    except UnicodeError:
+        return [
+            f"base_url = {url}: {host!r} is no host name: a part of it is empty, too long or has strange characters."
+        ]
     if parts.path.rstrip("/").endswith("/chat/completions"):
         return [f"base_url = {url}: give the URL before /chat/completions."]
     return []

@@ -187,4 +187,5 @@ def _paid(asking: Asking, request: Request, answer: Answer, attempts: int) -> An
 
 def wait_before(attempt: int) -> float:
     """Seconds to wait before an attempt, from the second on: twice as long each time, with jitter of a half."""
-    return min(FIRST_SECONDS * 2 ** (attempt - 2), MOST_SECONDS) * random.uniform(0.5, 1.0)
+    doubled = FIRST_SECONDS * 2 ** min(attempt - 2, 30)  # a float has no space for 2**1024
+    return min(doubled, MOST_SECONDS) * random.uniform(0.5, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -42,6 +43,9 @@ def test_what_they_take():
     assert config.api.yes and config.api.max_cost == 3 and config.checkpoint is None
     assert load_config([*GPT, "--base_url", "https://proxy.example/v1"]).api.base_url == "https://proxy.example/v1"
     assert load_config(OWN).api.concurrency == 8
+    assert load_config([*OWN, "--timeout", "1e6", "--max_cost", "inf"]).api.max_cost == math.inf
+    for url in ("http://[::1]:8080/v1", "http://bücher.example./v1", "http://my_host/my models/v1"):
+        assert load_config([*OWN, "--base_url", url]).api.base_url == url
     assert load_config([*OWN[:4], "--task", "massive_joint", "--dump_requests", "x"]).api.base_url is None
 
 
@@ -72,10 +76,17 @@ def test_their_options_are_refused_elsewhere():
         (["--model", "api", "--task", "massive_joint"], "needs --base_url, such as"),
         ([*OWN, "--base_url", "localhost:8080"], "must begin with http:// or https://"),
         ([*OWN, "--base_url", "http://[x"], "base_url is not a URL"),
+        ([*OWN, "--base_url", "http://.invalid/v1"], "'.invalid' is no host name"),
+        ([*OWN, "--base_url", f"http://{'a' * 64}.example/v1"], "is no host name: a part of it is empty, too long"),
+        ([*OWN, "--base_url", "http://h/v\x011"], r"base_url = 'http://h/v\x011': must have no control characters"),
+        ([*OWN, "--base_url", "http://h\ud800/v1"], "must have no control characters"),
+        ([*OWN, "--base_url", " http://h/v1"], "nor spaces at its ends"),
         ([*OWN, "--base_url", "http://h/v1/chat/completions"], "give the URL before /chat/completions"),
         ([*OWN, "--concurrency", 0], "concurrency = 0: must be at least 1"),
         ([*OWN, "--attempts", 0], "attempts = 0: must be at least 1"),
         ([*OWN, "--timeout", 0], "timeout = 0.0: must be above 0"),
+        ([*OWN, "--timeout", "inf"], "timeout = inf: must be at most 1,000,000 seconds"),
+        ([*OWN, "--timeout", "1e10"], "timeout = 10000000000.0: must be at most 1,000,000 seconds"),
         ([*OWN, "--max_cost", "nan"], "max_cost = nan: must be above 0"),
         ([*OWN, "--shots", -1], "shots = -1"),
         ([*OWN, "--dump_requests", "a", "--answers", "b"], "give one of the two"),

@@ -205,7 +205,7 @@ def test_what_headers_say_of_waiting():
 
 
 def test_waits_double_up_to_a_minute():
-    for attempt, longest in ((2, 1), (3, 2), (4, 4), (8, 60), (50, 60)):
+    for attempt, longest in ((2, 1), (3, 2), (4, 4), (8, 60), (50, 60), (9999, 60)):
         waits = [retry.wait_before(attempt) for _ in range(50)]
         assert longest / 2 <= min(waits) < max(waits) <= longest
 
