@@ -34,6 +34,9 @@ from eval.api.setup import ApiSetup, Request
 KEY_ENV = "OPENAI_API_KEY"
 # What the client reads from the environment and sends to any server, keys in headers among them.
 FOR_OPENAI = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")
+# What the client reads from the environment about the way to any server. It reads proxies in lower case too.
+PROXIES = tuple(name for own in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY") for name in (own, own.lower()))
+FILES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 NO_KEY = "none"  # the client needs one; servers without keys ignore it
 CONNECT_SECONDS = 10.0
 RETRIED = (408, 409, 425, 429)  # besides all from 500 on
@@ -109,7 +112,10 @@ class Server:
         seconds = setup.options.api.timeout
         with _hidden(() if setup.is_own_server else FOR_OPENAI):
             hooks = {"response": [_read_within_limit]}
-            connections = openai.DefaultHttpxClient(event_hooks=hooks)
+            try:
+                connections = openai.DefaultHttpxClient(event_hooks=hooks)
+            except Exception as error:  # of any kind: it depends on the variable
+                raise _of_environment(error) from None
             try:
                 self.client = openai.OpenAI(
                     http_client=connections,
@@ -247,6 +253,28 @@ def _hidden(names: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         os.environ.update(taken)
+
+
+def _names(variables: Sequence[str]) -> str:
+    """Those that are set."""
+    return ", ".join(name for name in variables if os.environ.get(name))
+
+
+def _of_environment(error: Exception) -> Exception:
+    """What an error in the making of connections means: mostly a variable that concerns them cannot be used.
+
+    Their values are not repeated: a proxy's URL may have a password.
+    """
+    names = _names(FILES if isinstance(error, OSError) else PROXIES)
+    if not names:
+        return error
+    if isinstance(error, OSError):
+        why = f"a file that it names cannot be used ({error.strerror or error}). Name another one"
+    elif isinstance(error, ImportError):
+        why = "a SOCKS proxy needs the package socksio. pip install socksio; or name another proxy"
+    else:
+        why = "a proxy that it names has no URL that can be used. It looks like http://proxy.example:3128. Correct it"
+    return UserError(f"{names} in the environment: {why}, or unset the variable.")
 
 
 def _reached(error: Exception) -> bool:

@@ -3,9 +3,12 @@ and no attempt that did not reach the server counts as paid."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from data.errors import UserError
+from eval.api import client
 from tests.eval.api.server import completion, send
 
 
@@ -20,3 +23,36 @@ def test_a_redirect_to_what_is_no_host(run, server):
     with pytest.raises(UserError, match=r"an address to which the server redirects, is no host name .*1 of 6 answers"):
         run("--concurrency", 1)
     assert len(server.bodies) == 2
+
+
+ENVIRONMENT = {
+    "SOCKS": ("ALL_PROXY", "socks5://me:pass-word@h:1", "a SOCKS proxy needs the package socksio. pip install socksio"),
+    "lower case": ("all_proxy", "socks4://me:pass-word@h:1", "no URL that can be used"),
+    "another scheme": ("HTTP_PROXY", "foo://me:pass-word@h", "no URL that can be used"),
+    "no port": ("HTTPS_PROXY", "http://me:pass-word@h:port", "no URL that can be used. It looks like http://proxy"),
+    "no file": ("SSL_CERT_FILE", "/nonexistent", r"a file that it names cannot be used \(No such file"),
+    "no certificates": ("SSL_CERT_FILE", __file__, "a file that it names cannot be used .*no certificate"),
+}
+
+
+@pytest.mark.parametrize("kind", ENVIRONMENT)
+def test_a_variable_that_cannot_be_used_is_named(run, server, monkeypatch, kind):
+    name, value, message = ENVIRONMENT[kind]
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    for other in (*client.PROXIES, *client.FILES):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^{name} in the environment: .*{message}.*, or unset the variable") as found:
+        run()
+    assert "pass-word" not in str(found.value) and not server.bodies
+
+
+def test_another_error_in_the_making_of_connections_stays_what_it_is(run, monkeypatch):
+    def fail(**_: object) -> None:
+        raise ValueError("a defect")
+
+    for other in (*client.PROXIES, *client.FILES):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setattr("openai.DefaultHttpxClient", fail)
+    with pytest.raises(ValueError, match="a defect"):
+        run()
