@@ -142,6 +142,8 @@ class Server:
             raise TryAgain(f"nothing in {self.setup.options.api.timeout:g} s", lost=_reached(error)) from None
         except self.openai.APIConnectionError as error:
             what = "the connection broke" if _reached(error) else f"no connection to {self.setup.host}"
+            if _is_of(error, "Proxy"):
+                what = f"no connection to {self.setup.host} through the proxy of {_names(PROXIES) or 'the system'}"
             reason = self.clean(str(error.__cause__ or error))
             raise TryAgain(f"{what} ({reason})", lost=_reached(error)) from None
         except UnicodeError as error:  # of the host's name; that of --base_url was checked before
@@ -279,4 +281,9 @@ def _of_environment(error: Exception) -> Exception:
 
 def _reached(error: Exception) -> bool:
     """Whether a connection was made before an error, so that the server may have got the request."""
-    return not type(error.__cause__).__name__.startswith(("Connect", "Pool"))
+    return not _is_of(error, "Connect", "Pool", "Proxy")
+
+
+def _is_of(error: Exception, *kinds: str) -> bool:
+    """Whether the client's error comes from a connection's error of these kinds, by its name."""
+    return type(error.__cause__).__name__.startswith(kinds)

@@ -158,7 +158,7 @@ def _check_maximum(max_cost: float | None, prices: Prices | None, spent: float, 
         raise UserError("--max_cost needs the model's price: name a list that has it with --prices.")
     needed = spent + most(prices, request)
     if needed > max_cost:
-        before = f" after ${spent:.4f} for answers that are there" if spent else ""
+        before = f" after ${spent:.4f} for earlier answers and attempts" if spent else ""
         raise UserError(
             f"--max_cost {max_cost:g} does not suffice for the next request, which may cost up to "
             f"${most(prices, request):.4f}{before}. Give at least {needed:.4f}."

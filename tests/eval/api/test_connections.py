@@ -56,3 +56,14 @@ def test_another_error_in_the_making_of_connections_stays_what_it_is(run, monkey
     monkeypatch.setattr("openai.DefaultHttpxClient", fail)
     with pytest.raises(ValueError, match="a defect"):
         run()
+
+
+def test_a_proxy_that_makes_no_connection_costs_nothing(run, server, monkeypatch, tmp_path):
+    """The fake server is the proxy: it knows no CONNECT, and answers 501."""
+    for other in (*client.PROXIES, "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", server.url.removesuffix("/v1"))
+    message = r"no answer in 2 attempts, at last: no connection to api.invalid through the proxy of HTTPS_PROXY \(501 "
+    with pytest.raises(UserError, match=message):
+        run("--base_url", "https://api.invalid/v1", "--attempts", 2)
+    assert not server.bodies and not (tmp_path / "out").exists(), "no attempt is kept as lost"

@@ -176,7 +176,9 @@ def test_attempts_of_earlier_runs_count(run, server, price_list):
     body = server.bodies[1]
     n_bytes = sum(len(message["content"].encode()) for message in body["messages"])
     lost = 2 * (n_bytes * 100 + body["max_tokens"] * 1000) / 1e6
-    with pytest.raises(UserError, match=r"does not suffice for the next request.* after \$(0\.\d+)") as found:
+    with pytest.raises(
+        UserError, match=r"does not suffice for the next request.* after \$(0\.\d+) for earlier answers and attempts"
+    ) as found:
         run(*options, "--max_cost", lost)
     said = float(str(found.value).split(" after $")[1].split()[0])
     assert lost < said < 1.05 * lost + 2 * EACH
