@@ -145,6 +145,11 @@ class Server:
             if _is_of(error, "Proxy"):
                 what = f"no connection to {self.setup.host} through the proxy of {_names(PROXIES) or 'the system'}"
             reason = self.clean(str(error.__cause__ or error))
+            if "CERTIFICATE_VERIFY_FAILED" in reason:  # no attempt changes that
+                raise UserError(
+                    f"{self.setup.base_url} has a certificate that is not trusted ({reason}). If it is your own "
+                    "or your company's, name its file in the environment: export SSL_CERT_FILE=cert.pem."
+                ) from None
             raise TryAgain(f"{what} ({reason})", lost=_reached(error)) from None
         except UnicodeError as error:  # of the host's name; that of --base_url was checked before
             raise UserError(
@@ -218,6 +223,11 @@ class Server:
                 f"tokens ({setup.counter.how}), are longer than {setup.api_model} takes (HTTP {status}: {said}). Give "
                 f"a --row_length below {setup.max_length:,}: documents are cut to it. Answers whose request stays the "
                 "same are not asked again."
+            )
+        if 200 <= status < 400:
+            raise UserError(
+                f"example {request.example.id}: {url} does not answer with HTTP 200 and a chat completion, but with "
+                f"HTTP {status}{said and f' ({said})'}. Check --base_url."
             )
         raise UserError(
             f"example {request.example.id}: {url} refuses the request (HTTP {status}: {said}). Every "

@@ -3,13 +3,14 @@ and no attempt that did not reach the server counts as paid."""
 
 from __future__ import annotations
 
+import ssl
 import sys
 
 import pytest
 
 from data.errors import UserError
 from eval.api import client
-from tests.eval.api.server import completion, send
+from tests.eval.api.server import chat, completion, send
 
 
 @pytest.mark.parametrize("url", ["http://1.2.3.400/v1", "http://☃.net/v1", "http://h/" + "a" * 70_000])
@@ -67,3 +68,27 @@ def test_a_proxy_that_makes_no_connection_costs_nothing(run, server, monkeypatch
     with pytest.raises(UserError, match=message):
         run("--base_url", "https://api.invalid/v1", "--attempts", 2)
     assert not server.bodies and not (tmp_path / "out").exists(), "no attempt is kept as lost"
+
+
+def test_a_certificate_that_is_not_trusted(run, server, monkeypatch):
+    def refuse(self: ssl.SSLContext, *_: object, **__: object) -> None:
+        tried.append(1)
+        raise ssl.SSLCertVerificationError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+
+    tried: list[int] = []
+    for other in (*client.PROXIES, *client.FILES):
+        monkeypatch.delenv(other, raising=False)
+    for name in ("wrap_socket", "wrap_bio"):
+        monkeypatch.setattr(ssl.SSLContext, name, refuse)
+    with pytest.raises(UserError, match=r"not trusted \(.*self-signed.* export SSL_CERT_FILE=cert.pem") as found:
+        run("--base_url", server.url.replace("http://", "https://"))
+    assert len(tried) == 1 and "--attempts" not in str(found.value)
+
+
+@pytest.mark.parametrize("status, content", [(201, chat("alarm_set")), (202, {"status": "queued"}), (204, None)])
+def test_another_status_of_success_is_no_chat_completion(run, server, status, content):
+    server.script.append(send(status, content, cut=0 if status == 204 else None))
+    with pytest.raises(UserError, match="does not answer with HTTP 200 and a chat completion, but with HTTP ") as found:
+        run()
+    end = {201: "alarm_set", 202: "queued", 204: "HTTP 204. Check --base_url"}[status]
+    assert end in str(found.value) and "max_tokens" not in str(found.value) and len(server.bodies) == 1
