@@ -65,8 +65,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         checkpoint=" + ".join(filter(None, (a.checkpoint, b.checkpoint))),
         weights=" + ".join(filter(None, (a.weights, b.weights))),
         shots=a.shots,
-        counts=count_oddities(predictions)
-        | {"limit_shortened": a.counts.get("limit_shortened", 0) + b.counts.get("limit_shortened", 0)},
+        counts=_counts(a, b, predictions),
         cost={name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost},
         examples=hash_examples([p.example for p in predictions]),
         texts=a.texts if a.texts == b.texts else "",
@@ -143,6 +142,15 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         abstained=(*p.abstained, *q.abstained),
         lenient=None if p.lenient is None or q.lenient is None else {**p.lenient, **q.lenient},
     )
+
+
+def _counts(a: Results, b: Results, joined: Sequence[Prediction]) -> dict[str, int]:
+    """Counts of the joint predictions; of what these do not tell (refusals, say), the sums over both runs' answers."""
+    sums = Counter({"limit_shortened": 0})  # only decoders have it
+    for run in (a, b):
+        sums.update(run.counts)
+    own = count_oddities(joined)
+    return own | {name: n for name, n in sums.items() if name not in own}
 
 
 def _threshold(folder_a: Path, a: Results, folder_b: Path, b: Results) -> float | None:

@@ -105,6 +105,19 @@ def test_two_calls_cost_the_sum(tmp_path):
     assert predictions[0].n_prompt_tokens == 200 and predictions[0].n_labels == {"slots": 2}
 
 
+def test_counts_that_predictions_do_not_have_are_summed(tmp_path):
+    """A server's: without them, refused answers of a joint run would look like unreadable text."""
+    a, b = pair(tmp_path)
+    servers = {"refused": 1, "empty": 2, "missing": 0, "without_usage": 4, "limit_shortened": 3}
+    for folder, counts in ((a, servers | {"truncated": 4}), (b, {"refused": 2, "empty": 1, "truncated": 4})):
+        path = folder / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"counts": counts}))
+    results, _ = combine_runs(a, b)
+    expected = {"refused": 3, "empty": 3, "missing": 0, "without_usage": 4, "limit_shortened": 3}
+    assert {name: results.counts[name] for name in expected} == expected
+    assert results.counts["truncated"] == 0, "what predictions tell is of documents, and counted in them"
+
+
 def test_other_examples_are_refused(tmp_path):
     a = write_single(tmp_path / "a", "massive_intent", INTENTS)
     b = write_single(tmp_path / "b", "massive_slots", SLOTS[:3], gold=GOLD[:3])
