@@ -34,6 +34,7 @@ from eval.study.plan import CELLS, cell_folder, score_folder
 from train.run_lock import process_start
 
 STUDY, RECORD, LOG = "study.json", "cell.json", "log.txt"
+AGAIN = "--retry runs the cell again, its training too if its model was removed."
 PACKAGES = ("model", "data", "train", "eval", "checkpoints_tools")
 
 
@@ -155,16 +156,15 @@ def outcome(output: Path, cell: Cell) -> Outcome:
             return Outcome(cell, "open", folder)
         return Outcome(cell, record.state, folder, record.why, record.jobs)
     except UserError as error:
-        return Outcome(cell, "failed", folder, str(error))
+        return Outcome(cell, "failed", folder, f"{error} {AGAIN}")
 
 
 def _check_result(folder: Path, record: Record) -> None:
-    advice = "--retry runs the cell again, its training too if its model was removed."
     for file in (folder / RESULTS, folder / PREDICTIONS):
         if not file.is_file():
-            raise UserError(f"{file} is missing, and the cell was done. {advice}")
+            raise UserError(f"{file} is missing, and the cell was done.")
     if sha256_of(folder / RESULTS) != record.result:
-        raise UserError(f"{folder / RESULTS} was changed after the study wrote it. {advice}")
+        raise UserError(f"{folder / RESULTS} was changed after the study wrote it.")
     read_results(folder)
 
 

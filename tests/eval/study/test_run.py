@@ -91,6 +91,7 @@ def test_a_damaged_record_is_one_failed_cell(study: Study, programs: Callable, t
     run.check_unchanged(study, output)
     listing.print_cells(study, output)
     assert states(study, output) == ["done", "failed", "done"]
+    assert "--retry runs the cell again" in records.outcome(output, study.cells[1].cell).why
     assert go(study, output, retry=True) == 1 and states(study, output) == ["done"] * 3
 
 
