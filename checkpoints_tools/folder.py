@@ -154,9 +154,12 @@ def _no_checkpoint(folder: Path, spec: ModelSpec | None) -> str:
     what = describe(folder)
     if what is not None:
         return f"{what}."
+    how_to_fill = how_to_get(folder, spec)
+    if is_of_a_run(folder):
+        how_to_fill = "A training writes a folder of this name; a download there would be taken for what was trained."
     if folder.is_dir():
         if not any(folder.iterdir()):
-            return f"{folder} is empty.\n{how_to_get(folder, spec)}"
+            return f"{folder} is empty.\n{how_to_fill}"
         weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
         how = f"\n{how_to_complete(folder, spec)}" if weights else ""
         return f"{folder} has no config.json, so it is not a checkpoint folder; it holds {files_found(folder)}.{how}"
@@ -165,10 +168,7 @@ def _no_checkpoint(folder: Path, spec: ModelSpec | None) -> str:
         str(p.parent) for name in ("config", "params") for p in around.glob(f"*/{name}.json") if p.is_file()
     )
     found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
-    how = how_to_get(folder, spec)
-    if is_of_a_run(folder):
-        how = "A training writes a folder of this name; a download there would be taken for what was trained."
-    return f"no checkpoint folder {folder}.{found}\n{how}"
+    return f"no checkpoint folder {folder}.{found}\n{how_to_fill}"
 
 
 def how_to_get(folder: Path | str, spec: ModelSpec | None = None) -> str:

@@ -76,7 +76,7 @@ def _read_word(word: str, task: Task, fields: Mapping[str, ClassField]) -> list[
 
 
 def _places(name: str, fields: Mapping[str, Field]) -> list[tuple[str, str]]:
-    """The fields and labels that LABEL or FIELD:LABEL means. Of a label that looks like the latter, the latter."""
+    """The fields and labels that LABEL or FIELD:LABEL means. A name that may be both is FIELD:LABEL."""
     labels = [(field.name, label) for field in fields.values() for label in field.labels]
     named = [(field, label) for field, label in labels if name == f"{field}:{label}"]
     return named or [(field, label) for field, label in labels if name == label]

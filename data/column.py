@@ -175,6 +175,8 @@ class Column:
 
     def label_type(self, text: Column) -> str:
         """What it has for a column of texts or words: "class", "multi", "token" or "spans"."""
+        if self.has_choices:
+            return "multi"
         if self.has_spans:
             return "spans"
         if self.is_list:

@@ -232,12 +232,11 @@ def _joined(splits: Sequence[Facts], own: Field) -> Iterator[Finding]:
     if isinstance(own, ClassField):
         read = {label: written_list(label) for label in used}
         joined, setting = [label for label in used if isinstance(read[label], list)], 'type = "multi"'
-        if objects := [label for label in used if isinstance(read[label], dict)]:
-            if any(choices_in(read[label]) is not None for label in objects):
-                joined, setting = objects, 'type = "multi" and choices = true'
-            else:
-                text = f"{_these(objects, own.name)} {'is a JSON object' if len(objects) == 1 else 'are JSON objects'}"
-                yield Finding(False, f"{text}: write the labels that they have into the table, as texts or lists.")
+        if chosen := [label for label in used if choices_in(read[label]) is not None]:
+            joined, setting = joined + chosen, 'type = "multi" and choices = true'
+        if objects := [label for label in used if isinstance(read[label], dict) and label not in chosen]:
+            text = f"{_these(objects, own.name)} {'is a JSON object' if len(objects) == 1 else 'are JSON objects'}"
+            yield Finding(False, f"{text}: write the labels that they have into the table, as texts or lists.")
         if not joined:
             joined, separator = several_in_one(used)
     elif isinstance(own, MultiField) and own.separator is not None:

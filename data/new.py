@@ -233,7 +233,7 @@ def _field(column: Column, text: Column, others: Iterable[str] = ()) -> Iterator
     else:
         yield _pair("name", column.name)
     yield from TYPES[kind]
-    if kind == "token" and (pair := next(mistaken_in_spans(labels), None)):
+    if kind in ("token", "spans") and (pair := next(mistaken_in_spans(labels), None)):
         yield f'answer = "list"  # not of entities, in which {_shown(pair[1])} could be read as {_shown(pair[0])}'
     if column.has_choices:
         yield "choices = true  # as Label Studio exports them: one label is a text"

@@ -35,9 +35,9 @@ from data.source import draw_to_train, holdout
 from data.tasks import ClassField, Task
 from train.config import TrainConfig
 
+MOST_STEPS = 10**9
 # Fewer training texts a label than these are few. On both tables of docs/few_labels.md, training the encoder paid at 64
 # and hardly at 16; the trained decoder was still behind the frozen encoder at 64.
-MOST_STEPS = 10**9
 FEW = {"encoder": 32, "decoder": 65}
 
 log = logging.getLogger(__name__)
@@ -222,6 +222,7 @@ def count_steps(config: TrainConfig, loader: StepLoader) -> int:
         total = max(loader.n_steps_for(min(train.epochs, MOST_STEPS)), train.min_steps)
     if max(total, train.epochs or 0) > MOST_STEPS:
         given = f"steps = {train.steps}" if train.steps is not None else f"epochs = {train.epochs:g}"
+        given = f"min_steps = {train.min_steps}" if train.min_steps > MOST_STEPS else given
         raise UserError(f"{given}: a run has at most {MOST_STEPS:,} steps.")
     if 1 <= warmup > total - 1:
         raise UserError(f"warmup_steps = {warmup:g} must be less than the {total} steps of the run.")

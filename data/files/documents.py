@@ -33,7 +33,7 @@ _NAMES = {
     "object": "an object",
     "null": "null",
 }
-_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')  # of JSON
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*\\?(?:"|\Z)')  # of JSON; the last may be cut off
 # A key of TOML with so many parts; to decode one takes time that grows with more than the square of their number.
 _KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
 _DEEP_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY}\.[ \t]*){{{limits.DEPTH}}}", re.MULTILINE)

@@ -207,7 +207,7 @@ class _Gaps:
         if not self.first or self.spec.missing == "skip":
             return
         advice = self._remove() if not n_examples else ""
-        skip = "" if advice else f', or write missing = "skip" in {self.spec.path.name} to leave them out'
+        skip = "" if not n_examples else f', or write missing = "skip" in {self.spec.path.name} to leave them out'
         raise UserError(f"{self._shown()}. Fill them in{skip}.{advice}")
 
     def all_skipped(self) -> str:

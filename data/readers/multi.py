@@ -12,6 +12,7 @@ An empty list or cell is no label. The order does not matter, and a label that i
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from data.readers.tables import Dialect
 
 USUAL_SEPARATORS = "|;,/\t"
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
 PAIRS = 3  # of numbers with a separator between them at least, that are taken for several labels
 UNLABELLED = " Texts without labels are for predict.py."
 
@@ -172,9 +174,12 @@ def several_in_one(labels: Sequence[str]) -> tuple[list[str], str]:
 def _are_numbered(joined: Sequence[str], separator: str, labels: Collection[str]) -> bool:
     """Whether labels such as ``0,2`` are several numbers, not one with a fraction.
 
-    No number has two separators. Of those with one, sets are written in ascending order (0,1 and 1,2 and 0,2), and
-    their numbers are on both sides. Half stars (3,5 and 4,5) have the same on the right, of which 5,5 has two.
+    Only a number of thousands (1,000,000) has two separators. Of those with one, sets are written in ascending order
+    (0,1 and 1,2 and 0,2), and a number is on the left of one and on the right of another. In half stars (3,5 and 4,5)
+    the 5 is only on the right, or the same on both sides (5,5).
     """
+    if separator == "," and all(THOUSANDS.fullmatch(label) for label in joined):
+        return False
     lists = [parts_of(label, separator) for label in joined]
     if any(len(parts) > 2 for parts in lists):
         return True

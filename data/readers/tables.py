@@ -180,7 +180,8 @@ def _json_records(lines: Lines) -> Iterator[Record]:
                 error = str(caught)
         if error and is_document:
             error = (
-                f"{error.rstrip('.')}. It seems to be one JSON document with a list: give the file the ending .json."
+                f"{error.rstrip('.')}. It seems to be one JSON document with a list: read it as JSON, by the ending "
+                ".json or --format json."
             )
         elif error and not line.endswith(("\n", "\r")):
             error += CUT_OFF

@@ -179,6 +179,11 @@ def test_a_download_is_advised_into_a_new_or_an_empty_folder(tmp_path, monkeypat
             check_folder(name, preset)
     with pytest.raises(UserError, match="To download, for example"):
         check_folder("checkpoints/mine", get_model_spec("llama"))
+    (tmp_path / "run" / "empty" / "export").mkdir(parents=True)
+    with pytest.raises(UserError, match="run/empty/export is empty.\nA training writes a folder of this name"):
+        check_folder("run/empty/export", preset)
+    with pytest.raises(UserError, match="hf download org/step_1b"):  # a repository's name
+        check_folder("org/step_1b", preset)
     for name in ("export", "best", "checkpoints/step_00000010"):
         with pytest.raises(UserError, match=f"no checkpoint folder run/{name}.*\nA training writes a folder") as error:
             check_folder(f"run/{name}", preset)

@@ -41,11 +41,17 @@ from data.tasks import ClassField, MultiField, Task
         ([*"123456", "1,3", "1,5", "2,3", "2,5", "3,2", "4,1"], None),  # marks
         (["1", "2", "3", "1,0", "2,0", "1,3", "2,3"], None),
         (["1", "2", "1,234,567", "2,345,678"], None),
+        (["1", "10", "1,000", "10,000", "1,000,000"], None),
+        (["0", "1", "0,1", "1,2", "0,2"], None),  # 2 is no label by itself
         (["1", "2", "5", "1;5", "2;5"], "2 topics labels: '1;5', '2;5' seem to be several labels with ';'"),
         (["x", "y", "x;z", "[x", "x]"], None),
         (
             ["x", '{"choices": ["x", "y"]}'],
             'seems to be several labels: set type = "multi" and choices = true in the field.',
+        ),
+        (
+            ["x", '["x", "y"]', '{"choices": ["x", "y"]}'],
+            '2 topics labels: \'["x", "y"]\', \'{"choices": ["x", "y"]}\'',
         ),
         (["x", "{'y': 1}"], "the topics label \"{'y': 1}\" is a JSON object: write the labels"),
     ],
@@ -57,6 +63,17 @@ def test_class_labels_that_are_several(labels: list[str], said: str | None) -> N
     texts = [finding.text for finding in found]
     assert (not texts) if said is None else (len(texts) == 1 and said in texts[0])
     assert not any(finding.is_error for finding in found)
+
+
+def test_choices_beside_other_objects() -> None:
+    """Each is said to be what it is."""
+    labels = ("x", '{"choices": ["x", "y"]}', '{"y": 1}')
+    task = Task("t", "custom", (ClassField("topics", labels),))
+    examples = [Example(f"train/{n}", f"text {n}", {"topics": label}, {}) for n, label in enumerate(labels * 5)]
+    texts = sorted(finding.text for finding in findings([facts_of("train", examples, task)], task))
+    assert len(texts) == 2
+    assert texts[0].startswith('the topics label \'{"choices": ["x", "y"]}\' seems to be several labels')
+    assert texts[1].startswith("the topics label '{\"y\": 1}' is a JSON object")
 
 
 def multi(labels: str, separator: str | None = "|") -> list[str]:

@@ -139,6 +139,22 @@ def test_one_choice_and_several_of_label_studio(capsys, tmp_path: Path, name: st
     assert "set choices = true" in capsys.readouterr().err
 
 
+def test_two_choices_for_texts_of_two_words(capsys, tmp_path: Path) -> None:
+    """They are no labels of the words."""
+    chosen = [{"choices": list(pair)} for pair in (("a", "b"), ("b", "c"), ("a", "c"))]
+    body = [{"review": f"words {n}", "topics": chosen[n % 3]} for n in range(24)]
+    (tmp_path / "t.json").write_text(json.dumps(body))
+    found, _ = written(capsys, tmp_path / "t.json")
+    assert found["fields"] == [{"name": "topics", "type": "multi", "choices": True, "labels_from": "train"}]
+
+
+def test_labels_of_spans_that_begin_with_another_one(capsys, tmp_path: Path) -> None:
+    lines = ({"text": f"to Bonn {n}", "label": [[3, 7, ("loc", "loc:city")[n % 2]]]} for n in range(24))
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, _ = written(capsys, tmp_path / "t.jsonl")
+    assert (found["fields"][0]["tags"], found["fields"][0]["answer"]) == ("spans", "list")
+
+
 # --- a test file without labels ---------------------------------------------------------------------------------------
 
 
@@ -156,6 +172,13 @@ def test_a_file_beside_it_without_labels_is_no_split(capsys, tmp_path: Path, res
     assert check([str(tmp_path / "train.toml")]) == 2 and 'write missing = "skip"' in capsys.readouterr().err
     (tmp_path / "train.toml").write_text('missing = "skip"\n' + text)
     assert check([str(tmp_path / "train.toml")]) == 0
+
+
+def test_one_labelled_row_makes_a_split(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(table(rows()))
+    (tmp_path / "test.csv").write_text(table([("some other words", "a"), ("more words", "")]))
+    assert main([str(tmp_path / "train.csv")]) == 0
+    assert tomllib.loads((tmp_path / "train.toml").read_text())["files"]["test"] == "test.csv"
 
 
 @pytest.mark.parametrize("missing", ["", 'missing = "skip"\n'])

@@ -84,11 +84,16 @@ def test_a_warm_up_is_shorter_than_the_run(train_args: list[str]) -> None:
         assert open_run(load_config([*some, warmup])).total_steps == 6
 
 
-@pytest.mark.parametrize("words", [["--steps", "1" + "0" * 20], ["--epochs", "1e9"], ["--epochs", "1e308"]])
+@pytest.mark.parametrize(
+    "words", [["--steps", "1" + "0" * 20], ["--epochs", "1e308"], ["--epochs", "2e9"], ["--min_steps", "2000000000"]]
+)
 def test_more_steps_than_a_run_can_take(train_args: list[str], words: list[str]) -> None:
+    """Also as epochs of one step each."""
     at = train_args.index("--steps")
+    epochs = [] if words[0] != "--min_steps" else ["--epochs", "1"]
+    args = [*train_args[:at], *train_args[at + 2 :], *words, *epochs, "--batch_unit", "samples", "--batch_size", "24"]
     with pytest.raises(UserError, match=f"^{words[0][2:]} = .*: a run has at most 1,000,000,000 steps.$"):
-        open_run(load_config([*train_args[:at], *train_args[at + 2 :], *words]))
+        open_run(load_config(args))
 
 
 def test_few_texts_a_label_are_said_to_users_of_their_own_task() -> None:

@@ -145,6 +145,9 @@ def test_toml(text: str, expected: str):
         ("[" * 5000, f"nested more than {limits.DEPTH} levels deep"),
         ("[" * 70, f"nested more than {limits.DEPTH} levels deep"),
         ('{"a": "' + "[" * 70 + '\\"["', "config.json: not JSON (Expecting ',' delimiter at character 82)."),
+        ('{"a": "' + "[" * 70 + '\\x"}', "config.json: not JSON (Invalid \\escape at character 78)."),
+        ('{"a": "' + "[" * 70 + "\t" + '"}', "config.json: not JSON (Invalid control character at character 78)."),
+        ("[" + '{"a": 1},' * 100 + '{"a" 1}]', "config.json: not JSON (Expecting ':' delimiter"),
         ("9" * 5000, f"a number with more than {limits.DIGITS} digits"),
     ],
 )

@@ -318,7 +318,8 @@ def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
         ("train", b"text,queu,tags\na,billing,O\n", "train.csv: no column 'queue'. Did you mean 'queu'"),
         ("train", b"text,text,tags\na,billing,O\n", "line 1: column 'text' is in the header twice"),
         ("train", b"text,queue,tags\na,bill,O\n", "line 2: 'queue' is 'bill', which is not .* Did you mean 'billing'"),
-        ("train", b"text,queue,tags\na,,O\n", "line 2: 'queue' is empty. Fill them in, or write missing"),
+        ("train", b"text,queue,tags\na,,O\n", "line 2: 'queue' is empty. Fill them in.$"),  # nothing is left
+        ("train", b"text,queue,tags\na,,O\nb,sales,O\n", "line 2: 'queue' is empty. Fill them in, or write missing"),
         ("train", b'text,queue,tags\n"a\nb",sales,O\n', "line 3: 'tags' has 1 labels for 2 words"),
         ("train", b"text,queue,tags\na,sales,B-dat\n", "line 2: 'tags' is 'dat', which is not .* Did you mean 'date'"),
         ("train", b"text,queue,tags\na,sales,B-\n", "line 2: 'tags' is '', which is not one of its labels"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,9 @@ def test_choices_of_label_studio(tmp_path: Path) -> None:
     assert labels_of(tmp_path, LABELS + "choices = true\n", rows(*texts), "table.jsonl") == expected
     collected = 'labels_from = "test"\nchoices = true\n'
     assert labels_of(tmp_path, collected, rows("a, b", {"choices": ["c"]}), "table.jsonl") == [("a, b",), ("c",)]
-    with pytest.raises(UserError, match=r'must be a list of labels, found {"choice": "refund"}'):
-        labels_of(tmp_path, LABELS + "choices = true\n", rows({"choice": "refund"}), "table.jsonl")
+    for other in ({"choice": "refund"}, {"choices": ["refund"], "x": 1}):
+        with pytest.raises(UserError, match=re.escape(f"must be a list of labels, found {json.dumps(other)}")):
+            labels_of(tmp_path, LABELS + "choices = true\n", rows(other), "table.jsonl")
 
 
 def test_labels_that_are_numbers(tmp_path: Path) -> None:

@@ -212,9 +212,13 @@ def test_a_record_that_cannot_be_read(format: str, content: bytes, errors: dict[
 
 @pytest.mark.parametrize("content", ['[{"a": 1}, {"a": 2}]', '\n [\n{"a": 1},\n{"a": 2}\n]\n', '[{"a": 1},\n{"a": 2}]'])
 def test_a_document_of_json_is_no_json_lines(content: str) -> None:
+    (broken,) = (record.error for record in read(b'{"a": 1}\n[\n', "jsonl") if record.error)
+    assert "document with a list" not in broken, "the first line is a record"
     first, *others = (record.error for record in read(content.encode(), "jsonl"))
-    assert first.endswith(". It seems to be one JSON document with a list: give the file the ending .json.")
-    assert not any(".json." in error for error in others) and [r.values for r in read(content.encode(), "json")]
+    assert first.endswith(
+        ". It seems to be one JSON document with a list: read it as JSON, by the ending .json or --format json."
+    )
+    assert not any(".json " in error for error in others) and [r.values for r in read(content.encode(), "json")]
 
 
 def test_a_row_of_parquet_that_cannot_be_read(tmp_path: Path) -> None:

@@ -177,6 +177,22 @@ def test_a_kill_leaves_the_old_or_the_new_checkpoint(
     assert snapshot(folder) == {"run.json": text, "__0_0.distcp": text}
 
 
+def test_ranks_take_a_checkpoint_back_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One renames it, the others may see it before that."""
+    old = run_folder.old_folder(tmp_path / "checkpoints" / "step_000004")
+    old.mkdir(parents=True)
+    (old / "run.json").touch()
+    real = Path.rename
+
+    def after_another(path: Path, target: Path) -> Path:
+        real(path, target)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", after_another)
+    run_folder.recover_checkpoints(tmp_path)
+    assert [path.name for path in old.parent.iterdir()] == ["step_000004"]
+
+
 def test_the_old_export_comes_back_if_there_is_no_new_one(tmp_path: Path) -> None:
     export(run_folder.old_folder(tmp_path / "best"), 1)
     run_folder.recover(tmp_path)
