@@ -42,6 +42,7 @@ CONNECT_SECONDS = 10.0
 RETRIED = (408, 409, 425, 429)  # besides all from 500 on
 CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")  # OpenAI, llama.cpp
 _CONTEXT = re.compile(r"context (length|size|window)|maximum context", re.IGNORECASE)  # vLLM and others
+_PROXIES_SET = "proxies in the environment: {}"
 _SEED = re.compile(r"\bseed\b")  # servers name it in different parts of an error
 
 log = logging.getLogger("eval")
@@ -139,19 +140,31 @@ class Server:
         try:
             response = self.client.chat.completions.with_raw_response.create(**body).http_response
         except self.openai.APITimeoutError as error:
-            raise TryAgain(f"nothing in {self.setup.options.api.timeout:g} s", lost=_reached(error)) from None
+            what = f"nothing in {self.setup.options.api.timeout:g} s"
+            if _is_of(error, "Connect") and (proxies := _names(PROXIES)):
+                what += f" ({_PROXIES_SET.format(proxies)})"
+            raise TryAgain(what, lost=_reached(error)) from None
         except self.openai.APIConnectionError as error:
             what = "the connection broke" if _reached(error) else f"no connection to {self.setup.host}"
+            proxies, reason = _names(PROXIES), self.clean(str(error.__cause__ or error))
             if _is_of(error, "Proxy"):
-                what = f"no connection to {self.setup.host} through the proxy of {_names(PROXIES) or 'the system'}"
-            reason = self.clean(str(error.__cause__ or error))
+                what = f"no connection to {self.setup.host} through the proxy of {proxies or 'the system'}"
             if "CERTIFICATE_VERIFY_FAILED" in reason:  # no attempt changes that
                 raise UserError(
                     f"{self.setup.base_url} has a certificate that is not trusted ({reason}). If it is your own "
                     "or your company's, name its file in the environment: export SSL_CERT_FILE=cert.pem."
                 ) from None
+            if proxies and not _is_of(error, "Proxy"):  # the reason is not known to be the server
+                reason += f"; {_PROXIES_SET.format(proxies)}"
             raise TryAgain(f"{what} ({reason})", lost=_reached(error)) from None
-        except UnicodeError as error:  # of the host's name; that of --base_url was checked before
+        except UnicodeError as error:
+            own = _names([name for name in FOR_OPENAI if not os.environ.get(name, "").isascii()])
+            if self.setup.is_own_server and own and isinstance(error, UnicodeEncodeError):  # of a header
+                raise UserError(
+                    f"{own} in the environment: a header that is sent has characters that no header can have. Correct "
+                    "it, or unset the variable."
+                ) from None
+            # Otherwise of a host's name; that of --base_url was checked before.
             raise UserError(
                 f"no connection to {self.setup.host}: a proxy, or an address to which the server redirects, is no host "
                 f"name ({error}). Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and --base_url."
@@ -277,16 +290,32 @@ def _of_environment(error: Exception) -> Exception:
 
     Their values are not repeated: a proxy's URL may have a password.
     """
-    names = _names(FILES if isinstance(error, OSError) else PROXIES)
+    if isinstance(error, OSError):
+        names = _names([name for name in FILES if not _opens(name)]) or _names(FILES)
+        what, why = "a file", f"cannot be used ({error.strerror or error}). Name another one"
+    elif "proxy" in str(error).lower() or type(error).__name__ == "InvalidURL":  # it has no other URLs
+        names, what = _names(PROXIES), "a proxy"
+        why = "has no URL that can be used. It looks like http://proxy.example:3128. Correct it"
+    else:
+        return error
     if not names:
         return error
-    if isinstance(error, OSError):
-        why = f"a file that it names cannot be used ({error.strerror or error}). Name another one"
-    elif isinstance(error, ImportError):
-        why = "a SOCKS proxy needs the package socksio. pip install socksio; or name another proxy"
-    else:
-        why = "a proxy that it names has no URL that can be used. It looks like http://proxy.example:3128. Correct it"
-    return UserError(f"{names} in the environment: {why}, or unset the variable.")
+    variables = "one of them" if "," in names else "it"
+    said = f"{what} that {variables} names {why}"
+    if isinstance(error, ImportError):
+        said = "a SOCKS proxy needs the package socksio. pip install socksio; or name another proxy"
+    return UserError(f"{names} in the environment: {said}, or unset the variable.")
+
+
+def _opens(name: str) -> bool:
+    """Whether a variable of `FILES` is unset, or its path can be opened."""
+    path = os.environ.get(name)
+    if not path:
+        return True
+    if name == "SSLKEYLOGFILE":  # it is written, and made if it is missing
+        path = path if os.path.exists(path) else os.path.dirname(path) or "."
+        return os.access(path, os.W_OK)
+    return os.access(path, os.R_OK)
 
 
 def _reached(error: Exception) -> bool:

@@ -156,7 +156,7 @@ def outcome(output: Path, cell: Cell) -> Outcome:
             return Outcome(cell, "open", folder)
         return Outcome(cell, record.state, folder, record.why, record.jobs)
     except UserError as error:
-        return Outcome(cell, "failed", folder, f"{error} {AGAIN}")
+        return Outcome(cell, "failed", folder, f"{str(error).rstrip('.')}. {AGAIN}")
 
 
 def _check_result(folder: Path, record: Record) -> None:

@@ -116,6 +116,10 @@ def test_counts_that_predictions_do_not_have_are_summed(tmp_path):
     expected = {"refused": 3, "empty": 3, "missing": 0, "without_usage": 4, "limit_shortened": 3}
     assert {name: results.counts[name] for name in expected} == expected
     assert results.counts["truncated"] == 0, "what predictions tell is of documents, and counted in them"
+    for folder in (a, b):
+        path = folder / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"counts": {}}))
+    assert combine_runs(a, b)[0].counts["limit_shortened"] == 0, "every run has this count"
 
 
 def test_other_examples_are_refused(tmp_path):

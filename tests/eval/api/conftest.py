@@ -52,7 +52,8 @@ def printed() -> Iterator[None]:
 def run(words: list[str], printed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """``eval.py`` in this process; returns the output folder. Later options override the defaults."""
     monkeypatch.setattr(retry, "FIRST_SECONDS", 0.02)
-    monkeypatch.delenv(client.KEY_ENV, raising=False)
+    for name in (client.KEY_ENV, *client.PROXIES):  # messages name proxies that are set
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no_vocabulary"))
 
     def call(*options: object, task: str = "massive_intent") -> Path:

@@ -156,6 +156,8 @@ def test_a_line_with_half_a_character(run, outputs, tmp_path):
          'line 1: no answer for x: "answer" must be a string, found null'),
         (lambda lines: ['{"custom_id": "x", "response": {"status_code": 200, "body": {}}}', *lines],
          "line 1: the response's body is not a chat completion"),
+        (lambda lines: ['{"custom_id": "x", "response": {"body": {"choices": [], "error": {"code": 500}}}}', *lines],
+         "line 1: the response's body is not a chat completion"),
     ],
 )  # fmt: skip
 def test_damaged_lines_are_named_by_number(run, outputs, tmp_path, damage, message):

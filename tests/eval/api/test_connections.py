@@ -10,6 +10,7 @@ import pytest
 
 from data.errors import UserError
 from eval.api import client
+from eval.api.setup import ApiSetup
 from tests.eval.api.server import chat, completion, send
 
 
@@ -48,6 +49,35 @@ def test_a_variable_that_cannot_be_used_is_named(run, server, monkeypatch, kind)
     assert "pass-word" not in str(found.value) and not server.bodies
 
 
+@pytest.mark.parametrize("broken, fine", [("SSL_CERT_FILE", "SSLKEYLOGFILE"), ("SSLKEYLOGFILE", "SSL_CERT_DIR")])
+def test_of_several_files_only_those_that_cannot_be_used_are_named(run, monkeypatch, tmp_path, broken, fine):
+    """The file of keys need not be there; its folder has to."""
+    for other in client.FILES:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(broken, str(tmp_path / "nowhere" / "file"))
+    monkeypatch.setenv(fine, str(tmp_path if fine == "SSL_CERT_DIR" else tmp_path / "new"))
+    with pytest.raises(UserError, match=f"^{broken} in the environment: a file that it names cannot be used"):
+        run()
+
+
+def test_several_variables_are_not_it(run, monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "foo://h")
+    with pytest.raises(UserError, match="^HTTP_PROXY, HTTPS_PROXY in the environment: a proxy that one of them names "):
+        run()
+
+
+@pytest.mark.parametrize("name", ["OPENAI_ORG_ID", "OPENAI_CUSTOM_HEADERS"])
+def test_a_header_that_cannot_be_sent_is_named(run, server, monkeypatch, name):
+    monkeypatch.setattr(ApiSetup, "is_own_server", True)
+    monkeypatch.setenv("KEY", "sk-test-key-abcdefgh1234")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "fine")
+    monkeypatch.setenv(name, "X-a: secrét")
+    with pytest.raises(UserError, match=f"^{name} in the environment: a header that is sent has characters ") as found:
+        run("--key_env", "KEY")
+    assert "secr" not in str(found.value) and "proxy" not in str(found.value) and not server.bodies
+
+
 def test_another_error_in_the_making_of_connections_stays_what_it_is(run, monkeypatch):
     def fail(**_: object) -> None:
         raise ValueError("a defect")
@@ -55,8 +85,10 @@ def test_another_error_in_the_making_of_connections_stays_what_it_is(run, monkey
     for other in (*client.PROXIES, *client.FILES):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setattr("openai.DefaultHttpxClient", fail)
-    with pytest.raises(ValueError, match="a defect"):
-        run()
+    for proxy in ("", "http://127.0.0.1:9"):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        with pytest.raises(ValueError, match="a defect"):
+            run()
 
 
 def test_a_proxy_that_makes_no_connection_costs_nothing(run, server, monkeypatch, tmp_path):
@@ -68,6 +100,39 @@ def test_a_proxy_that_makes_no_connection_costs_nothing(run, server, monkeypatch
     with pytest.raises(UserError, match=message):
         run("--base_url", "https://api.invalid/v1", "--attempts", 2)
     assert not server.bodies and not (tmp_path / "out").exists(), "no attempt is kept as lost"
+
+
+def test_a_proxy_that_cannot_be_reached_is_named(run, monkeypatch):
+    for other in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:pass-word@127.0.0.1:9")
+    message = r"no connection to api.invalid \(.*; proxies in the environment: HTTPS_PROXY\)\. Check the server"
+    with pytest.raises(UserError, match=message) as found:
+        run("--base_url", "https://api.invalid/v1", "--attempts", 1)
+    assert "pass-word" not in str(found.value)
+
+
+@pytest.mark.parametrize("kind, named", [("ConnectTimeout", True), ("ReadTimeout", False)])
+def test_a_proxy_that_does_not_answer_is_named(run, server, monkeypatch, kind, named):
+    import httpx2
+
+    def fail(self: object, request: object) -> None:
+        raise getattr(httpx2, kind)("timed out")
+
+    monkeypatch.setattr(httpx2.HTTPTransport, "handle_request", fail)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="at last: nothing in 5 s") as found:
+        run("--attempts", 1)
+    assert ("nothing in 5 s (proxies in the environment: HTTPS_PROXY)" in str(found.value)) == named
+
+
+def test_waiting_for_a_connection_of_the_own_pool_reaches_no_server():
+    import httpx2
+
+    for kind, reached in {"PoolTimeout": False, "ConnectTimeout": False, "ReadTimeout": True}.items():
+        error = Exception()
+        error.__cause__ = getattr(httpx2, kind)("timed out")
+        assert client._reached(error) == reached, kind
 
 
 def test_a_certificate_that_is_not_trusted(run, server, monkeypatch):
@@ -92,3 +157,11 @@ def test_another_status_of_success_is_no_chat_completion(run, server, status, co
         run()
     end = {201: "alarm_set", 202: "queued", 204: "HTTP 204. Check --base_url"}[status]
     assert end in str(found.value) and "max_tokens" not in str(found.value) and len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [302, 304])
+def test_a_redirect_to_nowhere_is_no_chat_completion(run, server, status):
+    server.script.append(send(status, None, cut=0))
+    with pytest.raises(UserError, match=f"does not answer with HTTP 200 .*, but with HTTP {status}. Check --base_url"):
+        run()
+    assert len(server.bodies) == 1

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from data.errors import UserError
+from eval.api import retry
+from eval.api.answers import Answer
+from eval.api.client import TryAgain
+from eval.api.prices import Budget
 from eval.results import PREDICTIONS, RESULTS, read_predictions, read_results
 from tests.eval.api.server import USAGE, Reply, chat, completion, send
 from train.errors import RunStopped
@@ -118,6 +123,43 @@ def test_what_answers_without_choices_cost_is_in_the_budget(run, server, tmp_pat
         run("--prices", path, "--max_cost", limit, "--limit", 2)
     except RunStopped as error:
         pytest.fail(str(error))
+
+
+def test_what_a_kept_empty_answer_costs(run, server, tmp_path):
+    """Its reservation ends, and its line has the most that it can have cost, if the server does not say what."""
+    path = tmp_path / "prices.toml"
+    path.write_text("date = 2025-01-31\n[models.fake]\ninput = 100\noutput = 1000.0\n")
+    server.script.extend([without_choices([], None)] * 2)
+    output = run("--attempts", 2, "--limit", 1, "--output", tmp_path / "first")
+    line = json.loads((output / "answers.jsonl").read_text().splitlines()[-1])
+    assert line["finish_reason"] == "no_choices" and line["attempts"] == 2
+    n_input, n_output = line["at_most"]
+    most, each = (n_input * 100 + n_output * 1000) / 1e6, (500 * 100 + 7 * 1000) / 1e6
+    assert most > 2 * each
+    server.script.extend([without_choices([])] * 2)
+    try:
+        run("--attempts", 2, "--limit", 2, "--prices", path, "--max_cost", 2 * each + 1.05 * most, "--concurrency", 1)
+    except RunStopped as error:
+        pytest.fail(str(error))
+    assert len(server.bodies) == 5
+
+
+def test_rate_limits_that_do_not_count_leave_all_attempts(monkeypatch):
+    """While others are answered, each rate limit counts as the first attempt; then there are two more."""
+
+    def send_once(_: object) -> Answer:
+        sent.append(1)
+        if len(sent) <= 3:
+            asking.n_answered += 1
+            raise TryAgain("slow", limited=True)
+        raise TryAgain("an answer without choices", lost=True, empty=empty)
+
+    monkeypatch.setattr(retry, "FIRST_SECONDS", 0.01)
+    empty = Answer("x", "", prompt_tokens=1, completion_tokens=0)
+    sent, lost = [], []
+    asking = retry.Asking(send_once, lost.append, Budget(None, None), attempts=3, concurrency=1)
+    found = retry.ask(asking, SimpleNamespace(example=SimpleNamespace(id="x")))
+    assert found.attempts == len(sent) == 5 and len(lost) == 1
 
 
 def test_an_answer_without_choices_in_a_batch_is_empty(run, tmp_path):

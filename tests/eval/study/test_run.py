@@ -92,6 +92,9 @@ def test_a_damaged_record_is_one_failed_cell(study: Study, programs: Callable, t
     listing.print_cells(study, output)
     assert states(study, output) == ["done", "failed", "done"]
     assert "--retry runs the cell again" in records.outcome(output, study.cells[1].cell).why
+    (plan.cell_folder(output, study.cells[1].cell) / records.RECORD).write_text('{"state": "x"}')  # no full stop
+    why = records.outcome(output, study.cells[1].cell).why
+    assert "'x'. --retry runs" in why and ".." not in why.replace(str(output), "")
     assert go(study, output, retry=True) == 1 and states(study, output) == ["done"] * 3
 
 
