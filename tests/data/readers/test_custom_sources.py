@@ -86,6 +86,14 @@ def test_a_missing_class(tmp_path: Path) -> None:
     assert len(train(tmp_path, 'missing = "skip"\n[files]\ntrain = "t.parquet"')) == 2
 
 
+def test_a_saved_split_without_classes(tmp_path: Path, rows: Dataset) -> None:
+    unlabelled = Dataset.from_dict({"text": list("ab"), "queue": [-1, -1]}, features=rows.features)
+    DatasetDict({"train": rows, "test": unlabelled}).save_to_disk(tmp_path / "saved")
+    task(tmp_path, 'dataset = "saved"\nsplits = { train = "train", test = "test" }')
+    with pytest.raises(UserError, match=r"To do without it, remove test from splits\. Texts without labels are for pr"):
+        load_examples(get_task(tmp_path / "task.toml"), "test")
+
+
 def test_columns_that_the_task_does_not_use_may_be_anything(tmp_path: Path) -> None:
     """Dates after the year 9999 cannot be read."""
     table = pa.table({"text": ["a", "b"], "queue": ["x", "y"], "due": pa.array([2**31 - 1] * 2, pa.date32())})

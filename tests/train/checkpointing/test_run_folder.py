@@ -177,6 +177,26 @@ def test_a_kill_leaves_the_old_or_the_new_checkpoint(
     assert snapshot(folder) == {"run.json": text, "__0_0.distcp": text}
 
 
+def test_each_name_is_on_the_disk_before_the_next_one_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, new = tmp_path / "step_000004", tmp_path / ".step_000004.partial"
+    for path in (folder, new):
+        path.mkdir()
+        (path / "run.json").touch()
+    done: list[str] = []
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(f"{path.name} -> {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(run_folder, "sync", lambda path: done.append(f"sync {path.relative_to(tmp_path)}"))
+    run_folder.replace_checkpoint(folder, new)
+    assert done == [
+        "step_000004 -> .step_000004.old", "sync .", ".step_000004.partial -> step_000004", "sync .",
+    ]  # fmt: skip
+
+
 def test_ranks_take_a_checkpoint_back_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One renames it, the others may see it before that."""
     old = run_folder.old_folder(tmp_path / "checkpoints" / "step_000004")
