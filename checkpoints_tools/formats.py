@@ -7,8 +7,9 @@ from pathlib import Path
 from data.errors import UserError
 
 GGUF_MAGIC = b"GGUF"
-METADATA = ".metadata"  # of a training checkpoint: which file has which part of a tensor
 GGUF_NAMES = "*.[gG][gG][uU][fF]"  # of GGUF files in a folder, which may hold thousands of others
+METADATA = ".metadata"  # of a training checkpoint: which file has which part of a tensor
+EXPORTS = ("export", "best")  # folders of a run: its last model, and its best by held-out score
 
 
 def is_meta_folder(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from checkpoints_tools.formats import METADATA, is_gguf, is_meta_folder
+from checkpoints_tools.formats import EXPORTS, METADATA, is_gguf, is_meta_folder
 from data.errors import UserError
 from data.files.documents import read_json
 from data.files.listing import files_found, link_of
@@ -62,8 +62,8 @@ def _describe_file(path: Path) -> str:
 
 
 def is_of_a_run(path: Path) -> bool:
-    """Whether a training names a checkpoint so."""
-    return path.name in ("export", "best") or path.parent.name == "checkpoints" and path.name.startswith("step_")
+    """Whether a path has the name of a folder that a training writes."""
+    return path.name in EXPORTS or path.parent.name == "checkpoints" and path.name.startswith("step_")
 
 
 def _describe_name(path: Path) -> str | None:

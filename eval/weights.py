@@ -12,6 +12,7 @@ import msgspec
 
 from checkpoints_tools.checksums import check_small_files, read_checksums
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
+from checkpoints_tools.formats import EXPORTS
 from checkpoints_tools.load import check_family, open_checkpoint
 from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
 from checkpoints_tools.shapes import Layers, Positions, Vocabulary, Width
@@ -65,7 +66,7 @@ class Weights:
     def name(self) -> str:
         """A name that distinguishes this folder from others: a run's export is named after the run."""
         parts = [part for part in self.path.resolve().parts if part not in ("checkpoints", "runs")]
-        generic = self.is_training or parts[-1] in ("export", "best")
+        generic = self.is_training or parts[-1] in EXPORTS
         return "-".join(parts[-2:]) if generic else parts[-1]
 
 

@@ -42,7 +42,6 @@ CONNECT_SECONDS = 10.0
 RETRIED = (408, 409, 425, 429)  # besides all from 500 on
 CONTEXT_CODES = ("context_length_exceeded", "exceed_context_size_error")  # OpenAI, llama.cpp
 _CONTEXT = re.compile(r"context (length|size|window)|maximum context", re.IGNORECASE)  # vLLM and others
-_PROXIES_SET = "proxies in the environment: {}"
 _SEED = re.compile(r"\bseed\b")  # servers name it in different parts of an error
 
 log = logging.getLogger("eval")
@@ -142,7 +141,7 @@ class Server:
         except self.openai.APITimeoutError as error:
             what = f"nothing in {self.setup.options.api.timeout:g} s"
             if _is_of(error, "Connect") and (proxies := _names(PROXIES)):
-                what += f" ({_PROXIES_SET.format(proxies)})"
+                what += f" (proxies in the environment: {proxies})"
             raise TryAgain(what, lost=_reached(error)) from None
         except self.openai.APIConnectionError as error:
             what = "the connection broke" if _reached(error) else f"no connection to {self.setup.host}"
@@ -155,7 +154,7 @@ class Server:
                     "or your company's, name its file in the environment: export SSL_CERT_FILE=cert.pem."
                 ) from None
             if proxies and not _is_of(error, "Proxy"):  # the reason is not known to be the server
-                reason += f"; {_PROXIES_SET.format(proxies)}"
+                reason += f"; proxies in the environment: {proxies}"
             raise TryAgain(f"{what} ({reason})", lost=_reached(error)) from None
         except UnicodeError as error:
             own = _names([name for name in FOR_OPENAI if not os.environ.get(name, "").isascii()])

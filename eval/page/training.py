@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints_tools.formats import EXPORTS
 from data.errors import UserError
 from data.files.documents import parse_line, read_lines
 from eval.page import charts
@@ -137,7 +138,7 @@ def binned(steps: np.ndarray, losses: np.ndarray) -> tuple[Sequence[float], ...]
 
 def _belongs(results: Results, run: Path) -> Html:
     """Whether the scored weights, or those of one of two joined runs, are those that the run has exported."""
-    exports = [folder for name in ("export", "best") if (folder := run / name).is_dir()]
+    exports = [folder for name in EXPORTS if (folder := run / name).is_dir()]
     if not results.weights or not exports:
         return Html()
     from eval.weights import hash_weights  # imports PyTorch, which takes seconds

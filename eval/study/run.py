@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
+from checkpoints_tools.formats import EXPORTS
 from data.errors import UserError
 from data.terminal import say
 from eval.kept_lines import sha256_of, writable
@@ -255,7 +256,7 @@ def _remove_weights(study: Study, folder: Path) -> None:
 
     It is said, also in the log: the cell's commands have advised what to do with these folders.
     """
-    names = ("checkpoints", *(("export", "best") if study.keep == "results" else ()))
+    names = ("checkpoints", *(EXPORTS if study.keep == "results" else ()))
     there = [path for name in names if (path := folder / "train" / name).is_dir()]
     for path in there:
         shutil.rmtree(path, ignore_errors=True)

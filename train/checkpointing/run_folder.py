@@ -25,14 +25,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from checkpoints_tools.checksums import CHECKSUMS, read_checksums
-from checkpoints_tools.formats import METADATA
+from checkpoints_tools.formats import EXPORTS, METADATA
 from data.errors import UserError
 from data.files.durable import sync, write_text
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, steps_in
 
 log = logging.getLogger(__name__)
 
-EXPORTS = ("export", "best")
 CONFIG, OTHER_CONFIG = "config.toml", "config.resolved.toml"
 # Names of files in exports and checkpoints that have no checksums, or no readable ones.
 _MADE = re.compile(
