@@ -62,12 +62,14 @@ make_environment() {
       "On Debian and Ubuntu this needs one more package: apt-get install python$version-venv"
   fi
   # Without --use-pep517, pip below 23.1 (Debian 12's is 23.0) cannot build seqeval, which PyPI has only as source.
-  local pip=("$VENV/bin/python" -m pip install --disable-pip-version-check --use-pep517)
+  local pip=("$VENV/bin/python" -m pip install --disable-pip-version-check --use-pep517 --no-compile)
   if [ ! -t 1 ]; then pip+=(-qq); fi  # without a terminal print only errors
   "${pip[@]}" -r "$requirements" \
     || fail "Installing $requirements failed (see above)."
   "${pip[@]}" --no-deps "${models[@]}" \
     || fail "Installing ${models[*]} failed (see above)."
+  # pip would compile 18,000 files one at a time. Some packages have files that no Python can compile, which is no error.
+  "$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || true
   printf '%s' "$hash" >"$stamp"
 }
 

@@ -232,7 +232,7 @@ def test_hints_name_the_version_found(tmp_path):
 
 
 RECORDING_PIP = """#!{bash}
-case "$*" in *"-m pip"*) printf '%s\\n' "$*" >>"$NOTES" ;; *) echo 3.11 ;; esac
+case "$*" in *"-m pip"* | *"-m compileall"*) printf '%s\\n' "$*" >>"$NOTES" ;; *) echo 3.11 ;; esac
 """
 
 
@@ -247,7 +247,8 @@ def test_packages_of_source_are_built_apart(tmp_path):
     python.chmod(0o755)
     done = in_environment_script("make_environment requirements.txt", tmp_path, NOTES=str(tmp_path / "notes"))
     assert done.returncode == 0, done.stderr
-    installed = (tmp_path / "notes").read_text().splitlines()
+    *installed, compiled = (tmp_path / "notes").read_text().splitlines()
+    assert compiled == f"-m compileall -qq -j 0 {tmp_path / 'venv' / 'lib'}"
     assert len(installed) == 2 and all(" install " in line and "--use-pep517" in line for line in installed)
     assert "pip install --use-pep517 -r requirements.txt" in (ROOT / "README.md").read_text(encoding="utf-8")
 
