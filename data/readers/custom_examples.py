@@ -26,7 +26,7 @@ from data.readers.tags import TagReader
 from data.readers.words import joined
 from data.template import scalar_text
 
-MANY_SKIPPED = 0.1  # of a split's examples, from which the warning has the share
+MANY_SKIPPED = 0.1  # of a table's records, above which the warning has the share
 SHOWN = 5  # records or labels that a message names
 UNUSED_LABELS = "data.unused_labels"  # the logger of what `data.check` finds by itself
 WITHOUT_LABELS = " Texts without labels are for predict.py."
@@ -36,14 +36,8 @@ log = logging.getLogger("data")
 
 def load_custom(spec: CustomSpec, split: str) -> list[Example]:
     """Read one split and log what was found; see :func:`read_custom`."""
-    examples, skipped = read_custom(spec, split)
+    examples, _ = read_custom(spec, split)
     log.info("%s %s: %d examples", spec.name, split, len(examples))
-    if skipped:
-        share = skipped.total() / (len(examples) + skipped.total())
-        many = f" These are {share:.0%} of all: are these the right columns?" if share > MANY_SKIPPED else ""
-        counts = ", ".join(f"{n} in {column}" for column, n in skipped.most_common())
-        log.warning("%s %s: %d more have no value in a column and are skipped: %s.%s", spec.name, split,
-                    skipped.total(), counts, many)  # fmt: skip
     return examples
 
 
@@ -106,6 +100,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
     gaps.report(len(examples))
     if not examples:
         raise UserError(f"{name_of(files)}: no examples in it.{gaps.all_skipped()}")
+    gaps.warn(len(examples), f"{spec.name}, the table that is cut" if is_cut else f"{spec.name} {split}")
     if is_cut:
         examples = _only(split, examples, keys, groups, spec)
     for reader in readers:
@@ -209,6 +204,20 @@ class _Gaps:
         advice = self._remove() if not n_examples else ""
         skip = "" if not n_examples else f', or write missing = "skip" in {self.spec.path.name} to leave them out'
         raise UserError(f"{self._shown()}. Fill them in{skip}.{advice}")
+
+    def warn(self, n_examples: int, where: str) -> None:
+        """Say what is skipped, if anything is.
+
+        Args:
+            n_examples: that have no gap. Of all records: of a table that is cut, not of one split.
+        """
+        if not self.columns:
+            return
+        n_all = n_examples + (n := self.columns.total())
+        many = f" These are {n / n_all:.0%} of all: are these the right columns?" if n / n_all > MANY_SKIPPED else ""
+        counts = ", ".join(f"{n} in {column}" for column, n in self.columns.most_common())
+        log.warning("%s: %d of %d records have no value in a column and are skipped: %s.%s", where, n, n_all, counts,
+                    many)  # fmt: skip
 
     def all_skipped(self) -> str:
         return f" All were skipped: {self._shown()}.{self._remove()}" if self.first else ""

@@ -33,7 +33,7 @@ def test_many_skipped_rows_are_said_last(capsys, tmp_path: Path) -> None:
     assert "of 40 rows 10 have no text and 20 no label. Such rows are skipped (62%)" in capsys.readouterr().out
     assert check([str(tmp_path / "t.toml")]) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert "25 more have no value" in warnings[0] and "62% of all: are these the right columns?" in warnings[0]
+    assert "25 of 40 records have no value" in warnings[0] and "62% of all: are these the right columns?" in warnings[0]
     (tmp_path / "t.toml").unlink()
     (tmp_path / "t.csv").write_text(table([*(row for row in rows if all(row)), ("", "a")]))
     assert main([str(tmp_path / "t.csv")]) == 0 and "are skipped" not in capsys.readouterr().out

@@ -28,10 +28,21 @@ def test_missing_values_are_named_or_skipped(folder: Path, caplog: pytest.LogCap
     found = load_custom(spec_of(folder, 'missing = "skip"'), "train")
     assert [example.text for example in found] == ["a", "b", "e"]
     assert [example.id for example in found] == ["t/train/2", "t/train/4", "t/train/7"]
-    said = (
-        "3 more have no value in a column and are skipped: 1 in 'text', 1 in 'queue', 1 in a line with too few cells."
-    )
-    assert said in caplog.text
+    counts = "1 in 'text', 1 in 'queue', 1 in a line with too few cells"
+    many = "These are 50% of all: are these the right columns?"
+    assert caplog.messages[0].endswith(f"3 of 6 records have no value in a column and are skipped: {counts}. {many}")
+
+
+def test_gaps_of_a_table_that_is_cut_are_those_of_the_table(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Six of sixty, a tenth: not six of each split, which would be nearly half of test."""
+    rows = (f"{'' if i < 6 else f'text {i}'},{('sales', 'billing')[i % 2]}" for i in range(60))
+    (folder / "train.csv").write_text("\n".join(["text,queue", *rows]))
+    spec = spec_of(folder, 'missing = "skip"', 'train = "train.csv"\n[split]\ntest = 0.2')
+    for split in ("train", "test"):
+        caplog.clear()
+        assert load_custom(spec, split)
+        said = "t, the table that is cut: 6 of 60 records have no value in a column and are skipped: 6 in 'text'."
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [said]
 
 
 def test_of_many_missing_values_the_first_are_named(folder: Path) -> None:
