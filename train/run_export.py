@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from checkpoints_tools.json_files import write_json
 from checkpoints_tools.writer import staged_folder
 from data.encoder.samples import output_labels
 from data.errors import UserError
+from data.files.documents import read_json
 from train import options
 from train.best import read_best
 from train.checkpointing import run_folder
-from train.checkpointing.checkpoint import TRAINING_FILE
+from train.checkpointing.checkpoint import TRAINING_FILE, Training
 from train.config import TrainConfig
 from train.errors import RunStopped
 from train.model_card import model_card
@@ -31,8 +33,11 @@ from train.training_data import longest_input
 log = logging.getLogger(__name__)
 
 
-def export_best(best: Path, folder: Path) -> None:
-    """Make ``folder`` a copy of ``best``, the best model of the run, as `export_run` would write it. Collective.
+def export_best(best: Path, folder: Path, dtype: str) -> None:
+    """Make ``folder`` a copy of ``best``, the best model of the run, as `export_run` has written it. Collective.
+
+    Args:
+        dtype: of ``--export_dtype``. A note says if ``best`` has another one.
 
     Raises:
         RunStopped: there is no such model any more, or its files are damaged.
@@ -40,7 +45,7 @@ def export_best(best: Path, folder: Path) -> None:
     problem: list[str | None] = [None]
     if dist.get_rank() == 0:
         try:
-            _copy(best, folder)
+            _copy(best, folder, dtype)
         except UserError as error:
             problem = [str(error)]
     dist.broadcast_object_list(problem, src=0)
@@ -48,7 +53,7 @@ def export_best(best: Path, folder: Path) -> None:
         raise RunStopped(f"the best model was not exported: {problem[0]}")
 
 
-def _copy(best: Path, folder: Path) -> None:
+def _copy(best: Path, folder: Path, dtype: str) -> None:
     found = read_best(best)
     if found is None:
         raise UserError(
@@ -65,12 +70,24 @@ def _copy(best: Path, folder: Path) -> None:
             raise UserError(f"{best} is damaged ({', '.join(bad)}).")
     run_folder.replace_export(folder)
     log.info("exported %s: the best model, of step %d (held-out score %.4f)", folder, found.step, found.score)
+    if (stored := _dtype_of(best)) not in (None, dtype):
+        log.warning(
+            "note: it is in %s, as %s is: --export_dtype %s holds for models of later steps.", stored, best, dtype
+        )
+
+
+def _dtype_of(folder: Path) -> str | None:
+    """The ``--export_dtype`` of an export; None if the file that says it is missing, damaged or of older code."""
+    file = folder / TRAINING_FILE
+    with suppress(UserError):
+        return read_json(file, Training).options.get("export_dtype") if file.is_file() else None
+    return None
 
 
 def is_exported(config: TrainConfig) -> bool:
     """Whether ``export/`` is there and has the model that a run with these options exports at its end."""
     output = config.checkpoint.output
-    if not (output / "export" / TRAINING_FILE).is_file():
+    if _dtype_of(output / "export") != config.checkpoint.export_dtype:
         return False
     exported = read_best(output / "export")
     if config.eval.patience is None:

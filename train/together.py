@@ -12,7 +12,7 @@ import torch.distributed as dist
 from checkpoints_tools.checksums import CHECKSUMS
 from data.errors import UserError
 from train import options
-from train.checkpointing import checkpoint
+from train.checkpointing import checkpoint, run_folder
 from train.config import TrainConfig
 from train.run_export import is_exported
 from train.setup import MACHINE_OPTIONS, Setup, find_checkpoint
@@ -46,9 +46,15 @@ def require_same(config: TrainConfig, setup: Setup) -> None:
 
 
 def how_it_ended(config: TrainConfig, setup: Setup) -> str | None:
-    """What ended the run, if ``--resume auto`` finds it with nothing left to train or export; else None. Collective."""
+    """What ended the run, if ``--resume auto`` finds it with nothing left to train or export; else None. Collective.
+
+    An export that was killed between its renames is finished first: it may be all that was left to do.
+    """
     found: str | None = None
     if config.checkpoint.resume == "auto" and setup.resume_from is not None:
+        if dist.get_rank() == 0:
+            run_folder.clean(config.checkpoint.output)
+        dist.barrier()
         state, patience = checkpoint.read_state(setup.resume_from), config.eval.patience
         if not state.unscored and (is_exported(config) or not config.checkpoint.export):
             if state.watched.ends(patience):

@@ -391,7 +391,7 @@ class Trainer:
                 self._interrupt()
             return self._export("export")
         self.saver.before_export(self.output / "export")
-        export_best(self.output / "best", self.output / "export")
+        export_best(self.output / "best", self.output / "export", self.config.checkpoint.export_dtype)
 
     def _export(self, name: str, about: dict[str, Any] | None = None) -> None:
         folder = self.output / name

@@ -93,6 +93,12 @@ def test_ends_and_exports_the_best(world, args: list[str], tmp_path: Path, caplo
     again.run()
     assert again.step == 6 and exported(run)["step"] == 4, "exports again and trains no more"
 
+    other = [*args, "--export_dtype", "bf16", "--resume", "auto"]
+    with caplog.at_level("INFO"):
+        trainer_of(other, world).run()
+    assert exported(run)["step"] == 4
+    assert f"it is in fp32, as {run / 'best'} is: --export_dtype bf16 holds for models of later steps" in caplog.text
+
     longer = [*args, "--patience", "3", "--resume", "auto"]
     assert how_it_ended(load_config(longer), open_run(load_config(longer))) is None
     more = trainer_of(longer, world)

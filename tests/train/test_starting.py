@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from checkpoints_tools.checksums import write_checksums
@@ -204,6 +205,38 @@ def test_a_scoring_that_is_still_due_is_something_to_do(
     read_state = checkpoint.read_state
     monkeypatch.setattr(checkpoint, "read_state", lambda folder: dataclasses.replace(read_state(folder), unscored=True))
     assert not how_it_ended(config, setup)
+
+
+def test_another_dtype_of_the_export_is_something_to_do(world: World, train_args: list[str], tmp_path: Path) -> None:
+    args = [*train_args, "--steps", "1", "--resume", "auto"]
+    run_here(args, world)
+    assert how_it_ended(load_config(args), opened(args)) and load_config(args).checkpoint.export_dtype == "fp32"
+    args += ["--export_dtype", "bf16"]
+    assert not how_it_ended(load_config(args), opened(args))
+    run_here(args, world)
+    stored = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert how_it_ended(load_config(args), opened(args))
+    (tmp_path / "run" / "export" / "training.json").write_text("{")
+    assert not how_it_ended(load_config(args), opened(args)), "an export that is damaged is written again"
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_killed_export_of_a_run_that_has_finished(
+    complete: bool, world: World, train_args: list[str], tmp_path: Path
+) -> None:
+    """A finished run that exported again: the new export counts once it is complete, and nothing hidden stays."""
+    args, run = [*train_args, "--steps", "1", "--resume", "auto"], tmp_path / "run"
+    run_here(args, world)
+    listed = sorted(path.name for path in run.iterdir())
+    shutil.copytree(run / "export", new := run / (".export.new" if complete else "..export.new.partial-7-1a2b"))
+    if complete:
+        (new / "new").touch()
+    shutil.copytree(run / "export", run / ".export.old")
+    (run / ".export.old" / "config.json").unlink()
+    assert how_it_ended(load_config(args), opened(args))
+    assert sorted(path.name for path in run.iterdir()) == listed
+    assert (run / "export" / "new").exists() is complete
 
 
 def started(args: list[str], *more: str, ranks: int = 2) -> subprocess.Popen:

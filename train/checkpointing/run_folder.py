@@ -203,6 +203,14 @@ def leftovers(output: Path) -> list[Path]:
     return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
+def clean(output: Path) -> None:
+    """Finish what a killed process has begun, and delete what else it left."""
+    recover(output)
+    for folder in leftovers(output):
+        log.info("removing %s: incomplete", folder)
+        discard(folder, ours=True)
+
+
 def discard(folder: Path, ours: bool) -> None:
     """Free the name ``folder``, if it is taken: delete what the run has made, and move the rest aside.
 
