@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import random
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError, nearest
@@ -21,9 +23,26 @@ from data.tasks import Task
 DOWNLOAD_DIR = Path(__file__).resolve().parent.parent / "datasets"
 """The folder to which ``python -m data.download`` writes releases; the default of ``path`` below."""
 
-LOADERS = {"20ng": load_newsgroups, "massive": load_massive}
-SPLITS = {"20ng": ("train", "test"), "massive": ("train", "dev", "test")}
-TEST_EXAMPLES = {"20ng": 7532, "massive": 2974}  # of the releases
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of built-in tasks.
+
+    Attributes:
+        load: (file or folder, split) → examples of the split.
+        splits: names of the splits that it has.
+        n_test: number of test examples in the release.
+    """
+
+    load: Callable[[Path, str], list[Example]]
+    splits: tuple[str, ...]
+    n_test: int
+
+
+DATA_SETS = {
+    "20ng": DataSet(load_newsgroups, ("train", "test"), n_test=7532),
+    "massive": DataSet(load_massive, ("train", "dev", "test"), n_test=2974),
+}
 
 log = logging.getLogger("data")
 
@@ -51,9 +70,9 @@ def load_examples(dataset: str | Task, split: str, path: str | Path | None = Non
         examples = load_custom(dataset.custom, split)
     else:
         name = dataset.dataset if isinstance(dataset, Task) else dataset
-        if name not in LOADERS:
-            raise UserError(f"no data set {name!r}.{nearest(name, LOADERS)}")
-        examples = LOADERS[name](_locate(name, path), split)
+        if name not in DATA_SETS:
+            raise UserError(f"no data set {name!r}.{nearest(name, DATA_SETS)}")
+        examples = DATA_SETS[name].load(_locate(name, path), split)
     if isinstance(dataset, Task):
         for example in examples:
             dataset.check(example)
@@ -62,7 +81,7 @@ def load_examples(dataset: str | Task, split: str, path: str | Path | None = Non
 
 def splits_of(task: Task) -> tuple[str, ...]:
     """The splits that `load_examples` has of a task."""
-    return task.custom.splits if task.custom is not None else SPLITS[task.dataset]
+    return task.custom.splits if task.custom is not None else DATA_SETS[task.dataset].splits
 
 
 def nothing_to_score(task: Task) -> str:

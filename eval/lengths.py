@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from data.source import TEST_EXAMPLES
+from data.source import DATA_SETS
 from data.tasks import ClassField, Field
 from eval.decoder.labels import max_outputs
 from eval.decoder.score import BUDGET_MARGIN
@@ -36,7 +36,8 @@ def find_lengths(setup: ScoringSetup) -> tuple[RequestLengths, str | None]:
     if setup.examples is not None:
         n = len(setup.examples)
     else:
-        n = min(setup.options.limit or len(samples), TEST_EXAMPLES.get(setup.task.dataset, len(samples)))
+        own = DATA_SETS.get(setup.task.dataset)
+        n = min(setup.options.limit or len(samples), len(samples) if own is None else own.n_test)
     indices = np.linspace(0, len(samples) - 1, n).astype(int)  # sorted by length, so the longest is included
     prefix, lengths, budget = len(samples.prefix), samples.costs[indices], 0
     if setup.spec.kind == "decoder":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from data.errors import UserError
-from data.source import TEST_EXAMPLES
+from data.source import DATA_SETS
 from data.tasks import TASKS
 from eval.metrics import main_figure
 from eval.study.cells import Cell, Outcome
@@ -255,7 +255,7 @@ def _figure(
         tuple(own.value for own in fields),
         interval,
         tuple(run.n_examples for run in runs),
-        TEST_EXAMPLES[TASKS[column.task].dataset] if column.task in TASKS else None,
+        DATA_SETS[TASKS[column.task].dataset].n_test if column.task in TASKS else None,
         tuple(_is_limited(run) for run in runs),
         paper,
     )

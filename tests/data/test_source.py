@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 import data.source
+from data.download import RELEASES
 from data.errors import UserError
 from data.example import Example
-from data.source import holdout, load_examples
+from data.source import DATA_SETS, holdout, load_examples
 from data.tasks import TASKS
+from train.config import ENCODER_EPOCHS
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -34,6 +36,12 @@ def test_the_download_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.
     post.parent.mkdir(parents=True)
     post.write_text("x")
     assert [example.id for example in load_examples("20ng", "train")] == ["20ng/train/sci.med/1"]
+
+
+def test_every_table_has_the_data_set_of_every_task() -> None:
+    """A task without an entry would fail after hours: when it is scored, or its run's next command is printed."""
+    for table in (DATA_SETS, RELEASES, ENCODER_EPOCHS):
+        assert table.keys() == {task.dataset for task in TASKS.values()}
 
 
 def test_an_unknown_data_set() -> None:
