@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,9 +16,12 @@ from data.errors import UserError
 from data.packing import padded_length
 from eval.job import BatchSize, RequestLengths
 from eval.memory import ScoringLoad, check_fits, decoder_memory, decoder_weights, encoder_memory, usable_now
+from eval.plan import make_plan
+from eval.resolve import load_config
 from eval.score import batch_sizes
 from model.encoder import Head
 from model.llama import Llama
+from tests.commands import ROOT, commands_in
 from train.planning.hardware import GIB, GPUS, usable
 
 BF16 = torch.bfloat16
@@ -50,20 +56,43 @@ def test_keys_and_values_by_hand(tp):
     assert [len(batches) for batches in alone.batches(2)] == [1, 2], "replicas share the requests"
 
 
-def test_70b_over_8_gpus_as_the_document_has_it():
-    """`docs/memory.md`: a batch of 115 requests with 4,000 tokens before their answers, a prefix of 681."""
-    E, A, KV, F, V, L, T, R, S, P = 8192, 1024, 128, 3584, 16_032, 80, 4000, 115, 142, 681
-    memory = decoder_memory(LARGE, BF16, 8, P, [[BatchSize(R, T, S, 103)]])
-    matrices = L * (2 * E * (A + KV) + 3 * E * F) + 2 * V * E
-    assert memory.weights == 2 * (matrices + (2 * L + 1) * E)
-    a_token = 4 * KV * L
-    caches = (P + R * S) * a_token
-    norm, tables = 12 * E * T, T * (6 * 128 + 32)
-    assert memory.fullest == "bodies" and memory.peak == memory.weights + caches + norm + tables + 2 * 8 * V
-    assert memory.weights / 1e9 == pytest.approx(17.6, abs=0.05)
-    softmax = 12 * R * 8 * (P + S)
-    assert memory.moments["one token"]["one pass"] == softmax + R * (4 * E + 2 * (A + 2 * KV))
+def test_70b_over_8_gpus_as_the_document_has_it(tmp_path):
+    """`docs/memory.md` has the command, the sizes of the plan's fullest batch, and what they need by its formulas."""
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8").partition("\n## Scoring\n")[2]
+    (words,) = commands_in(page)
+    plan = make_plan(load_config([*words[2:], "--checkpoint", str(tmp_path)]))
+    (batches,), memory, P = plan.batches, plan.memory, plan.load.lengths.prefix
+    assert memory.fullest == "bodies" and plan.load.lengths.tries is None
+    previous, batch = max(itertools.pairwise(batches), key=lambda pair: load_peak(P, pair))
+    R, T, S, body = batch.n_requests, batch.n_tokens, batch.slot_length, batch.slot_length - batch.n_new_tokens
+    for text in (f"P = {P}\n", f"R = {R} ", f"T = {T:,} ", f"S = {S} ", f"body, {body},", f"answer, {S - body} "):
+        assert text in page, text
+
+    E, A, KV, F, V, L = 8192, 1024, 128, 3584, 16_032, 80
+    weights = 2 * (L * (2 * E * (A + KV) + 3 * E * F) + 2 * V * E + (2 * L + 1) * E)
+    a_token, a_row = 4 * KV * L, 2 * 8 * V
+    in_table = {
+        "weights: ": weights,
+        "keys and values of the prefix, once": P * a_token,
+        "keys and values of the batch": R * S * a_token,
+        "the fullest pass": 12 * E * T + T * (6 * 128 + 32),
+        f"logits of the batch before, of {previous.n_requests} requests": previous.n_requests * a_row,
+    }
+    total = sum(in_table.values())
+    assert memory.weights == weights and memory.peak == total
+    for start, n in (in_table | {f"total, {total / GIB:.1f} GiB": total}).items():
+        assert re.search(rf"^\| {start}.* \| {n / 1e9:.2f} \|$", page, re.MULTILINE), start
+    assert f"| {a_token:,} |" in page and f"| {a_row:,} |" in page
+
+    memory = decoder_memory(LARGE, BF16, 8, P, [[batch]])
+    scores = [4 * R * S * (KV + 8), 4 * P * KV + 4 * R * 8 * (P + S), 12 * R * 8 * (P + S)]
+    assert f"the first, {scores[0] / 1e6:.0f} MB" in page and max(scores) == scores[0]
+    assert memory.moments["one token"]["one pass"] == scores[0] + R * (4 * E + 2 * (A + 2 * KV))
     assert memory.moments["logits"] == memory.moments["one token"] | {"one pass": 2 * R * V * (8 + 2)}
+
+
+def load_peak(prefix: int, batches: Sequence[BatchSize]) -> int:
+    return decoder_memory(LARGE, BF16, 8, prefix, [batches]).peak
 
 
 # Each about another place of a block, or another way of laying out the model. Few layers: then little else counts.
