@@ -32,7 +32,7 @@ class Options:
     model: str = "smollm2_135m"
     """The checkpoint's preset."""
     task: str = ""
-    """The task; default: the one that the checkpoint was fine-tuned on."""
+    """The task; default: the built-in one that the checkpoint was fine-tuned on."""
     limit: int = 300
     """Test examples, drawn by seed."""
     batch_tokens: tuple[int, ...] = (256, 1024, 4096)

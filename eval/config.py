@@ -88,7 +88,8 @@ class EvalConfig:
     checkpoint: Path | None = None
     """Checkpoint folder, export of a run, or a run's checkpoints/step_N folder; default: checkpoints/<model>."""
     task: PathText = ""
-    """Task name or TOML file; default: the task that the checkpoint was fine-tuned on."""
+    """Task name or TOML file; default: the built-in task that the checkpoint was fine-tuned on. For a task of your own,
+    give its TOML file."""
     list_labels: tyro.conf.DisallowNone[bool | None] = None
     """List the labels in the instruction; default: as in fine-tuning, else on."""
     wording: Literal["clean", "paper"] | None = None
