@@ -1,6 +1,9 @@
 """Compare the plan's bytes with PyTorch's accounting of a step: `FSDPMemTracker` over fake tensors on fake ranks.
 
     python -m benchmarks.memory_trace --models llama3_8b llama3_70b
+    python -m benchmarks.memory_trace --models llama --checkpoint FOLDER
+
+A folder needs a config.json only, so a new architecture can be compared before it has a preset.
 
 The traced step starts like a run's trial step: with weights, optimizer states and the first pass's gradients. Model,
 sharding and recomputation are those of `train/parallel/parallelize.py`. Only the attention is replaced, because CPU
@@ -17,23 +20,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import torch
 import torch.distributed as dist
-import tyro
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.common import load_average, table, write_result
-from checkpoints_tools.registry import MODELS, ModelConfig, architecture_of
+from benchmarks.common import load_average, run_program, say, table, write_result
+from checkpoints_tools.registry import ModelConfig, architecture_of, get_model_spec
+from data.errors import UserError
 from train.loss import label_loss
 from train.optim.formats import OPTIMIZERS, OptimFormat
 from train.parallel.mesh import MeshShape
 from train.parallel.parallelize import PRECISIONS, Precision, parallelize
+from train.planning.checkpoint import find_config
 from train.planning.memory import Memory, Pass, Settings, count_parameters, training_memory
 
 
@@ -51,6 +56,28 @@ class FlexLike(torch.autograd.Function):
         q, k, v, _, log_sum_exp = ctx.saved_tensors
         torch.empty_like(log_sum_exp)
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+REPLACED = {  # functions of model/attention.py
+    "build_mask": lambda doc_ids: None,
+    "build_bidirectional_mask": lambda doc_ids: None,
+    "attention": lambda q, k, v, *mask, **dropout: FlexLike.apply(q, k, v),
+}
+
+
+def replaced_attention(config: ModelConfig) -> mock._patch:
+    """Replaces the attention in the file of the config's architecture, which imports it by name.
+
+    Raises:
+        UserError: the file does not.
+    """
+    module = sys.modules[architecture_of(config).build.__module__]
+    if not hasattr(module, "attention"):
+        raise UserError(
+            f"the trace replaces the attention of {module.__name__}, which must import it by name: "
+            "from model.attention import attention, build_mask."
+        )
+    return mock.patch.multiple(module, **{name: own for name, own in REPLACED.items() if hasattr(module, name)})
 
 
 @contextmanager
@@ -94,10 +121,7 @@ def trace(config: ModelConfig, mesh: MeshShape, settings: Settings, work: Pass) 
     assert settings.compute == formats.compute, "traces are of bf16 compute"
     with ExitStack() as stack:
         stack.enter_context(fake_ranks(mesh.n_ranks))
-        stack.enter_context(mock.patch("model.llama.build_mask", lambda doc_ids: None))
-        stack.enter_context(mock.patch("model.llama.attention", lambda q, k, v, mask: FlexLike.apply(q, k, v)))
-        stack.enter_context(mock.patch("model.encoder.build_bidirectional_mask", lambda doc_ids: None))
-        stack.enter_context(mock.patch("model.encoder.attention", lambda *qkv, dropout: FlexLike.apply(*qkv[:3])))
+        stack.enter_context(replaced_attention(config))
         # An encoder reads the length of its documents from the positions, which are fake here.
         stack.enter_context(mock.patch.object(FakeTensor, "__int__", lambda self: 0, create=True))
         model = fake_model(config, mesh, mode, formats, settings.activation_checkpointing)
@@ -144,15 +168,50 @@ TRACED = {"adamw": OPTIMIZERS["adamw"], "adamw_sr_bf16": OptimFormat(torch.bfloa
 
 
 def planned(config: ModelConfig, name: str, mesh: MeshShape, settings: Settings, work: Pass) -> Memory:
-    spec = MODELS[name]
-    return training_memory(config, count_parameters(spec, config), mesh, settings, work, mesh.n_ranks)
+    return training_memory(config, count_parameters(get_model_spec(name), config), mesh, settings, work, mesh.n_ranks)
 
 
-def compare(name: str, optim: str, row_length: int, outputs: int, ranks: int, layers: int | None) -> list[list[object]]:
+@dataclass
+class Args:
+    """Trace and compare, and write a result file."""
+
+    models: tuple[str, ...] = ("llama3_8b", "llama3_70b")
+    """Decoders: presets; with --checkpoint also the name of an architecture, such as llama."""
+    checkpoint: Path | None = None
+    """Folder with the config.json of the model, instead of the preset's sizes. It needs no weights."""
+    row_length: tuple[int, ...] = (4096, 16_384)
+    """Tokens of the single row; fp32 AdamW is traced at the first length, bf16 weights at the last."""
+    outputs: int = 168
+    """Label positions."""
+    ranks: int = 8
+    """Fake ranks."""
+    layers: int | None = None
+    """Number of layers to keep; default: all."""
+    output: Path | None = None
+    """Result file; default benchmarks/results/memory_trace.md."""
+
+
+def config_to_trace(name: str, checkpoint: Path | None, layers: int | None) -> ModelConfig:
+    """The config in ``checkpoint``, or the preset's, with ``layers`` layers.
+
+    Raises:
+        UserError: no such model; no config; no layers; an encoder, whose heads are of a task.
+    """
+    spec = get_model_spec(name)
+    if spec.kind == "encoder":
+        raise UserError(f"--models {name}: an encoder, whose heads depend on the task. This program traces decoders.")
+    if checkpoint is not None and not (checkpoint / "config.json").is_file():
+        raise UserError(f"--checkpoint {checkpoint}: it has no config.json.")
+    if layers is not None and layers < 1:
+        raise UserError(f"--layers {layers}: must be at least 1.")
+    config, _ = find_config(spec, checkpoint)
+    return config if layers is None else dataclasses.replace(config, n_layers=layers)
+
+
+def compare(
+    name: str, config: ModelConfig, optim: str, row_length: int, outputs: int, ranks: int
+) -> list[list[object]]:
     """The result table's rows for one trace."""
-    config = MODELS[name].config
-    if layers is not None:
-        config = dataclasses.replace(config, n_layers=layers)
     mesh, work, settings = MeshShape(shard=ranks), Pass(row_length, outputs), Settings(TRACED[optim])
     start = time.perf_counter()
     traced = trace(config, mesh, settings, work)
@@ -172,41 +231,29 @@ def compare(name: str, optim: str, row_length: int, outputs: int, ranks: int, la
     return rows
 
 
-def main(
-    models: tuple[str, ...] = ("llama3_8b", "llama3_70b"),
-    row_length: tuple[int, ...] = (4096, 16_384),
-    outputs: int = 168,
-    ranks: int = 8,
-    layers: int | None = None,
-    output: Path | None = None,
-) -> None:
-    """Trace and compare, and write a result file.
-
-    Args:
-        models: presets of the Llama family.
-        row_length: tokens of the single row; fp32 AdamW is traced at the first length, bf16 weights at the last.
-        outputs: label positions.
-        ranks: fake ranks.
-        layers: number of layers to keep; None: all.
-        output: result file.
-    """
+def run(args: Args, argv: list[str]) -> None:
     load, rows = load_average(), []
-    for name in models:
-        for optim, length in (("adamw", row_length[0]), ("adamw_sr_bf16", row_length[-1])):
-            rows += compare(name, optim, length, outputs, ranks, layers)
-            print(rows[-1], file=sys.stderr, flush=True)
+    configs = {name: config_to_trace(name, args.checkpoint, args.layers) for name in args.models}
+    for name, config in configs.items():
+        for optim, length in (("adamw", args.row_length[0]), ("adamw_sr_bf16", args.row_length[-1])):
+            rows += compare(name, config, optim, length, args.outputs, args.ranks)
+            say(str(rows[-1]))
     body = (
-        f"One rank of {ranks}, full activation checkpointing, bf16 compute, one row with {outputs} label positions; GB "
-        "(10^9 bytes). *plan* is `train/planning/memory.py`, *trace* PyTorch's `FSDPMemTracker` over fake tensors in a "
-        "fake process group (seconds: of the trace). The attention is traced as what FlexAttention allocates and saves "
-        "on CUDA, not as the CPU's SDPA; all else is the code that trains.\n\n"
+        f"One rank of {args.ranks}, full activation checkpointing, bf16 compute, one row with {args.outputs} label "
+        "positions; GB (10^9 bytes). *plan* is `train/planning/memory.py`, *trace* PyTorch's `FSDPMemTracker` over "
+        "fake tensors in a fake process group (seconds: of the trace). The attention is traced as what FlexAttention "
+        "allocates and saves on CUDA, not as the CPU's SDPA; all else is the code that trains.\n\n"
         + table(["", "", "plan", "trace", "off by"], rows)
         + "\n\nNeither is a measurement on a GPU: CUDA's context, NCCL's buffers and the allocator's gaps come on top "
         "(`train/planning/hardware.py`). The states are those that AdamW has after its first step; `FSDPMemTracker`'s "
         "peak of an optimizer step would count, as states, what CPU kernels use in passing too."
     )
-    write_result("memory_trace", "The plan's bytes against a traced step", body, sys.argv[1:], output, load)
+    write_result("memory_trace", "The plan's bytes against a traced step", body, argv, args.output, load)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_program("memory_trace", Args, run, argv)
 
 
 if __name__ == "__main__":
-    tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))
+    sys.exit(main())
