@@ -12,6 +12,7 @@ from data.errors import UserError
 from tests.launching import pretend
 from train.config import FREE_ON_RESUME
 from train.parallel.mesh import MeshShape, lay_out, lay_out_world
+from train.planning.workload import RankPass, pass_flops
 from train.resolve import load_config
 from train.setup import open_run
 
@@ -110,3 +111,23 @@ def test_the_network_traffic_in_the_documentation() -> None:
         assert f"| {network} Gb/s | {' | '.join(seconds)} |" in text
     one_sum = 16_384 * net.dim * 2 / 1e9
     assert f"| 5 x {1000 * one_sum:.0f} MB |" in text and f"| {5 * net.n_layers * one_sum:.0f} GB |" in text
+    for speed in (450, 50):
+        assert f" {5 * net.n_layers * one_sum / speed:.1f} s |" in text
+
+
+def test_the_operations_in_the_documentation() -> None:
+    """Those that a plan counts for 70B; both pages have them. A GPU computes 400 TFLOP/s here."""
+    net = MODELS["llama3_70b"].config
+    pages = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("multi_node.md", "memory.md")}
+
+    def operations(documents: int, tokens: int) -> float:
+        pairs = documents * tokens * (tokens + 1) // 2
+        return pass_flops(net, RankPass(documents * tokens, 0, pairs), recompute=True) / 1e15
+
+    row, posts = operations(1, 16_384), operations(8, 740)
+    assert f"compute: {row:.1f} PFLOP with recomputation" in pages["multi_node.md"]
+    assert f"on two GPUs at 400 TFLOP/s | {row / 0.8:.1f} s |" in pages["multi_node.md"]
+    assert f"recomputed: {row:.1f}e15 / (312e12 x 0.45) = {row * 1e15 / (312e12 * 0.45):.0f} s" in pages["memory.md"]
+    in_words = " ".join(pages["multi_node.md"].split())
+    assert f"Eight posts of 740 tokens (zero-shot 20 Newsgroups, 5,900 tokens) need {posts:.1f} PFLOP" in in_words
+    assert "half a second on 16 GPUs at 400" in in_words and posts / (16 * 0.4) == pytest.approx(0.5, abs=0.05)
