@@ -102,7 +102,7 @@ def measure(run: Run, saver: Saver, steps: int) -> dict[str, float]:
     """Save, take steps, wait for the save; returns the seconds of each."""
     dist.barrier()
     begin = time.perf_counter()
-    saver.save(run.model, run.optimizer, run.state(), None)
+    saver.save(run.model, run.optimizer, run.state(), lambda folder: None)
     stalled = time.perf_counter() - begin
     trained = run.train(steps)
     saver.finish()
@@ -120,7 +120,7 @@ def work(rank: int, args: Args, folder: Path, port: int, results: Any) -> None:
     run.train(2)
     without = anonymous_bytes()
     savers = {
-        name: Saver(folder / name, 1, background, world.device, StoredBytes(0, 0))
+        name: Saver(folder / name / "checkpoints", 1, background, world.device, StoredBytes(0, 0))
         for name, background in (("waits", False), ("background", True))
     }
     found: dict[str, Any] = {"alone": [], "waits": [], "background": []}
@@ -137,8 +137,7 @@ def work(rank: int, args: Args, folder: Path, port: int, results: Any) -> None:
     memory: list[Any] = [None] * world.size
     dist.all_gather_object(memory, (without, with_copy, copy.n_bytes))
     if rank == 0:
-        saved = sorted((folder / "background").iterdir())[-1]
-        assert saved == step_folder(folder / "background", run.step - args.steps)
+        saved = step_folder(savers["background"].checkpoints, run.step - args.steps)
         found |= {"memory": memory, "needed": needed}
         found["files"] = {file.name: file.stat().st_size for file in saved.glob("*.distcp")}
         found["checkpoint"] = folder_bytes(saved)

@@ -223,15 +223,19 @@ class Rows:
         n_read: number of rows until now.
 
     Raises:
-        UserError: no column, a column twice, or a description of the columns that is damaged.
+        UserError: no column, a column twice, a name that is not UTF-8, or a description of the columns that is damaged.
     """
 
     def __init__(self, name: str, schema: Any, wanted: Collection[str] | None = None) -> None:
-        check_columns(list(schema.names), name)
-        if not schema.names:
+        try:
+            self.columns = tuple(schema.names)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}: damaged: a column's name is not UTF-8 ({first_line(error)}).") from error
+        check_columns(list(self.columns), name)
+        if not self.columns:
             raise UserError(f"{name}: it has no columns.")
         features = _features(schema, name)
-        self.name, self.columns, self.n_read = name, tuple(schema.names), 0
+        self.name, self.n_read = name, 0
         self.wanted = [column for column in self.columns if wanted is None or column in wanted]
         self._convert = [_converter(schema.field(column).type, features.get(column)) for column in self.wanted]
 

@@ -80,7 +80,7 @@ class Saver:
     """Saves a run's checkpoints, one at a time. Every rank has a saver and calls it at the same steps.
 
     Args:
-        checkpoints: their folder, on a disk that all ranks share.
+        checkpoints: their folder, ``checkpoints`` of a run folder, on a disk that all ranks share.
         keep: number of checkpoints to keep, the newest.
         background: write in a thread, from a copy in host memory that is allocated once and reused.
         sizes: computed sizes of a checkpoint and an export.

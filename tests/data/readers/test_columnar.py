@@ -256,6 +256,13 @@ def test_a_description_of_columns_that_says_nothing(tmp_path: Path, told: bytes)
     assert values(write_arrow(tmp_path / "t.arrow", table)) == [{"a": 1}]
 
 
+def test_a_column_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    path = write_arrow(tmp_path / "t.arrow", pa.table({"the_name": [1]}))
+    path.write_bytes(path.read_bytes().replace(b"the_name", b"the_\xf3\xff\xff\xff"))
+    with pytest.raises(UserError, match=r"t\.arrow: damaged: a column's name is not UTF-8"):
+        records(path)
+
+
 def test_a_description_of_columns_that_is_damaged(tmp_path: Path) -> None:
     table = pa.table({"a": [1]}).replace_schema_metadata({b"huggingface": b'{"info'})
     with pytest.raises(UserError, match=r"t\.arrow, the description of its columns \(huggingface\): not JSON"):
