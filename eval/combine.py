@@ -52,7 +52,8 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
     pairs = _pair(folder_a, a, folder_b, b)
     if a.texts and b.texts and a.texts != b.texts:
         raise UserError(f"{folder_a} and {folder_b} have other texts under the same ids. Score both on the same data.")
-    predictions = [_join(p, q) for p, q in pairs]
+    has_lenient = _has_lenient(folder_a, folder_b, pairs)
+    predictions = [_join(p, q, has_lenient) for p, q in pairs]
     below = _threshold(folder_a, a, folder_b, b)
     results = Results(
         system=f"{a.system} + {b.system}",
@@ -115,7 +116,26 @@ def _pair(folder_a: Path, a: Results, folder_b: Path, b: Results) -> list[tuple[
     return [(p, theirs[place]) for place, p in ours.items()]
 
 
-def _join(p: Prediction, q: Prediction) -> Prediction:
+def _has_lenient(folder_a: Path, folder_b: Path, pairs: Sequence[tuple[Prediction, Prediction]]) -> bool:
+    """Whether the joint run has the lenient reading: one run has it, and how the other's answers read is known.
+
+    Labels that are not written as text read the same. Texts without this reading, of older code, are not known: a
+    warning says so.
+    """
+    has, lacks = set[Path](), set[Path]()
+    for pair in pairs:
+        for folder, prediction in zip((folder_a, folder_b), pair, strict=True):
+            if prediction.lenient is not None:
+                has.add(folder)
+            elif prediction.raw:
+                lacks.add(folder)
+    if has and lacks:
+        log.warning("%s has no lenient reading of its answers, because older code scored it: the joint run has none. "
+                    "Score it again to have one.", *lacks)  # fmt: skip
+    return bool(has) and not lacks
+
+
+def _join(p: Prediction, q: Prediction, has_lenient: bool) -> Prediction:
     for name in p.gold.keys() & q.gold.keys():
         if p.gold[name] != q.gold[name]:
             raise UserError(f"example {p.id}: the runs have different gold {name}. Score both on the same data.")
@@ -140,7 +160,7 @@ def _join(p: Prediction, q: Prediction) -> Prediction:
         multi_top={**p.multi_top, **q.multi_top},
         log_probs={**p.log_probs, **q.log_probs},
         abstained=(*p.abstained, *q.abstained),
-        lenient=None if p.lenient is None or q.lenient is None else {**p.lenient, **q.lenient},
+        lenient={**(p.lenient or {}), **(q.lenient or {})} if has_lenient else None,
     )
 
 

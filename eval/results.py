@@ -49,7 +49,7 @@ class Prediction:
         parsed_bio: entity boundaries in the answer, by token-field name, as ``gold_bio``; missing if it has none.
         unparsed: names of the fields that could not be parsed.
         lenient: the fields for which the lenient reading (`data.lenient`) found other labels than ``parsed``, with
-            these labels. None from systems that emit no text.
+            these labels. None from systems that emit no text, and in older files.
         truncated: the document was cut to fit.
         stopped: the answer ended with a stop token, not at its token limit.
         n_prompt_tokens: tokens before the answer, the shared prefix included.
@@ -196,7 +196,7 @@ def measure(
 ) -> dict[str, Any]:
     """The metrics of a run (:func:`eval.metrics.compute_metrics`).
 
-    If the answers are text, ``"lenient"`` has the same of the lenient reading (`data.lenient`). If class fields have
+    If answers are text, ``"lenient"`` has the same of the lenient reading (`data.lenient`). If class fields have
     probabilities, their figures have those of `eval.probabilities.probability_figures`, and ``"coverage"`` the curves.
     With ``abstain_below`` there is also ``"abstaining"`` (`eval.probabilities.answered_figures`); all other figures are
     those of all answers.

@@ -16,6 +16,7 @@ from data.tasks import TASKS, ClassField, Task, TokenField
 from eval.baselines import BaselineConfig, run_baselines
 from eval.combine import combine, combine_runs
 from eval.metrics import compute_metrics
+from eval.report import markdown
 from eval.results import (
     Prediction,
     Results,
@@ -256,12 +257,70 @@ def test_labels_that_are_not_given_are_not_given_in_the_joint_run(tmp_path, capl
     assert [p.abstained for p in predictions] == [(), ("one",), ("one",), ()] and not caplog.text
 
 
+def test_a_temperature_that_only_one_run_has_is_kept(tmp_path):
+    (one,), slots = abstaining(tmp_path, None, "one"), write_single(tmp_path / "slots", "massive_slots", SLOTS)
+    path = one / "results.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"settings": {"temperature": {"one": 2.0}}}))
+    for runs in ((one, slots), (slots, one)):
+        results, predictions = combine_runs(*runs)
+        assert results.settings["temperature"] == {"one": 2.0} and results.labels == {"one": ["a", "b"]}
+        figures = results.metrics["fields"]["one"]
+        assert figures["nll_uncalibrated"] == pytest.approx(stored["metrics"]["fields"]["one"]["nll"]) != figures["nll"]
+        assert list(results.metrics["coverage"]) == ["one"] and all("one" in p.log_probs for p in predictions)
+
+
 def test_runs_with_other_thresholds_have_no_joint_abstaining(tmp_path, caplog):
     (one,), (two,) = abstaining(tmp_path, 0.75, "one"), abstaining(tmp_path, None, "two")
     results, predictions = combine_runs(one, two)
     assert f"{one} was scored with --abstain_below 0.75, {two} with no --abstain_below: the joint run" in caplog.text
     assert "abstaining" not in results.metrics and "abstain_below" not in results.settings
     assert [p.abstained for p in predictions] == [(), ("one",), ("one",), ()], "each field's own is kept"
+
+
+def chatty_slots(tmp_path: Path) -> Path:
+    """A decoder's run, whose third answer only the lenient reading reads."""
+    folder = write_single(tmp_path / "decoder", "massive_slots", SLOTS)
+    results, predictions = read_results(folder), read_predictions(folder)
+    for prediction in predictions:
+        prediction.lenient = {}
+    predictions[2].lenient = {"slots": ("Other", "Other", "Other")}
+    results.metrics = measure(TASKS["massive_slots"], GOLD, predictions)
+    write_run(folder, results, predictions)
+    return folder
+
+
+def silent_intents(tmp_path: Path) -> Path:
+    """An encoder's run, which writes no text and so has no lenient reading."""
+    folder = write_single(tmp_path / "encoder", "massive_intent", INTENTS)
+    predictions = [replace(p, raw="") for p in read_predictions(folder)]
+    write_run(folder, read_results(folder), predictions)
+    return folder
+
+
+def test_the_lenient_reading_is_kept_if_only_one_run_writes_text(tmp_path, caplog):
+    encoder, decoder = silent_intents(tmp_path), chatty_slots(tmp_path)
+    for n, runs in enumerate([(encoder, decoder), (decoder, encoder)]):
+        results = combine(*runs, tmp_path / f"joint{n}")
+        assert results.metrics["exact_match"] == 1 / 4 and results.metrics["lenient"]["exact_match"] == 2 / 4
+        assert results.metrics["lenient"]["fields"]["intent"] == results.metrics["fields"]["intent"], "read the same"
+        found = [p.lenient for p in read_predictions(tmp_path / f"joint{n}")]
+        assert found == [{}, {}, {"slots": ("Other", "Other", "Other")}, {}]
+        assert "exact match, lenient" in markdown([results])
+    assert not caplog.text
+
+
+def test_texts_that_were_never_read_leniently_have_no_joint_reading(tmp_path, caplog):
+    """Of older code: it is not known whether the second reading would find other labels in them."""
+    older, decoder = write_single(tmp_path / "older", "massive_intent", INTENTS), chatty_slots(tmp_path)
+    for runs in ((older, decoder), (decoder, older)):
+        caplog.clear()
+        results, predictions = combine_runs(*runs)
+        assert "lenient" not in results.metrics and all(p.lenient is None for p in predictions)
+        assert f"{older} has no lenient reading of its answers" in caplog.text
+    caplog.clear()
+    assert all(p.lenient is None for p in combine_runs(*pair(tmp_path))[1])
+    assert not caplog.text, "neither has one, so none is lost"
 
 
 def test_a_users_label_for_words_outside_entities_is_kept(tmp_path):
