@@ -67,7 +67,7 @@ def combine_runs(folder_a: Path, folder_b: Path) -> tuple[Results, list[Predicti
         weights=" + ".join(filter(None, (a.weights, b.weights))),
         shots=a.shots,
         counts=_counts(a, b, predictions),
-        cost={name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost},
+        cost=_cost(a, b),
         examples=hash_examples([p.example for p in predictions]),
         texts=a.texts if a.texts == b.texts else "",
         settings={"combined": [_origin(a), _origin(b)], "temperature": a.temperatures | b.temperatures}
@@ -173,6 +173,15 @@ def _counts(a: Results, b: Results, joined: Sequence[Prediction]) -> dict[str, i
     return own | {name: n for name, n in sums.items() if name not in own}
 
 
+def _cost(a: Results, b: Results) -> dict[str, float]:
+    """Sums of the costs that both runs have; the dollars of the only run behind an API, since no other is charged."""
+    cost = {name: a.cost[name] + b.cost[name] for name in a.cost if name in b.cost}
+    charged = [run for run in (a, b) if "api_model" in run.settings]
+    if len(charged) == 1 and "dollars" in charged[0].cost:
+        cost["dollars"] = charged[0].cost["dollars"]
+    return cost
+
+
 def _threshold(folder_a: Path, a: Results, folder_b: Path, b: Results) -> float | None:
     """The ``--abstain_below`` of the runs whose labels have probabilities; None if they differ, which is said."""
     given = [run.settings.get("abstain_below") for run in (a, b) if run.labels]
@@ -189,7 +198,7 @@ def _origin(results: Results) -> dict[str, str]:
 
 
 def _both(a: str, b: str) -> str:
-    return a if a == b else f"{a} + {b}"
+    return " + ".join(filter(None, dict.fromkeys((a, b))))
 
 
 def _some(ids: Sequence[str]) -> str:

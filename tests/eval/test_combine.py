@@ -106,20 +106,46 @@ def test_two_calls_cost_the_sum(tmp_path):
     assert predictions[0].n_prompt_tokens == 200 and predictions[0].n_labels == {"slots": 2}
 
 
+def rewrite(folder: Path, **values: object) -> None:
+    path = folder / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_dollars_are_kept_if_only_one_run_is_behind_an_api(tmp_path):
+    """A model of one's own is not charged for. Where a price is not known, nor is the sum."""
+    a, b = pair(tmp_path)
+    known, tokens = {"cost": {"prompt_tokens": 100.0, "dollars": 0.5}, "settings": {"api_model": "x"}}, 200.0
+    rewrite(a, **known)
+    for runs in ((a, b), (b, a)):
+        assert combine_runs(*runs)[0].cost == {"prompt_tokens": tokens, "dollars": 0.5}
+    rewrite(b, **known)
+    assert combine_runs(a, b)[0].cost == {"prompt_tokens": tokens, "dollars": 1.0}
+    rewrite(b, cost={"prompt_tokens": 100.0}, settings={"api_model": "x", "dollars": None})
+    for runs in ((a, b), (b, a)):
+        assert combine_runs(*runs)[0].cost == {"prompt_tokens": tokens}
+
+
+def test_a_baseline_has_neither_cost_nor_model(tmp_path):
+    """Its seconds were not measured as a model's are, so a sum would be too small."""
+    a, b = pair(tmp_path)
+    rewrite(a, cost={}, model="")
+    for runs in ((a, b), (b, a)):
+        results, _ = combine_runs(*runs)
+        assert results.cost == {} and results.model == "m"
+
+
 def test_counts_that_predictions_do_not_have_are_summed(tmp_path):
     """A server's: without them, refused answers of a joint run would look like unreadable text."""
     a, b = pair(tmp_path)
     servers = {"refused": 1, "empty": 2, "missing": 0, "without_usage": 4, "limit_shortened": 3}
     for folder, counts in ((a, servers | {"truncated": 4}), (b, {"refused": 2, "empty": 1, "truncated": 4})):
-        path = folder / "results.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"counts": counts}))
+        rewrite(folder, counts=counts)
     results, _ = combine_runs(a, b)
     expected = {"refused": 3, "empty": 3, "missing": 0, "without_usage": 4, "limit_shortened": 3}
     assert {name: results.counts[name] for name in expected} == expected
     assert results.counts["truncated"] == 0, "what predictions tell is of documents, and counted in them"
     for folder in (a, b):
-        path = folder / "results.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"counts": {}}))
+        rewrite(folder, counts={})
     assert combine_runs(a, b)[0].counts["limit_shortened"] == 0, "every run has this count"
 
 
@@ -145,8 +171,7 @@ def test_other_shots_are_refused(tmp_path):
 
 def without_hash(folder: Path) -> None:
     """As results of older code are: their predictions may be any."""
-    path = folder / "results.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"predictions": ""}))
+    rewrite(folder, predictions="")
 
 
 def test_disagreeing_gold_is_refused(tmp_path):
@@ -259,14 +284,13 @@ def test_labels_that_are_not_given_are_not_given_in_the_joint_run(tmp_path, capl
 
 def test_a_temperature_that_only_one_run_has_is_kept(tmp_path):
     (one,), slots = abstaining(tmp_path, None, "one"), write_single(tmp_path / "slots", "massive_slots", SLOTS)
-    path = one / "results.json"
-    stored = json.loads(path.read_text())
-    path.write_text(json.dumps(stored | {"settings": {"temperature": {"one": 2.0}}}))
+    own = read_results(one).metrics["fields"]["one"]
+    rewrite(one, settings={"temperature": {"one": 2.0}})
     for runs in ((one, slots), (slots, one)):
         results, predictions = combine_runs(*runs)
         assert results.settings["temperature"] == {"one": 2.0} and results.labels == {"one": ["a", "b"]}
         figures = results.metrics["fields"]["one"]
-        assert figures["nll_uncalibrated"] == pytest.approx(stored["metrics"]["fields"]["one"]["nll"]) != figures["nll"]
+        assert figures["nll_uncalibrated"] == pytest.approx(own["nll"]) != figures["nll"]
         assert list(results.metrics["coverage"]) == ["one"] and all("one" in p.log_probs for p in predictions)
 
 
