@@ -23,7 +23,7 @@ variant's, the cells'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +32,7 @@ import msgspec
 
 from checkpoints_tools.registry import MODELS, ApiModel, ModelSpec
 from data.errors import UserError, nearest
-from data.files.documents import parse_toml, read_bytes
+from data.files.documents import parse_toml, read_bytes, shaped
 from data.files.paths import expand
 from data.readers.encoding import decode_utf8
 from data.tasks import TASKS
@@ -136,10 +136,13 @@ def read_study(path: Path) -> Study:
     """Read a study file and lay out its cells, in the file's order.
 
     Raises:
-        UserError: names everything that is wrong with the file: unknown models, tasks, variants and keys, cells that
-            are there twice, options that the study sets itself.
+        UserError: names all keys that are unknown; if all are known, everything else that is wrong with the file:
+            unknown models, tasks and variants, cells that are there twice, options that the study sets itself.
     """
-    file: _File = parse_toml(decode_utf8(read_bytes(path), str(path), path.name), str(path), _File)
+    document = parse_toml(decode_utf8(read_bytes(path), str(path), path.name), str(path))
+    if unknown := _unknown_keys(document):
+        raise UserError("\n".join(f"{path}: {text}" for text in unknown))
+    file: _File = shaped(document, str(path), _File)
     problems = _problems(file)
     study = Study(
         name=file.name or path.stem,
@@ -185,6 +188,29 @@ def _expanded(block: _Cells) -> list[Cell]:
         for seed in (block.seeds if tuned or shots else block.seeds[:1])
         for task in block.tasks
     ]
+
+
+def _tables(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, type[_Given]]]:
+    """The tables of a file that have keys of ours, each with its name and its shape; they may be of another type."""
+    yield "", document, _File
+    for kind, shape in (("models", _Model), ("tasks", _Task), ("variants", _Given)):
+        named = document.get(kind)
+        for name, table in named.items() if isinstance(named, dict) else ():
+            yield f"[{kind}.{name}]", table, shape
+    blocks = document.get("cells")
+    for number, block in enumerate(blocks if isinstance(blocks, list) else (), start=1):
+        yield f"[[cells]] {number}", block, _Cells
+
+
+def _unknown_keys(document: Mapping[str, Any]) -> list[str]:
+    """A line for each key that no table of its kind has. Options, in train and eval, are checked later."""
+    found = []
+    for where, table, shape in _tables(document):
+        known = shape.__struct_fields__
+        for key in table if isinstance(table, dict) else ():
+            if key not in known:
+                found.append(f"{where}{': ' if where else ''}unknown key {key!r}.{nearest(key, known)}")
+    return found
 
 
 def _problems(file: _File) -> list[str]:

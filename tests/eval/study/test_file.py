@@ -100,7 +100,16 @@ def test_options_become_words() -> None:
         (TUNED.replace("llama_debug", "roberta_base") + "shots = [5]\n", "has no prompt for examples"),
         (TUNED.replace("llama_debug", "roberta_base") + "tuned = [false]\n", "an encoder, whose heads must be trained"),
         (TUNED.replace("llama_debug", "gpt-4o"), "behind an API and is not fine-tuned here"),
-        (TUNED + "shot = [5]\n", "unknown field shot"),
+        (TUNED + "shot = [5]\n", "[[cells]] 1: unknown key 'shot'. Did you mean 'shots'?"),
+        (TUNED + 'variants = ["slow"]\n', "[[cells]] 1: unknown key 'variants'. Did you mean 'variant'? Known: "),
+        (TUNED + TUNED.replace("models", "model"), "[[cells]] 2: unknown key 'model'. Did you mean 'models'?"),
+        ('option = "adamw"\n' + TUNED, "trial.toml: unknown key 'option'. Did you mean 'optim'?"),
+        ("[variant.slow]\n" + TUNED, "trial.toml: unknown key 'variant'. Did you mean 'variants'?"),
+        ("[models.llama_debug]\nrank = 2\n" + TUNED, "[models.llama_debug]: unknown key 'rank'. Did you mean 'ranks'?"),
+        ('[tasks.own]\nfile = "a"\n' + TUNED, "[tasks.own]: unknown key 'file'. Known: train, eval, task, data."),
+        ("[variants.v]\ntrial = {}\n" + TUNED, "[variants.v]: unknown key 'trial'. Did you mean 'train'?"),
+        ("models = 3\ncells = 4\n", "models must be an object; it is 3"),
+        ("cells = [4]\n", "cells[0] must be an object; it is 4"),
         (TUNED + 'shots = ["5"]\n', "shots"),
         (TUNED + "shots = [-1]\n", "shots"),
         (TUNED + "seeds = []\n", "seeds"),
@@ -132,6 +141,11 @@ def test_options_become_words() -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     message = refused(tmp_path, text)
     assert said in message and "trial.toml" in message, message
+
+
+def test_all_unknown_keys_are_said_together(tmp_path: Path) -> None:
+    message = refused(tmp_path, "name_ = 1\n[variants.v]\nx = 1\n" + TUNED + "y = 1\nz = 1\n")
+    assert [line.split("unknown key ")[1][:3] for line in message.splitlines()] == ["'na", "'x'", "'y'", "'z'"]
 
 
 def test_a_task_of_the_paper_may_be_named_again(tmp_path: Path) -> None:
