@@ -9,13 +9,20 @@ model = "bert"
 checkpoint = "checkpoints/minilm"
 [tasks.massive_intent]
 eval = { limit = 1000 }
-[variants.spans]                      # options under a name: the same cells once more, in rows of their own
-train = { slot_answer = "spans" }
+[variants.slow]                       # options under a name, for rows of their own
+train = { lr = 1e-5 }
 [[cells]]                             # all combinations of what the lists have
 models = ["minilm"]
 tasks = ["massive_intent", "massive_slots"]
 seeds = [0, 1, 2]
+[[cells]]                             # once more, with the options of a variant
+models = ["minilm"]
+tasks = ["massive_intent", "massive_slots"]
+seeds = [0, 1, 2]
+variant = "slow"
 ```
+
+A model, task or variant that no block names is an error, since the study would lack its rows.
 
 Of two tables with the same option the later one in this list decides: the file's, the task's, the model's, the
 variant's, the cells'.
@@ -137,7 +144,8 @@ def read_study(path: Path) -> Study:
 
     Raises:
         UserError: names all keys that are unknown; if all are known, everything else that is wrong with the file:
-            unknown models, tasks and variants, cells that are there twice, options that the study sets itself.
+            unknown models, tasks and variants, those that no cell has, cells that are there twice, options that the
+            study sets itself.
     """
     document = parse_toml(decode_utf8(read_bytes(path), str(path), path.name), str(path))
     if unknown := _unknown_keys(document):
@@ -213,6 +221,24 @@ def _unknown_keys(document: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _unused(file: _File) -> list[str]:
+    """A line for each model, task and variant that no block names. A name that a block misspells is said there."""
+    found = []
+    for kind, own, presets, used, how in (
+        ("models", file.models, MODELS, {n for block in file.cells for n in block.models}, "in its list models"),
+        ("tasks", file.tasks, TASKS, {n for block in file.cells for n in block.tasks}, "in its list tasks"),
+        ("variants", file.variants, ("",), {block.variant for block in file.cells}, 'as variant = "{}"'),
+    ):
+        if all(name in own or name in presets for name in used):
+            found += [
+                f"[{kind}.{name}]: no [[cells]] block names it, so nothing would run with it. Name it in a block, "
+                f"{how.format(name)}, or remove the table."
+                for name in own
+                if name not in used
+            ]
+    return found
+
+
 def _problems(file: _File) -> list[str]:
     """What is wrong outside of the cells."""
     found = []
@@ -240,6 +266,7 @@ def _problems(file: _File) -> list[str]:
             found.append(f"[tasks.{name}]: needs task, the TOML file of your task.{nearest(name, TASKS)}")
         if task.task not in ("", name) and name in TASKS:  # its results would be of another task than the cell
             found.append(f"[tasks.{name}]: {name} is a task of the paper. Give {task.task!r} another name.")
+    found += _unused(file)
     tables: dict[str, _Given] = {"": file}
     tables |= {f"models.{name}": given for name, given in file.models.items()}
     tables |= {f"tasks.{name}": given for name, given in file.tasks.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from data.errors import UserError
 from eval.study.cells import Cell
 from eval.study.file import read_study, words
+from eval.study.plan import check_options
+from tests.launching import ROOT
 
 TUNED = '[[cells]]\nmodels = ["llama_debug"]\ntasks = ["massive_intent"]\n'
 
@@ -110,6 +113,17 @@ def test_options_become_words() -> None:
         ("[variants.v]\ntrial = {}\n" + TUNED, "[variants.v]: unknown key 'trial'. Did you mean 'train'?"),
         ("models = 3\ncells = 4\n", "models must be an object; it is 3"),
         ("cells = [4]\n", "cells[0] must be an object; it is 4"),
+        (
+            "[variants.v]\n" + TUNED,
+            "[variants.v]: no [[cells]] block names it, so nothing would run with it. Name it in "
+            'a block, as variant = "v", or remove',
+        ),
+        ("[models.llama3_8b]\n" + TUNED, "[models.llama3_8b]: no [[cells]] block names it"),
+        (
+            "[tasks.20ng_7]\n" + TUNED,
+            "[tasks.20ng_7]: no [[cells]] block names it, so nothing would run with it. Name "
+            "it in a block, in its list tasks, or remove",
+        ),
         (TUNED + 'shots = ["5"]\n', "shots"),
         (TUNED + "shots = [-1]\n", "shots"),
         (TUNED + "seeds = []\n", "seeds"),
@@ -146,6 +160,23 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
 def test_all_unknown_keys_are_said_together(tmp_path: Path) -> None:
     message = refused(tmp_path, "name_ = 1\n[variants.v]\nx = 1\n" + TUNED + "y = 1\nz = 1\n")
     assert [line.split("unknown key ")[1][:3] for line in message.splitlines()] == ["'na", "'x'", "'y'", "'z'"]
+
+
+def test_a_misspelt_name_is_said_once(tmp_path: Path) -> None:
+    """Not also of the table that it means."""
+    own = '[models.own]\nmodel = "llama"\n[tasks.mine]\ntask = "mine.toml"\n[variants.slow]\n'
+    cells = '[[cells]]\nmodels = ["owm"]\ntasks = ["mina"]\nvariant = "slwo"\n'
+    lines = refused(tmp_path, own + cells).splitlines()
+    assert len(lines) == 3 and all("unknown" in line and "Did you mean" in line for line in lines)
+
+
+@pytest.mark.parametrize("where", ["docs/studies.md", "eval/study/file.py"])
+def test_the_examples_in_texts_are_study_files(where: str, tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / where).read_text(encoding="utf-8"), re.DOTALL)
+    study = read(tmp_path, text)
+    variants = {own.cell.variant for own in study.cells}
+    assert variants == {"", "slow"} and {own.train["lr"] for own in study.cells if own.cell.variant} == {1e-5}
+    check_options(study, tmp_path / "out")
 
 
 def test_a_task_of_the_paper_may_be_named_again(tmp_path: Path) -> None:
