@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -22,8 +20,9 @@ from eval.page.intervals import between
 from eval.page.report import FIELDS_SHOWN, read_run, report
 from eval.probabilities import as_stored, most_probable
 from eval.results import PREDICTIONS, RESULTS, Prediction, read_results, write_run
+from tests.children import peak_memory
 from tests.eval.page.runs import check_harmless, predicted, scored
-from tests.launching import ROOT, TICKETS, environment
+from tests.launching import ROOT, TICKETS
 
 OLD = ROOT / "tests" / "old_files" / "scored"
 JOINT = TASKS["massive_joint"]
@@ -265,11 +264,7 @@ def test_a_million_predictions(tmp_path):
                 metrics[name] *= times
     stored["predictions"] = sha256_of(run / PREDICTIONS)
     (run / RESULTS).write_text(json.dumps(stored))
-    code = "import resource, sys; from eval.page.__main__ import main; main(sys.argv[1:]); "
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
-    command = [sys.executable, "-c", code, str(run)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    _, peak = peak_memory("from eval.page.__main__ import main; main(sys.argv[2:])", str(run), timeout=300)
     page = (run / "report.html").read_text()
     assert "1,000,000" in page and len(page) < 1_000_000
-    assert int(done.stdout.split()[-1]) < 600, "MiB"
+    assert peak < 300 << 20
