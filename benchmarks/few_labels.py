@@ -8,6 +8,7 @@ same test texts:
     tfidf      TF-IDF + logistic regression, as `python -m eval.baselines`
     frozen     logistic regression of scikit-learn on the encoder's embeddings: the mean of its tokens, of length 1
     states     the same on the decoder's states after four fifths of its layers: the mean of its tokens, standardized
+    repeated   the same on more of its states, where it has read the text twice and is asked for its topic
     setfit     SetFit with its defaults, on the same encoder, with the Python of ``--setfit`` that has it
     setfit20   SetFit with 20 pairs of equal and 20 of unequal labels for each text, as in its paper; by default it
                takes all pairs, whose number grows with the square of the texts
@@ -22,7 +23,6 @@ command goes on where it was interrupted; tasks, systems and draws may be added.
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import random
 import shutil
@@ -41,9 +41,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.common import ROOT, load_average, run_program, say, table, write_result
+from benchmarks.embeddings import embed, read_twice
 from data.errors import UserError
 from data.example import Example
 from data.source import load_examples
@@ -54,6 +54,7 @@ SYSTEMS = {
     "tfidf": "TF-IDF + logistic regression",
     "frozen": "frozen encoder + logistic regression",
     "states": "frozen decoder + logistic regression",
+    "repeated": "the same, text twice and a question",
     "setfit": "SetFit, its defaults",
     "setfit20": "SetFit, `num_iterations=20`",
     "heads": "encoder, its heads alone (`--steps 0`)",
@@ -88,11 +89,11 @@ class Args:
     work: Path
     """Folder for the runs; the same folder continues them."""
     decoder: Path | None = None
-    """Converted SmolLM2 folder, for the systems states, decoder and vote."""
+    """Converted SmolLM2 folder, for the systems states, repeated, decoder and vote."""
     setfit: Path | None = None
     """A Python interpreter with the package setfit, for the system setfit."""
     systems: list[str] = field(default_factory=lambda: ["tfidf", "frozen", "heads", "encoder"])
-    """Which of tfidf, frozen, states, setfit, setfit20, heads, encoder, decoder, vote."""
+    """Which of tfidf, frozen, states, repeated, setfit, setfit20, heads, encoder, decoder, vote."""
     per_label: list[int] = field(default_factory=lambda: [8, 16, 64])
     """Training texts of each label; of a label that has fewer, all."""
     draws: int = 5
@@ -187,27 +188,15 @@ def states(args: Args, drawn: Drawn) -> list[str]:
     return [str(x) for x in regression.fit(train.numpy(), labels).predict(test.numpy())]
 
 
-@functools.cache  # the test texts of all draws are the same
-@torch.no_grad()
-def embed(folder: Path, texts: tuple[str, ...], decoder: bool = False) -> torch.Tensor:
-    """[texts, width] mean states of a text's tokens, by transformers.
-
-    Of an encoder the last ones, brought to length 1. Of a decoder those after four fifths of its layers, since the last
-    ones serve the next token, and without the first token's, which are huge and say nothing of the text.
-    """
-    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    found: dict[int, torch.Tensor] = {}
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    for at in range(0, len(order), 32):
-        some = order[at : at + 32]
-        inputs = tokenizer([texts[i] for i in some], padding=True, truncation=True, max_length=512, return_tensors="pt")
-        states = model(**inputs, output_hidden_states=True).hidden_states
-        hidden, mask = states[len(states) * 4 // 5 if decoder else -1], inputs["attention_mask"][..., None].clone()
-        mask[:, 0] *= not decoder
-        found |= zip(some, (hidden * mask).sum(1) / mask.sum(1).clamp(min=1), strict=True)
-    result = torch.stack([found[i] for i in range(len(texts))])
-    return result if decoder else torch.nn.functional.normalize(result, dim=1)
+def repeated(args: Args, drawn: Drawn) -> list[str]:
+    assert args.decoder is not None
+    train, test = (read_twice(args.decoder, tuple(e.text for e in examples)) for examples in (drawn.train, drawn.test))
+    mean, std = train.mean(0), train.std(0) + 1e-6
+    lengths = train.shape[-1] ** 0.5  # each kind of states counts alike
+    train, test = (lengths * torch.nn.functional.normalize((some - mean) / std, dim=-1) for some in (train, test))
+    labels = [example.class_label(drawn.name) for example in drawn.train]
+    regression = LogisticRegression(C=0.01, max_iter=1000).fit(train.flatten(1).numpy(), labels)
+    return [str(x) for x in regression.predict(test.flatten(1).numpy())]
 
 
 def setfit(args: Args, drawn: Drawn, iterations: int = 0) -> list[str]:
@@ -276,7 +265,7 @@ def answers(
 
 
 RUN: dict[str, Callable[[Args, Drawn], list[str]]] = {
-    "tfidf": tfidf, "frozen": frozen, "states": states, "setfit": setfit, "setfit20": setfit20,
+    "tfidf": tfidf, "frozen": frozen, "states": states, "repeated": repeated, "setfit": setfit, "setfit20": setfit20,
     "heads": heads, "encoder": encoder, "decoder": decoder, "vote": vote,
 }  # fmt: skip
 
@@ -286,7 +275,9 @@ def run(args: Args, argv: list[str]) -> None:
     unknown = [system for system in args.systems if system not in RUN]
     if unknown:
         raise UserError(f"--systems {' '.join(unknown)}: expected some of {', '.join(RUN)}.")
-    needed = {"setfit": "setfit", "setfit20": "setfit"} | dict.fromkeys(("states", "decoder", "vote"), "decoder")
+    needed = {"setfit": "setfit", "setfit20": "setfit"} | dict.fromkeys(
+        ("states", "repeated", "decoder", "vote"), "decoder"
+    )
     for system, option in needed.items():
         if system in args.systems and getattr(args, option) is None:
             raise UserError(f"system {system} needs --{option}.")

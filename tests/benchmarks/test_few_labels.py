@@ -14,7 +14,7 @@ from tests.launching import ROOT
 pytest.importorskip("transformers")
 import transformers
 
-from benchmarks import few_labels
+from benchmarks import embeddings, few_labels
 
 TICKETS = ROOT / "data" / "sample" / "tickets"
 SETFIT = """#!/bin/bash
@@ -99,18 +99,44 @@ def test_a_vote_adds_up_the_probabilities_of_trainings_with_other_seeds(
     assert {r["accuracy"] for r in found(tmp_path)} == {100 * labels.count(gold) / 40}
 
 
-def test_states_of_a_decoder_are_a_texts_own(minilm_folder: Path, tmp_path: Path) -> None:
+TEXTS = ("short", "a text that is much longer than the other two of its batch", "one two")
+
+
+@pytest.fixture
+def tiny_decoder(minilm_folder: Path, tmp_path: Path) -> Path:
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_folder)
     tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 2}
-    model = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=len(tokenizer), **sizes)).eval()
-    model.save_pretrained(tmp_path)
-    texts = ("short", "a text that is much longer than the other two of its batch", "one two")
-    found = few_labels.embed(tmp_path, texts, decoder=True)
-    for text, mean in zip(texts, found, strict=True):
+    transformers.LlamaModel(transformers.LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_states_of_a_decoder_are_a_texts_own(tiny_decoder: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_decoder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_decoder)
+    for text, mean in zip(TEXTS, embeddings.embed(tiny_decoder, TEXTS, decoder=True), strict=True):
         states = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states
         torch.testing.assert_close(states[4][0, 1:].mean(0), mean)
+
+
+def test_states_of_a_text_read_twice_are_its_own(tiny_decoder: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny_decoder, dtype=torch.bfloat16).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_decoder)
+    for text, found in zip(TEXTS, embeddings.read_twice(tiny_decoder, TEXTS), strict=True):
+        begin, again, question = embeddings.REPEATED
+        ids = tokenizer(f"{begin} {text}{again} {text}{question}", add_special_tokens=False).input_ids
+        start, n, after = (len(tokenizer.tokenize(part)) for part in (begin, text, question))
+        first, second = slice(start, start + n), slice(len(ids) - after - n, len(ids) - after)
+        states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        kinds = [state[0].float()[where].mean(0) for where in (first, second, slice(-1, None))
+                 for state in (states[4], states[5])]  # fmt: skip
+        torch.testing.assert_close(torch.stack(kinds), found, atol=0.02, rtol=0.02)
+
+
+def test_texts_read_twice_are_labelled(tiny_decoder: Path, arguments: list[str], tmp_path: Path) -> None:
+    assert few_labels.main([*arguments, "--systems", "repeated", "--decoder", str(tiny_decoder)]) == 0
+    assert len(found(tmp_path)) == 4 and "the same, text twice and a question" in (tmp_path / "page.md").read_text()
 
 
 @pytest.mark.parametrize(
