@@ -70,10 +70,8 @@ def _copy(best: Path, folder: Path, dtype: str) -> None:
             raise UserError(f"{best} is damaged ({', '.join(bad)}).")
     run_folder.replace_export(folder)
     log.info("exported %s: the best model, of step %d (held-out score %.4f)", folder, found.step, found.score)
-    if (stored := _dtype_of(best)) not in (None, dtype):
-        log.warning(
-            "note: it is in %s, as %s is: --export_dtype %s holds for models of later steps.", stored, best, dtype
-        )
+    if note := other_dtype(folder, dtype):
+        log.warning("note:%s", note)
 
 
 def _dtype_of(folder: Path) -> str | None:
@@ -84,14 +82,24 @@ def _dtype_of(folder: Path) -> str | None:
     return None
 
 
+def other_dtype(folder: Path, dtype: str) -> str:
+    """What to say of an export that is not in ``dtype``, since it is a copy of the best model; empty if it is."""
+    if (stored := _dtype_of(folder)) in (None, dtype):
+        return ""
+    return f" {folder} is in {stored}: the best model was saved before --export_dtype {dtype} was given."
+
+
 def is_exported(config: TrainConfig) -> bool:
-    """Whether ``export/`` is there and has the model that a run with these options exports at its end."""
+    """Whether ``export/`` is there and has the model that a run with these options exports at its end.
+
+    With ``--patience`` that is a copy of ``best/``, whatever its ``--export_dtype``.
+    """
     output = config.checkpoint.output
-    if _dtype_of(output / "export") != config.checkpoint.export_dtype:
+    if not (output / "export" / TRAINING_FILE).is_file():
         return False
     exported = read_best(output / "export")
     if config.eval.patience is None:
-        return exported is None
+        return exported is None and _dtype_of(output / "export") == config.checkpoint.export_dtype
     return exported is not None and exported == (read_best(output / "best") or exported)
 
 

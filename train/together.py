@@ -14,7 +14,7 @@ from data.errors import UserError
 from train import options
 from train.checkpointing import checkpoint, run_folder
 from train.config import TrainConfig
-from train.run_export import is_exported
+from train.run_export import is_exported, other_dtype
 from train.setup import MACHINE_OPTIONS, Setup, find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,13 @@ def how_it_ended(config: TrainConfig, setup: Setup) -> str | None:
 
     An export that was killed between its renames is finished first: it may be all that was left to do.
     """
-    found: str | None = None
+    found, output = None, config.checkpoint.output
     if config.checkpoint.resume == "auto" and setup.resume_from is not None:
         if dist.get_rank() == 0:
-            run_folder.clean(config.checkpoint.output)
+            try:
+                run_folder.clean(output)
+            except OSError as error:  # a finished run needs nothing of it
+                log.warning("note: what a killed export left in %s was not removed: %s", output, error)
         dist.barrier()
         state, patience = checkpoint.read_state(setup.resume_from), config.eval.patience
         if not state.unscored and (is_exported(config) or not config.checkpoint.export):
@@ -61,6 +64,8 @@ def how_it_ended(config: TrainConfig, setup: Setup) -> str | None:
                 found = f"it ended after step {state.step}, as --patience {patience} asks: {state.watched.why()}."
             elif state.step >= setup.total_steps:
                 found = f"all {setup.total_steps} steps are taken."
+        if found and config.checkpoint.export:
+            found += other_dtype(output / "export", config.checkpoint.export_dtype)
     everyone = [found] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
     return found if all(everyone) else None

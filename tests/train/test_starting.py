@@ -223,7 +223,12 @@ def test_another_dtype_of_the_export_is_something_to_do(world: World, train_args
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_killed_export_of_a_run_that_has_finished(
-    complete: bool, world: World, train_args: list[str], tmp_path: Path
+    complete: bool,
+    world: World,
+    train_args: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A finished run that exported again: the new export counts once it is complete, and nothing hidden stays."""
     args, run = [*train_args, "--steps", "1", "--resume", "auto"], tmp_path / "run"
@@ -234,6 +239,10 @@ def test_a_killed_export_of_a_run_that_has_finished(
         (new / "new").touch()
     shutil.copytree(run / "export", run / ".export.old")
     (run / ".export.old" / "config.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "discard", lambda *args, **how: (_ for _ in ()).throw(PermissionError("not yours")))
+        assert how_it_ended(load_config(args), opened(args)), "what cannot be removed does not end the program"
+    assert f"what a killed export left in {run} was not removed: not yours" in caplog.text
     assert how_it_ended(load_config(args), opened(args))
     assert sorted(path.name for path in run.iterdir()) == listed
     assert (run / "export" / "new").exists() is complete
