@@ -36,8 +36,7 @@ def find_lengths(setup: ScoringSetup) -> tuple[RequestLengths, str | None]:
     if setup.examples is not None:
         n = len(setup.examples)
     else:
-        own = DATA_SETS.get(setup.task.dataset)
-        n = min(setup.options.limit or len(samples), len(samples) if own is None else own.n_test)
+        n = min(setup.options.limit or len(samples), DATA_SETS[setup.task.dataset].n_test)
     indices = np.linspace(0, len(samples) - 1, n).astype(int)  # sorted by length, so the longest is included
     prefix, lengths, budget = len(samples.prefix), samples.costs[indices], 0
     if setup.spec.kind == "decoder":

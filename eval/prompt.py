@@ -139,11 +139,11 @@ def new_prompt(
 
 
 def load_split(task: Task, split: str, options: EvalConfig, missing: list[str]) -> list[Example] | None:
-    """The task's examples. In a plan without ``--data``, missing ones are noted in ``missing``: returns None."""
+    """The task's examples. In a plan without ``--data``, a built-in task may have none: ``missing`` says so."""
     try:
         return load_examples(task, split, options.data)
     except UserError:
-        if not options.plan or options.data is not None:
+        if not options.plan or options.data is not None or task.custom is not None:
             raise
         missing += [text for text in [f"no data of {task.dataset}"] if text not in missing]
         return None

@@ -185,6 +185,17 @@ def test_what_is_assumed_without_a_tokenizer(tmp_path):
     assert slots is None and 110 < min(intents) <= max(intents) < 1000 and tries.stores, "Llama 3 has 114 and 110"
 
 
+def test_a_task_of_ones_own_that_cannot_be_read_is_not_planned(tmp_path):
+    """The plan said that there is no data, and assumed some, where the run names the wrong column."""
+    for file in TICKETS.parent.iterdir():
+        shutil.copy(file, tmp_path / file.name)
+    own = tmp_path / TICKETS.name
+    own.write_text(TICKETS.read_text().replace('text_column = "text"', 'text_column = "txt"'))
+    asked = EvalConfig(model="llama3_8b", checkpoint=tmp_path, task=str(own), plan=True)
+    with pytest.raises(UserError, match="no column 'txt'"):
+        make_plan(asked)
+
+
 def test_encoders_have_plans(tmp_path):
     words = ["--model", "roberta_large", "--task", "massive_slots", "--checkpoint", tmp_path]
     text = plan(*words)
