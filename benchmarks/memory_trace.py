@@ -69,7 +69,7 @@ def replaced_attention(config: ModelConfig) -> mock._patch:
     """Replaces the attention in the file of the config's architecture, which imports it by name.
 
     Raises:
-        UserError: the file does not.
+        UserError: the file does not import it by name.
     """
     module = sys.modules[architecture_of(config).build.__module__]
     if not hasattr(module, "attention"):
@@ -201,7 +201,7 @@ def config_to_trace(name: str, checkpoint: Path | None, layers: int | None) -> M
     if spec.kind == "encoder":
         raise UserError(f"--models {name}: an encoder, whose heads depend on the task. This program traces decoders.")
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
-        raise UserError(f"--checkpoint {checkpoint}: it has no config.json.")
+        raise UserError(f"--checkpoint {checkpoint}: it is no folder with a config.json.")
     if layers is not None and layers < 1:
         raise UserError(f"--layers {layers}: must be at least 1.")
     config, _ = find_config(spec, checkpoint)
@@ -232,6 +232,8 @@ def compare(
 
 
 def run(args: Args, argv: list[str]) -> None:
+    if args.ranks < 1:
+        raise UserError(f"--ranks {args.ranks}: must be at least 1.")
     load, rows = load_average(), []
     configs = {name: config_to_trace(name, args.checkpoint, args.layers) for name in args.models}
     for name, config in configs.items():

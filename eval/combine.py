@@ -117,10 +117,10 @@ def _pair(folder_a: Path, a: Results, folder_b: Path, b: Results) -> list[tuple[
 
 
 def _has_lenient(folder_a: Path, folder_b: Path, pairs: Sequence[tuple[Prediction, Prediction]]) -> bool:
-    """Whether the joint run has the lenient reading: one run has it, and how the other's answers read is known.
+    """Whether the joint run has the lenient reading: one run has it, and the other has it too or writes no text.
 
-    Labels that are not written as text read the same. Texts without this reading, of older code, are not known: a
-    warning says so.
+    Labels that are not written as text are the same in both readings. If older code scored the other run's text,
+    without this reading, a warning says so.
     """
     has, lacks = set[Path](), set[Path]()
     for pair in pairs:

@@ -225,13 +225,13 @@ def _unused(file: _File) -> list[str]:
     """A line for each model, task and variant that no block names. A name that a block misspells is said there."""
     found = []
     for kind, own, presets, used, how in (
-        ("models", file.models, MODELS, {n for block in file.cells for n in block.models}, "in its list models"),
-        ("tasks", file.tasks, TASKS, {n for block in file.cells for n in block.tasks}, "in its list tasks"),
-        ("variants", file.variants, ("",), {block.variant for block in file.cells}, 'as variant = "{}"'),
+        ("models", file.models, MODELS, {n for block in file.cells for n in block.models}, "in the models of a block"),
+        ("tasks", file.tasks, TASKS, {n for block in file.cells for n in block.tasks}, "in the tasks of a block"),
+        ("variants", file.variants, ("",), {block.variant for block in file.cells}, 'in a block, as variant = "{}"'),
     ):
         if all(name in own or name in presets for name in used):
             found += [
-                f"[{kind}.{name}]: no [[cells]] block names it, so nothing would run with it. Name it in a block, "
+                f"[{kind}.{name}]: no [[cells]] block names it, so nothing would run with it. Name it "
                 f"{how.format(name)}, or remove the table."
                 for name in own
                 if name not in used
@@ -266,7 +266,8 @@ def _problems(file: _File) -> list[str]:
             found.append(f"[tasks.{name}]: needs task, the TOML file of your task.{nearest(name, TASKS)}")
         if task.task not in ("", name) and name in TASKS:  # its results would be of another task than the cell
             found.append(f"[tasks.{name}]: {name} is a task of the paper. Give {task.task!r} another name.")
-    found += _unused(file)
+    if not found:  # a table whose name is wrong cannot be named
+        found += _unused(file)
     tables: dict[str, _Given] = {"": file}
     tables |= {f"models.{name}": given for name, given in file.models.items()}
     tables |= {f"tasks.{name}": given for name, given in file.tasks.items()}

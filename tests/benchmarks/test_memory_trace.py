@@ -40,7 +40,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def trace(folder: Path, *words: str) -> int:
-    return memory_trace.main([*words, "--ranks", "2", "--row_length", "4096", "--output", str(folder / "page.md")])
+    return memory_trace.main(["--ranks", "2", *words, "--row_length", "4096", "--output", str(folder / "page.md")])
 
 
 def test_a_port_is_traced_with_the_config_of_a_folder(port: str, tmp_path: Path) -> None:
@@ -62,7 +62,8 @@ def test_mistakes_are_told_in_one_line(
         (["--models", "llama3_8", "--layers", "1"], "unknown model 'llama3_8'. Did you mean 'llama3_8b'?"),
         (["--models", "gpt-4"], "model gpt-4 has no weights here"),
         (["--models", "bert"], "--models bert: an encoder, whose heads depend on the task."),
-        (["--models", "llama3_8b", "--checkpoint", str(tmp_path / "none")], "it has no config.json."),
+        (["--models", "llama3_8b", "--checkpoint", str(tmp_path / "none")], "it is no folder with a config.json."),
+        (["--models", "llama3_8b", "--ranks", "0"], "--ranks 0: must be at least 1."),
         (["--models", "llama3_8b", "--layers", "0"], "--layers 0: must be at least 1."),
         (
             ["--models", port, "--checkpoint", str(tmp_path)],

@@ -122,7 +122,7 @@ def test_options_become_words() -> None:
         (
             "[tasks.20ng_7]\n" + TUNED,
             "[tasks.20ng_7]: no [[cells]] block names it, so nothing would run with it. Name "
-            "it in a block, in its list tasks, or remove",
+            "it in the tasks of a block, or remove",
         ),
         (TUNED + 'shots = ["5"]\n', "shots"),
         (TUNED + "shots = [-1]\n", "shots"),
@@ -168,6 +168,11 @@ def test_a_misspelt_name_is_said_once(tmp_path: Path) -> None:
     cells = '[[cells]]\nmodels = ["owm"]\ntasks = ["mina"]\nvariant = "slwo"\n'
     lines = refused(tmp_path, own + cells).splitlines()
     assert len(lines) == 3 and all("unknown" in line and "Did you mean" in line for line in lines)
+
+
+def test_a_table_that_cannot_be_named_is_said_once(tmp_path: Path) -> None:
+    lines = refused(tmp_path, "[models.lama3_8b]\n[tasks.mine]\n" + TUNED).splitlines()
+    assert len(lines) == 2 and not any("no [[cells]] block" in line for line in lines), lines
 
 
 @pytest.mark.parametrize("where", ["docs/studies.md", "eval/study/file.py"])
