@@ -54,7 +54,7 @@ SYSTEMS = {
     "tfidf": "TF-IDF + logistic regression",
     "frozen": "frozen encoder + logistic regression",
     "states": "frozen decoder + logistic regression",
-    "repeated": "the same, text twice and a question",
+    "repeated": "frozen decoder, text twice and a question",
     "setfit": "SetFit, its defaults",
     "setfit20": "SetFit, `num_iterations=20`",
     "heads": "encoder, its heads alone (`--steps 0`)",

@@ -136,7 +136,9 @@ def test_states_of_a_text_read_twice_are_its_own(tiny_decoder: Path) -> None:
 
 def test_texts_read_twice_are_labelled(tiny_decoder: Path, arguments: list[str], tmp_path: Path) -> None:
     assert few_labels.main([*arguments, "--systems", "repeated", "--decoder", str(tiny_decoder)]) == 0
-    assert len(found(tmp_path)) == 4 and "the same, text twice and a question" in (tmp_path / "page.md").read_text()
+    assert (
+        len(found(tmp_path)) == 4 and "frozen decoder, text twice and a question" in (tmp_path / "page.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,7 @@ def test_texts_read_twice_are_labelled(tiny_decoder: Path, arguments: list[str],
         (["--systems", "setfit20"], "system setfit20 needs --setfit"),
         (["--systems", "decoder"], "system decoder needs --decoder"),
         (["--systems", "states"], "system states needs --decoder"),
+        (["--systems", "repeated"], "system repeated needs --decoder"),
         (["--systems", "svm"], "--systems svm: expected some of tfidf"),
     ],
 )
