@@ -168,6 +168,8 @@ def _no_checkpoint(folder: Path, spec: ModelSpec | None) -> str:
         str(p.parent) for name in ("config", "params") for p in around.glob(f"*/{name}.json") if p.is_file()
     )
     found = f" Checkpoints beside it: {', '.join(beside)}." if beside else ""
+    if any(is_of_a_run(Path(other)) for other in beside) and not is_of_a_run(folder):
+        how_to_fill = "A run wrote one of these: is the name misspelt?"
     return f"no checkpoint folder {folder}.{found}\n{how_to_fill}"
 
 

@@ -159,7 +159,8 @@ def read_custom_spec(path: Path) -> CustomSpec:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"no task file at {path}.")
+        beside = sorted(str(file) for file in path.parent.glob("*.toml"))
+        raise UserError(f"no task file at {path}.{nearest(str(path), beside) if beside else ''}")
     text = decode_utf8(read_bytes(path), str(path), path.name)
     found = parse_toml(text, str(path))
     _check_keys(found, _Table.__struct_fields__, str(path))

@@ -194,3 +194,15 @@ def test_a_download_is_advised_into_a_new_or_an_empty_folder(tmp_path, monkeypat
         check_folder(folder, get_model_spec("llama"))
     with pytest.raises(UserError, match="hf download meta-llama/Meta-Llama-3-8B-Instruct"):
         check_folder(folder, preset)
+
+
+def test_a_misspelt_name_beside_what_a_run_wrote_is_not_to_be_downloaded(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        open_checkpoint(tmp_path / "exprt")
+    beside = f"Checkpoints beside it: {tmp_path / 'export'}."
+    assert (
+        str(error.value)
+        == f"no checkpoint folder {tmp_path / 'exprt'}. {beside}\nA run wrote one of these: is the name misspelt?"
+    )

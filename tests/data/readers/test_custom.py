@@ -299,8 +299,10 @@ def test_how_words_are_answered(folder: Path) -> None:
 
 
 def test_a_missing_or_unreadable_task_file(folder: Path) -> None:
-    with pytest.raises(UserError, match="no task file at"):
+    with pytest.raises(UserError, match="no task file at .*tsak.toml. Did you mean '.*/task.toml'"):
         read_custom_spec(folder / "tsak.toml")
+    with pytest.raises(UserError, match="no task file at .*task.toml.$"):
+        read_custom_spec(folder / "nowhere" / "task.toml")
     with pytest.raises(UserError, match="cannot read .*: Is a directory"):
         read_custom_spec(folder)
     (folder / "task.toml").write_bytes(b'name = "caf\xe9"')
