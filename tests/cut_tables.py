@@ -35,7 +35,7 @@ def spec_of(
 
 
 def read(spec: CustomSpec, splits: tuple[str, ...] = SPLITS) -> dict[str, list[Example]]:
-    return {split: read_custom(spec, split)[0] for split in splits}
+    return {split: read_custom(spec, split) for split in splits}
 
 
 def by_label(examples: list[Example]) -> Counter[str]:

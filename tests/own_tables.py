@@ -19,7 +19,7 @@ def spec_of(folder: Path, top: str = "", files: str = 'train = "train.csv"', lab
 
 
 def train(folder: Path, *args: str, **options: str) -> list[Example]:
-    return read_custom(spec_of(folder, *args, **options), "train")[0]
+    return read_custom(spec_of(folder, *args, **options), "train")
 
 
 def labels_of(folder: Path, **options: str) -> list[str]:

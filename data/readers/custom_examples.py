@@ -36,16 +36,13 @@ log = logging.getLogger("data")
 
 def load_custom(spec: CustomSpec, split: str) -> list[Example]:
     """Read one split and log what was found; see :func:`read_custom`."""
-    examples, _ = read_custom(spec, split)
+    examples = read_custom(spec, split)
     log.info("%s %s: %d examples", spec.name, split, len(examples))
     return examples
 
 
-def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[str]]:
-    """Read one split of a user's own task, in the order of its files.
-
-    Returns:
-        The examples, and how many were skipped, by the column in which they have no value.
+def read_custom(spec: CustomSpec, split: str) -> list[Example]:
+    """Read one split of a user's own task, in the order of its files; a warning counts what is skipped.
 
     Raises:
         UserError: there is no file for the split, or it cannot be cut from the train files (`data.readers.cut`). Or,
@@ -105,7 +102,7 @@ def read_custom(spec: CustomSpec, split: str) -> tuple[list[Example], Counter[st
         examples = _only(split, examples, keys, groups, spec)
     for reader in readers:
         reader.finish(spec, split, examples)
-    return examples, gaps.columns
+    return examples
 
 
 def source_of(spec: CustomSpec, split: str) -> tuple[str, bool]:

@@ -35,7 +35,7 @@ def task(folder: Path, head: str, fields: str = QUEUE) -> Path:
 
 
 def train(folder: Path, head: str, fields: str = QUEUE) -> list[Example]:
-    return read_custom(read_custom_spec(task(folder, head, fields)), "train")[0]
+    return read_custom(read_custom_spec(task(folder, head, fields)), "train")
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, rows: Dataset, monkeypatch: pytes
     assert spec.files["test"] == (HubSplit("me/mail", "en", "v2", "test"),) and not asked, (
         "no network for the task alone"
     )
-    examples, _ = read_custom(spec, "train")
+    examples = read_custom(spec, "train")
     assert [example.labels["queue"] for example in examples] == ["sales", "help"]
     assert asked == [HubSplit("me/mail", "en", "v2", "train")]
     with pytest.raises(UserError, match="me/mail, en, v2, train: no column 'queu'. Did you mean 'queue'"):

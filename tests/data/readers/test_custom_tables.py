@@ -26,7 +26,7 @@ def test_several_files_and_patterns(folder: Path) -> None:
     (folder / "more.jsonl").write_text('{"text": "x", "queue": "other"}\n')
     spec = spec_of(folder, files='train = ["part-b.csv", "more.jsonl"]', labels='labels_from = "train"')
     assert spec.fields[0].labels == ("billing", "other", "sales")
-    assert [example.text for example in read_custom(spec, "train")[0]] == ["part-b.csv", "c", "x"]
+    assert [example.text for example in read_custom(spec, "train")] == ["part-b.csv", "c", "x"]
 
 
 def test_files_of_the_same_name_have_other_ids(folder: Path) -> None:
@@ -90,7 +90,7 @@ def test_spaces_around_an_id_do_not_make_another(folder: Path) -> None:
 def test_ids_of_different_splits_are_not_compared(folder: Path) -> None:
     (folder / "train.csv").write_text("id,text,queue\n1,a,sales\n2,b,billing\n")
     spec = spec_of(folder, 'id_column = "id"', 'train = "train.csv"\ntest = "train.csv"')
-    found = [example.id for split in ("train", "test") for example in read_custom(spec, split)[0]]
+    found = [example.id for split in ("train", "test") for example in read_custom(spec, split)]
     assert found == ["t/train/1", "t/train/2", "t/test/1", "t/test/2"]
 
 
@@ -284,7 +284,7 @@ def test_one_label_only(folder: Path) -> None:
     with pytest.raises(UserError, match="every example has the label 'sales' in 'queue', so there is nothing to learn"):
         train(folder)
     spec = spec_of(folder, files='train = "train.csv"\ntest = "train.csv"')
-    assert len(read_custom(spec, "test")[0]) == 2  # it can be scored
+    assert len(read_custom(spec, "test")) == 2  # it can be scored
 
 
 def test_a_label_that_is_only_in_test(folder: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_advice_gives_the_text_back(tmp_path: Path, encoding: str, advised: 
     with pytest.raises(UserError) as caught:
         read_custom(spec, "train")
     assert f"iconv -f {advised} " in follow(str(caught.value), tmp_path)
-    assert [example.text for example in read_custom(spec, "train")[0]] == ["“Café” – 3 €", "crème"]
+    assert [example.text for example in read_custom(spec, "train")] == ["“Café” – 3 €", "crème"]
 
 
 def test_the_advice_for_a_packed_file(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_labels_that_look_the_same_are_one(folder: Path, written: str, caplog: p
         (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         spec = read_custom_spec(folder / "task.toml")
         assert set(spec.fields[0].labels) == {COMPOSED, "bar"}
-        found = [example.labels["queue"] for example in read_custom(spec, "test")[0]]
+        found = [example.labels["queue"] for example in read_custom(spec, "test")]
         assert found == [COMPOSED, COMPOSED, "bar"]
     assert "'caf\\xe9'" in caplog.text and "read as one label, the first" in caplog.text
 

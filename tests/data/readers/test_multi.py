@@ -21,7 +21,7 @@ LABELS = 'labels = ["billing", "refund", "caf\u00e9"]\n'
 def labels_of(folder: Path, keys: str, table: str, name: str = "table.csv") -> list[tuple[str, ...]]:
     (folder / name).write_text(table, encoding="utf-8")
     (folder / "task.toml").write_text(HEAD.format(name) + keys, encoding="utf-8")
-    examples, _ = read_custom(read_custom_spec(folder / "task.toml"), "test")
+    examples = read_custom(read_custom_spec(folder / "task.toml"), "test")
     return [example.label_set("topics") for example in examples]
 
 
@@ -193,7 +193,7 @@ def test_another_separator_is_recognized(tmp_path: Path) -> None:
         labels_of(tmp_path, LABELS + 'separator = "|"\n', "text,topics\na,refund;billing\n")
 
 
-def test_codes_have_names_and_gaps_are_skipped(tmp_path: Path) -> None:
+def test_codes_have_names_and_gaps_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = 'separator = ","\nnames = {1 = "billing", 2 = "refund", 3 = "refund"}\n'
     assert labels_of(tmp_path, keys, 'text,topics\na,"3,1"\nb,\n') == [("billing", "refund"), ()]
     with pytest.raises(UserError, match="'topics' has '4', which is not one of its codes"):
@@ -201,8 +201,9 @@ def test_codes_have_names_and_gaps_are_skipped(tmp_path: Path) -> None:
     skipping = HEAD.replace('name = "mail"', 'name = "mail"\nmissing = "skip"')
     (tmp_path / "table.jsonl").write_text(rows(["refund"], None, []) + '{"text": "no topics"}\n', encoding="utf-8")
     (tmp_path / "task.toml").write_text(skipping.format("table.jsonl") + LABELS, encoding="utf-8")
-    examples, gaps = read_custom(read_custom_spec(tmp_path / "task.toml"), "test")
-    assert [example.label_set("topics") for example in examples] == [("refund",), ()] and gaps == {"'topics'": 2}
+    examples = read_custom(read_custom_spec(tmp_path / "task.toml"), "test")
+    assert [example.label_set("topics") for example in examples] == [("refund",), ()]
+    assert "mail test: 2 of 4 records have no value in a column and are skipped: 2 in 'topics'." in caplog.text
 
 
 def test_the_same_labels_everywhere_are_nothing_to_learn(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_lists_of_parquet_and_of_saved_data_sets(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "b", "c"], "topics": cells}), tmp_path / "table.parquet")
     (tmp_path / "task.toml").write_text(HEAD.format("table.parquet") + LABELS, encoding="utf-8")
     expected = [("billing", "refund"), (), ("café",)]
-    examples, _ = read_custom(read_custom_spec(tmp_path / "task.toml"), "test")
+    examples = read_custom(read_custom_spec(tmp_path / "task.toml"), "test")
     assert [example.label_set("topics") for example in examples] == expected
 
     names = datasets.ClassLabel(names=["café", "billing", "refund"])  # stored as numbers
@@ -249,5 +250,5 @@ def test_lists_of_parquet_and_of_saved_data_sets(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "saved")
     head = HEAD.replace('[files]\ntest = "{}"', 'dataset = "saved"')
     (tmp_path / "task.toml").write_text(head + LABELS, encoding="utf-8")
-    examples, _ = read_custom(read_custom_spec(tmp_path / "task.toml"), "test")
+    examples = read_custom(read_custom_spec(tmp_path / "task.toml"), "test")
     assert [example.label_set("topics") for example in examples] == expected
