@@ -14,6 +14,7 @@ from tests.train.scripted_scorer import ScriptedScorer
 from train.errors import Interrupted, RunStopped
 from train.patience import Watched
 from train.resolve import load_config
+from train.run_export import other_dtype
 from train.scorer import HeldOutScore
 from train.setup import open_run
 from train.together import how_it_ended
@@ -97,6 +98,7 @@ def test_ends_and_exports_the_best(world, args: list[str], tmp_path: Path, caplo
     other = [*args, "--export_dtype", "bf16", "--resume", "auto"]
     note = f" {run / 'export'} is in fp32: the best model was saved before --export_dtype bf16 was given."
     assert how_it_ended(load_config(other), open_run(load_config(other))) == found + note
+    assert not other_dtype(tmp_path, "bf16"), "older code did not say which dtype"
     shutil.rmtree(run / "export")
     with caplog.at_level("INFO"):
         trainer_of(other, world).run()

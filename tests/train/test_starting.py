@@ -231,6 +231,10 @@ def test_a_killed_export_of_a_run_that_has_finished(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A finished run that exported again: the new export counts once it is complete, and nothing hidden stays."""
+
+    def refused(*args: object, **how: object) -> None:
+        raise PermissionError("not yours")
+
     args, run = [*train_args, "--steps", "1", "--resume", "auto"], tmp_path / "run"
     run_here(args, world)
     listed = sorted(path.name for path in run.iterdir())
@@ -240,7 +244,7 @@ def test_a_killed_export_of_a_run_that_has_finished(
     shutil.copytree(run / "export", run / ".export.old")
     (run / ".export.old" / "config.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "discard", lambda *args, **how: (_ for _ in ()).throw(PermissionError("not yours")))
+        patch.setattr(run_folder, "discard", refused)
         assert how_it_ended(load_config(args), opened(args)), "what cannot be removed does not end the program"
     assert f"what a killed export left in {run} was not removed: not yours" in caplog.text
     assert how_it_ended(load_config(args), opened(args))

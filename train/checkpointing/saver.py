@@ -375,12 +375,12 @@ def open_saver(
     options = config.checkpoint
     require_shared(options.output)
     if world.is_main:
-        run_folder.recover(options.output)
+        run_folder.clean(options.output)
     dist.barrier()
     check_run(config, sizes, total_steps, resume_from)
     if world.is_main:
         for folder in leftovers(options.output, options.keep, resume_from):
-            log.info("removing %s: incomplete, or older than the %d checkpoints to keep", folder, options.keep)
+            log.info("removing %s: older than the %d checkpoints to keep", folder, options.keep)
             run_folder.discard(folder, ours=True)
     ranks_here = launched().local_size
     ranks_a_copy = world.size // world.shape.replicate
