@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -134,11 +135,23 @@ def test_states_of_a_text_read_twice_are_its_own(tiny_decoder: Path) -> None:
         torch.testing.assert_close(torch.stack(kinds), found, atol=0.02, rtol=0.02)
 
 
-def test_texts_read_twice_are_labelled(tiny_decoder: Path, arguments: list[str], tmp_path: Path) -> None:
-    assert few_labels.main([*arguments, "--systems", "repeated", "--decoder", str(tiny_decoder)]) == 0
-    assert (
-        len(found(tmp_path)) == 4 and "frozen decoder, text twice and a question" in (tmp_path / "page.md").read_text()
-    )
+def test_texts_read_twice_are_labelled_by_what_their_states_tell(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of six kinds of states tells the label; the others say nothing."""
+    labels = {row[0]: row[1] for name in ("train", "test") for row in csv.reader((TICKETS / f"{name}.csv").open())}
+    order = sorted(set(labels.values()))
+
+    def states(folder: Path, texts: tuple[str, ...]) -> torch.Tensor:
+        made = torch.full((len(texts), 6, len(order)), 5.0)
+        for i, text in enumerate(texts):
+            made[i, 3, order.index(labels[text])] += 0.01
+        return made
+
+    monkeypatch.setattr(few_labels, "read_twice", states)
+    assert few_labels.main([*arguments, "--systems", "repeated", "--decoder", str(tmp_path)]) == 0
+    assert len(found(tmp_path)) == 4 and {r["accuracy"] for r in found(tmp_path)} == {100}
+    assert "frozen decoder, text twice and a question" in (tmp_path / "page.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from data.errors import UserError
 from data.packing import padded_length
 from eval.job import BatchSize, RequestLengths
 from eval.memory import ScoringLoad, check_fits, decoder_memory, decoder_weights, encoder_memory, usable_now
-from eval.plan import make_plan
+from eval.plan import describe, make_plan
 from eval.resolve import load_config
 from eval.score import batch_sizes
 from model.encoder import Head
@@ -68,6 +68,8 @@ def test_70b_over_8_gpus_as_the_document_has_it(tmp_path):
     in_words = " ".join(page.split())
     for text in (f"P = {P} ", f"R = {R} ", f"T = {T:,} ", f"S = {S} ", f"body, {body},", f"answer, {S - body} "):
         assert text in in_words, text
+    printed = re.search(r"answers included: (\d+) requests with ([\d,]+) tokens", in_words)
+    assert printed is not None and f"the largest of {printed[1]} request(s) and {printed[2]} tokens" in describe(plan)
 
     E, A, KV, F, V, L = 8192, 1024, 128, 3584, 16_032, 80
     weights = 2 * (L * (2 * E * (A + KV) + 3 * E * F) + 2 * V * E + (2 * L + 1) * E)

@@ -166,7 +166,8 @@ def test_a_misspelt_name_is_said_once(tmp_path: Path) -> None:
     """Not also of the table that it means."""
     own = '[models.own]\nmodel = "llama"\n[tasks.mine]\ntask = "mine.toml"\n[variants.slow]\n'
     cells = '[[cells]]\nmodels = ["owm"]\ntasks = ["mina"]\nvariant = "slwo"\n'
-    lines = refused(tmp_path, own + cells).splitlines()
+    right = '[[cells]]\nmodels = ["llama_debug"]\ntasks = ["massive_intent"]\n'
+    lines = refused(tmp_path, own + cells + right).splitlines()
     assert len(lines) == 3 and all("unknown" in line and "Did you mean" in line for line in lines)
 
 
