@@ -12,8 +12,6 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 REPEATED = ("Rewrite the sentence:", "\nThe rewritten sentence:", '\nThe topic of this text, in one word: "')
-
-
 _LOADING = threading.Lock()  # transformers changes PyTorch's default dtype while it loads a model
 
 

@@ -68,7 +68,7 @@ make_environment() {
     || fail "Installing $requirements failed (see above)."
   "${pip[@]}" --no-deps "${models[@]}" \
     || fail "Installing ${models[*]} failed (see above)."
-  # pip would compile 18,000 files one at a time. Some packages have files that no Python can compile, which is no error.
+  # pip would compile its files one at a time. Some packages have files that no Python can compile, which is no error.
   "$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || true
   printf '%s' "$hash" >"$stamp"
 }
