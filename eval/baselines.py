@@ -108,7 +108,7 @@ def tfidf_lr(task: Task, train: Sequence[Example], test: Sequence[Example], seed
 
 
 def _regression(seed: int) -> LogisticRegression:
-    return LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000, random_state=seed)
+    return LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000, random_state=seed % 2**32)  # it takes no more
 
 
 def _word_vectors() -> TfidfVectorizer:
@@ -189,6 +189,8 @@ def run_baselines(config: BaselineConfig) -> list[Results]:
     for name in ("limit", "score_limit"):
         if (value := getattr(config, name)) is not None and value < 1:
             raise UserError(f"{name} = {value}: must be at least 1.")
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"seed = {config.seed}: must be 0 or more, and below 2**63.")  # as train.py has it
     task = get_task(config.task)
     train = load_examples(task, "train", config.data)
     if config.holdout:

@@ -52,6 +52,19 @@ def test_limits_are_checked(tmp_path, option):
         run_baselines(BaselineConfig(task="20ng_7", data="sample", output=tmp_path / "x", **{option: -1}))
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_that_train_refuses_are_refused(tmp_path, seed):
+    with pytest.raises(UserError, match=f"seed = {seed}: must be 0 or more, and below 2"):
+        run_baselines(BaselineConfig(task="20ng_7", data="sample", output=tmp_path / "x", seed=seed))
+    assert not (tmp_path / "x").exists()
+
+
+def test_any_seed_of_train_can_be_given(tmp_path):
+    """Also those that scikit-learn does not take."""
+    run_baselines(BaselineConfig("massive_joint", "sample", limit=50, output=tmp_path, seed=2**63 - 1))
+    assert (tmp_path / "tfidf_lr" / "results.json").is_file()
+
+
 def test_texts_without_a_word():
     """Then nothing is better than the most frequent labels."""
     task = Task("mine", "custom", (ClassField("mood", ("bad", "good")), MultiField("topics", ("a", "b"))))
