@@ -51,7 +51,7 @@ from eval.progress import Progress
 from eval.provenance import hash_texts, versions
 from eval.report import compare, compare_command, show_details
 from eval.resolve import load_config
-from eval.results import Results, field_kinds, label_sets, other_labels, write_run
+from eval.results import Results, field_kinds, folder_of, label_sets, other_labels, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
 from eval.stored_calibration import CALIBRATION_FILE, fit
@@ -77,7 +77,8 @@ def main() -> None:
         if not compare(options.compare, options.winner, options.winner_figure, options.markdown):
             sys.exit(1)
     elif options.combine:
-        output = options.output or Path("runs/eval") / "+".join(folder.name for folder in options.combine)
+        names = [folder_of(run).resolve().name for run in options.combine]
+        output = options.output or Path("runs/eval") / "+".join(names)
         results = combine(*options.combine, output, options.name)
         show_details(results)
         log.info("written to %s", output)

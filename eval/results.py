@@ -303,14 +303,19 @@ def _write(path: Path, texts: Iterable[str]) -> None:
         os.fsync(file.fileno())
 
 
+def folder_of(run: Path) -> Path:
+    """The folder of a scored run, which may be given by its ``results.json``."""
+    return run.parent if run.name == RESULTS and run.is_file() else run
+
+
 def read_results(folder: Path) -> Results:
-    """Read ``results.json``.
+    """Read ``results.json`` of a run, given by its folder or this file.
 
     Raises:
         UserError: the folder has none, or one in another format, or one beside the predictions of another scoring.
     """
-    path = folder / RESULTS if folder.is_dir() else folder
-    if path.name != RESULTS or not path.is_file():
+    path = folder_of(folder) / RESULTS
+    if not path.is_file():
         raise UserError(
             f"'{folder}' is not a scored run: it has no {RESULTS}. Give the --output folder of eval.py; if its scoring "
             "was interrupted, score again."
@@ -344,7 +349,7 @@ def each_prediction(folder: Path, results: Results | None = None) -> Iterator[Pr
     Raises:
         UserError: no such file, or a line that is not a prediction of these fields (the message has its number).
     """
-    path = folder / PREDICTIONS
+    path = folder_of(folder) / PREDICTIONS
     if not path.is_file():
         raise UserError(f"'{folder}' has no {PREDICTIONS}, the answers. Score again.")
     for where, line in read_lines(path):

@@ -51,8 +51,9 @@ def write_report(args: PageArgs) -> Path:
     """
     from eval.page.output import check_output, write_page  # these import scikit-learn, which takes seconds
     from eval.page.report import report
+    from eval.results import folder_of
 
-    folder = args.run.parent if args.run.name == "results.json" and args.run.is_file() else args.run
+    folder = folder_of(args.run)
     if not folder.is_dir():
         raise UserError(f"there is no folder '{folder}'. Give the --output folder of eval.py.")
     output = args.output or folder / "report.html"

@@ -149,6 +149,11 @@ def test_counts_that_predictions_do_not_have_are_summed(tmp_path):
     assert combine_runs(a, b)[0].counts["limit_shortened"] == 0, "every run has this count"
 
 
+def test_a_run_may_be_given_by_its_results(tmp_path):
+    a, b = pair(tmp_path)
+    assert combine_runs(a / "results.json", b / "results.json") == combine_runs(a, b)
+
+
 def test_other_examples_are_refused(tmp_path):
     a = write_single(tmp_path / "a", "massive_intent", INTENTS)
     b = write_single(tmp_path / "b", "massive_slots", SLOTS[:3], gold=GOLD[:3])

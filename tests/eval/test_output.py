@@ -243,6 +243,14 @@ def test_the_default_folder_names_split_and_limit(tiny_checkpoint: Path) -> None
     assert default_output("org/model", "test", None) == Path("runs/eval/org-model")
 
 
+def test_the_default_folder_of_joined_runs_has_both_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("intent", "slots"):
+        shutil.copytree(OLD / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path / "slots")
+    call_main(monkeypatch, "eval.py", "--combine", "../intent/results.json", ".")
+    assert [path.name for path in Path("runs/eval").iterdir()] == ["intent+slots"]
+
+
 def test_whether_the_limit_left_examples_out_is_recorded(score: Run, tiny_checkpoint: Path) -> None:
     common = {"model": "llama_debug", "checkpoint": tiny_checkpoint, "task": "massive_intent", "data": "sample"}
     whole = open_scoring(EvalConfig(**common))
