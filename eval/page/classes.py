@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eval.metrics import ratio
-from eval.page.html import Html, details, joined, label, meter, note, short_label, table, tag
+from eval.page.html import Html, details, further, joined, label, meter, note, short_label, table, tag
 from eval.page.style import LEVELS
 from eval.page.texts import Texts
 
@@ -186,9 +186,9 @@ def scores_table(scores: Sequence[LabelScores]) -> Html:
     first, rest = rows[:COUNTED_LABELS], rows[COUNTED_LABELS:]
     parts = [table(head, first)]
     if rest:
-        parts.append(details(f"{len(rest):,} labels with a higher F1", table(head, rest)))
+        parts.append(details(further(len(rest), "label"), table(head, rest)))
     if more > 0:
-        parts.append(note(f"{more:,} more labels have a higher F1 than these."))
+        parts.append(note(f"Not shown: {further(more, 'label')}."))
     return joined(*parts)
 
 

@@ -8,7 +8,21 @@ from typing import Any
 
 from data.json_text import to_json
 from eval.metrics import main_figure
-from eval.page.html import Html, details, foreign, joined, label, meter, note, omitted, section, table, tag, visible
+from eval.page.html import (
+    Html,
+    details,
+    foreign,
+    further,
+    joined,
+    label,
+    meter,
+    note,
+    omitted,
+    section,
+    table,
+    tag,
+    visible,
+)
 from eval.page.intervals import between
 from eval.report import figure_name, lenient_figures, show_figure
 from eval.report import figures as main_figures_of
@@ -131,6 +145,6 @@ def multi_section(name: str, results: Results, key: str = "") -> Html:
     return section(
         title,
         table(("label", "F1", "precision", "recall", "examples"), rows),
-        note(f"{more:,} more labels have a higher F1 than these.") if more > 0 else Html(),
+        note(f"Not shown: {further(more, 'label')}.") if more > 0 else Html(),
         key=key,
     )

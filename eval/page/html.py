@@ -101,6 +101,11 @@ def note(*parts: str) -> Html:
     return tag("p", *parts, class_="quiet")
 
 
+def further(n: int, what: str) -> str:
+    """What is said of the rows of a table, ordered by F1, that follow after the first: ``5 more labels ...``."""
+    return f"{n:,} more {what}{'' if n == 1 else 's'} with the same or a higher F1"
+
+
 def legend(names: Mapping[str, str]) -> Html:
     """What the colours of a picture mean.
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from data.answers import entities
 from data.tasks import TokenField
 from eval.metrics import fit, ratio
-from eval.page.html import Html, details, foreign, joined, label, meter, note, raw, table, tag
+from eval.page.html import Html, details, foreign, further, joined, label, meter, note, raw, table, tag
 from eval.page.texts import Texts
 from eval.results import Prediction
 
@@ -188,9 +188,9 @@ def types_table(counts: TokenCounts) -> Html:
     head = ("type", "F1", "precision", "recall", "gold", "answered")
     shown = [table(head, cells[:OPEN_TYPES])]
     if rest := cells[OPEN_TYPES:]:
-        shown.append(details(f"{len(rest):,} types with a higher F1", table(head, rest)))
+        shown.append(details(further(len(rest), "type"), table(head, rest)))
     if len(rows) > TYPES_SHOWN:
-        shown.append(note(f"{len(rows) - TYPES_SHOWN:,} more types have a higher F1 than these."))
+        shown.append(note(f"Not shown: {further(len(rows) - TYPES_SHOWN, 'type')}."))
     return joined(*shown)
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import warnings
+from collections import Counter
 
 import pytest
 
@@ -16,10 +17,13 @@ from data.tasks import TASKS, ClassField, MultiField, Task, TokenField
 from eval.baselines import BaselineConfig, run_baselines
 from eval.combine import combine
 from eval.kept_lines import sha256_of
+from eval.page.classes import LabelScores, scores_table
+from eval.page.head import multi_section
 from eval.page.intervals import between
 from eval.page.report import FIELDS_SHOWN, read_run, report
+from eval.page.slots import TokenCounts, types_table
 from eval.probabilities import as_stored, most_probable
-from eval.results import PREDICTIONS, RESULTS, Prediction, read_results, write_run
+from eval.results import PREDICTIONS, RESULTS, Prediction, Results, read_results, write_run
 from tests.children import peak_memory
 from tests.eval.page.runs import check_harmless, predicted, scored
 from tests.launching import ROOT, TICKETS
@@ -227,6 +231,24 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
         report(tmp_path)
     with pytest.raises(UserError, match=r"--train .* has no log.jsonl"):
         report(run, train=tmp_path)
+
+
+@pytest.mark.parametrize("n, folded, left_out", [(26, "1 more {}", ""), (301, "275 more {}s", "1 more {}"),
+                                                 (302, "275 more {}s", "2 more {}s")])  # fmt: skip
+def test_labels_after_the_first_may_have_the_same_f1(n, folded, left_out):
+    """Here all have 0%."""
+    names = [f"label {i:03}" for i in range(n)]
+    figures = {"per_label": {name: {"f1": 0.0, "support": 1} for name in names}}
+    results = Results("s", "t", {"m": "multi"}, "d", "test", {"fields": {"m": figures}})
+    tables = [
+        ("label", scores_table([LabelScores(name, 0, 0, 0, 1, 0) for name in names])),
+        ("type", types_table(TokenCounts("s", n_gold=Counter(names)))),
+        ("label", multi_section("m", results)),
+    ]
+    for (what, shown), folds in zip(tables, (True, True, False), strict=True):
+        expected = [f"{folded} with the same or a higher F1"] * folds
+        expected += [f"Not shown: {left_out} with the same or a higher F1."] * bool(left_out)
+        assert re.findall(r"[^>]* more [^<]*", shown) == [text.format(what) for text in expected]
 
 
 def test_a_page_stays_small(tmp_path):
