@@ -143,7 +143,7 @@ def _join(p: Prediction, q: Prediction, has_lenient: bool) -> Prediction:
         id=p.id,
         gold={**p.gold, **q.gold},
         gold_bio={**p.gold_bio, **q.gold_bio},
-        raw=f"{p.raw}\n{q.raw}",
+        raw="\n".join(filter(None, (p.raw, q.raw))),
         parsed={**p.parsed, **q.parsed},
         parsed_bio={**p.parsed_bio, **q.parsed_bio},
         unparsed=(*p.unparsed, *q.unparsed),

@@ -327,6 +327,16 @@ def silent_intents(tmp_path: Path) -> Path:
     return folder
 
 
+def test_the_text_of_a_joint_answer_is_what_the_runs_write(tmp_path):
+    a, b = pair(tmp_path)
+    assert combine_runs(a, b)[1][0].raw == "raw alarm_set\nraw ('Other', 'date', 'date')"
+    silent = silent_intents(tmp_path)
+    for runs in ((silent, b), (b, silent)):
+        assert combine_runs(*runs)[1][0].raw == "raw ('Other', 'date', 'date')"
+    one, two = abstaining(tmp_path, None, "one", "two")
+    assert {p.raw for p in combine_runs(one, two)[1]} == {""}
+
+
 def test_the_lenient_reading_is_kept_if_only_one_run_writes_text(tmp_path, caplog):
     encoder, decoder = silent_intents(tmp_path), chatty_slots(tmp_path)
     for n, runs in enumerate([(encoder, decoder), (decoder, encoder)]):
