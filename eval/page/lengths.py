@@ -25,7 +25,7 @@ class LengthCounts:
     """The length of every document, and which answers are right.
 
     Attributes:
-        tokens: of each prompt, or of an encoder's document; of runs that were joined, the sum of both.
+        tokens: of each prompt, or of an encoder's document; of runs that were joined, the sum (0 of a baseline).
         words: of each text; fewer than ``tokens`` if texts are not known.
         right: by field, 1 for each right answer; "all fields" if there are several.
     """
@@ -55,7 +55,9 @@ def lengths_section(counts: LengthCounts, results: Results) -> Html:
     """Right answers of each field, by quantiles of the lengths."""
     tokens = np.asarray(counts.tokens)
     if len(tokens) and tokens.min() > 0:
-        what = "both inputs" if "combined" in results.settings else "the prompt" if results.prompt else "the document"
+        what = "the prompt" if results.prompt else "the document"
+        if "combined" in results.settings:  # a baseline has no tokens, so the sum is that of the other run
+            what = "both inputs" if "prompt_tokens" in results.cost else "the model's input"
         lengths, unit = tokens, f"tokens of {what}"
     elif len(counts.words) == len(tokens):
         lengths, unit = np.asarray(counts.words), "words of the text"

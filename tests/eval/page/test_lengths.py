@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from eval.results import Results
 from tests.eval.page.runs import Read
 
 RESULTS = Results("s", "t", {"m": "class"}, "d", "test", {})
-JOINED = Results("s", "t+u", {"m": "class"}, "d", "test", {}, settings={"combined": []})
+JOINED = Results("s", "t+u", {"m": "class"}, "d", "test", {}, cost={"prompt_tokens": 9.0}, settings={"combined": []})
 PROMPTED = Results("s", "t", {"m": "class"}, "d", "test", {}, prompt={"task": "t"})
 
 
@@ -59,6 +61,8 @@ def test_words_where_there_are_no_tokens():
     assert "tokens of the document" in lengths_section(counted(range(1, 101), m=right), RESULTS)
     joined = lengths_section(counted(range(1, 101), m=right), JOINED)
     assert "tokens of both inputs" in joined and "document" not in joined, "the sum of two inputs"
+    joined = lengths_section(counted(range(1, 101), m=right), replace(JOINED, cost={}))
+    assert "tokens of the model&#x27;s input" in joined, "the other run is a baseline, which has none"
     shown = lengths_section(counted([0] * 100, range(100), m=right), RESULTS)
     assert "words of the text" in shown and rows(shown)[0][0] == "0–19"
 
