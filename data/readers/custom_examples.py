@@ -48,7 +48,7 @@ def read_custom(spec: CustomSpec, split: str) -> list[Example]:
         UserError: there is no file for the split, or it cannot be cut from the train files (`data.readers.cut`). Or,
             with file and line number: a line that is not of its encoding, CSV or JSON, a missing column, missing values
             (unless they are skipped), a label outside its set, unequal numbers of labels and words, a repeated id, a
-            group in two splits. Training examples that all have the same label.
+            group in two splits. Training examples that all have the same label, or whose words have.
     """
     source, is_cut = source_of(spec, split)
     files = spec.files[source]
@@ -343,6 +343,14 @@ class _TokenReader:
             files = spec.files[source_of(spec, split)[0]]
             log.warning("%s, %r: %s Set tags if that is wrong.", name_of(files), self.field.name, problem)
         used = set(chain.from_iterable(example.word_labels(self.field.name) for example in examples))
+        own = (example.bio[self.field.name] for example in examples)
+        # With two tags after the first word, it can be learned where entities begin.
+        if split == TRAIN and len(used) == 1 and len(set(chain.from_iterable(tags[1:] for tags in own))) < 2:
+            names = "" if self.field.names is None else ", and do its names give each tag the right label"
+            raise UserError(
+                f"{name_of(spec.files[TRAIN])}: every word has the label {used.pop()!r} in {self.column!r}, so there "
+                f"is nothing to learn. Training needs words of at least two labels. Is this the right column{names}?"
+            )
         _note_unused(spec, split, self.field, used)
 
 

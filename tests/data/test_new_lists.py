@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,6 @@ def column_of(found: dict[str, Any]) -> tuple[str, str, str]:
         ("", ("tokens", "ner", "token")),
         ("--label ner", ("tokens", "ner", "token")),
         ("--label pos", ("tokens", "pos", "token")),
-        ("--label one", ("tokens", "one", "token")),
         ("--text tokens", ("tokens", "ner", "token")),
         ("--text tokens --label pos", ("tokens", "pos", "token")),
         ("--text tokens --label intent", ("tokens", "intent", "class")),
@@ -61,7 +61,7 @@ def test_the_options_choose_words_and_their_labels(capsys, tmp_path: Path, optio
     assert column_of(found) == expected and ("tokens_column" in found)
 
 
-@pytest.mark.parametrize("options", ["", "--label tags", "--text tokens", "--text tokens --label 2", "--label 3"])
+@pytest.mark.parametrize("options", ["", "--label tags", "--text tokens", "--text tokens --label 2"])
 def test_the_options_choose_columns_of_conll(capsys, tmp_path: Path, options: str) -> None:
     (tmp_path / "t.conll").write_text("".join(f"to IN X O\nBonn{n} NN X B-city\n\n" for n in range(24)))
     found, text = written(capsys, tmp_path / "t.conll", *options.split())
@@ -69,6 +69,19 @@ def test_the_options_choose_columns_of_conll(capsys, tmp_path: Path, options: st
     assert column_of(found) == ("tokens", label, "token")
     others = {"tags", "2"} - {label}  # the column 3 has one value
     assert {line[10:-1] for line in text.splitlines() if line.startswith("# name = ")} == others
+
+
+@pytest.mark.parametrize(("file", "label"), [("t.jsonl", "one"), ("t.conll", "3")])
+def test_a_chosen_column_of_one_label_is_written_and_then_refused(
+    capsys, tmp_path: Path, file: str, label: str
+) -> None:
+    (tmp_path / "t.jsonl").write_text(lines(words))
+    (tmp_path / "t.conll").write_text("".join(f"to IN X O\nBonn{n} NN X B-city\n\n" for n in range(24)))
+    assert main([str(tmp_path / file), "--label", label]) == 0
+    found = tomllib.loads((tmp_path / "t.toml").read_text(encoding="utf-8"))
+    assert column_of(found) == ("tokens", label, "token")
+    assert check([str(tmp_path / "t.toml")]) == 2
+    assert f"every word has the label 'X' in '{label}', so there is nothing to learn" in capsys.readouterr().err
 
 
 def test_other_columns_work_as_they_are_suggested(capsys, tmp_path: Path) -> None:

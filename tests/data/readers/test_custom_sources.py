@@ -205,12 +205,42 @@ def test_a_list_without_words_is_no_text(tmp_path: Path) -> None:
     fields = PARTS.replace('labels_from = "train"', 'labels = ["city"]')
     head = 'tokens_column = "tokens"\n[files]\ntrain = '
     (tmp_path / "t.jsonl").write_text('{"tokens": [], "parts": []}\n' + json.dumps(CITY))
-    (tmp_path / "t.csv").write_text('tokens,parts\n[],[]\n"[""to""]",O\n')
+    (tmp_path / "t.csv").write_text('tokens,parts\n[],[]\n"[""to"", ""Rome""]",O B-city\n')
     for name, line in (("t.jsonl", 1), ("t.csv", 2)):
         with pytest.raises(UserError, match=f"{name}, line {line}: 'tokens' is empty. Fill them in"):
             train(tmp_path, f'{head}"{name}"', fields)
         (example,) = train(tmp_path, f'missing = "skip"\n{head}"{name}"', fields)
         assert example.text.startswith("to")
+
+
+@pytest.mark.parametrize(
+    ("labels", "tags", "every", "advice"),
+    [
+        ('labels = ["city"]', ["O O", "O"], "Other", r"column\?$"),
+        ('names = { O = "Other", 1 = "Other", 2 = "city" }', ["1 O", "1 1 O"], "Other", "do its names give each tag"),
+        ('labels = ["city"]', ["city city", "city"], "city", r"column\?$"),
+        ('labels = ["city"]', ["B-city B-city", "B-city"], "city", r"column\?$"),
+    ],
+)
+def test_words_of_one_label_are_nothing_to_learn(
+    tmp_path: Path, labels: str, tags: list[str], every: str, advice: str
+) -> None:
+    rows = [{"text": " ".join("w" * len(own.split())), "parts": own.split()} for own in tags]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields, head = PARTS.replace('labels_from = "train"', labels), '[files]\n{} = "t.jsonl"'
+    with pytest.raises(
+        UserError, match=rf"every word has the label '{every}' in 'parts', so there is nothing.*{advice}"
+    ):
+        train(tmp_path, head.format("train"), fields)
+    spec = read_custom_spec(task(tmp_path, head.format("test"), fields))
+    assert len(read_custom(spec, "test")) == 2, "in another split that is no mistake"
+
+
+def test_where_entities_of_one_label_begin_can_be_learned(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "New York Rome", "parts": ["B-city", "I-city", "B-city"]}\n')
+    assert len(
+        train(tmp_path, '[files]\ntrain = "t.jsonl"', PARTS.replace('labels_from = "train"', 'labels = ["city"]'))
+    )
 
 
 def test_a_list_in_a_text_column_says_what_to_write(tmp_path: Path) -> None:
