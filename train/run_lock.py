@@ -16,6 +16,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import socket
 import stat
 import time
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 WAIT_SECONDS = 2.0  # for the contents of a lock that is being written at this moment
+_LEFT = re.compile(r"\.+run\.lock(\.[0-9a-f]+)+")  # names of what `_create` and `_replace` write, and a kill leaves
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without hard links
 
 
@@ -123,11 +125,19 @@ def _take(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         _held = _Held(path, _lock(path), missing)
+        with suppress(OSError):
+            for left in filter(is_of_lock, set(output.iterdir()) - {path}):
+                left.unlink(missing_ok=True)
     except OSError as error:
         parent = next(p for p in (output, *output.absolute().parents) if p.exists())
         if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
             raise UserError(f"output = {output}: {path} cannot be written: {error.strerror or error}.") from error
         # Otherwise `open_run` says what is wrong, together with all other problems.
+
+
+def is_of_lock(path: Path) -> bool:
+    """Whether a file in a run folder is the lock, or what another start has written to lock it, which may be killed."""
+    return path.name == LOCK or _LEFT.fullmatch(path.name) is not None
 
 
 def _lock(path: Path) -> BinaryIO:
@@ -256,7 +266,7 @@ def _create(path: Path) -> BinaryIO | None:
         if os.fstat(file.fileno()).st_nlink == 2:  # a network file system did it twice, and reports the second time
             return file
         file.close()
-        if error.errno == errno.EEXIST:
+        if error.errno == errno.EEXIST or not new.exists():  # removed by another start, which has the lock now
             return None
         if error.errno not in _NO_LINKS:
             raise
@@ -265,16 +275,23 @@ def _create(path: Path) -> BinaryIO | None:
         except FileExistsError:
             return None
     finally:
-        new.unlink()
+        new.unlink(missing_ok=True)
     return file
 
 
 def _write(path: Path) -> BinaryIO:
+    """Create a file of the lock; a full disk leaves none."""
     file = path.open("xb")
-    holder = msgspec.structs.replace(describe_me(path.parent), flock=_flock(file))
-    file.write(to_json(msgspec.to_builtins(holder), indent=1).encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
+    try:
+        holder = msgspec.structs.replace(describe_me(path.parent), flock=_flock(file))
+        file.write(to_json(msgspec.to_builtins(holder), indent=1).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            file.close()
+        raise
     return file
 
 
@@ -324,4 +341,4 @@ def _replace(path: Path, file: BinaryIO) -> BinaryIO | None:
         return mine
     finally:
         claim.close()
-        taking.unlink()
+        taking.unlink(missing_ok=True)

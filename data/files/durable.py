@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+_UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.new")
 # What file systems say that cannot sync a folder (some network and FUSE ones), and folders that cannot be opened.
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
 _noted = False
@@ -74,3 +76,9 @@ def write_text(path: Path, text: str) -> None:
             new.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def unfinished(path: Path) -> str | None:
+    """The name of the file that a killed `write_text` was to make of this one; None: it is none of its files."""
+    found = _UNFINISHED.fullmatch(path.name)
+    return found[1] if found and path.is_file() and not path.is_symlink() else None

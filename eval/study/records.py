@@ -24,14 +24,14 @@ import msgspec
 from data.commands import ROOT
 from data.errors import UserError, shortened
 from data.files.documents import read_json
-from data.files.durable import write_text
+from data.files.durable import unfinished, write_text
 from data.json_text import to_json
 from eval.kept_lines import sha256_of, writable
 from eval.results import PREDICTIONS, RESULTS, read_results
 from eval.study.cells import Cell, Outcome
 from eval.study.file import Study
 from eval.study.plan import CELLS, cell_folder, score_folder
-from train.run_lock import process_start
+from train.run_lock import is_of_lock, process_start
 
 STUDY, RECORD, LOG = "study.json", "cell.json", "log.txt"
 AGAIN = "--retry runs the cell again, its training too if its model was removed."
@@ -110,7 +110,9 @@ def claim(output: Path, name: str, cells: list[Cell]) -> None:
     if file.is_file():
         check_claim(output, name, cells)
         return
-    others = [path.name for path in output.iterdir() if path.name != "run.lock"] if output.is_dir() else []
+    found = [path for path in output.iterdir() if not is_of_lock(path)] if output.is_dir() else []
+    left = [path for path in found if unfinished(path) == STUDY]
+    others = [path.name for path in found if path not in left]
     if others:
         raise UserError(
             f"--output {output} has files of no study ({', '.join(sorted(others)[:5])}). Give a new folder, or an "
@@ -118,6 +120,8 @@ def claim(output: Path, name: str, cells: list[Cell]) -> None:
         )
     with writable(f"--output {output}"):
         output.mkdir(parents=True, exist_ok=True)
+        for path in left:
+            path.unlink()
         write_text(file, to_json({"name": name}, indent=2) + "\n")
 
 

@@ -135,7 +135,7 @@ def test_a_takeover_that_was_killed_is_taken_over_too(
     class Killed(BaseException):
         pass
 
-    def killed(*paths: object) -> None:
+    def killed(*paths: object, **how: object) -> None:
         raise Killed
 
     path = tmp_path / LOCK
@@ -149,6 +149,43 @@ def test_a_takeover_that_was_killed_is_taken_over_too(
     assert len(list(tmp_path.iterdir())) > 1, "nothing was left behind"
     run_lock._lock(path).close()
     assert run_lock._read(path.open("rb")).pid == os.getpid()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_full_disk_leaves_nothing_beside_the_lock(
+    stale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if stale:
+        dead = msgspec.structs.replace(describe_me(tmp_path), started=-5)
+        (tmp_path / LOCK).write_bytes(msgspec.json.encode(dead))
+    before = list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"run\.lock cannot be written: No space left on device"), held(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_a_start_removes_what_killed_starts_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what one that is still to be refused has just written: that one waits for the lock as before."""
+    names = [".run.lock.0123456789abcdef", ".run.lock.12.345", "..run.lock.12.345.0123456789abcdef"]
+    for name in [*names, ".run.lock.mine", "notes"]:
+        (tmp_path / name).touch()
+    with held(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".run.lock.mine", "notes", LOCK]
+        link, tried = os.link, list[str]()
+
+        def removed(new: Path, path: Path) -> None:
+            tried.append(new.name)
+            new.unlink()
+            link(new, path)
+
+        monkeypatch.setattr(os, "link", removed)
+        with pytest.raises(UserError, match="another run is writing"):
+            run_lock._lock(tmp_path / LOCK)
+    assert len(tried) == 1
 
 
 def test_it_is_released_after_errors_and_with_the_folders_it_made(tmp_path: Path) -> None:

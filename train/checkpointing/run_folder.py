@@ -27,7 +27,7 @@ from pathlib import Path
 from checkpoints_tools.checksums import CHECKSUMS, read_checksums
 from checkpoints_tools.formats import EXPORTS, METADATA
 from data.errors import UserError
-from data.files.durable import sync, write_text
+from data.files.durable import sync, unfinished, write_text
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, steps_in
 
 log = logging.getLogger(__name__)
@@ -178,8 +178,8 @@ def recover(output: Path) -> None:
             log.info("%s is restored from %s", folder, old)
             old.rename(folder)
             sync(output)
-    for path in output.glob(".config*.toml.*.new"):
-        if re.fullmatch(r"\.config(\.resolved)?\.toml\.[0-9a-f]{8}\.new", path.name) and path.is_file():
+    for path in output.iterdir():
+        if unfinished(path) in (CONFIG, OTHER_CONFIG):
             path.unlink()
 
 

@@ -277,6 +277,14 @@ def test_a_folder_has_one_study(tmp_path: Path) -> None:
         records.claim(tmp_path / "out", "one", [Cell("other", "massive_intent", 0, True)])
 
 
+def test_a_start_that_was_killed_while_it_claimed_its_folder_can_be_repeated(tmp_path: Path) -> None:
+    cells = [Cell("minilm", "massive_intent", 0, True)]
+    for name in (".study.json.0123abcd.new", ".run.lock.0123456789abcdef"):  # the second may be of another start
+        (tmp_path / name).write_text("half")
+    records.claim(tmp_path, "one", cells)
+    assert {path.name for path in tmp_path.iterdir()} == {records.STUDY, ".run.lock.0123456789abcdef"}
+
+
 def test_tables_are_written_after_every_cell(
     study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
