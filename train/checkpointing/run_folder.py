@@ -243,7 +243,7 @@ def _made_in(folder: Path) -> list[Path]:
         sums = read_checksums(folder)
     except UserError:
         sums = {}
-    made = [path for path in folder.iterdir() if path.name in sums or _MADE.fullmatch(path.name)]
+    made = [path for path in folder.iterdir() if path.name in sums or _MADE.fullmatch(unfinished(path) or path.name)]
     made = [path for path in made if path.is_file() and not path.is_symlink()]
     card, summed = folder / "README.md", folder / CHECKSUMS
     if card in made and summed in made and card.stat().st_mtime_ns > summed.stat().st_mtime_ns:

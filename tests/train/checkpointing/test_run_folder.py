@@ -240,6 +240,17 @@ def test_what_safetensors_was_writing_is_not_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_small_file_that_a_killed_program_was_writing_is_not_kept(tmp_path: Path) -> None:
+    """eval.py --calibrate writes two into an export of a run that goes on later."""
+    best = tmp_path / "best"
+    export(best, 1)
+    for name in (".calibration.json.0123abcd.new", ".checksums.json.0123abcd.new", ".mine.json.0123abcd.new"):
+        (best / name).touch()
+    export(run_folder.new_folder(best), 2)
+    run_folder.replace_export(best)
+    assert [path.name for path in (tmp_path / "kept_best").iterdir()] == [".mine.json.0123abcd.new"]
+
+
 def test_what_a_user_put_into_an_export_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (2, 3):
         best = tmp_path / "best"
