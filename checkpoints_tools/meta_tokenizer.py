@@ -83,7 +83,7 @@ def write_tokenizer_json(folder: Path, max_length: int, eos: int | None = None) 
     if eos is not None:
         named["eos_token"] = cast(str, tokenizer.id_to_token(eos))
     if (folder / "tokenizer_config.json").exists():
-        tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # see tokenizer_files
     else:
         write_tokenizer_files(folder, tokenizer, named, max_length, chat_template=None)
 

@@ -126,7 +126,7 @@ def write_tokenizer_files(
         max_length: context length, for ``model_max_length``.
         chat_template: Jinja source; written to both places, because older readers know only ``tokenizer_config.json``.
     """
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # an OSError on a full disk
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

@@ -17,6 +17,7 @@ import msgspec
 
 from data.errors import UserError
 from data.files.documents import read_json, shaped
+from data.files.durable import write_text
 from data.json_text import to_json
 from data.tasks import ClassField, Field, MultiField, Task, TokenField
 from data.template import TextTemplate
@@ -76,7 +77,7 @@ class _Record(msgspec.Struct):
 def save_task(task: Task, folder: Path) -> None:
     """Write ``task.json`` into a folder."""
     text = to_json(task_record(task), indent=2)
-    (folder / TASK_FILE).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / TASK_FILE, text + "\n")
 
 
 def task_record(task: Task) -> dict[str, Any]:

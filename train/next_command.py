@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from data.commands import command, python, quoted, torchrun, without
+from data.files.durable import write_text
 from data.source import splits_of
 from data.tasks import Task
 from train.checkpointing.checkpoint import step_folder
@@ -134,7 +135,7 @@ def write_resume_script(line: str, output: Path) -> None:
         f"PATH={quoted(os.path.dirname(sys.executable))}:$PATH",
         f'exec {typed} --output "$run"',
     ]
-    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(script, "\n".join(lines) + "\n")
     script.chmod(0o755)
 
 

@@ -25,6 +25,7 @@ from data.errors import UserError
 from data.example import Example
 from data.files import limits
 from data.files.documents import read_json
+from data.files.durable import write_text
 from data.json_text import to_json
 from data.tasks import ClassField, MultiField, Task, TokenField, get_task
 
@@ -242,7 +243,7 @@ class PromptSpec:
     def save(self, path: Path | str) -> None:
         """Write the record to a file, or to ``prompt.json`` in a folder."""
         text = to_json(self.record(), indent=2)
-        _file(path).write_text(text + "\n", encoding="utf-8")
+        write_text(_file(path), text + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> PromptSpec:

@@ -10,6 +10,7 @@ it, what belongs there and what was found::
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import re
 import tomllib
@@ -33,6 +34,8 @@ _NAMES = {
     "object": "an object",
     "null": "null",
 }
+# What no program can change: a full disk, its share for a user, the largest size of a file, a disk that is read only.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _TEXT = re.compile(r'"(?:[^"\\]|\\.)*\\?(?:"|\Z)')  # of JSON; the last may be cut off
 # A key of TOML with so many parts; to decode one takes time that grows with more than the square of their number.
 _KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
@@ -217,11 +220,14 @@ def readable(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def permitted() -> Iterator[None]:
-    """Turn a PermissionError about any file or folder, to read it or to write it, into a UserError."""
+    """Turn a PermissionError about any file or folder, and what a disk refuses to write, into a UserError."""
     try:
         yield
-    except PermissionError as error:
-        if error.filename is None:
+    except OSError as error:
+        if error.errno in _REFUSED:
+            name = error.filename2 or error.filename or "a file"  # of two names the second one is new
+            raise UserError(f"cannot write {name}: {error.strerror}.") from error
+        if not isinstance(error, PermissionError) or error.filename is None:
             raise
         raise UserError(f"{error.filename}: {error.strerror}.") from error
 

@@ -62,7 +62,7 @@ def sync_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file that has either its old contents or the new ones, whatever happens.
 
-    A link is replaced, not followed.
+    A link is replaced, not followed. An OSError names the file, whichever call failed.
     """
     new = path.with_name(f".{path.name}.{os.urandom(4).hex()}.new")
     try:
@@ -71,9 +71,11 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             new.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
     sync(path.parent)
 

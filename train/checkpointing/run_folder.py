@@ -33,6 +33,7 @@ from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, steps_in
 log = logging.getLogger(__name__)
 
 CONFIG, OTHER_CONFIG = "config.toml", "config.resolved.toml"
+_SMALL = (CONFIG, OTHER_CONFIG, "task.json", "prompt.json", "resume.sh")  # what a start writes
 # Names of files in exports and checkpoints that have no checksums, or no readable ones.
 _MADE = re.compile(
     r"(part-\d+|model(-\d+-of-\d+)?)\.safetensors|model\.safetensors\.index\.json|README\.md"
@@ -179,7 +180,7 @@ def recover(output: Path) -> None:
             old.rename(folder)
             sync(output)
     for path in output.iterdir():
-        if unfinished(path) in (CONFIG, OTHER_CONFIG):
+        if unfinished(path) in _SMALL:
             path.unlink()
 
 

@@ -72,8 +72,9 @@ def test_a_text_has_its_old_contents_or_the_new_ones(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as error:
         durable.write_text(path, "new")
+    assert error.value.filename == str(path)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["config.toml"]
 
 

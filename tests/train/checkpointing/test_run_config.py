@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from checkpoints_tools.checksums import find_damage
+from data.errors import UserError
+from data.files.documents import permitted
 from tests.launching import call_main
 from train.checkpointing import run_folder
 
@@ -54,7 +58,27 @@ def test_a_start_killed_while_it_wrote_its_small_files_can_be_repeated(
     shutil.rmtree(run / "checkpoints")
     (run / "log.jsonl").unlink()
     assert {path.name for path in run.iterdir()} >= {"config.toml", "task.json", "prompt.json"}
-    (run / ".config.toml.0123abcd.new").write_text("half")
+    for name in ("config.toml", "task.json", "prompt.json", "resume.sh"):
+        (run / f".{name}.0123abcd.new").write_text("half")
     call_main(monkeypatch, "train.py", *train_args)
-    assert not (run / ".config.toml.0123abcd.new").exists()
+    assert not list(run.glob(".*"))
     assert find_damage(run / "export") == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+@pytest.mark.parametrize("name", ["config.toml", "task.json", "prompt.json", "resume.sh"])
+def test_a_small_file_that_the_disk_refuses_is_named(
+    name: str, number: int, train_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of the disk's space does not see that a disk has no inodes left, nor quotas and limits of a process."""
+    sync = os.fsync
+
+    def refused(fd: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{fd}")).name.startswith(f".{name}."):
+            raise OSError(number, os.strerror(number))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(UserError) as error, permitted():
+        call_main(monkeypatch, "train.py", *train_args)
+    assert str(error.value) == f"cannot write {tmp_path / 'run' / name}: {os.strerror(number)}."
