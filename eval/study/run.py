@@ -165,7 +165,8 @@ class _Runner:
         output, cell, folder = self.output, own.cell, cell_folder(self.output, own.cell)
         log, shown = folder / LOG, self.jobs == 1
         record = readable_record(output, cell) or Record("open", {})
-        _wait_for(record, folder)
+        if not _wait_for(record, folder, self.commands):
+            return Ended(0, [])
         record.options, record.result, record.why = identity(self.study, own, output), "", ""
         record.ranks, record.jobs = own.ranks, self.jobs
         _set_aside(score_folder(output, cell), record)
@@ -227,12 +228,18 @@ def _note_running(output: Path, own: StudyCell, record: Record, process: subproc
     write_record(output, own.cell, record)
 
 
-def _wait_for(record: Record, folder: Path) -> None:
-    """Wait for the end of a command that an earlier start of the study left behind when it was killed."""
+def _wait_for(record: Record, folder: Path, commands: Commands) -> bool:
+    """Wait for the end of a command that an earlier start of the study left behind when it was killed.
+
+    Returns:
+        False if the study was told to stop before.
+    """
     if record.state != "running" or not record.pid:
-        return
+        return True
     deadline, told = time.monotonic() + WAIT_SECONDS, False
     while process_start(record.pid) == record.started:
+        if commands.stopped is not None:
+            return False
         if not told:
             say(f"  waiting for process {record.pid}, which an earlier start of the study began, to save and end")
             told = True
@@ -242,6 +249,7 @@ def _wait_for(record: Record, folder: Path) -> None:
                 f"for its end or stop it: kill {record.pid}"
             )
         time.sleep(0.2)
+    return True
 
 
 def _set_aside(folder: Path, record: Record) -> None:

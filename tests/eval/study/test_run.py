@@ -183,6 +183,23 @@ def test_the_next_start_waits_for_a_command_that_was_left_behind(
     assert go(study, output) == 3 and time.monotonic() - begin >= 0.9
 
 
+def test_a_study_that_waits_for_a_command_that_was_left_behind_can_be_stopped(
+    study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = records.Record("running", {}, pid=os.getpid(), started=process_start(os.getpid()))
+    records.write_record(tmp_path / "out", study.cells[0].cell, record)
+    monkeypatch.setattr(run, "WAIT_SECONDS", 20.0)
+
+    def told_soon(runner: run._Runner) -> None:
+        threading.Timer(0.5, runner.commands.stop, [signal.SIGINT]).start()
+
+    monkeypatch.setattr(run._Runner, "finish_earlier", told_soon)
+    with pytest.raises(Interrupted, match=f"stopped in {study.cells[0].cell.name}") as stopped:
+        go(study, tmp_path / "out")
+    assert stopped.value.signum == signal.SIGINT
+    assert records.read_record(tmp_path / "out", study.cells[0].cell) == record, "the next start waits for it, too"
+
+
 def test_a_command_without_a_result_is_a_failure(study: Study, programs: Callable, tmp_path: Path) -> None:
     programs(eval={0: "print('nothing')"})
     assert go(study, tmp_path / "out") == 3
