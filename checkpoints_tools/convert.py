@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
             source = convert(args.src, args.dst, args.dtype, args.tokenizer, int(args.shard_gb * 1e9))
     except UserError as error:
         say(f"error: {error}", "stderr")
-        return 2
+        return error.status
     except KeyboardInterrupt as stop:
         say(f"stopped; {args.dst} was not made.", "stderr")
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,7 +104,9 @@ class ShardWriter:
         except SafetensorError as error:
             if "I/O error" not in str(error):
                 raise
-            raise UserError(f"{path} could not be written: {error}. Free disk space and try again.") from None
+            number = re.search(r"os error (\d+)", str(error))
+            cause = OSError(int(number[1]), "") if number else None
+            raise UserError(f"{path} could not be written: {error}. Free disk space and try again.") from cause
         path.chmod(0o644)  # safetensors creates files that only their owner can read
         self.shards.append(list(self.held))
         self.held, self.held_bytes = {}, 0

@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> int:
         path = download_from_hub(folder) if args.from_hub else download(args.release, folder, args.url)
     except UserError as error:
         terminal.say(f"error: {error}", "stderr")
-        return 2
+        return error.status
     except KeyboardInterrupt:
         terminal.say("stopped; the same command continues from here.", "stderr")
         return 130

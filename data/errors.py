@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from data.characters import look_the_same
 
 SHOWN = 60  # characters of a value in a message
+DISK_FULL = 4  # exit status; a study then goes on later instead of noting that a cell has failed
 LISTED = 100  # names in a message at most: a training split has thousands of ids
 
 
@@ -17,8 +19,17 @@ class UserError(ValueError):
     """A mistake in the user's command line, configuration, checkpoint or data.
 
     The message names the setting or file, the value found and what to do. The entry points print it without a
-    traceback and exit with status 2. Our own bugs are caught by ``assert`` instead.
+    traceback and exit with its ``status``. Our own bugs are caught by ``assert`` instead.
     """
+
+    usual_status: ClassVar[int] = 2
+
+    @property
+    def status(self) -> int:
+        """The exit status: `DISK_FULL` of an error that was raised from an OSError about space or a quota."""
+        cause = self.__cause__
+        is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        return DISK_FULL if is_full else self.usual_status
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

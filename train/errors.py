@@ -8,6 +8,8 @@ from data.errors import UserError
 class RunStopped(UserError):
     """Training cannot continue, e.g. out of memory or a loss that is NaN or infinite. Exit status 3, no traceback."""
 
+    usual_status = 3
+
 
 class NotFinite(UserError):
     """A model's logits or weights are NaN or infinite: nothing can be read from them, and they are not saved."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,12 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import shortened
+from data.errors import DISK_FULL, shortened
 from data.terminal import say
 from eval.kept_lines import writable
 from eval.study.plan import Step
 
-TAIL = 40  # lines of output in which the reason of a failure is looked for
+TAIL = 100  # lines of output in which the reason of a failure is looked for; those of torchrun come after it
 SHOWN = 300  # characters of it
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 GPUS, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
@@ -41,6 +42,12 @@ class Ended:
         """The signal that it was told to stop by."""
         number = -self.status if self.status < 0 else self.status - 128
         return signal.Signals(number) if number in STOPS else None
+
+    @property
+    def met_a_full_disk(self) -> bool:
+        """Whether a program said so. torchrun ends with status 1, after a line with the status of the rank."""
+        rank = re.compile(rf"\s*exitcode\s*: {DISK_FULL} ")
+        return self.status == DISK_FULL or any(map(rank.match, self.tail))
 
     @property
     def why(self) -> str:

@@ -2,11 +2,13 @@
 
 A study may be ended at any moment and started again with the same command. Then finished cells are not repeated, an
 interrupted training goes on from its last checkpoint, an interrupted scoring from its kept answers. A cell whose
-command fails is recorded with the reason and skipped, and the study goes on with the next one.
+command fails is recorded with the reason and skipped, and the study goes on with the next one. A full disk ends the
+study, for the next cell would meet it too.
 """
 
 from __future__ import annotations
 
+import errno
 import shutil
 import signal
 import subprocess
@@ -95,12 +97,12 @@ def run_study(
 
     Raises:
         Interrupted: the study, or a command of it, was told to stop.
-        UserError: a command of an earlier start is still running.
+        UserError: a command of an earlier start is still running; the disk is full.
     """
     left = _left(study, output, retry)
     runner = _Runner(study, output, jobs)
     announcement = "telling what runs to stop; a second signal ends the study at once"
-    told: list[str] = []
+    told: list[tuple[str, Ended]] = []
     with (
         stopping.held(
             announcement, second_ends=True, told=lambda: runner.commands.stop(stop.signum or signal.SIGTERM)
@@ -114,11 +116,15 @@ def run_study(
             while waiting:
                 ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 results = [(waiting.pop(future), future.result()) for future in ended]
-                told += [own.cell.name for own, result in results if isinstance(result, Ended)]
+                told += [(own.cell.name, result) for own, result in results if isinstance(result, Ended)]
                 if any(result == "ended" for _, result in results):
                     after_cell()
+    if full := next((f"{name}: {ended.why}" for name, ended in told if ended.met_a_full_disk), ""):
+        raise UserError(f"{full}\nThe study was stopped. With free disk space, to continue:\n  {again}") from OSError(
+            errno.ENOSPC, full
+        )
     if runner.commands.stopped is not None:
-        where = f" in {', '.join(told)}" if told else ""
+        where = f" in {', '.join(name for name, _ in told)}" if told else ""
         raise Interrupted(f"The study was stopped{where}. To continue:\n  {again}", runner.commands.stopped)
 
 
@@ -186,7 +192,7 @@ class _Runner:
             record.seconds[step.kind] = record.seconds.get(step.kind, 0.0) + time.monotonic() - begin
             record.pid = record.started = 0
             if ended.status != 0:
-                told = self.commands.stopped is not None or ended.signum is not None
+                told = self.commands.stopped is not None or ended.signum is not None or ended.met_a_full_disk
                 record.state, record.why = ("open", "") if told else ("failed", f"{step.kind}: {ended.why}")
                 write_record(output, cell, record)
                 if told:

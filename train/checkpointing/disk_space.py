@@ -5,6 +5,7 @@ The run folder is on a disk that all machines share (`require_shared`), so only 
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -185,10 +186,10 @@ def check_run(config: TrainConfig, sizes: StoredBytes, total_steps: int, resume_
         state = read_state(resume_from)
         first_step, unscored = state.step, state.unscored
     options = config.checkpoint
+    less = ", or keep fewer (--keep 1)" * (options.keep > 1) + ", or omit the export (--export off)" * options.export
     advice = (
         f"A checkpoint takes {format_bytes(sizes.checkpoint)}, an export {format_bytes(sizes.export)}; --keep "
-        f"{options.keep} are kept while the next is written. Use an --output on a larger disk, keep fewer (--keep 1), "
-        "or omit the export (--export off)."
+        f"{options.keep} are kept while the next is written. Use an --output on a larger disk{less}."
     )
     # Only on rank 0, which decides: it then deletes files whose sizes another rank might still be asking for.
     rank_0 = dist.get_rank() == 0
@@ -224,7 +225,7 @@ def require_space(folder: Path, needed: int, what: str, advice: str, error: type
     message = [too_little_space(folder, needed, what, advice) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(message, src=0)
     if message[0] is not None:
-        raise error(message[0])
+        raise error(message[0]) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def require_shared(folder: Path) -> None:

@@ -170,9 +170,10 @@ class Saver:
     def _advice(self) -> str:
         complete = steps_in(self.checkpoints)
         last = f"The last complete checkpoint is {complete[-1]}" if complete else "No checkpoint had been saved yet"
+        fewer = f", keep fewer (--keep, now {self.keep})" if self.keep > 1 else ""
         return (
-            f"{last}. Free disk space, keep fewer (--keep, now {self.keep}) or move the run folder to a larger disk "
-            "(--output), then continue with --resume."
+            f"{last}. Free disk space{fewer} or move the run folder to a larger disk (--output), then continue with "
+            "--resume."
         )
 
     def _write(
@@ -229,7 +230,7 @@ class Saver:
 
         for step in (make_folder, write_mine, complete):
             problem = problem_of(step, files)
-            problems: list[str | None] = [None] * dist.get_world_size()
+            problems: list[OSError | None] = [None] * dist.get_world_size()
             dist.all_gather_object(problems, problem, group=self.group)
             if any(problems):
                 break
@@ -244,7 +245,7 @@ class Saver:
         raise SaveFailed(
             f"the checkpoint of step {state.step} could not be written to {self.checkpoints}: {causes}\n"
             f"It needs {format_bytes(needed)}; {format_bytes(free)} were free when it failed. {self._advice()}"
-        )
+        ) from next(filter(None, problems))
 
 
 class HostCopy:
@@ -343,19 +344,19 @@ class _WatchedStream(io.BufferedWriter):
             raise
 
 
-def problem_of(step: Callable[[], None], files: WatchedFiles) -> str | None:
-    """Run ``step``; returns what failed on this rank, or None."""
+def problem_of(step: Callable[[], None], files: WatchedFiles) -> OSError | None:
+    """Run ``step``; returns what failed on this rank, or None. Another exception becomes an OSError of its text."""
     try:
         step()
     except CheckpointException as error:  # raised on every rank, with the failures of all ranks
         if files.error is not None:
-            return str(files.error)
+            return files.error
         mine = error.failures.get(dist.get_rank())
-        return f"{type(mine[0]).__name__}: {mine[0]}" if mine else None
+        return OSError(f"{type(mine[0]).__name__}: {mine[0]}") if mine else None
     except OSError as error:
-        return str(error)
+        return error
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return OSError(f"{type(error).__name__}: {error}")
     return None
 
 

@@ -21,7 +21,7 @@ from data import terminal
 from data.errors import UserError
 from data.files.documents import permitted
 from train import stopping
-from train.errors import Interrupted, RunStopped
+from train.errors import Interrupted
 from train.launched import env_rank, env_world_size, launched, left_over
 from train.parallel.meeting import meet
 from train.parallel.mesh import MeshShape
@@ -149,9 +149,9 @@ def run_guarded(main: Callable[[], None], prints_result: bool = True) -> None:
     Args:
         prints_result: it is a failure (status 1) if not all could be printed, for example because a disk is full.
 
-    UserError: the message alone, once, status 2 (RunStopped: 3). Interrupted: status 128 + signal. Anything else: the
-    failing rank's traceback, status 1. The process exits without waiting for other ranks, which may hang in a
-    collective; torchrun ends them.
+    UserError: the message alone, once, status 2 (RunStopped: 3; a full disk: 4). Interrupted: status 128 + signal.
+    Anything else: the failing rank's traceback, status 1. The process exits without waiting for other ranks, which may
+    hang in a collective; torchrun ends them.
     """
     status = 0
     stopping.watch()
@@ -164,7 +164,7 @@ def run_guarded(main: Callable[[], None], prints_result: bool = True) -> None:
         status = 128 + stop.signum
     except UserError as error:
         _print_error(f"error: {error}", wait=env_rank() != 0)
-        status = 3 if isinstance(error, RunStopped) else 2
+        status = error.status
     except Exception as error:
         # When a rank exits, gloo and NCCL raise on its peers; the first rank's own error matters more.
         from_peer = isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import UserError
+from data.errors import DISK_FULL, UserError
 from eval.results import RESULTS
 from eval.study import __main__ as program
 from eval.study import listing, plan, records, run, tables
@@ -21,7 +21,7 @@ from eval.study.cells import Cell
 from eval.study.file import Study, read_study
 from eval.study.page import REPORT
 from tests.eval.study.going import FAIL, SLOW, commands, go, states, wait_for
-from tests.launching import ROOT, environment, with_signals
+from tests.launching import ROOT, command, environment, with_signals
 from train.errors import Interrupted
 from train.run_lock import process_start
 
@@ -219,6 +219,33 @@ def test_a_full_disk_ends_the_study_and_its_command(
         go(study, tmp_path / "out")
     record = records.read_record(tmp_path / "out", study.cells[0].cell)
     assert record is not None and process_start(record.pid) != record.started and time.monotonic() - begin < 30
+
+
+FULL = """
+import errno
+from train.parallel.distributed import run_guarded
+from eval.kept_lines import writable
+def main():
+    with writable("results.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+run_guarded(main)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_command_that_meets_a_full_disk_ends_the_study(
+    study: Study, programs: Callable, tmp_path: Path, ranks: int
+) -> None:
+    """The next cell would meet it, too. Nothing has failed: the same command goes on."""
+    (tmp_path / "full.py").write_text(FULL)
+    words = command(tmp_path / "full.py", ranks=ranks)
+    programs(train={0: f"import subprocess, sys; sys.exit(subprocess.run({words!r}).returncode)"})
+    with pytest.raises(UserError, match=f"^{study.cells[0].cell.name}: .*results.json: No space left") as error:
+        go(study, tmp_path / "out")
+    assert error.value.status == DISK_FULL and states(study, tmp_path / "out") == ["open"] * 3
+    assert not plan.cell_folder(tmp_path / "out", study.cells[1].cell).joinpath(records.RECORD).exists()
+    programs()
+    assert go(study, tmp_path / "out") == 3
 
 
 def test_a_command_that_does_not_end_is_named(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import UserError
+from data.errors import DISK_FULL, UserError
 from tests.train.tiny_run import TIED, TINY, WIDE, make_trainer
 from train import options
 from train.checkpointing import checkpoint, disk_space
@@ -87,6 +87,16 @@ def test_what_fitted_heads_and_scorings_that_are_due_need(
     own = config(tmp_path, eval_every=eval_every, holdout=0.5, save_every=0)
     resumed = tmp_path / "checkpoints/step_000010" if first_step else None
     assert run_bytes(own, SIZES, first_step, total_steps, resumed, unscored) == needed
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize(("keep", "export"), [(1, True), (2, True), (1, False), (2, False)])
+def test_advice_for_a_full_disk_is_what_the_run_does_not_do(keep: int, export: bool, tmp_path: Path) -> None:
+    own = config(tmp_path, keep=keep, export=export)
+    with pytest.raises(UserError) as error:
+        disk_space.check_run(own, StoredBytes(10**15, 10**15), 10, None)
+    assert error.value.status == DISK_FULL
+    assert ("--keep 1)" in str(error.value), "--export off" in str(error.value)) == (keep > 1, export)
 
 
 @pytest.mark.usefixtures("world")

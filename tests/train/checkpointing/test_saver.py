@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.errors import UserError
+from data.errors import DISK_FULL, UserError
 from tests.train.checkpointing.saving_run import SMALL
 from tests.train.checkpointing.test_checkpoint import parameters, resumed
 from tests.train.tiny_run import TIED, make_trainer, whole
@@ -180,6 +180,7 @@ def test_a_failed_save_stops_the_run_and_leaves_the_older_one(
     with pytest.raises(SaveFailed) as error:
         trainer.run()
     assert trainer.step == 4, "in the next step, before its update, not at the next save"
+    assert error.value.status == DISK_FULL
     for part in ("step 4 could not", "rank 0: [Errno 28] No space left", "step_000002", "--keep", "--resume"):
         assert part in str(error.value)
     assert [p.name for p in trainer.checkpoints.iterdir()] == ["step_000002"], "the half-written one is gone"
