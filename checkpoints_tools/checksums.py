@@ -27,13 +27,12 @@ import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import xxhash
 
 from checkpoints_tools.formats import METADATA
-from checkpoints_tools.json_files import write_json
 from data.commands import quoted
 from data.errors import UserError
 from data.files.documents import read_json
@@ -122,12 +121,12 @@ def write_checksums(folder: Path, known: Mapping[str, FileSums] | None = None) -
     names = {path.name for path in folder.iterdir() if path.is_file() and _has_sums(path)}
     files = dict(known or {})
     files |= {name: sums_of(folder / name) for name in sorted(names - files.keys())}
-    write_json(folder / CHECKSUMS, _document(files))
+    _write(folder / CHECKSUMS, files)
 
 
-def _document(files: Mapping[str, FileSums]) -> dict[str, Any]:
+def _write(path: Path, files: Mapping[str, FileSums]) -> None:
     document = {"format": 1, "hash": "xxh3_64", "chunk_bytes": CHUNK, "files": msgspec.to_builtins(dict(files))}
-    return document | {"own": _own(document)}
+    write_text(path, to_json(document | {"own": _own(document)}, indent=2) + "\n")
 
 
 def replace_file(folder: Path, name: str, text: str) -> None:
@@ -147,7 +146,7 @@ def _replace_checksums(folder: Path, files: Mapping[str, FileSums]) -> None:
     """Write ``checksums.json`` anew. It keeps its time: a model card with a later one was edited."""
     path = folder / CHECKSUMS
     before = path.stat()
-    write_text(path, to_json(_document(files), indent=2) + "\n")
+    _write(path, files)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 

@@ -26,6 +26,7 @@ from data.command_line import cli
 from data.commands import command, python, quoted
 from data.errors import UserError, shortened
 from data.files.documents import permitted, readable
+from data.files.durable import write_text
 from data.files.paths import parsed_paths
 from data.guess import Guess, guess, open_named
 from data.readers.cells import missing_column
@@ -97,13 +98,12 @@ def new_task(
         raise UserError(f"{ascii(file.name)}: a name that is not UTF-8, which no task file can have. Rename the table.")
     stem = file.name[: -len(ending)]
     target = file.with_name(f"{stem}.toml")
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise UserError(f"{target} exists, and is not overwritten. Move it, or change it by hand.")
     found = guess(file, format, text, label, encoding)
     others, unlabelled = _other_splits(file, format, found)
     lines = "\n".join(_lines(file, _name(stem, file), found, others, unlabelled)) + "\n"
-    with readable(target), target.open("x", encoding="utf-8") as stream:
-        stream.write(lines)
+    write_text(target, lines)
     try:
         return get_task(target), found
     except UserError as error:
@@ -112,7 +112,7 @@ def new_task(
             raise
         kind, choices = TYPES["token"][0], ", ".join(f'"{scheme}"' for scheme in SCHEMES)
         marked = lines.replace(f"\n{kind}\n", f'\n{kind}\ntags = "?"  # DECIDE: {choices}\n', 1)
-        target.write_text(marked, encoding="utf-8")
+        write_text(target, marked)
         raise UserError(f'{error} {target} is written: decide there, in the line tags = "?".') from error
 
 

@@ -6,6 +6,7 @@ without a figure is empty, never zero.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from data.commands import command
 from data.errors import UserError
+from data.files.durable import write_text
 from data.terminal import literal, say, show, width
 from eval.kept_lines import writable
 from eval.metrics import main_figures
@@ -264,18 +266,23 @@ def _check_markdown(path: Path) -> None:
     name = f"--markdown {path}"
     if path.is_dir():
         raise UserError(f"{name}: this is a folder. Give the name of a file.")
-    is_new = not path.exists()
-    if not is_new and not path.is_file():
-        return  # a device or a pipe
+    if _is_device(path):
+        return
+    start = b""
     with writable(name, " Give another file."):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            file.seek(0)
-            start = file.read(len(TABLE_START))
-        if is_new:
-            path.unlink()  # it is written when the table is there
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            pass
+        if path.exists():
+            with path.open("rb") as file:
+                start = file.read(len(TABLE_START))
     if start not in (b"", TABLE_START):
         raise UserError(f"{name} is a file that is no table of ours, and it would be overwritten. Give another name.")
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is a device or a pipe, which is written as it is. A file is replaced by a complete one."""
+    return path.exists() and not path.is_file()
 
 
 def compare_command(*folders: Path) -> str:
@@ -315,7 +322,10 @@ def compare(
         say(f"note: scored on different examples: {'; '.join(groups)}.")
     if markdown_file is not None:
         with writable(markdown_file):
-            markdown_file.write_text(markdown(runs), encoding="utf-8")
+            if _is_device(markdown_file):
+                markdown_file.write_text(markdown(runs), encoding="utf-8")
+            else:
+                write_text(markdown_file.resolve(), markdown(runs))
         say(f"written to {markdown_file}")
     if winner is None:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -105,6 +106,27 @@ def test_a_table_that_cannot_be_written(kind, tmp_path: Path, monkeypatch, capsy
     with pytest.raises(UserError, match="cannot write --markdown"):
         call_main(monkeypatch, "eval.py", "--compare", OLD / "intent", OLD / "slots", "--markdown", file)
     assert "system" not in capsys.readouterr().out, "before the table"
+
+
+def test_a_table_is_replaced_when_the_new_one_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, link, words = tmp_path / "table.md", tmp_path / "link.md", ("eval.py", "--compare", OLD / "intent")
+    link.symlink_to(table)
+    call_main(monkeypatch, *words, OLD / "slots", "--markdown", link)
+    before = table.read_text()
+    assert link.is_symlink() and before.count("\n") == 4
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="cannot write .*link.md: No space left"):
+            call_main(patch, *words, "--markdown", link)
+    assert table.read_text() == before
+    call_main(monkeypatch, *words, "--markdown", link)
+    assert link.is_symlink() and table.read_text().count("\n") == 3
+    call_main(monkeypatch, *words, "--markdown", "/dev/null")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.md", "table.md"]
 
 
 def test_a_table_replaces_only_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
