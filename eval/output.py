@@ -17,6 +17,7 @@ from typing import Any
 
 from data.errors import UserError, shortened
 from data.files.documents import parse_json, read_json
+from data.files.paths import check_links
 from data.json_text import to_json
 from eval.kept_lines import sha256_of
 from eval.results import PREDICTIONS, RESULTS, Results, new_name
@@ -46,6 +47,7 @@ def output_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: it is a file, or cannot be made or written.
     """
+    check_links(f"--output {folder}", folder)
     is_new = not os.path.lexists(folder)
     if not is_new and not folder.is_dir():
         raise UserError(f"--output {folder}: this is a file, and results need a folder. Give another name.")

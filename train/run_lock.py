@@ -32,6 +32,7 @@ import msgspec
 from data.commands import quoted
 from data.errors import UserError
 from data.files.documents import parse_json
+from data.files.paths import check_links
 from data.json_text import to_json
 from train import stopping
 from train.launched import env_rank, torchrun_job
@@ -121,6 +122,7 @@ stopping.BEFORE_LEAVING.append(release)
 def _take(output: Path) -> None:
     global _held
     assert _held is None, "this process holds the lock of a run"
+    check_links(f"output = {output}", output)
     path, missing = output / LOCK, [p for p in (output, *output.absolute().parents) if not p.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -101,3 +101,17 @@ def parsed_paths(options: T) -> T:
     if problems:
         raise UserError("\n".join(problems))
     return expanded
+
+
+def check_links(name: str, path: Path) -> None:
+    """Check that a path to write to, and the folders above it, are no links to what does not exist.
+
+    Args:
+        name: the option, for the message.
+    """
+    for link in (path, *path.absolute().parents):
+        if link.is_symlink() and not link.exists():
+            raise UserError(
+                f"{name}: {link} is a link to {os.readlink(link)}, which does not exist. Make that folder, or give "
+                "another name."
+            )

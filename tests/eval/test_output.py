@@ -91,6 +91,13 @@ def test_what_cannot_be_written_is_refused_before_any_work(
             program()
 
 
+@pytest.mark.parametrize("below", ["", "out"])
+def test_a_link_to_what_does_not_exist_is_named(below: str, score: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/not/there")
+    with pytest.raises(UserError, match=f"{tmp_path}/link is a link to /not/there, which does not exist"):
+        score("--output", tmp_path / "link" / below)
+
+
 @pytest.mark.parametrize("key", list(eval.baselines.SYSTEMS))
 def test_the_folder_of_each_baseline_is_looked_at_first(key: str, tmp_path: Path, monkeypatch) -> None:
     with_a_folder_for_results(tmp_path / key)

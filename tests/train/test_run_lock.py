@@ -236,6 +236,15 @@ def test_what_is_no_file_is_not_waited_for(make: Callable[[Path], None], tmp_pat
     assert os.path.lexists(tmp_path / LOCK)
 
 
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_link_to_what_does_not_exist_is_named(below: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/not/there")
+    with pytest.raises(UserError, match=f"{tmp_path}/link is a link to /not/there, which does not exist"):
+        with held(tmp_path / "link" / below):
+            pass
+    assert os.readlink(tmp_path / "link") == "/not/there"
+
+
 ME = Holder("node1", "m1", "boot1", 50, "ns1", 0, "/run", "now", True)
 ALIVE = {"pid": os.getpid(), "started": run_lock.process_start(os.getpid())}
 
