@@ -197,8 +197,8 @@ def _prefill(config: LlamaConfig, c: int, tp: int, T: int, filled: int, cached: 
 
 
 def _tables(config: LlamaConfig, tokens: int) -> int:
-    """Bytes of angles, cosines and sines of every position; token ids, positions, slots and offsets."""
-    return (3 * FP32 * config.head_dim // 2 + 4 * INT64) * tokens
+    """Bytes of cosines and sines of every position; token ids, positions, slots and offsets."""
+    return (FP32 * config.head_dim + 4 * INT64) * tokens
 
 
 def _one_token(config: LlamaConfig, c: int, tp: int, P: int, batch: BatchSize) -> int:

@@ -109,6 +109,14 @@ def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) ->
     return freq * (keep + (1.0 - keep) / scaling.factor)
 
 
+def row_context(config: LlamaConfig, positions: Tensor, mask: PackedMask, cache: Cache | None = None) -> RowContext:
+    """The inputs that all blocks share; ``positions``: [B, T] int64."""
+    # Computed here, not stored as a buffer: a buffer would be garbage after `to_empty` and lose precision in
+    # `model.to(torch.bfloat16)`.
+    angles = positions[..., None, None].float() * rope_frequencies(config, positions.device)  # [B, T, 1, D/2]
+    return RowContext(angles.cos(), angles.sin(), mask, cache)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair (x[i], x[i + D/2]) by its position's angle. x: [B, T, heads, D]; computed in fp32."""
     a, b = x.float().chunk(2, dim=-1)
@@ -220,11 +228,7 @@ class Llama(nn.Module):
         if positions is None:
             assert cache is None, "a cache does not know the positions of its rows: give positions"
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        # Computed here, not stored as a buffer: a buffer would be garbage after `to_empty` and lose precision in
-        # `model.to(torch.bfloat16)`.
-        angles = positions[..., None, None].float() * rope_frequencies(self.config, tokens.device)  # [B, T, 1, D/2]
-        mask = build_mask(doc_ids) if cache is None else None
-        context = RowContext(angles.cos(), angles.sin(), mask, cache)
+        context = row_context(self.config, positions, build_mask(doc_ids) if cache is None else None, cache)
 
         x = self.embed(tokens)  # [B, T, E]
         for layer in self.layers:
@@ -234,23 +238,31 @@ class Llama(nn.Module):
         x = self.norm(x)
         return F.linear(x, self.embed.weight) if self.head is None else self.head(x)
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Initialize every parameter, e.g. after ``to_empty``; there are no buffers. Pretrained weights replace them.
+        """Initialize every parameter, e.g. after ``to_empty``; pretrained ones replace them. There are no buffers."""
+        init_weights(self, self.config, generator)
 
-        | parameters                    | initial values                                  |
-        |-------------------------------|-------------------------------------------------|
-        | norms                         | 1                                               |
-        | wo, w2 (write to the residual)| normal, 0.02 / sqrt(2 * n_layers) (as in GPT-2) |
-        | all other matrices            | normal, 0.02                                    |
-        """
-        residual_std = 0.02 / math.sqrt(2 * self.config.n_layers)
-        for module in self.modules():
-            if isinstance(module, RMSNorm):
-                module.weight.fill_(1.0)
-            elif isinstance(module, (nn.Linear, nn.Embedding)):
-                module.weight.normal_(0.0, 0.02, generator=generator)
-        for block in self.layers:
-            assert isinstance(block, Block)
-            for linear in (block.attention.wo, block.ffn.w2):
+
+@torch.no_grad()
+def init_weights(model: nn.Module, config: LlamaConfig, generator: torch.Generator | None = None) -> None:
+    """Initialize every parameter of a model of Llama's blocks.
+
+    | parameters                    | initial values                                  |
+    |-------------------------------|-------------------------------------------------|
+    | norms                         | 1                                               |
+    | wo, w2 (write to the residual)| normal, 0.02 / sqrt(2 * n_layers) (as in GPT-2) |
+    | all other matrices            | normal, 0.02                                    |
+    | biases (of heads)             | 0                                               |
+    """
+    residual_std = 0.02 / math.sqrt(2 * max(1, config.n_layers))
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            module.weight.fill_(1.0)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.normal_(0.0, 0.02, generator=generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+    for module in model.modules():
+        if isinstance(module, Block):
+            for linear in (module.attention.wo, module.ffn.w2):
                 linear.weight.normal_(0.0, residual_std, generator=generator)

@@ -78,7 +78,7 @@ def test_70b_over_8_gpus_as_the_document_has_it(tmp_path):
         "weights: ": weights,
         "keys and values of the prefix, once": P * a_token,
         "keys and values of the batch": R * S * a_token,
-        "the fullest pass": 12 * E * T + T * (6 * 128 + 32),
+        "the fullest pass": 12 * E * T + T * (4 * 128 + 32),
         f"logits of the batch before, of {previous.n_requests} requests": previous.n_requests * a_row,
     }
     total = sum(in_table.values())
