@@ -32,6 +32,7 @@ from data.files import limits
 from data.files.documents import fields_of, read_json
 from data.tasks import Task
 from model.encoder import EncoderConfig, Head, HeadKind
+from model.llama_heads import HeadedConfig
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class HeadsFile(Struct):
     head: HeadKind
     fields: list[HeadFile]
     max_length: Annotated[int, Meta(ge=3)] | None = None
+    frame: list[str] | None = None
 
 
 class EncoderFile(Struct):
@@ -171,10 +173,7 @@ def _read_heads(values: dict[str, Any], family: str, problems: list[str]) -> tup
     """Type of the class heads, and the checkpoint's heads; what is wrong with them is added to ``problems``."""
     stated: HeadsFile | None = values.get("heads")
     if stated is not None:
-        heads = tuple(Head(field.name, field.kind, len(field.labels)) for field in stated.fields)
-        if len({head.key for head in heads}) < len(heads):
-            problems.append(f"heads is damaged: two fields of one name ({', '.join(head.name for head in heads)})")
-        return stated.head, heads
+        return stated.head, stated_heads(stated, problems)
     names = values.get("architectures") or ["Model"]
     kind = CLASSES[names[0].removeprefix(CLASS_PREFIX[family])]
     if kind is None:
@@ -190,6 +189,14 @@ def _read_heads(values: dict[str, Any], family: str, problems: list[str]) -> tup
     n_labels = len(labels) if labels else values.get("num_labels", 2)
     head = Head(UNNAMED, cast(Literal["class", "multi", "token"], kind), n_labels)
     return "dense" if head.of_documents else "linear", (head,)
+
+
+def stated_heads(stated: HeadsFile, problems: list[str]) -> tuple[Head, ...]:
+    """The heads that our key of a ``config.json`` names; what is wrong with them is added to ``problems``."""
+    heads = tuple(Head(field.name, field.kind, len(field.labels)) for field in stated.fields)
+    if len({head.key for head in heads}) < len(heads):
+        problems.append(f"heads is damaged: two fields of one name ({', '.join(head.name for head in heads)})")
+    return heads
 
 
 class _Labels(Struct):
@@ -356,10 +363,22 @@ def to_hf_encoder_config(
         found["label2id"] = {label: i for i, label in enumerate(head_labels)}
         if config.heads[0].kind == "multi":
             found["problem_type"] = "multi_label_classification"
-    if config.heads:
-        fields = [{"name": h.name, "kind": h.kind, "labels": list(labels[h.name])} for h in config.heads]
-        found["heads"] = {"head": config.head, "max_length": max_length, "fields": fields}
-    return found
+    return found | heads_entry(config, labels, max_length)
+
+
+def heads_entry(
+    config: HeadedConfig, labels: dict[str, list[str]], max_length: int | None, frame: list[str] | None = None
+) -> dict[str, Any]:
+    """The key ``heads`` of a ``config.json``, if the model has heads; arguments as of `to_hf_encoder_config`.
+
+    Args:
+        frame: the texts around both readings of a document (`data.encoder.read_twice`); None: it is read once.
+    """
+    if not config.heads:
+        return {}
+    fields = [{"name": h.name, "kind": h.kind, "labels": list(labels[h.name])} for h in config.heads]
+    found = {"head": config.head, "max_length": max_length, "fields": fields}
+    return {"heads": found if frame is None else found | {"frame": frame}}
 
 
 def write_encoder_export(

@@ -15,6 +15,7 @@ from checkpoints_tools.encoder_config import GIVES, UNNAMED, hf_architecture
 from checkpoints_tools.key_maps import Matched, to_theirs, translate
 from data.errors import UserError
 from model.encoder import EncoderConfig
+from model.llama_heads import HeadedConfig
 
 _LAYER = {
     "attention.wq": "attention.self.query",
@@ -51,7 +52,7 @@ PREFIXES = ("roberta.", "bert.")
 TIED = ("lm_head.decoder.weight", "cls.predictions.decoder.weight")
 
 
-def match_heads(stored: EncoderConfig, wanted: EncoderConfig, where: str) -> dict[str, str]:
+def match_heads(stored: HeadedConfig, wanted: HeadedConfig, where: str) -> dict[str, str]:
     """Match a checkpoint's heads with a model's: {the checkpoint's key: the model's key}.
 
     Heads match by field name. A checkpoint's `UNNAMED` head matches the model's only head if both are of one kind.

@@ -26,7 +26,7 @@ from checkpoints_tools.formats import GGUF_NAMES, is_file_name
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
 from checkpoints_tools.key_maps import Matched, is_rotary
 from checkpoints_tools.other_folders import describe, describe_adapter, is_of_a_run
-from checkpoints_tools.registry import ARCHITECTURES, ModelConfig, ModelSpec, architecture_of
+from checkpoints_tools.registry import ARCHITECTURES, ModelConfig, ModelSpec, architecture_of, as_family
 from checkpoints_tools.safetensors_header import read_header
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,
@@ -265,14 +265,17 @@ def open_hf(folder: Path | str, spec: ModelSpec | None = None, wanted: ModelConf
     """Open a Hugging Face folder as a `Source`.
 
     Args:
-        spec: the model to load; used only to say in messages where to get its weights.
-        wanted: config of the model to fill, with whose heads the folder's are matched. None: the folder's config.
+        spec: the model to load; messages say where to get its weights.
+        wanted: config of the model to fill, with whose heads the folder's are matched. None: the folder's config. The
+            folder's config becomes one of the architecture of either, if that can start from such a folder.
 
     Raises:
         UserError: see `check_folder` and `read_config`; or the folder's heads do not fit those of ``wanted``.
     """
     checkpoint = check_folder(folder, spec)
     config = read_config(folder)
+    if (model := wanted or spec) is not None:
+        config = as_family(config, model.family)
     if wanted is None or wanted.family != config.family:
         wanted = config
     matched = architecture_of(config).match_tensors(checkpoint.tensors, config, wanted, str(folder))

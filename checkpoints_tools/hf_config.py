@@ -53,10 +53,12 @@ def read_config(folder: Path | str) -> ModelConfig:
         raise UserError(f"no config.json in {folder}: not a checkpoint folder, or an incomplete download")
     raw = read_json(path)
     kind: _Kind = shaped(raw, str(path), _Kind)
-    if kind.model_type not in ARCHITECTURES:
+    # The model_type of an architecture that starts from another's folders is the other's.
+    known = [name for name, architecture in ARCHITECTURES.items() if not architecture.starts_from]
+    if kind.model_type not in known:
         raise UserError(
             f"{path} is not a model we can run: model_type is {kind.model_type!r} and architectures "
-            f"{kind.architectures or []}; this code runs {', '.join(map(repr, ARCHITECTURES))}"
+            f"{kind.architectures or []}; this code runs {', '.join(map(repr, known))}"
         )
     return ARCHITECTURES[kind.model_type].parse_config(raw, str(path))
 

@@ -39,6 +39,7 @@ from checkpoints_tools.source import (
     find_problems,
     raise_problems,
 )
+from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.errors import UserError
 from model.meta import allocate, meta_device
 
@@ -56,20 +57,32 @@ def open_checkpoint(folder: Path | str, spec: ModelSpec | None = None, wanted: M
     Reads names, sizes and config, no weights.
 
     Args:
-        spec: the model to load; used only to say in messages where to get its weights.
-        wanted: see `open_hf`.
+        spec, wanted: see `open_hf`.
 
     Raises:
         UserError: see `open_hf` and `open_meta`; or tensors are missing, unexpected, or do not fit ``config.json`` or
             ``params.json``. (Of an encoder without ``wanted``: missing or misshapen below the heads.)
     """
-    source = open_meta(Path(folder)) if is_meta_folder(Path(folder)) else open_hf(Path(folder), spec, wanted)
+    if is_meta_folder(Path(folder)):
+        refuse_meta(folder, spec)
+        source = open_meta(Path(folder))
+    else:
+        source = open_hf(Path(folder), spec, wanted)
     if not architecture_of(source.config).task_decides_heads:
         check_source(source)
     elif wanted is None:  # the task's heads decide which other tensors it needs; `load_pretrained` checks these
         body = expected_shapes(replace(cast(Any, source.config), heads=()))
         raise_problems(str(folder), [p for p in find_problems(source, body) if not p.startswith("unexpected")])
     return source
+
+
+def refuse_meta(folder: Path | str, spec: ModelSpec | None) -> None:
+    """Raise UserError for a folder in Meta's format if the model's architecture starts from another's folders."""
+    if spec is not None and spec.architecture.starts_from:
+        raise UserError(
+            f"{folder} is in Meta's format, which --model {spec.name} does not read. Convert it first: "
+            f"python -m checkpoints_tools.convert {folder} NEW_FOLDER"
+        )
 
 
 def check_family(config: ModelConfig, spec: ModelSpec, folder: Path | str) -> None:
@@ -145,7 +158,8 @@ def check_fits_preset(
 def _only_padding_is_beyond(config: ModelConfig, tokenizer: Tokenizer, spec: ModelSpec) -> bool:
     """Whether the one token without an embedding is a padding token. Encoders need theirs, decoders pad by position."""
     beyond = config.vocab_size
-    if spec.kind != "decoder" or tokenizer.vocab_size != beyond + 1:
+    tokenizer = getattr(tokenizer, "decoder", tokenizer)  # of a decoder with heads
+    if isinstance(tokenizer, EncoderTokenizer) or tokenizer.vocab_size != beyond + 1:
         return False
     others = (getattr(tokenizer, name, None) for name in ("bos_id", "eos_id"))
     return getattr(tokenizer, "pad_id", None) == beyond and beyond not in others

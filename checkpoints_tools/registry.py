@@ -11,10 +11,10 @@ those of the real checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from torch import nn
 
@@ -28,22 +28,33 @@ from checkpoints_tools.encoder_config import (
 )
 from checkpoints_tools.encoder_keys import encoder_to_theirs, match_encoder, match_heads
 from checkpoints_tools.key_maps import Matched, llama_to_theirs, match_llama
-from checkpoints_tools.llama_config import parse_llama_config, write_llama_config, write_llama_export
+from checkpoints_tools.llama_config import write_llama_config, write_llama_export
+from checkpoints_tools.llama_heads import (
+    headed_llama_to_theirs,
+    match_headed_llama,
+    parse_llama,
+    without_heads,
+    write_headed_llama_export,
+)
 from data.decoder.templates import MESSAGES
 from data.decoder.tokenizer import Tokenizer as DecoderTokenizer
 from data.decoder.tokenizer import load_tokenizer as load_decoder_tokenizer
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.read_twice import load_tokenizer as load_twice_tokenizer
+from data.encoder.samples import LONGEST_DOCUMENT
+from data.encoder.samples import AnyTokenizer as EncoderTokenizer
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError, nearest
 from data.tasks import Task
 from model import tensor_plans
-from model.costs import Costs, DecoderCosts, EncoderCosts
+from model.costs import Costs, DecoderCosts, EncoderCosts, HeadedDecoderCosts
 from model.encoder import ROBERTA_BASE, ROBERTA_DEBUG, ROBERTA_LARGE, Encoder, EncoderConfig, HeadKind
 from model.llama import Llama, LlamaConfig
+from model.llama_heads import HeadedConfig, HeadedLlama, HeadedLlamaConfig
 from model.tensor_plans import TensorPlan
 
-ModelConfig = LlamaConfig | EncoderConfig
+ModelConfig = LlamaConfig | HeadedConfig
 Tokenizer = DecoderTokenizer | EncoderTokenizer
+_C = TypeVar("_C", EncoderConfig, HeadedLlamaConfig)
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Architecture:
     """Everything that the rest of the code needs of an architecture.
 
     Attributes:
-        kind: "decoder" writes its answers, "encoder" has a head for each field.
+        kind: "decoder" writes its answers, "encoder" has a head for each field (also a decoder's blocks with heads).
         build: the module class, ``build(config)``; its modules have ``layers``, ``config`` and ``init_weights``.
         config_type: the class of its configs, a dataclass.
         costs: ``costs(config)``, see `model.costs.Costs`.
@@ -88,6 +99,9 @@ class Architecture:
             if ``--max_length`` does.
         free_fields: fields of the config in which a checkpoint may differ from the model that it is loaded into.
         download: how to download its weights.
+        longest_document: tokens to which documents are cut, without ``--max_length`` and in longer rows.
+        starts_from: by the family of another architecture, what makes its config one of this: training may start from
+            such a folder.
     """
 
     kind: Literal["decoder", "encoder"]
@@ -107,10 +121,22 @@ class Architecture:
     row_bounds_input: bool
     free_fields: tuple[str, ...]
     download: Download
+    longest_document: int = LONGEST_DOCUMENT
+    starts_from: Mapping[str, Callable[[Any], ModelConfig]] = field(default_factory=dict)
 
 
 def _with_heads(config: EncoderConfig, task: Task, head: HeadKind, folder: Path | str) -> EncoderConfig:
-    wanted = replace(config, head=head, heads=heads_for(task))
+    return _checked_heads(config, replace(config, head=head, heads=heads_for(task)), task, folder)
+
+
+def _with_linear_heads(config: HeadedLlamaConfig, task: Task, head: HeadKind, folder: Path | str) -> HeadedLlamaConfig:
+    if head != config.head:
+        raise UserError(f"head = {head} is for encoders: the heads of a decoder are of one kind. Omit it.")
+    return _checked_heads(config, replace(config, heads=heads_for(task)), task, folder)
+
+
+def _checked_heads(config: _C, wanted: _C, task: Task, folder: Path | str) -> _C:
+    """The wanted config, if the heads that the folder has fit it."""
     if config.heads:
         pairs = match_heads(config, wanted, str(folder))
         by_key = {head.key: head.name for head in (*config.heads, *wanted.heads)}
@@ -145,28 +171,48 @@ _ENCODER = Architecture(
     ),
 )
 
-# ``model_type`` of config.json, which is ``family`` of our configs -> architecture.
+_LLAMA = Architecture(
+    kind="decoder",
+    build=Llama,
+    config_type=LlamaConfig,
+    costs=DecoderCosts,
+    parse_config=parse_llama,
+    write_config=write_llama_config,
+    write_export=write_llama_export,
+    match_tensors=match_llama,
+    to_theirs=llama_to_theirs,
+    load_tokenizer=load_decoder_tokenizer,
+    with_task=lambda config, *_: config,
+    check_tokenizer=_no_check,
+    tensor_plan=tensor_plans.LLAMA,
+    task_decides_heads=False,
+    row_bounds_input=True,
+    free_fields=("max_position",),
+    download=Download("meta-llama/Meta-Llama-3-8B-Instruct", "--exclude 'original/*'", which=" (an Instruct variant)"),
+)
+
+# ``family`` of our configs -> architecture. It is ``model_type`` of config.json, where "llama" with a key ``heads`` is
+# "llama_heads".
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(
-        kind="decoder",
-        build=Llama,
-        config_type=LlamaConfig,
-        costs=DecoderCosts,
-        parse_config=parse_llama_config,
-        write_config=write_llama_config,
-        write_export=write_llama_export,
-        match_tensors=match_llama,
-        to_theirs=llama_to_theirs,
-        load_tokenizer=load_decoder_tokenizer,
-        with_task=lambda config, *_: config,
-        check_tokenizer=_no_check,
-        tensor_plan=tensor_plans.LLAMA,
-        task_decides_heads=False,
-        row_bounds_input=True,
-        free_fields=("max_position",),
-        download=Download(
-            "meta-llama/Meta-Llama-3-8B-Instruct", "--exclude 'original/*'", which=" (an Instruct variant)"
-        ),
+    "llama": _LLAMA,
+    "llama_heads": replace(
+        _LLAMA,
+        kind="encoder",
+        build=HeadedLlama,
+        config_type=HeadedLlamaConfig,
+        costs=HeadedDecoderCosts,
+        write_config=None,
+        write_export=write_headed_llama_export,
+        match_tensors=match_headed_llama,
+        to_theirs=headed_llama_to_theirs,
+        load_tokenizer=load_twice_tokenizer,
+        with_task=_with_linear_heads,
+        tensor_plan=None,
+        task_decides_heads=True,
+        row_bounds_input=False,
+        free_fields=("max_position", "heads"),
+        longest_document=4 * LONGEST_DOCUMENT,  # it reads each text twice, and has the positions
+        starts_from={"llama": without_heads},
     ),
     "roberta": replace(
         _ENCODER,
@@ -180,6 +226,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture_of(config: ModelConfig) -> Architecture:
     """The registry entry of a config's architecture."""
     return ARCHITECTURES[config.family]
+
+
+def as_family(config: ModelConfig, family: str) -> ModelConfig:
+    """A folder's config as that of the architecture that is to be loaded, if this can start from such a folder."""
+    change = ARCHITECTURES[family].starts_from.get(config.family)
+    return config if change is None else change(config)
 
 
 def config_of(model: nn.Module) -> ModelConfig:
@@ -326,6 +378,8 @@ MODELS: dict[str, ModelSpec | ApiModel] = {
         # Any other checkpoint of the Llama architecture, with the config and chat template of its folder and the
         # paper's recipe for small models.
         ModelSpec("llama", "llama", None, "plain", "small"),
+        # The same with heads in place of the output matrix.
+        ModelSpec("llama_heads", "llama_heads", None, "", "decoder_heads"),
         # Small enough for tests on one CPU core. Its widths are odd so that nothing divides by accident, and
         # n_heads * head_dim is not dim (16 is the smallest head width that FlexAttention supports).
         ModelSpec(

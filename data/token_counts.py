@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,8 +22,8 @@ from data.decoder.round_trip import lost_labels
 from data.decoder.templates import Prompt, encode_pieces, template_for
 from data.decoder.tokenizer import Tokenizer
 from data.decoder.tokenizer import load_tokenizer as load_decoder_tokenizer
+from data.encoder import read_twice
 from data.encoder import samples as encoder_samples
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -43,6 +44,7 @@ class _Config(msgspec.Struct):
     """What is read of ``config.json``."""
 
     model_type: str = ""
+    heads: Any = None
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,17 @@ class Counter:
     """
 
     task: Task
-    tokenizer: Tokenizer | EncoderTokenizer
+    tokenizer: Tokenizer | encoder_samples.AnyTokenizer
     prompt: Prompt | None
     longest_row: int
 
     def describe(self) -> str:
         """What a count includes."""
         if self.prompt is None:
-            return f"tokens of a text, {encoder_samples.N_SPECIAL} around it included"
-        assert not isinstance(self.tokenizer, EncoderTokenizer)
+            assert isinstance(self.tokenizer, encoder_samples.AnyTokenizer)
+            read = "" if self.tokenizer.frame.readings == 1 else ", which is read twice"
+            return f"tokens of a text{read}, {self.tokenizer.frame.size} around it included"
+        assert not isinstance(self.tokenizer, encoder_samples.AnyTokenizer)
         around = len(encode_pieces((*self.prompt.prefix, *self.prompt.suffix), self.tokenizer))
         return f"tokens of an example, {around:,} of the prompt included"
 
@@ -71,7 +75,7 @@ class Counter:
         """The labels that a decoder could never write; of an encoder none."""
         if self.prompt is None:
             return []
-        assert not isinstance(self.tokenizer, EncoderTokenizer)
+        assert not isinstance(self.tokenizer, encoder_samples.AnyTokenizer)
         lost = list(lost_labels(self.task, self.prompt, self.tokenizer))
         found = []
         for name in dict.fromkeys(label.field for label in lost):
@@ -102,10 +106,11 @@ class Counter:
 
     def _count(self, examples: Sequence[Example]) -> np.ndarray:
         if self.prompt is None:
-            assert isinstance(self.tokenizer, EncoderTokenizer)
+            assert isinstance(self.tokenizer, encoder_samples.AnyTokenizer)
             encoded = encoder_samples.prepare(examples, self.task, self.tokenizer, self.longest_row, with_labels=False)
-            return encoded.document_tokens.astype(np.int64) + encoder_samples.N_SPECIAL
-        assert not isinstance(self.tokenizer, EncoderTokenizer)
+            frame = self.tokenizer.frame
+            return frame.readings * encoded.document_tokens.astype(np.int64) + frame.size
+        assert not isinstance(self.tokenizer, encoder_samples.AnyTokenizer)
         samples = decoder_samples.prepare(examples, self.task, self.prompt, self.tokenizer, self.longest_row)
         around = len(samples.prefix) + len(encode_pieces(self.prompt.suffix, self.tokenizer))
         return samples.document_tokens.astype(np.int64) + samples.label_lengths + around
@@ -126,8 +131,11 @@ def open_counter(folder: Path, task: Task, row_length: int | None) -> Counter:
         raise UserError(
             f"--checkpoint: there is no folder {folder}. It must be one with a tokenizer, such as an export."
         )
-    if has_config and read_json(folder / "config.json", _Config).model_type in ENCODERS:
+    config = read_json(folder / "config.json", _Config) if has_config else _Config()
+    if config.model_type in ENCODERS:
         longest = row_length or encoder_samples.LONGEST_DOCUMENT
         return Counter(task, load_encoder_tokenizer(folder), None, longest)
+    if config.heads is not None:  # a decoder with heads
+        return Counter(task, read_twice.load_tokenizer(folder), None, row_length or ROW_LENGTH)
     tokenizer = load_decoder_tokenizer(folder)
     return Counter(task, tokenizer, build_prompt(task, template_for(tokenizer)), row_length or ROW_LENGTH)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from data.decoder.templates import Prompt
 from data.decoder.tokenizer import Tokenizer
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
+from data.encoder.samples import AnyTokenizer as EncoderTokenizer
 from data.example import Example
 from data.packing import balance_counts
 from data.tasks import Task

@@ -24,14 +24,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from checkpoints_tools.registry import ModelConfig, ModelSpec
+from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of
 from data.errors import UserError
 from eval.decoder.tree_passes import CHUNK
 from eval.job import BatchSize, RequestLengths
 from eval.score import batch_sizes
 from model.costs import FP32
-from model.encoder import Encoder, EncoderConfig
 from model.llama import LlamaConfig
+from model.llama_heads import HeadedConfig, HeadedLlamaConfig
 from model.meta import meta_device
 from train.planning.hardware import GIB, OUTSIDE_ALLOCATOR, Bytes, usable
 
@@ -234,19 +234,24 @@ def _log_probabilities(config: LlamaConfig, c: int, tp: int, P: int, batch: Batc
 
 
 def encoder_memory(
-    config: EncoderConfig, dtype: torch.dtype, tp: int, prefix: int, replicas: Iterable[Sequence[BatchSize]]
+    config: HeadedConfig, dtype: torch.dtype, tp: int, prefix: int, replicas: Iterable[Sequence[BatchSize]]
 ) -> MemoryByMoment:
     """Memory of a pass over packed rows at the fullest point of a block; nothing is split, and there is no prefix.
 
-    In attention: the block's input, q, k, v, the kernel's output, a copy of it that wo reads, and wo's output. In the
-    feed-forward network: the block's input, the residual sum, w1's output and its GELU.
+    In an encoder's attention: the block's input, q, k, v, the kernel's output, a copy of it that wo reads, and wo's
+    output. In its feed-forward network: the block's input, the residual sum, w1's output and its GELU. In a decoder's
+    blocks: as in the pass over a prefix, whose keys and values are no cache here.
     """
     assert tp == 1 and prefix == 0, (tp, prefix)
     c, longest = dtype.itemsize, max(row.n_tokens for rows in replicas for row in rows)
     with meta_device():
-        n_parameters = sum(p.numel() for p in Encoder(config).parameters())
-    width = max(7 * config.dim, 2 * config.dim + 2 * config.ffn_dim)
-    return MemoryByMoment(c * n_parameters, {"a row": {"one pass": c * width * longest}})
+        n_parameters = sum(p.numel() for p in architecture_of(config).build(config).parameters())
+    if isinstance(config, HeadedLlamaConfig):
+        row = _prefill(config, c, 1, longest, filled=0)
+        row += 2 * c * config.n_kv_heads * config.head_dim * longest  # this block's keys and values
+    else:
+        row = c * max(7 * config.dim, 2 * config.dim + 2 * config.ffn_dim) * longest
+    return MemoryByMoment(c * n_parameters, {"a row": {"one pass": row}})
 
 
 MEMORY: dict[str, Callable[..., MemoryByMoment]] = {"decoder": decoder_memory, "encoder": encoder_memory}

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.load import check_fits_preset, load_pretrained
-from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
+from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, get_model_spec
 from checkpoints_tools.registry import Tokenizer as AnyTokenizer
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PromptSpec
@@ -40,7 +40,7 @@ from eval.output import default_output
 from eval.prompt import load_split, new_prompt, stored_prompt, stored_task
 from eval.stored_calibration import Calibration, calibration_of, check_can_fit
 from eval.weights import Weights, check_carries_task, find_weights, head_labels, model_config, trained_length
-from model.encoder import EncoderConfig
+from model.llama_heads import HeadedConfig
 from model.meta import allocate, meta_device
 from train.config import RECIPES
 from train.planning.checkpoint import find_tokenizer
@@ -181,8 +181,8 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
     assert options.checkpoint is not None
     spec, missing = get_model_spec(options.model), []
     weights = find_weights(options.checkpoint, needed=not options.plan)
-    check_carries_task(weights, spec.kind, options.new_prompt)
     config, assumption = model_config(weights, spec, needed=not options.plan)
+    check_carries_task(weights, spec.kind, options.new_prompt)
     assumed = [assumption] if assumption is not None else []
     order: dict[str, list[int]] = {}
     if options.plan:
@@ -194,7 +194,7 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
     elif not assumed:
         check_fits_preset(config, tokenizer, spec, weights.path, options.allow_mismatch if labelled else None)
     if spec.kind == "encoder":
-        encoder = cast(EncoderConfig, config)
+        encoder = cast(HeadedConfig, config)
         if options.plan and options.task and (assumed or not encoder.heads):
             assumed.append(f"the heads that fine-tuning on {options.task} would add")
             task = get_task(options.task)
@@ -289,13 +289,14 @@ def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]
     return kept
 
 
-def _document_length(options: EvalConfig, weights: Weights, config: EncoderConfig) -> int:
+def _document_length(options: EvalConfig, weights: Weights, config: HeadedConfig) -> int:
     """Maximum tokens of an encoder's documents; longer ones are truncated.
 
     Raises:
         UserError: more than the model's position embeddings.
     """
-    if options.max_length is not None and options.max_length > config.max_position:
+    has_table = not architecture_of(config).starts_from  # positions of a decoder are computed
+    if options.max_length is not None and options.max_length > config.max_position and has_table:
         raise UserError(
             f"--max_length {options.max_length}: {weights.path} has positions for documents of {config.max_position} "
             "tokens at most."
@@ -327,7 +328,7 @@ def build_model(
         load_model(setup.weights.path, model)
     else:
         load_pretrained(model, setup.weights.path, setup.spec, check_config=False)
-        for head in cast(EncoderConfig, setup.config).heads if setup.spec.kind == "encoder" else ():
+        for head in cast(HeadedConfig, setup.config).heads if setup.spec.kind == "encoder" else ():
             if head.name in setup.output_order:
                 _reorder_outputs(model.get_submodule(f"heads.{head.key}.out"), setup.output_order[head.name])
     if tensor_mesh is not None:

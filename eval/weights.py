@@ -14,17 +14,16 @@ from checkpoints_tools.checksums import check_small_files, read_checksums
 from checkpoints_tools.encoder_config import read_head_labels, read_max_length
 from checkpoints_tools.formats import EXPORTS
 from checkpoints_tools.load import check_family, open_checkpoint
-from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
+from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, get_model_spec
 from checkpoints_tools.shapes import Layers, Positions, Vocabulary, Width
 from checkpoints_tools.source import compare_tensors, expected_shapes, raise_problems
 from data.decoder.fewshot import PROMPT_FILE
-from data.encoder.samples import LONGEST_DOCUMENT
 from data.errors import UserError
 from data.files import limits
 from data.files.documents import read_json, shaped
 from data.task_file import TASK_FILE
 from eval.encoder.task import from_label_sets
-from model.encoder import EncoderConfig
+from model.llama_heads import HeadedConfig
 from train.checkpointing.base import find_base
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, read_state, what_is_missing
 from train.checkpointing.run_folder import has_config
@@ -176,7 +175,7 @@ def model_config(weights: Weights, spec: ModelSpec, needed: bool) -> tuple[Model
     return config, None
 
 
-def head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]:
+def head_labels(weights: Weights, config: HeadedConfig) -> dict[str, list[str]]:
     """For each head, the labels of its outputs; empty if there are no heads."""
     if not config.heads:
         return {}
@@ -188,15 +187,16 @@ def head_labels(weights: Weights, config: EncoderConfig) -> dict[str, list[str]]
     return read_head_labels(weights.path / "config.json")
 
 
-def trained_length(weights: Weights, config: EncoderConfig) -> int:
+def trained_length(weights: Weights, config: HeadedConfig) -> int:
     """Maximum tokens of a document in an encoder's fine-tuning; if not recorded, the default of fine-tuning."""
+    longest = architecture_of(config).longest_document
     if weights.is_training:
         trained = read_state(weights.path).config
         stored, row_length = trained["max_length"], trained["row_length"]
     else:
         path = weights.path / "config.json"  # missing only in a plan
-        stored, row_length = read_max_length(path) if path.is_file() else None, LONGEST_DOCUMENT
-    return stored or min(LONGEST_DOCUMENT, config.max_position, row_length)
+        stored, row_length = read_max_length(path) if path.is_file() else None, longest
+    return stored or min(longest, config.max_position, row_length)
 
 
 def hash_weights(folder: Path) -> str:

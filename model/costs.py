@@ -1,7 +1,8 @@
 """What a model costs, computed from its config: floating-point operations of a step and bytes of activations.
 
-One class for decoders and one for encoders, with the same methods (`Costs`). `train/planning/memory.py` applies
-optimizer, mesh and activation checkpointing to these numbers; `docs/memory.md` derives the bytes by hand.
+One class for decoders, one for decoders with heads and one for encoders, with the same methods (`Costs`).
+`train/planning/memory.py` applies optimizer, mesh and activation checkpointing to these numbers; `docs/memory.md`
+derives the bytes by hand.
 
 Shapes: E model width, A = H * D and KV = K * D widths of queries and of keys or values, F feed-forward width.
 """
@@ -17,6 +18,7 @@ import torch
 
 from model.encoder import EncoderConfig
 from model.llama import LlamaConfig
+from model.llama_heads import HeadedLlamaConfig
 
 FP32 = 4
 
@@ -157,6 +159,29 @@ class DecoderCosts:
             widest=2 * c * F // tensor,
             input=c * E,
         )
+
+
+@dataclass(frozen=True)
+class HeadedDecoderCosts(DecoderCosts):
+    """Costs of a Llama with heads: its blocks', and of heads that are small."""
+
+    config: HeadedLlamaConfig
+
+    @property
+    def logits_width(self) -> int:
+        return max((head.n_labels for head in self.config.heads), default=0)
+
+    @property
+    def output_matrix(self) -> int:
+        return 0
+
+    def step_flops(self, n_tokens: int, n_outputs: Mapping[str, int], n_pairs: int) -> float:
+        E = self.config.dim
+        heads = sum((1 + h.of_documents) * E * h.n_labels * n_outputs[h.name] for h in self.config.heads)
+        return super().step_flops(n_tokens, {}, n_pairs) + 6.0 * heads
+
+    def divide_outputs(self, n: int) -> dict[str, int]:
+        return {head.name: n // len(self.config.heads) for head in self.config.heads}
 
 
 @dataclass(frozen=True)

@@ -231,17 +231,21 @@ class Classifier(nn.Module):
         return self.out(x)
 
 
-def _means(x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
+def document_lengths(doc_ids: Tensor, first: Tensor) -> Tensor:
+    """Tokens of each document, [N] int64, special tokens included; ``first`` as in `document_means`."""
+    real = doc_ids.flatten() >= 0  # [B * T]; without padding, each document begins where the one before ends
+    begin = (real.cumsum(0) - 1)[first]
+    return torch.diff(begin, append=real.sum()[None])
+
+
+def document_means(x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
     """The mean of each document's hidden states, special tokens included, at length sqrt(E): [B, T, E] -> [N, E].
 
     Args:
         first: [N] flat indices of all documents' first tokens, ascending.
     """
-    real = doc_ids.flatten() >= 0  # [B * T]; without padding, each document begins where the one before ends
-    begin = (real.cumsum(0) - 1)[first]
-    lengths = torch.diff(begin, append=real.sum()[None])  # [N]
-    tokens = x.flatten(0, 1)[real].float()
-    means = torch.segment_reduce(tokens, "mean", lengths=lengths, unsafe=True)
+    tokens = x.flatten(0, 1)[doc_ids.flatten() >= 0].float()
+    means = torch.segment_reduce(tokens, "mean", lengths=document_lengths(doc_ids, first), unsafe=True)
     return nn.functional.rms_norm(means, means.shape[-1:]).to(x.dtype)
 
 
@@ -302,7 +306,7 @@ class Encoder(nn.Module):
     def _read_documents(self, x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
         """What the heads of documents read of the hidden states x, [B, T, E]: [N, E]."""
         if self.config.head == "mean":
-            return _means(x, doc_ids, first)
+            return document_means(x, doc_ids, first)
         read = x.flatten(0, 1)[first]
         return torch.tanh(self.pooler(read)) if self.pooler is not None else read
 

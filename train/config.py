@@ -78,8 +78,8 @@ class BatchOptions:
     row_length: int = 2048
     """Maximum input length in tokens, prompt and answer together; also the capacity of a packed row."""
     max_length: int | None = None
-    """Maximum document length of an encoder in tokens, special tokens included; default: the smallest of 512,
-    row_length and the model's number of positions."""
+    """Maximum document length of an encoder in tokens, special tokens included; default: the smallest of 512 (of
+    llama_heads 2048), row_length and the model's number of positions."""
     packing: bool = True
     """Pack several samples end to end into one row; off: one padded sample per row."""
     share_prefix: bool = True
@@ -125,9 +125,9 @@ class TrainOptions:
     """With epochs only: at least so many optimizer steps, however few the examples. Epochs given by you have no such
     minimum, unless you give this too."""
     fit_heads: bool = False
-    """Before the first step, fit an encoder's new heads to the training examples by logistic regression, on what the
-    checkpoint's encoder gives. On in the recipe for tasks of your own; the paper's encoders start with random heads.
-    With --steps 0 nothing else is trained."""
+    """Before the first step, fit new heads to the training examples by logistic regression, on what the checkpoint as
+    it is gives. On in the recipes for tasks of your own and of llama_heads; the paper's encoders start with random
+    heads. With --steps 0 nothing else is trained."""
     class_weights: tuple[str, ...] = ()
     """Weights of labels in the loss, for data in which some are rare. balanced: n / (labels * count), for every field
     with one label a text. FIELD=balanced: for this field. LABEL=2.5 (or FIELD:LABEL=2.5): given; its others weigh 1."""
@@ -244,6 +244,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "debug": dict(steps=100, batch_size=8, lr=1e-3, row_length=2048),
     # The paper's for RoBERTa; epochs by data set are below. beta2, the packed row and fp32 are ours.
     "encoder": dict(batch_size=32, lr=1e-5, beta2=0.999, row_length=4096, export_dtype="fp32"),
+    # Ours, for decoders with heads; see docs/few_labels.md.
+    "decoder_heads": dict(epochs=3.0, fit_heads=True, batch_size=16, lr=3e-5, row_length=4096),
     "encoder_debug": dict(steps=100, batch_size=8, lr=1e-3, beta2=0.999, row_length=512, export_dtype="fp32"),
 }
 ENCODER_EPOCHS = {"20ng": 10.0, "massive": 20.0}

@@ -1,13 +1,14 @@
-"""Fit an encoder's new heads before training, on the encoder as it is: ``--fit_heads``.
+"""Fit a model's new heads before training, on the model as it is: ``--fit_heads``.
 
-A new head is random, and so are the first gradients that it sends into the encoder. With few examples they spoil what
-the encoder knows before the head has learned anything. A head that already separates the labels sends small ones
+A new head is random, and so are the first gradients that it sends into the model. With few examples they spoil what
+the model knows before the head has learned anything. A head that already separates the labels sends small ones
 (Kumar et al., 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
 
 What a linear head reads is computed once, without dropout. The head is then the logistic regression on it, by
-scikit-learn. Training goes on from there with everything.
+scikit-learn. Training goes on from there with everything. A decoder's states have a few directions that are much longer
+than the others and say little of the text, so that its inputs are brought to mean 0 and deviation 1 first.
 
-Shapes: N targets of a field, E model width, V labels.
+Shapes: N targets of a field, E width of what a head reads, V labels.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from checkpoints_tools.slices import local_slice
 from data.encoder.samples import SampleSet
 from data.packing import pack, padded_length
 from data.progress import track
-from model.encoder import EncoderConfig
+from model.llama_heads import HeadedConfig, HeadedLlamaConfig
 from train.errors import NotFinite
 from train.parallel.parallelize import reshard
 
@@ -43,7 +44,7 @@ def fittable(model: nn.Module, fresh: Container[str]) -> tuple[list[str], list[s
     names = {clean_name(name) for name, _ in model.named_parameters()}
     fits: list[str] = []
     others: list[str] = []  # a new dense layer comes before their last one
-    for head in cast(EncoderConfig, config_of(model)).heads:
+    for head in cast(HeadedConfig, config_of(model)).heads:
         if f"heads.{head.key}.out.weight" in fresh:
             is_deep = f"heads.{head.key}.dense.weight" in names or (head.of_documents and "pooler.weight" in fresh)
             (others if is_deep else fits).append(head.name)
@@ -55,17 +56,17 @@ def fit_heads(model: nn.Module, fields: Container[str], samples: object, row_len
     """Fit the heads of these fields on the training samples. All ranks call this, and each reads all the samples.
 
     Args:
-        model: `model.encoder.Encoder`, sharded or not, with pretrained weights.
+        model: one with heads, sharded or not, with pretrained weights.
         fields: some of the first of `fittable`.
-        samples: the encoder's samples, with their weights in the loss, if they have any.
+        samples: those of a model with heads, with their weights in the loss, if they have any.
         row_length: tokens of a row that is computed at once.
 
     Raises:
-        NotFinite: what the encoder gives for the samples is NaN or infinite.
+        NotFinite: what the model gives for the samples is NaN or infinite.
     """
-    assert isinstance(samples, SampleSet), "only encoders have heads, and the options are refused for others"
+    assert isinstance(samples, SampleSet), "the options are refused for models without heads"
     order = np.random.default_rng(seed).permutation(len(samples))
-    heads = {head.name: head.key for head in cast(EncoderConfig, config_of(model)).heads if head.name in fields}
+    heads = {head.name: head.key for head in cast(HeadedConfig, config_of(model)).heads if head.name in fields}
     needed = {name: _count_needed(samples.n_outputs(name)[order]) for name in heads}
     for n in sorted(set(needed.values())):
         keys = {name: key for name, key in heads.items() if needed[name] == n}
@@ -94,7 +95,8 @@ def _fit_head(model: nn.Module, key: str, inputs: np.ndarray, targets: np.ndarra
     weight, bias = (parameters[f"heads.{key}.out.{part}"] for part in ("weight", "bias"))
     fitted = [torch.zeros(p.shape) for p in (weight, bias)]
     if dist.get_rank() == 0:
-        fitted = list(fit(inputs, targets, weight.shape[0], weights))
+        is_decoder = isinstance(config_of(model), HeadedLlamaConfig)
+        fitted = list(fit(inputs, targets, weight.shape[0], weights, standardize=is_decoder))
     for parameter, values in zip((weight, bias), fitted, strict=True):
         values = values.to(parameter.device)
         dist.broadcast(values, 0)
@@ -133,7 +135,12 @@ def _inputs(
 
 
 def fit(
-    inputs: np.ndarray, targets: np.ndarray, n_labels: int, label_weights: np.ndarray | None = None
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    n_labels: int,
+    label_weights: np.ndarray | None = None,
+    *,
+    standardize: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The logistic regression of targets on inputs, as weight [V, E] and bias [V] of a linear layer.
 
@@ -144,8 +151,13 @@ def fit(
         inputs: [N, E].
         targets: [N] numbers of labels; for a multi field [N, V] 0 or 1.
         label_weights: [V], how much each label's targets count.
+        standardize: bring each dimension to mean 0 and deviation 1 over the targets, for the regression.
     """
-    scale = float(np.linalg.norm(inputs, axis=1).mean())  # so that the penalty means the same for any encoder
+    mean, deviation = np.zeros(inputs.shape[1]), np.ones(inputs.shape[1])
+    if standardize:
+        mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
+        inputs = (inputs - mean) / deviation
+    scale = float(np.linalg.norm(inputs, axis=1).mean()) or 1.0  # so that the penalty means the same for any model
     inputs = inputs / scale
     weight, bias = np.zeros((n_labels, inputs.shape[1])), np.zeros(n_labels)
     if targets.ndim == 2:
@@ -159,7 +171,8 @@ def fit(
         seen = np.unique(targets)
         weight[seen], bias[seen] = _regression(inputs, targets, label_weights)
         bias[np.setdiff1d(np.arange(n_labels), seen)] = bias[seen].min() - RARE
-    return torch.from_numpy(weight / scale).float(), torch.from_numpy(bias).float()
+    weight /= scale * deviation
+    return torch.from_numpy(weight).float(), torch.from_numpy(bias - weight @ mean).float()
 
 
 def _regression(

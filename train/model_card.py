@@ -11,11 +11,16 @@ from data.class_weights import listed_weights
 from data.decoder.templates import Prompt, Text
 from data.decoder.tokenizer import Tokenizer
 from data.tasks import Field, Task, TokenField
-from model.encoder import EncoderConfig, HeadKind
+from model.encoder import HeadKind
+from model.llama_heads import HeadedConfig, HeadedLlamaConfig
 from train.config import TrainConfig
 from train.setup import Setup
 
 LABELS_SHOWN = 60
+OF_DECODER = (
+    "a linear layer on the mean of the tokens after four fifths of the layers and on the last token; "
+    "the text is read twice"
+)
 PLACE_OF_TEXT = "{text}"
 HEADS: dict[HeadKind, str] = {
     "linear": "a linear layer on the first token",
@@ -77,7 +82,7 @@ def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[lis
         template = f"`{spec.template}` chat template ({spec.template_from})"
         yield ["prompt", f"{template}, {shots} examples in it, {spec.wording} wording"]
     if setup.spec.kind == "encoder":
-        yield from _head_rows(cast(EncoderConfig, setup.model_config))
+        yield from _head_rows(cast(HeadedConfig, setup.model_config))
     for name, weights in setup.class_weights.items():
         yield [f"class weights of {name}", listed_weights(weights)]
     if step:
@@ -85,15 +90,18 @@ def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[lis
         yield ["peak learning rate", f"{config.optim.lr:g}, {config.optim.schedule} schedule"]
         yield ["optimizer", f"{config.optim.optim}, all weights trained"]
     else:
-        yield ["trained", "new heads alone, by logistic regression on the checkpoint's encoder, which is unchanged"]
+        what = "blocks, which are" if isinstance(setup.model_config, HeadedLlamaConfig) else "encoder, which is"
+        yield ["trained", f"new heads alone, by logistic regression on the checkpoint's {what} unchanged"]
     yield ["seed", str(config.train.seed)]
 
 
-def _head_rows(config: EncoderConfig) -> Iterable[list[str]]:
+def _head_rows(config: HeadedConfig) -> Iterable[list[str]]:
     by_text = [head.name for head in config.heads if head.of_documents]
     by_word = [head.name for head in config.heads if not head.of_documents]
     if by_text:
-        yield [f"head of {', '.join(by_text)}", f"`{config.head}`: {HEADS[config.head]}"]
+        is_llama = isinstance(config, HeadedLlamaConfig)
+        what = OF_DECODER if is_llama else f"`{config.head}`: {HEADS[config.head]}"
+        yield [f"head of {', '.join(by_text)}", what]
     if by_word:
         yield [f"head of {', '.join(by_word)}", "a linear layer on the first sub-word of each word"]
 

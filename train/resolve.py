@@ -83,7 +83,8 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     elif spec.recipe == "encoder":
         recipe["epochs"] = ENCODER_EPOCHS[TASKS[task].dataset]
     folder = config.model.checkpoint or spec.default_checkpoint
-    if spec.kind == "encoder" and folder is not None and task not in TASKS:  # the paper's heads are linear
+    has_kinds = spec.kind == "encoder" and not spec.architecture.starts_from  # a decoder's heads are of one kind
+    if has_kinds and folder is not None and task not in TASKS:  # the paper's heads are linear
         with suppress(UserError):  # a variable that is not set: `_expand_paths` says so, together with other problems
             recipe["head"] = _usual_head(config, Path(expand(str(folder))))
     return recipe
@@ -205,7 +206,7 @@ def find_problems(config: TrainConfig) -> list[str]:
     if train.steps is not None and train.min_steps:
         problems.append(f"min_steps = {train.min_steps} is for epochs: give --epochs, or --steps alone.")
     if train.fit_heads and config.model.init == "random":
-        problems.append("fit_heads fits heads on a pretrained encoder: omit it with --init random.")
+        problems.append("fit_heads fits heads on a pretrained model: omit it with --init random.")
     must(train.epochs is None or 0 < train.epochs < math.inf, "epochs", "above 0, and finite")
     must(train.min_steps >= 0, "min_steps", "0 or more")
     must(0 <= train.seed < 2**63, "seed", "0 or more, and below 2**63")
@@ -238,7 +239,7 @@ def find_problems(config: TrainConfig) -> list[str]:
             "--eval_every."
         )
     if known_model and get_model_spec(config.model.model).kind == "encoder" and config.parallel.tp > 1:
-        problems.append(f"tp = {config.parallel.tp}: an encoder's matrices are not split. Omit it.")
+        problems.append(f"tp = {config.parallel.tp}: matrices of a model with heads are not split. Omit it.")
     if known_model:
         problems += _checkpoint_problems(config)
         problems += problems_of_kind(config, get_model_spec(config.model.model), DECODER_ONLY, ENCODER_ONLY)
@@ -251,10 +252,8 @@ def problems_of_kind(
     """Options of either program that are for the other kind of model and not at their defaults."""
     given, default = options.flatten(config), options.flatten(type(config)())
     if spec.kind == "encoder":
-        names, why = (
-            decoder_only,
-            f"is for decoders; {spec.name} is an encoder, which has no prompt and writes no text.",
-        )
+        what = "an encoder" if not spec.architecture.starts_from else "one with heads"
+        names, why = decoder_only, f"is for decoders; {spec.name} is {what}, which has no prompt and writes no text."
     else:
         names, why = (
             encoder_only,

@@ -222,7 +222,8 @@ def config_for_task(found: ModelConfig, spec: ModelSpec, task: Task, config: Tra
     """
     folder, longest = config.model.checkpoint, config.batch.max_length
     check_divides(found, config.parallel.tp)
-    if longest is not None and longest > found.max_position:
+    has_table = not spec.architecture.starts_from  # positions of a decoder are computed
+    if longest is not None and longest > found.max_position and has_table:
         raise UserError(
             f"max_length = {longest}: {folder} has positions for documents of {found.max_position} tokens at most."
         )

@@ -24,10 +24,9 @@ from data.decoder.round_trip import check_labels
 from data.decoder.samples import SampleSet, prepare
 from data.decoder.templates import Prompt, pick_template
 from data.decoder.tokenizer import Tokenizer
-from data.encoder.samples import LONGEST_DOCUMENT
+from data.encoder.samples import AnyTokenizer as EncoderTokenizer
 from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.encoder.samples import prepare as prepare_encoder
-from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.errors import UserError
 from data.example import Example
 from data.loader import StepLoader
@@ -85,7 +84,7 @@ def prepare_samples(
     """Tokenize the examples to train on; for a decoder, also return the prompt."""
     max_length, cache_dir = longest_input(config, model_config), config.data.cache_dir or CACHE_DIR
     if spec.kind == "encoder":
-        assert isinstance(tokenizer, EncoderTokenizer)
+        assert isinstance(tokenizer, EncoderTokenizer), "of a model with heads"
         return prepare_encoder(examples, task, tokenizer, max_length, cache_dir=cache_dir), None
     decoder_tokenizer = cast(Tokenizer, tokenizer)
     prompt_spec = _prompt_spec(config, spec, task, decoder_tokenizer, shots)
@@ -114,9 +113,10 @@ def weigh(
 def longest_input(config: TrainConfig, model_config: ModelConfig) -> int:
     """Maximum tokens of an input: a decoder's prompt and answer, an encoder's document with special tokens."""
     batch = config.batch
-    if architecture_of(model_config).row_bounds_input:
+    architecture = architecture_of(model_config)
+    if architecture.row_bounds_input:
         return batch.row_length
-    return batch.max_length or min(LONGEST_DOCUMENT, model_config.max_position, batch.row_length)
+    return batch.max_length or min(architecture.longest_document, model_config.max_position, batch.row_length)
 
 
 def _prompt_spec(

@@ -11,8 +11,8 @@ field and a token field, the second with a word (y) of two sub-words, padded to 
     token           x   x           x                      index of the token field: 1 2 5
 
 ``targets`` has one label number for each entry of ``index``, for a multi field, which has the index of a class field, a
-row of 0 and 1 for its labels. A token attends to all tokens of its document and to no
-others (`model/attention.py`), so the other documents in a row change nothing.
+row of 0 and 1 for its labels. A token of an encoder attends to all tokens of its document, one of a decoder with
+heads to those before it, and to no others (`model/attention.py`), so the other documents in a row change nothing.
 
 Shapes: ``B`` rows, ``T`` tokens in a row, ``N`` outputs of a field.
 """
@@ -60,8 +60,8 @@ class Batch(batch.Batch):
         positions: ``[B, T]`` int64, from 0 in every document; 0 for padding.
         doc_ids: ``[B, T]`` int32: 1.. documents, -1 padding.
         index: by field, ``[N]`` int64, the flat indices ``b * T + t`` that its head reads, ascending: every document's
-            first token (class, multi), the first sub-word of every word that has one (token). To a "mean" head the
-            first token only says where the document begins.
+            first token (class, multi), the first sub-word of every word that has one (token). To a "mean" head
+            and a decoder's the first token only says where the document begins.
         targets: by field, ``[N]`` int64 numbers of labels, for a multi field ``[N, labels]`` int64 0 or 1; empty if the
             samples were prepared without labels.
         sample_ids: ids of the samples, row by row.

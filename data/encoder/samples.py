@@ -1,7 +1,7 @@
 """Examples to encoder samples: a document's token ids, the indices of its words, and the targets of every field.
 
-There is no prompt and no answer. A sample is the document between an encoder's two special tokens; its targets are
-stored separately::
+There is no prompt and no answer. A sample is the document between an encoder's two special tokens, or in another
+`data.encoder.frame`; its targets are stored separately::
 
     words     wake       me    up    at    nine   am                 class target   intent: alarm_set's number
     tokens    <s>  wa ke me    up    at    ni ne  am   </s>
@@ -28,6 +28,7 @@ import numpy as np
 
 from data.cache import Arrays, cached
 from data.class_weights import ClassWeights
+from data.encoder.read_twice import TwiceTokenizer
 from data.encoder.rows import Batch, build_batch, dummy_batch
 from data.encoder.tokenizer import Tokenizer
 from data.errors import UserError
@@ -38,7 +39,8 @@ from data.tasks import ClassField, Field, FieldKind, MultiField, Task, TokenFiel
 LONGEST_DOCUMENT = 512  # tokens: the paper's limit for encoders, and the number of RoBERTa's and BERT's positions
 
 CODE_VERSION = 2  # part of the cache key: raise it when the same input gives other arrays
-N_SPECIAL = 2  # cls before the document, sep after it
+
+AnyTokenizer = Tokenizer | TwiceTokenizer
 
 
 @dataclass
@@ -49,7 +51,7 @@ class SampleSet:
 
     Attributes:
         ids: the examples' ids, ``[S]``.
-        tokens: int32, all samples concatenated, each ``cls ... sep``.
+        tokens: int32, all samples concatenated, each with the frame around the document.
         end: ``[S]`` int64, offsets into ``tokens``.
         word_end: ``[S]`` int64, offsets into the words' arrays; all zero without a token field.
         first_places: ``[W]`` int32, the index of each word's first sub-word within its sample, -1 for none.
@@ -78,7 +80,7 @@ class SampleSet:
     def __post_init__(self) -> None:
         self._start = np.concatenate([[0], self.end[:-1]]).astype(np.int64)[: len(self.ids)]
         self._word_start = np.concatenate([[0], self.word_end[:-1]]).astype(np.int64)[: len(self.ids)]
-        self.lengths = self.end - self._start  # [S] tokens, cls and sep included
+        self.lengths = self.end - self._start  # [S] tokens, those around the document included
         n_kept = np.concatenate([[0], np.cumsum(self.first_places >= 0)])
         self.prefix = np.zeros(0, dtype=np.int32)  # empty: only decoders share a prefix
         self.costs = self.lengths  # [S] tokens in a row
@@ -90,7 +92,7 @@ class SampleSet:
         return len(self.ids)
 
     def document(self, i: int) -> np.ndarray:
-        """The sample's token ids, ``cls ... sep``."""
+        """The sample's token ids, ``cls ... sep`` of an encoder."""
         return self.tokens[self._start[i] : self.end[i]]
 
     def first(self, i: int) -> np.ndarray:
@@ -164,7 +166,7 @@ def output_labels(task: Task) -> dict[str, list[str]]:
 def prepare(
     examples: Sequence[Example],
     task: Task,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     max_length: int,
     *,
     with_labels: bool = True,
@@ -178,18 +180,19 @@ def prepare(
         examples: with ``with_labels`` they must have the task's labels. A token field's tags are the example's brackets
             if it has any; otherwise equal neighbours are one entity.
         task: its fields decide the targets, and whether words are tokenized one by one.
-        tokenizer: of the encoder.
-        max_length: maximum tokens of a sample, special tokens included.
+        tokenizer: of the encoder; its frame is put around each document.
+        max_length: maximum tokens of a sample, those around the document included.
         with_labels: False, for scoring: the result has no targets.
         cache_dir: folder of the cache files; ``None``: no cache.
 
     Raises:
         UserError: ``max_length`` is too small for a document, or an example's label is missing or not in the label set.
     """
-    if max_length < N_SPECIAL + 1:
+    frame = tokenizer.frame
+    if (least := frame.size + frame.readings) > max_length:
         raise UserError(
-            f"A document of at most {max_length} tokens has none left beside its {N_SPECIAL} special tokens. "
-            f"Give --row_length {N_SPECIAL + 1} or more."
+            f"A document of at most {max_length} tokens has none left beside its {frame.size} special tokens. "
+            f"It needs {least} or more: --max_length, in training also --row_length."
         )
     if with_labels:
         for example in examples:
@@ -217,17 +220,18 @@ def prepare(
     )
 
 
-def _tokenize(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, by_words: bool) -> Arrays:
-    budget = max_length - N_SPECIAL  # tokens of a document
+def _tokenize(examples: Sequence[Example], tokenizer: AnyTokenizer, max_length: int, by_words: bool) -> Arrays:
+    frame = tokenizer.frame
+    budget = (max_length - frame.size) // frame.readings  # tokens of a document
     chunks: list[list[int]] = []
     places: list[np.ndarray] = []
     documents = np.zeros(len(examples), dtype=np.int32)
     for i, example in enumerate(track(examples)):
         ids, first = tokenizer.encode_words(example.words) if by_words else (tokenizer.encode(example.text), [])
         documents[i] = len(ids)
-        chunks.append([tokenizer.cls_id, *ids[:budget], tokenizer.sep_id])
-        place = np.array(first, dtype=np.int32)
-        places.append(np.where((place >= 0) & (place < budget), place + 1, -1).astype(np.int32))
+        chunks.append(frame.around(ids[:budget]))
+        place, start = np.array(first, dtype=np.int32), frame.start(min(len(ids), budget))
+        places.append(np.where((place >= 0) & (place < budget), place + start, -1).astype(np.int32))
     flat = [token for chunk in chunks for token in chunk]
     return {
         "tokens": np.array(flat, dtype=np.int32),

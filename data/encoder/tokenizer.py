@@ -36,6 +36,7 @@ from tokenizers import pre_tokenizers
 
 from data.added_tokens import Library, read_added_tokens
 from data.characters import whole_characters
+from data.encoder.frame import Frame
 from data.errors import UserError
 from data.files.listing import files_found
 from data.json_text import to_json
@@ -88,6 +89,7 @@ class Tokenizer:
         vocab_size: one more than the largest id; a model's embedding may be larger (padded), never smaller.
         cls_id: opens a document (``<s>``, ``[CLS]``).
         sep_id: closes it (``</s>``, ``[SEP]``).
+        frame: both, around a document.
         pad_id: fills a row.
         unk_id: replaces a word that WordPiece cannot split into sub-words; byte-level BPE never needs it.
         mask_id: hides a token in pretraining; None if the vocabulary has none.
@@ -97,6 +99,7 @@ class Tokenizer:
     vocab_size: int
     cls_id: int
     sep_id: int
+    frame: Frame
     pad_id: int
     unk_id: int
     mask_id: int | None
@@ -145,6 +148,7 @@ class Tokenizer:
         self.cls_id, self.sep_id, self.pad_id, self.unk_id = (
             known[names[role]] for role in ("cls", "sep", "pad", "unk")
         )
+        self.frame = Frame((self.cls_id,), (self.sep_id,))
         self.mask_id = known.get(names["mask"])
         self.vocab_size = max(known.values()) + 1
         content = b"\0".join(part for name in sorted(files) for part in (name.encode(), files[name]))

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from data.answers import iob2
 from data.encoder.rows import build_batch, dummy_batch
-from data.encoder.samples import SampleSet, prepare, tag_set
-from data.encoder.tokenizer import Tokenizer
+from data.encoder.samples import AnyTokenizer, SampleSet, prepare, tag_set
 from data.packing import pack, padded_length
 from data.tasks import ClassField, MultiField, TokenField
 from eval.finite import finite_rows, logits_error
@@ -93,7 +92,7 @@ def answer(
 
 def prepare_samples(job: ScoringJob) -> SampleSet:
     """Tokenize the job's examples."""
-    assert job.prompt is None and isinstance(job.tokenizer, Tokenizer), "an encoder is not prompted"
+    assert job.prompt is None and isinstance(job.tokenizer, AnyTokenizer), "an encoder is not prompted"
     return prepare(
         job.examples, job.task, job.tokenizer, job.max_length, with_labels=False, cache_dir=job.cache_dir
     )  # fmt: skip

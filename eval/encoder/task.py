@@ -9,11 +9,12 @@ from data.encoder.samples import output_labels, tag_set
 from data.errors import UserError
 from data.task_file import TASK_FILE, read_task
 from data.tasks import TASKS, Task, TokenField, get_task
-from model.encoder import EncoderConfig, Head
+from model.encoder import Head
+from model.llama_heads import HeadedConfig
 
 
 def encoder_task(
-    name: str, config: EncoderConfig, labels: dict[str, list[str]], path: Path, labelled: bool = True
+    name: str, config: HeadedConfig, labels: dict[str, list[str]], path: Path, labelled: bool = True
 ) -> Task:
     """The task that a checkpoint's heads were fine-tuned for.
 
@@ -30,7 +31,7 @@ def encoder_task(
     """
     if not config.heads:
         raise UserError(
-            f"{path} is an encoder without heads for any task, so it cannot be scored. Fine-tune it "
+            f"{path} is a model without heads for any task, so it cannot be scored. Fine-tune it "
             "first (train.py --task ...), then score the run's export."
         )
     if is_unnamed(config):
@@ -51,12 +52,12 @@ def encoder_task(
     return _fitting(get_task(name), f"--task {name}", config, labels, path)
 
 
-def is_unnamed(config: EncoderConfig) -> bool:
+def is_unnamed(config: HeadedConfig) -> bool:
     """Whether the only head names no field, as in what transformers saves: its labels say what it is for."""
     return [head.name for head in config.heads] == [UNNAMED]
 
 
-def _task_of_unnamed(name: str, config: EncoderConfig, labels: dict[str, list[str]], path: Path) -> Task:
+def _task_of_unnamed(name: str, config: HeadedConfig, labels: dict[str, list[str]], path: Path) -> Task:
     """The task whose one field, whatever its name, has the labels of the head in some order."""
     source, head = f"{path / 'config.json'}: id2label", config.heads[0]
     if UNNAMED not in labels:
@@ -87,7 +88,7 @@ def _task_of_unnamed(name: str, config: EncoderConfig, labels: dict[str, list[st
     return task
 
 
-def output_order(task: Task, config: EncoderConfig, labels: dict[str, list[str]]) -> dict[str, list[int]]:
+def output_order(task: Task, config: HeadedConfig, labels: dict[str, list[str]]) -> dict[str, list[int]]:
     """By field, which output of its head is which of the task's labels; only where the two orders may differ."""
     if not is_unnamed(config):
         return {}
@@ -102,7 +103,7 @@ def needs_toml(name: str, stored: Task | None) -> UserError:
     )
 
 
-def _fitting(task: Task, source: str, config: EncoderConfig, labels: dict[str, list[str]], path: Path) -> Task:
+def _fitting(task: Task, source: str, config: HeadedConfig, labels: dict[str, list[str]], path: Path) -> Task:
     """The task, if its heads and their labels are those of the checkpoint."""
     if set(heads_for(task)) != set(config.heads):
         raise UserError(

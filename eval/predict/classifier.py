@@ -204,9 +204,7 @@ class Classifier:
 
     def _check_writes(self, name: str) -> None:
         if self.setup.spec.kind != "decoder":
-            raise UserError(
-                f"{name} is for decoders: {self.setup.options.model} is an encoder, which writes no answer."
-            )
+            raise UserError(f"{name} is for decoders: {self.setup.options.model} has heads and writes no answer.")
 
     def __call__(self, texts: Iterable[str]) -> list[Result]:
         """The labels of each text, in their order.
@@ -322,5 +320,5 @@ def decoding_of(model: str, decode: Literal["labels", "free"] | None) -> Literal
     if get_model_spec(model).kind == "decoder":
         return decode or "labels"
     if decode is not None:
-        raise UserError(f"--decode {decode} is for decoders: {model} is an encoder, whose labels have probabilities.")
+        raise UserError(f"--decode {decode} is for decoders: {model} has heads, whose labels have probabilities.")
     return "free"

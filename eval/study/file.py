@@ -303,9 +303,9 @@ def _problems_of_block(block: _Cells, file: _File) -> list[str]:
         if kind == "api" and any(block.tuned):
             found.append(f"model {name} is behind an API and is not fine-tuned here: write tuned = [false].")
         if kind == "encoder" and not all(block.tuned):
-            found.append(f"model {name} is an encoder, whose heads must be trained: write tuned = [true].")
+            found.append(f"model {name} has heads, which must be trained: write tuned = [true].")
         if kind == "encoder" and any(block.shots):
-            found.append(f"model {name} is an encoder and has no prompt for examples: write shots = [0].")
+            found.append(f"model {name} has heads and has no prompt for examples: write shots = [0].")
     return found
 
 

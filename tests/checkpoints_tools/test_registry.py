@@ -30,8 +30,9 @@ from train.planning.memory import count_parameters
 def test_what_every_preset_is():
     kinds = {name: MODELS[name].kind for name in model_names()}
     encoders = {name for name, kind in kinds.items() if kind == "encoder"}
-    assert encoders == {"roberta_base", "roberta_large", "roberta_debug", "roberta", "bert"}
-    for name in encoders:
+    assert encoders == {"roberta_base", "roberta_large", "roberta_debug", "roberta", "bert", "llama_heads"}
+    assert MODELS["llama_heads"].family == "llama_heads", "a decoder's blocks, with heads"
+    for name in encoders - {"llama_heads"}:
         spec = get_model_spec(name)
         assert spec.chat_template == "" and spec.family == name.partition("_")[0]
         assert (spec.default_checkpoint is None) == (spec.config is None)

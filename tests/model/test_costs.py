@@ -9,14 +9,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from checkpoints_tools.registry import costs_of
+from checkpoints_tools.registry import architecture_of, costs_of
 from data.loader import StepLoader
 from data.packing import PADDING_DOC
 from model.attention import allowed
-from model.encoder import Encoder
 from model.llama import Llama
 from tests.encoder_samples import make_encoder_samples
-from tests.train.tiny_encoder_run import BERT, MULTI, QUIET
+from tests.train.tiny_encoder_run import BERT, LLAMA, MULTI, QUIET
 from tests.train.tiny_run import TIED, TINY, make_samples
 
 
@@ -33,9 +32,12 @@ def test_a_decoders_flops_equal_pytorchs_count(config) -> None:
     assert costs.step_flops(T, costs.divide_outputs(T), T * T) == 3 * counter.get_total_flops()
 
 
-@pytest.mark.parametrize("config", [QUIET, *(replace(c, head="dense", heads=MULTI.heads) for c in (QUIET, BERT))])
-def test_an_encoders_flops_equal_pytorchs_count(config) -> None:
-    model = Encoder(config).eval()
+OF_ENCODERS = [QUIET, *(replace(c, head="dense", heads=MULTI.heads) for c in (QUIET, BERT))]
+
+
+@pytest.mark.parametrize("config", [*OF_ENCODERS, LLAMA])
+def test_the_flops_of_a_model_with_heads_equal_pytorchs_count(config) -> None:
+    model = architecture_of(config).build(config).eval()
     model.init_weights()
     T, index = 24, {"topic": torch.tensor([0]), "slots": torch.arange(1, 9), "marks": torch.tensor([0])}
     index = {head.name: index[head.name] for head in config.heads}
@@ -43,6 +45,12 @@ def test_an_encoders_flops_equal_pytorchs_count(config) -> None:
         model(torch.zeros(1, T, dtype=torch.long), torch.arange(T)[None], torch.ones(1, T, dtype=torch.int32), index)
     expected = costs_of(config).step_flops(T, {name: len(outputs) for name, outputs in index.items()}, T * T)
     assert expected == 3 * counter.get_total_flops()
+
+
+def test_heads_take_the_place_of_the_output_matrix() -> None:
+    costs = costs_of(LLAMA)
+    assert costs.logits_width == max(head.n_labels for head in LLAMA.heads) and costs.output_matrix == 0
+    assert costs.divide_outputs(9) == {"topic": 3, "slots": 3, "marks": 3}
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

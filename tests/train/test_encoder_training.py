@@ -51,6 +51,7 @@ def test_one_process_equals_two_ranks(
     for name in ("unpacked", "full", "selective"):
         assert_same_run(runs["packed"], runs[name], name)
     assert_same_run(runs["multi"], runs["multi, unpacked"], "multi")
+    assert_same_run(runs["llama"], runs["llama, unpacked"], "llama")
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])

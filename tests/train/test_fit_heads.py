@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 import train.fit_heads
 from data.errors import UserError
@@ -66,6 +67,34 @@ def test_a_multi_head_is_a_regression_for_each_label() -> None:
         )
         torch.testing.assert_close(found[:, label], torch.from_numpy(expected).float(), atol=1e-3, rtol=1e-3)
     assert (found[:, 2] < 0.01).all() and (found[:, 3] > 0.99).all()
+
+
+def test_standardized_inputs_are_those_of_the_regression_alone() -> None:
+    """The layer reads them as they are: mean and deviation are in its weights."""
+    rng = np.random.default_rng(0)
+    inputs = (rng.normal(size=(80, 6)) * [1, 1, 200, 1, 0.01, 0] + [0, 3, 900, 0, 0, 2]).astype(np.float32)
+    targets = (inputs[:, 4] > 0.002).astype(np.int64) + 2 * (inputs[:, 0] > 0)
+    marks = np.stack([targets == 0, targets > 1], axis=1).astype(np.int64)
+    scaled = StandardScaler().fit_transform(inputs[:, :5])
+    scaled /= np.linalg.norm(scaled, axis=1).mean()
+    regression = LogisticRegression(C=PENALTY, max_iter=1000)
+    found = logits_of(inputs, fit(inputs, targets, 4, standardize=True)).softmax(-1)
+    expected = torch.from_numpy(regression.fit(scaled, targets).predict_proba(scaled)).float()
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+    found = logits_of(inputs, fit(inputs, marks, 2, standardize=True)).sigmoid()
+    for label in range(2):
+        expected = torch.from_numpy(regression.fit(scaled, marks[:, label]).predict_proba(scaled)[:, 1]).float()
+        torch.testing.assert_close(found[:, label], expected, atol=2e-3, rtol=2e-3)
+    plain = logits_of(inputs, fit(inputs, targets, 4)).softmax(-1)
+    assert (plain.argmax(-1) != torch.from_numpy(targets)).float().mean() > 0.2, "else it would not be needed"
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_equal_inputs_give_how_often_each_label_is_there(n: int) -> None:
+    targets = np.arange(n) % 2
+    logits = logits_of(ones := np.ones((n, 3), dtype=np.float32), fit(ones, targets, 2, standardize=True))
+    assert logits.isfinite().all()
+    assert logits.softmax(-1)[0].tolist() == pytest.approx([0.5, 0.5] if n > 1 else [1.0, 0.0], abs=0.01)
 
 
 def test_labels_without_examples_are_the_least_probable() -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from checkpoints_tools.llama_heads import without_heads
 from checkpoints_tools.registry import ModelSpec
 from data.loader import StepLoader
 from data.tasks import TASKS
-from model.encoder import ROBERTA_DEBUG, EncoderConfig, Head
+from model.encoder import ROBERTA_DEBUG, Head
+from model.llama_heads import HeadedConfig
 from tests.encoder_samples import make_encoder_samples
-from tests.train.tiny_run import STEPS, whole
+from tests.train.tiny_run import STEPS, TIED, whole
 from train import options
 from train.config import TrainConfig
 from train.fit_heads import fit_heads
@@ -31,6 +33,7 @@ DROPPING = replace(ROBERTA_DEBUG, dim=30, n_heads=3, ffn_dim=50, heads=HEADS)
 QUIET = replace(DROPPING, dropout=0.0, attention_dropout=0.0)
 BERT = replace(QUIET, family="bert", position_offset=0, n_token_types=2, norm_eps=1e-12, head="dense")
 MULTI = replace(QUIET, heads=(*HEADS, Head("marks", "multi", 4)))
+LLAMA = replace(without_heads(TIED), heads=MULTI.heads)
 
 CASES: dict[str, dict[str, Any]] = {
     "packed": {},
@@ -39,6 +42,10 @@ CASES: dict[str, dict[str, Any]] = {
     "mean, empty rank": {"model_config": replace(MULTI, head="mean"), "batch_size": 1},
     "fitted": {"model_config": replace(MULTI, head="mean"), "fit_heads": True},
     "fitted, weighted": {"class_weights": ("made up",), "batch_size": 16, "fit_heads": True},
+    "llama": {"model_config": LLAMA},
+    "llama, empty rank": {"model_config": LLAMA, "batch_size": 1},
+    "llama, fitted": {"model_config": LLAMA, "fit_heads": True},
+    "llama, unpacked": {"model_config": LLAMA, "packing": False},
     "multi": {"model_config": MULTI},
     "multi, unpacked": {"model_config": MULTI, "packing": False},
     "multi, empty rank": {"model_config": MULTI, "batch_size": 1},
@@ -54,7 +61,7 @@ OF_TOPICS = np.array([0, 0.25, 0.5, 1, 2, 4, 8], dtype=np.float32)
 
 
 def make_trainer(
-    output: Path, world: World, *, model_config: EncoderConfig = QUIET, resume_from: Path | None = None, **values: Any
+    output: Path, world: World, *, model_config: HeadedConfig = QUIET, resume_from: Path | None = None, **values: Any
 ) -> Trainer:
     """A trainer over made-up documents; ``values`` are options by name."""
     defaults = dict(

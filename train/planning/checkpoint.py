@@ -7,9 +7,9 @@ from pathlib import Path
 
 from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import check_family
+from checkpoints_tools.load import check_family, refuse_meta
 from checkpoints_tools.meta_pth import open_meta
-from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer
+from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, as_family
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.errors import UserError
 
@@ -30,8 +30,9 @@ def find_config(spec: ModelSpec, folder: Path | None) -> tuple[ModelConfig, str 
     """
     found: ModelConfig | None = None
     if folder is not None and (folder / "config.json").is_file():
-        found = read_config(folder)
+        found = as_family(read_config(folder), spec.family)
     elif folder is not None and is_meta_folder(folder) and any(folder.glob("consolidated.*.pth")):
+        refuse_meta(folder, spec)
         found = open_meta(folder).config
     if found is not None and folder is not None:
         check_family(found, spec, folder)

@@ -37,6 +37,7 @@ PROMPTS = {
     "massive_joint": (681, 1013, 35, 95),
 }
 SUFFIX = 14  # tokens between document and answer
+FRAME = 24  # tokens around the two readings of a document by a decoder with heads
 WORDS_IN_UTTERANCE = 7
 CHARACTERS_IN_TOKEN = 4
 
@@ -97,7 +98,11 @@ def assume_samples(
     if architecture_of(config).kind == "encoder":  # no prompt, no answer
         words = any(isinstance(field, TokenField) for field in task.fields)
         outputs = len(task.fields) + (WORDS_IN_UTTERANCE if words else 0)
-        samples = AssumedSamples(documents, 0, 2, (outputs, longest if words else outputs), longest)
+        around = 2
+        if architecture_of(config).starts_from:  # a decoder with heads reads each document twice, in a frame
+            documents, around = (n, 2 * mean, 2 * median, 2 * longest_document), FRAME
+            text += f", each read twice, with {FRAME} around"
+        samples = AssumedSamples(documents, 0, around, (outputs, longest if words else outputs), longest)
     else:
         prefix, with_five, label, longest_label = PROMPTS.get(task.name, (500, 2000, 20, 100))
         prefix += (with_five - prefix) * shots // 5

@@ -128,9 +128,9 @@ def test_without_labels(tokenizer: EncoderTokenizer) -> None:
         prepare_encoder([one], COLORS, tokenizer, 30)
 
 
-def test_a_row_too_short_for_any_document() -> None:
-    with pytest.raises(UserError, match="has none left beside its 2 special tokens"):
-        prepare_encoder([], COLORS, None, 2)
+def test_a_row_too_short_for_any_document(tokenizer: EncoderTokenizer) -> None:
+    with pytest.raises(UserError, match="has none left beside its 2 special tokens. It needs 3 or more: --max_length"):
+        prepare_encoder([], COLORS, tokenizer, 2)
 
 
 def test_second_time_is_read_from_the_cache(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_options_become_words() -> None:
         (TUNED + 'train = { optim = "adamw" }\n', "all cells have the same"),
         ('[eval]\noutput = "x"\n' + TUNED, "eval = { output = ... }: the study sets it itself"),
         (TUNED.replace("llama_debug", "roberta_base") + "shots = [5]\n", "has no prompt for examples"),
-        (TUNED.replace("llama_debug", "roberta_base") + "tuned = [false]\n", "an encoder, whose heads must be trained"),
+        (TUNED.replace("llama_debug", "roberta_base") + "tuned = [false]\n", "has heads, which must be trained"),
         (TUNED.replace("llama_debug", "gpt-4o"), "behind an API and is not fine-tuned here"),
         (TUNED + "shot = [5]\n", "[[cells]] 1: unknown key 'shot'. Did you mean 'shots'?"),
         (TUNED + 'variants = ["slow"]\n', "[[cells]] 1: unknown key 'variants'. Did you mean 'variant'? Known: "),

@@ -78,7 +78,7 @@ def test_the_options_are_checked_and_free_on_resume() -> None:
     for part in ("tp = 0: must be at least 1", "nodes = -1: must be at least 1", "sharding = 'both': expected full |"):
         assert part in str(error.value)
     encoder = ["--model", "roberta_debug", "--init", "random", "--task", "massive_intent", "--tp", "2"]
-    with pytest.raises(UserError, match="tp = 2: an encoder's matrices are not split"):
+    with pytest.raises(UserError, match="tp = 2: matrices of a model with heads are not split"):
         load_config(encoder)
 
 

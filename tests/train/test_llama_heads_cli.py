@@ -1,0 +1,168 @@
+"""A decoder with heads as a user meets it: trained, resumed, scored and asked; against transformers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from transformers import AutoModel, AutoTokenizer
+
+from data import check
+from data.encoder.read_twice import AFTER, BEFORE, BETWEEN
+from data.errors import UserError
+from data.source import load_examples
+from data.tasks import get_task
+from eval.held_out import HeldOutScoring
+from tests.checkpoints_tools.conftest import random_hf_model, save_folder
+from tests.launching import TICKETS, call_main
+from tests.train.tiny_encoder_run import LLAMA
+from train.fit_heads import PENALTY
+from train.resolve import load_config
+from train.setup import open_run
+from train.trainer import Trainer
+from train.training_data import longest_input
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama, saved by transformers."""
+    return save_folder(random_hf_model(), tmp_path_factory.mktemp("llama") / "hf")
+
+
+@pytest.fixture
+def args(llama: Path, tmp_path: Path) -> list[str]:
+    return ["--model", "llama_heads", "--checkpoint", str(llama), "--task", str(TICKETS), "--device", "cpu",
+            "--precision", "fp32", "--export_dtype", "fp32", "--output", str(tmp_path / "run"),
+            "--cache_dir", str(tmp_path / "cache")]  # fmt: skip
+
+
+@torch.no_grad()
+def states(folder: Path, texts: list[str]) -> np.ndarray:
+    """[texts, 2E], by transformers alone: mean and last token of a text that is read twice."""
+    model, tokenizer = AutoModel.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in texts:
+        parts = (BEFORE, f" {text}", BETWEEN, f" {text}", AFTER)
+        ids = [tokenizer.bos_token_id] + [i for part in parts for i in tokenizer(part).input_ids]
+        states = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        read = torch.stack([states[(len(states) - 1) * 4 // 5][0, 1:].mean(0), states[-1][0, -1]])
+        found.append((read.shape[1] ** 0.5 * torch.nn.functional.normalize(read, dim=1)).flatten())
+    return torch.stack(found).numpy()
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_heads_alone_are_scikit_learns_regression(
+    args: list[str], llama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The labels and probabilities of predict.py are those of a pipeline on transformers' states."""
+    call_main(monkeypatch, "train.py", *args, "--steps", "0")
+    export = tmp_path / "run/export"
+    before, after = load_file(llama / "model.safetensors"), load_file(export / "model.safetensors")
+    for name, tensor in before.items():
+        assert name == "lm_head.weight" or torch.equal(tensor, after[name.removeprefix("model.")]), name
+
+    task = get_task(str(TICKETS))
+    train, test = (load_examples(task, split, None) for split in ("train", "test"))
+    inputs = [states(llama, [e.text for e in some]) for some in (train, test)]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({task.text_column: e.text}) + "\n" for e in test))
+    options = ["--checkpoint", export, "--input", texts, "--precision", "fp32", "--device", "cpu"]
+    call_main(monkeypatch, "predict.py", *options, "--output", tmp_path / "labels.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert len(found) == len(test)
+    for field in task.fields:
+        scale = np.linalg.norm(StandardScaler().fit_transform(inputs[0]), axis=1).mean()
+        shrink = FunctionTransformer(lambda x, scale=scale: x / scale)
+        regression = make_pipeline(StandardScaler(), shrink, LogisticRegression(C=PENALTY, max_iter=1000))
+        regression.fit(inputs[0], [e.class_label(field.name) for e in train])
+        for row, expected in zip(found, regression.predict_proba(inputs[1]), strict=True):
+            assert row[f"predicted_{field.name}"] == regression.classes_[expected.argmax()]
+            assert row[f"predicted_{field.name}_probability"] == pytest.approx(expected.max(), abs=5e-3)
+    assert len({row["predicted_queue"] for row in found}) > 1
+
+
+def test_scored_and_labelled_alike(
+    args: list[str], llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """eval.py, from the export and from the checkpoint; the plans; `data.check`; and the refusal of another model."""
+    call_main(monkeypatch, "train.py", *args, "--steps", "2", "--fit_heads", "--batch_size", "8")
+    common = ["--task", TICKETS, "--device", "cpu", "--precision", "fp32"]
+    answers = []
+    for name in ("export", "checkpoints/step_000002"):
+        out = tmp_path / name.split("/")[0]
+        where = ["--model", "llama_heads", "--checkpoint", tmp_path / "run" / name]
+        call_main(monkeypatch, "eval.py", *where, *common, "--output", out)
+        answers.append([json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()])
+    assert [line["parsed"] for line in answers[0]] == [line["parsed"] for line in answers[1]]
+    assert all(line["top"]["queue"][0][1] > 0 for line in answers[0])
+    export = tmp_path / "run/export"
+    with pytest.raises(UserError, match="'llama_heads' architecture, --model llama is of 'llama'"):
+        call_main(monkeypatch, "eval.py", "--model", "llama", "--checkpoint", export, *common)
+    capsys.readouterr()
+    call_main(monkeypatch, "train.py", *args, "--plan", "--gpus", "1", "--output", tmp_path / "planned")
+    assert "llama_heads" in capsys.readouterr().out
+    call_main(monkeypatch, "eval.py", "--model", "llama_heads", "--checkpoint", export, *common, "--plan")
+    assert "llama_heads" in capsys.readouterr().out
+    check.main([str(TICKETS), "--checkpoint", str(export)])
+    frame = len(BEFORE + BETWEEN + AFTER) + 1  # bytes, and the beginning of a text
+    assert f"tokens of a text, which is read twice, {frame} around it included" in capsys.readouterr().out
+
+
+def test_a_whole_run(args: list[str], world, tmp_path: Path) -> None:
+    """Train, score the held-out part, and export; start again from the export."""
+    assert longest_input(load_config(args), LLAMA) == 2048 < LLAMA.max_position
+    args += ["--epochs", "2", "--holdout", "0.2", "--eval_every", "2", "--lr", "1e-3", "--batch_size", "8"]
+    config = load_config(args)
+    setup = open_run(config)
+    assert config.train.fit_heads and setup.samples.lengths.max() > 100 and setup.prompt is None
+    trainer = Trainer(config, setup, world, HeldOutScoring(config, setup, world))
+    before = {name: p.full_tensor().clone() for name, p in trainer.model.named_parameters()}
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("event") == "score"][:2] == [0, 2]
+    assert all(not p.full_tensor().equal(before[name]) for name, p in trainer.model.named_parameters())
+    card = (tmp_path / "run/export/README.md").read_text()
+    assert "a linear layer on the mean of the tokens after four fifths of the layers and on the last" in card
+    assert "with a head for each field" in card and not list((tmp_path / "run").rglob("prompt.json"))
+    again = load_config([*args, "--checkpoint", str(tmp_path / "run/export"), "--output", str(tmp_path / "again")])
+    second = Trainer(again, open_run(again), world, HeldOutScoring(again, setup, world))
+    for (name, p), q in zip(trainer.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(p.full_tensor(), q.full_tensor()), name
+
+
+def test_a_run_goes_on_as_if_uninterrupted(args: list[str], world, tmp_path: Path) -> None:
+    args += ["--steps", "4", "--fit_heads", "--save_every", "2", "--export", "off", "--batch_size", "8"]
+    straight = Trainer(load_config(args), open_run(load_config(args)), world)
+    straight.run()
+    for file in (newest := tmp_path / "run/checkpoints/step_000004").iterdir():
+        file.unlink()
+    newest.rmdir()
+    config = load_config([*args, "--resume"])
+    resumed = Trainer(config, open_run(config), world)
+    assert resumed.step == 2
+    resumed.run()
+    for p, q in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p.full_tensor(), q.full_tensor())
+
+
+def test_options_that_are_not_for_it(args: list[str]) -> None:
+    with pytest.raises(UserError, match="shots = 5 is for decoders; llama_heads is one with heads"):
+        load_config([*args, "--shots", "5"])
+    with pytest.raises(UserError, match="tp = 2: matrices of a model with heads are not split"):
+        load_config([*args, "--tp", "2"])
+    with pytest.raises(UserError, match="head = mean is for encoders: the heads of a decoder are of one kind"):
+        open_run(load_config([*args, "--head", "mean"]))
+    with pytest.raises(UserError, match="model = llama_heads is whatever its folder holds: give --checkpoint"):
+        load_config(["--model", "llama_heads", "--task", str(TICKETS)])
