@@ -46,10 +46,11 @@ def embed(folder: Path, texts: tuple[str, ...], decoder: bool = False) -> torch.
 @functools.cache
 @torch.no_grad()
 def read_twice(folder: Path, texts: tuple[str, ...]) -> torch.Tensor:
-    """[texts, 6, width] a decoder's states after four fifths of its layers and after the last, by transformers in bf16.
+    """[texts, 2, width] what a decoder makes of a text that it reads twice, by transformers in bf16.
 
-    They are the means over a text and over its repetition, whose tokens have seen the whole text, and the state of a
-    question's last token, after which the topic would be written.
+    The first is the mean over both readings after four fifths of its layers, of which the second has seen the whole
+    text. The second is the state after the last layer of a question's last token, after which the topic would be
+    written. Both have length 1.
     """
     model, tokenizer = _load(folder, dtype=torch.bfloat16)
     found: dict[int, torch.Tensor] = {}
@@ -65,7 +66,7 @@ def read_twice(folder: Path, texts: tuple[str, ...]) -> torch.Tensor:
         states = model(padded, output_hidden_states=True).hidden_states
         for row, (i, parts) in enumerate(zip(some, ids, strict=True)):
             ends = np.cumsum([len(part) for part in parts])
-            spans = (slice(ends[0], ends[1]), slice(ends[2], ends[3]), slice(ends[4] - 1, ends[4]))
-            layers = (states[len(states) * 4 // 5][row].float(), states[-1][row].float())
-            found[i] = torch.stack([layer[span].mean(0) for span in spans for layer in layers])
+            inner, last = states[len(states) * 4 // 5][row].float(), states[-1][row, ends[4] - 1].float()
+            mean = torch.cat([inner[ends[0] : ends[1]], inner[ends[2] : ends[3]]]).mean(0)
+            found[i] = torch.nn.functional.normalize(torch.stack([mean, last]), dim=1)
     return torch.stack([found[i] for i in range(len(texts))])

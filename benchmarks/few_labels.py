@@ -8,13 +8,16 @@ same test texts:
     tfidf      TF-IDF + logistic regression, as `python -m eval.baselines`
     frozen     logistic regression of scikit-learn on the encoder's embeddings: the mean of its tokens, of length 1
     states     the same on the decoder's states after four fifths of its layers: the mean of its tokens, standardized
-    repeated   the same on more of its states, where it has read the text twice and is asked for its topic
+    repeated   the same, where it has read the text twice and is asked for its topic: on the mean of both readings and
+               on the question's last token
     setfit     SetFit with its defaults, on the same encoder, with the Python of ``--setfit`` that has it
     setfit20   SetFit with 20 pairs of equal and 20 of unequal labels for each text, as in its paper; by default it
                takes all pairs, whose number grows with the square of the texts
     heads      train.py --model bert --steps 0: its heads alone, fitted to the encoder as it is
     encoder    train.py --model bert, with the defaults for a task of one's own
     decoder    train.py --model smollm2_135m, the same
+    fitted     train.py --model llama_heads --steps 0: the decoder's heads alone
+    headed     train.py --model llama_heads, with the defaults
 
 Ours run as a user would run them. Each finished run is a line of ``--work``/runs.jsonl, with its seconds. The same
 command goes on where it was interrupted; tasks, systems and draws may be added.
@@ -37,7 +40,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -60,6 +62,8 @@ SYSTEMS = {
     "heads": "encoder, its heads alone (`--steps 0`)",
     "encoder": "encoder, fine-tuned here",
     "decoder": "decoder, fine-tuned here",
+    "fitted": "decoder with heads, these alone (`--steps 0`)",
+    "headed": "decoder with heads, fine-tuned here",
     "vote": "vote of five decoders, fine-tuned here",
 }
 VOTERS = 5
@@ -89,11 +93,11 @@ class Args:
     work: Path
     """Folder for the runs; the same folder continues them."""
     decoder: Path | None = None
-    """Converted SmolLM2 folder, for the systems states, repeated, decoder and vote."""
+    """Converted SmolLM2 folder, for the systems states, repeated, decoder, fitted, headed and vote."""
     setfit: Path | None = None
     """A Python interpreter with the package setfit, for the system setfit."""
     systems: list[str] = field(default_factory=lambda: ["tfidf", "frozen", "heads", "encoder"])
-    """Which of tfidf, frozen, states, repeated, setfit, setfit20, heads, encoder, decoder, vote."""
+    """Which of tfidf, frozen, states, repeated, setfit, setfit20, heads, encoder, decoder, fitted, headed, vote."""
     per_label: list[int] = field(default_factory=lambda: [8, 16, 64])
     """Training texts of each label; of a label that has fewer, all."""
     draws: int = 5
@@ -191,12 +195,10 @@ def states(args: Args, drawn: Drawn) -> list[str]:
 def repeated(args: Args, drawn: Drawn) -> list[str]:
     assert args.decoder is not None
     train, test = (read_twice(args.decoder, tuple(e.text for e in examples)) for examples in (drawn.train, drawn.test))
-    mean, std = train.mean(0), train.std(0) + 1e-6
-    lengths = train.shape[-1] ** 0.5  # each kind of states counts alike
-    train, test = (lengths * torch.nn.functional.normalize((some - mean) / std, dim=-1) for some in (train, test))
+    inputs, width = [some.flatten(1).numpy() for some in (train, test)], train[0].numel()
+    regression = make_pipeline(StandardScaler(), LogisticRegression(C=3 / width, max_iter=1000))
     labels = [example.class_label(drawn.name) for example in drawn.train]
-    regression = LogisticRegression(C=0.01, max_iter=1000).fit(train.flatten(1).numpy(), labels)
-    return [str(x) for x in regression.predict(test.flatten(1).numpy())]
+    return [str(x) for x in regression.fit(inputs[0], labels).predict(inputs[1])]
 
 
 def setfit(args: Args, drawn: Drawn, iterations: int = 0) -> list[str]:
@@ -224,6 +226,16 @@ def encoder(args: Args, drawn: Drawn) -> list[str]:
 def decoder(args: Args, drawn: Drawn) -> list[str]:
     assert args.decoder is not None
     return ours(args, drawn, "smollm2", "smollm2_135m", args.decoder)
+
+
+def fitted(args: Args, drawn: Drawn) -> list[str]:
+    assert args.decoder is not None
+    return ours(args, drawn, "fitted", "llama_heads", args.decoder, "--steps", "0")
+
+
+def headed(args: Args, drawn: Drawn) -> list[str]:
+    assert args.decoder is not None
+    return ours(args, drawn, "headed", "llama_heads", args.decoder)
 
 
 def vote(args: Args, drawn: Drawn) -> list[str]:
@@ -266,7 +278,7 @@ def answers(
 
 RUN: dict[str, Callable[[Args, Drawn], list[str]]] = {
     "tfidf": tfidf, "frozen": frozen, "states": states, "repeated": repeated, "setfit": setfit, "setfit20": setfit20,
-    "heads": heads, "encoder": encoder, "decoder": decoder, "vote": vote,
+    "heads": heads, "encoder": encoder, "decoder": decoder, "fitted": fitted, "headed": headed, "vote": vote,
 }  # fmt: skip
 
 
@@ -276,7 +288,7 @@ def run(args: Args, argv: list[str]) -> None:
     if unknown:
         raise UserError(f"--systems {' '.join(unknown)}: expected some of {', '.join(RUN)}.")
     needed = {"setfit": "setfit", "setfit20": "setfit"} | dict.fromkeys(
-        ("states", "repeated", "decoder", "vote"), "decoder"
+        ("states", "repeated", "decoder", "fitted", "headed", "vote"), "decoder"
     )
     for system, option in needed.items():
         if system in args.systems and getattr(args, option) is None:
