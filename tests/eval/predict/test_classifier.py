@@ -176,7 +176,7 @@ def test_options_are_checked(tickets, options, message):
 
 
 def test_an_encoder_writes_nothing():
-    with pytest.raises(UserError, match="--decode free is for decoders: roberta is an encoder"):
+    with pytest.raises(UserError, match="--decode free is for decoders: roberta has heads"):
         load(OLD / "joint" / "export", decode="free")
     encoder = load(OLD / "joint" / "export")
     for name, ask in {
@@ -185,7 +185,7 @@ def test_an_encoder_writes_nothing():
         "stop_ids": lambda: encoder.stop_ids,
         "read": lambda: encoder.read("x", "y"),
     }.items():
-        with pytest.raises(UserError, match=f"{name} is for decoders: roberta is an encoder"):
+        with pytest.raises(UserError, match=f"{name} is for decoders: roberta has heads"):
             ask()
 
 

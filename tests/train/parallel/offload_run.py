@@ -6,6 +6,7 @@ For tests in this process and, as a script, under torchrun: ``python offload_run
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def compare(output: Path, world: World) -> None:
 
     activation_offload.ActivationOffload._save = counted
     decoder = tiny_run.LlamaConfig(**{**vars(tiny_run.TIED), "n_layers": LAYERS})
-    encoder = tiny_encoder_run.EncoderConfig(**{**vars(tiny_encoder_run.DROPPING), "n_layers": LAYERS})
+    encoder = replace(tiny_encoder_run.DROPPING, n_layers=LAYERS)
     for name, runs, config in (("decoder", tiny_run, decoder), ("encoder", tiny_encoder_run, encoder)):
         options = {"model_config": config, "activation_checkpointing": "full"}
         plain = runs.run_case("accumulated", output / f"{name}_plain", world, **options)
