@@ -30,8 +30,8 @@ import torch.distributed as dist
 
 from benchmarks.common import Timing, load_average, run_program, say, size_of, table, write_result
 from checkpoints_tools.checksums import write_checksums
-from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.export import export_hf
+from checkpoints_tools.heads import heads_for
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.json_files import write_json
 from checkpoints_tools.load import load_pretrained

@@ -30,7 +30,7 @@ import train.allocator  # noqa: F401  # before PyTorch is imported
 import torch
 
 from benchmarks.common import ROOT, load_average, run_program, say, table, write_result
-from checkpoints_tools.registry import costs_of
+from checkpoints_tools.architectures import costs_of
 from data.errors import UserError
 from data.files.paths import PathText
 from data.loader import StepBatch

@@ -32,7 +32,8 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.common import load_average, run_program, say, table, write_result
-from checkpoints_tools.registry import ModelConfig, architecture_of, get_model_spec
+from checkpoints_tools.architectures import ModelConfig, architecture_of
+from checkpoints_tools.registry import get_model_spec
 from data.errors import UserError
 from train.loss import label_loss
 from train.optim.formats import OPTIMIZERS, OptimFormat

@@ -18,7 +18,8 @@ from torch import nn
 
 from benchmarks.common import load_average, run_program, table, write_result
 from benchmarks.gpu import spec_of_device
-from checkpoints_tools.registry import MODELS, ModelSpec, architecture_of
+from checkpoints_tools.architectures import architecture_of
+from checkpoints_tools.registry import MODELS, ModelSpec
 from train.optim.formats import OPTIMIZERS
 from train.optim.optimizer import build_optimizer
 from train.optim.sharded_adamw import ShardedAdamW

@@ -33,6 +33,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from benchmarks.common import load_average, table, write_result
 from benchmarks.memory_trace import fake_ranks
+from checkpoints_tools.architectures import architecture_of
 from checkpoints_tools.registry import MODELS
 from data.packing import padded_length
 from data.tasks import ClassField, Task
@@ -45,8 +46,8 @@ from eval.decoder.trie import TokenTrie, build_tries
 from eval.job import RequestLengths, TrieLoad
 from eval.memory import MemoryByMoment, decoder_memory
 from model.attention import build_bidirectional_mask
-from model.encoder import Encoder, EncoderConfig
 from model.llama import Llama, LlamaConfig
+from model.llama_heads import HeadedConfig
 from train.parallel.mesh import MeshShape
 from train.parallel.tensor_parallel import apply_tensor_parallel
 from train.planning.hardware import GIB
@@ -206,8 +207,8 @@ class Labels:
         return self._tries[len(before)]
 
 
-def trace_encoder(config: EncoderConfig, dtype: torch.dtype, documents: Sequence[int]) -> dict[str, int]:
-    """Pass one packed row of ``documents`` (tokens of each) through an encoder.
+def trace_heads(config: HeadedConfig, dtype: torch.dtype, documents: Sequence[int]) -> dict[str, int]:
+    """Pass one packed row of ``documents`` (tokens of each) through a model with heads.
 
     Returns:
         Bytes: ``weights``, and the peak of the pass, ``a row``.
@@ -217,9 +218,13 @@ def trace_encoder(config: EncoderConfig, dtype: torch.dtype, documents: Sequence
     doc_ids = torch.repeat_interleave(torch.tensor([*range(len(documents)), -1]), torch.tensor([*documents, padding]))
     mask = build_bidirectional_mask(doc_ids[None])
     with torch.device("meta"):
-        model = Encoder(config).to(dtype).eval()
+        model = architecture_of(config).build(config).to(dtype).eval()
     with ExitStack() as stack:
         stack.enter_context(mock.patch("model.encoder.build_bidirectional_mask", lambda doc_ids: mask))
+        stack.enter_context(mock.patch("model.llama_heads.build_mask", lambda doc_ids: "packed"))
+        stack.enter_context(mock.patch("model.llama.attention", attention_like_cuda))
+        read = [len(documents), 2 * config.dim]  # the lengths of documents, again
+        stack.enter_context(mock.patch("model.llama_heads._read_documents", lambda x, *_: x.new_empty(read)))
         # An encoder reads the documents' lengths from the positions; fake tensors have no values.
         stack.enter_context(mock.patch.object(FakeTensor, "__int__", lambda self: 0, create=True))
         stack.enter_context(mode)

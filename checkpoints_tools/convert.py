@@ -27,6 +27,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from checkpoints_tools.architectures import ModelConfig, architecture_of
 from checkpoints_tools.carried import carry_over
 from checkpoints_tools.folder import open_hf
 from checkpoints_tools.formats import GGUF_NAMES, is_gguf, is_meta_folder
@@ -37,7 +38,7 @@ from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.meta_tokenizer import complete_tokenizer
 from checkpoints_tools.other_folders import describe
 from checkpoints_tools.progress import ByteProgress
-from checkpoints_tools.registry import ModelConfig, architecture_of, get_model_spec
+from checkpoints_tools.registry import get_model_spec
 from checkpoints_tools.source import Source, check_source, check_tied, expected_shapes
 from checkpoints_tools.tokenizer_files import copy_tokenizer
 from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_finite, staged_folder

@@ -11,11 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from checkpoints_tools.encoder_config import GIVES, UNNAMED, hf_architecture
+from checkpoints_tools.encoder_config import hf_architecture
+from checkpoints_tools.heads import match_heads
 from checkpoints_tools.key_maps import Matched, to_theirs, translate
-from data.errors import UserError
 from model.encoder import EncoderConfig
-from model.llama_heads import HeadedConfig
 
 _LAYER = {
     "attention.wq": "attention.self.query",
@@ -50,40 +49,6 @@ IGNORED = re.compile(r"lm_head\..+|cls\.(predictions|seq_relationship)\..+|embed
 PREFIXES = ("roberta.", "bert.")
 # The head for masked words has the embedding's matrix, which safetensors stores under one of its names.
 TIED = ("lm_head.decoder.weight", "cls.predictions.decoder.weight")
-
-
-def match_heads(stored: HeadedConfig, wanted: HeadedConfig, where: str) -> dict[str, str]:
-    """Match a checkpoint's heads with a model's: {the checkpoint's key: the model's key}.
-
-    Heads match by field name. A checkpoint's `UNNAMED` head matches the model's only head if both are of one kind.
-    Heads without a match: the checkpoint's are not read, the model's are initialized.
-
-    Raises:
-        UserError: matched heads differ in kind, number of labels or type ("linear", "dense" or "mean").
-    """
-    pairs = [(head, other) for head in stored.heads for other in wanted.heads if head.name == other.name]
-    if not pairs and len(wanted.heads) == 1 and [h.name for h in stored.heads] == [UNNAMED]:
-        if stored.heads[0].kind == wanted.heads[0].kind:
-            pairs = [(stored.heads[0], wanted.heads[0])]
-    problems = []
-    for head, other in pairs:
-        field = f"field '{other.name}'"
-        if head.kind != other.kind:
-            problems.append(f"{field}: the head gives {GIVES[head.kind]}, not {GIVES[other.kind]}")
-        elif head.n_labels != other.n_labels:
-            than = "More" if other.n_labels > head.n_labels else "Fewer"
-            problems.append(
-                f"{field}: {than} labels than the head was trained for: {other.n_labels}, the head has {head.n_labels}"
-            )
-        elif head.of_documents and stored.head != wanted.head:
-            problems.append(f"{field}: the head is '{stored.head}', not '{wanted.head}': give --head {stored.head}")
-    if problems:
-        listed = "\n".join(f"  - {p}" for p in problems)
-        raise UserError(
-            f"the heads in {where} do not fit the task:\n{listed}\nChoose the task that they were trained for, or "
-            "start from the checkpoint before fine-tuning, which has no heads."
-        )
-    return {head.key: other.key for head, other in pairs}
 
 
 def match_encoder(tensors: Iterable[str], stored: EncoderConfig, wanted: EncoderConfig, where: str) -> Matched:

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from checkpoints_tools.architectures import ModelConfig, Tokenizer, architecture_of
 from checkpoints_tools.carried import Carried, carry_over
 from checkpoints_tools.load import clean_name
 from checkpoints_tools.meta_tokenizer import complete_tokenizer
-from checkpoints_tools.registry import ModelConfig, Tokenizer, architecture_of
 from checkpoints_tools.writer import (
     SHARD_BYTES,
     ShardWriter,

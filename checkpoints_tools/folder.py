@@ -19,6 +19,7 @@ import torch
 from msgspec import Struct
 from safetensors import safe_open
 
+from checkpoints_tools.architectures import ARCHITECTURES, ModelConfig, architecture_of, as_family
 from checkpoints_tools.carried import read_carried
 from checkpoints_tools.checked_tensors import CheckedTensors
 from checkpoints_tools.checksums import CheckedFile, check_small_files, checked_file, read_checksums
@@ -26,7 +27,7 @@ from checkpoints_tools.formats import GGUF_NAMES, is_file_name
 from checkpoints_tools.hf_config import read_config, read_dtype, read_token_ids
 from checkpoints_tools.key_maps import Matched, is_rotary
 from checkpoints_tools.other_folders import describe, describe_adapter, is_of_a_run
-from checkpoints_tools.registry import ARCHITECTURES, ModelConfig, ModelSpec, architecture_of, as_family
+from checkpoints_tools.registry import ModelSpec
 from checkpoints_tools.safetensors_header import read_header
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from msgspec import Struct, to_builtins
 
-from checkpoints_tools.registry import ARCHITECTURES, ModelConfig
+from checkpoints_tools.architectures import ARCHITECTURES, ModelConfig
 from checkpoints_tools.shapes import TokenIds
 from data.errors import UserError
 from data.files.documents import read_json, shaped

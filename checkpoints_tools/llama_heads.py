@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from msgspec import Struct
 
-from checkpoints_tools.encoder_config import HeadsFile, heads_entry, stated_heads
-from checkpoints_tools.encoder_keys import match_heads
+from checkpoints_tools.heads import HeadsFile, heads_entry, match_heads, stated_heads
 from checkpoints_tools.json_files import write_json
 from checkpoints_tools.key_maps import LLAMA_HF, Matched, is_rotary, to_theirs, translate
 from checkpoints_tools.llama_config import parse_llama_config, to_hf_llama_config

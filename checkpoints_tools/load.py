@@ -21,13 +21,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from checkpoints_tools.architectures import ModelConfig, Tokenizer, architecture_of, config_of
 from checkpoints_tools.folder import open_hf
 from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.hf_config import differences
 from checkpoints_tools.key_maps import template
 from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.progress import ByteProgress
-from checkpoints_tools.registry import MODELS, ModelConfig, ModelSpec, Tokenizer, architecture_of, config_of
+from checkpoints_tools.registry import MODELS, ModelSpec
 from checkpoints_tools.slices import local_slice
 from checkpoints_tools.source import (
     SAFETENSORS_DTYPES,
@@ -77,8 +78,8 @@ def open_checkpoint(folder: Path | str, spec: ModelSpec | None = None, wanted: M
 
 
 def refuse_meta(folder: Path | str, spec: ModelSpec | None) -> None:
-    """Raise UserError for a folder in Meta's format if the model's architecture starts from another's folders."""
-    if spec is not None and spec.architecture.starts_from:
+    """Raise UserError for a folder in Meta's format for a decoder with heads."""
+    if spec is not None and spec.architecture.is_decoder_with_heads:
         raise UserError(
             f"{folder} is in Meta's format, which --model {spec.name} does not read. Convert it first: "
             f"python -m checkpoints_tools.convert {folder} NEW_FOLDER"

@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from checkpoints_tools.architectures import ModelConfig, architecture_of
 from checkpoints_tools.carried import Carried
 from checkpoints_tools.key_maps import all_names, explain_names
-from checkpoints_tools.registry import ModelConfig, architecture_of
 from data.errors import UserError
 from model.meta import meta_device
 

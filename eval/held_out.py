@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from checkpoints_tools.registry import ModelConfig, architecture_of
+from checkpoints_tools.architectures import ModelConfig, architecture_of
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.tasks import ClassField

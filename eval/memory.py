@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of
+from checkpoints_tools.architectures import ModelConfig, architecture_of
+from checkpoints_tools.registry import ModelSpec
 from data.errors import UserError
 from eval.decoder.tree_passes import CHUNK
 from eval.job import BatchSize, RequestLengths
@@ -240,15 +241,14 @@ def encoder_memory(
 
     In an encoder's attention: the block's input, q, k, v, the kernel's output, a copy of it that wo reads, and wo's
     output. In its feed-forward network: the block's input, the residual sum, w1's output and its GELU. In a decoder's
-    blocks: as in the pass over a prefix, whose keys and values are no cache here.
+    blocks: as in a pass over bodies, and the states of the inner layer that heads read.
     """
     assert tp == 1 and prefix == 0, (tp, prefix)
     c, longest = dtype.itemsize, max(row.n_tokens for rows in replicas for row in rows)
     with meta_device():
         n_parameters = sum(p.numel() for p in architecture_of(config).build(config).parameters())
     if isinstance(config, HeadedLlamaConfig):
-        row = _prefill(config, c, 1, longest, filled=0)
-        row += 2 * c * config.n_kv_heads * config.head_dim * longest  # this block's keys and values
+        row = _prefill(config, c, 1, longest, filled=0, cached=0) + c * config.dim * longest
     else:
         row = c * max(7 * config.dim, 2 * config.dim + 2 * config.ffn_dim) * longest
     return MemoryByMoment(c * n_parameters, {"a row": {"one pass": row}})

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from checkpoints_tools.encoder_config import heads_for
+from checkpoints_tools.architectures import ModelConfig, architecture_of
+from checkpoints_tools.architectures import Tokenizer as AnyTokenizer
+from checkpoints_tools.heads import heads_for
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.load import check_fits_preset, load_pretrained
-from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, get_model_spec
-from checkpoints_tools.registry import Tokenizer as AnyTokenizer
+from checkpoints_tools.registry import ModelSpec, get_model_spec
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PromptSpec
 from data.decoder.round_trip import check_labels
@@ -295,7 +296,7 @@ def _document_length(options: EvalConfig, weights: Weights, config: HeadedConfig
     Raises:
         UserError: more than the model's position embeddings.
     """
-    has_table = not architecture_of(config).starts_from  # positions of a decoder are computed
+    has_table = not architecture_of(config).is_decoder_with_heads  # positions of a decoder are computed
     if options.max_length is not None and options.max_length > config.max_position and has_table:
         raise UserError(
             f"--max_length {options.max_length}: {weights.path} has positions for documents of {config.max_position} "

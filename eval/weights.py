@@ -10,11 +10,12 @@ from typing import Annotated
 
 import msgspec
 
+from checkpoints_tools.architectures import ModelConfig, architecture_of
 from checkpoints_tools.checksums import check_small_files, read_checksums
-from checkpoints_tools.encoder_config import read_head_labels, read_max_length
 from checkpoints_tools.formats import EXPORTS
+from checkpoints_tools.heads import read_head_labels, read_max_length
 from checkpoints_tools.load import check_family, open_checkpoint
-from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, get_model_spec
+from checkpoints_tools.registry import ModelSpec, get_model_spec
 from checkpoints_tools.shapes import Layers, Positions, Vocabulary, Width
 from checkpoints_tools.source import compare_tensors, expected_shapes, raise_problems
 from data.decoder.fewshot import PROMPT_FILE

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -161,11 +161,10 @@ class DecoderCosts:
         )
 
 
-@dataclass(frozen=True)
-class HeadedDecoderCosts(DecoderCosts):
-    """Costs of a Llama with heads: its blocks', and of heads that are small."""
+class _OfHeads:
+    """What heads decide of the costs of a model: they are small, and several."""
 
-    config: HeadedLlamaConfig
+    config: Any
 
     @property
     def logits_width(self) -> int:
@@ -174,29 +173,28 @@ class HeadedDecoderCosts(DecoderCosts):
     @property
     def output_matrix(self) -> int:
         return 0
-
-    def step_flops(self, n_tokens: int, n_outputs: Mapping[str, int], n_pairs: int) -> float:
-        E = self.config.dim
-        heads = sum((1 + h.of_documents) * E * h.n_labels * n_outputs[h.name] for h in self.config.heads)
-        return super().step_flops(n_tokens, {}, n_pairs) + 6.0 * heads
 
     def divide_outputs(self, n: int) -> dict[str, int]:
         return {head.name: n // len(self.config.heads) for head in self.config.heads}
 
 
 @dataclass(frozen=True)
-class EncoderCosts:
+class HeadedDecoderCosts(_OfHeads, DecoderCosts):
+    """Costs of a Llama with heads: its blocks', and the heads'."""
+
+    config: HeadedLlamaConfig
+
+    def step_flops(self, n_tokens: int, n_outputs: Mapping[str, int], n_pairs: int) -> float:
+        E = self.config.dim
+        heads = sum((1 + h.of_documents) * E * h.n_labels * n_outputs[h.name] for h in self.config.heads)
+        return super().step_flops(n_tokens, {}, n_pairs) + 6.0 * heads
+
+
+@dataclass(frozen=True)
+class EncoderCosts(_OfHeads):
     """Costs of a RoBERTa or BERT with heads."""
 
     config: EncoderConfig
-
-    @property
-    def logits_width(self) -> int:
-        return max((head.n_labels for head in self.config.heads), default=0)
-
-    @property
-    def output_matrix(self) -> int:
-        return 0
 
     @property
     def table_bytes(self) -> int:
@@ -217,9 +215,6 @@ class EncoderCosts:
             denses = of_documents if config.family == "roberta" else of_documents[:1]
             heads += config.dim**2 * sum(n_outputs[name] for name in denses)
         return 6.0 * config.n_layers * block * n_tokens + 6.0 * heads + 12.0 * config.n_layers * config.dim * n_pairs
-
-    def divide_outputs(self, n: int) -> dict[str, int]:
-        return {head.name: n // len(self.config.heads) for head in self.config.heads}
 
     def block_activations(self, compute: torch.dtype, tensor: int = 1) -> BlockActivations:
         """Bytes per token of these activations, see `Costs.block_activations`:

@@ -38,7 +38,9 @@ Shapes: B rows, T tokens, E model width, H heads, D head width, F feed-forward w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -249,6 +251,33 @@ def document_means(x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
     return nn.functional.rms_norm(means, means.shape[-1:]).to(x.dtype)
 
 
+def head_logits(
+    heads: Sequence[Head],
+    modules: nn.ModuleDict,
+    x: Tensor,
+    output_index: dict[str, Tensor],
+    read_documents: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """The logits of all heads, by field.
+
+    Args:
+        modules: by the heads' keys.
+        x: [B, T, E], of which token heads read the words' states.
+        output_index: as in `Encoder.forward`.
+        read_documents: the documents' first tokens, [N] → what class and multi heads read, which is the same for all.
+    """
+    names = [head.name for head in heads]
+    assert set(output_index) == set(names), f"indices for {sorted(output_index)}, but the heads are {sorted(names)}"
+    documents: Tensor | None = None
+    logits = {}
+    for head in heads:
+        index = output_index[head.name]
+        if head.of_documents:
+            documents = read_documents(index) if documents is None else documents
+        logits[head.name] = modules[head.key](documents if head.of_documents else x.flatten(0, 1)[index])
+    return logits
+
+
 class Encoder(nn.Module):
     """The complete encoder with its heads. See the file's docstring for the architecture."""
 
@@ -291,17 +320,8 @@ class Encoder(nn.Module):
             x = layer(x, mask)
         if output_index is None:
             return x
-        names = [head.name for head in self.config.heads]
-        assert set(output_index) == set(names), f"indices for {sorted(output_index)}, but the heads are {sorted(names)}"
-        documents: Tensor | None = None  # class and multi heads read the same
-        logits = {}
-        for head in self.config.heads:
-            index = output_index[head.name]
-            if head.of_documents:
-                documents = self._read_documents(x, doc_ids, index) if documents is None else documents
-            read = documents if head.of_documents else x.flatten(0, 1)[index]
-            logits[head.name] = self.heads[head.key](read)
-        return logits
+        read_documents = partial(self._read_documents, x, doc_ids)
+        return head_logits(self.config.heads, self.heads, x, output_index, read_documents)
 
     def _read_documents(self, x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
         """What the heads of documents read of the hidden states x, [B, T, E]: [N, E]."""

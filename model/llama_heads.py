@@ -24,13 +24,14 @@ Shapes: B rows, T tokens, E model width, N output positions of a field.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from model.attention import build_mask
-from model.encoder import EncoderConfig, Head, HeadKind, document_lengths
+from model.encoder import EncoderConfig, Head, HeadKind, document_lengths, head_logits
 from model.llama import Block, LlamaConfig, RMSNorm, init_weights, row_context
 
 
@@ -97,17 +98,8 @@ class HeadedLlama(nn.Module):
         x = self.norm(x)
         if output_index is None:
             return x
-        names = [head.name for head in self.config.heads]
-        assert set(output_index) == set(names), f"indices for {sorted(output_index)}, but the heads are {sorted(names)}"
-        documents: Tensor | None = None  # class and multi heads read the same
-        logits = {}
-        for head in self.config.heads:
-            index = output_index[head.name]
-            if head.of_documents:
-                documents = _read_documents(inner, x, doc_ids, index) if documents is None else documents
-            read = documents if head.of_documents else x.flatten(0, 1)[index]
-            logits[head.name] = self.heads[head.key](read)
-        return logits
+        read_documents = partial(_read_documents, inner, x, doc_ids)
+        return head_logits(self.config.heads, self.heads, x, output_index, read_documents)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Initialize every parameter, e.g. after ``to_empty``; pretrained ones replace them. There are no buffers."""

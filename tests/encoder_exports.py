@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.encoder_config import heads_for
 from checkpoints_tools.export import export_hf
+from checkpoints_tools.heads import heads_for
 from data.encoder.samples import output_labels
 from data.encoder.tokenizer import load_tokenizer
 from data.source import load_examples

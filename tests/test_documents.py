@@ -72,7 +72,7 @@ def test_links_lead_somewhere():
 
 def test_downloads_give_each_option_one_value():
     """What follows a pattern would be the name of a file to `hf download`, which then ignores the patterns."""
-    from checkpoints_tools.registry import ARCHITECTURES
+    from checkpoints_tools.architectures import ARCHITECTURES
 
     pages = [*DOCUMENTS, "checkpoints_tools/PORTING.md"]
     texts = [(ROOT / page).read_text(encoding="utf-8") for page in pages]

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from checkpoints_tools.architectures import architecture_of, config_of
 from checkpoints_tools.load import clean_name
-from checkpoints_tools.registry import architecture_of, config_of
 from checkpoints_tools.slices import local_slice
 from checkpoints_tools.writer import all_finite
 from train.errors import NotFinite

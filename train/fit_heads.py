@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from checkpoints_tools.architectures import architecture_of, config_of
 from checkpoints_tools.load import clean_name, fill
-from checkpoints_tools.registry import config_of
 from checkpoints_tools.slices import local_slice
 from data.encoder.samples import SampleSet
 from data.packing import pack, padded_length
 from data.progress import track
-from model.llama_heads import HeadedConfig, HeadedLlamaConfig
+from model.llama_heads import HeadedConfig
 from train.errors import NotFinite
 from train.parallel.parallelize import reshard
 
@@ -95,7 +95,7 @@ def _fit_head(model: nn.Module, key: str, inputs: np.ndarray, targets: np.ndarra
     weight, bias = (parameters[f"heads.{key}.out.{part}"] for part in ("weight", "bias"))
     fitted = [torch.zeros(p.shape) for p in (weight, bias)]
     if dist.get_rank() == 0:
-        is_decoder = isinstance(config_of(model), HeadedLlamaConfig)
+        is_decoder = architecture_of(config_of(model)).is_decoder_with_heads
         fitted = list(fit(inputs, targets, weight.shape[0], weights, standardize=is_decoder))
     for parameter, values in zip((weight, bias), fitted, strict=True):
         values = values.to(parameter.device)

@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import cast
 
+from checkpoints_tools.architectures import architecture_of
 from data.class_weights import listed_weights
 from data.decoder.templates import Prompt, Text
 from data.decoder.tokenizer import Tokenizer
 from data.tasks import Field, Task, TokenField
 from model.encoder import HeadKind
-from model.llama_heads import HeadedConfig, HeadedLlamaConfig
+from model.llama_heads import HeadedConfig
 from train.config import TrainConfig
 from train.setup import Setup
 
@@ -90,7 +91,7 @@ def _training_rows(config: TrainConfig, setup: Setup, step: int) -> Iterable[lis
         yield ["peak learning rate", f"{config.optim.lr:g}, {config.optim.schedule} schedule"]
         yield ["optimizer", f"{config.optim.optim}, all weights trained"]
     else:
-        what = "blocks, which are" if isinstance(setup.model_config, HeadedLlamaConfig) else "encoder, which is"
+        what = "blocks, which are" if setup.spec.architecture.is_decoder_with_heads else "encoder, which is"
         yield ["trained", f"new heads alone, by logistic regression on the checkpoint's {what} unchanged"]
     yield ["seed", str(config.train.seed)]
 
@@ -99,7 +100,7 @@ def _head_rows(config: HeadedConfig) -> Iterable[list[str]]:
     by_text = [head.name for head in config.heads if head.of_documents]
     by_word = [head.name for head in config.heads if not head.of_documents]
     if by_text:
-        is_llama = isinstance(config, HeadedLlamaConfig)
+        is_llama = architecture_of(config).is_decoder_with_heads
         what = OF_DECODER if is_llama else f"`{config.head}`: {HEADS[config.head]}"
         yield [f"head of {', '.join(by_text)}", what]
     if by_word:

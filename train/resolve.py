@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.encoder_config import usual_head
+from checkpoints_tools.heads import usual_head
 from checkpoints_tools.registry import ModelSpec, get_model_spec, model_names
 from data.class_weights import read_weights
 from data.decoder.fewshot import shots_problems
@@ -83,7 +83,7 @@ def recipe_of(config: TrainConfig) -> dict[str, Any]:
     elif spec.recipe == "encoder":
         recipe["epochs"] = ENCODER_EPOCHS[TASKS[task].dataset]
     folder = config.model.checkpoint or spec.default_checkpoint
-    has_kinds = spec.kind == "encoder" and not spec.architecture.starts_from  # a decoder's heads are of one kind
+    has_kinds = spec.kind == "encoder" and not spec.architecture.is_decoder_with_heads  # a decoder's are of one kind
     if has_kinds and folder is not None and task not in TASKS:  # the paper's heads are linear
         with suppress(UserError):  # a variable that is not set: `_expand_paths` says so, together with other problems
             recipe["head"] = _usual_head(config, Path(expand(str(folder))))
@@ -252,7 +252,7 @@ def problems_of_kind(
     """Options of either program that are for the other kind of model and not at their defaults."""
     given, default = options.flatten(config), options.flatten(type(config)())
     if spec.kind == "encoder":
-        what = "an encoder" if not spec.architecture.starts_from else "one with heads"
+        what = "one with heads" if spec.architecture.is_decoder_with_heads else "an encoder"
         names, why = decoder_only, f"is for decoders; {spec.name} is {what}, which has no prompt and writes no text."
     else:
         names, why = (

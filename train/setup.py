@@ -15,11 +15,12 @@ from typing import Any, cast
 
 import torch
 
+from checkpoints_tools.architectures import ModelConfig
+from checkpoints_tools.architectures import Tokenizer as AnyTokenizer
 from checkpoints_tools.carried import Carried, read_carried
 from checkpoints_tools.checksums import check_small_files
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
-from checkpoints_tools.registry import ModelConfig, ModelSpec, get_model_spec
-from checkpoints_tools.registry import Tokenizer as AnyTokenizer
+from checkpoints_tools.registry import ModelSpec, get_model_spec
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.class_weights import ClassWeights, describe_weights, read_weights, resolve_weights
 from data.decoder.fewshot import PromptSpec
@@ -222,7 +223,7 @@ def config_for_task(found: ModelConfig, spec: ModelSpec, task: Task, config: Tra
     """
     folder, longest = config.model.checkpoint, config.batch.max_length
     check_divides(found, config.parallel.tp)
-    has_table = not spec.architecture.starts_from  # positions of a decoder are computed
+    has_table = not spec.architecture.is_decoder_with_heads  # positions of a decoder are computed
     if longest is not None and longest > found.max_position and has_table:
         raise UserError(
             f"max_length = {longest}: {folder} has positions for documents of {found.max_position} tokens at most."

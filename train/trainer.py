@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from checkpoints_tools.registry import costs_of
+from checkpoints_tools.architectures import costs_of
 from data.decoder.rows import ANSWER
 from data.loader import StepBatch
 from train import options, stopping, trial

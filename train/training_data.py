@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
-from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of
-from checkpoints_tools.registry import Tokenizer as AnyTokenizer
+from checkpoints_tools.architectures import ModelConfig, architecture_of
+from checkpoints_tools.architectures import Tokenizer as AnyTokenizer
+from checkpoints_tools.registry import ModelSpec
 from data.batch import Samples
 from data.class_weights import ClassWeights
 from data.decoder.answer_weights import answer_weights

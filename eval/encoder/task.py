@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints_tools.encoder_config import GIVES, UNNAMED, heads_for, how_labels_differ
+from checkpoints_tools.heads import GIVES, UNNAMED, heads_for, how_labels_differ
 from data.encoder.samples import output_labels, tag_set
 from data.errors import UserError
 from data.task_file import TASK_FILE, read_task

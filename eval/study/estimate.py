@@ -93,7 +93,7 @@ def _planned(study: Study, own: StudyCell, output: Path) -> tuple[float | None, 
     plans = []
     if own.cell.tuned:
         plans.append(_plan_training(tuple(words(train_options(study, own, output))), study.gpu, own.ranks))
-    if own.spec.kind != "encoder" or own.spec.architecture.starts_from:  # an encoder's scoring takes seconds
+    if own.spec.kind != "encoder" or own.spec.architecture.is_decoder_with_heads:  # an encoder's scoring takes seconds
         scoring = eval_options(own, output) | {"task": own.task}
         if own.cell.tuned:  # as before the training, with the prompt that it will have
             scoring |= {"checkpoint": own.checkpoint} | ({"shots": own.cell.shots} if own.cell.shots else {})

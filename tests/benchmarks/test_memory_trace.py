@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import memory_trace
-from checkpoints_tools.registry import ARCHITECTURES, MODELS, ModelSpec
+from checkpoints_tools.architectures import ARCHITECTURES
+from checkpoints_tools.registry import MODELS, ModelSpec
 from tests.launching import ROOT
 
 SIZES = {"dim": 128, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 256, "vocab_size": 1000}

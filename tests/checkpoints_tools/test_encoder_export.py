@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers import AutoTokenizer as HFTokenizer
 
 from checkpoints_tools.carried import Carried
-from checkpoints_tools.encoder_config import UNNAMED, parse_encoder_config, read_head_labels, read_max_length
+from checkpoints_tools.encoder_config import parse_encoder_config
 from checkpoints_tools.export import export_hf
+from checkpoints_tools.heads import UNNAMED, read_head_labels, read_max_length
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import load_pretrained
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer

@@ -13,14 +13,16 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from checkpoints_tools.architectures import ARCHITECTURES
 from checkpoints_tools.convert import convert
-from checkpoints_tools.encoder_config import UNNAMED, parse_encoder_config, to_hf_encoder_config
+from checkpoints_tools.encoder_config import parse_encoder_config, to_hf_encoder_config
 from checkpoints_tools.folder import check_folder
+from checkpoints_tools.heads import UNNAMED
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.inspect import inspect
 from checkpoints_tools.json_files import write_json
 from checkpoints_tools.load import check_fits_preset, load_pretrained, open_checkpoint
-from checkpoints_tools.registry import ARCHITECTURES, get_model_spec
+from checkpoints_tools.registry import get_model_spec
 from data.errors import UserError
 from data.files.documents import read_json
 from data.tasks import ClassField, Task

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from checkpoints_tools.architectures import ARCHITECTURES, costs_of
 from checkpoints_tools.convert import convert
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.key_maps import LLAMA_HF, Matched, rename_all, to_theirs
 from checkpoints_tools.load import load_pretrained, open_checkpoint
-from checkpoints_tools.registry import ARCHITECTURES, MODELS, ModelSpec, costs_of, get_model_spec, model_names
+from checkpoints_tools.registry import MODELS, ModelSpec, get_model_spec, model_names
 from data.decoder.tokenizer import load_tokenizer
 from data.errors import UserError
 from eval.weights import Weights, model_config

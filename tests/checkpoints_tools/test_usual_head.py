@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_tools.encoder_config import usual_head
+from checkpoints_tools.heads import usual_head
 from tests.launching import TICKETS
 from train.resolve import describe_settings, load_config
 

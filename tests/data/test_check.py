@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints_tools.registry import ARCHITECTURES
+from checkpoints_tools.architectures import ARCHITECTURES
 from data import findings, token_counts
 from data.check import main
 from data.example import Example

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints_tools.checksums import write_checksums
-from checkpoints_tools.encoder_config import heads_for
+from checkpoints_tools.heads import heads_for
 from data.encoder.tokenizer import load_tokenizer
 from data.source import load_examples
 from data.tasks import TASKS

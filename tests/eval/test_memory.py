@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import scoring_trace
+from checkpoints_tools.llama_heads import without_heads
 from checkpoints_tools.registry import MODELS
 from data.errors import UserError
 from data.packing import padded_length
@@ -162,11 +163,13 @@ def test_traced_probabilities_of_labels_take_what_the_arithmetic_says(case):
         assert ours[kind] == pytest.approx(n_bytes, rel=0.0002), kind
 
 
+@pytest.mark.parametrize("name", ["roberta_large", "llama3_8b", "llama2_7b"])
 @pytest.mark.parametrize("documents", [[300] * 13, [20] * 200])
-def test_a_traced_row_of_an_encoder_takes_what_the_arithmetic_says(documents):
+def test_a_traced_row_of_a_model_with_heads_takes_what_the_arithmetic_says(documents, name):
     heads = (Head("intent", "class", 60), Head("slots", "token", 111))
-    config = dataclasses.replace(MODELS["roberta_large"].config, n_layers=3, heads=heads)
-    traced = scoring_trace.trace_encoder(config, BF16, documents)
+    config = MODELS[name].config if name == "roberta_large" else without_heads(MODELS[name].config)
+    config = dataclasses.replace(config, n_layers=5, heads=heads)
+    traced = scoring_trace.trace_heads(config, BF16, documents)
     ours = encoder_memory(config, BF16, 1, 0, [[BatchSize(len(documents), padded_length(sum(documents)))]])
     assert ours.weights == traced["weights"]
     assert ours.peak - ours.weights == pytest.approx(traced["a row"] - traced["weights"], rel=0.002)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from checkpoints_tools.registry import architecture_of, costs_of
+from checkpoints_tools.architectures import architecture_of, costs_of
 from data.loader import StepLoader
 from data.packing import PADDING_DOC
 from model.attention import allowed

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from checkpoints_tools.architectures import architecture_of
 from checkpoints_tools.checksums import write_checksums
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.registry import architecture_of
 from data.errors import UserError
 from eval.weights import find_weights
 from tests.launching import ROOT, TICKETS, call_main

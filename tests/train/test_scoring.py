@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints_tools.registry import ARCHITECTURES, MODELS
+from checkpoints_tools.architectures import ARCHITECTURES
+from checkpoints_tools.registry import MODELS
 from eval.held_out import tp_for
 from tests.train import score_run
 

@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from checkpoints_tools.architectures import Tokenizer
 from checkpoints_tools.checksums import check_small_files
-from checkpoints_tools.registry import Tokenizer, get_model_spec
+from checkpoints_tools.registry import get_model_spec
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.errors import UserError
 from data.files.documents import read_json

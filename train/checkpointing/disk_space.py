@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from checkpoints_tools.architectures import ModelConfig
 from checkpoints_tools.hf_config import DTYPES
-from checkpoints_tools.registry import ModelConfig, ModelSpec
+from checkpoints_tools.registry import ModelSpec
 from data.errors import UserError
 from model.meta import meta_device
 from train.checkpointing import run_folder

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from checkpoints_tools.registry import blocks_of
+from checkpoints_tools.architectures import blocks_of
 from model.attention import allow_variants
 from model.meta import meta_device
 from train.parallel.activation_offload import offload_inputs

@@ -34,7 +34,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from checkpoints_tools.registry import ModelConfig, architecture_of, blocks_of, config_of
+from checkpoints_tools.architectures import ModelConfig, architecture_of, blocks_of, config_of
 from data.errors import UserError
 from model.tensor_plans import Split, TensorPlan
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from checkpoints_tools.registry import ModelConfig, architecture_of
+from checkpoints_tools.architectures import ModelConfig, architecture_of
 from data.errors import UserError
 from train.optim.formats import OPTIMIZERS
 from train.parallel.mesh import MeshShape

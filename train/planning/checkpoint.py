@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from checkpoints_tools.architectures import ModelConfig, Tokenizer, as_family
 from checkpoints_tools.formats import is_meta_folder
 from checkpoints_tools.hf_config import read_config
 from checkpoints_tools.load import check_family, refuse_meta
 from checkpoints_tools.meta_pth import open_meta
-from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, as_family
+from checkpoints_tools.registry import ModelSpec
 from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.errors import UserError
 

@@ -28,7 +28,8 @@ from typing import get_args
 
 import torch
 
-from checkpoints_tools.registry import ModelConfig, ModelSpec, architecture_of, blocks_of, costs_of
+from checkpoints_tools.architectures import ModelConfig, architecture_of, blocks_of, costs_of
+from checkpoints_tools.registry import ModelSpec
 from model.costs import FP32
 from model.meta import meta_device
 from train.optim.formats import OptimFormat, StateFormat, state_bytes

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from checkpoints_tools.architectures import ModelConfig, Tokenizer
 from checkpoints_tools.load import check_fits_preset
-from checkpoints_tools.registry import ModelConfig, ModelSpec, Tokenizer, get_model_spec
+from checkpoints_tools.registry import ModelSpec, get_model_spec
 from data.errors import UserError
 from data.example import Example
 from data.loader import Samples, StepLoader

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from checkpoints_tools.registry import ModelConfig, architecture_of, costs_of
+from checkpoints_tools.architectures import ModelConfig, architecture_of, costs_of
 from data.batch import Row
 from data.example import Example
 from data.loader import StepLoader
@@ -99,7 +99,7 @@ def assume_samples(
         words = any(isinstance(field, TokenField) for field in task.fields)
         outputs = len(task.fields) + (WORDS_IN_UTTERANCE if words else 0)
         around = 2
-        if architecture_of(config).starts_from:  # a decoder with heads reads each document twice, in a frame
+        if architecture_of(config).is_decoder_with_heads:
             documents, around = (n, 2 * mean, 2 * median, 2 * longest_document), FRAME
             text += f", each read twice, with {FRAME} around"
         samples = AssumedSamples(documents, 0, around, (outputs, longest if words else outputs), longest)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints_tools.encoder_config import heads_for
+from checkpoints_tools.heads import heads_for
 from data.encoder.samples import SampleSet as EncoderSampleSet
 from data.encoder.samples import prepare as prepare_encoder
 from data.encoder.samples import tag_set

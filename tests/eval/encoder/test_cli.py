@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints_tools.encoder_config import UNNAMED, heads_for, to_hf_encoder_config
+from checkpoints_tools.encoder_config import to_hf_encoder_config
 from checkpoints_tools.export import export_hf
+from checkpoints_tools.heads import UNNAMED, heads_for
 from data.encoder.samples import output_labels
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from checkpoints_tools.encoder_config import heads_for
+from checkpoints_tools.heads import heads_for
 from data.answers import iob2
 from data.encoder.samples import tag_set
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer

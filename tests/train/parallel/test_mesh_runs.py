@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints_tools.registry import costs_of
+from checkpoints_tools.architectures import costs_of
 from data.packing import PADDING_DOC
 from tests.train.parallel import mesh_run
 from tests.train.parallel.mesh_run import CASES, NET, STAGES, run_case, run_stage
