@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from transformers import AutoModel, AutoTokenizer
 
+from checkpoints_tools.registry import get_model_spec
 from data import check
 from data.encoder.read_twice import AFTER, BEFORE, BETWEEN
 from data.errors import UserError
@@ -23,8 +25,10 @@ from data.tasks import get_task
 from eval.held_out import HeldOutScoring
 from tests.checkpoints_tools.conftest import random_hf_model, save_folder
 from tests.launching import TICKETS, call_main
-from tests.train.tiny_encoder_run import LLAMA
+from tests.train.tiny_encoder_run import LLAMA, QUIET
 from train.fit_heads import PENALTY
+from train.planning.checkpoint import find_config
+from train.planning.workload import FRAME, assume_samples
 from train.resolve import load_config
 from train.setup import open_run
 from train.trainer import Trainer
@@ -155,6 +159,30 @@ def test_a_run_goes_on_as_if_uninterrupted(args: list[str], world, tmp_path: Pat
     resumed.run()
     for p, q in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p.full_tensor(), q.full_tensor())
+
+
+def test_positions_have_no_limit_and_the_folders_pooling_no_say(args: list[str], llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "hf"))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    setup = open_run(load_config([*args, "--checkpoint", str(folder), "--max_length", "600"]))
+    assert setup.model_config.max_position == 512 and setup.model_config.heads
+
+
+def test_a_plan_without_a_tokenizer_counts_both_readings() -> None:
+    task = get_task(str(TICKETS))
+    examples = load_examples(task, "train", None)
+    (once, _), (twice, said) = (assume_samples(task, config, 0, 2048, examples) for config in (QUIET, LLAMA))
+    assert f"each read twice, with {FRAME} around" in said
+    around = 2 + once.label_lengths, FRAME + twice.label_lengths
+    np.testing.assert_allclose(twice.costs - around[1], 2 * (once.costs - around[0]), atol=2)
+
+
+def test_a_plan_refuses_metas_format_as_a_run_does(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text("{}")
+    (tmp_path / "consolidated.00.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="Meta's format, which --model llama_heads does not read. Convert it first"):
+        find_config(get_model_spec("llama_heads"), tmp_path)
 
 
 def test_options_that_are_not_for_it(args: list[str]) -> None:

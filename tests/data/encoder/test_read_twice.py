@@ -45,6 +45,16 @@ def test_words_are_found_in_the_second_reading(tokenizer: TwiceTokenizer) -> Non
     assert samples.first(0)[0] > len(ids) / 2 - len(AFTER), "not in the first reading"
 
 
+def test_the_frame_of_real_tokenizers(llama2, llama3, smollm2) -> None:
+    """As `docs/training.md` has it; and a number's place is not the space that Llama's tokenizers put before it."""
+    frames = {"llama2": 24, "llama3": 23, "smollm2": 23}
+    for decoder, size in zip((llama2, llama3, smollm2), frames.values(), strict=True):
+        found = TwiceTokenizer(decoder)
+        assert found.frame.size == size
+        ids, first = found.encode_words(["at", "9"])
+        assert [decoder.decode([ids[place]]).strip() for place in first] == ["at", "9"]
+
+
 @pytest.mark.parametrize("kept", [8, 5, 2])
 def test_both_readings_are_cut_alike(tokenizer: TwiceTokenizer, kept: int) -> None:
     around = tokenizer.frame.size
