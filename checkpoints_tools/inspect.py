@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
             inspect(args.path, args.all)
     except UserError as error:
         say(f"error: {error}", "stderr")
-        return 2
+        return error.status
     return 0
 
 

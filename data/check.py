@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
             fine = check(args.task, args.data, args.checkpoint, args.row_length)
     except UserError as error:
         terminal.say(f"error: {error}", "stderr")
-        return 2
+        return error.status
     except KeyboardInterrupt:
         return 130
     return 0 if fine else 1

@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
             task, found = new_task(args.file, args.text, args.label, args.encoding)
     except UserError as error:
         say(f"error: {error}", "stderr")
-        return 2
+        return error.status
     assert task.custom is not None
     target = task.custom.path
     say(f"written: {target}. Read it: its comments say what was guessed.")

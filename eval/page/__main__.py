@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         written = write_report(parsed_paths(args))
     except UserError as error:
         terminal.say(f"error: {error}", "stderr")
-        return 2
+        return error.status
     except KeyboardInterrupt:
         return 130
     terminal.say(f"written to {written} ({written.stat().st_size / 2**20:.1f} MB)")
