@@ -36,7 +36,7 @@ from benchmarks.random_checkpoint import load_everything, write_both
 from checkpoints_tools.load import load_pretrained, open_checkpoint
 from data.errors import UserError
 from model.llama import Llama
-from train.parallel.distributed import start
+from train.parallel.distributed import leave_group, start
 from train.parallel.parallelize import parallelize
 
 WAYS = {
@@ -98,7 +98,7 @@ def rank_main(rank: int, n_ranks: int, port: int, folder: Path, rounds: int) -> 
     timings = in_turn(runs, range(1, rounds + 1))
     figures = {way: {"seconds": timings[way].wall, "cpu": timings[way].cpu, "peaks": peaks[way]} for way in WAYS}
     (folder / f"{n_ranks}-{rank}.json").write_text(json.dumps(figures))
-    dist.destroy_process_group()
+    leave_group()
 
 
 def report(figures: dict[int, list[dict]], n_bytes: int, n_parameters: int) -> str:

@@ -37,7 +37,7 @@ from train.checkpointing.disk_space import StoredBytes, bytes_to_write, folder_b
 from train.checkpointing.saver import Saver
 from train.loss import batch_loss
 from train.optim.optimizer import build_optimizer, clip_gradients
-from train.parallel.distributed import World, start
+from train.parallel.distributed import World, leave_group, start
 from train.parallel.parallelize import parallelize
 
 
@@ -145,7 +145,7 @@ def work(rank: int, args: Args, folder: Path, port: int, results: Any) -> None:
     for saver in savers.values():
         saver.close()
     dist.barrier()
-    dist.destroy_process_group()
+    leave_group()
 
 
 def report(found: dict[str, Any], args: Args) -> str:

@@ -28,6 +28,7 @@ from data.errors import UserError
 from model.encoder import ROBERTA_DEBUG, Encoder, Head
 from model.llama import Llama
 from tests.ranks import run_ranks
+from train.parallel.distributed import leave_group
 
 # None of its widths divides by three, and neither do its numbers of labels.
 ENCODER = replace(
@@ -194,7 +195,7 @@ def rank_main(folder: Path) -> None:
     check_infinite(folder / "untied", mesh)
     print("infinite ok")
     check_encoder(folder / "encoder", mesh)
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

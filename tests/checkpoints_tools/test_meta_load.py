@@ -26,6 +26,7 @@ from data.errors import UserError
 from model.llama import Llama
 from tests.meta_reference import random_weights, write_meta_folder, write_rank_file
 from tests.ranks import run_ranks
+from train.parallel.distributed import leave_group
 from train.parallel.tensor_parallel import apply_tensor_parallel
 
 
@@ -207,7 +208,7 @@ def rank_main(folder: Path) -> None:
             print(f"{split_by}, {name}: ok")
     print("tied rows", check_tied(folder / "tied", init_device_mesh("cpu", (4,), mesh_dim_names=("shard",))))
     dist.barrier()
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tests.eval.decoder.test_score import setup_of
 from tests.eval.encoder.test_score import JOINT, config_for
 from tests.eval.encoder.test_score import folders as folders
 from tests.eval.encoder.test_score import job as encoder_job
+from train.parallel.distributed import leave_group
 
 TOLD = 1  # rank
 
@@ -65,7 +66,7 @@ def on_rank(rank: int, port_file: Path, checkpoint: Path, folder: Path) -> None:
             assert told.passes == 2 if sharded or rank == TOLD else told.passes > 2
         untold = ScoringRanks("cpu", rank, 2, stop=lambda: False)
         assert score(model, job, untold).metrics["n_examples"] == 9
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_all_ranks_stop_if_one_is_told(tiny_checkpoint: Path, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -172,12 +172,19 @@ def run_guarded(main: Callable[[], None], prints_result: bool = True) -> None:
         status = 1
     if prints_result:
         status = terminal.status_of(status)
+    leave_group(status)
+
+
+def leave_group(status: int = 0) -> None:
+    """Leave the process group, if any. Returns only after success on one rank; else the process ends at once.
+
+    Even after success not by sys.exit: with gloo, one run in ten aborts during interpreter shutdown ("terminate called
+    without an active exception", torch 2.13). torchrun would report such a run as failed.
+    """
     several = dist.is_initialized() and dist.get_world_size() > 1
     if status == 0 and dist.is_initialized():
         dist.destroy_process_group()
     if status or several:
-        # os._exit even after success. With gloo, one run in ten aborts during interpreter shutdown ("terminate called
-        # without an active exception", torch 2.13). torchrun would report such a run as failed.
         stopping.leave(status)
 
 

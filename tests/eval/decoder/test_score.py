@@ -25,6 +25,7 @@ from eval.job import ScoringJob, ScoringRanks
 from eval.results import Prediction, Results, field_kinds, read_predictions, read_results, write_run
 from eval.score import score
 from eval.setup import build_model, open_scoring
+from train.parallel.distributed import leave_group
 
 JOINT = TASKS["massive_joint"]
 SPANS = JOINT.with_slot_answer("spans")
@@ -253,7 +254,7 @@ def score_on_rank(rank, world_size, checkpoint, port_file, out):
         torch.save(result, out)
     else:
         assert result.predictions == [] and result.metrics["n_examples"] == 9
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_ranks_share_the_work_and_change_nothing(tiny_checkpoint, tmp_path):

@@ -25,6 +25,7 @@ from model.encoder import ROBERTA_BASE
 from tests.encoder_exports import random_encoder
 from tests.encoder_reference import ours_from, reference, scaled_down
 from tests.encoder_tokenizers import write_bert, write_roberta
+from train.parallel.distributed import leave_group
 
 BERT = replace(ROBERTA_BASE, family="bert", position_offset=0, n_token_types=2, norm_eps=1e-12)
 FAMILIES = {"roberta": ROBERTA_BASE, "bert": BERT}
@@ -143,7 +144,7 @@ def score_on_rank(rank, world_size, folder, examples, port_file, out):
     ranks = ScoringRanks(rank=rank, world_size=world_size, sharded=True, passes=dist.group.WORLD)
     result = score(model, job(THREE, tokenizer, examples, max_batch_tokens=1), ranks)
     torch.save((result, len(passes)), f"{out}{rank}")
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_neither_packing_nor_ranks_change_an_answer(folders, tmp_path):
