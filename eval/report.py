@@ -19,7 +19,7 @@ from data.files.durable import write_text
 from data.terminal import literal, say, show, width
 from eval.kept_lines import writable
 from eval.metrics import main_figures
-from eval.results import RESULTS, Results, read_results, stored_task
+from eval.results import RESULTS, Results, folder_of, read_results, stored_task
 
 Row = tuple[str, list[str]]
 FIRST_COLUMN = "system"
@@ -315,7 +315,8 @@ def compare(
     runs = _named([read_results(folder) for folder in folders], folders)
     if winner is None and winner_figure is not None:
         raise UserError(f"--winner_figure {winner_figure!r} needs --winner, the run that should be ahead in it.")
-    if winner is not None and winner.resolve() not in [folder.resolve() for folder in folders]:
+    places, best = [folder_of(folder).resolve() for folder in folders], winner and folder_of(winner).resolve()
+    if best is not None and best not in places:
         raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
     show_comparison(runs)
     if groups := _on_different_examples(runs):
@@ -327,13 +328,13 @@ def compare(
             else:
                 write_text(markdown_file.resolve(), markdown(runs))
         say(f"written to {markdown_file}")
-    if winner is None:
+    if best is None:
         return True
-    expected = next(run for run, folder in zip(runs, folders, strict=True) if folder.resolve() == winner.resolve())
+    expected = runs[places.index(best)]
     known = figures(expected)
     if winner_figure is not None and winner_figure not in known:
         raise UserError(f"--winner_figure {winner_figure!r}: {expected.system} has only {', '.join(known)}.")
-    others = [run for run, folder in zip(runs, folders, strict=True) if folder.resolve() != winner.resolve()]
+    others = [run for run, place in zip(runs, places, strict=True) if place != best]
     if not others:
         raise UserError(f"--winner {winner}: no other run is compared with it.")
     compared: dict[str, list[str]] = {}  # systems, by the figures in which they were compared

@@ -121,6 +121,8 @@ def matrix(pairs: Pairs, labels: Sequence[str]) -> Html:
                 wrong[predicted] += n
     worst = {name for name, _ in wrong.most_common(MATRIX_LABELS)}
     kept = [own for own in labels if own in worst] if len(labels) > MATRIX_LABELS else list(labels)
+    if len(kept) == len(labels) - 1:  # one alone has room of its own
+        kept = list(labels)
     n_pooled = len(labels) - len(kept)
     numbers = {own: i for i, own in enumerate(kept)}
     others, unparsed = len(kept), len(kept) + 1  # columns; the others are one row and one column

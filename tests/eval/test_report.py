@@ -173,6 +173,8 @@ def test_compare(tmp_path, capsys):
     assert "| after | 90.0% |" in (tmp_path / "sub" / "table.md").read_text()
     assert not compare(runs, winner=tmp_path / "before")
     assert "does not beat after 90.0%" in capsys.readouterr().out
+    file = runs[1] / "results.json"  # names the same run
+    assert compare(runs, winner=file) and compare([runs[0], file], winner=runs[1])
     with pytest.raises(UserError, match="not among the compared runs"):
         compare(runs, winner=tmp_path)
     with pytest.raises(UserError, match="not a scored run"):

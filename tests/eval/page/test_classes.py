@@ -92,6 +92,9 @@ def test_of_many_labels_the_matrix_has_those_with_errors():
     columns, names, numbers = cells_of(matrix(counted(pairs).pairs, sorted({g for g, _ in pairs})))
     assert names == ["label 007", "label 300", "label 400", "497 others"] and columns == [*names, "unparsed"]
     assert numbers.tolist() == [[3, 1, 0, 0, 0, 4], [0, 2, 0, 0, 0, 2], [0, 0, 2, 0, 1, 3], [0, 0, 0, 994, 0, 994]]
+    pairs = [(f"label {i:03}", None if i else "label 000") for i in range(classes.MATRIX_LABELS + 1)]
+    shown = matrix(counted(pairs).pairs, sorted({g for g, _ in pairs}))
+    assert cells_of(shown)[1] == sorted({g for g, _ in pairs}) and "share a row" not in shown, "one is not pooled"
     pairs = answers(100, 5000)
     columns, names, numbers = cells_of(matrix(counted(pairs).pairs, sorted({g for g, _ in pairs})))
     assert len(names) == classes.MATRIX_LABELS + 1 and columns[-2:] == ["20 others", "unparsed"]
