@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from checkpoints_tools.load import load_pretrained
+from checkpoints_tools.output_rows import rows_of_labels
+from data.encoder.read_twice import TwiceTokenizer
 from data.errors import UserError
+from model.llama_heads import HeadedLlamaConfig
 from train.checkpointing import tensors
 from train.config import TrainConfig
 from train.finite import require_finite_start
@@ -68,10 +71,20 @@ def build_model(config: TrainConfig, setup: Setup, world: World) -> tuple[nn.Mod
         )
         raise UserError(f"--steps 0 trains new heads of one linear layer and nothing else; {what}")
     if fields:
-        fit_heads(model, fields, setup.samples, config.batch.row_length, config.train.seed)
+        names = _names(setup, start_from, fields)
+        fit_heads(model, fields, setup.samples, config.batch.row_length, config.train.seed, names)
     elif fresh:
         log.info("note: --fit_heads fits new heads of one linear layer; those of %s are not.", ", ".join(random))
     return model, bool(fields)
+
+
+def _names(setup: Setup, folder: Path, fields: list[str]) -> dict[str, Tensor]:
+    """By field, what the labels' names are to a decoder with heads; nothing for token fields and encoders."""
+    if not isinstance(setup.tokenizer, TwiceTokenizer):
+        return {}
+    heads = cast(HeadedLlamaConfig, setup.model_config).heads
+    asked = {head.name: setup.labels[head.name] for head in heads if head.of_documents and head.name in fields}
+    return rows_of_labels(folder, setup.tokenizer, asked)
 
 
 def describe_run(config: TrainConfig, setup: Setup, world: World, model: nn.Module) -> str:

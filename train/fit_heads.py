@@ -8,6 +8,9 @@ What a linear head reads is computed once, without dropout. The head is then the
 scikit-learn. Training goes on from there with everything. A decoder's states have a few directions that are much longer
 than the others and say little of the text, so that its inputs are brought to mean 0 and deviation 1 first.
 
+A decoder also knows what the labels' names mean: its own logit of a name, after a frame that asks for the topic, says
+more than chance about the label. A small part of it is added to the fitted logits. It decides where few texts do not.
+
 Shapes: N targets of a field, E width of what a head reads, V labels.
 """
 
@@ -36,6 +39,8 @@ log = logging.getLogger(__name__)
 
 TARGETS = 10_000  # of a field, of examples drawn by seed: with more, fitting takes long and changes little
 PENALTY = 3.0  # scikit-learn's C, for inputs of length 1 (docs/few_labels.md)
+NAMES = 0.1  # share of the labels' names in a decoder's logits (docs/few_labels.md)
+CONSTANT = 1e-5  # a deviation below this share of the values is rounding in fp32; a real model's are above 0.01
 RARE = 5.0  # how much less likely than any other label one without examples is, as a difference of logits
 
 
@@ -52,7 +57,14 @@ def fittable(model: nn.Module, fresh: Container[str]) -> tuple[list[str], list[s
 
 
 @torch.no_grad()
-def fit_heads(model: nn.Module, fields: Container[str], samples: object, row_length: int, seed: int) -> None:
+def fit_heads(
+    model: nn.Module,
+    fields: Container[str],
+    samples: object,
+    row_length: int,
+    seed: int,
+    names: Mapping[str, Tensor] | None = None,
+) -> None:
     """Fit the heads of these fields on the training samples. All ranks call this, and each reads all the samples.
 
     Args:
@@ -60,6 +72,8 @@ def fit_heads(model: nn.Module, fields: Container[str], samples: object, row_len
         fields: some of the first of `fittable`.
         samples: those of a model with heads, with their weights in the loss, if they have any.
         row_length: tokens of a row that is computed at once.
+        names: by field of a decoder, rows of its output matrix for the labels
+            (`checkpoints_tools.output_rows.rows_of_labels`).
 
     Raises:
         NotFinite: what the model gives for the samples is NaN or infinite.
@@ -77,7 +91,8 @@ def fit_heads(model: nn.Module, fields: Container[str], samples: object, row_len
                     f"--fit_heads: the values computed for {name} are NaN or infinite, though all weights "
                     "are finite. Try --precision fp32; if that does not help, the checkpoint is damaged."
                 )
-            _fit_head(model, key, inputs[name], targets[name], samples.weights.get(name))
+            rows = (names or {}).get(name)
+            _fit_head(model, key, inputs[name], targets[name], samples.weights.get(name), rows)
         log.info("heads fitted before the first step, on %s of %s examples: %s", f"{n:,}", f"{len(order):,}",
                  ", ".join(keys))  # fmt: skip
 
@@ -87,7 +102,14 @@ def _count_needed(outputs: np.ndarray) -> int:
     return min(len(outputs), int(np.searchsorted(outputs.cumsum(), TARGETS)) + 1)
 
 
-def _fit_head(model: nn.Module, key: str, inputs: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> None:
+def _fit_head(
+    model: nn.Module,
+    key: str,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray | None,
+    names: Tensor | None,
+) -> None:
     """Fit one head on rank 0 and give it to all ranks."""
     if not len(targets):  # a token field of texts without words
         return
@@ -97,6 +119,8 @@ def _fit_head(model: nn.Module, key: str, inputs: np.ndarray, targets: np.ndarra
     if dist.get_rank() == 0:
         is_decoder = architecture_of(config_of(model)).is_decoder_with_heads
         fitted = list(fit(inputs, targets, weight.shape[0], weights, standardize=is_decoder))
+        if names is not None:
+            fitted = [own + more for own, more in zip(fitted, toward_names(inputs, targets, names), strict=True)]
     for parameter, values in zip((weight, bias), fitted, strict=True):
         values = values.to(parameter.device)
         dist.broadcast(values, 0)
@@ -155,7 +179,10 @@ def fit(
     """
     mean, deviation = np.zeros(inputs.shape[1]), np.ones(inputs.shape[1])
     if standardize:
-        mean, deviation = inputs.mean(0), inputs.std(0) + 1e-6
+        mean, deviation = inputs.mean(0), inputs.std(0)
+        # What differs by rounding alone is no difference, and is left out.
+        size = np.abs(mean) + np.sqrt(np.mean(inputs**2))
+        deviation = np.where(deviation > CONSTANT * size, deviation, np.inf)
         inputs = (inputs - mean) / deviation
     scale = float(np.linalg.norm(inputs, axis=1).mean()) or 1.0  # so that the penalty means the same for any model
     inputs = inputs / scale
@@ -173,6 +200,31 @@ def fit(
         bias[np.setdiff1d(np.arange(n_labels), seen)] = bias[seen].min() - RARE
     weight /= scale * deviation
     return torch.from_numpy(weight).float(), torch.from_numpy(bias - weight @ mean).float()
+
+
+def toward_names(inputs: np.ndarray, targets: np.ndarray, names: Tensor) -> tuple[Tensor, Tensor]:
+    """What the labels' names add to a head: weight [V, W] and bias [V].
+
+    The model's own logit of a name is the product of the document's last state and the name's row of the output matrix.
+    Each label's logits are brought to mean 0 and deviation 1 over the targets, since some names are likely after any
+    text. One regression of all labels on them tells how much they say: nothing if the names are mere codes. The share
+    `NAMES` of its logits is added.
+
+    Args:
+        inputs: [N, W] what the head reads; the last E are the last state.
+        targets: as `fit`'s.
+        names: [V, E].
+    """
+    n_labels, width = names.shape
+    logits = torch.from_numpy(inputs[:, -width:]) @ names.T  # [N, V]
+    mean, deviation = logits.mean(0), logits.std(0, correction=0)
+    scale = torch.where(deviation > CONSTANT * logits.abs().max(), 1 / deviation, 0.0)
+    is_label = targets if targets.ndim == 2 else np.eye(n_labels, dtype=np.int64)[targets]
+    rows, _ = _regression(((logits - mean) * scale).numpy().reshape(-1, 1), is_label.reshape(-1))
+    scale *= NAMES * max(0.0, float(rows[-1, 0] - rows[0, 0]))
+    weight = torch.zeros(n_labels, inputs.shape[1])
+    weight[:, -width:] = scale[:, None] * names
+    return weight, -scale * mean
 
 
 def _regression(

@@ -25,7 +25,7 @@ from tests.encoder_samples import make_encoder_samples
 from tests.launching import TICKETS
 from tests.train.tiny_encoder_run import MULTI, QUIET, make_trainer
 from train.errors import Interrupted
-from train.fit_heads import PENALTY, RARE, fit, fit_heads, fittable
+from train.fit_heads import NAMES, PENALTY, RARE, fit, fit_heads, fittable, toward_names
 from train.resolve import load_config
 from train.setup import open_run
 from train.stopping import Stop
@@ -89,6 +89,19 @@ def test_standardized_inputs_are_those_of_the_regression_alone() -> None:
     assert (plain.argmax(-1) != torch.from_numpy(targets)).float().mean() > 0.2, "else it would not be needed"
 
 
+def test_what_differs_by_rounding_alone_has_no_weight() -> None:
+    """Else it would be taken for the labels, with weights of hundreds of thousands."""
+    rng = np.random.default_rng(0)
+    targets = np.arange(30) % 3
+    same = np.repeat(rng.normal(size=(1, 6)), 30, axis=0).astype(np.float32) * (1 + 1e-6 * rng.normal(size=(30, 6)))
+    one = same.copy()
+    one[:, 2] += targets
+    for inputs, told in ((same, False), (one, True)):
+        weight, bias = fit(inputs.astype(np.float32), targets, 3, standardize=True)
+        assert weight.abs().max() < 10 and bias.abs().max() < 10 and weight[:, 2].any() == told
+        assert not weight[:, [0, 1, 3, 4, 5]].any()
+
+
 @pytest.mark.parametrize("n", [1, 4])
 def test_equal_inputs_give_how_often_each_label_is_there(n: int) -> None:
     targets = np.arange(n) % 2
@@ -105,6 +118,30 @@ def test_labels_without_examples_are_the_least_probable() -> None:
     assert (found[:, [0, 2, 5]].amax(-1) < found[:, [1, 3, 4]].amax(-1) - 1).all()
     alone = logits_of(inputs, fit(inputs, np.full(40, 2), 3))
     torch.testing.assert_close(alone, torch.tensor([[-RARE, -RARE, 0.0]]).expand(40, 3))
+
+
+def test_names_add_a_share_of_what_they_say() -> None:
+    """The model's own logits, of the last state alone, as far as they agree with the labels."""
+    rng = np.random.default_rng(0)
+    inputs, names = rng.normal(size=(50, 7)).astype(np.float32), torch.from_numpy(rng.normal(size=(4, 3))).float()
+    inputs[:, 6] = 2.0
+    names[1], names[2] = torch.tensor([0.0, 0.0, 5.0]), 0.0
+    own = torch.from_numpy(inputs[:, 4:]) @ names.T
+    right = np.where(rng.random(50) < 0.7, own[:, 0] > own[:, 0].mean(), rng.random(50) < 0.5)
+    marks = np.stack([right, rng.random(50) < 0.5, rng.random(50) < 0.5, own[:, 3] > own[:, 3].mean()], axis=1)
+    for targets in (np.where(right, 0, 3), marks.astype(np.int64)):
+        added = logits_of(inputs, toward_names(inputs, targets, names))
+        torch.testing.assert_close(added.mean(0), torch.zeros(4), atol=1e-6, rtol=0)
+        scaled = StandardScaler().fit_transform(own.numpy())
+        scaled[:, 1:3] = 0  # as likely after every text
+        is_label = targets if targets.ndim == 2 else np.eye(4)[targets]
+        slope = LogisticRegression(C=PENALTY).fit(scaled.reshape(-1, 1), is_label.reshape(-1)).coef_.item()
+        assert slope > 0.3
+        torch.testing.assert_close(added, torch.from_numpy(NAMES * slope * scaled).float(), atol=1e-4, rtol=1e-3)
+        against = 1 - is_label.astype(np.int64)
+        assert not any(part.any() for part in toward_names(inputs, against, names)), "names that say the opposite"
+    for few in (inputs[:1], np.repeat(inputs[:1], 3, axis=0)):
+        assert not any(part.any() for part in toward_names(few, np.arange(len(few)), names))
 
 
 @pytest.mark.parametrize("head", ["linear", "mean"])

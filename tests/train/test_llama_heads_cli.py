@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints_tools.registry import get_model_spec
 from data import check
@@ -67,11 +68,23 @@ def rows_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@torch.no_grad()
+def name_rows(folder: Path, labels: Iterable[str]) -> np.ndarray:
+    """[labels, E], by transformers alone: the means of the labels' rows of the output matrix."""
+    matrix = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).get_output_embeddings().weight
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return np.stack([matrix[tokenizer(f" {label}").input_ids].mean(0).numpy() for label in labels])
+
+
+@pytest.mark.parametrize("tied", [False, True])
 def test_heads_alone_are_scikit_learns_regression(
-    args: list[str], llama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    args: list[str], llama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tied: bool
 ) -> None:
-    """The labels and probabilities of predict.py are those of a pipeline on transformers' states."""
-    call_main(monkeypatch, "train.py", *args, "--steps", "0")
+    """predict.py's labels and probabilities are a pipeline's on transformers' states, with what names add."""
+    if tied:
+        llama = save_folder(random_hf_model(seed=2, tie_word_embeddings=True), tmp_path / "tied")
+    monkeypatch.setattr("train.fit_heads.NAMES", share := 5.0)  # a random model's names say little
+    call_main(monkeypatch, "train.py", *args, "--checkpoint", llama, "--steps", "0")
     export = tmp_path / "run/export"
     before, after = load_file(llama / "model.safetensors"), load_file(export / "model.safetensors")
     for name, tensor in before.items():
@@ -86,15 +99,25 @@ def test_heads_alone_are_scikit_learns_regression(
     call_main(monkeypatch, "predict.py", *options, "--output", tmp_path / "labels.jsonl")
     found = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
     assert len(found) == len(test)
+    shifts = []
     for field in task.fields:
         scale = np.linalg.norm(StandardScaler().fit_transform(inputs[0]), axis=1).mean()
         shrink = FunctionTransformer(lambda x, scale=scale: x / scale)
         regression = make_pipeline(StandardScaler(), shrink, LogisticRegression(C=PENALTY, max_iter=1000))
         regression.fit(inputs[0], [e.class_label(field.name) for e in train])
-        for row, expected in zip(found, regression.predict_proba(inputs[1]), strict=True):
+        rows = name_rows(llama, regression.classes_)
+        first, second = (some[:, -rows.shape[1] :] @ rows.T for some in inputs)
+        scaler = StandardScaler().fit(first)
+        is_label = [[e.class_label(field.name) == label for label in regression.classes_] for e in train]
+        own = LogisticRegression(C=PENALTY).fit(scaler.transform(first).reshape(-1, 1), np.ravel(is_label))
+        added = share * max(0, own.coef_.item()) * scaler.transform(second)
+        shifts.append(np.abs(added).max())
+        logits = torch.from_numpy(regression.predict_log_proba(inputs[1]) + added)
+        for row, expected in zip(found, logits.softmax(-1).numpy(), strict=True):
             assert row[f"predicted_{field.name}"] == regression.classes_[expected.argmax()]
             assert row[f"predicted_{field.name}_probability"] == pytest.approx(expected.max(), abs=5e-3)
     assert len({row["predicted_queue"] for row in found}) > 1
+    assert max(shifts) > 0.05, shifts
 
 
 def test_scored_and_labelled_alike(
