@@ -61,7 +61,7 @@ def _assume_tries(setup: ScoringSetup) -> TrieLoad:
 
 
 def warn_of_length(setup: ScoringSetup) -> None:
-    """Log how many of a decoder's inputs are longer than the model was trained for, as training does."""
+    """Log how many of a decoder's inputs are longer than the model was trained for, if any, as training does."""
     limit = setup.config.max_position
     if setup.max_length <= limit:
         return
@@ -69,5 +69,6 @@ def warn_of_length(setup: ScoringSetup) -> None:
     n_longer = sum(
         lengths.prefix + body + answer > limit for body, answer in zip(lengths.bodies, lengths.limits, strict=True)
     )
-    log.warning("warning: row_length %d exceeds the %d tokens the model was trained for; %d of %d inputs may be longer "
-                "with their answers.", setup.max_length, limit, n_longer, len(lengths.bodies))  # fmt: skip
+    if n_longer:
+        log.warning("warning: row_length %d exceeds the %d tokens the model was trained for; %d of %d inputs may be "
+                    "longer with their answers.", setup.max_length, limit, n_longer, len(lengths.bodies))  # fmt: skip

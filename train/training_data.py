@@ -140,14 +140,14 @@ def _prompt_spec(
 
 
 def warn_of_length(samples: SampleSet, model_config: ModelConfig, config: TrainConfig) -> None:
-    """Warn if rows are longer than what the model was trained for."""
+    """Warn if samples are longer than what the model was trained for."""
     limit = model_config.max_position
-    if config.batch.row_length > limit:
+    if n_longer := samples.count_longer_than(limit):
         log.warning(
             "warning: row_length %d exceeds the %d tokens the model was trained for; %d of %d samples are longer.",
             config.batch.row_length,
             limit,
-            samples.count_longer_than(limit),
+            n_longer,
             len(samples),
         )
 

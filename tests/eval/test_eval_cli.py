@@ -250,6 +250,11 @@ def test_inputs_longer_than_the_model_was_trained_for_are_counted(tiny_checkpoin
     caplog.clear()
     warn_of_length(setup)
     assert not caplog.text
+    setup = plan(folder, row_length=1500, max_new_tokens=2, **options | {"task": "massive_intent"})
+    lengths = request_lengths(setup.job)
+    assert lengths.prefix + max(lengths.bodies) + max(lengths.limits) <= 550 < setup.max_length
+    warn_of_length(setup)
+    assert "exceeds" not in caplog.text, "a warning of none"
     words = f"--model llama --checkpoint {folder} --task 20ng_7 --data sample --limit 30 --max_new_tokens 2".split()
     done = run_eval(*words, "--row_length", "1500", "--device", "cpu", "--output", tmp_path / "out")
     assert "row_length 1500 exceeds the 550 tokens" in done.stdout, done.stderr

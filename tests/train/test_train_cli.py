@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,11 +286,17 @@ def test_shots_longer_than_the_row(train_args: list[str]) -> None:
         open_run(load_config([*train_args, "--row_length", "400", "--shots", "12"]))
 
 
-def test_rows_longer_than_the_model_was_trained_for_are_warned_of_once(
-    train_args: list[str], caplog: pytest.LogCaptureFixture
+def test_samples_longer_than_the_model_was_trained_for_are_warned_of_once(
+    train_args: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    open_run(load_config([*train_args, "--row_length", "4096"]))
-    assert caplog.text.count("exceeds the 2048 tokens the model was trained for; 0 of 24 samples are longer") == 1
+    long_rows = [*train_args, "--row_length", "4096"]
+    open_run(load_config(long_rows))
+    assert "exceeds" not in caplog.text, "a warning of none"
+    task = Path(shutil.copytree(TICKETS.parent, tmp_path / "task")) / TICKETS.name
+    with (task.parent / "train.csv").open("a") as file:
+        file.write(f"{'please ' * 3000},billing,high\n")
+    open_run(load_config([*long_rows, "--task", str(task)]))
+    assert caplog.text.count("exceeds the 2048 tokens the model was trained for; 1 of 25 samples are longer") == 1
 
 
 def test_divided_by_seed(train_args: list[str]) -> None:
