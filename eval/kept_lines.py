@@ -154,14 +154,17 @@ def _read(file: BinaryIO, path: Path, identity: Mapping[str, str], kind: Kind) -
     return found[1:], end
 
 
-def sha256_of(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file, which is read in blocks.
+def sha256_of(*paths: Path) -> str:
+    """The hexadecimal SHA-256 of a file, or of several one after the other, which are read in blocks.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: a file cannot be read.
     """
-    with readable(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for path in paths:
+        with readable(path), open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 @contextmanager

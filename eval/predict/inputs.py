@@ -21,7 +21,7 @@ from data.errors import UserError, as_json, nearest
 from data.files.documents import parse_line, readable
 from data.readers import conll
 from data.readers.cells import list_in
-from data.readers.columnar import SPLITS_FILE, STATE_FILE
+from data.readers.columnar import SPLITS_FILE, STATE_FILE, saved_files
 from data.readers.records import Record
 from data.readers.tables import (
     COLUMNAR,
@@ -36,6 +36,7 @@ from data.readers.tables import (
 )
 from data.readers.words import joined
 from data.template import TextTemplate, is_missing
+from eval.kept_lines import sha256_of
 
 STANDARD_INPUT = "-"
 START_OF_LIST = re.compile(r"""\s*\[\s*(["']?)""")
@@ -67,7 +68,7 @@ class Input:
 
     Attributes:
         name: what messages call it.
-        path: its file; None if it can be read only once (standard input, a pipe) or is a folder.
+        path: its file, or its folder that ``datasets`` saved; None if it can be read only once.
         format: one of `data.readers.tables.FORMATS`.
         columns: the names of its columns; in JSON lines those of the first record that can be read.
         text_column: the one that has the texts; None: a template makes them.
@@ -126,9 +127,7 @@ def open_input(
             else:
                 found = format
             source = file
-            if is_folder:
-                file = None
-            elif not file.is_file():  # a pipe with a name
+            if is_read_once(file):
                 with readable(file):
                     source, file = stack.enter_context(file.open("rb")), None
         _check_dialect(dialect, found, name)
@@ -169,6 +168,16 @@ def open_input(
         has_words = column is not None and column == words_column
         rows = (_row(record, name, text_of, has_words) for record in chain(ahead, table.records))
         yield Input(name, file, found, columns, column, rows, table.progress)
+
+
+def is_read_once(path: Path | str) -> bool:
+    """Whether an input is standard input or a pipe with a name, so that no later run can go on with it."""
+    return str(path) == STANDARD_INPUT or not (Path(path).is_file() or Path(path).is_dir())
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of what is read of an input: its file, or the files that ``datasets`` saved in its folder."""
+    return sha256_of(*(saved_files(path) if path.is_dir() else [path]))
 
 
 def columns_of_records(opened: Input, dialect: Dialect) -> Iterator[tuple[str, Collection[str]]]:

@@ -24,12 +24,11 @@ from data.task_file import task_hash
 from data.template import TextTemplate
 from eval.config import EvalConfig
 from eval.job import ScoringRanks
-from eval.kept_lines import sha256_of
 from eval.memory import ScoringLoad, check_fits, usable_now
 from eval.predict.classifier import Classifier, Result, decoding_of, model_name
 from eval.predict.columns import columns_of, to_columns
 from eval.predict.config import PredictConfig
-from eval.predict.inputs import Input, Row, columns_of_records, open_input
+from eval.predict.inputs import Input, Row, columns_of_records, hash_of, is_read_once, open_input
 from eval.predict.outputs import STANDARD_OUTPUT, Output, OutputClosed, open_output
 from eval.predict.partial import kept_rows, partial_path
 from eval.progress import RowProgress
@@ -168,7 +167,7 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
     ) as opened:
         identity = None
         if opened.path is not None and options.output != STANDARD_OUTPUT:
-            identity = {"input": sha256_of(opened.path), "checkpoint": fingerprint(setup.weights.path)}
+            identity = {"input": hash_of(opened.path), "checkpoint": fingerprint(setup.weights.path)}
             identity["task"] = task_hash(setup.task)  # not its path, whose contents may have changed
             identity |= {name: str(getattr(options, name)) for name in IDENTIFYING} | {"precision": precision}
             if setup.prompt is not None:
@@ -254,4 +253,4 @@ def _kept(options: PredictConfig) -> str:
     """A sentence about the rows that are done, if the program is ended now; empty if there are none to go on with."""
     output = Path(options.output)
     partial = partial_path(output)
-    return kept_rows(output, Path(options.input).is_file()) if partial.exists() and partial.stat().st_size else ""
+    return kept_rows(output, not is_read_once(options.input)) if partial.exists() and partial.stat().st_size else ""

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from data.errors import UserError
 from eval.predict import run as run_module
@@ -35,6 +36,31 @@ def test_continued_is_as_never_interrupted(run, killed_after, tmp_path, caplog, 
     assert "continuing after the 4 rows that are done" in caplog.text and summary.n_rows == 10 - 4
     assert output.read_bytes() == (tmp_path / f"all.{ending}").read_bytes()
     assert [path.name for path in tmp_path.glob("out.*")] == [output.name]
+
+
+def test_a_folder_that_datasets_saved_is_continued(run, killed_after, tmp_path):
+    """Also with the output in it; not after one of its files has changed."""
+    folder, texts = tmp_path / "saved", texts_of("tickets")
+
+    def save(texts: list[str]) -> None:
+        Dataset.from_dict({"text": texts}).save_to_disk(folder, num_shards=2)
+
+    save(texts)
+    assert len(list(folder.glob("*.arrow"))) == 2
+    run("--input", folder, "--output", tmp_path / "all.jsonl")
+    words = ("--input", folder, "--output", folder / "out.jsonl")
+    killed_after(2)
+    with pytest.raises(Killed):
+        run(*words)
+    killed_after(None)
+    options = PredictConfig(input=str(folder), output=str(folder / "out.jsonl"))
+    assert run_module._kept(options).endswith("out.jsonl.partial; the same command continues.")
+    save([*texts[:-1], "another"])
+    with pytest.raises(UserError, match=r"out\.jsonl\.partial was made .* with another input"):
+        run(*words)
+    save(texts)
+    assert run(*words).n_rows == len(texts) - 4 == 4
+    assert (folder / "out.jsonl").read_bytes() == (tmp_path / "all.jsonl").read_bytes()
 
 
 def test_records_that_could_not_be_read_before_an_interruption_count(run, killed_after, tmp_path, caplog):

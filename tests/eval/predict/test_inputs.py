@@ -330,7 +330,7 @@ def test_words_and_other_formats(tmp_path: Path) -> None:
     assert wrong.error.startswith("'text' has 'b c' as word 1 of 1, which has a space within")
     Dataset.from_dict({"tokens": [["a", "b"]]}).save_to_disk(tmp_path / "saved")
     with open_input(tmp_path / "saved", text_column="tokens") as found:
-        assert (found.format, found.path) == ("arrow", None)
+        assert (found.format, found.path) == ("arrow", tmp_path / "saved")
         assert [row.text for row in found.rows] == ["a b"]
     with pytest.raises(UserError, match="--encoding is for text; --input .* is read as arrow"):
         rows(tmp_path / "saved", dialect=Dialect(encoding="utf-16"))
