@@ -52,7 +52,7 @@ _held: str | None = None  # what is said when a stop is noted inside of `held`
 _second_ends = False
 _told: Callable[[], None] | None = None
 _watching = False
-_sentences: list[Callable[[], str]] = []
+_sentence: Callable[[], str] | None = None  # of the innermost `saying`
 BEFORE_LEAVING: list[Callable[[], None]] = []  # called by `leave`, last
 
 
@@ -105,12 +105,15 @@ def held(announcement: str, second_ends: bool = False, told: Callable[[], None] 
 
 @contextmanager
 def saying(sentence: Callable[[], str]) -> Iterator[None]:
-    """While the block runs, a program that ends at once prints this sentence about what is kept; it may be empty."""
-    _sentences.append(sentence)
-    try:
-        yield
-    finally:
-        _sentences.remove(sentence)
+    """While the block runs, a program that ends at once prints this sentence about what is kept; it may be empty.
+
+    Of nested blocks the innermost's. After an error in the block it stays: the program ends, perhaps not by itself. If
+    a rank was killed, the others' collectives fail, and they wait for torchrun's signal.
+    """
+    global _sentence
+    before, _sentence = _sentence, sentence
+    yield
+    _sentence = before
 
 
 def _watch(reader: int, launcher: int | None, grace: float) -> None:
@@ -135,7 +138,7 @@ def _note(signum: int, why: str) -> None:
             _stop.signum, _stop.why = signum, why
     terminal.hurry()
     if announcement is None and first or announcement is not None and not first and _second_ends:
-        leave(128 + signum, lambda: " ".join([f"{why}: stopped.", *filter(None, (say() for say in _sentences))]))
+        leave(128 + signum, lambda: f"{why}: stopped. {_sentence() if _sentence else ''}".rstrip())
     elif first:
         if told is not None:
             told()

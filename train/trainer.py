@@ -160,7 +160,7 @@ class Trainer:
             self.log.event("resume", step=self.step)
         if self.setup.class_weights:
             self.log.event("class_weights", weights=self.setup.class_weights)
-        with stopping.held(announcement()) as self.stop:
+        with stopping.saying(self._how_to_continue), stopping.held(announcement()) as self.stop:
             try:
                 self._loop()
                 self._save()
@@ -294,6 +294,9 @@ class Trainer:
         self.saver.close()
         saved = checkpoint.steps_in(self.checkpoints)
         return f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint had been saved yet."
+
+    def _how_to_continue(self) -> str:
+        return f"{self._kept()} {advice_to_continue(self.again, self.output)}"
 
     def _told_to_stop(self) -> bool:
         """Whether any rank was told to stop. Collective."""

@@ -33,9 +33,11 @@ WAIT = 120.0
 
 
 @contextmanager
-def running(args: list[str], run: Path, until: int, ranks: int = 1, **pipes) -> Iterator[subprocess.Popen]:
+def running(
+    args: list[str], run: Path, until: int, ranks: int = 1, save_every: int = 0, **pipes
+) -> Iterator[subprocess.Popen]:
     """``train.py``, once it has taken a number of steps; it has many to go. It is killed if the test fails."""
-    line = command(TRAIN, *args, "--output", run, "--steps", "100000", "--save_every", "0", ranks=ranks)
+    line = command(TRAIN, *args, "--output", run, "--steps", "100000", "--save_every", save_every, ranks=ranks)
     more = {"preexec_fn": with_signals} | pipes
     process = subprocess.Popen(line, cwd=ROOT, env=environment(), start_new_session=True, **more)
     try:
@@ -163,14 +165,41 @@ def test_before_the_first_step_there_is_nothing_to_keep(ranks: int, train_args: 
         assert process.returncode == 128 + signal.SIGINT and "Traceback" not in errors
 
 
+def ranks_of(launcher: subprocess.Popen) -> list[int]:
+    """The processes that torchrun has started, by rank."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    of_rank = {}
+    for child in children:
+        if b"train.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+            given = dict(
+                pair.split(b"=", 1) for pair in Path(f"/proc/{child}/environ").read_bytes().split(b"\0") if pair
+            )
+            of_rank[int(given[b"RANK"])] = int(child)
+    return [pid for _, pid in sorted(of_rank.items())]
+
+
+def test_a_killed_rank_leaves_the_command_to_continue(train_args: list[str], tmp_path: Path) -> None:
+    """As the kernel kills it if memory is short: rank 0's collective fails, and then torchrun ends rank 0."""
+    run = tmp_path / "run"
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with running(train_args, run, 12, ranks=2, save_every=10, **pipes) as launcher:
+        launcher.send_signal(signal.SIGSTOP)
+        os.kill(ranks_of(launcher)[1], signal.SIGKILL)
+        wait_for(lambda: not (run / "run.lock").exists(), launcher)  # rank 0 has failed
+        launcher.send_signal(signal.SIGCONT)
+        _, err = launcher.communicate(timeout=WAIT)
+    last = checkpoint.steps_in(run / "checkpoints")[-1]
+    assert f"SIGTERM: stopped. The last checkpoint is {last}. To continue:\n  " in err and "--resume auto" in err
+    assert f"{run}/resume.sh has this command, too." in err
+
+
 def test_ranks_stop_when_torchrun_has_died(train_args: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     with (
         open(tmp_path / "out", "wb") as out,
         running(train_args, run, 2, ranks=2, stdout=out, stderr=out) as launcher,
     ):
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-        ranks = [int(child) for child in children if b"train.py" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        ranks = ranks_of(launcher)
         assert len(ranks) == 2
         launcher.kill()
         launcher.wait()
