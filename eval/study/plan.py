@@ -145,13 +145,17 @@ def _is_there(dataset: str) -> bool:
 
 
 def check_options(study: Study, output: Path) -> None:
-    """Check every cell's options as its programs will, without data or weights.
+    """Check every cell's options as its programs will, without data or weights, and that a training exports a model.
 
     Raises:
         UserError: names each wrong option once, with the first cell that has it.
     """
     from eval.resolve import load_config as load_eval
     from train.resolve import load_config as load_train
+
+    def load_training(given: list[str]) -> None:
+        if not load_train(given).checkpoint.export:
+            raise UserError("export = off: the study scores the model that a training exports. Remove it.")
 
     def load_scoring(given: list[str]) -> None:
         config = load_eval(given)
@@ -162,7 +166,7 @@ def check_options(study: Study, output: Path) -> None:
     for own in study.cells:
         programs: list[tuple[str, Any, dict[str, Any]]] = [("eval.py", load_scoring, eval_options(own, output))]
         if own.cell.tuned:
-            programs.insert(0, ("train.py", load_train, train_options(study, own, output)))
+            programs.insert(0, ("train.py", load_training, train_options(study, own, output)))
         for program, load, options in programs:
             try:
                 load(words(options))

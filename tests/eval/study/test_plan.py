@@ -118,6 +118,13 @@ def test_wrong_options_are_said_once_and_before_anything_runs(tmp_path: Path) ->
     assert "cell llama_debug-20ng_20-0shot-tuned-seed0" in lines[0]
 
 
+def test_a_training_that_exports_nothing_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    text = '[train]\nexport = {}\n[[cells]]\nmodels = ["llama_debug"]\ntasks = ["20ng_7"]\n'
+    with pytest.raises(UserError, match=r"train.py: export = off: the study scores the model .* Remove it. \(cell "):
+        plan.check_options(read(tmp_path, text.format("false")), tmp_path / "out")
+    plan.check_options(read(tmp_path, text.format("true")), tmp_path / "out")
+
+
 def test_a_task_without_the_examples_to_score_is_said_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,q\nx,a\ny,b\n")
     toml = tmp_path / "t.toml"
