@@ -261,6 +261,17 @@ def _problems(file: _File) -> list[str]:
             found.append(f"[models.{name}]: {name} is a model of its own. Give {model.model!r} another name.")
         if model.convert and not model.checkpoint:
             found.append(f"[models.{name}]: convert needs checkpoint, the folder that the converted model gets.")
+    converted: dict[Path, tuple[Path, str]] = {}  # by folder, what becomes it, and the model that says so
+    for name, model in file.models.items():
+        if model.convert and model.checkpoint:
+            folder, source = expanded(model.checkpoint).resolve(), Path(model.convert)
+            other, first = converted.setdefault(folder, (source, name))
+            if source != other:
+                found.append(
+                    f"[models.{name}]: checkpoint {model.checkpoint!r} would be converted from {model.convert!r}, and "
+                    f"in [models.{first}] from {file.models[first].convert!r}; both rows would show the same model. "
+                    "Give one of them another checkpoint."
+                )
     for name, task in file.tasks.items():
         if not task.task and name not in TASKS:
             found.append(f"[tasks.{name}]: needs task, the TOML file of your task.{nearest(name, TASKS)}")

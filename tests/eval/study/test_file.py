@@ -144,6 +144,14 @@ def test_options_become_words() -> None:
         ('[models.own]\nmodel = "nothing"\n' + TUNED, "[models.own]: unknown model 'nothing'"),
         ('[models.llama2_7b]\nmodel = "llama"\n' + TUNED, "llama2_7b is a model of its own. Give 'llama' a"),
         ('[models.own]\nmodel = "llama"\nconvert = "a.gguf"\n' + TUNED, "convert needs checkpoint"),
+        (
+            "".join(
+                f'[models.{name}]\nmodel = "llama"\ncheckpoint = "{folder}"\nconvert = "{name}.gguf"\n'
+                for name, folder in (("one", "made"), ("two", "./made/"))
+            )
+            + TUNED,
+            "[models.two]: checkpoint './made/' would be converted from 'two.gguf', and in [models.one] from 'one.",
+        ),
         ("[tasks.own]\n" + TUNED, "[tasks.own]: needs task"),
         (
             '[tasks.massive_intent]\ntask = "own.toml"\n' + TUNED,
@@ -155,6 +163,13 @@ def test_options_become_words() -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     message = refused(tmp_path, text)
     assert said in message and "trial.toml" in message, message
+
+
+def test_models_may_share_what_a_checkpoint_is_converted_from(tmp_path: Path) -> None:
+    same = 'model = "llama"\ncheckpoint = "made"\n'
+    text = f'[models.one]\nconvert = "a.gguf"\n{same}[models.two]\nconvert = "./a.gguf"\n{same}[models.three]\n{same}'
+    cells = TUNED.replace('"llama_debug"', '"one", "two", "three"')
+    assert [own.convert for own in read(tmp_path, text + cells).cells] == ["a.gguf", "./a.gguf", ""]
 
 
 def test_all_unknown_keys_are_said_together(tmp_path: Path) -> None:
