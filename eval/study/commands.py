@@ -27,6 +27,9 @@ from eval.study.plan import Step
 TAIL = 100  # lines of output in which the reason of a failure is looked for; those of torchrun come after it
 SHOWN = 300  # characters of it
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+# What torchrun prints about its ranks that failed, last the one that failed first; and if it was told to stop.
+_RANKS = re.compile(r"^\s*rank\s*: (\d+) .*\n\s*exitcode\s*: (-?\d+) ", re.MULTILINE)
+_TOLD = re.compile(r"\bSignalException: Process \d+ got signal: (\d+)$", re.MULTILINE)
 GPUS, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
@@ -38,16 +41,22 @@ class Ended:
     tail: list[str]
 
     @property
+    def _ranks(self) -> list[tuple[int, int]]:
+        """The ranks that failed, with their exit statuses, if torchrun says so; last the one that failed first."""
+        return [(int(rank), int(status)) for rank, status in _RANKS.findall("\n".join(self.tail))]
+
+    @property
     def signum(self) -> signal.Signals | None:
-        """The signal that it was told to stop by."""
-        number = -self.status if self.status < 0 else self.status - 128
+        """The signal that it was told to stop by. torchrun ends with status 1, whether it was told or its ranks."""
+        told = [-int(number) for number in _TOLD.findall("\n".join(self.tail))]
+        status = [self.status, *(status for _, status in self._ranks), *told][-1]
+        number = -status if status < 0 else status - 128
         return signal.Signals(number) if number in STOPS else None
 
     @property
     def met_a_full_disk(self) -> bool:
-        """Whether a program said so. torchrun ends with status 1, after a line with the status of the rank."""
-        rank = re.compile(rf"\s*exitcode\s*: {DISK_FULL} ")
-        return self.status == DISK_FULL or any(map(rank.match, self.tail))
+        """Whether a program said so. torchrun ends with status 1, after lines with the statuses of its ranks."""
+        return DISK_FULL in (self.status, *(status for _, status in self._ranks))
 
     @property
     def why(self) -> str:

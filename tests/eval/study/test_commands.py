@@ -1,0 +1,54 @@
+"""How a command of a study ended, from its status and the last lines that it printed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from eval.study.commands import Ended
+from tests.launching import command, environment
+
+LINE = "{}1129 00:05:38.046000 27508 torch/distributed/elastic/multiprocessing/api.py:1002] {}"
+CLOSING = LINE.format("W", "Sending process 27530 closing signal SIGTERM")
+
+
+def report(*failed: tuple[int, int]) -> list[str]:
+    """The end of what torchrun prints, of ranks with their exit statuses; last the one that failed first."""
+    rank, status = failed[-1]
+    lines = [LINE.format("E", f"failed (exitcode: {status}) local_rank: {rank} (pid: 27531) of binary: python")]
+    lines += ["Traceback (most recent call last):", "    raise ChildFailedError(", "=" * 60, "train.py FAILED"]
+    for rank, status in failed:
+        lines += [f"[{rank}]:", f"  rank      : {rank} (local_rank: {rank})"]
+        lines += [f"  exitcode  : {status} (pid: 27531) {'(SIGKILL)' * (status == -9)}", "  error_file: <N/A>"]
+    return [*lines, "=" * 60]
+
+
+def torchrun(folder: Path, program: str) -> Ended:
+    """Run a program on two ranks."""
+    (folder / "program.py").write_text(f"import os, signal, sys, time\nrank = os.environ['RANK']\n{program}")
+    done = subprocess.run(
+        command(folder / "program.py", ranks=2), env=environment(), stdout=-1, stderr=subprocess.STDOUT, text=True
+    )
+    return Ended(done.returncode, done.stdout.splitlines())
+
+
+def test_a_torchrun_that_is_told_to_stop_has_not_failed(tmp_path: Path) -> None:
+    ended = torchrun(tmp_path, "rank == '0' and os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)")
+    assert ended.status == 1 and ended.signum == signal.SIGTERM, ended.tail
+
+
+@pytest.mark.parametrize(
+    "failed, signum",
+    [
+        ([(0, 130), (1, 130)], signal.SIGINT),
+        ([(1, -15)], signal.SIGTERM),
+        ([(0, 143), (1, 2)], None),
+        ([(0, -9)], None),
+    ],
+)
+def test_ranks_that_are_told_to_stop_have_not_failed(failed: list, signum: signal.Signals | None) -> None:
+    """By what the first rank did: torchrun stops the others."""
+    assert Ended(1, ["step 7", CLOSING, "SIGTERM: stopped.", *report(*failed)]).signum == signum
