@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from data.errors import DISK_FULL, shortened
@@ -24,12 +25,15 @@ from data.terminal import say
 from eval.kept_lines import writable
 from eval.study.plan import Step
 
-TAIL = 100  # lines of output in which the reason of a failure is looked for; those of torchrun come after it
+TAIL = 200  # lines of output in which the reason of a failure is looked for; those of torchrun come after it
 SHOWN = 300  # characters of it
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 # What torchrun prints about its ranks that failed, last the one that failed first; and if it was told to stop.
 _RANKS = re.compile(r"^\s*rank\s*: (\d+) .*\n\s*exitcode\s*: (-?\d+) ", re.MULTILINE)
 _TOLD = re.compile(r"\bSignalException: Process \d+ got signal: (\d+)$", re.MULTILINE)
+_LOG = re.compile(r"[WEI]\d{4} ")  # lines of torchrun
+_ENDING = re.compile(_LOG.pattern + r".*(closing signal|failed \(exitcode)")  # after them, lines are about its ranks
+_ERROR = re.compile(r"(\[rank \d+\] )?error:|.*: error: ")
 GPUS, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
@@ -61,12 +65,21 @@ class Ended:
     @property
     def why(self) -> str:
         """The reason of a failure, in one line."""
-        if self.status == -signal.SIGKILL:
-            return "killed by SIGKILL, which is what a machine without free memory does"
+        who, status = "", self.status
+        if self._ranks:
+            rank, status = self._ranks[-1]
+            who = f"rank {rank} was "
+        if status == -signal.SIGKILL:
+            return f"{who}killed by SIGKILL, which is what a machine without free memory does"
         lines = [line.strip() for line in self.tail if line.strip()]
-        errors = [i for i, line in enumerate(lines) if line.startswith("error:") or ": error: " in line]
-        text = " ".join(lines[errors[-1] : errors[-1] + 3]) if errors else (lines or ["it printed nothing"])[-1]
-        return shortened(f"status {self.status}: {text}", SHOWN)
+        errors = [i for i, line in enumerate(lines) if _ERROR.match(line)]
+        if errors:
+            text = " ".join(takewhile(lambda line: not _LOG.match(line), lines[errors[-1] :]))
+        else:
+            own = takewhile(lambda line: not _ENDING.match(line), lines)
+            said = [line for line in own if re.search(r"[^\W\d_]", line) and not _LOG.match(line)]
+            text = said[-1] if said else "it printed nothing"
+        return shortened(f"status {status}: {text}", SHOWN)
 
 
 class Commands:

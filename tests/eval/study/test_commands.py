@@ -52,3 +52,28 @@ def test_a_torchrun_that_is_told_to_stop_has_not_failed(tmp_path: Path) -> None:
 def test_ranks_that_are_told_to_stop_have_not_failed(failed: list, signum: signal.Signals | None) -> None:
     """By what the first rank did: torchrun stops the others."""
     assert Ended(1, ["step 7", CLOSING, "SIGTERM: stopped.", *report(*failed)]).signum == signum
+
+
+def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
+    ended = torchrun(tmp_path, "time.sleep(1)\nrank == '1' and os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)")
+    assert ended.why == "rank 1 was killed by SIGKILL, which is what a machine without free memory does", ended.tail
+
+
+@pytest.mark.parametrize(
+    "printed, why",
+    [
+        (["error: no such data: x", "Write y."], "status 2: error: no such data: x Write y."),
+        (["[rank 1] error: no such data: x"], "status 2: [rank 1] error: no such data: x"),
+        (["usage: train.py", "train.py: error: what?"], "status 2: train.py: error: what?"),
+        (["step 7", "ValueError: x", CLOSING, "SIGTERM: stopped."], "status 2: ValueError: x"),
+        (["step 7", LINE.format("W", "Setting OMP_NUM_THREADS"), "*****"], "status 2: step 7"),
+        ([], "status 2: it printed nothing"),
+    ],
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_reason_of_a_failure_is_what_the_program_said(printed: list[str], why: str, ranks: int) -> None:
+    """Not what torchrun says of it."""
+    if ranks == 1:
+        assert Ended(2, [line for line in printed if line not in (CLOSING, "SIGTERM: stopped.")]).why == why
+    else:
+        assert Ended(1, [*printed, *report((0, 143), (1, 2))]).why == why
