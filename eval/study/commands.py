@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from data.errors import DISK_FULL, shortened
+from data.errors import DISK_FULL
 from data.terminal import say
 from eval.kept_lines import writable
 from eval.study.plan import Step
 
 TAIL = 200  # lines of output in which the reason of a failure is looked for; those of torchrun come after it
-SHOWN = 300  # characters of it
+SHOWN = 600  # characters of it; our messages have fewer, unless they list many problems
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 # What torchrun prints about its ranks that failed, last the one that failed first; and if it was told to stop.
 _RANKS = re.compile(r"^\s*rank\s*: (\d+) .*\n\s*exitcode\s*: (-?\d+) ", re.MULTILINE)
@@ -79,7 +79,9 @@ class Ended:
             own = takewhile(lambda line: not _ENDING.match(line), lines)
             said = [line for line in own if re.search(r"[^\W\d_]", line) and not _LOG.match(line)]
             text = said[-1] if said else "it printed nothing"
-        return shortened(f"status {status}: {text}", SHOWN)
+        if len(text) > SHOWN:  # a message ends with what to do
+            text = f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
+        return f"status {status}: {text}"
 
 
 class Commands:

@@ -77,3 +77,11 @@ def test_the_reason_of_a_failure_is_what_the_program_said(printed: list[str], wh
         assert Ended(2, [line for line in printed if line not in (CLOSING, "SIGTERM: stopped.")]).why == why
     else:
         assert Ended(1, [*printed, *report((0, 143), (1, 2))]).why == why
+
+
+def test_a_reason_says_what_to_do_however_long_it_is() -> None:
+    own = ["error: output = /runs/train has what the run would replace:", *["  one.txt: no run has written it"] * 4]
+    end = "Nothing was changed. Name another --output, or move it out of the way."
+    assert Ended(2, [*own, end]).why == "status 2: " + " ".join(map(str.strip, [*own, end]))
+    why = Ended(2, [*own * 9, end]).why
+    assert why.startswith("status 2: error: output = /runs/train has") and why.endswith(end) and len(why) < 620
