@@ -32,7 +32,7 @@ from eval.study.commands import Commands, Ended, shares
 from eval.study.estimate import Estimates
 from eval.study.file import Study, StudyCell
 from eval.study.page import REPORT
-from eval.study.plan import SHARED, cell_folder, identity, report_step, score_folder, steps_of
+from eval.study.plan import SHARED, Step, cell_folder, identity, report_step, score_folder, steps_of
 from eval.study.records import LOG, Record, changed_options, code_hash, outcome, readable_record, write_record
 from train import stopping
 from train.errors import Interrupted
@@ -193,6 +193,8 @@ class _Runner:
             record.pid = record.started = 0
             if ended.status != 0:
                 told = self.commands.stopped is not None or ended.signum is not None or ended.met_a_full_disk
+                if step.kind in SHARED and not told and self._is_made(step, own):  # by another study meanwhile
+                    continue
                 record.state, record.why = ("open", "") if told else ("failed", f"{step.kind}: {ended.why}")
                 write_record(output, cell, record)
                 if told:
@@ -212,6 +214,9 @@ class _Runner:
         write_record(output, cell, record)
         self._finish(own, share)
         return None
+
+    def _is_made(self, step: Step, own: StudyCell) -> bool:
+        return step.is_done or step not in steps_of(self.study, own, self.output)
 
     def _finish(self, own: StudyCell, share: dict[str, str]) -> None:
         """Make the report of a cell that is done, unless it is there, and remove the weights that are not kept."""

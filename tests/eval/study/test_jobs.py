@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,24 @@ def test_what_cells_share_is_made_once(
     monkeypatch.setattr(run, "steps_of", lambda *given: [Step("convert", words, made), *of_cell(*given)])
     go(study, tmp_path / "out", jobs=3)
     assert states(study, tmp_path / "out") == ["done"] * 3 and (tmp_path / "count").read_text() == "once"
+
+
+@pytest.mark.parametrize("kind", ["convert", "data"])
+def test_what_another_study_made_meanwhile_is_taken(
+    study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Of two studies that convert or fetch the same, the second one's command finds it there, and fails."""
+    made, of_cell = tmp_path / "made", run.steps_of
+    late = "import sys; open(sys.argv[1], 'w'); sys.exit('error: made exists and is not empty; remove it')"
+    step = Step(kind, (sys.executable, "-c", late, str(made)), made if kind == "convert" else None)
+
+    def steps_of(*given: Any) -> list[Step]:
+        return [*([step] if kind == "convert" or not made.exists() else []), *of_cell(*given)]
+
+    monkeypatch.setattr(run, "steps_of", steps_of)
+    go(study, tmp_path / "out")
+    assert states(study, tmp_path / "out") == ["done"] * 3
+    assert "made exists" in (plan.cell_folder(tmp_path / "out", study.cells[0].cell) / records.LOG).read_text()
 
 
 def test_shares_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
