@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from checkpoints_tools.formats import EXPORTS
 from data.commands import ROOT
 from data.errors import UserError, shortened
 from data.files.documents import read_json
@@ -29,7 +30,7 @@ from data.json_text import to_json
 from eval.kept_lines import sha256_of, writable
 from eval.results import PREDICTIONS, RESULTS, read_results
 from eval.study.cells import Cell, Outcome
-from eval.study.file import Study
+from eval.study.file import Study, expanded
 from eval.study.plan import CELLS, cell_folder, score_folder
 from train.run_lock import is_of_lock, process_start
 
@@ -181,16 +182,31 @@ def readable_record(output: Path, cell: Cell) -> Record | None:
 
 
 def changed_options(output: Path, cell: Cell, now: dict[str, Any]) -> list[str]:
-    """What a cell that was started before has other options in, in words; empty if nothing is different."""
+    """What a cell that was started before has other options in, in words; empty if nothing is different.
+
+    A cell that failed or was interrupted may have other options for what it has nothing of yet.
+    """
     record = readable_record(output, cell)
-    if record is None or record.state == "open" and not record.seconds:
+    if record is None:
         return []
-    before = record.options
+    before, unfinished = record.options, record.state in ("open", "failed")
+    there = _what_is_there(cell_folder(output, cell), now)
     return [
         f"{name} ({_shown(before.get(name))} there, {_shown(now.get(name))} now)"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and (not unfinished or name.split()[0] in there)
     ]
+
+
+def _what_is_there(folder: Path, options: dict[str, Any]) -> set[str]:
+    """The programs, as options name them, of which there is something that other options would not give."""
+    checkpoint = options.get("train checkpoint", options.get("eval checkpoint", ""))
+    made = {
+        "convert": [expanded(checkpoint)] if checkpoint else [],
+        "train": [folder / "train" / name for name in ("checkpoints", *EXPORTS)],
+        "eval": [folder / "score"],
+    }
+    return {name for name, paths in made.items() if any(path.is_dir() and any(path.iterdir()) for path in paths)}
 
 
 def _shown(value: Any) -> str:

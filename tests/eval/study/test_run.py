@@ -282,6 +282,39 @@ def test_a_changed_study_file_is_refused(study: Study, programs: Callable, tmp_p
     assert records.forgotten(output, [own.cell for own in study.cells]) == [more.cells[3].cell.name]
 
 
+def test_a_cell_that_failed_may_get_other_options_for_what_it_has_nothing_of(
+    study: Study, programs: Callable, tmp_path: Path
+) -> None:
+    output, text = tmp_path / "out", study.path.read_text()
+    programs(train=FAIL)
+    go(study, output)
+    study.path.write_text("[train]\nlr = 2e-5\n[eval]\nlimit = 3\n" + text)
+    run.check_unchanged(corrected := read_study(study.path), output)
+    folder = plan.cell_folder(output, study.cells[0].cell)
+    for name, option in (("train/checkpoints/step_4", "train lr"), ("score/.partial", "eval limit")):
+        (folder / name).mkdir(parents=True)
+        with pytest.raises(UserError) as error:
+            run.check_unchanged(corrected, output)
+        assert f"cell {study.cells[0].cell.name} was started with other options: {option} (none" in str(error.value)
+        assert str(error.value).count(" there, ") == 1, "of what is there only"
+        (folder / name).rmdir()
+    programs()
+    assert go(corrected, output, retry=True) == 3
+    run.check_unchanged(corrected, output)
+    with pytest.raises(UserError, match="eval limit .* train lr"):
+        run.check_unchanged(study, output)
+
+
+def test_another_file_to_convert_is_refused_once_the_checkpoint_is_there(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    record = records.Record("failed", {"convert": "a.gguf", "eval checkpoint": str(tmp_path / "made")})
+    records.write_record(tmp_path, cell := study.cells[0].cell, record)
+    now = record.options | {"convert": "b.gguf"}
+    assert records.changed_options(tmp_path, cell, now) == []
+    (tmp_path / "made/config.json").touch()
+    assert records.changed_options(tmp_path, cell, now) == ["convert (a.gguf there, b.gguf now)"]
+
+
 def test_cells_of_other_code_or_data_are_named(
     study: Study, programs: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
