@@ -9,14 +9,13 @@ study, for the next cell would meet it too.
 from __future__ import annotations
 
 import errno
-import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from eval.study.page import REPORT
 from eval.study.plan import SHARED, Step, cell_folder, identity, report_step, score_folder, steps_of
 from eval.study.records import LOG, Record, changed_options, code_hash, outcome, readable_record, write_record
 from train import stopping
+from train.checkpointing import run_folder
 from train.errors import Interrupted
 from train.metrics import duration
 from train.run_lock import process_start
@@ -273,12 +273,18 @@ def _set_aside(folder: Path, record: Record) -> None:
 def _remove_weights(study: Study, folder: Path) -> None:
     """Remove what a finished cell's training left: its checkpoints, and with keep = "results" its model too.
 
-    It is said, also in the log: the cell's commands have advised what to do with these folders.
+    It is said, also in the log: the cell's commands have advised what to do with these folders. What somebody else put
+    into them is kept under another name.
     """
-    names = ("checkpoints", *(EXPORTS if study.keep == "results" else ()))
-    there = [path for name in names if (path := folder / "train" / name).is_dir()]
-    for path in there:
-        shutil.rmtree(path, ignore_errors=True)
+    train, checkpoints = folder / "train", folder / "train/checkpoints"
+    exports = [path for name in EXPORTS if study.keep == "results" and (path := train / name).is_dir()]
+    there = [*([checkpoints] if checkpoints.is_dir() else []), *exports]
+    with suppress(OSError):
+        for path in exports:
+            run_folder.discard(path, ours=run_folder.is_export(path))
+        for path in [*run_folder.checkpoints_in(train), *run_folder.leftovers(train)]:
+            run_folder.discard(path, ours=True)
+        checkpoints.rmdir()  # an OSError: it is not empty
     if removed := [str(path) for path in there if not path.exists()]:
         line = f'  removed, because of keep = "{study.keep}": {", ".join(removed)}'
         say(line)

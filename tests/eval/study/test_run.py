@@ -111,7 +111,7 @@ def test_what_a_killed_study_left_undone_is_made_up_for(study: Study, programs: 
     programs(page=FAIL)
     go(study, output)
     folder = plan.cell_folder(output, study.cells[0].cell)
-    left = folder / "train/checkpoints/step_4/weights"
+    left = folder / "train/checkpoints/step_4/.metadata"
     left.parent.mkdir(parents=True)
     left.touch()
     report = plan.score_folder(output, study.cells[0].cell) / REPORT
@@ -412,7 +412,7 @@ def test_weights_of_finished_cells(
     make = """
 import sys; from pathlib import Path
 model = Path(sys.argv[1]); model.write_text('model')
-for name in ("checkpoints/step_4/w", "best/w", "log"):
+for name in ("checkpoints/step_4/.metadata", "export/task.json", "best/config.json", "best/task.json", "log"):
     path = model.parent.parent / name; path.parent.mkdir(parents=True, exist_ok=True); path.touch()
 """
     programs(train=make)
@@ -425,3 +425,18 @@ for name in ("checkpoints/step_4/w", "best/w", "log"):
     assert (folder.parent / records.LOG).read_text().endswith(said)
     go(read_study(study.path), tmp_path / "out")
     assert "removed" not in capsys.readouterr().out, "nothing is there any more"
+
+
+def test_files_that_somebody_put_beside_weights_are_kept(study: Study, programs: Callable, tmp_path: Path) -> None:
+    study.path.write_text(f'keep = "results"\n{study.path.read_text()}')
+    make = """
+import sys; from pathlib import Path
+model = Path(sys.argv[1]); model.write_text('model')
+for name in ("checkpoints/step_4/.metadata", "export/task.json", "checkpoints/step_4/mine", "export/mine", "best/mine"):
+    path = model.parent.parent / name; path.parent.mkdir(parents=True, exist_ok=True); path.touch()
+"""
+    programs(train=make)
+    go(read_study(study.path), tmp_path / "out")
+    folder = plan.cell_folder(tmp_path / "out", study.cells[0].cell) / "train"
+    left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert left == ["checkpoints/kept_step_4/mine", "kept_best/mine", "kept_export/mine"]
