@@ -34,6 +34,7 @@ _TOLD = re.compile(r"\bSignalException: Process \d+ got signal: (\d+)$", re.MULT
 _LOG = re.compile(r"[WEI]\d{4} ")  # lines of torchrun
 _ENDING = re.compile(_LOG.pattern + r".*(closing signal|failed \(exitcode)")  # after them, lines are about its ranks
 _ERROR = re.compile(r"(\[rank \d+\] )?error:|.*: error: ")
+CELL = "STUDY_CELL"  # variable with the cell's folder, by which `left_behind` finds processes
 GPUS, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
@@ -131,7 +132,7 @@ class Commands:
             text=True,
             encoding="utf-8",
             errors="backslashreplace",
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, CELL: str(log.parent.resolve())},
             start_new_session=True,  # Ctrl-C reaches the study alone, which passes it on
             preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
         )
@@ -163,6 +164,19 @@ class Commands:
 def _tell(process: subprocess.Popen[str], signum: int) -> None:
     with suppress(ProcessLookupError):
         process.send_signal(signum)
+
+
+def left_behind(folder: Path) -> int:
+    """A process of a cell's commands that is still running, also a rank whose torchrun has died; 0 if there is none.
+
+    Those of this machine and user are found, on Linux.
+    """
+    mark = f"{CELL}={folder.resolve()}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if mark in path.read_bytes().split(b"\0"):
+                return int(path.parent.name)
+    return 0
 
 
 def shares(jobs: int) -> list[dict[str, str]]:

@@ -30,6 +30,7 @@ from data.json_text import to_json
 from eval.kept_lines import sha256_of, writable
 from eval.results import PREDICTIONS, RESULTS, read_results
 from eval.study.cells import Cell, Outcome
+from eval.study.commands import left_behind
 from eval.study.file import Study, expanded
 from eval.study.plan import CELLS, cell_folder, score_folder
 from train.run_lock import is_of_lock, process_start
@@ -157,11 +158,18 @@ def outcome(output: Path, cell: Cell) -> Outcome:
             return Outcome(cell, "open", folder)
         if record.state == "done":
             _check_result(folder, record)
-        if record.state == "running" and process_start(record.pid) != record.started:  # the machine ended, say
+        if record.state == "running" and not running_process(output, cell, record):  # the machine ended, say
             return Outcome(cell, "open", folder)
         return Outcome(cell, record.state, folder, record.why, record.jobs)
     except UserError as error:
         return Outcome(cell, "failed", folder, f"{str(error).rstrip('.')}. {AGAIN}")
+
+
+def running_process(output: Path, cell: Cell, record: Record) -> int:
+    """A process of the command that a cell's record says is running; 0 if all have ended."""
+    if record.state != "running":
+        return 0
+    return record.pid if process_start(record.pid) == record.started else left_behind(cell_folder(output, cell))
 
 
 def _check_result(folder: Path, record: Record) -> None:

@@ -27,12 +27,22 @@ from data.errors import UserError
 from data.terminal import say
 from eval.kept_lines import sha256_of, writable
 from eval.results import PREDICTIONS, RESULTS, read_results
+from eval.study.cells import Cell
 from eval.study.commands import Commands, Ended, shares
 from eval.study.estimate import Estimates
 from eval.study.file import Study, StudyCell
 from eval.study.page import REPORT
 from eval.study.plan import SHARED, Step, cell_folder, identity, report_step, score_folder, steps_of
-from eval.study.records import LOG, Record, changed_options, code_hash, outcome, readable_record, write_record
+from eval.study.records import (
+    LOG,
+    Record,
+    changed_options,
+    code_hash,
+    outcome,
+    readable_record,
+    running_process,
+    write_record,
+)
 from train import stopping
 from train.checkpointing import run_folder
 from train.errors import Interrupted
@@ -171,7 +181,7 @@ class _Runner:
         output, cell, folder = self.output, own.cell, cell_folder(self.output, own.cell)
         log, shown = folder / LOG, self.jobs == 1
         record = readable_record(output, cell) or Record("open", {})
-        if not _wait_for(record, folder, self.commands):
+        if not _wait_for(record, output, cell, self.commands):
             return Ended(0, [])
         record.options, record.result, record.why = identity(self.study, own, output), "", ""
         record.ranks, record.jobs = own.ranks, self.jobs
@@ -239,25 +249,23 @@ def _note_running(output: Path, own: StudyCell, record: Record, process: subproc
     write_record(output, own.cell, record)
 
 
-def _wait_for(record: Record, folder: Path, commands: Commands) -> bool:
+def _wait_for(record: Record, output: Path, cell: Cell, commands: Commands) -> bool:
     """Wait for the end of a command that an earlier start of the study left behind when it was killed.
 
     Returns:
         False if the study was told to stop before.
     """
-    if record.state != "running" or not record.pid:
-        return True
     deadline, told = time.monotonic() + WAIT_SECONDS, False
-    while process_start(record.pid) == record.started:
+    while process := running_process(output, cell, record):
         if commands.stopped is not None:
             return False
         if not told:
-            say(f"  waiting for process {record.pid}, which an earlier start of the study began, to save and end")
+            say(f"  waiting for process {process}, which an earlier start of the study began, to save and end")
             told = True
         if time.monotonic() > deadline:
             raise UserError(
-                f"process {record.pid}, which an earlier start of the study began in {folder}, is still running. Wait "
-                f"for its end or stop it: kill {record.pid}"
+                f"process {process}, which an earlier start of the study began in {cell_folder(output, cell)}, is "
+                f"still running. Wait for its end or stop it: kill {process}"
             )
         time.sleep(0.2)
     return True

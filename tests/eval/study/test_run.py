@@ -183,6 +183,42 @@ def test_the_next_start_waits_for_a_command_that_was_left_behind(
     assert go(study, output) == 3 and time.monotonic() - begin >= 0.9
 
 
+LAUNCHER = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", {rank!r}], start_new_session=True)
+"""
+RANK = """
+import os, time
+from pathlib import Path
+launcher = os.getppid()
+Path({ready!r}).touch()
+while os.getppid() == launcher: time.sleep(0.05)
+time.sleep(2)
+Path({saved!r}).touch()
+"""
+NEXT = "import sys; from pathlib import Path; assert Path({saved!r}).exists(); Path(sys.argv[1]).touch()"
+
+
+def test_the_next_start_waits_for_a_rank_whose_launcher_has_died(
+    study: Study, programs: Callable, tmp_path: Path
+) -> None:
+    """As torchrun does when its study is killed, or ended by a second signal."""
+    output, saved, ready = tmp_path / "out", tmp_path / "saved", tmp_path / "ready"
+    launcher = LAUNCHER.format(rank=RANK.format(saved=str(saved), ready=str(ready)))
+    program = tmp_path / "study.py"
+    program.write_text(PROGRAM.format(root=str(ROOT), slow=launcher, file=str(study.path), output=str(output)))
+    process = subprocess.Popen([sys.executable, program], stdout=subprocess.DEVNULL, env=environment())
+    wait_for(ready.exists)
+    record = records.read_record(output, study.cells[0].cell)
+    process.kill()
+    process.wait()
+    assert record is not None
+    wait_for(lambda: process_start(record.pid) != record.started)
+    assert states(study, output) == ["running", "open", "open"] and not saved.exists()
+    programs(train={0: NEXT.format(saved=str(saved))})
+    assert go(study, output) == 3 and states(study, output) == ["done"] * 3
+
+
 def test_a_study_that_waits_for_a_command_that_was_left_behind_can_be_stopped(
     study: Study, programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
