@@ -32,6 +32,7 @@ from eval.results import PREDICTIONS, RESULTS, read_results
 from eval.study.cells import Cell, Outcome
 from eval.study.commands import left_behind
 from eval.study.file import Study, expanded
+from eval.study.inputs import WEIGHTS
 from eval.study.plan import CELLS, cell_folder, score_folder
 from train.run_lock import is_of_lock, process_start
 
@@ -51,6 +52,7 @@ class Record(msgspec.Struct):
         jobs: cells that ran at the same time, at most.
         result: SHA-256 of its ``results.json``; empty until it is done.
         examples: hash of what was scored (`eval.results.Results.examples`).
+        inputs: hashes of what its training, or else its scoring, began with (`eval.study.inputs.inputs_of`).
         why: of a failed cell, what went wrong.
         pid, started: the command that is running, as `train.run_lock` tells processes apart.
     """
@@ -63,6 +65,7 @@ class Record(msgspec.Struct):
     jobs: int = 1
     result: str = ""
     examples: str = ""
+    inputs: dict[str, str] = {}
     why: str = ""
     pid: int = 0
     started: int = 0
@@ -222,17 +225,20 @@ def _shown(value: Any) -> str:
 
 
 def doubts(study: Study, output: Path, outcomes: Sequence[Outcome]) -> list[str]:
-    """What may keep results of the finished cells from being compared: other code, other data.
+    """What may keep results of the finished cells from being compared: other code, data, tasks or weights.
 
     Args:
         outcomes: of the study's cells, in their order.
     """
     others, examples = set[str](), defaultdict[tuple[str, str], set[str]](set)
+    inputs = defaultdict[tuple[str, str], dict[str, str]](dict)  # by group and what it is: a cell's name by hash
     for own, reached in zip(study.cells, outcomes, strict=True):
         record = readable_record(output, own.cell) if reached.state == "done" else None
         if record is None:
             continue
         examples[own.cell.task, str(own.eval.get("limit", ""))].add(record.examples)
+        for what, digest in record.inputs.items():
+            inputs[own.cell.model if what == WEIGHTS else own.cell.task, what].setdefault(digest, own.cell.name)
         if record.code != code_hash():
             others.add(own.cell.name)
     found = []
@@ -242,6 +248,12 @@ def doubts(study: Study, output: Path, outcomes: Sequence[Outcome]) -> list[str]
         if len(hashes) > 1:
             some = f"{limit} examples" if limit else "all examples"
             found.append(f"cells of {task} were scored on different data, though all have {some}; was it changed?")
+    for (group, what), cells in inputs.items():
+        if len(cells) > 1:
+            some = " and ".join(list(cells.values())[:2])
+            found.append(
+                f"cells of {group} had different {what}, such as {some}; remove the folders of those to be run again"
+            )
     return found
 
 

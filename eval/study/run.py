@@ -31,6 +31,7 @@ from eval.study.cells import Cell
 from eval.study.commands import Commands, Ended, shares
 from eval.study.estimate import Estimates
 from eval.study.file import Study, StudyCell
+from eval.study.inputs import inputs_of
 from eval.study.page import REPORT
 from eval.study.plan import SHARED, Step, cell_folder, identity, report_step, score_folder, steps_of
 from eval.study.records import (
@@ -197,6 +198,8 @@ class _Runner:
                 folder.mkdir(parents=True, exist_ok=True)
                 if shown:
                     say(f"  {step.line}")
+                if step.kind == ("train" if cell.tuned else "eval"):
+                    record.inputs = inputs_of(own)
                 begin = time.monotonic()
                 ended = self.commands.run(step, log, share, shown, partial(_note_running, output, own, record))
             record.seconds[step.kind] = record.seconds.get(step.kind, 0.0) + time.monotonic() - begin
