@@ -49,7 +49,8 @@ class CheckArgs:
     checkpoint: Path | None = None
     """A folder with a tokenizer, such as an export: counts tokens, and checks that every label comes back."""
     row_length: int | None = None
-    """With --checkpoint: tokens that an example may have. Default: 2048; of an encoder 512."""
+    """With --checkpoint: tokens that an example may have. Default: 2048; of an encoder 512, or its positions; of an
+    export with heads what they were trained on."""
 
 
 class _Messages(logging.Handler):

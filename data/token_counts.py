@@ -1,7 +1,7 @@
 """The tokens of examples and labels, counted with the tokenizer of a checkpoint folder, as training would.
 
-The prompt is that of ``train.py`` without options about it. Only the folder's tokenizer files and the model type in its
-``config.json`` are read, no weights.
+The prompt is that of ``train.py`` without options about it. Only the folder's tokenizer files and, in its
+``config.json``, the model type and the longest input are read, no weights.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -40,11 +40,24 @@ CHUNK = 1000  # examples that are tokenized at a time; fewer than `track` shows
 log = logging.getLogger("data")
 
 
+class _Heads(msgspec.Struct):
+    """What is read of the heads of a folder that was fine-tuned here."""
+
+    max_length: int | None = None
+
+
 class _Config(msgspec.Struct):
-    """What is read of ``config.json``."""
+    """What is read of every ``config.json``."""
 
     model_type: str = ""
-    heads: Any = None
+    heads: _Heads | None = None
+
+
+class _Positions(msgspec.Struct):
+    """What is read of the ``config.json`` of an encoder and of a decoder with heads."""
+
+    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    pad_token_id: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,8 @@ def open_counter(folder: Path, task: Task, row_length: int | None) -> Counter:
     """A counter for the tokenizer of a checkpoint folder.
 
     Args:
-        row_length: how many tokens an example may have; None: what training takes by default.
+        row_length: how many tokens an example may have; None: what training takes by default, and of a folder with
+            heads what these were trained on, which scoring takes.
 
     Raises:
         UserError: no such folder, no tokenizer in it, or one that cannot be read.
@@ -132,10 +146,18 @@ def open_counter(folder: Path, task: Task, row_length: int | None) -> Counter:
             f"--checkpoint: there is no folder {folder}. It must be one with a tokenizer, such as an export."
         )
     config = read_json(folder / "config.json", _Config) if has_config else _Config()
-    if config.model_type in ENCODERS:
-        longest = row_length or encoder_samples.LONGEST_DOCUMENT
-        return Counter(task, load_encoder_tokenizer(folder), None, longest)
-    if config.heads is not None:  # a decoder with heads
-        return Counter(task, read_twice.load_tokenizer(folder), None, row_length or ROW_LENGTH)
-    tokenizer = load_decoder_tokenizer(folder)
-    return Counter(task, tokenizer, build_prompt(task, template_for(tokenizer)), row_length or ROW_LENGTH)
+    if config.model_type not in ENCODERS and config.heads is None:
+        tokenizer = load_decoder_tokenizer(folder)
+        return Counter(task, tokenizer, build_prompt(task, template_for(tokenizer)), row_length or ROW_LENGTH)
+    with_heads = (load_encoder_tokenizer if config.model_type in ENCODERS else read_twice.load_tokenizer)(folder)
+    return Counter(task, with_heads, None, row_length or _longest_document(folder, config))
+
+
+def _longest_document(folder: Path, config: _Config) -> int:
+    """Tokens to which documents are cut: in scoring as the heads were trained; without heads as in training."""
+    if config.heads is not None and config.heads.max_length is not None:
+        return config.heads.max_length
+    usual = encoder_samples.LONGEST_DOCUMENT if config.model_type in ENCODERS else ROW_LENGTH
+    found = read_json(folder / "config.json", _Positions)
+    unused = (found.pad_token_id or 0) + 1 if config.model_type == "roberta" else 0
+    return min(usual, (found.max_position_embeddings or usual) - unused)

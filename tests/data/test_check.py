@@ -11,14 +11,20 @@ from pathlib import Path
 import pytest
 
 from checkpoints_tools.architectures import ARCHITECTURES
+from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.llama_heads import FRAME
 from data import findings, token_counts
 from data.check import main
 from data.example import Example
 from data.findings import Finding, facts_of
 from data.source import load_examples, splits_of
 from data.tasks import TASKS, ClassField, Task, TokenField
+from eval.weights import Weights, trained_length
+from tests.encoder_tokenizers import write_bert, write_roberta
 from tests.launching import ROOT
 from tests.screen import in_terminal, plain_environment
+from train.config import TrainConfig
+from train.training_data import longest_input
 
 SAMPLE = ROOT / "data" / "sample" / "tickets"
 FIELD = '[[fields]]\nname = "q"\ntype = "class"\n'
@@ -299,10 +305,43 @@ def test_tokens_of_an_encoder(capsys, tiny_bert: Path) -> None:
     assert status == 0 and "80 train examples are cut to 40 tokens (100.0% of train)" in shown
 
 
+ENCODER = dict(hidden_size=4, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=999)
+HEADS = {"head": "linear", "fields": [{"name": "a", "kind": "class", "labels": ["x", "y"]}]}
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"model_type": "bert"}, 512),
+        ({"model_type": "bert", "max_position_embeddings": 100}, 100),
+        ({"model_type": "bert", "heads": HEADS | {"max_length": 77}}, 77),
+        ({"model_type": "roberta", "max_position_embeddings": 102}, 100),
+        ({"model_type": "roberta"}, 510),
+        ({"model_type": "roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "llama", "heads": HEADS | {"max_length": 777, "frame": FRAME}}, 777),
+        ({"model_type": "llama", "heads": HEADS | {"frame": FRAME}, "max_position_embeddings": 600}, 600),
+        ({"model_type": "llama", "heads": HEADS | {"frame": FRAME}}, 2048),
+    ],
+)
+def test_texts_are_cut_where_training_and_scoring_cut_them(
+    capsys, tmp_path: Path, tiny_folder: dict[str, Path], config: dict[str, object], longest: int
+) -> None:
+    """Of a model with heads: as `eval.py` has it, which without a stored length is as in training."""
+    folder = {
+        "bert": lambda: write_bert(tmp_path, ["some words of a text"] * 9),
+        "roberta": lambda: write_roberta(tmp_path, ["some words of a text"] * 9)["files"],
+        "llama": lambda: shutil.copytree(tiny_folder["json"], tmp_path / "llama"),
+    }[str(config["model_type"])]()
+    (folder / "config.json").write_text(json.dumps(ENCODER | config))
+    model = read_config(folder)
+    assert longest == trained_length(Weights(folder, folder, False), model), "where eval.py cuts"
+    assert model.heads or longest == longest_input(TrainConfig(), model), "where train.py cuts"
+    _, shown = checked(capsys, "20ng_7", "--data", "sample", "--checkpoint", folder)
+    assert f"more than {longest:,}, cut" in shown
+
+
 @pytest.fixture
 def tiny_bert(tmp_path: Path) -> Path:
-    from tests.encoder_tokenizers import write_bert
-
     folder = tmp_path / "bert"
     folder.mkdir()
     write_bert(folder, ["some words of a text and a label"] * 9)
