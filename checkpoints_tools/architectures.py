@@ -13,11 +13,11 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from checkpoints_tools.encoder_config import check_roberta_tokenizer, parse_encoder_config, write_encoder_export
+from checkpoints_tools.encoder_config import check_encoder_tokenizer, parse_encoder_config, write_encoder_export
 from checkpoints_tools.encoder_keys import encoder_to_theirs, match_encoder
 from checkpoints_tools.heads import checked_heads, heads_for
 from checkpoints_tools.key_maps import Matched, llama_to_theirs, match_llama
-from checkpoints_tools.llama_config import write_llama_config, write_llama_export
+from checkpoints_tools.llama_config import check_llama_tokenizer, write_llama_config, write_llama_export
 from checkpoints_tools.llama_heads import (
     headed_llama_to_theirs,
     match_headed_llama,
@@ -127,10 +127,6 @@ def _with_linear_heads(config: HeadedLlamaConfig, task: Task, head: HeadKind, fo
     return checked_heads(config, replace(config, heads=heads_for(task)), task, folder)
 
 
-def _no_check(*_: object) -> None:
-    """For architectures whose tokenizers need no further check."""
-
-
 _ENCODER = Architecture(
     kind="encoder",
     build=Encoder,
@@ -143,7 +139,7 @@ _ENCODER = Architecture(
     to_theirs=encoder_to_theirs,
     load_tokenizer=load_encoder_tokenizer,
     with_task=_with_heads,
-    check_tokenizer=_no_check,
+    check_tokenizer=check_encoder_tokenizer,
     tensor_plan=None,
     task_decides_heads=True,
     row_bounds_input=False,
@@ -166,7 +162,7 @@ _LLAMA = Architecture(
     to_theirs=llama_to_theirs,
     load_tokenizer=load_decoder_tokenizer,
     with_task=lambda config, *_: config,
-    check_tokenizer=_no_check,
+    check_tokenizer=check_llama_tokenizer,
     tensor_plan=tensor_plans.LLAMA,
     task_decides_heads=False,
     row_bounds_input=True,
@@ -200,7 +196,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "roberta": replace(
         _ENCODER,
-        check_tokenizer=check_roberta_tokenizer,
         download=replace(_ENCODER.download, repo="FacebookAI/roberta-base"),
     ),
     "bert": _ENCODER,

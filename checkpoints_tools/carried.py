@@ -33,6 +33,8 @@ CHOICE = frozenset(
     " forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens sequence_bias guidance_scale"
     " exponential_decay_length_penalty remove_invalid_values renormalize_logits watermarking_config".split()
 )
+# What a fine-tuned model has from its training alone: an export names the token that began its texts, if one did.
+TRAINED = CHOICE | {"bos_token_id"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def carry_over(carried: Carried, folder: Path, vocab_size: int, trained: bool) -
         kept = {
             key: value
             for key, value in found.items()
-            if (key not in written or key in DEFAULTS) and key not in REPLACED and not (trained and key in CHOICE)
+            if (key not in written or key in DEFAULTS) and key not in REPLACED and not (trained and key in TRAINED)
         }
         if name == GENERATION and trained and "eos_token_id" in written:
             others = [i for i in ends_there if type(i) is int]

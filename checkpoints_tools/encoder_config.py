@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from msgspec import Meta, Struct
 
-from checkpoints_tools.heads import UNNAMED, HeadsFile, heads_entry, stated_heads
+from checkpoints_tools.heads import UNNAMED, HeadsFile, heads_entry, read_max_length, stated_heads
 from checkpoints_tools.json_files import write_json
 from checkpoints_tools.shapes import Epsilon, Fraction, Layers, Positions, Vocabulary, Width
+from checkpoints_tools.tokenizer_files import RESTORE
 from checkpoints_tools.writer import TrainedOn
 from data.encoder.tokenizer import Tokenizer
 from data.errors import UserError
@@ -230,13 +231,21 @@ def write_encoder_export(
     tokenizer.save(folder, trained_on.max_length)
 
 
-def check_roberta_tokenizer(config: EncoderConfig, tokenizer: Tokenizer, folder: Path | str) -> None:
-    """Check that the config counts positions from the tokenizer's padding id, as RoBERTa does.
+def check_encoder_tokenizer(config: EncoderConfig, tokenizer: Tokenizer, folder: Path | str) -> None:
+    """Check that an export still has all of its tokenizer, and that RoBERTa's positions begin behind its padding id.
+
+    ``tokenizer_config.json`` may name the special tokens, and say whether capitals count. Every export has it.
 
     Raises:
-        UserError: the two padding ids differ.
+        UserError: the file is missing; or RoBERTa's config counts positions from another id than the tokenizer's.
     """
-    if tokenizer.pad_id + 1 != config.position_offset:
+    path = Path(folder) / "config.json"
+    if path.is_file() and read_max_length(path) is not None and "tokenizer_config.json" not in tokenizer.files:
+        raise UserError(
+            f"{folder} was fine-tuned here (heads.max_length in config.json says so), but has no "
+            f"tokenizer_config.json: without it texts may get other tokens, and other labels. {RESTORE}"
+        )
+    if config.family == "roberta" and tokenizer.pad_id + 1 != config.position_offset:
         raise UserError(
             f"{folder}: the tokenizer's padding token has id {tokenizer.pad_id}, but pad_token_id in config.json is "
             f"{config.position_offset - 1}. RoBERTa counts positions from it. Are these files of two checkpoints?"

@@ -14,13 +14,14 @@ import torch
 from msgspec import Struct
 
 from checkpoints_tools.json_files import write_json
-from checkpoints_tools.shapes import Epsilon, Layers, Positions, Positive, Theta, Vocabulary, Width
+from checkpoints_tools.shapes import Epsilon, Layers, Positions, Positive, Theta, TokenIds, Vocabulary, Width
+from checkpoints_tools.tokenizer_files import RESTORE
 from checkpoints_tools.writer import TrainedOn
-from data.decoder.fewshot import PromptSpec
+from data.decoder.fewshot import PROMPT_FILE, PromptSpec
 from data.decoder.templates import TEMPLATES, encode_pieces
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
-from data.files.documents import fields_of
+from data.files.documents import fields_of, read_json
 from model.llama import LlamaConfig, RopeScaling
 
 
@@ -68,6 +69,12 @@ class LlamaKind(Struct):
     mlp_bias: bool = False
     is_causal: bool = True
     quantization_config: dict[str, Any] = {}
+
+
+class _Begin(Struct):
+    """What a ``config.json`` says of the token that begins a text."""
+
+    bos_token_id: TokenIds = None
 
 
 def parse_llama_config(raw: dict[str, Any], where: str = "config.json") -> LlamaConfig:
@@ -237,3 +244,28 @@ def token_ids(tokenizer: Tokenizer, prompt_spec: PromptSpec | None) -> dict[str,
     if ends:
         found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     return found
+
+
+def check_llama_tokenizer(config: LlamaConfig, tokenizer: Any, folder: Path | str) -> None:
+    """Check that in a folder that was fine-tuned here texts still begin as in training.
+
+    The token's name is in ``tokenizer_config.json``. Without this file every text would lack its first token, and get
+    other labels.
+
+    Args:
+        tokenizer: a decoder's, or that of a decoder with heads.
+
+    Raises:
+        UserError: ``config.json`` states another token than the tokenizer's files.
+    """
+    path, decoder = Path(folder) / "config.json", getattr(tokenizer, "decoder", tokenizer)
+    if not path.is_file() or not (getattr(config, "heads", ()) or (Path(folder) / PROMPT_FILE).is_file()):
+        return
+    stated = read_json(path, _Begin).bos_token_id
+    if stated not in (None, decoder.bos_id):
+        begin = "no token" if decoder.bos_id is None else f"token {decoder.bos_id}"
+        raise UserError(
+            f"{folder}: in training a text began with token {stated} (bos_token_id in config.json); by the tokenizer's "
+            f"files it begins with {begin}, and would get other labels. {RESTORE} If the model was trained so, write "
+            "null for bos_token_id in config.json."
+        )

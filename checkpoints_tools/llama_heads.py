@@ -20,7 +20,7 @@ from msgspec import Struct
 from checkpoints_tools.heads import HeadsFile, heads_entry, match_heads, stated_heads
 from checkpoints_tools.json_files import write_json
 from checkpoints_tools.key_maps import LLAMA_HF, Matched, is_rotary, to_theirs, translate
-from checkpoints_tools.llama_config import parse_llama_config, to_hf_llama_config
+from checkpoints_tools.llama_config import parse_llama_config, to_hf_llama_config, token_ids
 from checkpoints_tools.writer import TrainedOn
 from data.encoder.read_twice import AFTER, BEFORE, BETWEEN, TwiceTokenizer
 from data.errors import UserError
@@ -99,9 +99,7 @@ def write_headed_llama_export(
     folder: Path, config: HeadedLlamaConfig, dtype: torch.dtype, tokenizer: TwiceTokenizer, trained_on: TrainedOn
 ) -> None:
     """Write an export's config and tokenizer; ``trained_on.labels`` are needed if the model has heads."""
-    decoder = tokenizer.decoder
-    ids = {"bos_token_id": decoder.bos_id, "eos_token_id": decoder.eos_id}
-    contents = to_hf_llama_config(config, dtype, {name: i for name, i in ids.items() if i is not None})
+    contents = to_hf_llama_config(config, dtype, token_ids(tokenizer.decoder, None))
     contents["architectures"] = ["LlamaModel"]
     contents |= heads_entry(config, trained_on.labels or {}, trained_on.max_length, FRAME)
     write_json(folder / "config.json", contents)

@@ -29,6 +29,8 @@ COMPANIONS = (
     "labels.json",
     "task.json",
 )
+# What to do about a folder that has lost a file of its tokenizer.
+RESTORE = "Restore tokenizer_config.json, for example from the folder that this one was copied from."
 
 
 def _gpt2() -> list[pre_tokenizers.PreTokenizer]:

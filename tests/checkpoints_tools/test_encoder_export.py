@@ -19,7 +19,8 @@ from checkpoints_tools.encoder_config import parse_encoder_config
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.heads import UNNAMED, read_head_labels, read_max_length
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.load import load_pretrained
+from checkpoints_tools.load import check_fits_preset, load_pretrained
+from checkpoints_tools.registry import get_model_spec
 from data.encoder.tokenizer import Tokenizer as EncoderTokenizer
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
@@ -237,6 +238,17 @@ def test_the_longest_document_is_stored(family, tokenizers, tmp_path):
         raw["heads"]["max_length"] = wrong
         with pytest.raises(UserError, match=message):
             parse_encoder_config(raw)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_that_lost_the_settings_of_its_tokenizer_is_refused(family, tokenizers, tmp_path):
+    """Whether capitals count may be said only there."""
+    _, config = exported(family, "dense", (CLASS,), tokenizers, out := tmp_path / "out")
+    spec = get_model_spec(family)
+    check_fits_preset(config, load_encoder_tokenizer(out), spec, out)
+    (out / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="fine-tuned here .* has no tokenizer_config.json.*Restore tokenizer_config"):
+        check_fits_preset(config, load_encoder_tokenizer(out), spec, out)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from checkpoints_tools.carried import read_carried
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.heads import heads_for
 from checkpoints_tools.hf_config import read_config
@@ -129,6 +130,33 @@ def test_a_padding_token_beyond_the_embedding(base, caplog: pytest.LogCaptureFix
     assert found.vocab_size == TINY["vocab_size"] + 1
     check_fits_preset(open_checkpoint(folder, SPEC).config, found, SPEC, folder)
     assert "the tokenizer's padding token" in caplog.text and "is beyond the model's embedding" in caplog.text
+
+
+def test_an_export_that_lost_the_name_of_its_first_token(base, tmp_path: Path) -> None:
+    """Every text would lack its first token, and get other labels."""
+    folder, _ = base
+    out = export(headed(folder), folder, tmp_path / "export")
+    config = read_config(out)
+    check_fits_preset(config, load_tokenizer(out), SPEC, out)
+    (out / "tokenizer_config.json").unlink()
+    assert load_tokenizer(out).frame.size == load_tokenizer(folder).frame.size - 1
+    with pytest.raises(UserError, match=r"began with token 256 .*begins with no token.*Restore tokenizer_config"):
+        check_fits_preset(config, load_tokenizer(out), SPEC, out)
+    written = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(written | {"bos_token_id": None}))  # it was trained so
+    check_fits_preset(config, load_tokenizer(out), SPEC, out)
+    (folder / "tokenizer_config.json").unlink()
+    check_fits_preset(open_checkpoint(folder, SPEC).config, load_tokenizer(folder), SPEC, folder)  # before fine-tuning
+
+
+def test_no_first_token_is_carried_over_to_a_model_that_had_none(base, tmp_path: Path) -> None:
+    folder, _ = base
+    (folder / "tokenizer_config.json").unlink()
+    model, tokenizer, carried = headed(folder), load_tokenizer(folder), read_carried(folder)
+    assert tokenizer.decoder.bos_id is None and carried.config["bos_token_id"] == 256
+    export_hf(model, model.config, tokenizer, tmp_path / "out", labels=LABELS, max_length=99, carried=carried)
+    assert "bos_token_id" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    check_fits_preset(read_config(tmp_path / "out"), load_tokenizer(tmp_path / "out"), SPEC, tmp_path / "out")
 
 
 def test_what_does_not_fit_is_refused(base, tmp_path: Path) -> None:

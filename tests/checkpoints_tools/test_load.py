@@ -379,6 +379,19 @@ def test_whether_a_checkpoint_is_the_model_it_is_called_by():
         check_fits_preset(dataclasses.replace(debug.config, vocab_size=900), Knows(vocab_size=901), debug, "folder")
 
 
+def test_a_fine_tuned_folder_that_lost_the_name_of_its_first_token_is_refused(hf_folder, helpers, tmp_path):
+    """A folder with a prompt; before fine-tuning it is taken as it is."""
+    folder, _ = hf_folder()
+    spec, config = get_model_spec("llama"), read_config(folder)
+    (folder / "tokenizer_config.json").unlink()
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.bos_id is None
+    check_fits_preset(config, tokenizer, spec, folder)
+    (folder / "prompt.json").write_text("{}")
+    with pytest.raises(UserError, match=r"began with token 256 \(bos_token_id in config.json\).* begins with no token"):
+        check_fits_preset(config, tokenizer, spec, folder)
+
+
 def test_a_padding_token_beyond_the_embedding_is_only_warned_of(hf_folder, helpers, caplog):
     """As after fine-tuning elsewhere, which added the token and did not resize the embedding."""
     folder, _ = hf_folder(vocab_size=258)
