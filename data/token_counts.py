@@ -24,6 +24,7 @@ from data.decoder.tokenizer import Tokenizer
 from data.decoder.tokenizer import load_tokenizer as load_decoder_tokenizer
 from data.encoder import read_twice
 from data.encoder import samples as encoder_samples
+from data.encoder.frame import Frame
 from data.encoder.tokenizer import load_tokenizer as load_encoder_tokenizer
 from data.errors import UserError
 from data.example import Example
@@ -150,12 +151,13 @@ def open_counter(folder: Path, task: Task, row_length: int | None) -> Counter:
         tokenizer = load_decoder_tokenizer(folder)
         return Counter(task, tokenizer, build_prompt(task, template_for(tokenizer)), row_length or ROW_LENGTH)
     with_heads = (load_encoder_tokenizer if config.model_type in ENCODERS else read_twice.load_tokenizer)(folder)
-    return Counter(task, with_heads, None, row_length or _longest_document(folder, config))
+    return Counter(task, with_heads, None, row_length or _longest_document(folder, config, with_heads.frame))
 
 
-def _longest_document(folder: Path, config: _Config) -> int:
+def _longest_document(folder: Path, config: _Config, frame: Frame) -> int:
     """Tokens to which documents are cut: in scoring as the heads were trained; without heads as in training."""
     if config.heads is not None and config.heads.max_length is not None:
+        encoder_samples.check_stored_length(config.heads.max_length, frame, folder / "config.json")
         return config.heads.max_length
     usual = encoder_samples.LONGEST_DOCUMENT if config.model_type in ENCODERS else ROW_LENGTH
     found = read_json(folder / "config.json", _Positions)

@@ -29,6 +29,8 @@ from checkpoints_tools.tokenizer_files import tokenizer_folder
 from data.decoder.fewshot import PromptSpec
 from data.decoder.round_trip import check_labels
 from data.decoder.tokenizer import Tokenizer
+from data.encoder.samples import AnyTokenizer as EncoderTokenizer
+from data.encoder.samples import check_stored_length
 from data.errors import UserError
 from data.example import Example
 from data.source import draw_to_score
@@ -206,7 +208,8 @@ def open_model(options: EvalConfig, labelled: bool = True) -> ModelSetup:
             order = output_order(task, encoder, labels)
             if order:  # a head without a name gets the field's
                 config = replace(encoder, heads=heads_for(task))
-        prompt, fine_tuned, max_length = None, True, _document_length(options, weights, encoder)
+        prompt, fine_tuned = None, True
+        max_length = _document_length(options, weights, encoder, cast(EncoderTokenizer | None, tokenizer))
     else:
         if options.tp > 1:
             from train.parallel.tensor_parallel import check_divides
@@ -290,11 +293,13 @@ def _without_shots(examples: list[Example], prompt: PromptSpec) -> list[Example]
     return kept
 
 
-def _document_length(options: EvalConfig, weights: Weights, config: HeadedConfig) -> int:
+def _document_length(
+    options: EvalConfig, weights: Weights, config: HeadedConfig, tokenizer: EncoderTokenizer | None
+) -> int:
     """Maximum tokens of an encoder's documents; longer ones are truncated.
 
     Raises:
-        UserError: more than the model's position embeddings.
+        UserError: more than the model's position embeddings; or the stored length is too short for any document.
     """
     has_table = not architecture_of(config).is_decoder_with_heads  # positions of a decoder are computed
     if options.max_length is not None and options.max_length > config.max_position and has_table:
@@ -302,7 +307,12 @@ def _document_length(options: EvalConfig, weights: Weights, config: HeadedConfig
             f"--max_length {options.max_length}: {weights.path} has positions for documents of {config.max_position} "
             "tokens at most."
         )
-    return options.max_length or trained_length(weights, config)
+    if options.max_length is not None:
+        return options.max_length
+    length = trained_length(weights, config)
+    if tokenizer is not None and not weights.is_training:
+        check_stored_length(length, tokenizer.frame, weights.path / "config.json")
+    return length
 
 
 def build_model(

@@ -28,6 +28,11 @@ class Frame:
         """Tokens beside the document."""
         return len(self.before) + len(self.between or ()) + len(self.after)
 
+    @property
+    def least(self) -> int:
+        """Tokens of the shortest sample that has a document."""
+        return self.size + self.readings
+
     def around(self, document: list[int]) -> list[int]:
         """The token ids of a sample."""
         again = [] if self.between is None else [*self.between, *document]

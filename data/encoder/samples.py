@@ -28,6 +28,7 @@ import numpy as np
 
 from data.cache import Arrays, cached
 from data.class_weights import ClassWeights
+from data.encoder.frame import Frame
 from data.encoder.read_twice import TwiceTokenizer
 from data.encoder.rows import Batch, build_batch, dummy_batch
 from data.encoder.tokenizer import Tokenizer
@@ -189,10 +190,10 @@ def prepare(
         UserError: ``max_length`` is too small for a document, or an example's label is missing or not in the label set.
     """
     frame = tokenizer.frame
-    if (least := frame.size + frame.readings) > max_length:
+    if frame.least > max_length:
         raise UserError(
             f"A document of at most {max_length} tokens has none left beside its {frame.size} special tokens. "
-            f"It needs {least} or more: --max_length, in training also --row_length."
+            f"It needs {frame.least} or more: --max_length, in training also --row_length."
         )
     if with_labels:
         for example in examples:
@@ -218,6 +219,15 @@ def prepare(
         pad_id=tokenizer.pad_id,
         **arrays,
     )
+
+
+def check_stored_length(length: int, frame: Frame, path: Path) -> None:
+    """Raise UserError if the longest document that a ``config.json`` states for its heads has no tokens of a text."""
+    if length < frame.least:
+        raise UserError(
+            f"{path}: heads.max_length is {length}, but {frame.size} tokens are around every text, so it must be "
+            f"{frame.least} or more. Restore the file, for example from the folder that this one was copied from."
+        )
 
 
 def _tokenize(examples: Sequence[Example], tokenizer: AnyTokenizer, max_length: int, by_words: bool) -> Arrays:

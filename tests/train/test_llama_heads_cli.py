@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -145,6 +146,17 @@ def test_scored_and_labelled_alike(
     check.main([str(TICKETS), "--checkpoint", str(export)])
     frame = len(BEFORE + BETWEEN + AFTER) + 1  # bytes, and the beginning of a text
     assert f"tokens of a text, which is read twice, {frame} around it included" in capsys.readouterr().out
+
+    config = json.loads((export / "config.json").read_text())
+    config["heads"]["max_length"] = frame + 1  # a token for one of the two readings
+    (export / "config.json").write_text(json.dumps(config))
+    (export / "checksums.json").unlink()
+    too_short = rf"config.json: heads.max_length is {frame + 1}, .* it must be {frame + 2} or more. Restore the file"
+    texts = ["--input", TICKETS.with_name("test.csv"), "--output", tmp_path / "labels.csv", "--device", "cpu"]
+    with pytest.raises(UserError, match=too_short):
+        call_main(monkeypatch, "predict.py", "--checkpoint", export, *texts)
+    assert check.main([str(TICKETS), "--checkpoint", str(export)]) == 2
+    assert re.search(too_short, capsys.readouterr().err)
 
 
 def test_a_whole_run(args: list[str], world, tmp_path: Path) -> None:
