@@ -19,7 +19,7 @@ from train.metrics import duration
 from train.parallel.mesh import MeshShape, lay_out
 from train.planning.hardware import GIB, GPUS, Gpu, usable
 from train.planning.memory import HOST_BASE, count_parameters
-from train.planning.report import table
+from train.planning.report import table, what_is_counted
 
 PER_NODE = 8  # GPUs of a machine
 OVERHEAD = 0.03  # minimum seconds of a pass: launching the kernels of all blocks
@@ -91,6 +91,11 @@ def describe(plan: ScoringPlan) -> str:
     sizes = [size for batches in plan.batches for size in batches]
     largest = max(sizes, key=lambda size: size.n_tokens + size.n_requests * size.n_new_tokens)
     rows = [*memory.parts.items(), ("in all", memory.peak)]
+    prefix = answers = limit = ""
+    if setup.spec.kind == "decoder":
+        prefix = f" after a prefix of {lengths.prefix:,} tokens"
+        answers = " before their answers" if lengths.tries is None else " with all labels"
+        limit = ", if every answer has its maximum length"
     lines = [
         f"Plan for scoring {setup.spec.name} on {setup.task.name}: arithmetic, nothing measured (docs/memory.md)",
         f"  {n_parameters:,} parameters in {plan.precision}; {n_gpus} x {gpu.name}: {plan.mesh.n_data} replica(s), "
@@ -101,12 +106,11 @@ def describe(plan: ScoringPlan) -> str:
         f"  of {plan.limit / GIB:.1f} usable of {gpu.memory / GIB:.1f}",
         f"Host memory of one machine: {min(n_gpus, PER_NODE) * HOST_BASE / 1e9:.0f} GB",
         "",
-        f"{len(lengths.bodies):,} examples after a prefix of {lengths.prefix:,} tokens; a GPU's share: up to "
+        f"{len(lengths.bodies):,} examples{prefix}; a GPU's share: up to "
         f"{max(map(len, plan.batches)):,} batches, the largest of {largest.n_requests} request(s) and "
-        f"{largest.n_tokens:,} tokens {'before their answers' if lengths.tries is None else 'with all labels'}",
-        f"Longest example: {lengths.prefix + max(lengths.bodies):,} tokens with its prompt",
-        f"Time, an estimate: {duration(scoring_seconds(plan, n_parameters))}, if every answer has its maximum length; "
-        "never measured on a GPU",
+        f"{largest.n_tokens:,} tokens{answers}",
+        f"Longest example: {lengths.prefix + max(lengths.bodies):,} tokens {what_is_counted(setup.spec)}",
+        f"Time, an estimate: {duration(scoring_seconds(plan, n_parameters))}{limit}; never measured on a GPU",
         "",
         _verdict(plan),
     ]  # fmt: skip

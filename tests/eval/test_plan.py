@@ -201,6 +201,7 @@ def test_encoders_have_plans(tmp_path):
     text = plan(*words)
     assert "It fits" in text and "the heads that fine-tuning on massive_slots would add" in text
     assert plan(*words, "--max_length", 12).count("Longest example: 12 tokens") == 1
+    assert "tokens with the tokens around it" in text and "prompt" not in text and "answer" not in text
     with pytest.raises(UserError, match="without heads"):
         plan("--model", "roberta_large", "--checkpoint", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))

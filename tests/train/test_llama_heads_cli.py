@@ -140,9 +140,11 @@ def test_scored_and_labelled_alike(
         call_main(monkeypatch, "eval.py", "--model", "llama", "--checkpoint", export, *common)
     capsys.readouterr()
     call_main(monkeypatch, "train.py", *args, "--plan", "--gpus", "1", "--output", tmp_path / "planned")
-    assert "llama_heads" in capsys.readouterr().out
+    planned = capsys.readouterr().out
     call_main(monkeypatch, "eval.py", "--model", "llama_heads", "--checkpoint", export, *common, "--plan")
-    assert "llama_heads" in capsys.readouterr().out
+    for text in (planned, capsys.readouterr().out):
+        assert "llama_heads" in text and "tokens read twice, with the tokens around it" in text
+        assert "prompt" not in text and "answer" not in text
     check.main([str(TICKETS), "--checkpoint", str(export)])
     frame = len(BEFORE + BETWEEN + AFTER) + 1  # bytes, and the beginning of a text
     assert f"tokens of a text, which is read twice, {frame} around it included" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from checkpoints_tools.registry import ModelSpec
 from train import options
 from train.metrics import duration
 from train.optim.formats import OPTIMIZERS
@@ -91,10 +92,18 @@ def _host(job: Job) -> str:
     return table(f"Host memory of one machine ({job.ranks_per_node} ranks), GB", rows, 1e9)
 
 
+def what_is_counted(spec: ModelSpec) -> str:
+    """What an example's tokens include beside its text, in the plans of training and scoring."""
+    if spec.kind == "decoder":
+        return "with its prompt"
+    twice = "read twice, " if spec.architecture.is_decoder_with_heads else ""
+    return f"{twice}with the tokens around it"
+
+
 def _work(plan: TrainPlan) -> str:
     work, config = plan.work, plan.config
     values = options.flatten(config)
-    longest = f"'{work.longest_id}', {work.longest_tokens:,} tokens with its prompt"
+    longest = f"'{work.longest_id}', {work.longest_tokens:,} tokens {what_is_counted(plan.spec)}"
     if work.truncated is None:
         longest = f"{work.longest_tokens:,} tokens, assumed"
     elif work.truncated:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train.planning.plan
-from checkpoints_tools.registry import MODELS
+from checkpoints_tools.registry import MODELS, get_model_spec
 from data.commands import quoted, torchrun
 from data.errors import UserError
 from data.loader import StepLoader
@@ -216,6 +216,12 @@ def test_with_tokenizer_and_data_the_real_samples_are_counted(tiny_tokenizer, tm
     assert f"'{plan.work.longest_id}'" in text and plan.work.truncated is not None
     assert "shard 2" in text and "6 steps of 4 samples" in text
     assert plan.work.samples == 4
+
+
+def test_plans_say_what_an_examples_tokens_include():
+    found = {name: plan_report.what_is_counted(get_model_spec(name)) for name in ("llama", "roberta", "llama_heads")}
+    around = "with the tokens around it"
+    assert found == {"llama": "with its prompt", "roberta": around, "llama_heads": f"read twice, {around}"}
 
 
 def test_encoders_have_plans(tmp_path):
