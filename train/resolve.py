@@ -197,11 +197,14 @@ def find_problems(config: TrainConfig) -> list[str]:
     must(0 < optim.eps < math.inf, "eps", "above 0, and finite")
     must(0 <= optim.weight_decay < math.inf, "weight_decay", "0 or more, and finite")
     must(optim.clip >= 0, "clip", "0 (off) or more")
-    may_be_none = train.fit_heads and not config.plan.plan
+    heads_alone = train.steps == 0 and train.fit_heads
+    zero = "0 is for models with heads and --fit_heads, which then fits the heads alone"
+    if heads_alone:
+        zero = "a plan needs steps, and fitting the heads alone has none: omit --steps 0 or --plan"
     must(
-        train.steps is None or train.steps >= (0 if may_be_none else 1),
+        train.steps is None or train.steps >= 1 or (heads_alone and not config.plan.plan),
         "steps",
-        "at least 1" if train.steps or config.plan.plan else "at least 1; with an encoder's --fit_heads 0 is possible",
+        "at least 1" if train.steps else f"at least 1; {zero}",
     )
     if train.steps is not None and train.min_steps:
         problems.append(f"min_steps = {train.min_steps} is for epochs: give --epochs, or --steps alone.")

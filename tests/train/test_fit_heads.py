@@ -254,13 +254,13 @@ def test_fitted_heads_are_the_first_candidate_for_the_best(own_task: list[str], 
 
 
 def test_no_steps_need_heads_to_fit(own_task: list[str]) -> None:
-    with pytest.raises(UserError, match="steps = 0: must be at least 1; with an encoder's --fit_heads 0 is possible"):
+    with pytest.raises(UserError, match="steps = 0: must be at least 1; 0 is for models with heads and --fit_heads"):
         load_config([*own_task, "--steps", "0"])
     with pytest.raises(UserError, match="steps = -1: must be at least 1.$"):
         load_config([*own_task, "--steps", "-1"])
     with pytest.raises(UserError, match="min_steps = 5 is for epochs"):
         load_config([*own_task, "--steps", "9", "--min_steps", "5"])
-    with pytest.raises(UserError, match="steps = 0: must be at least 1"):
+    with pytest.raises(UserError, match="steps = 0: must be at least 1; a plan needs steps.*omit --steps 0 or --plan"):
         load_config([*own_task, "--steps", "0", "--fit_heads", "--plan"])
     with pytest.raises(UserError, match="fit_heads = True is for encoders"):
         load_config(["--model", "llama_debug", "--task", str(TICKETS), "--fit_heads"])
