@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -146,7 +147,8 @@ def open_run(config: TrainConfig) -> Setup:
     total_steps = count_steps(config, loader)
     if total_steps and (repeats := describe_repeats(loader)):
         log.warning("warning: %s", repeats)
-    if total_steps and (note := describe_few(task, examples, spec.kind)):
+    new_heads = partial(_can_fit_alone, config, spec, model_config)
+    if total_steps and (note := describe_few(task, examples, spec.kind, new_heads)):
         log.info("note: %s", note)
     identity = {
         "model_config": dataclasses.asdict(model_config),
@@ -212,6 +214,14 @@ def _open_model(config: TrainConfig, task: Task) -> tuple[ModelSpec, ModelConfig
         tokenizer = architecture.load_tokenizer(tokenizer_folder(folder))
         check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
     return spec, config_for_task(found, spec, task, config), tokenizer
+
+
+def _can_fit_alone(config: TrainConfig, spec: ModelSpec, model_config: ModelConfig) -> bool:
+    """Whether ``--steps 0`` would be accepted, which fits new heads of one layer (`train/build.py`)."""
+    if not config.train.fit_heads or config.model.head == "dense":
+        return False
+    fresh = open_checkpoint(cast(Path, config.model.checkpoint), spec, model_config).fresh
+    return any(name.startswith("heads.") for name in fresh)
 
 
 def config_for_task(found: ModelConfig, spec: ModelSpec, task: Task, config: TrainConfig) -> ModelConfig:

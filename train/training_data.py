@@ -10,6 +10,7 @@ import json
 import logging
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -189,10 +190,18 @@ def describe_repeats(loader: StepLoader) -> str | None:
     )
 
 
-def describe_few(task: Task, examples: list[Example], kind: Literal["decoder", "encoder"]) -> str | None:
+def describe_few(
+    task: Task,
+    examples: list[Example],
+    kind: Literal["decoder", "encoder"],
+    new_heads: Callable[[], bool] = lambda: True,
+) -> str | None:
     """What to say if a user's own task has few training texts a label; else None.
 
     The median label counts: a few rare ones are common, and another matter.
+
+    Args:
+        new_heads: whether the run could fit new heads and train nothing else; asked only if it matters.
     """
     counts = {
         field.name: Counter(example.class_label(field.name) for example in examples)
@@ -203,11 +212,14 @@ def describe_few(task: Task, examples: list[Example], kind: Literal["decoder", "
     if not few:
         return None
     listed = ", ".join(f"half of the labels of {name} have at most {median}" for name, median in few.items())
+    what = f"few training texts: {listed}."
+    if kind == "encoder" and not new_heads():
+        return f"{what} Look at the score on held-out texts (docs/few_labels.md)."
     other = {
         "encoder": "The heads alone (--steps 0) may be as good.",
         "decoder": "With so few, all-MiniLM-L6-v2 (--model bert) was ahead of SmolLM2-135M on both tables measured.",
     }[kind]
-    return f"few training texts: {listed}. {other} Compare on held-out texts (docs/few_labels.md)."
+    return f"{what} {other} Compare on held-out texts (docs/few_labels.md)."
 
 
 def count_steps(config: TrainConfig, loader: StepLoader) -> int:

@@ -183,6 +183,25 @@ def test_a_whole_run(args: list[str], world, tmp_path: Path) -> None:
         assert torch.equal(p.full_tensor(), q.full_tensor()), name
 
 
+def test_heads_alone_are_advised_only_where_they_are_new(
+    args: list[str], world, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    args += ["--limit", "20", "--batch_size", "4"]
+
+    def advised(*words: str) -> bool:
+        caplog.clear()
+        open_run(load_config([*args, *words]))
+        assert "few training texts: half of the labels of queue have at most" in caplog.text
+        return "--steps 0" in caplog.text
+
+    assert advised()
+    assert not advised("--no_fit_heads")
+    setup = open_run(config := load_config([*args, "--steps", "0"]))
+    Trainer(config, setup, world).run()
+    assert not advised("--checkpoint", str(tmp_path / "run/export"), "--output", str(tmp_path / "again"))
+
+
 def test_a_run_goes_on_as_if_uninterrupted(args: list[str], world, tmp_path: Path) -> None:
     args += ["--steps", "4", "--fit_heads", "--save_every", "2", "--export", "off", "--batch_size", "8"]
     straight = Trainer(load_config(args), open_run(load_config(args)), world)
