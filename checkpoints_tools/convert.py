@@ -131,8 +131,10 @@ def convert(
             source.write_tokenizer(folder)
         else:
             copy_tokenizer(tokenizer, folder)
-        complete_tokenizer(folder, source.config.max_position)
-        _check_tokenizer(folder, source.config, tokenizer or source.path)
+        place = tokenizer or source.path
+        origin = place if place.is_file() else place / "tokenizer.model"
+        complete_tokenizer(folder, source.config.max_position, origin=origin)
+        _check_tokenizer(folder, source.config, place)
         writer = ShardWriter(folder, shard_bytes)
         sizes = {name: math.prod(shape) * to.itemsize for name, shape in expected_shapes(source.config).items()}
         with ByteProgress("converting", sum(sizes.values()), show=True) as progress:

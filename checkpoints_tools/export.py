@@ -107,7 +107,8 @@ def export_hf(
             if prompt_spec is not None:
                 prompt_spec.save(staging)
                 eos = encode_pieces(TEMPLATES[prompt_spec.template].end, cast(DecoderTokenizer, tokenizer))[0]
-            complete_tokenizer(staging, config.max_position, eos)
+            origin = "the checkpoint's tokenizer.model", "put a tokenizer.json beside it"
+            complete_tokenizer(staging, config.max_position, eos, *origin)
             if add is not None:
                 add(staging)
     if dist.is_initialized():

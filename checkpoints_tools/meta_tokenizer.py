@@ -55,30 +55,34 @@ def write_meta_tokenizer(source: Path, folder: Path, max_length: int) -> None:
     if not found:
         raise UserError(f"no tokenizer.model in {source} or the folder above it; name one with --tokenizer")
     copy_tokenizer(found[0], folder)
-    write_tokenizer_json(folder, max_length)
+    write_tokenizer_json(folder, max_length, origin=found[0])
 
 
-def write_tokenizer_json(folder: Path, max_length: int, eos: int | None = None) -> None:
+def write_tokenizer_json(
+    folder: Path, max_length: int, eos: int | None = None, origin: Path | str | None = None, remedy: str = REMEDY
+) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` for the ``tokenizer.model`` in a folder.
 
     A ``tokenizer_config.json`` that the folder has is kept.
 
     Args:
         eos: the token that ends a text; None: that of the family's chat models.
+        origin: the file that messages name; None: the one in the folder, which may be only for now.
+        remedy: what messages say to do.
 
     Raises:
         UserError: a SentencePiece model with other settings than Llama 2's: its ids would be others.
     """
     model = folder / "tokenizer.model"
-    content = read_bytes(model, limits.VOCABULARY_BYTES)
-    with refusals_named(model, REMEDY):
+    content, origin = read_bytes(model, limits.VOCABULARY_BYTES), origin or model
+    with refusals_named(origin, remedy):
         if not is_rank_file(content):
             named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-            tokenizer = sentencepiece_tokenizer(model)
+            tokenizer = sentencepiece_tokenizer(model, origin, remedy)
         else:
             named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
             ranks = read_ranks(content, model)
-            _check_lengths(model, ranks)
+            _check_lengths(origin, ranks)
             tokenizer = llama3_tokenizer(ranks)
     if eos is not None:
         named["eos_token"] = cast(str, tokenizer.id_to_token(eos))
@@ -88,11 +92,15 @@ def write_tokenizer_json(folder: Path, max_length: int, eos: int | None = None) 
         write_tokenizer_files(folder, tokenizer, named, max_length, chat_template=None)
 
 
-def complete_tokenizer(folder: Path, max_length: int, eos: int | None = None) -> None:
+def complete_tokenizer(
+    folder: Path, max_length: int, eos: int | None = None, origin: Path | str | None = None, remedy: str = REMEDY
+) -> None:
     """Write the ``tokenizer.json`` that a folder with a ``tokenizer.model`` lacks; log a warning if it cannot be.
 
     transformers cannot read Meta's file of ranks, and of a SentencePiece model it makes another order of merges: runs
     of spaces get other tokens. A file of ranks whose tokens a ``tokenizer_config.json`` names is left as it is.
+
+    Args: see `write_tokenizer_json`.
     """
     names, model = {path.name for path in folder.iterdir()}, folder / "tokenizer.model"
     if "tokenizer.model" not in names or "tokenizer.json" in names:
@@ -100,12 +108,12 @@ def complete_tokenizer(folder: Path, max_length: int, eos: int | None = None) ->
     if "tokenizer_config.json" in names and is_rank_file(read_bytes(model, limits.VOCABULARY_BYTES)):
         return
     try:
-        write_tokenizer_json(folder, max_length, eos)
+        write_tokenizer_json(folder, max_length, eos, origin, remedy)
     except UserError as error:  # no reason to lose what was made
         log.warning("warning: the new folder has no tokenizer.json; transformers may give other ids: %s", error)
 
 
-def _check_lengths(path: Path, tokens: Iterable[str | bytes]) -> None:
+def _check_lengths(path: Path | str, tokens: Iterable[str | bytes]) -> None:
     longest = max(map(len, tokens), default=0)
     if longest > limits.TOKEN_BYTES:
         raise UserError(f"{path} has a token of length {longest:,}; the limit is {limits.TOKEN_BYTES}.")
@@ -150,14 +158,14 @@ def piece_of(model: sentencepiece.SentencePieceProcessor, role: str) -> str | No
     return model.id_to_piece(i) if i >= 0 else None
 
 
-def sentencepiece_tokenizer(path: Path) -> Tokenizer:
+def sentencepiece_tokenizer(path: Path, origin: Path | str, remedy: str) -> Tokenizer:
     """Llama 2's tokenizer: SentencePiece BPE with byte fallback and a space added before the text."""
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
     except Exception as error:  # of the library
-        raise UserError(f"{path} is neither a rank file nor a SentencePiece model ({error})") from None
-    _check_lengths(path, pieces)
+        raise UserError(f"{origin} is neither a rank file nor a SentencePiece model ({error})") from None
+    _check_lengths(origin, pieces)
     content = read_bytes(path, limits.VOCABULARY_BYTES)
     settings = dataclasses.asdict(sentencepiece_model.read_settings(content))
     named = {f"{role} piece": piece_of(model, role) for role in ("bos", "eos", "unk")}
@@ -165,8 +173,8 @@ def sentencepiece_tokenizer(path: Path) -> Tokenizer:
     for name, value in (settings | named | defined).items():
         if value != LLAMA2[name]:
             raise UserError(
-                f"{path}: {name} is {value!r}. A tokenizer.json can only be written for {LLAMA2[name]!r}, as in Llama "
-                f"2's model: {REMEDY}."
+                f"{origin}: {name} is {value!r}. A tokenizer.json can only be written for {LLAMA2[name]!r}, as in "
+                f"Llama 2's model: {remedy}."
             )
     vocab = {piece: i for i, piece in enumerate(pieces)}
     control = [i for i in range(len(pieces)) if model.is_control(i) or model.is_unknown(i)]

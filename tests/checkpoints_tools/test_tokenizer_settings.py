@@ -200,5 +200,15 @@ def test_an_export_without_a_tokenizer_json_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         export_hf(model, config, tokenizer, tmp_path / "out")
     assert "warning: the new folder has no tokenizer.json" in caplog.text and "remove_extra_whitespaces" in caplog.text
+    assert (
+        "the checkpoint's tokenizer.model: remove_extra" in caplog.text
+        and ": put a tokenizer.json beside it." in caplog.text
+    )
+    assert "--tokenizer" not in caplog.text and "partial" not in caplog.text, "train.py has no such option"
     assert not (tmp_path / "out" / "tokenizer.json").exists()
     assert load_tokenizer(tmp_path / "out").encode("wake  me") == tokenizer.encode("wake me")
+
+    caplog.clear()
+    convert(tmp_path / "out", tmp_path / "converted")
+    assert f"{tmp_path / 'out' / 'tokenizer.model'}: remove_extra" in caplog.text and "with --tokenizer." in caplog.text
+    assert "partial" not in caplog.text
