@@ -160,7 +160,7 @@ class Trainer:
             self.log.event("resume", step=self.step)
         if self.setup.class_weights:
             self.log.event("class_weights", weights=self.setup.class_weights)
-        with stopping.saying(self._how_to_continue), stopping.held(announcement()) as self.stop:
+        with stopping.saying(lambda: f"{self._kept()} {self._advice()}"), stopping.held(announcement()) as self.stop:
             try:
                 self._loop()
                 self._save()
@@ -279,9 +279,8 @@ class Trainer:
     def _stop(self, batch: StepBatch, loss: float, norm: float) -> None:
         self.log.event("stopped", step=self.step + 1, loss=str(loss), grad_norm=str(norm), samples=batch.sample_ids)
         ids = batch.sample_ids[:NAMED_SAMPLES]
-        more = (
-            f" and {len(batch.sample_ids) - len(ids)} more (in log.jsonl)" if len(batch.sample_ids) > len(ids) else ""
-        )
+        n_more = len(batch.sample_ids) - len(ids)
+        more = f" and {n_more} more (in log.jsonl)" if n_more else ""
         raise RunStopped(
             f"step {self.step + 1}: the loss is {loss} and the gradient norm {norm}. No update was made. "
             f"{self._kept()}\n"
@@ -295,8 +294,8 @@ class Trainer:
         saved = checkpoint.steps_in(self.checkpoints)
         return f"The last checkpoint is {saved[-1]}." if saved else "No checkpoint had been saved yet."
 
-    def _how_to_continue(self) -> str:
-        return f"{self._kept()} {advice_to_continue(self.again, self.output)}"
+    def _advice(self) -> str:
+        return advice_to_continue(self.again, self.output)
 
     def _told_to_stop(self) -> bool:
         """Whether any rank was told to stop. Collective."""
@@ -306,15 +305,11 @@ class Trainer:
         signum = self.stop.signum or signal.SIGTERM
         self.log.event("interrupted", step=self.step)
         if not self.step:  # fitted heads were scored; AdamW has no states yet that a checkpoint could hold
-            again = advice_to_continue(self.again, self.output)
-            raise Interrupted(f"interrupted before the first step: nothing to save. {again}", signum)
+            raise Interrupted(f"interrupted before the first step: nothing to save. {self._advice()}", signum)
         self._save()
         self.saver.finish()
-        raise Interrupted(
-            f"interrupted: stopped after step {self.step} of {self.setup.total_steps}, saved to "
-            f"{checkpoint.step_folder(self.checkpoints, self.step)}. {advice_to_continue(self.again, self.output)}",
-            signum,
-        )
+        saved = f"saved to {checkpoint.step_folder(self.checkpoints, self.step)}. {self._advice()}"
+        raise Interrupted(f"interrupted: stopped after step {self.step} of {self.setup.total_steps}, {saved}", signum)
 
     def _save(self) -> None:
         if self.saved_step == self.step:

@@ -440,18 +440,21 @@ def test_a_report_that_fails_is_no_failure_of_the_cell(study: Study, programs: C
     assert states(study, tmp_path / "out") == ["done"] * 3
 
 
+MAKE = """
+import sys; from pathlib import Path
+model = Path(sys.argv[1]); model.write_text('model')
+for name in {names}:
+    path = model.parent.parent / name; path.parent.mkdir(parents=True, exist_ok=True); path.touch()
+"""
+
+
 @pytest.mark.parametrize(("keep", "left"), [("exports", ["export", "log"]), ("results", ["log"])])
 def test_weights_of_finished_cells(
     study: Study, programs: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, keep: str, left: list
 ) -> None:
     study.path.write_text(f'keep = "{keep}"\n{study.path.read_text()}')
-    make = """
-import sys; from pathlib import Path
-model = Path(sys.argv[1]); model.write_text('model')
-for name in ("checkpoints/step_4/.metadata", "export/task.json", "best/config.json", "best/task.json", "log"):
-    path = model.parent.parent / name; path.parent.mkdir(parents=True, exist_ok=True); path.touch()
-"""
-    programs(train=make)
+    made = ("checkpoints/step_4/.metadata", "export/task.json", "best/config.json", "best/task.json", "log")
+    programs(train=MAKE.format(names=made))
     go(read_study(study.path), tmp_path / "out")
     folder = plan.cell_folder(tmp_path / "out", study.cells[0].cell) / "train"
     assert sorted(path.name for path in folder.iterdir()) == (["best", *left] if keep == "exports" else left)
@@ -465,13 +468,8 @@ for name in ("checkpoints/step_4/.metadata", "export/task.json", "best/config.js
 
 def test_files_that_somebody_put_beside_weights_are_kept(study: Study, programs: Callable, tmp_path: Path) -> None:
     study.path.write_text(f'keep = "results"\n{study.path.read_text()}')
-    make = """
-import sys; from pathlib import Path
-model = Path(sys.argv[1]); model.write_text('model')
-for name in ("checkpoints/step_4/.metadata", "export/task.json", "checkpoints/step_4/mine", "export/mine", "best/mine"):
-    path = model.parent.parent / name; path.parent.mkdir(parents=True, exist_ok=True); path.touch()
-"""
-    programs(train=make)
+    made = ("checkpoints/step_4/.metadata", "export/task.json", "checkpoints/step_4/mine", "export/mine", "best/mine")
+    programs(train=MAKE.format(names=made))
     go(read_study(study.path), tmp_path / "out")
     folder = plan.cell_folder(tmp_path / "out", study.cells[0].cell) / "train"
     left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
