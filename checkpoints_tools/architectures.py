@@ -19,6 +19,7 @@ from checkpoints_tools.heads import checked_heads, heads_for
 from checkpoints_tools.key_maps import Matched, llama_to_theirs, match_llama
 from checkpoints_tools.llama_config import check_llama_tokenizer, write_llama_config, write_llama_export
 from checkpoints_tools.llama_heads import (
+    check_headed_llama_tokenizer,
     headed_llama_to_theirs,
     match_headed_llama,
     parse_llama,
@@ -187,10 +188,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         to_theirs=headed_llama_to_theirs,
         load_tokenizer=load_twice_tokenizer,
         with_task=_with_linear_heads,
+        check_tokenizer=check_headed_llama_tokenizer,
         tensor_plan=None,
         task_decides_heads=True,
         row_bounds_input=False,
-        free_fields=("max_position", "heads"),
+        free_fields=("max_position", "heads", "frame"),
         longest_document=4 * LONGEST_DOCUMENT,  # it reads each text twice, and has the positions
         starts_from={"llama": without_heads},
     ),

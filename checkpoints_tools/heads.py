@@ -8,8 +8,8 @@ describe all heads under a separate key, which transformers ignores::
               "fields": [{"name": "intent", "kind": "class", "labels": ["alarm_set", ...]}, ...]}
 
 ``max_length`` is the longest document in tokens, special tokens included, that the heads were trained on. That of a
-decoder has ``frame`` too, the texts around both readings of a document. Folders that others wrote have no ``heads``
-key; the head that their architecture names is then called `UNNAMED`.
+decoder has more (`checkpoints_tools/llama_heads.py`). Folders that others wrote have no ``heads`` key; the head that
+their architecture names is then called `UNNAMED`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ GIVES = {"class": "a label to each document", "multi": "any number of labels to 
          "token": "a label to each word"}  # fmt: skip
 
 
+_Tokens = Annotated[int, Meta(ge=0)]
+
+
 class HeadFile(Struct):
     """One of the ``fields`` of a folder's heads."""
 
@@ -56,6 +59,7 @@ class HeadsFile(Struct):
     fields: list[HeadFile]
     max_length: Annotated[int, Meta(ge=3)] | None = None
     frame: list[str] | None = None
+    frame_tokens: tuple[_Tokens, _Tokens, _Tokens] | None = None
 
 
 class _Labels(Struct):
@@ -89,18 +93,17 @@ def heads_for(task: Task) -> tuple[Head, ...]:
 
 
 def heads_entry(
-    config: HeadedConfig, labels: dict[str, list[str]], max_length: int | None, frame: list[str] | None = None
+    config: HeadedConfig, labels: dict[str, list[str]], max_length: int | None, **more: object
 ) -> dict[str, Any]:
     """The key ``heads`` of a ``config.json``, if the model has heads; arguments as of `to_hf_encoder_config`.
 
     Args:
-        frame: the texts around both readings of a document (`data.encoder.read_twice`); None: it is read once.
+        more: what else the architecture states.
     """
     if not config.heads:
         return {}
     fields = [{"name": h.name, "kind": h.kind, "labels": list(labels[h.name])} for h in config.heads]
-    found = {"head": config.head, "max_length": max_length, "fields": fields}
-    return {"heads": found if frame is None else found | {"frame": frame}}
+    return {"heads": {"head": config.head, "max_length": max_length, "fields": fields, **more}}
 
 
 def stated_heads(stated: HeadsFile, problems: list[str]) -> tuple[Head, ...]:

@@ -3,7 +3,8 @@
 A run starts from the folder of any Llama, without its output matrix. Exports have the config and the tensor names of
 transformers' ``LlamaModel``, which computes the same hidden states. The heads are beside it: their tensors as
 ``heads.<field>.out.*``, and their labels under the key ``heads`` of ``config.json``, as in an encoder's export
-(`checkpoints_tools/encoder_config.py`).
+(`checkpoints_tools/encoder_config.py`). There ``frame`` has the texts around both readings of a document, and
+``frame_tokens`` how many tokens each is, which the mean leaves out. The first exports do not have these numbers.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from msgspec import Struct
 from checkpoints_tools.heads import HeadsFile, heads_entry, match_heads, stated_heads
 from checkpoints_tools.json_files import write_json
 from checkpoints_tools.key_maps import LLAMA_HF, Matched, is_rotary, to_theirs, translate
-from checkpoints_tools.llama_config import parse_llama_config, to_hf_llama_config, token_ids
+from checkpoints_tools.llama_config import check_llama_tokenizer, parse_llama_config, to_hf_llama_config, token_ids
 from checkpoints_tools.writer import TrainedOn
 from data.encoder.read_twice import AFTER, BEFORE, BETWEEN, TwiceTokenizer
 from data.errors import UserError
 from data.files.documents import fields_of
 from model.llama import LlamaConfig
-from model.llama_heads import HeadedLlamaConfig
+from model.llama_heads import FIRST_ALONE, HeadedLlamaConfig
 
 FRAME = [BEFORE, BETWEEN, AFTER]
 _THEIRS = {name.removeprefix("model."): ours for ours, name in LLAMA_HF.items()}  # of LlamaModel
@@ -53,13 +54,36 @@ def parse_llama(raw: dict[str, Any], where: str = "config.json") -> LlamaConfig:
         problems.append(f"heads was trained on texts in another frame than this code's: {frame}, not {FRAME}")
     if problems:
         raise UserError(f"{where} is not a model we can run:\n" + "\n".join(f"  - {p}" for p in problems))
-    return dataclasses.replace(without_heads(base), heads=heads)
+    frame_tokens = (values["heads"].frame_tokens if heads else None) or FIRST_ALONE
+    return dataclasses.replace(without_heads(base), heads=heads, frame=frame_tokens)
 
 
 def without_heads(config: LlamaConfig) -> HeadedLlamaConfig:
     """The config of a Llama to which heads can be added."""
     numbers = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return HeadedLlamaConfig(**numbers)
+
+
+def with_frame(config: Any, tokenizer: object) -> Any:
+    """The config of a model that is to be trained. Its first heads leave the tokenizer's frame out of the mean."""
+    if isinstance(tokenizer, TwiceTokenizer) and not config.heads:
+        return dataclasses.replace(config, frame=tokenizer.frame.sizes)
+    return config
+
+
+def check_headed_llama_tokenizer(config: HeadedLlamaConfig, tokenizer: TwiceTokenizer, folder: Path | str) -> None:
+    """Check that in a folder that was fine-tuned here the frame has as many tokens as in training.
+
+    Raises:
+        UserError: it has not; or see `check_llama_tokenizer`.
+    """
+    check_llama_tokenizer(config, tokenizer, folder)
+    if config.heads and config.frame not in (FIRST_ALONE, tokenizer.frame.sizes):
+        raise UserError(
+            f"{folder}: in training {list(config.frame)} tokens were before, between and after the readings of a text "
+            f"(heads.frame_tokens in config.json); by the tokenizer's files there are {list(tokenizer.frame.sizes)}. "
+            "Restore both, for example from the folder that this one was copied from."
+        )
 
 
 def match_headed_llama(
@@ -101,6 +125,7 @@ def write_headed_llama_export(
     """Write an export's config and tokenizer; ``trained_on.labels`` are needed if the model has heads."""
     contents = to_hf_llama_config(config, dtype, token_ids(tokenizer.decoder, None))
     contents["architectures"] = ["LlamaModel"]
-    contents |= heads_entry(config, trained_on.labels or {}, trained_on.max_length, FRAME)
+    frame = {"frame": FRAME, "frame_tokens": list(config.frame)}
+    contents |= heads_entry(config, trained_on.labels or {}, trained_on.max_length, **frame)
     write_json(folder / "config.json", contents)
     tokenizer.save(folder)

@@ -9,12 +9,12 @@ In the second reading every token has seen the entire text (Springer et al., 202
 Embeddings"), and the last token is where the model would write the topic (Jiang et al., 2023, "Scaling Sentence
 Embeddings with Large Language Models"). All heads are linear. What they read of the hidden states:
 
-- a class or multi head: the mean over the document after four fifths of the layers, since the last ones serve the next
-  token, beside the last token after all of them; both scaled to length sqrt(E): [2E]
+- a class or multi head: the mean over both readings of TEXT after four fifths of the layers, since the last ones serve
+  the next token, beside the last token after all of them; both scaled to length sqrt(E): [2E]
 - a token head: after all layers, the first sub-word of each word in its second reading: [E]
 
-A document's first token is left out of the mean: its state is many times longer than all others, and says nothing (Xiao
-et al., 2024, "Efficient Streaming Language Models with Attention Sinks").
+The tokens around the readings are left out of the mean. They are the same in every document, and the state of the first
+is many times longer than all others (Xiao et al., 2024, "Efficient Streaming Language Models with Attention Sinks").
 
 Single-device code, as `model/llama.py`.
 
@@ -34,6 +34,8 @@ from model.attention import build_mask
 from model.encoder import EncoderConfig, Head, HeadKind, document_lengths, head_logits
 from model.llama import Block, LlamaConfig, RMSNorm, init_weights, row_context
 
+FIRST_ALONE = (1, 0, 0)  # the frame of a model whose mean is of all tokens but the first, as the first exports' is
+
 
 @dataclass(frozen=True)
 class HeadedLlamaConfig(LlamaConfig):
@@ -42,6 +44,7 @@ class HeadedLlamaConfig(LlamaConfig):
     Attributes:
         tie_embeddings: as in the checkpoint; here there is no output matrix.
         heads: the fields to predict; empty for a checkpoint without heads.
+        frame: tokens before, between and after the readings, which the mean leaves out.
         head: the kind of the heads of documents, as files have it; there is one.
     """
 
@@ -49,6 +52,7 @@ class HeadedLlamaConfig(LlamaConfig):
     head: ClassVar[HeadKind] = "linear"
 
     heads: tuple[Head, ...] = ()
+    frame: tuple[int, int, int] = FIRST_ALONE
 
 
 HeadedConfig = EncoderConfig | HeadedLlamaConfig
@@ -98,7 +102,7 @@ class HeadedLlama(nn.Module):
         x = self.norm(x)
         if output_index is None:
             return x
-        read_documents = partial(_read_documents, inner, x, doc_ids)
+        read_documents = partial(_read_documents, inner, x, doc_ids, self.config.frame)
         return head_logits(self.config.heads, self.heads, x, output_index, read_documents)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -106,10 +110,15 @@ class HeadedLlama(nn.Module):
         init_weights(self, self.config, generator)
 
 
-def _read_documents(inner: Tensor, x: Tensor, doc_ids: Tensor, first: Tensor) -> Tensor:
+def _read_documents(inner: Tensor, x: Tensor, doc_ids: Tensor, frame: tuple[int, int, int], first: Tensor) -> Tensor:
     """What the heads of documents read of the inner and the last hidden states, [B, T, E]: [N, 2E]."""
     lengths = document_lengths(doc_ids, first)
-    others = inner.flatten(0, 1).index_fill(0, first, 0.0)[doc_ids.flatten() >= 0]
-    sums = torch.segment_reduce(others.float(), "sum", lengths=lengths, unsafe=True)  # scaled, the same as means
-    read = torch.stack([sums, x.flatten(0, 1)[first + lengths - 1].float()], dim=1)  # [N, 2, E]
+    before, between, after = (torch.full_like(lengths, n) for n in frame)
+    readings = lengths - before - between - after
+    once = readings // 2
+    parts = torch.stack([before, once, between, readings - once, after], dim=1)  # [N, 5] tokens of each, in order
+    states = inner.flatten(0, 1)[doc_ids.flatten() >= 0].float()
+    sums = torch.segment_reduce(states, "sum", lengths=parts.flatten(), unsafe=True).unflatten(0, parts.shape)
+    # Both are brought to one length, for which a sum is as good as a mean.
+    read = torch.stack([sums[:, 1] + sums[:, 3], x.flatten(0, 1)[first + lengths - 1].float()], dim=1)  # [N, 2, E]
     return nn.functional.rms_norm(read, read.shape[-1:]).flatten(1).to(x.dtype)

@@ -20,6 +20,7 @@ from checkpoints_tools.architectures import ModelConfig
 from checkpoints_tools.architectures import Tokenizer as AnyTokenizer
 from checkpoints_tools.carried import Carried, read_carried
 from checkpoints_tools.checksums import check_small_files
+from checkpoints_tools.llama_heads import with_frame
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
 from checkpoints_tools.registry import ModelSpec, get_model_spec
 from checkpoints_tools.tokenizer_files import tokenizer_folder
@@ -213,7 +214,7 @@ def _open_model(config: TrainConfig, task: Task) -> tuple[ModelSpec, ModelConfig
         check_family(found, spec, folder)
         tokenizer = architecture.load_tokenizer(tokenizer_folder(folder))
         check_fits_preset(found, tokenizer, spec, folder, config.model.allow_mismatch)
-    return spec, config_for_task(found, spec, task, config), tokenizer
+    return spec, config_for_task(with_frame(found, tokenizer), spec, task, config), tokenizer
 
 
 def _can_fit_alone(config: TrainConfig, spec: ModelSpec, model_config: ModelConfig) -> bool:

@@ -24,9 +24,14 @@ class Frame:
         return 1 if self.between is None else 2
 
     @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Tokens before, between and after the readings."""
+        return len(self.before), len(self.between or ()), len(self.after)
+
+    @property
     def size(self) -> int:
         """Tokens beside the document."""
-        return len(self.before) + len(self.between or ()) + len(self.after)
+        return sum(self.sizes)
 
     @property
     def least(self) -> int:

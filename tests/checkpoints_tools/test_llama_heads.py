@@ -16,7 +16,7 @@ from checkpoints_tools.carried import read_carried
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.heads import heads_for
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.llama_heads import without_heads
+from checkpoints_tools.llama_heads import with_frame, without_heads
 from checkpoints_tools.load import check_family, check_fits_preset, load_pretrained, open_checkpoint
 from checkpoints_tools.registry import get_model_spec
 from data.encoder.read_twice import load_tokenizer
@@ -93,6 +93,29 @@ def test_an_export_is_read_by_transformers_and_by_us(base, tmp_path: Path) -> No
         read_config(tmp_path)
     assert written["heads"]["max_length"] == 99 and written["heads"]["fields"][0]["labels"] == ["good", "bad"]
     assert not any(name.startswith(("lm_head", "model.")) for name in load_file(out / "model.safetensors"))
+
+
+def test_an_export_states_the_frame_that_its_mean_leaves_out(base, tmp_path: Path) -> None:
+    """The first exports did not, and left out the first token alone: they are read as they were trained."""
+    folder, _ = base
+    tokenizer, plain = load_tokenizer(folder), open_checkpoint(folder, SPEC).config
+    assert with_frame(plain, tokenizer).frame == (22, 24, 39)  # bytes, and the beginning of a text
+    model = HeadedLlama(SPEC.architecture.with_task(with_frame(plain, tokenizer), TASK, "linear", folder))
+    load_pretrained(model, folder, SPEC)
+    out = export(model, folder, tmp_path / "export")
+    config = read_config(out)
+    check_fits_preset(config, tokenizer, SPEC, out)
+    assert config == model.config == with_frame(config, tokenizer)
+    path, written = out / "config.json", json.loads((out / "config.json").read_text())
+    assert written["heads"]["frame_tokens"] == [22, 24, 39]
+    written["heads"]["frame_tokens"][1] = 23
+    path.write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"in training \[22, 23, 39\] tokens .*there are \[22, 24, 39\]. Restore both"):
+        check_fits_preset(read_config(out), tokenizer, SPEC, out)
+    del written["heads"]["frame_tokens"]
+    path.write_text(json.dumps(written))
+    check_fits_preset(read_config(out), tokenizer, SPEC, out)
+    assert read_config(out).frame == (1, 0, 0) == with_frame(read_config(out), tokenizer).frame
 
 
 def test_an_embedding_that_is_stored_as_the_output_matrix(base, tmp_path: Path) -> None:
@@ -215,4 +238,4 @@ def test_damaged_heads(heads: object, message: str, hf_folder) -> None:
 def test_heads_are_added_to_numbers_alone() -> None:
     plain = LlamaConfig(dim=48, n_layers=1, n_heads=6, n_kv_heads=3, ffn_dim=100, vocab_size=301, tie_embeddings=True)
     found = without_heads(plain)
-    assert vars(found) == vars(plain) | {"heads": ()}
+    assert vars(found) == vars(plain) | {"heads": (), "frame": (1, 0, 0)}

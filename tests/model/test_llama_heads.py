@@ -16,14 +16,18 @@ from tests.reference import ours_from, reference
 from tests.train.tiny_run import TIED, TINY
 
 HEADS = (Head("topic", "class", 7), Head("slots", "token", 5), Head("marks", "multi", 4))
-LENGTHS = (9, 1, 14)
 WORDS = ((2, 5), (), (3, 4, 11))  # of each document, where its words begin
+# A frame, the tokens of three documents in it, and the places that the mean is of: one has no text, in both.
+FRAMED = [
+    ((1, 0, 0), (9, 1, 14), ([*range(1, 9)], [], [*range(1, 14)])),
+    ((1, 3, 2), (8, 6, 14), ([1, 5], [], [1, 2, 3, 4, 8, 9, 10, 11])),
+]
 
 
-def models(config) -> tuple[LlamaModel, HeadedLlama]:
+def models(config, frame=(1, 0, 0)) -> tuple[LlamaModel, HeadedLlama]:
     """transformers' blocks, and ours with the same weights and random heads."""
     theirs = reference(config)
-    headed = HeadedLlama(replace(without_heads(config), heads=HEADS))
+    headed = HeadedLlama(replace(without_heads(config), heads=HEADS, frame=frame))
     headed.init_weights(torch.Generator().manual_seed(0))
     assert not any(head.out.bias.any() for head in headed.heads.values())
     state = {name: tensor for name, tensor in ours_from(theirs, config).state_dict().items() if name != "head.weight"}
@@ -34,32 +38,33 @@ def models(config) -> tuple[LlamaModel, HeadedLlama]:
     return theirs.model, headed.eval()
 
 
-def packed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def packed(lengths=(9, 1, 14)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Two rows: the first two documents with padding between and behind, then the last one."""
     torch.manual_seed(1)
     tokens, positions, doc_ids = torch.randint(0, TINY.vocab_size, (2, 16)), torch.zeros(2, 16), torch.zeros(2, 16)
     doc_ids[:] = -1
-    for row, at, doc, n in ((0, 0, 1, 9), (0, 9, 2, 1), (1, 0, 1, 14)):
+    for row, at, doc, n in zip((0, 0, 1), (0, 9, 0), (1, 2, 1), lengths, strict=True):
         doc_ids[row, at : at + n], positions[row, at : at + n] = doc, torch.arange(n).float()
     starts = torch.tensor([0, 9, 16])
     words = torch.tensor([start + word for start, own in zip((0, 9, 16), WORDS, strict=True) for word in own])
     return tokens, positions.long(), doc_ids.int(), {"topic": starts, "slots": words, "marks": starts}
 
 
+@pytest.mark.parametrize(("frame", "lengths", "readings"), FRAMED)
 @pytest.mark.parametrize("config", [TINY, TIED])
 @torch.no_grad()
-def test_heads_read_the_states_of_transformers(config) -> None:
-    theirs, ours = models(config)
-    tokens, positions, doc_ids, index = packed()
+def test_heads_read_the_states_of_transformers(config, frame, lengths, readings) -> None:
+    theirs, ours = models(config, frame)
+    tokens, positions, doc_ids, index = packed(lengths)
     found = ours(tokens, positions, doc_ids, index)
     states = ours(tokens, positions, doc_ids)
     flat, at = tokens.flatten(), {"topic": 0, "slots": 0, "marks": 0}
-    for start, n, words in zip((0, 9, 16), LENGTHS, WORDS, strict=True):
+    for start, n, read_at, words in zip((0, 9, 16), lengths, readings, WORDS, strict=True):
         states_of = theirs(input_ids=flat[None, start : start + n], output_hidden_states=True)
         alone, inner = states_of.last_hidden_state[0], states_of.hidden_states[ours.inner][0]
         torch.testing.assert_close(states.flatten(0, 1)[start : start + n], alone, atol=1e-4, rtol=1e-4)
         length = config.dim**0.5
-        mean = inner[1:].mean(0) if n > 1 else torch.zeros(config.dim)
+        mean = inner[read_at].mean(0) if read_at else torch.zeros(config.dim)
         read = torch.cat([length * F.normalize(mean, dim=0), length * F.normalize(alone[-1], dim=0)])
         expected = {"topic": read[None], "slots": alone[list(words)], "marks": read[None]}
         for name, inputs in expected.items():

@@ -52,14 +52,16 @@ def args(llama: Path, tmp_path: Path) -> list[str]:
 
 @torch.no_grad()
 def states(folder: Path, texts: list[str]) -> np.ndarray:
-    """[texts, 2E], by transformers alone: mean and last token of a text that is read twice."""
+    """[texts, 2E], by transformers alone: mean of both readings, and last token, of a text that is read twice."""
     model, tokenizer = AutoModel.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
     found = []
     for text in texts:
         parts = (BEFORE, f" {text}", BETWEEN, f" {text}", AFTER)
-        ids = [tokenizer.bos_token_id] + [i for part in parts for i in tokenizer(part).input_ids]
-        states = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
-        read = torch.stack([states[(len(states) - 1) * 4 // 5][0, 1:].mean(0), states[-1][0, -1]])
+        ids = [tokenizer(part).input_ids for part in parts]
+        ids[0].insert(0, tokenizer.bos_token_id)
+        states = model(input_ids=torch.tensor([sum(ids, [])]), output_hidden_states=True).hidden_states
+        inner = states[(len(states) - 1) * 4 // 5][0].split([len(part) for part in ids])
+        read = torch.stack([torch.cat([inner[1], inner[3]]).mean(0), states[-1][0, -1]])
         found.append((read.shape[1] ** 0.5 * torch.nn.functional.normalize(read, dim=1)).flatten())
     return torch.stack(found).numpy()
 
