@@ -38,7 +38,9 @@ from train.parallel.parallelize import reshard
 log = logging.getLogger(__name__)
 
 TARGETS = 10_000  # of a field, of examples drawn by seed: with more, fitting takes long and changes little
-PENALTY = 3.0  # scikit-learn's C, for inputs of length 1 (docs/few_labels.md)
+# scikit-learn's C, for inputs of length 1: an encoder's, and a decoder's, which are standardized (docs/few_labels.md).
+PENALTY = 3.0
+PENALTY_STANDARDIZED = 7.0
 NAMES = 0.1  # share of the labels' names in a decoder's logits (docs/few_labels.md)
 CONSTANT = 1e-5  # a deviation below this share of the values is rounding in fp32; a real model's are above 0.01
 RARE = 5.0  # how much less likely than any other label one without examples is, as a difference of logits
@@ -187,16 +189,17 @@ def fit(
     scale = float(np.linalg.norm(inputs, axis=1).mean()) or 1.0  # so that the penalty means the same for any model
     inputs = inputs / scale
     weight, bias = np.zeros((n_labels, inputs.shape[1])), np.zeros(n_labels)
+    penalty = PENALTY_STANDARDIZED if standardize else PENALTY
     if targets.ndim == 2:
         for label, column in enumerate(targets.T):
             if column.min() == column.max():
                 bias[label] = RARE if column[0] else -RARE
             else:
-                rows, intercepts = _regression(inputs, column)
+                rows, intercepts = _regression(inputs, column, penalty)
                 weight[label], bias[label] = rows[1] - rows[0], intercepts[1] - intercepts[0]
     else:
         seen = np.unique(targets)
-        weight[seen], bias[seen] = _regression(inputs, targets, label_weights)
+        weight[seen], bias[seen] = _regression(inputs, targets, penalty, label_weights)
         bias[np.setdiff1d(np.arange(n_labels), seen)] = bias[seen].min() - RARE
     weight /= scale * deviation
     return torch.from_numpy(weight).float(), torch.from_numpy(bias - weight @ mean).float()
@@ -220,7 +223,7 @@ def toward_names(inputs: np.ndarray, targets: np.ndarray, names: Tensor) -> tupl
     mean, deviation = logits.mean(0), logits.std(0, correction=0)
     scale = torch.where(deviation > CONSTANT * logits.abs().max(), 1 / deviation, 0.0)
     is_label = targets if targets.ndim == 2 else np.eye(n_labels, dtype=np.int64)[targets]
-    rows, _ = _regression(((logits - mean) * scale).numpy().reshape(-1, 1), is_label.reshape(-1))
+    rows, _ = _regression(((logits - mean) * scale).numpy().reshape(-1, 1), is_label.reshape(-1), PENALTY)
     scale *= NAMES * max(0.0, float(rows[-1, 0] - rows[0, 0]))
     weight = torch.zeros(n_labels, inputs.shape[1])
     weight[:, -width:] = scale[:, None] * names
@@ -228,7 +231,7 @@ def toward_names(inputs: np.ndarray, targets: np.ndarray, names: Tensor) -> tupl
 
 
 def _regression(
-    inputs: np.ndarray, targets: np.ndarray, label_weights: np.ndarray | None = None
+    inputs: np.ndarray, targets: np.ndarray, penalty: float, label_weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows [K, E] and intercepts [K] of the K labels that are among the targets, in the order of their numbers."""
     from sklearn.linear_model import LogisticRegression  # takes a second to import
@@ -236,7 +239,7 @@ def _regression(
     if targets.min() == targets.max():
         return np.zeros((1, inputs.shape[1])), np.zeros(1)
     counts = None if label_weights is None else label_weights[targets]
-    found = LogisticRegression(C=PENALTY, max_iter=1000).fit(inputs, targets, sample_weight=counts)
+    found = LogisticRegression(C=penalty, max_iter=1000).fit(inputs, targets, sample_weight=counts)
     if len(found.coef_) > 1:
         return found.coef_, found.intercept_
     halves = np.array([[-0.5], [0.5]])  # of two labels it gives the second's logit minus the first's

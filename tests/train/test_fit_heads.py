@@ -25,7 +25,7 @@ from tests.encoder_samples import make_encoder_samples
 from tests.launching import TICKETS
 from tests.train.tiny_encoder_run import MULTI, QUIET, make_trainer
 from train.errors import Interrupted
-from train.fit_heads import NAMES, PENALTY, RARE, fit, fit_heads, fittable, toward_names
+from train.fit_heads import NAMES, PENALTY, PENALTY_STANDARDIZED, RARE, fit, fit_heads, fittable, toward_names
 from train.resolve import load_config
 from train.setup import open_run
 from train.stopping import Stop
@@ -77,7 +77,7 @@ def test_standardized_inputs_are_those_of_the_regression_alone() -> None:
     marks = np.stack([targets == 0, targets > 1], axis=1).astype(np.int64)
     scaled = StandardScaler().fit_transform(inputs[:, :5])
     scaled /= np.linalg.norm(scaled, axis=1).mean()
-    regression = LogisticRegression(C=PENALTY, max_iter=1000)
+    regression = LogisticRegression(C=PENALTY_STANDARDIZED, max_iter=1000)
     found = logits_of(inputs, fit(inputs, targets, 4, standardize=True)).softmax(-1)
     expected = torch.from_numpy(regression.fit(scaled, targets).predict_proba(scaled)).float()
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
@@ -95,7 +95,7 @@ def test_what_differs_by_rounding_alone_has_no_weight() -> None:
     targets = np.arange(30) % 3
     same = np.repeat(rng.normal(size=(1, 6)), 30, axis=0).astype(np.float32) * (1 + 1e-6 * rng.normal(size=(30, 6)))
     one = same.copy()
-    one[:, 2] += targets
+    one[:, 2] += 4 * targets
     for inputs, told in ((same, False), (one, True)):
         weight, bias = fit(inputs.astype(np.float32), targets, 3, standardize=True)
         assert weight.abs().max() < 10 and bias.abs().max() < 10 and weight[:, 2].any() == told

@@ -28,7 +28,7 @@ from eval.held_out import HeldOutScoring
 from tests.checkpoints_tools.conftest import random_hf_model, save_folder
 from tests.launching import TICKETS, call_main
 from tests.train.tiny_encoder_run import LLAMA, QUIET
-from train.fit_heads import PENALTY
+from train.fit_heads import PENALTY, PENALTY_STANDARDIZED
 from train.planning.checkpoint import find_config
 from train.planning.workload import FRAME, assume_samples
 from train.resolve import load_config
@@ -106,7 +106,7 @@ def test_heads_alone_are_scikit_learns_regression(
     for field in task.fields:
         scale = np.linalg.norm(StandardScaler().fit_transform(inputs[0]), axis=1).mean()
         shrink = FunctionTransformer(lambda x, scale=scale: x / scale)
-        regression = make_pipeline(StandardScaler(), shrink, LogisticRegression(C=PENALTY, max_iter=1000))
+        regression = make_pipeline(StandardScaler(), shrink, LogisticRegression(C=PENALTY_STANDARDIZED, max_iter=1000))
         regression.fit(inputs[0], [e.class_label(field.name) for e in train])
         rows = name_rows(llama, regression.classes_)
         first, second = (some[:, -rows.shape[1] :] @ rows.T for some in inputs)
