@@ -28,6 +28,7 @@ from checkpoints_tools.llama_heads import (
 )
 from data.decoder.tokenizer import Tokenizer as DecoderTokenizer
 from data.decoder.tokenizer import load_tokenizer as load_decoder_tokenizer
+from data.encoder.read_twice import TwiceTokenizer
 from data.encoder.read_twice import load_tokenizer as load_twice_tokenizer
 from data.encoder.samples import LONGEST_DOCUMENT
 from data.encoder.samples import AnyTokenizer as EncoderTokenizer
@@ -207,6 +208,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture_of(config: ModelConfig) -> Architecture:
     """The registry entry of a config's architecture."""
     return ARCHITECTURES[config.family]
+
+
+def with_frame(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The config of a model that is to be trained: first heads of a decoder leave the frame out of the mean."""
+    if isinstance(config, HeadedLlamaConfig) and isinstance(tokenizer, TwiceTokenizer) and not config.heads:
+        return replace(config, frame=tokenizer.frame.sizes)
+    return config
 
 
 def as_family(config: ModelConfig, family: str) -> ModelConfig:

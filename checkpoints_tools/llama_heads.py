@@ -64,13 +64,6 @@ def without_heads(config: LlamaConfig) -> HeadedLlamaConfig:
     return HeadedLlamaConfig(**numbers)
 
 
-def with_frame(config: Any, tokenizer: object) -> Any:
-    """The config of a model that is to be trained. Its first heads leave the tokenizer's frame out of the mean."""
-    if isinstance(tokenizer, TwiceTokenizer) and not config.heads:
-        return dataclasses.replace(config, frame=tokenizer.frame.sizes)
-    return config
-
-
 def check_headed_llama_tokenizer(config: HeadedLlamaConfig, tokenizer: TwiceTokenizer, folder: Path | str) -> None:
     """Check that in a folder that was fine-tuned here the frame has as many tokens as in training.
 

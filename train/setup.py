@@ -16,11 +16,10 @@ from typing import Any, cast
 
 import torch
 
-from checkpoints_tools.architectures import ModelConfig
+from checkpoints_tools.architectures import ModelConfig, with_frame
 from checkpoints_tools.architectures import Tokenizer as AnyTokenizer
 from checkpoints_tools.carried import Carried, read_carried
 from checkpoints_tools.checksums import check_small_files
-from checkpoints_tools.llama_heads import with_frame
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
 from checkpoints_tools.registry import ModelSpec, get_model_spec
 from checkpoints_tools.tokenizer_files import tokenizer_folder

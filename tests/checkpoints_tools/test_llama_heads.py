@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from checkpoints_tools.architectures import with_frame
 from checkpoints_tools.carried import read_carried
 from checkpoints_tools.export import export_hf
 from checkpoints_tools.heads import heads_for
 from checkpoints_tools.hf_config import read_config
-from checkpoints_tools.llama_heads import with_frame, without_heads
+from checkpoints_tools.llama_heads import without_heads
 from checkpoints_tools.load import check_family, check_fits_preset, load_pretrained, open_checkpoint
 from checkpoints_tools.registry import get_model_spec
 from data.encoder.read_twice import load_tokenizer
