@@ -169,8 +169,9 @@ def probable_encoding(lines: Iterable[bytes], name: str, file: str, advice: str)
     Raises:
         UserError: no text; several encodings are as probable; UTF-8 with wrong bytes in between.
     """
-    utf8_before = False
-    wrong, most = b"", 0  # lines that are not UTF-8; bytes beyond ASCII in the one that has most
+    n_utf8, n_wrong = 0, 0  # lines beyond ASCII that are UTF-8, and that are not
+    wrong, most = b"", 0  # the latter; bytes beyond ASCII in the one that has most
+    first_wrong: tuple[int, bytes] | None = None
     richest: tuple[int, UnicodeDecodeError] | None = None
     for number, line in enumerate(lines, start=1):
         if number == 1:
@@ -179,16 +180,20 @@ def probable_encoding(lines: Iterable[bytes], name: str, file: str, advice: str)
             if problem := not_text(line[:START], file, can_be_named=True):
                 raise UserError(f"{name}: {problem}")
         try:
-            utf8_before |= not line.decode().isascii()
+            n_utf8 += not line.decode().isascii()
         except UnicodeDecodeError as error:
-            if utf8_before and not wrong:
+            if n_utf8 and not n_wrong:
                 raise UserError(f"{name}, line {number}: {not_utf8(line, file, True)}") from error
+            n_wrong += 1
+            first_wrong = first_wrong or (number, line)
             if len(wrong) < EVIDENCE:
                 wrong += line
                 beyond = sum(byte > 127 for byte in line)
                 most, richest = (beyond, (number, error)) if beyond > most else (most, richest)
-    if richest is None:
+    if richest is None or first_wrong is None:
         return UTF8, ""
+    if n_utf8 > n_wrong:  # in a text of two bytes a character some lines are UTF-8 by chance, not most
+        raise UserError(f"{name}, line {first_wrong[0]}: {not_utf8(first_wrong[1], file, True)}")
     number, first = richest
     readings = _readings(first.object, first.start, tuple(_probable(wrong, 0)))
     if len(readings) > 1:

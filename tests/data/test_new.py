@@ -337,6 +337,15 @@ def test_a_guessed_encoding_is_shown(capsys, tmp_path: Path) -> None:
     assert "is guessed" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("at", [0, 5])
+def test_no_encoding_is_guessed_from_a_wrong_line_of_a_file_in_utf_8(capsys, tmp_path: Path, at: int) -> None:
+    """Wherever it is: the encoding of that one line would damage all others."""
+    lines = [f"ein schöner Satz {n},{'ab'[n % 2]}\n".encode("windows-1252" if n == at else "utf-8") for n in range(30)]
+    (tmp_path / "t.csv").write_bytes(b"text,label\n" + b"".join(lines))
+    said = refused(capsys, tmp_path / "t.csv")
+    assert f"line {at + 2}: not UTF-8 (byte 0xf6), but other characters of the file are: correct this line" in said
+
+
 def test_a_column_with_a_name_that_predict_needs(capsys, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(table(rows(), "text,error"))
     found, _ = written(capsys, tmp_path / "t.csv")
