@@ -145,6 +145,11 @@ class CustomSpec:
     cut: Cut | None = None
 
     @property
+    def has_token_field(self) -> bool:
+        """Whether words have labels."""
+        return any(field.type == "token" for field in self.fields)
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """The splits that are given, and those that are cut from the train files."""
         return (*self.files, *(self.cut.fractions if self.cut is not None else ()))

@@ -11,7 +11,16 @@ from typing import Any
 from data.characters import NO_TEXT, by_appearance, find, is_text
 from data.errors import UserError, as_json, nearest
 from data.example import Example
-from data.readers.cells import SPANS, class_label, missing_column, no_column, parsed_list, records, token_labels
+from data.readers.cells import (
+    SPANS,
+    class_label,
+    list_in,
+    missing_column,
+    no_column,
+    parsed_list,
+    records,
+    token_labels,
+)
 from data.readers.custom import CustomSpec
 from data.readers.custom_fields import CustomField
 from data.readers.cut import TRAIN, divide
@@ -144,8 +153,9 @@ def _text(spec: CustomSpec, row: Record) -> str:
                 text = joined(parsed_list(text, row, spec.text_column))
             except UserError as error:
                 raise UserError(f"{row.where}: {what} {error}") from error
-        if not isinstance(text, str):
-            words = " If it has a list of words, write tokens_column in its place." if isinstance(text, list) else ""
+        is_list = isinstance(text, list) or (not spec.has_words and spec.has_token_field and _is_list_of_words(text))
+        if is_list or not isinstance(text, str):
+            words = " If it has a list of words, write tokens_column in its place." if is_list else ""
             raise UserError(f"{row.where}: {what} must be a string, found {as_json(text)}.{words}")
     else:
         what = "the text"
@@ -156,6 +166,17 @@ def _text(spec: CustomSpec, row: Record) -> str:
     if not is_text(text):
         raise UserError(f"{row.where}: {what} holds {NO_TEXT}.")
     return text
+
+
+def _is_list_of_words(cell: Any) -> bool:
+    """Whether a cell of a table has a list of words as JSON or Python writes it, which nobody labels word by word."""
+    if not isinstance(cell, str) or not cell.startswith("["):
+        return False
+    try:
+        found = list_in(cell, "the text")
+    except UserError:
+        return False
+    return isinstance(found, list) and bool(found) and all(isinstance(word, str) for word in found)
 
 
 def _id(value: Any, row: Record, column: str) -> str:

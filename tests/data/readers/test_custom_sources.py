@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,18 @@ def test_a_list_in_a_text_column_says_what_to_write(tmp_path: Path) -> None:
         train(tmp_path, 'text_column = "tokens"\n[files]\ntrain = "t.jsonl"', PARTS)
     with pytest.raises(UserError, match="give either tokens_column .* or text_column"):
         train(tmp_path, 'text_column = "a"\ntokens_column = "tokens"\n[files]\ntrain = "t.jsonl"', PARTS)
+
+
+@pytest.mark.parametrize("cell", ["['to', 'Rome']", '["to", "Rome"]'])
+def test_nor_is_a_list_in_a_cell_the_text_of_labelled_words(tmp_path: Path, cell: str) -> None:
+    """Words with brackets and quotes would be learned: there are as many of them as labels."""
+    with (tmp_path / "t.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("tokens", "parts"), (cell, "O city"), ("[to] Rome", "O city")])
+    fields, files = PARTS.replace('labels_from = "train"', 'labels = ["city"]'), '[files]\ntrain = "t.csv"'
+    with pytest.raises(UserError, match=r"t.csv, line 2: 'tokens' must be a string, found .*write tokens_column"):
+        train(tmp_path, f'text_column = "tokens"\n{files}', fields)
+    (tmp_path / "t.csv").write_text('tokens,parts\n[to] Rome,O city\n"[""to"", Rome",O city\n')
+    assert [e.text for e in train(tmp_path, f'text_column = "tokens"\n{files}', fields)] == ["[to] Rome", '["to", Rome']
 
 
 def test_spans_are_not_of_lists_of_words(tmp_path: Path) -> None:
