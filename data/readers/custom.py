@@ -169,15 +169,16 @@ def read_custom_spec(path: Path) -> CustomSpec:
     text = decode_utf8(read_bytes(path), str(path), path.name)
     found = parse_toml(text, str(path))
     _check_keys(found, _Table.__struct_fields__, str(path))
-    if isinstance(found.get("splits"), dict) and any(isinstance(x, int | float) for x in found["splits"].values()):
-        raise UserError(f"{path}: splits has the dataset's names, so each must be a text. Write fractions in [split].")
+    for key, has in (("splits", "the dataset's names"), ("files", "names of files")):
+        if isinstance(found.get(key), dict):
+            _check_keys(found[key], SPLITS, f"{path}, {key if key == 'splits' else '[files]'}")
+            if number := next((name for name, x in found[key].items() if type(x) in (int, float)), None):
+                raise UserError(f"{path}: {key} has {has}, so {number} must be a text. Write fractions in [split].")
     table: _Table = shaped(found, str(path), _Table)
     if not table.files and table.dataset is None:
         raise UserError(f'{path}: a [files] table is needed, such as train = "train.csv", or a dataset.')
     if not table.fields:
         raise UserError(f"{path}: at least one [[fields]] table is needed; it describes what the model answers.")
-    _check_keys(table.files, SPLITS, f"{path}, [files]")
-    _check_keys(table.splits, SPLITS, f"{path}, splits")
     where = [f"{path}, [[fields]] number {number}" for number in range(1, len(table.fields) + 1)]
     for entry, place in zip(found["fields"], where, strict=True):
         _check_keys(entry, FieldTable.__struct_fields__, place)
@@ -299,5 +300,8 @@ def _tokens_column(table: _Table, files: dict[str, tuple[Source, ...]], dialect:
 
 def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in table:
+        if key in _Table.__struct_fields__ and key not in known:
+            raise UserError(f"{where}: {key} belongs at the file's beginning, above the first line in brackets: a key "
+                            "belongs to the table that the line in brackets above it begins.")  # fmt: skip
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
