@@ -174,6 +174,7 @@ def _in_two_splits(splits: Sequence[Facts]) -> Iterator[Finding]:
         shown = [f"{other.ids[i]} (= {one.ids[first[int(other.texts[i])]]})" for i in indices[:SHOWN]]
         learnt = one.split == "train"
         why = " A score on them shows what was learnt by heart." if learnt else ""
+        why += " Leave them out of one; where [split] cuts, the text's column as its group keeps equal texts together."
         yield Finding(
             learnt,
             f"{_count(len(indices), f'{other.split} text', 'is', 'are')} also in {one.split} "

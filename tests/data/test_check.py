@@ -127,6 +127,7 @@ def test_texts_in_two_splits(capsys, tmp_path: Path) -> None:
     status, shown = checked(capsys, write(tmp_path, train=GOOD, test=test))
     found = one(shown, "error")
     assert status == 1 and found.startswith("2 test texts are also in train (14.3% of test): t/test/2 (= t/train/2), ")
+    assert "the text's column as its group keeps equal texts together" in found
     # Of dev and test: the score on test is right.
     dev = [test[-1], ("only dev", "b")]
     path = write(tmp_path, train=GOOD, dev=dev, test=test[2:])
