@@ -300,7 +300,7 @@ def _tokens_column(table: _Table, files: dict[str, tuple[Source, ...]], dialect:
 
 def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in table:
-        if key in _Table.__struct_fields__ and key not in known:
+        if key in _Table.__struct_fields__ and key not in known and not isinstance(table[key], dict):
             raise UserError(f"{where}: {key} belongs at the file's beginning, above the first line in brackets: a key "
                             "belongs to the table that the line in brackets above it begins.")  # fmt: skip
         if key not in known:

@@ -226,6 +226,8 @@ def test_the_two_kinds_of_llama_are_told_apart(base, tmp_path: Path, minilm_fold
         ({"head": "linear", "fields": [{"name": "a", "kind": "class", "labels": []}]}, "heads.*labels"),
         ({"head": "linear", "fields": [{"name": "a", "kind": "class", "labels": ["x"]}] * 2}, "two fields of one name"),
         ({"head": "cubic", "fields": []}, "heads.*head"),
+        ({"head": "linear", "fields": [], "frame_tokens": [4, -1, 12]}, "heads.*frame_tokens"),
+        ({"head": "linear", "fields": [], "frame_tokens": [4, 12]}, "heads.*frame_tokens"),
     ],
 )
 def test_damaged_heads(heads: object, message: str, hf_folder) -> None:

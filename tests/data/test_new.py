@@ -314,6 +314,9 @@ def test_single_letters_do_not_decide_an_encoding(capsys, tmp_path: Path) -> Non
     words = ["It is 良 phone", "非常に悪い電話", "とても良い", "二度と買わない"]
     (tmp_path / "t.csv").write_text(table([(text, "ab"[n % 2]) for n, text in enumerate(words)]), encoding="shift_jis")
     assert "in shift_jis" in refused(capsys, tmp_path / "t.csv")
+    words.append("phone ﾂｱ")  # whose bytes are a letter in UTF-8 too, by chance
+    (tmp_path / "t.csv").write_text(table([(text, "ab"[n % 2]) for n, text in enumerate(words)]), encoding="shift_jis")
+    assert "in shift_jis" in refused(capsys, tmp_path / "t.csv")
 
 
 def test_a_few_letters_side_by_side_are_western_as_well(capsys, tmp_path: Path) -> None:

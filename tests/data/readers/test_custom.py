@@ -263,6 +263,7 @@ def test_numbers_as_labels(folder: Path) -> None:
         (HEAD + FILES + 'missing = "skip"\n' + QUEUE, r"\[files\]: missing belongs at the file's beginning, above the"),
         (HEAD + FILES + "tsv_quoting = true\n" + QUEUE, r"\[files\]: tsv_quoting belongs at the file's beginning"),
         (HEAD + FILES + QUEUE + 'text_column = "x"\n', r"\[\[fields\]\] number 1: text_column belongs at the file's"),
+        (HEAD + FILES + QUEUE + "[fields.split]\ntest = 0.2\n", r"\[\[fields\]\] number 1: unknown key 'split'"),
         (HEAD + FILES + "dev = 0.2\n" + QUEUE, r"files has names of files, so dev must be a text.* in \[split\]"),
         (HEAD + FILES + QUEUE + 'colunm = "x"\n', r"\[\[fields\]\] number 1: unknown key 'colunm'.*'column'"),
         (HEAD + FILES + QUEUE.replace('"class"', '"clas"'), "unknown type 'clas'. Did you mean 'class'"),
