@@ -104,6 +104,8 @@ class Args:
     """Draws of the training texts."""
     test: int = 1000
     """Test texts, the same for all."""
+    other_test: bool = False
+    """Take other test texts than those whose figures the pages have: for choosing settings."""
     jobs: int = 1
     """Runs at the same time. Their seconds then say little."""
     words: int | None = None
@@ -156,7 +158,12 @@ def draw(args: Args, path: str, n: int, seed: int) -> Drawn:
         example for label in sorted(by_label) for example in rng.sample(by_label[label], min(n, len(by_label[label])))
     ]
     test = load_examples(task, "test", None)
-    test = random.Random(0).sample(test, min(args.test, len(test)))
+    chosen = random.Random(0).sample(test, min(args.test, len(test)))
+    if args.other_test:
+        ids = {example.id for example in chosen}
+        rest = [example for example in test if example.id not in ids]
+        chosen = random.Random(1).sample(rest, min(args.test, len(rest)))
+    test = chosen
     folder = args.work / task.name / f"{n}_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     for file, examples in (("train", train), ("test", test)):
@@ -294,7 +301,8 @@ def run(args: Args, argv: list[str]) -> None:
         if system in args.systems and getattr(args, option) is None:
             raise UserError(f"system {system} needs --{option}.")
     args.work.mkdir(parents=True, exist_ok=True)
-    same = {"encoder": str(args.encoder), "words": args.words, "test": args.test, "train_options": args.train_options}
+    same = {key: getattr(args, key) for key in ("words", "test", "other_test", "train_options")}
+    same["encoder"] = str(args.encoder)
     settings = args.work / "settings.json"
     if settings.exists() and (found := json.loads(settings.read_text())) != same:
         raise UserError(f"{args.work} has runs of other settings: {found}, not {same}. Name another --work.")

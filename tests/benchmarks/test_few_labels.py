@@ -69,6 +69,22 @@ def test_a_failed_run_loses_no_other_and_alone_is_run_again(
     assert "| encoder, its heads alone (`--steps 0`) | 100.0 ± 0.0 (2) | 100.0 ± 0.0 (2) |" in page
 
 
+def test_other_test_texts_are_none_of_the_pages(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[set[str]] = []
+    monkeypatch.setitem(
+        few_labels.RUN, "tfidf", lambda args, drawn: seen.append({e.text for e in drawn.test}) or drawn.gold
+    )
+    arguments = [*arguments, "--systems", "tfidf", "--per_label", "2", "--draws", "1"]
+    assert few_labels.main(arguments) == 0
+    assert few_labels.main([*arguments, "--other_test"]) == 2
+    assert "has runs of other settings" in capsys.readouterr().err
+    assert few_labels.main([*arguments, "--other_test", "--work", str(tmp_path / "others")]) == 0
+    first, other = seen
+    assert len(first) == len(other) == 40 and not first & other
+
+
 def test_setfit_is_asked_for_its_pairs(arguments: list[str], tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(SETFIT)
