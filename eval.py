@@ -27,14 +27,18 @@ if __name__ == "__main__":
 
 # isort: split
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import seqeval.metrics  # noqa: F401  # with scikit-learn: what is missing shows before the scoring, not after it
 import torch
 import torch.distributed as dist
 
+from checkpoints_tools.formats import CALIBRATION_FILE
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.registry import ApiModel, get_model
+from data.errors import UserError
+from data.files.documents import read_json
 from data.task_file import read_task
 from data.tasks import TokenField
 from eval.api.run import run_api
@@ -54,7 +58,7 @@ from eval.resolve import load_config
 from eval.results import Results, field_kinds, folder_of, label_sets, other_labels, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
-from eval.stored_calibration import CALIBRATION_FILE, fit
+from eval.stored_calibration import Calibration, fit
 from eval.weights import hash_weights, trained_with
 from train.launched import env_rank, env_world_size
 from train.next_command import labelling_advice, planned_command
@@ -135,10 +139,14 @@ def run(options: EvalConfig) -> None:
 
 def calibrate(setup: ScoringSetup, result: ScoreResult) -> None:
     """Fit the temperatures of the class fields to the answers, and store them with the checkpoint."""
-    found = fit(setup.job, result.predictions, setup.options.split)
+    found, path = fit(setup.job, result.predictions, setup.options.split), setup.weights.path / CALIBRATION_FILE
+    with suppress(UserError):  # a damaged one tells nothing
+        if path.is_file():
+            log.info("note: this replaces the temperatures that were stored: %s",
+                     read_json(path, Calibration).describe())  # fmt: skip
     with writable(setup.weights.path):
         found.save(setup.weights.path)
-    log.info("%s\nwritten to %s", found.describe(), setup.weights.path / CALIBRATION_FILE)
+    log.info("%s\nwritten to %s", found.describe(), path)
 
 
 def answer_all(

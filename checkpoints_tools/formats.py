@@ -9,6 +9,8 @@ from data.errors import UserError
 GGUF_MAGIC = b"GGUF"
 GGUF_NAMES = "*.[gG][gG][uU][fF]"  # of GGUF files in a folder, which may hold thousands of others
 METADATA = ".metadata"  # of a training checkpoint: which file has which part of a tensor
+CALIBRATION_FILE = "calibration.json"  # of an export: the temperatures of its probabilities
+HELD_OUT = "held-out"  # the split of a calibration that a training has fitted; others are by eval.py
 EXPORTS = ("export", "best")  # folders of a run: its last model, and its best by held-out score
 
 

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import nn
 
 from checkpoints_tools.architectures import ModelConfig, architecture_of
+from checkpoints_tools.formats import HELD_OUT
 from data.decoder.tokenizer import Tokenizer
 from data.errors import UserError
 from data.tasks import ClassField
@@ -107,7 +108,7 @@ class HeldOutScoring:
             return None
         if not predictions:  # on ranks other than 0
             return Nothing()
-        found = fit(self._job(), predictions, "held-out")
+        found = fit(self._job(), predictions, HELD_OUT)
         log.info("probabilities: %s", found.describe())
         return found
 

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from checkpoints_tools.checksums import replace_file
+from checkpoints_tools.formats import CALIBRATION_FILE
 from data.decoder.templates import Prompt
 from data.errors import UserError
 from data.example import hash_examples
@@ -31,7 +32,6 @@ from eval.probabilities import gold_indices
 from eval.results import Prediction, Temperature
 from eval.weights import WEIGHT_FILES, Weights, hash_files
 
-CALIBRATION_FILE = "calibration.json"
 FEW_EXAMPLES = 100  # below, a calibration error is mostly chance: its bins have a few examples each
 
 log = logging.getLogger(__name__)

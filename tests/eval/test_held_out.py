@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from checkpoints_tools.formats import CALIBRATION_FILE
 from data.decoder.label_tokens import LabelTokens
 from data.errors import UserError
 from eval.held_out import HeldOutScoring
 from eval.job import BATCH_TOKENS
 from eval.memory import decoder_weights
 from eval.score import batch_sizes, request_lengths
-from eval.stored_calibration import CALIBRATION_FILE
 from tests.launching import TICKETS
 from train.parallel.mesh import MeshShape
 from train.resolve import load_config

@@ -14,7 +14,9 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from checkpoints_tools.checksums import CHECKSUMS, Damaged, find_damage, read_checksums, write_checksums
 from checkpoints_tools.convert import convert
+from checkpoints_tools.formats import CALIBRATION_FILE
 from data.errors import UserError
+from data.files.documents import read_json
 from data.task_file import save_task
 from data.tasks import TASKS
 from eval.calibration import calibration_error, fit_temperature
@@ -24,7 +26,7 @@ from eval.report import show_details
 from eval.resolve import load_config
 from eval.results import read_predictions, read_results
 from eval.setup import open_scoring
-from eval.stored_calibration import CALIBRATION_FILE, Calibration, FieldCalibration, check_can_fit, hash_prompt
+from eval.stored_calibration import Calibration, FieldCalibration, check_can_fit, hash_prompt
 from eval.weights import Weights
 from model.encoder import ROBERTA_BASE
 from tests.encoder_exports import write_encoder
@@ -172,6 +174,15 @@ def test_a_decoder_has_probabilities_only_of_valid_answers(tiny_checkpoint, tmp_
 def calibrated(export, run):
     run(export, "dev", "--split", "dev", "--calibrate", "--limit", "20")
     return export
+
+
+def test_a_calibration_that_is_replaced_is_named(calibrated, run, capsys):
+    capsys.readouterr()
+    stored = Calibration.describe(read_json(calibrated / CALIBRATION_FILE, Calibration))
+    assert "on the 20 dev examples" in stored
+    run(calibrated, "again", "--split", "dev", "--calibrate", "--limit", "5")
+    shown = capsys.readouterr()
+    assert f"this replaces the temperatures that were stored: {stored}" in shown.out + shown.err
 
 
 def test_what_was_fitted_for_something_else_is_not_used(calibrated, tmp_path, caplog):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from checkpoints_tools.checksums import check_small_files, find_damage
 from checkpoints_tools.convert import convert
+from checkpoints_tools.formats import CALIBRATION_FILE
 from checkpoints_tools.inspect import inspect
 from data.decoder.templates import pick_template
 from data.decoder.tokenizer import load_tokenizer
@@ -27,7 +28,6 @@ from eval.predict.config import load_config as load_predict_config
 from eval.predict.inputs import open_input
 from eval.report import compare
 from eval.resolve import load_config as load_eval_config
-from eval.stored_calibration import CALIBRATION_FILE
 from tests.decoder_tokenizers import write_tiny_sentencepiece
 from tests.fuzz import samples
 from tests.fuzz.runner import OUTPUT, Parser

@@ -24,9 +24,12 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from checkpoints_tools.checksums import CHECKSUMS, read_checksums
-from checkpoints_tools.formats import EXPORTS, METADATA
+from checkpoints_tools.formats import CALIBRATION_FILE, EXPORTS, HELD_OUT, METADATA
 from data.errors import UserError
+from data.files.documents import read_json
 from data.files.durable import sync, unfinished, write_text
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, steps_in
 
@@ -238,6 +241,12 @@ def discard(folder: Path, ours: bool) -> None:
     log.warning("note: files of %s that are not this run's, or not as it wrote them, are kept in %s.", folder, aside)
 
 
+class _Calibration(msgspec.Struct):
+    """What is read of a calibration here."""
+
+    split: str
+
+
 def _made_in(folder: Path) -> list[Path]:
     """The files in an export, a checkpoint or a part of one that a run has written."""
     try:
@@ -249,7 +258,15 @@ def _made_in(folder: Path) -> list[Path]:
     card, summed = folder / "README.md", folder / CHECKSUMS
     if card in made and summed in made and card.stat().st_mtime_ns > summed.stat().st_mtime_ns:
         made.remove(card)  # somebody has edited it since
-    return made
+    return [path for path in made if path.name != CALIBRATION_FILE or not _is_by_eval(path)]
+
+
+def _is_by_eval(calibration: Path) -> bool:
+    """Whether ``eval.py --calibrate`` has stored a calibration, which a training cannot fit again."""
+    try:
+        return read_json(calibration, _Calibration).split != HELD_OUT
+    except UserError:
+        return False
 
 
 # --- config.toml ------------------------------------------------------------------------------------------------------

@@ -284,6 +284,23 @@ def test_an_edited_model_card_is_kept(tmp_path: Path) -> None:
     assert snapshot(tmp_path / "kept_best") == {"README.md": b"what I think of it"}
 
 
+@pytest.mark.parametrize(("split", "is_kept"), [("dev", True), ("held-out", False)])
+def test_a_calibration_by_eval_is_kept(tmp_path: Path, split: str, is_kept: bool) -> None:
+    """It is among the checksums, as what the run has written is. The run fits those of held-out examples again."""
+    from checkpoints_tools.checksums import replace_file, write_checksums
+
+    best, content = tmp_path / "best", json.dumps({"format": 1, "split": split})
+    for step in (1, 2):
+        export(run_folder.new_folder(best), step)
+        write_checksums(run_folder.new_folder(best))
+        run_folder.replace_export(best)
+        if step == 1:
+            replace_file(best, "calibration.json", content)
+    assert not (best / "calibration.json").exists()
+    kept = tmp_path / "kept_best"
+    assert (snapshot(kept) == {"calibration.json": content.encode()}) if is_kept else not kept.exists()
+
+
 @pytest.mark.parametrize("what", ["a file", "a link", "a user's folder"])
 def test_what_appears_during_the_run_is_moved_aside(what: str, tmp_path: Path) -> None:
     export_folder, theirs = tmp_path / "export", tmp_path / "theirs"
