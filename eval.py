@@ -55,7 +55,7 @@ from eval.progress import Progress
 from eval.provenance import hash_texts, versions
 from eval.report import compare, compare_command, show_details
 from eval.resolve import load_config
-from eval.results import Results, field_kinds, folder_of, label_sets, other_labels, write_run
+from eval.results import TRAINED_ON, Results, field_kinds, folder_of, label_sets, other_labels, write_run
 from eval.score import request_lengths, score
 from eval.setup import ScoringSetup, build_model, open_scoring
 from eval.stored_calibration import Calibration, fit
@@ -121,6 +121,8 @@ def run(options: EvalConfig) -> None:
                 if options.calibrate:
                     calibrate(setup, result)
                 results.metrics, results.counts, results.cost = result.metrics, result.counts, result.cost
+                if setup.trained_on is not None:
+                    results.counts[TRAINED_ON] = setup.trained_on
                 results.settings["kept_answers"] = len(partial.answers)
                 write_run(setup.output, results, result.predictions)
             dist.barrier()

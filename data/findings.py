@@ -21,6 +21,7 @@ from data.readers.cells import choices_in
 from data.readers.label_sets import label_of
 from data.readers.multi import joined_labels, set_to, several_in_one, written_list
 from data.tasks import ClassField, Field, MultiField, Task
+from data.trained_texts import hash_text
 
 SHOWN = 5  # examples or labels that a finding names
 RARE = 5  # training examples of a label, below which it is named
@@ -87,7 +88,7 @@ def facts_of(split: str, examples: Sequence[Example], task: Task) -> Facts:
     known: dict[str, int] = {}
     blank = []
     for i, example in enumerate(examples):
-        texts[i] = xxhash.xxh3_64_intdigest(_bytes(" ".join(example.text.split())))
+        texts[i] = hash_text(example.text)
         if not any(map(str.isalnum, example.text)):
             blank.append(i)
         for name, own in values.items():

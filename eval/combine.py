@@ -16,6 +16,7 @@ from data.example import hash_examples
 from eval.output import check_free, output_folder
 from eval.provenance import place_of, versions
 from eval.results import (
+    TRAINED_ON,
     Prediction,
     Results,
     count_oddities,
@@ -165,10 +166,15 @@ def _join(p: Prediction, q: Prediction, has_lenient: bool) -> Prediction:
 
 
 def _counts(a: Results, b: Results, joined: Sequence[Prediction]) -> dict[str, int]:
-    """Counts of the joint predictions; of what these do not tell (refusals, say), the sums over both runs' answers."""
+    """Counts of the joint predictions; of what these do not tell (refusals, say), the sums over both runs' answers.
+
+    Of texts that a model was trained on, it is the number of the run that has more: both runs have the same texts.
+    """
     sums = Counter({"limit_shortened": 0})  # only decoders have it
     for run in (a, b):
         sums.update(run.counts)
+    if any(TRAINED_ON in run.counts for run in (a, b)):
+        sums[TRAINED_ON] = max(run.counts.get(TRAINED_ON, 0) for run in (a, b))
     own = count_oddities(joined)
     return own | {name: n for name, n in sums.items() if name not in own}
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -33,9 +34,11 @@ from data.encoder.samples import AnyTokenizer as EncoderTokenizer
 from data.encoder.samples import check_stored_length
 from data.errors import UserError
 from data.example import Example
+from data.readers.cut import TRAIN
 from data.source import draw_to_score
 from data.task_file import read_task
 from data.tasks import Task, get_task
+from data.trained_texts import hash_texts, read_trained_texts
 from eval.config import EvalConfig
 from eval.encoder.task import encoder_task, output_order
 from eval.job import ScoringJob
@@ -120,11 +123,13 @@ class ScoringSetup(ModelSetup):
     Attributes:
         examples: None only in a plan for which they are missing.
         limited: ``--limit`` left examples out.
+        trained_on: how many of them have a text that the checkpoint was trained on; None: it does not say.
         name: the run's name in tables.
     """
 
     examples: list[Example] | None
     limited: bool
+    trained_on: int | None
     name: str
     output: Path
 
@@ -164,6 +169,7 @@ def open_scoring(options: EvalConfig) -> ScoringSetup:
         | {
             "examples": examples,
             "limited": limited,
+            "trained_on": _count_trained_on(found, examples or []),
             "name": options.name or name,
             "output": options.output or default_output(folder, options.split, options.limit),
             "missing": tuple(missing),
@@ -261,6 +267,25 @@ def _check_cut(found: ModelSetup) -> None:
             f"has '{task.split}': its {split} examples may be among those that were trained on. Write [split] as it "
             f"was, or give the {split} examples as a file."
         )
+
+
+def _count_trained_on(found: ModelSetup, examples: Sequence[Example]) -> int | None:
+    """How many examples have a text that the checkpoint was trained on, with a warning; None: it does not say."""
+    known, task, split = read_trained_texts(found.weights.path), found.task, found.options.split
+    if known is None:
+        return None
+    n = int(np.isin(hash_texts(example.text for example in examples), known).sum())
+    if n and split != TRAIN:
+        is_cut = task.custom is not None and task.custom.cut is not None and split in task.custom.cut.fractions
+        why = (
+            ". Either the table has changed, and [split] cuts it in other places, or it has equal texts. Score with "
+            f"the table of the training, or name labelled texts that are new as {split} in [files]."
+        )
+        log.warning(
+            "warning: %s was trained on %d of these %d %s texts (%.1f%%): its answers to them say little of new text%s",
+            found.weights.path, n, len(examples), split, 100 * n / len(examples), why if is_cut else ".",
+        )  # fmt: skip
+    return n
 
 
 def choose_examples(

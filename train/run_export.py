@@ -124,7 +124,7 @@ def export_run(
     """
 
     def add(new: Path) -> None:
-        setup.save_task(new)
+        setup.save_with_model(new)
         (new / "README.md").write_text(model_card(config, setup, step, figures), encoding="utf-8")
         given = {name: value for name, value in options.flatten(config).items() if name not in MACHINE_OPTIONS}
         given["task"] = setup.task.name  # task.json has its content

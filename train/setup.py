@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from checkpoints_tools.architectures import ModelConfig, with_frame
@@ -34,6 +35,7 @@ from data.loader import StepLoader
 from data.source import load_examples, nothing_to_score
 from data.task_file import save_task, task_hash
 from data.tasks import Task, get_task
+from data.trained_texts import Hashes, hash_texts, read_trained_texts, save_trained_texts
 from train import options, starting
 from train.checkpointing import checkpoint, run_folder
 from train.checkpointing.base import tokenizer_in_run
@@ -72,6 +74,8 @@ class Setup:
         resume_from: the checkpoint folder to continue from, or None.
         carried: what the files of the checkpoint to start from say, for the exports.
         class_weights: by field, the weights of labels in the loss; empty without ``--class_weights``.
+        trained_texts: hashes of the texts whose answers the model sees, or saw before: those of the checkpoint to start
+            from, the few-shot examples, and the samples.
     """
 
     spec: ModelSpec
@@ -90,12 +94,18 @@ class Setup:
     resume_from: Path | None
     carried: Carried = Carried()
     class_weights: ClassWeights = field(default_factory=dict)
+    trained_texts: Hashes = field(default_factory=lambda: hash_texts(()))
 
     def save_task(self, folder: Path) -> None:
-        """Write the task, and a decoder's prompt, into a checkpoint, an export or the run folder."""
+        """Write the task, and a decoder's prompt, into the run folder."""
         save_task(self.task, folder)
         if self.prompt_spec is not None:
             self.prompt_spec.save(folder)
+
+    def save_with_model(self, folder: Path) -> None:
+        """Write what a checkpoint and an export have beside the model: the same, and what it was trained on."""
+        self.save_task(folder)
+        save_trained_texts(self.trained_texts, folder)
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -182,7 +192,15 @@ def open_run(config: TrainConfig) -> Setup:
         resume_from=resume_from,
         carried=_carried(config),
         class_weights=weights,
+        trained_texts=_trained_texts(config, [*shots, *examples]),
     )
+
+
+def _trained_texts(config: TrainConfig, examples: Sequence[Example]) -> Hashes:
+    """Hashes of the examples' texts, and of those that the checkpoint to start from was trained on."""
+    own, folder = hash_texts(example.text for example in examples), config.model.checkpoint
+    before = read_trained_texts(folder) if folder is not None and config.model.init == "pretrained" else None
+    return own if before is None else np.concatenate([before, own])
 
 
 def _carried(config: TrainConfig) -> Carried:

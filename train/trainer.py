@@ -329,7 +329,7 @@ class Trainer:
             watched=self.watched,
             figures=self.figures,
         )
-        self.saver.save(self.model, self.optimizer, state, self.setup.save_task)
+        self.saver.save(self.model, self.optimizer, state, self.setup.save_with_model)
         self.saved_step = self.step
 
     @contextmanager

@@ -26,10 +26,11 @@ from eval.page.html import (
 from eval.page.intervals import between
 from eval.report import figure_name, lenient_figures, show_figure
 from eval.report import figures as main_figures_of
-from eval.results import Results
+from eval.results import TRAINED_ON, Results
 
 PROMPT_CHARACTERS = 20_000
 LABELS_SHOWN = 300
+_COUNTED = (("truncated", "documents cut"), ("not_stopped", "answers cut off"), (TRAINED_ON, "texts trained on"))
 # Figures that are a share of the examples, so that there is an interval.
 OF_EXAMPLES = ("accuracy", "subset_accuracy", "exact_match")
 
@@ -44,7 +45,7 @@ def facts(results: Results) -> Html:
         cards.append(_card(f"{value:.1%}", re.sub(r"\bf1$", "F1", name), around))
     cards.append(_card(f"{n:,}", "examples"))
     cards.append(_card(f"{results.metrics['n_unparsed']:,}", "unparsed answers"))
-    for key, what in (("truncated", "documents cut"), ("not_stopped", "answers cut off")):
+    for key, what in _COUNTED:
         if results.counts.get(key):
             cards.append(_card(f"{results.counts[key]:,}", what))
     if results.cost.get("seconds_per_example"):

@@ -147,6 +147,11 @@ def test_counts_that_predictions_do_not_have_are_summed(tmp_path):
     for folder in (a, b):
         rewrite(folder, counts={})
     assert combine_runs(a, b)[0].counts["limit_shortened"] == 0, "every run has this count"
+    assert "trained_on" not in combine_runs(a, b)[0].counts, "neither checkpoint says what it was trained on"
+    for one, other, joined in ((2, 1, 2), (0, 3, 3)):
+        rewrite(a, counts={"trained_on": one})
+        rewrite(b, counts={"trained_on": other})
+        assert combine_runs(a, b)[0].counts["trained_on"] == joined, "both runs have the same texts"
 
 
 def test_a_run_may_be_given_by_its_results(tmp_path):

@@ -15,6 +15,7 @@ from data.errors import UserError
 from data.source import load_examples
 from data.task_file import read_task
 from data.tasks import get_task
+from data.trained_texts import hash_texts, read_trained_texts
 from tests.launching import ROOT, TICKETS, call_main, environment
 
 COMMON = ["--model", "llama_debug", "--device", "cpu", "--cache_dir", "cache"]
@@ -116,6 +117,50 @@ def test_a_model_that_was_trained_on_everything_is_not_scored_on_a_part(
     write_checksums(file.parent)
     with pytest.raises(UserError, match="was trained with the split 'none'"):
         call_main(monkeypatch, "eval.py", *SCORE, "--checkpoint", "run/export", "--output", "scored")
+
+
+@pytest.mark.parametrize("weights", ["run/export", "run/checkpoints/step_000002"])
+def test_texts_that_were_trained_on_are_counted_when_the_table_has_changed(
+    project: Path, weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever their ids, line numbers and white space are now."""
+    score = partial(call_main, monkeypatch, "eval.py", *SCORE, "--checkpoint", weights)
+
+    def said_and_counted(split: str, output: str) -> tuple[bool, int]:
+        capsys.readouterr()
+        score("--split", split, "--output", output)
+        said = capsys.readouterr().out
+        n = json.loads(Path(output, "results.json").read_text())["counts"]["trained_on"]
+        return f"was trained on {n} of these" in said and "Score with the table of the training" in said, n
+
+    trained = {" ".join(example.text.split()) for example in load_examples(get_task("task/tickets.toml"), "train")}
+    assert said_and_counted("test", "same") == (False, 0)
+    assert said_and_counted("train", "train") == (False, 12)
+
+    table = Path("task/train.csv")
+    header, *rows = table.read_text().splitlines()
+    assert len(rows) == 24
+    table.write_text("\n".join([header, *(row.replace(" ", "  ", 1) for row in reversed(rows))]) + "\n")
+    test = load_examples(get_task("task/tickets.toml"), "test")
+    moved = [" ".join(example.text.split()) in trained for example in test]
+    assert 0 < sum(moved) < 6
+    assert said_and_counted("test", "moved") == (True, sum(moved))
+    capsys.readouterr()
+    call_main(monkeypatch, "eval.py", "--compare", "moved", "same")
+
+
+def test_a_model_that_is_trained_again_knows_the_texts_of_both_trainings(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = read_trained_texts(Path("run/export"))
+    assert once is not None and len(once) == 12
+    change("seed = 0" if "seed" in Path("task/tickets.toml").read_text() else SPLIT, SPLIT + "seed = 1\n")
+    again = [*COMMON, "--checkpoint", "run/export", "--task", "task/tickets.toml", "--batch_size", 4, "--row_length",
+             1024, "--precision", "fp32", "--steps", 1, "--output", "again"]  # fmt: skip
+    call_main(monkeypatch, "train.py", *again)
+    both = read_trained_texts(Path("again/export"))
+    own = hash_texts(example.text for example in load_examples(get_task("task/tickets.toml"), "train"))
+    assert both is not None and set(both.tolist()) == {*once.tolist(), *own.tolist()} and len(both) > 12
 
 
 def test_a_run_without_test_examples_says_so_before_and_names_what_works(

@@ -43,7 +43,7 @@ _MADE = re.compile(
     r"|(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|vocab\.txt|merges\.txt|tokenizer\.model|chat_template\.jinja"
     r"|(task|prompt|labels|training|best|run|calibration|checksums)\.json"
-    r"|\.metadata(\.tmp)?|__\d+_\d+\.distcp|rng_\d+\.pt"
+    r"|trained_texts\.npy|\.metadata(\.tmp)?|__\d+_\d+\.distcp|rng_\d+\.pt"
     r"|\.tmp[A-Za-z0-9]{6}"  # what safetensors is writing
 )
 _FIRST_LINE = re.compile(r"# train\.py wrote this file; sha256 of the lines below: ([0-9a-f]{64})\n")

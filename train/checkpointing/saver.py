@@ -103,12 +103,12 @@ class Saver:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         state: RunState,
-        save_task: Callable[[Path], None],
+        save_with_model: Callable[[Path], None],
     ) -> None:
         """Save a checkpoint of the current state, or start to save it; later training steps do not change it.
 
         Args:
-            save_task: writes the task and the prompt into the checkpoint's folder.
+            save_with_model: writes what belongs to the model, such as the task, into the checkpoint's folder.
 
         Raises:
             SaveFailed: too little disk space, a failed write, or a failure of the previous save.
@@ -126,7 +126,7 @@ class Saver:
             if self.device.type == "cuda":
                 copied = torch.cuda.Event()
                 copied.record()
-        job = partial(self._write, tensors, needed, state, save_task, checkpoint.rng_state(), start, copied)
+        job = partial(self._write, tensors, needed, state, save_with_model, checkpoint.rng_state(), start, copied)
         if self.executor is None:
             job()
         else:
@@ -181,7 +181,7 @@ class Saver:
         tensors: dict[str, Any],
         needed: int,
         state: RunState,
-        save_task: Callable[[Path], None],
+        save_with_model: Callable[[Path], None],
         random_state: dict[str, Any],
         start: float,
         copied: torch.cuda.Event | None,
@@ -210,8 +210,8 @@ class Saver:
                 os.fsync(stream.fileno())
             if rank == 0:
                 state.write(partial)
-                save_task(partial)
-                for path in partial.glob("*.json"):
+                save_with_model(partial)
+                for path in (*partial.glob("*.json"), *partial.glob("*.npy")):
                     sync(path)
                 sync(partial)
 
