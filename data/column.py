@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, shortened
+from data.readers.label_sets import is_label
 from data.readers.multi import FLAGS, parts_of, several_in_one
 from data.readers.spans import labels_of
 from data.template import is_missing, scalar_text
 
 LABELS = 200  # different values of a column of labels at most
-LABEL_CHARACTERS = 100
+LABEL_CHARACTERS = 100  # of a label on average: longer values that repeat are rather texts
 ONE_VALUE = 0.99  # of the rows, from which a column says nothing
 WORDS = 3  # a value on average, from which a column has texts even if few of them differ
 
@@ -82,7 +84,7 @@ class Column:
     @property
     def has_name(self) -> bool:
         """Whether a task file can have its name as it is in the header."""
-        return self.name.isprintable() and self.name == self.name.strip() != ""
+        return self.name == self.name.strip() != "" and not _has_control(self.name)
 
     @property
     def scalars(self) -> int:
@@ -149,14 +151,28 @@ class Column:
         return self.words >= WORDS * n or len(self.values) > 0.5 * n
 
     def may_be_labels(self) -> bool:
-        """Few different labels, each of which is short and, on average, there at least twice."""
+        """Few different labels, each of which is there at least twice and not too long, both on average."""
+        return self._repeats() and not self.unfit()
+
+    def _repeats(self) -> bool:
         if not (self.scalars or self.is_list or self.has_spans) or 2 * len(self.labels) > self.labels.total():
             return False
         if self.is_list or self.separator:  # a text may have any number, but not all texts the same
             least, differ = 1, min(self.labels.values(), default=0) < len(self.lengths) - len(self.nulls)
         else:
             least, differ = 1 if self.has_spans else 2, True
-        return differ and least <= len(self.labels) <= LABELS and all(map(_is_label, self.labels))
+        return differ and least <= len(self.labels) <= LABELS
+
+    def unfit(self) -> str:
+        """Why values that repeat are not taken for labels; empty if they are, or if they do not repeat."""
+        if not self._repeats():
+            return ""
+        wrong = next((label for label in self.labels if not is_label(label)), None)
+        if wrong is not None:
+            return f"the label {shortened(wrong)!r} is empty, has a line break or is not UTF-8: correct it"
+        if sum(len(label) * n for label, n in self.labels.items()) > LABEL_CHARACTERS * self.labels.total():
+            return f"labels have at most {LABEL_CHARACTERS} characters on average, unless --label names them"
+        return ""
 
     def may_be_tags(self) -> bool:
         """Lists of different labels; if one is empty, the reader says where."""
@@ -194,7 +210,7 @@ class Column:
     def is_advisable(self, text: Column) -> bool:
         """Whether a field for it can be used as `data.new` writes it."""
         numbers = self.label_type(text) == "token" and self.has_numbers
-        return self.may_label(text) and not numbers and all(map(_is_label, self.labels))
+        return self.may_label(text) and not numbers and all(map(is_label, self.labels))
 
     def is_sparse(self, gaps: set[int]) -> bool:
         """Whether more than half of the rows are gaps."""
@@ -219,17 +235,20 @@ class Column:
     def describe(self) -> str:
         """A few words for a message that lists the columns."""
         if not self.has_name:
-            why = "has spaces around it" if self.name.strip().isprintable() else "has a control character"
+            why = "has a control character" if _has_control(self.name.strip()) else "has spaces around it"
             return f"not looked at, as its name {why if self.name.strip() else 'is empty'}: correct the header"
         if self.others:
             return "objects; flatten them (Label Studio: export JSON-MIN)"
         if not self.values or self.scalars:
-            return f"{len(self.values):,} different values, {self.length:.0f} characters on average"
-        return "lists" if self.is_list else "spans" if self.has_spans else "no texts"
+            what = f"{len(self.values):,} different values, {self.length:.0f} characters on average"
+        else:
+            what = "lists" if self.is_list else "spans" if self.has_spans else "no texts"
+        return "; ".join(filter(None, [what, self.unfit()]))
 
 
-def _is_label(value: str) -> bool:
-    return 0 < len(value) <= LABEL_CHARACTERS and value.isprintable()
+def _has_control(name: str) -> bool:
+    """Whether a name has control characters or line separators, which a task file would show as something else."""
+    return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def _labels_of_spans(value: Any) -> set[str] | None:

@@ -123,7 +123,9 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
     if format in conll.FORMATS:
         words.sort(key=lambda column: column.name != conll.token_column([column.name for column in known]))
     texts = [column for column in known if column.may_be_text() and column.name != label]
-    texts.sort(key=lambda c: (c.is_sparse(c.text_gaps()), c.words < 2 * c.scalars, -c.length))  # stable
+    texts.sort(
+        key=lambda c: (c.is_sparse(c.text_gaps()), c.words < 2 * c.scalars, c.may_be_labels(), -c.length)
+    )  # stable
     if text is None:
         check_sentences(file, format, dialect, known)
         tags = [column for column in words if column.may_be_tags()] if label is None else [columns[label]]

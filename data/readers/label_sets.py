@@ -27,7 +27,7 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
     for label in labels:
         if not is_text(label):
             raise UserError(f"{where}: label {ascii(label)} holds {NO_TEXT}. Correct it.")
-        if not appearance(label) or label != label.strip() or not is_one_line(label):
+        if not is_label(label) or label != label.strip():
             raise UserError(f"{where}: label {label!r} is empty, has spaces around it, or contains a line break.")
         if kind == "token" and appearance(label) == appearance(other):
             raise UserError(f"{where}: {label!r} is the label of words without one (other); remove it from the labels.")
@@ -56,6 +56,11 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
             where,
             " and ".join(map(repr, alike)),
         )
+
+
+def is_label(value: str) -> bool:
+    """Whether `check_labels` takes a text without spaces around it for a label."""
+    return is_text(value) and appearance(value) != "" and is_one_line(value)
 
 
 def mistaken_in_spans(labels: Collection[str]) -> Iterator[tuple[str, str]]:

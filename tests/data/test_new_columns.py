@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.check import main as check
 from data.guess import guess
 from data.new import main
+from data.tasks import get_task
 from tests.data.test_new import refused, table, written
 
 # --- columns and rows that are nearly empty ---------------------------------------------------------------------------
@@ -221,3 +223,50 @@ def test_objects_are_named(capsys, tmp_path: Path) -> None:
     said = refused(capsys, tmp_path / "t.jsonl")
     for name in ("data", "genres"):
         assert f"{name!r} (objects; flatten them (Label Studio: export JSON-MIN))" in said
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("prix\u00a0juste", "prix\u202ftrop haut"),
+        ("👩\u200d💻 dev", "👨\u200d🍳 cook"),
+        ("\u200eabc\u200e", "\u200fdef"),
+        ("other", "a label that is long " * 8 + "x"),
+        ("a\tb", "c"),
+    ],
+)
+def test_labels_of_all_characters_that_the_readers_take(capsys, tmp_path: Path, labels: tuple[str, str]) -> None:
+    lines = [json.dumps({"a\u00a0text": f"some words {n}", "la\u200dbel": labels[n % 2]}) for n in range(20)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found, text = written(capsys, tmp_path / "t.jsonl")
+    assert (found["text_column"], found["fields"][0]["name"]) == ("a\u00a0text", "la\u200dbel")
+    assert not set(text) & set("\u202f\u200e\u200f\t"), "comments show them escaped"
+    assert get_task(tmp_path / "t.toml").fields[0].labels == tuple(sorted(labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("a" * 101, "b" * 101), "labels have at most 100 characters on average, unless --label names them"),
+        (("a\nb", "c"), "the label 'a\\nb' is empty, has a line break or is not UTF-8: correct it"),
+        (("\u200b", "c"), "the label '\\u200b' is empty, has a line break or is not UTF-8: correct it"),
+        ((["a\rb"], ["c"]), "lists; the label 'a\\rb' is empty, has a line break or is not UTF-8: correct it"),
+    ],
+)
+def test_why_labels_are_none(capsys, tmp_path: Path, labels: tuple[Any, Any], message: str) -> None:
+    lines = [json.dumps({"text": f"some words {n}", "topic": labels[n % 2]}) for n in range(20)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    assert message in refused(capsys, tmp_path / "t.jsonl")
+
+
+def test_a_name_with_a_control_character(capsys, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"some words {n}", "la\tbel": "ab"[n % 2]}) for n in range(20)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    assert "its name has a control character: correct the header" in refused(capsys, tmp_path / "t.jsonl")
+
+
+def test_the_text_is_not_a_label_that_is_longer(capsys, tmp_path: Path) -> None:
+    long = "a label that is longer than texts"
+    (tmp_path / "t.csv").write_text(table([(f"some words {n}", f"{long} {n % 2}") for n in range(20)]))
+    found, _ = written(capsys, tmp_path / "t.csv")
+    assert (found["text_column"], found["fields"][0]["name"]) == ("text", "label")
