@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,11 +14,15 @@ from data.errors import UserError, shortened
 from data.readers.label_sets import is_label
 from data.readers.multi import FLAGS, parts_of, several_in_one
 from data.readers.spans import labels_of
+from data.readers.tags import OUTSIDE, TAG
 from data.template import is_missing, scalar_text
 
 LABELS = 200  # different values of a column of labels at most
 LABEL_CHARACTERS = 100  # of a label on average: longer values that repeat are rather texts
 ONE_VALUE = 0.99  # of the rows, from which a column says nothing
+PAIRED = 0.9  # of the rows have a tag for each word: the others may be damaged
+AROUND = ",;|[]()'\""  # tags in a text, as no reader takes them
+BETWEEN = re.compile(rf"[\s{re.escape(AROUND)}]+")
 WORDS = 3  # a value on average, from which a column has texts even if few of them differ
 
 
@@ -34,6 +40,7 @@ class Column:
         empty, nulls: the numbers of the rows without a value: of those with an empty text, and of the others.
         has_numbers: some of its lists have numbers.
         has_choices: some of its lists are Label Studio's choices.
+        is_spaced: its lists are texts in the table, with spaces between tags.
         values: how often each text, number or truth occurs; of lists, how often each item does; of spans, in how many
             rows each label is.
         lengths: of each row, how many items its list or words its text has; None: neither.
@@ -52,6 +59,7 @@ class Column:
     with_letters: int = 0
     has_numbers: bool = False
     has_choices: bool = False
+    is_spaced: bool = False
     values: Counter[str] = field(default_factory=Counter)
     lengths: list[int | None] = field(default_factory=list)
 
@@ -174,6 +182,41 @@ class Column:
             return f"labels have at most {LABEL_CHARACTERS} characters on average, unless --label names them"
         return ""
 
+    @cached_property
+    def pieces(self) -> Counter[str]:
+        """How often each word of its texts, or each item of its lists, occurs."""
+        found = Counter[str]()
+        for text, n in self.values.items():
+            for piece in [text] if self.is_list else text.split():
+                found[piece] += n
+        return found
+
+    @cached_property
+    def is_iob(self) -> bool:
+        """Whether its texts are tags as O and B-city, whatever is between them."""
+        if not 0 < self.texts == self.scalars:
+            return False
+        pieces = Counter(piece for text in self.values for piece in BETWEEN.split(text) if piece)
+        tags = [piece for piece in pieces if piece != OUTSIDE]
+        return 0 < len(tags) < len(pieces) and pieces.total() > len(self.values) and all(map(TAG.fullmatch, tags))
+
+    def are_tags(self, others: Iterable[Column]) -> bool:
+        """Whether its texts are tags with spaces between them, as their looks or the words of another column say."""
+        if not 0 < self.texts == self.scalars or not 1 < len(self.pieces) <= LABELS:
+            return False
+        if self.is_iob:
+            return not any(map(BETWEEN.search, self.pieces))
+        is_clean = all(piece.strip(AROUND) in ("", piece) for piece in self.pieces)  # "," may be a part of speech
+        return is_clean and any(map(self._are_tags_of, others))
+
+    def _are_tags_of(self, words: Column) -> bool:
+        both = [(a, b) for a, b in zip(self.lengths, words.lengths, strict=True) if a and b and max(a, b) > 1]
+        equal = [a for a, b in both if a == b]
+        if len(equal) < PAIRED * len(both) or len(set(equal)) < 2:  # two words for each two are no evidence
+            return False
+        is_fewer = 2 * len(self.pieces) <= self.pieces.total() and len(self.pieces) < len(words.pieces)
+        return is_fewer and (self.is_numeric or not self.are_words_of(words))  # texts have some 0 and 1 as well
+
     def may_be_tags(self) -> bool:
         """Lists of different labels; if one is empty, the reader says where."""
         return self.is_list and (1 < len(self.values) <= LABELS or "" in self.values)
@@ -182,12 +225,12 @@ class Column:
         """Whether there is an item for each word of another column, but for damaged rows."""
         both = [(a, b) for a, b in zip(self.lengths, words.lengths, strict=True) if a is not None and b is not None]
         equal = sum(a == b for a, b in both)
-        return self is not words and equal >= 0.9 * len(both) and any(a == b > 1 for a, b in both)
+        return self is not words and equal >= PAIRED * len(both) and any(a == b > 1 for a, b in both)
 
     def are_words_of(self, text: Column) -> bool:
-        """Whether its lists have words of the texts, and not tags of them: most of their items are in the texts."""
-        words = {word.casefold() for value in text.values for word in value.split()}
-        return 2 * sum(item.casefold() in words for item in self.values) > len(self.values)
+        """Whether it has words of the texts, and not tags of them: most of their items are in the texts."""
+        words = {word.casefold() for word in text.pieces}
+        return 2 * sum(item.casefold() in words for item in self.pieces) > len(self.pieces)
 
     def label_type(self, text: Column) -> str:
         """What it has for a column of texts or words: "class", "multi", "token" or "spans"."""
@@ -202,15 +245,15 @@ class Column:
     def may_label(self, text: Column) -> bool:
         """Whether it looks like labels of a column of texts or words."""
         kind = self.label_type(text)
-        if kind == "token":
-            return self.may_be_tags()
+        if kind == "token" or self.is_spaced:
+            return kind == "token" and self.may_be_tags()
         is_for_texts = kind == "spans" or self.is_list
         return self is not text and self.may_be_labels() and not (text.is_list and is_for_texts)
 
     def is_advisable(self, text: Column) -> bool:
         """Whether a field for it can be used as `data.new` writes it."""
         numbers = self.label_type(text) == "token" and self.has_numbers
-        return self.may_label(text) and not numbers and all(map(is_label, self.labels))
+        return self.may_label(text) and not (numbers or self.is_iob) and all(map(is_label, self.labels))
 
     def is_sparse(self, gaps: set[int]) -> bool:
         """Whether more than half of the rows are gaps."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data.column import LABELS, Column
-from data.errors import UserError, nearest
+from data.errors import UserError, nearest, shortened
 from data.files import limits
 from data.files.documents import readable
 from data.readers import conll
@@ -109,7 +109,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         dialect = replace(dialect, encoding=encoding)
     if format == "csv":
         dialect = replace(dialect, delimiter=_delimiter(file, dialect))
-    dialect, columns, n_rows, looked_at = _read(file, format, dialect)
+    dialect, columns, n_rows, looked_at = _read(file, format, dialect, text)
     if not n_rows:
         raise UserError(f"{file}: no rows{' below the header' if columns else ''}.")
     for name in (text, label):
@@ -118,7 +118,8 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
     if text is not None and text == label:
         raise UserError(f"--text and --label are both {text!r}: texts and labels are in different columns.")
     known = [column for column in columns.values() if column.has_name]
-    words = [column for column in known if column.is_list and not column.has_numbers and column.name != label]
+    lists = [column for column in known if column.is_list and not column.has_numbers and column.name != label]
+    words = [column for column in lists if not column.is_spaced]
     words.sort(key=lambda c: (c.is_sparse(c.text_gaps()), -len(c.values)))  # stable
     if format in conll.FORMATS:
         words.sort(key=lambda column: column.name != conll.token_column([column.name for column in known]))
@@ -128,7 +129,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
     )  # stable
     if text is None:
         check_sentences(file, format, dialect, known)
-        tags = [column for column in words if column.may_be_tags()] if label is None else [columns[label]]
+        tags = [column for column in lists if column.may_be_tags()] if label is None else [columns[label]]
         tagged = [own for own in words if any(other.is_list and other.is_paired(own) for other in tags)]
         # Two lists of tags have the same lengths as well: then the words are in a text.
         tagged = [
@@ -163,6 +164,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
             tags = [column for column in tags if column.name in ranks or column.name not in conll.UNIVERSAL]
             tags.sort(key=lambda c: ranks.get(c.name, 0))  # stable
         labels = [*tags, *(column for column in labels if not column.is_list)]
+    labels = labels or [c for c in known if c is not own and (c.is_spaced or c.is_iob)]  # `_check_lists` says why
     if label is None and not labels:
         raise UserError(
             _none(
@@ -204,6 +206,18 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
 
 def _check_lists(file: Path, text: Column, label: Column) -> None:
     """Raise a UserError if labels are in lists that no task file can name without a person."""
+    if label.is_iob:
+        raise UserError(
+            f"{file}: {label.name!r} has tags of words, written as {shortened(next(iter(label.values)))!r}. Write them "
+            "with nothing but spaces between ('O B-city'), or as JSON lists."
+        )
+    if label.is_spaced and not label.is_paired(text):
+        a, b = next(((a, b) for a, b in zip(label.lengths, text.lengths, strict=True) if a and b and a != b), (0, 0))
+        raise UserError(
+            f"{file}: {label.name!r} has tags of words, but not one for each word of {text.name!r}, such as {a} tags "
+            f"for {b} words. Write spaces between all words of a text that have tags ('to Rome .'), or write the words "
+            "as JSON lists."
+        )
     keys = f'{"tokens" if text.is_list else "text"}_column = "{text.name}", and in the field type = "token"'
     if text.is_list and label.is_list and not label.is_paired(text):
         raise UserError(
@@ -262,11 +276,11 @@ def open_named(file: Path, format: str, dialect: Dialect) -> AbstractContextMana
     return open_table(file, format, dialect=dialect, wanted=None if format in COLUMNAR else ())
 
 
-def _read(file: Path, format: str, dialect: Dialect) -> tuple[Dialect, dict[str, Column], int, str]:
+def _read(file: Path, format: str, dialect: Dialect, text: str | None) -> tuple[Dialect, dict[str, Column], int, str]:
     """The columns of some rows, how many and which these are, and how they had to be read."""
     try:
         with _quiet() as said:
-            found = _columns(file, format, dialect)
+            found = _columns(file, format, dialect, text)
         quoted = any(ASK_FOR_QUOTING in text for text in said)
     except UserError as error:
         quoted = ASK_FOR_QUOTING in str(error)
@@ -274,11 +288,11 @@ def _read(file: Path, format: str, dialect: Dialect) -> tuple[Dialect, dict[str,
             raise
     if quoted:
         dialect = replace(dialect, tsv_quoting=True)
-        found = _columns(file, format, dialect)
+        found = _columns(file, format, dialect, text)
     return dialect, *found
 
 
-def _columns(file: Path, format: str, dialect: Dialect) -> tuple[dict[str, Column], int, str]:
+def _columns(file: Path, format: str, dialect: Dialect, text: str | None) -> tuple[dict[str, Column], int, str]:
     lacking: dict[str, set[bool]] = defaultdict(set)
     drawn: list[tuple[int, Record]] = []
     n_read, draw = 0, random.Random(0)
@@ -305,6 +319,13 @@ def _columns(file: Path, format: str, dialect: Dialect) -> tuple[dict[str, Colum
         column.has_choices = chosen is not None
         for value in _unpacked(values) if chosen is None else chosen:
             column.add(value)
+    spaced = [own for own in columns.values() if own.name != text and own.are_tags(columns.values())]
+    for column in [Column(own.name, own.lacking, is_spaced=True) for own in spaced]:
+        for row in rows:
+            value = row.values.get(column.name)
+            column.add(value.split() or value if isinstance(value, str) else value)
+        column.has_numbers = all(map(str.isdecimal, column.values))
+        columns[column.name] = column
     of = f"the first {n_read:,} rows" if n_read == READ else f"{n_read:,} rows"
     return columns, len(rows), of if n_read <= ROWS else f"{len(rows):,} of {of}, drawn at random"
 
