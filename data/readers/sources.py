@@ -3,7 +3,8 @@
 dataset = "owner/name"                  # of the Hugging Face hub, or a folder that save_to_disk wrote
 dataset_config = "en"                   # if it has several configurations
 revision = "v2"                         # a branch, tag or commit; default: the newest
-splits = { train = "train", test = "validation" }   # what the data set calls them; default: train and test
+splits = { train = "train", test = "validation" }   # what the data set calls them; default: train and test. Of the hub
+                                                    # also parts: "train[:90%]"
 """
 
 from __future__ import annotations
@@ -72,6 +73,12 @@ def dataset_splits(
         advice = ' It is one split: name it in [files], such as train = "FOLDER".' if is_split else ""
         raise UserError(f"{path}: dataset {dataset!r} must be a folder {what}; {folder} is not.{advice}")
     for split, theirs in splits.items():
+        if theirs not in known and set("[+") & set(theirs):  # the library's notation; here nothing counts the rows
+            raise UserError(
+                f"{path}: splits has {theirs!r} (for {split}), but parts and sums are for data sets of the hub: of the "
+                f"folder {folder} whole splits are read ({', '.join(known)}). Name one of them for train, and let a "
+                "[split] table cut test or dev from it, such as test = 0.1."
+            )
         if theirs not in known:
             raise UserError(f"{path}: {folder} has no split {theirs!r} (for {split}).{nearest(theirs, known)}")
     return {split: (folder / theirs,) for split, theirs in splits.items()}

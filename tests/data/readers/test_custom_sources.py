@@ -119,6 +119,8 @@ def test_a_saved_data_set_with_its_splits(tmp_path: Path, rows: Dataset) -> None
         read_custom(read_custom_spec(tmp_path / "task.toml"), "dev")
     for head, message in (
         ('dataset = "saved"', "saved has no split 'test' .for test.. Known: train, validation"),
+        ('dataset = "saved"\nsplits.train = "train[:90%]"', r"'train\[:90%\]' .for train., but parts .* test = 0.1"),
+        ('dataset = "saved"\nsplits.train = "train+validation"', "whole splits are read .train, validation."),
         ('dataset = "saved/train"', "must be a folder which save_to_disk .* It is one split: name it in .files."),
         ('dataset = "saved"\nrevision = "v2"', "revision is for data sets of the hub"),
         ('dataset = "saved"\ndataset_config = "en"', "dataset_config is for data sets of the hub"),
