@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from data.characters import NO_TEXT, by_appearance, find, is_text
-from data.errors import UserError, as_json, nearest
+from data.errors import UserError, as_json
 from data.example import Example
 from data.readers.cells import (
     SPANS,
@@ -28,6 +28,7 @@ from data.readers.groups import check_groups, group_of
 from data.readers.label_sets import label_of
 from data.readers.multi import MultiReader
 from data.readers.records import Record
+from data.readers.row_errors import RowError, RowErrors, placed, unknown
 from data.readers.sources import name_of
 from data.readers.spans import SpanReader
 from data.readers.split_files import id_prefixes
@@ -56,8 +57,9 @@ def read_custom(spec: CustomSpec, split: str) -> list[Example]:
     Raises:
         UserError: there is no file for the split, or it cannot be cut from the train files (`data.readers.cut`). Or,
             with file and line number: a line that is not of its encoding, CSV or JSON, a missing column, missing values
-            (unless they are skipped), a label outside its set, unequal numbers of labels and words, a repeated id, a
-            group in two splits. Training examples that all have the same label, or whose words have.
+            (unless they are skipped), labels outside their set, wrong spans, unequal numbers of labels and words (of
+            these the first rows and how many there are), a repeated id, a group in two splits. Training examples that
+            all have the same label, or whose words have.
     """
     source, is_cut = source_of(spec, split)
     files = spec.files[source]
@@ -72,7 +74,7 @@ def read_custom(spec: CustomSpec, split: str) -> list[Example]:
     may_be_empty = {field.column for field in spec.fields if field.type == "multi" and not field.columns}
     filled = tuple(column for column in needed if column not in may_be_empty)
     readers = [_reader(field, source) for field in spec.fields]
-    gaps = _Gaps(spec, source)
+    gaps, wrong = _Gaps(spec, source), RowErrors(source)
     examples: list[Example] = []
     keys: list[str] = []
     groups: list[str] = []
@@ -96,14 +98,19 @@ def read_custom(spec: CustomSpec, split: str) -> list[Example]:
                     raise UserError(f"{row.where}: id {key!r} was already used in {first}; ids must differ.")
             labels: dict[str, str | tuple[str, ...]] = {}
             bio: dict[str, tuple[str, ...]] = {}
-            for reader in readers:
-                reader.read(row, text, labels, bio)
+            try:
+                for reader in readers:
+                    reader.read(row, text, labels, bio)
+            except RowError as error:
+                wrong.add(error)
+                continue
             examples.append(Example(id=f"{spec.name}/{split}/{key}", text=text, labels=labels, bio=bio))
             if is_cut:
                 keys.append(key)
                 if group_column is not None:
                     groups.append(group_of(row, group_column))
-    gaps.report(len(examples))
+    if problem := "\n".join(filter(None, [gaps.problem(len(examples) + wrong.n), wrong.problem()])):
+        raise UserError(problem)
     if not examples:
         raise UserError(f"{name_of(files)}: no examples in it.{gaps.all_skipped()}")
     gaps.warn(len(examples), f"{spec.name}, the table that is cut" if is_cut else f"{spec.name} {split}")
@@ -211,17 +218,17 @@ class _Gaps:
             else:
                 self.first.append(str(no_column(row, column)).rstrip("."))
 
-    def report(self, n_examples: int) -> None:
-        """A UserError if there are any and they are not to be skipped.
+    def problem(self, n_examples: int) -> str:
+        """What is to be said if there are any and they are not to be skipped; else empty.
 
         Args:
             n_examples: that have no gap. Without any, nothing is left if the others are skipped.
         """
         if not self.first or self.spec.missing == "skip":
-            return
+            return ""
         advice = self._remove() if not n_examples else ""
         skip = "" if not n_examples else f', or write missing = "skip" in {self.spec.path.name} to leave them out'
-        raise UserError(f"{self._shown()}. Fill them in{skip}.{advice}")
+        return f"{self._shown()}. Fill them in{skip}.{advice}"
 
     def warn(self, n_examples: int, where: str) -> None:
         """Say what is skipped, if anything is.
@@ -285,7 +292,7 @@ class _ClassReader:
             assert self.field.names is not None
             code = find(written, self.codes)
             if code is None:
-                raise UserError(f"{what} codes: names has no name for it.{nearest(written, self.field.names)}")
+                raise unknown(f"{what} codes: names has no name for it.", written, self.field.names)
             return self.field.names[code]
         label = find(written, self.known)
         if label is None:
@@ -296,7 +303,7 @@ class _ClassReader:
                     "not have it. A model cannot learn it from them: correct the label, add examples of it there, or "
                     "leave this example out."
                 )
-            raise UserError(f"{what} labels.{nearest(written, self.field.labels)}{advice}")
+            raise unknown(f"{what} labels.", written, self.field.labels, advice)
         return label
 
     def finish(self, spec: CustomSpec, split: str, examples: Sequence[Example]) -> None:
@@ -338,24 +345,20 @@ class _TokenReader:
         self.tags = TagReader(field.labels, field.other, field.tags if self.spans is None else "iob2")
 
     def read(self, row: Record, text: str, labels: dict[str, Any], bio: dict[str, Any]) -> None:
-        value = row.values[self.column]
+        value, n_words = row.values[self.column], len(text.split())
         if self.spans is None:
             tags = token_labels(value, row, self.column, self.field.names)
         else:
-            try:
-                tags = self.spans.read(text, parsed_list(value, row, self.column))
-            except UserError as error:
-                raise UserError(f"{row.where}: {self.column!r} {error}") from error
-        n_words = len(text.split())
-        if len(tags) != n_words:
-            raise UserError(
-                f"{row.where}: {self.column!r} has {len(tags)} labels for {n_words} words; "
-                "words are separated by spaces (text.split()), and each needs one label."
-            )
+            value = parsed_list(value, row, self.column)
         try:
+            if self.spans is not None:
+                tags = self.spans.read(text, value)
+            if len(tags) != n_words:
+                advice = " Words are separated by spaces (text.split()), and each needs one label."
+                raise RowError(f"has {len(tags)} labels for {n_words} words.", advice)
             labels[self.field.name], bio[self.field.name] = self.tags.read(tags)
         except UserError as error:
-            raise UserError(f"{row.where}: {self.column!r} {error}") from error
+            raise placed(error, f"{row.where}: {self.column!r}") from error
 
     def finish(self, spec: CustomSpec, split: str, examples: Sequence[Example]) -> None:
         if self.spans is not None and (note := self.spans.note()):

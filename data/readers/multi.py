@@ -20,9 +20,10 @@ from typing import Any
 
 from data.answers import literal
 from data.characters import by_appearance, find
-from data.errors import UserError, as_json, nearest
+from data.errors import UserError, as_json
 from data.readers.cells import add_labels, check_commas, choices_in, class_label, labelled, one_of_each, value_of
 from data.readers.records import Record
+from data.readers.row_errors import RowError, unknown
 from data.readers.sources import Source, name_of
 from data.readers.tables import Dialect
 
@@ -103,20 +104,22 @@ class MultiReader:
             label = find(written, self._known)
             if label is None:
                 what = "labels" if self.names is None else "codes"
-                raise UserError(
-                    f"{row.where}: {self.cells.column!r} has {written!r}, which is not one of its {what}."
-                    f"{self._advice(written)}"
-                )
+                problem = f"{row.where}: {self.cells.column!r} has {written!r}, which is not one of its {what}."
+                if separator := self._separator(written):
+                    its = f" It is labels of the set with {separator!r} between them: set {set_to(separator)}."
+                    raise RowError(problem, its)
+                raise unknown(problem, written, self.names or self.labels)
             chosen.add(label if self.names is None else self.names[label])
         return tuple(label for label in self.labels if label in chosen)
 
-    def _advice(self, written: str) -> str:
+    def _separator(self, written: str) -> str:
+        """One that divides a text into labels of the set; empty if none does."""
         separators = (x for x in USUAL_SEPARATORS if x != self.cells.separator and x in written)
         for separator in separators:
             parts = parts_of(written, separator)
             if parts and all(find(part, self._known) for part in parts):
-                return f" It is labels of the set with {separator!r} between them: set {set_to(separator)}."
-        return nearest(written, self.names or self.labels)
+                return separator
+        return ""
 
 
 def collect_multi(files: Sequence[Source], dialect: Dialect, cells: MultiCells) -> list[str]:

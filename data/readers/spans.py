@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.errors import UserError, as_json, shortened
+from data.readers.row_errors import RowError
 
 STARTS, ENDS, LABELS = ("start", "start_offset"), ("end", "end_offset"), ("label", "labels")
 WORD = re.compile(r"\S+")
@@ -54,16 +55,18 @@ class SpanReader:
             outside = text[words[inside[0]][0] : start] + text[end : words[inside[-1]][1]]
             for i in inside:
                 if i in owner:
-                    raise UserError(
+                    raise RowError(
                         f"has two spans in the word {_short(text[slice(*words[i])])}: {_shown(owner[i], text)} and "
-                        f"{_shown(span, text)}. A word has one label."
+                        f"{_shown(span, text)}.",
+                        " A word has one label.",
                     )
                 owner[i] = span
             if any(character.isalnum() for character in outside):
                 whole = text[words[inside[0]][0] : words[inside[-1]][1]]
-                raise UserError(
-                    f"has {_shown(span, text)}, which cuts {_short(whole)}. Words are parted by spaces and have one "
-                    "label each: let the span begin and end with a word, or part the word in the text."
+                raise RowError(
+                    f"has {_shown(span, text)}, which cuts {_short(whole)}.",
+                    " Words are parted by spaces and have one label each: let the span begin and end with a word, or "
+                    "part the word in the text.",
                 )
             self.n_spans += 1
             self.n_extended += bool(outside)
@@ -114,15 +117,17 @@ def _checked(item: Any, text: str) -> Span:
     start, end, label = _span(item)
     if not 0 <= start < end <= len(text):
         kind = "is empty" if start == end else "is out of range" if start < end else "ends before it starts"
-        raise UserError(
+        raise RowError(
             f"has the span {start} to {end} ({label!r}), which {kind}: the text has {len(text)} characters, "
-            f"{_short(text)}. Offsets count characters from 0, and the end is behind the last one."
+            f"{_short(text)}.",
+            " Offsets count characters from 0, and the end is behind the last one.",
         )
     told = item.get("text") if isinstance(item, dict) else None
     if isinstance(told, str) and told.strip() != text[start:end].strip():
-        raise UserError(
+        raise RowError(
             f"has the span {start} to {end} ({label!r}) with the text {_short(told)}, but there the text has "
-            f"{_short(text[start:end])}. Do the offsets count characters (not bytes or UTF-16 units)?"
+            f"{_short(text[start:end])}.",
+            " Do the offsets count characters (not bytes or UTF-16 units)?",
         )
     start += len(text[start:end]) - len(text[start:end].lstrip())
     end -= len(text[start:end]) - len(text[start:end].rstrip())

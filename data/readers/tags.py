@@ -19,7 +19,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from data.characters import by_appearance, find
-from data.errors import UserError, nearest
+from data.errors import UserError
+from data.readers.row_errors import unknown
 
 SCHEMES = {"types": "", "iob1": "BI", "iob2": "BI", "iobes": "BIES", "bilou": "BILU"}
 OUTSIDE = "O"
@@ -91,7 +92,7 @@ class TagReader:
         if bare is not None:
             return bare, ""
         name = match[2] if match is not None and marked else label
-        raise UserError(f"is {name!r}, which is not one of its labels.{nearest(name, self.known.values())}")
+        raise unknown(f"is {name!r}, which is not one of its labels.", name, self.known.values())
 
 
 def _no_tag(found: str, label: str, scheme: str) -> str:
