@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -50,11 +51,13 @@ def check_labels(labels: Sequence[str], kind: str, other: str, answer: str, wher
         found = f"only {labels[0]!r}, so there is nothing to learn" if labels else "none"
         raise UserError(f"{where}: a field of type {kind!r} needs at least {least} labels, found {found}.")
     for alike in _alike(labels):
+        is_number = any(without_fraction(label) != label for label in alike)
         log.warning(
-            "%s: the labels %s differ only in case, spaces or form of characters. If they are one label, correct the "
-            "data, or give all of them the same name with names.",
+            "%s: the labels %s differ only in %s. If they are one label, correct the data, or give all of them the "
+            "same name with names.",
             where,
             " and ".join(map(repr, alike)),
+            "the .0 of a number" if is_number else "case, spaces or form of characters",
         )
 
 
@@ -74,10 +77,15 @@ def label_of(field: str) -> str:
     return "label" if field.casefold() in ("label", "labels") else f"{field} label"
 
 
+def without_fraction(label: str) -> str:
+    """A number such as 1.0, as pandas writes those of columns with gaps, without its .0; any other label as it is."""
+    return match[1] if (match := re.fullmatch(r"([+-]?\d+)\.0+", label)) else label
+
+
 def _alike(labels: Sequence[str]) -> list[list[str]]:
-    """Groups of labels that differ only in case, spaces or form of characters, such as 1 and fullwidth １."""
+    """Groups of labels that differ only in case, spaces, form of characters or a .0: 1, fullwidth １ and 1.0."""
     groups: dict[str, list[str]] = defaultdict(list)
     for label in labels:
         plain = unicodedata.normalize("NFKC", appearance(label)).casefold()
-        groups["".join(plain.split())].append(label)
+        groups[without_fraction("".join(plain.split()))].append(label)
     return [group for group in groups.values() if len(group) > 1]

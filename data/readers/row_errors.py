@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from data.errors import UserError, nearest
+from data.readers.label_sets import without_fraction
 
 SHOWN = 5  # rows that a message names
 MOST = 1000  # wrong rows, at which reading ends: the cause is in all of them
+NUMBERS = (
+    " In files of text 1 and 1.0 are two labels: write one of them everywhere, or give both the same name, such as "
+    'names = { "1" = "yes", "1.0" = "yes" }.'
+)
 
 
 class RowError(UserError):
@@ -15,11 +20,11 @@ class RowError(UserError):
 
     Args:
         problem: what is wrong, with or without its place.
-        advice: what to do, which a message about several rows has once.
+        advice: what to do, in parts of which a message about several rows has each once.
     """
 
-    def __init__(self, problem: str, advice: str = "") -> None:
-        super().__init__(problem + advice)
+    def __init__(self, problem: str, *advice: str) -> None:
+        super().__init__(problem + "".join(advice))
         self.problem, self.advice = problem, advice
 
 
@@ -49,18 +54,20 @@ class RowErrors:
         if self.n > SHOWN:
             number = f"{self.n:,} or more" if self.n == MOST else f"{self.n:,}"
             lines.append(f"... ({number} examples of the {self.split} split have such mistakes)")
-        advice = "".join(dict.fromkeys(error.advice for error in self.first))
+        advice = "".join(dict.fromkeys(part for error in self.first for part in error.advice))
         return "\n".join([*lines, *filter(None, [advice.strip()])])
 
 
 def placed(error: UserError, place: str) -> RowError:
     """An error without its place, with it."""
     if isinstance(error, RowError):
-        return RowError(f"{place} {error.problem}", error.advice)
+        return RowError(f"{place} {error.problem}", *error.advice)
     return RowError(f"{place} {error}")
 
 
 def unknown(problem: str, name: str, known: Iterable[str], advice: str = "") -> RowError:
     """A label or code that is not in the field's set."""
-    hint, listed, names = nearest(name, known).partition(" Known: ")
-    return RowError(f"{problem}{hint}", f"{listed}{names}{advice}")
+    known = list(known)
+    hint, listed, others = nearest(name, known).partition(" Known: ")
+    is_number = without_fraction(name) in map(without_fraction, known)
+    return RowError(f"{problem}{hint}", f"{listed}{others}", advice, NUMBERS if is_number else "")

@@ -277,6 +277,15 @@ def test_labels_that_differ_only_in_the_form_of_characters(
     assert f"the labels {labels[0]!r} and {labels[1]!r} differ only in case, spaces or form of characters" in said
 
 
+def test_labels_that_differ_only_in_a_point(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As pandas writes whole numbers of columns with gaps."""
+    (folder / "train.csv").write_text("text,queue\na,1\nb,1.0\nc,1.5\nd,10\ne,v1.0\nf,v1\ng,-2.00\nh,-2\n")
+    spec_of(folder, labels='labels_from = "train"')
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and all("differ only in the .0 of a number. If they are one label" in text for text in said)
+    assert "the labels '-2' and '-2.00'" in said[0] and "the labels '1' and '1.0'" in said[1]
+
+
 def test_one_label_only(folder: Path) -> None:
     (folder / "train.csv").write_text("text,queue\na,sales\nb,sales\n")
     with pytest.raises(UserError, match="needs at least 2 labels, found only 'sales', so there is nothing to learn"):

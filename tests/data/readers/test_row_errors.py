@@ -55,6 +55,12 @@ def message(folder: Path, field: str, *values: Any) -> str:
         ("tags", ["O", "citty"], "is 'citty', which is not one of its labels. Did you mean 'city'?", "Known: city"),
         ("queue", "hepl", "is 'hepl', which is not one of its labels. Did you mean 'help'?", "Known: sales, help."),
         ("codes", 3, "is '3', which is not one of its codes: names has no name for it.", "Known: 0, 1."),
+        (
+            "codes",
+            "1.0",
+            "is '1.0', which is not one of its codes: names has no name for it. Did you mean '1'?",
+            "Known: 0, 1. In files of text 1 and 1.0 are two labels: write one",
+        ),
         ("topics", ["hepl"], "has 'hepl', which is not one of its labels. Did you mean 'help'?", "Known: sales, help."),
         ("topics", ["sales;help"], "has 'sales;help', which is not one of its labels.", "It is labels of the set with"),
     ],
@@ -71,6 +77,11 @@ def test_several_rows_are_named(tmp_path: Path, field: str, value: Any, problem:
 def test_each_advice_is_given_once(tmp_path: Path) -> None:
     said = message(tmp_path, "spans", [[0, 4, "city"]], [[0, 9, "city"]], [[0, 4, "city"]])
     assert len(said.splitlines()) == 4 and said.count("Words are parted") == said.count("Offsets count") == 1
+
+
+def test_numbers_with_a_point_beside_other_mistakes(tmp_path: Path) -> None:
+    said = message(tmp_path, "codes", "x", "1.0", "0.0", "01")
+    assert len(said.splitlines()) == 5 and said.count("Known: 0, 1.") == said.count("are two labels") == 1
 
 
 def test_gaps_are_said_as_well(tmp_path: Path) -> None:
