@@ -29,7 +29,7 @@ from data.errors import UserError
 from data.files.documents import permitted
 from data.files.paths import PathText, parsed_paths
 from data.findings import Facts, Finding, facts_of, findings
-from data.readers.custom_examples import UNUSED_LABELS
+from data.readers.custom_examples import NOTES, UNUSED_LABELS
 from data.source import load_examples, nothing_to_score, splits_of
 from data.tasks import Field, TokenField, get_task
 from data.terminal import literal, say, show
@@ -54,15 +54,19 @@ class CheckArgs:
 
 
 class _Messages(logging.Handler):
-    """Keeps the readers' warnings for the report, without those that `findings` has as well, and prints progress."""
+    """Keeps the readers' warnings and notes for the report, without those that `findings` has as well, and prints
+    progress."""
 
     def __init__(self) -> None:
         super().__init__()
         self.warnings: list[str] = []
+        self.notes: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == progress.__name__:
             say(record.getMessage(), "stderr")
+        elif record.name == NOTES:
+            self.notes.append(record.getMessage())
         elif record.levelno >= logging.WARNING and record.name != UNUSED_LABELS:
             self.warnings.append(record.getMessage().removeprefix("warning: "))
 
@@ -124,6 +128,8 @@ def check(name: str, data: str | None = None, checkpoint: Path | None = None, ro
         for field in task.fields:
             show(labels_table(splits, field))
         found += findings(splits, task)
+    for note in messages.notes:
+        say(f"note: {note}")
     return report([Finding(False, text) for text in dict.fromkeys(messages.warnings)] + found)
 
 

@@ -39,6 +39,7 @@ from data.template import scalar_text
 MANY_SKIPPED = 0.1  # of a table's records, above which the warning has the share
 SHOWN = 5  # records or labels that a message names
 UNUSED_LABELS = "data.unused_labels"  # the logger of what `data.check` finds by itself
+NOTES = "data.notes"  # the logger of what `data.check` says besides warnings
 WITHOUT_LABELS = " Texts without labels are for predict.py."
 
 log = logging.getLogger("data")
@@ -362,7 +363,7 @@ class _TokenReader:
 
     def finish(self, spec: CustomSpec, split: str, examples: Sequence[Example]) -> None:
         if self.spans is not None and (note := self.spans.note()):
-            log.info("%s %s, %r: %s", spec.name, split, self.column, note)
+            logging.getLogger(NOTES).info("%s %s, %r: %s", spec.name, split, self.column, note)
         if problem := self.tags.mixed():
             files = spec.files[source_of(spec, split)[0]]
             log.warning("%s, %r: %s Set tags if that is wrong.", name_of(files), self.field.name, problem)

@@ -204,6 +204,21 @@ def test_what_the_readers_warn_of_is_in_the_report_once(capsys, tmp_path: Path) 
     assert "skipped" in one(shown, "warning")
 
 
+def test_spans_that_are_extended_are_a_note(capsys, tmp_path: Path) -> None:
+    rows = [{"text": f"to Rome, {n} now", "marks": [[3, 7, "city"]], "n": n} for n in range(6)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    field = 'name = "marks"\ntype = "token"\ntags = "spans"\nlabels = ["city"]'
+    for name in ("train", "test"):
+        (tmp_path / "t.toml").write_text(f'name = "t"\n[files]\n{name} = "t.jsonl"\n[[fields]]\n{field}\n')
+        status, shown = checked(capsys, tmp_path / "t.toml")
+        note = f"t {name}, 'marks': 6 of 6 spans end beside punctuation within a word, as in 'Paris,'; a model labels"
+        assert (
+            status == 0
+            and one(shown, "note").startswith(note)
+            and "punctuation" not in "".join(lines(shown, "warning"))
+        )
+
+
 def test_half_a_character_in_a_label(capsys, tmp_path: Path) -> None:
     path = write(tmp_path, 'labels_from = "train"', train=GOOD)
     path.write_text(path.read_text().replace("train.csv", "train.jsonl"))
