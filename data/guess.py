@@ -6,7 +6,6 @@ themselves guess nothing.
 
 from __future__ import annotations
 
-import gzip
 import logging
 import random
 import re
@@ -21,12 +20,10 @@ from typing import Any
 
 from data.column import LABELS, Column
 from data.errors import UserError, nearest, shortened
-from data.files import limits
-from data.files.documents import readable
 from data.readers import conll
 from data.readers.cells import NAMES, choices_in
 from data.readers.encoding import check_encoding, probable_encoding
-from data.readers.lines import is_packed, unpacking
+from data.readers.lines import byte_lines
 from data.readers.multi import written_list
 from data.readers.records import Record, Table
 from data.readers.tables import ASK_FOR_QUOTING, COLUMNAR, DELIMITERS, Dialect, open_table
@@ -241,14 +238,8 @@ def _none(file: Path, what: str, option: str, columns: dict[str, Column], looked
 
 
 def _encoding(file: Path) -> tuple[str, str]:
-    def lines() -> Iterator[bytes]:
-        opened = gzip.open(file, "rb") if is_packed(file) else file.open("rb")
-        with opened as stream:
-            while line := stream.readline(limits.RECORD_CHARACTERS):  # of a longer one the readers tell
-                yield line
-
-    with readable(file), unpacking(str(file)):
-        return probable_encoding(lines(), str(file), file.name, "Or give the right one with --encoding.")
+    # Of a line that is too long the readers tell.
+    return probable_encoding(byte_lines(file), str(file), file.name, "Or give the right one with --encoding.")
 
 
 def _delimiter(file: Path, dialect: Dialect) -> str:

@@ -55,7 +55,6 @@ _LAST = ("windows-1250", "macintosh", *_OTHERS)  # the second has a character fo
 _COMMON = (UTF8, "utf-16", _WESTERN, "latin-1", "windows-1250", *_OTHERS, "macintosh")
 _NOT_FOR_TABLES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7")
 _UTF16_AS_LATIN1 = ("ÿþ".encode(), "þÿ".encode())
-_BEYOND_ASCII = re.compile("[A-Za-z]*[^\\x00-\\x7f]+[A-Za-z]*")  # words or parts of them
 # Characters that nobody writes; in Windows-1252 their numbers are quotation marks, dashes and the euro sign.
 _WINDOWS_AS_LATIN1 = re.compile("[\x80-\x84\x86-\x9f]")
 
@@ -76,7 +75,8 @@ def decode_utf8(content: bytes, name: str, file: str) -> str:
     except UnicodeDecodeError as error:
         first = content.rfind(b"\n", 0, error.start) + 1
         line, number = content[first:].partition(b"\n")[0], content.count(b"\n", 0, first) + 1
-        problem = not_utf8(line, file, not content[:first].isascii())
+        utf8_elsewhere = not content[:first].isascii() or mostly_utf8(content.splitlines())
+        problem = not_utf8(line, file, utf8_elsewhere)
         raise UserError(f"{name}, line {number}: {problem}") from error
 
 
@@ -116,12 +116,13 @@ def _wide(start: bytes) -> tuple[str, ...]:
     return (encoding,) if encoding else ()
 
 
-def not_utf8(line: bytes, file: str, utf8_before: bool, can_be_named: bool = False) -> str:
+def not_utf8(line: bytes, file: str, utf8_elsewhere: bool | None, can_be_named: bool = False) -> str:
     """What to do about a line that is not UTF-8: where, and how it reads in the encoding that it probably has.
 
     Args:
         file, can_be_named: as in `not_text`.
-        utf8_before: lines before it have characters beyond ASCII in UTF-8.
+        utf8_elsewhere: lines before it have characters beyond ASCII in UTF-8, or most lines that have any; None: those
+            before it have not, and those after it are not known.
     """
     try:
         line.decode()
@@ -130,25 +131,36 @@ def not_utf8(line: bytes, file: str, utf8_before: bool, can_be_named: bool = Fal
     else:
         return ""
     found = f"not UTF-8 (byte {line[start]:#04x})"
-    characters = line.decode("utf-8", "surrogateescape")
-    n_bad = sum("\udc80" <= character <= "\udcff" for character in characters)
-    n_good = sum(not character.isascii() for character in characters) - n_bad
-    if utf8_before or n_good > n_bad:
+    if utf8_elsewhere or _is_mostly_utf8(line):
         return (
             f"{found}, but other characters of the file are: correct this line. To convert the file would damage them."
         )
-    return _which(found, _probable(line, start), file, can_be_named)
+    return _which(found, _probable(line, start), file, can_be_named, utf8_elsewhere is None)
 
 
-def _which(found: str, readings: dict[str, str], file: str, can_be_named: bool = False) -> str:
-    """What was found, how it reads in each encoding, and what to do."""
-    shown = _shown(readings)
-    right = next(iter(readings)) if len(readings) == 1 else "ENCODING"
-    named = f"{_name_it(right)} Or convert" if can_be_named else "Convert" if len(readings) > 1 else "convert"
-    if len(readings) == 1:
-        named = named[0].lower() + named[1:]
-        return f"{found}. It reads {shown}; if that is right, {named} the file: {_command(right, file)}"
-    return f"{found}. It reads {shown}. {named} the file from the right one: {_command(right, file)}"
+def mostly_utf8(lines: Iterable[bytes]) -> bool:
+    """Whether more lines beyond ASCII are UTF-8 than not; of a line with both, what most of its characters are."""
+    return sum(1 if _is_mostly_utf8(line) else -1 for line in lines if not line.isascii()) > 0
+
+
+def _is_mostly_utf8(line: bytes) -> bool:
+    good = line.decode(UTF8, "ignore")
+    n_bad = len(line.decode(UTF8, "surrogateescape")) - len(good)  # bytes
+    return len(good) - len(good.encode("ascii", "ignore")) > n_bad
+
+
+def _which(
+    found: str, readings: dict[str, str], file: str, can_be_named: bool = False, may_be_one_line: bool = False
+) -> str:
+    """What was found, how it reads in each encoding, and what to do; also if it may be the only line of its kind."""
+    is_clear = len(readings) == 1
+    right = next(iter(readings)) if is_clear else "ENCODING"
+    named = f"{_name_it(right)} Or convert the file" if can_be_named else "Convert the file"
+    conditions = ["that is right"] * is_clear + ["no line after it is UTF-8"] * may_be_one_line
+    if conditions:
+        named = f"if {' and '.join(conditions)}, {named[0].lower()}{named[1:]}"
+    parted, source = ";" if conditions else ".", "" if is_clear else " from the right one"
+    return f"{found}. It reads {_shown(readings)}{parted} {named}{source}: {_command(right, file)}"
 
 
 def probable_encoding(lines: Iterable[bytes], name: str, file: str, advice: str) -> tuple[str, str]:
@@ -266,7 +278,7 @@ def not_as_named(start: bytes, encoding: str) -> str:
         )
     if not instead:
         return ""
-    return f"encoding = {encoding!r}, but this looks like {instead}. {_set_right(instead)}"
+    return f"encoding = {encoding!r}, but this looks like {instead}. {set_right(instead)}"
 
 
 def _is_start_of_utf8(start: bytes) -> bool:
@@ -277,46 +289,9 @@ def _is_start_of_utf8(start: bytes) -> bool:
     return True
 
 
-def _set_right(encoding: str) -> str:
+def set_right(encoding: str) -> str:
+    """What to do if a table is in this encoding, and another one was named."""
     return "Omit encoding: UTF-8 is the default." if encoding == UTF8 else _name_it(encoding)
-
-
-class Utf8Evidence:
-    """Whether lines that were decoded as the user has said are UTF-8: what the lines until now tell.
-
-    One letter of a Western text is enough where each byte is a character: the byte is followed by ASCII. Two bytes that
-    are one Chinese character may be one of UTF-8 by chance, so 8 characters are needed, in any number of lines. A word
-    that is repeated, such as a label, tells nothing new. Characters between ASCII letters count every time, because
-    Chinese ones are hardly ever there.
-    """
-
-    def __init__(self, encoding: str) -> None:
-        self.encoding = encoding
-        is_single = len(b"\xe4\xbd".decode(encoding, "replace")) == 2
-        self.needed = 1 if is_single else 8  # characters beyond ASCII
-        self.fits = is_wide(encoding)  # then, as soon as a line is not UTF-8: the user is right
-        self._words: set[str] = set()
-
-    def problem(self, line: str) -> str:
-        """What to do if this line beyond ASCII and those before it are most likely UTF-8; else empty."""
-        if self.fits:
-            return ""
-        try:
-            as_utf8 = line.encode(self.encoding, KEEP_BYTES).decode()
-        except UnicodeDecodeError:
-            self.fits = True
-            return ""
-        for word in _BEYOND_ASCII.findall(as_utf8) if self.needed > 0 else ():
-            if word not in self._words or (word[0].isascii() and word[-1].isascii()):
-                self._words.add(word)
-                self.needed -= sum(not character.isascii() for character in word)
-        if self.needed > 0:
-            return ""
-        first = next(i for i, character in enumerate(as_utf8) if not character.isascii())
-        right, wrong = as_utf8[max(first - SHOWN, 0) : first + SHOWN], line[max(first - SHOWN, 0) : first + SHOWN]
-        return (
-            f"encoding = {self.encoding!r} reads {wrong.strip()!r}, UTF-8 reads {right.strip()!r}. {_set_right(UTF8)}"
-        )
 
 
 def undecodable(line: str, encoding: str) -> str:
@@ -330,7 +305,7 @@ def undecodable(line: str, encoding: str) -> str:
     content = line.encode(encoding, KEEP_BYTES)
     readings = _readings(content, len(line[: found.start()].encode(encoding, KEEP_BYTES)), (UTF8, *_COMMON))
     if UTF8 in readings:
-        return f"{problem}. It reads {readings[UTF8]!r} in UTF-8. {_set_right(UTF8)}"
+        return f"{problem}. It reads {readings[UTF8]!r} in UTF-8. {set_right(UTF8)}"
     shown = _shown(readings) or "in no encoding that is known here"
     return f"{problem}. It reads {shown}. Name the right one, or correct the line."
 

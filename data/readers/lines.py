@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
@@ -21,7 +21,17 @@ from data.errors import UserError
 from data.files import limits
 from data.files.documents import readable
 from data.readers import encoding as encodings
-from data.readers.encoding import KEEP_BYTES, START, not_as_named, not_text, not_utf8, wrongly_converted, wrongly_read
+from data.readers.encoding import (
+    KEEP_BYTES,
+    START,
+    mostly_utf8,
+    not_as_named,
+    not_text,
+    not_utf8,
+    wrongly_converted,
+    wrongly_read,
+)
+from data.readers.utf8_evidence import Utf8Evidence
 
 GZIP = ".gz"  # the ending of a file that is unpacked while it is read
 
@@ -43,10 +53,14 @@ class Lines:
     _bytes: Any  # a buffered reader, or a GzipFile: both have `peek`
     _file: str  # what a command calls the source
     _encoding: str
+    _path: Path | None  # None if it can be read once
 
     @cached_property
     def _check(self) -> _Utf8Check | _NamedCheck:
-        return _Utf8Check(self._file) if encodings.is_utf8(self._encoding) else _NamedCheck(self._encoding)
+        all_lines = None if self._path is None else partial(byte_lines, self._path)
+        if encodings.is_utf8(self._encoding):
+            return _Utf8Check(self._file, all_lines)
+        return _NamedCheck(self._encoding, all_lines)
 
     def __iter__(self) -> Iterator[tuple[int, str, str]]:
         """Yield each line's number, the line, and an error (empty unless it has bytes that are not of its encoding).
@@ -117,12 +131,18 @@ def unpacking(name: str, place: Callable[[], str] = str) -> Iterator[None]:
 class _Utf8Check:
     """What is wrong with the lines of a text that should be UTF-8, decoded with ``surrogateescape``."""
 
-    def __init__(self, file: str) -> None:
-        self.file, self.utf8_before, self.suspected = file, False, False
+    def __init__(self, file: str, all_lines: Callable[[], Iterator[bytes]] | None) -> None:
+        self.file, self.all_lines, self.suspected = file, all_lines, False
+        self.utf8_elsewhere: bool | None = None
 
     def problem(self, line: str) -> str:
-        problem = not_utf8(_as_bytes(line), self.file, self.utf8_before, can_be_named=True)
-        self.utf8_before |= not problem
+        content = _as_bytes(line)
+        problem = not_utf8(content, self.file, self.utf8_elsewhere, can_be_named=True)
+        if self.utf8_elsewhere is None and not problem:
+            self.utf8_elsewhere = True
+        elif self.utf8_elsewhere is None and self.all_lines is not None:
+            self.utf8_elsewhere = mostly_utf8(self.all_lines())
+            problem = not_utf8(content, self.file, self.utf8_elsewhere, can_be_named=True)
         return problem
 
     def suspicion(self, line: str) -> str:
@@ -136,16 +156,18 @@ class _Utf8Check:
 class _NamedCheck:
     """What is wrong with the lines of a text in an encoding that the user has named, decoded with `KEEP_BYTES`."""
 
-    def __init__(self, encoding: str) -> None:
+    def __init__(self, encoding: str, all_lines: Callable[[], Iterator[bytes]] | None) -> None:
         self.encoding, self.suspected = encoding, False
-        self.evidence = encodings.Utf8Evidence(encoding)
+        self.evidence = Utf8Evidence(encoding, all_lines)
 
     def problem(self, line: str) -> str:
         return encodings.undecodable(line, self.encoding) or self.evidence.problem(line)
 
     def suspicion(self, line: str) -> str:
         """At most one for a text."""
-        if self.suspected or not (suspicion := wrongly_read(line, self.encoding)):
+        if self.suspected:
+            return ""
+        if not (suspicion := self.evidence.suspicion(line) or wrongly_read(line, self.encoding)):
             return ""
         self.suspected = True
         return suspicion
@@ -177,13 +199,21 @@ def open_lines(
     codec, errors = ("utf-8-sig", "surrogateescape") if is_utf8 else (encoding, KEEP_BYTES)
     text = io.TextIOWrapper(buffered, encoding=codec, errors=errors, newline=newline)
     try:
-        yield Lines(name, progress, text, buffered, source.name if isinstance(source, Path) else "-", encoding)
+        path = source if isinstance(source, Path) and source.is_file() else None
+        yield Lines(name, progress, text, buffered, source.name if isinstance(source, Path) else "-", encoding, path)
     finally:
         text.detach()
         if isinstance(source, Path):
             file.close()
         elif buffered is not opened:
             buffered.detach()  # else it would close the stream
+
+
+def byte_lines(file: Path) -> Iterator[bytes]:
+    """The lines of a file as bytes, with their line breaks, unpacked; of very long lines parts."""
+    with readable(file), unpacking(str(file)), gzip.open(file) if is_packed(file) else file.open("rb") as stream:
+        while line := stream.readline(limits.RECORD_CHARACTERS):
+            yield line
 
 
 def is_packed(source: Path | BinaryIO) -> bool:

@@ -306,7 +306,7 @@ def _parse_line(line: bytes, where: str) -> _Line:
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        problem = not_utf8(line, "-", utf8_before=False)
+        problem = not_utf8(line, "-", utf8_elsewhere=False)
         raise UserError(f"{where}: {problem}") from error
     row: _Line = parse_line(text, where, _Line)
     for name, value, known in (("partition", row.partition, SPLITS), ("intent", row.intent, INTENTS)):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import re
 from pathlib import Path
 
 import pytest
 
 from data.errors import UserError
+from data.readers.encoding import UTF8
 from tests.own_tables import TABLE, train
 
 WESTERN = "text,queue\n“Café” – 3 €,sales\ncrème,billing\n"
@@ -97,6 +99,7 @@ def test_utf8_in_lines_that_are_too_short_to_tell(folder: Path, encoding: str, r
         ("gb18030", ["学习"] * 20),  # the same characters again and again, such as a label
         ("gb18030", ["学习", "plain"] * 20),
         ("gb18030", ["学习", "你好"] * 9),
+        ("gb18030", ["学习", "学习", "你好"] * 6),  # most lines are UTF-8 by chance
         ("shift_jis", ["ﾃｼ"] * 20),
     ],
 )
@@ -107,6 +110,49 @@ def test_short_lines_that_are_utf8_by_chance(folder: Path, encoding: str, rows: 
     (folder / "train.csv").write_bytes(content.encode(encoding))
     found = train(folder, f'encoding = "{encoding}"')
     assert [example.text for example in found[::2]] == rows
+
+
+WRONG_FIRST = ["text,queue\n", *(f"ein schöner Satz {n},{('sales', 'billing')[n % 2]}\n" for n in range(30))]
+
+
+def mixed(n_western: int, ending: str = "\n") -> bytes:
+    """The first lines beyond ASCII are Windows-1252, the others UTF-8."""
+    lines = [line.encode("cp1252" if n <= n_western else UTF8) for n, line in enumerate(WRONG_FIRST)]
+    return b"".join(lines).replace(b"\n", ending.encode())
+
+
+@pytest.mark.parametrize("encoding", ["", "windows-1252", "latin-1", "gb18030"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("ending", ["\n", "\r"])
+def test_wrong_lines_before_lines_of_utf_8(folder: Path, encoding: str, packed: bool, ending: str) -> None:
+    """Read as the first of them suggests, all others would be wrong."""
+    name = "train.csv.gz" if packed else "train.csv"
+    content = mixed(2, ending)
+    (folder / name).write_bytes(gzip.compress(content) if packed else content)
+    named = f'encoding = "{encoding}"' if encoding else ""
+    with pytest.raises(UserError) as caught:
+        train(folder, named, files=f'train = "{name}"')
+    what = r"not UTF-8 \(byte 0xf6\), but other characters of the file are: correct this line\. To convert .* them\."
+    omit = " Omit encoding: UTF-8 is the default." if encoding else ""
+    assert re.fullmatch(f".*{name}, line 2: {what}{omit}", str(caught.value))
+
+
+def test_most_lines_of_a_document_of_json(folder: Path) -> None:
+    """It may be one line."""
+    rows = (f'{{"text": "schön {n}", "queue": "{("sales", "billing")[n % 2]}"}}' for n in range(9))
+    content = [row.encode(UTF8 if n else "cp1252") for n, row in enumerate(rows)]
+    (folder / "train.json").write_bytes(b"[" + b", ".join(content) + b"]")
+    for named in ("", 'encoding = "windows-1252"'):
+        with pytest.raises(UserError, match=r"record 1 .line 1.: not UTF-8 .*, but other characters of the file are"):
+            train(folder, named, files='train = "train.json"')
+
+
+def test_a_file_of_two_encodings(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "train.csv").write_bytes(mixed(16))
+    assert train(folder, 'encoding = "windows-1252"')[15].text == "ein schöner Satz 15"
+    (said,) = caplog.messages
+    assert "line 18: encoding = 'windows-1252' reads 'ein schÃ¶ner Satz 16,sa', UTF-8 reads 'ein sch" in said
+    assert said.endswith("but other lines are not UTF-8. Write all lines in one encoding.")
 
 
 def test_characters_that_nobody_writes_are_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -274,6 +274,29 @@ def test_rows_with_an_error_in_other_formats(tmp_path: Path) -> None:
     assert found[2].error.startswith("the text holds") and found[2].columns["n"] == 3
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "windows-1252"])
+def test_a_wrong_line_before_lines_of_utf_8(tmp_path: Path, encoding: str) -> None:
+    content = "".join(f'{{"text": "schön {n}"}}\n' for n in range(5)).encode().replace(b"\xc3\xb6", b"\xf6", 1)
+    (tmp_path / "t.jsonl").write_bytes(b'{"text": "a"}\n' + content)
+    _, first, *others = rows(tmp_path / "t.jsonl", dialect=Dialect(encoding=encoding))
+    assert first.error.startswith("not UTF-8 (byte 0xf6), but other characters of the file are: correct this line.")
+    if encoding == "utf-8":
+        assert [row.text for row in others] == [f"schön {n}" for n in range(1, 5)]
+    else:
+        assert all(row.error.endswith("Omit encoding: UTF-8 is the default.") for row in (first, *others))
+
+
+def test_a_wrong_line_before_lines_of_utf_8_that_can_be_read_once(caplog: pytest.LogCaptureFixture) -> None:
+    content = b"sch\xf6n\n" + "schön\n".encode() * 3
+    first, *others = rows("-", stdin=io.BytesIO(content))
+    assert [row.text for row in others] == ["schön"] * 3
+    assert "It reads 'schön' in windows-1252; if that is right and no line after it is UTF-8, write enc" in first.error
+    found = rows("-", stdin=io.BytesIO(content), dialect=Dialect(encoding="windows-1252"))
+    assert [row.text for row in found] == ["schön", "schÃ¶n", None, None], "as soon as most lines are UTF-8"
+    assert "encoding = 'windows-1252' reads 'schÃ¶n', UTF-8 reads 'schön'. Omit encoding" in found[-1].error
+    assert "line 2: encoding = 'windows-1252' reads 'schÃ¶n', UTF-8 reads 'schön', but other lines" in caplog.text
+
+
 # ----------------------------------------------------------------------------------------- words, saved data sets
 
 
