@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from data.readers.cells import NAMES, choices_in
 from data.readers.encoding import check_encoding, probable_encoding
 from data.readers.lines import byte_lines
 from data.readers.multi import written_list
+from data.readers.prodigy import ANSWER, not_accepted, note
 from data.readers.records import Record, Table
 from data.readers.tables import ASK_FOR_QUOTING, COLUMNAR, DELIMITERS, Dialect, open_table
 from data.template import is_missing
@@ -61,6 +62,7 @@ class Guess:
         is_flags: the labels are all of these.
         skipped: the numbers of the rows without a text or a label, of those that were looked at.
         has_gaps: some row is without a text or a label, of all that were read.
+        left_out: how many rows that were read have an answer of Prodigy with which they are left out, by answer.
         texts, labels: other columns that might be these, most probable first.
     """
 
@@ -75,6 +77,7 @@ class Guess:
     is_flags: bool
     skipped: set[int]
     has_gaps: bool
+    left_out: Counter[str]
     texts: list[str]
     labels: list[str]
 
@@ -106,9 +109,19 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         dialect = replace(dialect, encoding=encoding)
     if format == "csv":
         dialect = replace(dialect, delimiter=_delimiter(file, dialect))
-    dialect, columns, n_rows, looked_at = _read(file, format, dialect, text)
+    found = _guess(file, format, text, label, dialect, reads, accepted_only=False)
+    if found.left_out and ANSWER not in found.used:
+        return _guess(file, format, text, label, dialect, reads, accepted_only=True)
+    return replace(found, left_out=Counter())
+
+
+def _guess(
+    file: Path, format: str, text: str | None, label: str | None, dialect: Dialect, reads: str, accepted_only: bool
+) -> Guess:
+    """Arguments as of `guess` and `_columns`."""
+    dialect, columns, n_rows, looked_at, left_out = _read(file, format, dialect, text, accepted_only)
     if not n_rows:
-        raise UserError(f"{file}: no rows{' below the header' if columns else ''}.")
+        raise UserError(f"{file}: no rows{' below the header' if columns else ''}. {note(left_out)}".rstrip())
     for name in (text, label):
         if name is not None and name not in columns:
             raise UserError(f"{file}: no column {name!r}.{nearest(name, columns)}")
@@ -196,6 +209,7 @@ def guess(file: Path, format: str, text: str | None, label: str | None, encoding
         is_flags,
         skipped,
         bool(skipped or own.lacking) or any(column.lacks_label(own) for column in used),
+        left_out,
         [column.name for column in texts if column.name not in (text, label) and not column.may_be_ids()],
         [column.name for column in labels if column.is_advisable(own) and column.name not in (label, *flags)],
     )
@@ -267,11 +281,13 @@ def open_named(file: Path, format: str, dialect: Dialect) -> AbstractContextMana
     return open_table(file, format, dialect=dialect, wanted=None if format in COLUMNAR else ())
 
 
-def _read(file: Path, format: str, dialect: Dialect, text: str | None) -> tuple[Dialect, dict[str, Column], int, str]:
-    """The columns of some rows, how many and which these are, and how they had to be read."""
+def _read(
+    file: Path, format: str, dialect: Dialect, text: str | None, accepted_only: bool
+) -> tuple[Dialect, dict[str, Column], int, str, Counter[str]]:
+    """How the rows had to be read, and what `_columns` finds."""
     try:
         with _quiet() as said:
-            found = _columns(file, format, dialect, text)
+            found = _columns(file, format, dialect, text, accepted_only)
         quoted = any(ASK_FOR_QUOTING in text for text in said)
     except UserError as error:
         quoted = ASK_FOR_QUOTING in str(error)
@@ -279,11 +295,19 @@ def _read(file: Path, format: str, dialect: Dialect, text: str | None) -> tuple[
             raise
     if quoted:
         dialect = replace(dialect, tsv_quoting=True)
-        found = _columns(file, format, dialect, text)
+        found = _columns(file, format, dialect, text, accepted_only)
     return dialect, *found
 
 
-def _columns(file: Path, format: str, dialect: Dialect, text: str | None) -> tuple[dict[str, Column], int, str]:
+def _columns(
+    file: Path, format: str, dialect: Dialect, text: str | None, accepted_only: bool
+) -> tuple[dict[str, Column], int, str, Counter[str]]:
+    """The columns of some rows, how many and which these are, and how many of Prodigy's were not accepted, by answer.
+
+    Args:
+        accepted_only: without the latter.
+    """
+    left_out = Counter[str]()
     lacking: dict[str, set[bool]] = defaultdict(set)
     drawn: list[tuple[int, Record]] = []
     n_read, draw = 0, random.Random(0)
@@ -292,6 +316,10 @@ def _columns(file: Path, format: str, dialect: Dialect, text: str | None) -> tup
         for record in islice(table.records, READ):
             if record.error and not record.is_short:
                 raise UserError(record.error)
+            if answer := not_accepted(record.values):
+                left_out[answer] += 1
+                if accepted_only:
+                    continue
             at = n_read if n_read < ROWS else draw.randrange(n_read + 1)  # a reservoir: all have the same chance
             if at == n_read < ROWS:
                 drawn.append((n_read, record))
@@ -318,7 +346,7 @@ def _columns(file: Path, format: str, dialect: Dialect, text: str | None) -> tup
         column.has_numbers = all(map(str.isdecimal, column.values))
         columns[column.name] = column
     of = f"the first {n_read:,} rows" if n_read == READ else f"{n_read:,} rows"
-    return columns, len(rows), of if n_read <= ROWS else f"{len(rows):,} of {of}, drawn at random"
+    return columns, len(rows), of if n_read <= ROWS else f"{len(rows):,} of {of}, drawn at random", left_out
 
 
 def _chosen(values: list[Any]) -> list[Any] | None:

@@ -35,6 +35,7 @@ from data.readers.custom_fields import is_taken
 from data.readers.encoding import UTF8, is_utf8
 from data.readers.label_sets import mistaken_in_spans
 from data.readers.lines import GZIP
+from data.readers.prodigy import note
 from data.readers.split_files import LINES
 from data.readers.tables import ENDINGS, NEXT_STEPS, PLAIN, ending_of
 from data.readers.tags import NAME_THEM, SCHEMES
@@ -180,6 +181,8 @@ def _lines(file: Path, name: str, found: Guess, others: dict[str, str], unlabell
     yield from _dialect(found)
     if found.has_gaps:
         yield f'missing = "skip"  # {_gaps(found)}'
+    if found.left_out:
+        yield f"# {note(found.left_out)}"
     yield ""
     yield "[files]"
     yield _pair("train", file.name)

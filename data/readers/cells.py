@@ -6,8 +6,9 @@ import io
 import logging
 import re
 import tokenize
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
 
@@ -15,10 +16,11 @@ from data.answers import literal
 from data.characters import appearance, is_one_line
 from data.errors import UserError, as_json, nearest
 from data.files.documents import parse_line
+from data.readers.prodigy import ANSWER, HASHES, is_export, not_accepted, note
 from data.readers.records import Record
 from data.readers.sources import Source, format_of, name_of, open_source
 from data.readers.spans import labels_of
-from data.readers.tables import Dialect, delimiter_advice
+from data.readers.tables import COLUMNAR, Dialect, delimiter_advice
 from data.readers.tags import types_among
 from data.template import is_missing, scalar_text
 
@@ -31,17 +33,26 @@ SPANS = "spans"  # what `tags` says of a column of spans of characters
 log = logging.getLogger("data")
 
 
-def records(file: Source, dialect: Dialect, wanted: Sequence[str], advice: str = "") -> Iterator[Record]:
+def records(
+    file: Source, dialect: Dialect, wanted: Sequence[str], advice: str = "", left_out: Counter[str] | None = None
+) -> Iterator[Record]:
     """Yield the records of a file, or of a split of a data set; those with too few cells with their error.
+
+    Those of Prodigy that were not accepted are left out, unless the answers are wanted.
 
     Args:
         wanted: the columns that are needed.
         advice: for a header that does not name one of them.
+        left_out: counts the records that are left out, by answer.
 
     Raises:
         UserError: the header does not name a column; the first record that cannot be read, or that has too many cells.
     """
-    with open_source(file, dialect, wanted) as table:
+    with ExitStack() as stack:
+        table = stack.enter_context(open_source(file, dialect, wanted))
+        if format_of(file, dialect) in COLUMNAR and ANSWER not in wanted and is_export(table.columns or ()):
+            stack.close()  # of these formats only the wanted columns are read
+            table = stack.enter_context(open_source(file, dialect, [*wanted, ANSWER, *HASHES]))
         if table.columns:
             lacking = next((column for column in wanted if column not in table.columns), None)
             if lacking is not None:
@@ -50,6 +61,10 @@ def records(file: Source, dialect: Dialect, wanted: Sequence[str], advice: str =
         for record in table.records:
             if record.error and not record.is_short:
                 raise UserError(record.error)
+            if ANSWER not in wanted and (answer := not_accepted(record.values)):
+                if left_out is not None:
+                    left_out[answer] += 1
+                continue
             yield record
 
 
@@ -176,9 +191,9 @@ def labelled(files: Sequence[Source], dialect: Dialect, column: str) -> Iterator
         UserError: as of `records`; no record has one: says why.
     """
     n_found, n_empty = 0, 0
-    error, first = "", list[Record]()
+    error, first, left_out = "", list[Record](), Counter[str]()
     for file in files:
-        for row in records(file, dialect, [column]):
+        for row in records(file, dialect, [column], left_out=left_out):
             if row.error:
                 error = error or row.error
             elif is_missing(row.values.get(column)):
@@ -192,7 +207,7 @@ def labelled(files: Sequence[Source], dialect: Dialect, column: str) -> Iterator
     if error:
         raise UserError(error)
     if not first:
-        raise UserError(f"{name_of(files)}: no examples in it.")
+        raise UserError(f"{name_of(files)}: no examples in it. {note(left_out)}".rstrip())
     if not any(column in row.values for row in first):  # in JSON; it has probably another name
         raise no_column(first[0], column)
     what = "the only example" if n_empty == 1 else f"all {n_empty:,} examples"

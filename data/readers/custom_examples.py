@@ -27,6 +27,7 @@ from data.readers.cut import TRAIN, divide
 from data.readers.groups import check_groups, group_of
 from data.readers.label_sets import label_of
 from data.readers.multi import MultiReader
+from data.readers.prodigy import note
 from data.readers.records import Record
 from data.readers.row_errors import RowError, RowErrors, placed, unknown
 from data.readers.sources import name_of
@@ -53,7 +54,7 @@ def load_custom(spec: CustomSpec, split: str) -> list[Example]:
 
 
 def read_custom(spec: CustomSpec, split: str) -> list[Example]:
-    """Read one split of a user's own task, in the order of its files; a warning counts what is skipped.
+    """Read one split of a user's own task, in the order of its files; warnings count what is skipped or left out.
 
     Raises:
         UserError: there is no file for the split, or it cannot be cut from the train files (`data.readers.cut`). Or,
@@ -80,8 +81,9 @@ def read_custom(spec: CustomSpec, split: str) -> list[Example]:
     keys: list[str] = []
     groups: list[str] = []
     seen: dict[str, str] = {}
+    left_out = Counter[str]()
     for file, prefix in zip(files, id_prefixes(files), strict=True):
-        for row in records(file, spec.dialect, needed, WITHOUT_LABELS):
+        for row in records(file, spec.dialect, needed, WITHOUT_LABELS, left_out):
             column = missing_column(row, filled)
             if column is None:  # null says that nobody has looked, an empty cell that there is no label
                 column = next((name for name in may_be_empty if row.values.get(name) is None), None)
@@ -113,8 +115,11 @@ def read_custom(spec: CustomSpec, split: str) -> list[Example]:
     if problem := "\n".join(filter(None, [gaps.problem(len(examples) + wrong.n), wrong.problem()])):
         raise UserError(problem)
     if not examples:
-        raise UserError(f"{name_of(files)}: no examples in it.{gaps.all_skipped()}")
-    gaps.warn(len(examples), f"{spec.name}, the table that is cut" if is_cut else f"{spec.name} {split}")
+        raise UserError(f"{name_of(files)}: no examples in it.{gaps.all_skipped()} {note(left_out)}".rstrip())
+    where = f"{spec.name}, the table that is cut" if is_cut else f"{spec.name} {split}"
+    gaps.warn(len(examples), where)
+    if left_out:
+        log.warning("%s: %s", where, note(left_out))
     if is_cut:
         examples = _only(split, examples, keys, groups, spec)
     for reader in readers:

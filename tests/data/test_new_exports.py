@@ -220,3 +220,31 @@ def test_names_of_tasks(tmp_path: Path, name: str, expected: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(table(rows()))
     assert new_task(tmp_path / name)[0].name == expected
+
+
+# --- Prodigy ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_prodigy_did_not_accept(capsys, tmp_path: Path) -> None:
+    """It is not counted among the labels, unless the answers are these."""
+    answers = ("accept", "accept", "reject")
+    body = [
+        {"text": f"some words {n}", "_input_hash": n, "_task_hash": -n, "label": "xy"[n % 2], "answer": answers[n % 3]}
+        for n in range(36)
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in body))
+    found, text = written(capsys, path)
+    assert found["fields"] == [{"name": "label", "type": "class", "labels_from": "train"}]
+    assert "2 different in these rows: 'x' (12), 'y' (12)" in text and "Guessed from 24 rows" in text
+    assert "\n# 12 records with Prodigy's answer reject (12) are left out: " in text and 'name = "answer"' not in text
+    # Of one label each answer says whether the text has it.
+    for options, rest in (((), [row | {"label": "x"} for row in body]), (("--label", "answer"), body)):
+        (tmp_path / "t.toml").unlink()
+        path.write_text("".join(json.dumps(row) + "\n" for row in rest))
+        found, text = written(capsys, path, *options)
+        assert found["fields"][0]["name"] == "answer" and "left out" not in text
+    (tmp_path / "t.toml").unlink()
+    path.write_text("".join(json.dumps(row | {"answer": "reject"}) + "\n" for row in body))
+    with pytest.raises(UserError, match=r"no rows. 36 records with Prodigy's answer reject \(36\) are left out"):
+        new_task(path)
