@@ -160,7 +160,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
 
     Raises:
         UserError: no such file, broken TOML (with its line), an unknown, missing or mistyped key, a field or
-            label named twice, a data file that is missing or of an unknown kind.
+            label named twice, a field whose labels are in the text, a data file that is missing or of an unknown kind.
     """
     path = Path(path)
     if not path.exists():
@@ -200,9 +200,12 @@ def read_custom_spec(path: Path) -> CustomSpec:
     files = _read_sources(table, path)
     dialect = _read_dialect(table, files, path)
     tokens_column = _tokens_column(table, files, dialect, path)
+    text_column = tokens_column or table.text_column or "text"
+    text_columns = (text_column,) if template is None else template.columns
+    text_key = "text" if template is not None else "text_column" if tokens_column is None else "tokens_column"
     fields: list[CustomField] = []
     for own, place in zip(table.fields, where, strict=True):
-        field = read_field(own, place, files, dialect)
+        field = read_field(own, place, files, dialect, text_key, text_columns)
         if field.name in [other.name for other in fields]:
             raise UserError(f"{path}: two fields are named {field.name!r}.")
         if field.tags == SPANS and tokens_column is not None:
@@ -220,7 +223,7 @@ def read_custom_spec(path: Path) -> CustomSpec:
         instruction=table.instruction,
         fields=tuple(fields),
         files=files,
-        text_column=tokens_column or table.text_column or "text",
+        text_column=text_column,
         has_words=tokens_column is not None,
         dataset=table.dataset,
         id_column=table.id_column,

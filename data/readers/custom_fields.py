@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -88,15 +88,24 @@ def is_taken(name: str, fields: Iterable[str]) -> bool:
     return name in OF_ANSWERS or name in {f"{field}_{what}" for field in fields for what in OF_LABELS}
 
 
-def read_field(entry: FieldTable, where: str, files: dict[str, tuple[Source, ...]], dialect: Dialect) -> CustomField:
+def read_field(
+    entry: FieldTable,
+    where: str,
+    files: dict[str, tuple[Source, ...]],
+    dialect: Dialect,
+    text_key: str,
+    text_columns: Sequence[str],
+) -> CustomField:
     """Check a field's table.
 
     Args:
         where: the table, for messages.
         files: by split; read only for ``labels_from``.
+        text_key, text_columns: what the model reads, and the key of the file that names it.
 
     Raises:
-        UserError: keys that do not go together, an unknown value, labels that no answer can have; see `collect_labels`.
+        UserError: keys that do not go together, an unknown value, labels that no answer can have, or that are in the
+            text; see `collect_labels`.
     """
     name, kind = entry.name, entry.type
     if kind not in TYPES:
@@ -120,6 +129,11 @@ def read_field(entry: FieldTable, where: str, files: dict[str, tuple[Source, ...
         raise UserError(f"{where}: give either labels (a list) or labels_from (a split) or names (a label for each "
                         "code), and only one of them.")  # fmt: skip
     column, other = entry.column or name, entry.other or "Other"
+    if shared := next((own for own in columns.values() or [column] if own in text_columns), None):
+        raise UserError(
+            f"{where}: the column {shared!r} has its labels and is also in {text_key}, so the model would read its "
+            f"answer. Name the column of the labels (column), or another {text_key}."
+        )
     answer, tags = entry.answer or ANSWERS[0], entry.tags
     if answer not in ANSWERS:
         raise UserError(f"{where}: unknown answer {answer!r}.{nearest(answer, ANSWERS)}")

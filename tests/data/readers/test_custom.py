@@ -144,6 +144,34 @@ def test_labels_that_may_be_types_or_tags_are_not_guessed(folder: Path, tags: st
     assert example.labels["parts"] == tuple("Other" if tag == "O" else tag for tag in tags.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "field", "column", "key"),
+    [
+        ('text_column = "queue"', QUEUE, "queue", "text_column"),
+        ("", QUEUE + 'column = "text"\n', "text", "text_column"),
+        ("", '[[fields]]\nname = "text"\ntype = "class"\nlabels_from = "train"\n', "text", "text_column"),
+        ('text = "{queue}: {text}"', QUEUE, "queue", "text"),
+        ('text = "{text}: {queue}"', PARTS + QUEUE, "queue", "text"),
+        ('tokens_column = "tags"', PARTS, "tags", "tokens_column"),
+        ('text_column = "tags"', PARTS + 'tags = "spans"\n', "tags", "text_column"),
+        ("", '[[fields]]\nname = "all"\ntype = "multi"\ncolumns = { a = "tags", b = "text" }\n', "text", "text_column"),
+    ],
+)
+def test_labels_that_are_in_the_text(folder: Path, text: str, field: str, column: str, key: str) -> None:
+    (folder / "task.toml").write_text(f"{HEAD}{text}\n{FILES}{field}")
+    with pytest.raises(UserError) as caught:
+        read_custom_spec(folder / "task.toml")
+    number = field.count("[[fields]]")
+    what = f"the column {column!r} has its labels and is also in {key}, so the model would read its answer. Name the"
+    assert str(caught.value).startswith(f"{folder / 'task.toml'}, [[fields]] number {number}: {what} column of the")
+
+
+def test_two_fields_may_have_one_column(folder: Path) -> None:
+    both = 'text = "{text}: {tags}"\n' + FILES + QUEUE + QUEUE.replace("queue", "second") + 'column = "queue"\n'
+    (folder / "task.toml").write_text(HEAD + both)
+    assert [field.column for field in read_custom_spec(folder / "task.toml").fields] == ["queue", "queue"]
+
+
 def test_a_field_named_like_no_column_of_predict(folder: Path) -> None:
     """The words of a token field have no probabilities, so there is no column parts_next."""
     (folder / "task.toml").write_text(
