@@ -227,8 +227,9 @@ def collect_labels(
         if kind == "class":
             add_labels(found, [class_label(value, row, column)], row, column)
         elif tags == SPANS:
+            spans = parsed_list(value, row, column)
             try:
-                labels = labels_of(parsed_list(value, row, column))
+                labels = labels_of(spans)
             except UserError as error:
                 raise UserError(f"{row.where}: {column!r} {error}") from error
             add_labels(found, labels, row, column)

@@ -162,14 +162,15 @@ def _text(spec: CustomSpec, row: Record) -> str:
     if spec.template is None:
         text, what = row.values[spec.text_column], repr(spec.text_column)
         if spec.has_words:
+            words = parsed_list(text, row, spec.text_column)
             try:
-                text = joined(parsed_list(text, row, spec.text_column))
+                text = joined(words)
             except UserError as error:
                 raise UserError(f"{row.where}: {what} {error}") from error
         is_list = isinstance(text, list) or (not spec.has_words and spec.has_token_field and _is_list_of_words(text))
         if is_list or not isinstance(text, str):
-            words = " If it has a list of words, write tokens_column in its place." if is_list else ""
-            raise UserError(f"{row.where}: {what} must be a string, found {as_json(text)}.{words}")
+            advice = " If it has a list of words, write tokens_column in its place." if is_list else ""
+            raise UserError(f"{row.where}: {what} must be a string, found {as_json(text)}.{advice}")
     else:
         what = "the text"
         try:

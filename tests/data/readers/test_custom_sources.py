@@ -204,6 +204,23 @@ def test_wrong_words(tmp_path: Path, row: dict[str, Any], message: str) -> None:
         train(tmp_path, 'tokens_column = "tokens"\n[files]\ntrain = "t.jsonl"', fields)
 
 
+@pytest.mark.parametrize("labels", ['labels = ["city"]', 'labels_from = "train"'])
+@pytest.mark.parametrize(
+    ("head", "field", "column"),
+    [
+        ('tokens_column = "tokens"\n', PARTS, "tokens"),
+        ("", PARTS, "parts"),
+        ("", PARTS + 'tags = "spans"\n', "parts"),
+    ],
+)
+def test_a_cell_that_is_no_list_has_one_place(tmp_path: Path, head: str, field: str, column: str, labels: str) -> None:
+    cells = {"tokens": '["to"]', "parts": '["city"]'} | {column: "[to"}
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "to"} | cells))
+    with pytest.raises(UserError) as caught:
+        train(tmp_path, f'{head}[files]\ntrain = "t.jsonl"', field.replace('labels_from = "train"', labels))
+    assert str(caught.value).startswith(f"{tmp_path}/t.jsonl, line 1, column {column!r}: not JSON")
+
+
 def test_a_list_without_words_is_no_text(tmp_path: Path) -> None:
     fields = PARTS.replace('labels_from = "train"', 'labels = ["city"]')
     head = 'tokens_column = "tokens"\n[files]\ntrain = '
