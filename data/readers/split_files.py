@@ -19,7 +19,7 @@ from data.files.paths import expand
 from data.readers.columnar import saved_files
 from data.readers.lines import GZIP
 from data.readers.sources import IN_BOTH, Source
-from data.readers.tables import ENDINGS, ending_of
+from data.readers.tables import ENDINGS, NEXT_STEPS, ending_of
 
 LINES = "lines"  # a format without labels
 
@@ -92,9 +92,11 @@ def _check(file: Path, split: str, path: Path, any_ending: bool) -> None:
     if is_folder:
         saved_files(file)
         return
-    if not any_ending and ENDINGS.get(ending_of(file)) in (None, LINES):
+    ending = ending_of(file)
+    if not any_ending and ENDINGS.get(ending) in (None, LINES):
         listed = ", ".join(end for end, format in ENDINGS.items() if format != LINES and not end.endswith(GZIP))
-        advice = 'Or name the format of all files, such as format = "conll".'
+        step = NEXT_STEPS.get(ending.removesuffix(GZIP))
+        advice = f'{f"{step} Else" if step else "Or"} name the format of all files, such as format = "conll".'
         raise UserError(
             f"{path}: {split} file {file.name!r} must end in one of {listed}, the texts also with {GZIP}. {advice}"
         )

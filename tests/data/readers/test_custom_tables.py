@@ -54,7 +54,13 @@ def test_a_name_with_the_characters_of_a_pattern(folder: Path) -> None:
         ('train = [""]', "this is a folder, and not one that save_to_disk"),
         ('train = ["train.csv", 3]', "files.* must be a text"),
         ('train = "*.csv"\ntest = "test.csv"', "test.csv is a train file and a test file. Write the pattern so"),
-        ('train = "train.csv.xz"', "must end in one of .csv, .tsv, .jsonl, .* also with .gz"),
+        (
+            'train = "train.csv.xz"',
+            "must end in one of .csv, .tsv, .jsonl, .* also with .gz. Unpack it, .* Else name the",
+        ),
+        ('train = "train.xlsx"', "with .gz. Save the sheet as CSV, in UTF-8. Else name the format of all files"),
+        ('train = "train.txt.gz"', "with .gz. If it is CoNLL, name it .conll. .* Else name the format of all files"),
+        ('train = "train.new"', "with .gz. Or name the format of all files"),
         ('train = ["train.csv", "none.csv"]', "no train file at .*none.csv"),
     ],
 )
