@@ -70,7 +70,7 @@ from data.errors import UserError, nearest
 from data.files.documents import parse_toml, read_bytes, shaped
 from data.readers import conll
 from data.readers.cells import SPANS
-from data.readers.custom_fields import CustomField, FieldTable, is_taken, read_field
+from data.readers.custom_fields import REQUIRED, CustomField, FieldTable, is_taken, read_field
 from data.readers.cut import Cut, SplitTable, read_cut
 from data.readers.encoding import check_encoding, decode_utf8
 from data.readers.sources import DEFAULT_SPLITS, Source, dataset_splits, format_of
@@ -174,14 +174,12 @@ def read_custom_spec(path: Path) -> CustomSpec:
             _check_keys(found[key], SPLITS, f"{path}, {key if key == 'splits' else '[files]'}")
             if number := next((name for name, x in found[key].items() if type(x) in (int, float)), None):
                 raise UserError(f"{path}: {key} has {has}, so {number} must be a text. Write fractions in [split].")
+    where = _check_fields(found.get("fields"), path)
     table: _Table = shaped(found, str(path), _Table)
     if not table.files and table.dataset is None:
         raise UserError(f'{path}: a [files] table is needed, such as train = "train.csv", or a dataset.')
     if not table.fields:
         raise UserError(f"{path}: at least one [[fields]] table is needed; it describes what the model answers.")
-    where = [f"{path}, [[fields]] number {number}" for number in range(1, len(table.fields) + 1)]
-    for entry, place in zip(found["fields"], where, strict=True):
-        _check_keys(entry, FieldTable.__struct_fields__, place)
     parts: list[tuple[msgspec.Struct, str]] = [(table, str(path)), *zip(table.fields, where, strict=True)]
     if table.split is not None:
         _check_keys(found["split"], SplitTable.__struct_fields__, f"{path}, [split]")
@@ -299,6 +297,25 @@ def _tokens_column(table: _Table, files: dict[str, tuple[Source, ...]], dialect:
         raise UserError(f"{path}: {other} is for texts, and CoNLL files have words: use tokens_column.")
     usual = dialect.conll_columns or (conll.UNIVERSAL if "conllu" in formats else (conll.TOKENS,))
     return table.tokens_column or conll.token_column(usual)
+
+
+def _check_fields(fields: Any, path: Path) -> list[str]:
+    """The places of the fields' tables, for messages.
+
+    Raises:
+        UserError: not a list, which TOML makes of lines in two brackets; a key is unknown or missing.
+    """
+    if isinstance(fields, dict):
+        raise UserError(f"{path}: [fields] is one table, and there may be several fields: write [[fields]] above each.")
+    where = list[str]()
+    for number, entry in enumerate(fields if isinstance(fields, list) else (), start=1):
+        where.append(f"{path}, [[fields]] number {number}")
+        if not isinstance(entry, dict):
+            continue  # reported with its type
+        _check_keys(entry, FieldTable.__struct_fields__, where[-1])
+        if lacking := next((key for key in REQUIRED if key not in entry), None):
+            raise UserError(f"{where[-1]}: {lacking} is missing. {REQUIRED[lacking]}")
+    return where
 
 
 def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:

@@ -19,6 +19,10 @@ from data.readers.tags import SCHEMES, types_among
 
 TYPES = ("class", "multi", "token")
 ANSWERS = ("spans", "list", "bio")
+REQUIRED = {  # keys of a field, with what to write
+    "name": 'Write what the model answers, such as name = "queue"; it is also the column, unless column names another.',
+    "type": 'Write type = "class" (one label for a text), "multi" (any number) or "token" (one label for each word).',
+}
 
 
 class FieldTable(msgspec.Struct):

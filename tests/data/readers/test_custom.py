@@ -283,6 +283,13 @@ def test_numbers_as_labels(folder: Path) -> None:
         (HEAD + FILES.replace("train.csv", "train.xlsx") + QUEUE, "'train.xlsx' must end in one of .csv"),
         (HEAD + FILES.replace("train.csv", "trian.csv") + QUEUE, "no train file at .*trian.csv"),
         (HEAD + FILES, r"at least one \[\[fields\]\]"),
+        (HEAD + FILES + QUEUE[1:].replace("]]", "]"), r"\[fields\] is one table, .*: write \[\[fields\]\] above each"),
+        (
+            HEAD + FILES + QUEUE.replace('type = "class"', ""),
+            r"number 1: type is missing. Write type = \"class\" .one lab",
+        ),
+        (HEAD + FILES + QUEUE.replace('name = "queue"', ""), "number 1: name is missing. Write what the model answers"),
+        (HEAD + FILES + QUEUE.replace("type", "typ"), "number 1: unknown key 'typ'. Did you mean 'type'"),
         ('tsv_quoting = "yes"\n' + HEAD + FILES + QUEUE, "tsv_quoting must be true or false; it is 'yes'"),
         ("tsv_quoting = true\n" + HEAD + FILES + QUEUE, "tsv_quoting is for .tsv files"),
         (HEAD + FILES + QUEUE + QUEUE, "two fields are named 'queue'"),
