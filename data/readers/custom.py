@@ -323,5 +323,7 @@ def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> No
         if key in _Table.__struct_fields__ and key not in known and not isinstance(table[key], dict):
             raise UserError(f"{where}: {key} belongs at the file's beginning, above the first line in brackets: a key "
                             "belongs to the table that the line in brackets above it begins.")  # fmt: skip
+        if key == "class_weights":
+            raise UserError(f"{where}: {key} is no key of a task, but an option of train.py: --{key} balanced.")
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}.{nearest(key, known)}")

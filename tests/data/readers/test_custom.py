@@ -282,6 +282,15 @@ def test_numbers_as_labels(folder: Path) -> None:
         (HEAD + FILES + 'valid = "test.jsonl"\n' + QUEUE, r"\[files\]: unknown key 'valid'"),
         (HEAD + FILES.replace("train.csv", "train.xlsx") + QUEUE, "'train.xlsx' must end in one of .csv"),
         (HEAD + FILES.replace("train.csv", "trian.csv") + QUEUE, "no train file at .*trian.csv"),
+        (
+            "class_weights = 1\n" + HEAD + FILES + QUEUE,
+            "task.toml: class_weights is no key .* --class_weights balanced",
+        ),
+        (HEAD + FILES + QUEUE + "class_weights = 1\n", "number 1: class_weights is no key of a task, but an option of"),
+        (
+            HEAD + FILES + QUEUE + "[class_weights]\nsales = 2\n",
+            "class_weights is no key of a task, but an option of tr",
+        ),
         (HEAD + FILES, r"at least one \[\[fields\]\]"),
         (HEAD + FILES + QUEUE[1:].replace("]]", "]"), r"\[fields\] is one table, .*: write \[\[fields\]\] above each"),
         (
