@@ -14,6 +14,7 @@ import torch.distributed as dist
 from data.example import Example
 from data.tasks import Task
 from eval.job import ScoringRanks
+from eval.probabilities import set_temperatures
 from eval.results import Prediction, count_oddities, mark_unsure, measure
 from eval.together import Stopped
 
@@ -100,6 +101,7 @@ def gather_scores(
     result = None
     if ranks.rank == 0 and not stopped:
         predictions = _in_order(len(examples), shares, earlier or {})
+        set_temperatures(task.fields, predictions, temperatures or {})
         mark_unsure(predictions, abstain_below)
         metrics = measure(task, examples, predictions, temperatures, abstain_below)
         result = _assemble(predictions, metrics, shares, len(earlier or {}))

@@ -14,7 +14,7 @@ def identity_of(setup: ScoringSetup, precision: str, weights: str) -> dict[str, 
     """By name, all that the answers depend on but for rounding.
 
     Not the number of ranks, the device or the size of batches: in fp32 they change nothing, and in bf16 as little as
-    `docs/scoring.md` says.
+    `docs/scoring.md` says. Nor temperatures and ``--abstain_below``, which are applied when all answers are there.
 
     Args:
         weights: hash of the weights.
@@ -35,7 +35,6 @@ def identity_of(setup: ScoringSetup, precision: str, weights: str) -> dict[str, 
         "maximum length": str(setup.max_length),
         "max_new_tokens": str(options.max_new_tokens),
         **({"decode": options.decode} if options.decode != "free" else {}),
-        **({"temperature": _short(repr(sorted(job.temperatures.items())))} if job.temperatures else {}),
         "precision": precision,
     }
 

@@ -38,7 +38,8 @@ class ScoringJob:
             longest valid answer in its longest form, and a margin (`eval.decoder.score.answer_budgets`).
         decode: "free": a decoder writes whatever it finds most probable; "labels": valid answers only, with the
             probabilities of labels (`eval.decoder.labels`).
-        temperatures: by class field, the temperature of its probabilities; a missing one is 1.
+        temperatures: by class field, the temperature of its probabilities; a missing one is 1. `eval/score.py` applies
+            them, and ``abstain_below``, to all answers at the end.
         abstain_below: mark labels that are less probable than this; None: mark none.
         fine_tuned: the model learned this prompt; see `eval.decoder.score.prepare_requests`.
         answer_tokens: the longest answer that it learned, in tokens; None: unknown.
@@ -65,10 +66,6 @@ class ScoringJob:
     def kind(self) -> Literal["decoder", "encoder"]:
         """The kind of model: decoders have a prompt, encoders do not."""
         return "encoder" if self.prompt is None else "decoder"
-
-    def temperature_of(self, field: str) -> float:
-        """The temperature of a class field's probabilities."""
-        return self.temperatures.get(field, 1.0)
 
 
 @dataclass(frozen=True)

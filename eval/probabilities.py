@@ -6,7 +6,7 @@ from encoders and from decoders that write valid answers (``--decode labels``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,19 +32,34 @@ class Answer(HasLabels, Protocol):
     abstained: tuple[str, ...]
 
 
-def most_probable(field: ClassField, log_probs: ArrayLike, temperature: float = 1.0) -> Top:
+def most_probable(field: ClassField, log_probs: ArrayLike) -> Top:
     """The `N_TOP` most probable labels of one answer with their probabilities: ``[[label, p], ...]``.
 
     Args:
         log_probs: [L], of the field's labels, or logits.
     """
-    found, order = np.exp(scaled(log_probs, temperature)), np.argsort(-np.asarray(log_probs), kind="stable")
+    found, order = np.exp(scaled(log_probs, 1.0)), np.argsort(-np.asarray(log_probs), kind="stable")
     return [[field.labels[i], round(float(found[i]), DIGITS)] for i in order[:N_TOP]]
 
 
 def as_stored(log_probs: ArrayLike) -> list[float]:
     """Log-probabilities as predictions have them: without temperature, normalized."""
     return [round(value, DIGITS) for value in scaled(log_probs, 1.0).tolist()]
+
+
+def set_temperatures(fields: Sequence[Field], answers: Sequence[Answer], temperatures: Mapping[str, float]) -> None:
+    """Compute the probabilities in ``top`` anew, at these temperatures by class field; those of other fields are kept.
+
+    They are computed from ``log_probs`` as they are stored, so that an answer that was read from a file gets the same.
+    The order of the labels is that of the model's own, unrounded numbers.
+    """
+    for field in (field for field in fields if isinstance(field, ClassField) and field.name in temperatures):
+        numbers = {label: i for i, label in enumerate(field.labels)}
+        for answer in (answer for answer in answers if field.name in answer.top):
+            found = np.exp(scaled(answer.log_probs[field.name], temperatures[field.name]))
+            answer.top[field.name] = [
+                [label, round(float(found[numbers[str(label)]]), DIGITS)] for label, _ in answer.top[field.name]
+            ]
 
 
 def with_probabilities(fields: Sequence[Field], predictions: Sequence[Answer]) -> list[ClassField]:

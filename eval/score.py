@@ -11,6 +11,7 @@ from eval.encoder import score as encoder_score
 from eval.gather import ScoreResult, gather_answers, gather_scores
 from eval.job import BatchSize, RequestLengths, ScoringJob, ScoringRanks
 from eval.partial import PartialAnswers
+from eval.probabilities import set_temperatures
 from eval.results import Prediction, mark_unsure
 
 # Both modules define `answer`, `request_lengths` and `batch_sizes`.
@@ -30,6 +31,7 @@ def answer(
     ranks = ranks or ScoringRanks()
     share = SCORERS[job.kind].answer(model, job, ranks, progress)
     answers = gather_answers(len(job.examples), share, ranks)
+    set_temperatures(job.task.fields, answers, job.temperatures)
     mark_unsure(answers, job.abstain_below)
     return answers
 
@@ -46,8 +48,9 @@ def score(
     Args:
         ranks: None: a single process on the CPU.
         progress: called with the number of examples newly finished on this rank.
-        partial: answers of an interrupted scoring, which are taken as they are; it keeps the new ones as they come.
-            None: they are kept nowhere.
+        partial: answers of an interrupted scoring, which are taken as they are, but for temperatures and abstaining:
+            those of the job are applied to all answers at the end. It keeps the new ones as they come. None: they are
+            kept nowhere.
 
     Raises:
         UserError, NotFinite: see `eval.decoder.score.answer`.

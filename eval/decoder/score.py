@@ -236,7 +236,7 @@ def _read(job: ScoringJob, samples: SampleSet, i: int, answer: Decoded | Answere
         for field in job.task.fields:
             if isinstance(field, ClassField):
                 found = answer.log_probs[field.name].numpy()
-                prediction.top[field.name] = most_probable(field, found, job.temperature_of(field.name))
+                prediction.top[field.name] = most_probable(field, found)
                 prediction.log_probs[field.name] = as_stored(found)
     return prediction
 

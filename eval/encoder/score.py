@@ -152,7 +152,7 @@ def _read(job: ScoringJob, samples: SampleSet, indices: Sequence[int], logits: d
     for field in job.task.fields:
         if isinstance(field, ClassField):
             for k, own_logits in enumerate(logits[field.name].double().cpu().numpy()):
-                top[k][field.name] = most_probable(field, own_logits, job.temperature_of(field.name))
+                top[k][field.name] = most_probable(field, own_logits)
                 labels[k][field.name] = str(top[k][field.name][0][0])
                 log_probs[k][field.name] = as_stored(own_logits)
         elif isinstance(field, MultiField):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, log_loss
 
@@ -32,6 +33,7 @@ from model.encoder import ROBERTA_BASE
 from tests.encoder_exports import write_encoder
 from tests.encoder_reference import scaled_down
 from tests.eval.test_eval_cli import fine_tuned
+from tests.eval.test_partial import ended_after
 from tests.launching import TICKETS, call_main
 
 INTENT = TASKS["massive_intent"]
@@ -170,6 +172,56 @@ def test_a_decoder_has_probabilities_only_of_valid_answers(tiny_checkpoint, tmp_
     assert not (tmp_path / "converted" / CALIBRATION_FILE).exists(), "its weights are in other files"
 
 
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_scoring_that_was_interrupted_goes_on_at_another_temperature(
+    kind, export, tiny_checkpoint, tmp_path, run, monkeypatch
+):
+    """Every number is that of a scoring that was begun afterwards and never interrupted; at another threshold too."""
+    options = ["--batch_tokens", "1", "--limit", "30"]
+    if kind == "decoder":
+        export, _ = fine_tuned(tiny_checkpoint, tmp_path / "tuned")
+        save_task(INTENT, export)
+        options += ["--decode", "labels", "--max_new_tokens", "2", *DECODER]
+
+    def interrupt(*names_and_more):
+        name, *more = names_and_more
+        with ended_after(7, monkeypatch):
+            run(export, name, *options, *more)
+
+    def numbers(name):
+        found = json.loads((tmp_path / name / "results.json").read_text())
+        for of_this_run in ("seconds", "seconds_per_example", "computed_tokens"):
+            del found["cost"][of_this_run]
+        return found["settings"].pop("kept_answers"), found, (tmp_path / name / "predictions.jsonl").read_bytes()
+
+    def check_goes_on(name, n_kept, temperatures, *more):
+        results, answers = run(export, name, *options, *more)
+        assert results.settings["temperature"] == temperatures
+        run(export, f"whole {name}", *options, *more)
+        assert numbers(name)[0] == n_kept and numbers(f"whole {name}")[0] == 0
+        assert numbers(name)[1:] == numbers(f"whole {name}")[1:]
+        return answers
+
+    for name in ("plain", "twice"):
+        interrupt(name)
+    run(export, "dev", *options, "--split", "dev", "--calibrate")
+    stored = read_json(export / CALIBRATION_FILE, Calibration)
+    first, second = stored.temperatures, {"intent": stored.temperatures["intent"] / 2}
+    assert 1.0 not in (first["intent"], second["intent"])
+    interrupt("first", "--abstain_below", "0.999")
+    check_goes_on("plain", 7, first)
+    interrupt("twice", "--abstain_below", "0.5")
+    structs.replace(stored, fields={"intent": FieldCalibration(second["intent"], 0.2, 0.1)}).save(export)
+    answers = check_goes_on("twice", 14, second)
+    below = sorted(answer.top["intent"][0][1] for answer in answers)[15]
+    answers = check_goes_on("first", 7, second, "--abstain_below", below)
+    assert 10 < sum(bool(answer.abstained) for answer in answers) < 20
+    interrupt("none")
+    (export / CALIBRATION_FILE).unlink()
+    write_checksums(export)
+    check_goes_on("none", 7, None)
+
+
 @pytest.fixture
 def calibrated(export, run):
     run(export, "dev", "--split", "dev", "--calibrate", "--limit", "20")
@@ -190,7 +242,7 @@ def test_what_was_fitted_for_something_else_is_not_used(calibrated, tmp_path, ca
     setup = plan(calibrated)
     assert setup.calibration is not None and setup.job.temperatures == setup.calibration.temperatures
     continued = identity_of(setup, "fp32", "w")
-    assert "temperature" in continued and "note" not in caplog.text
+    assert "note" not in caplog.text
     path = calibrated / CALIBRATION_FILE
     for name in ("task", "weights"):
         kept = path.read_text()
@@ -203,7 +255,7 @@ def test_what_was_fitted_for_something_else_is_not_used(calibrated, tmp_path, ca
     write_checksums(calibrated)
     caplog.clear()
     assert plan(calibrated).calibration is None and "fitted for another weights" in caplog.text
-    assert "temperature" not in identity_of(plan(calibrated), "fp32", "w")
+    assert identity_of(plan(calibrated), "fp32", "w") == continued, "the answers do not depend on it"
     path.unlink()
     write_checksums(calibrated)
     caplog.clear()
