@@ -27,6 +27,7 @@ from data.files.documents import parse_line, readable
 from data.json_text import to_json
 
 HEADER = "answers_of"
+NONE = "none"  # what a missing name of an identity has
 
 log = logging.getLogger("eval")
 
@@ -38,7 +39,7 @@ class Kind:
     """What messages say about a kind of file.
 
     Attributes:
-        advice: what to do about a file with another identity.
+        advice: what to do about a file that cannot be continued, after "To start anew, ".
         foreign: what else to do about a file that is none of ours.
         full: what is kept if a line cannot be written.
     """
@@ -124,7 +125,7 @@ def read_kept(path: Path, identity: Mapping[str, str], kind: Kind) -> list[Line]
         with path.open("rb") as file:
             return _read(file, path, identity, kind)[0]
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}. {kind.advice}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}. To start anew, {kind.advice}") from error
 
 
 def _read(file: BinaryIO, path: Path, identity: Mapping[str, str], kind: Kind) -> tuple[list[Line], int]:
@@ -132,7 +133,7 @@ def _read(file: BinaryIO, path: Path, identity: Mapping[str, str], kind: Kind) -
 
     The identity is compared if there are any: the first line alone keeps nothing.
     """
-    not_ours = f"{path} does not begin with what its answers are of. {kind.foreign}{kind.advice}"
+    not_ours = f"{path} does not begin with what its answers are of. {kind.foreign}To start anew, {kind.advice}"
     ours = f'{{"{HEADER}"'.encode()
     if not ours.startswith(file.read(len(ours))):  # before anything is removed from it; ours may be cut off anywhere
         raise UserError(not_ours)
@@ -147,11 +148,23 @@ def _read(file: BinaryIO, path: Path, identity: Mapping[str, str], kind: Kind) -
         stored = parse_line(first, where, dict[str, Any]).get(HEADER)
         if not isinstance(stored, dict):
             raise UserError(not_ours)
-        for name in {**stored, **identity}:  # some names are there only if they are not what is usual
-            before, now = (values.get(name, "none") for values in (stored, identity))
-            if before != now:
-                raise UserError(f"{path} has answers of another {name}: {before!r}, and not {now!r}. {kind.advice}")
+        if different := difference(stored, identity):
+            name, how = different
+            raise UserError(
+                f"{path} has answers of another {name}: {how}. To go on with them, start with the same {name}. To "
+                f"start anew, {kind.advice}"
+            )
     return found[1:], end
+
+
+def difference(stored: Mapping[str, Any], identity: Mapping[str, str]) -> tuple[str, str] | None:
+    """The first name with another value, and both values in words; None: all are the same."""
+    for name in {**stored, **identity}:  # some are there only if they are not what is usual
+        before, now = (values.get(name, NONE) for values in (stored, identity))
+        if before != now:
+            was, now_is = (NONE if value in (NONE, str(None)) else repr(value) for value in (before, now))
+            return name, f"{was}, and not {now_is}"
+    return None
 
 
 def sha256_of(*paths: Path) -> str:

@@ -5,8 +5,9 @@
 
 Each rank appends its answers to a file of its own as they come, so that no communication is needed and the process can
 be ended at any time. A later run of the same scoring, on any number of ranks, takes the answers of all files and goes
-on with the rest. What makes it the same is up to the caller (`eval/identity.py`). When the result is written, the files
-are removed. On several machines the output folder must be one that all of them see.
+on with the rest. What makes it the same is up to the caller (`eval/identity.py`): not temperatures and
+``--abstain_below``, which are applied when all answers are there (`eval/gather.py`) and are in no line. When the result
+is written, the files are removed. On several machines the output folder must be one that all of them see.
 """
 
 from __future__ import annotations
@@ -119,8 +120,7 @@ def open_partial_answers(
 
 def _kind(folder: Path) -> Kind:
     return Kind(
-        advice="Start that scoring again to continue it, give another --output, or remove "
-        f"{folder / NAME.format('*')} if you do not need the answers.",
+        advice=f"give another --output, or remove {folder / NAME.format('*')} if you do not need the answers.",
         full=" The answers before are kept; the same command goes on.",
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +11,8 @@ from typing import Annotated
 import msgspec
 
 from checkpoints_tools.architectures import ModelConfig, architecture_of
-from checkpoints_tools.checksums import check_small_files, read_checksums
-from checkpoints_tools.formats import EXPORTS
+from checkpoints_tools.checksums import CHECKSUMS, FileSums, check_small_files, read_checksums
+from checkpoints_tools.formats import CALIBRATION_FILE, EXPORTS
 from checkpoints_tools.heads import read_head_labels, read_max_length
 from checkpoints_tools.load import check_family, open_checkpoint
 from checkpoints_tools.registry import ModelSpec, get_model_spec
@@ -207,13 +207,22 @@ def hash_weights(folder: Path) -> str:
     sums = read_checksums(folder)
     if any(path.name not in sums for path in weights):
         return hash_files(weights)
-    listed = [f"{path.name} {sums[path.name].bytes} {sums[path.name].chunks}\n" for path in sorted(weights)]
-    return hashlib.sha256("".join(listed).encode()).hexdigest()
+    return hashlib.sha256(_listed({path.name: sums[path.name] for path in weights}).encode()).hexdigest()
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash that tells a checkpoint's folder from others: see `hash_files`. Model cards do not count."""
-    return hash_files(path for path in folder.iterdir() if path.suffix != ".md")
+    """A hash that tells a checkpoint's folder from others: of its files (see `hash_files`) and of their checksums.
+
+    Neither model cards nor the calibration count, which can be written into any folder later.
+    """
+    sums = {name: own for name, own in read_checksums(folder).items() if name != CALIBRATION_FILE}
+    later = (CALIBRATION_FILE, CHECKSUMS)
+    files = hash_files(path for path in folder.iterdir() if path.suffix != ".md" and path.name not in later)
+    return hashlib.sha256(f"{files}\n{_listed(sums)}".encode()).hexdigest()
+
+
+def _listed(sums: Mapping[str, FileSums]) -> str:
+    return "".join(f"{name} {own.bytes} {own.chunks}\n" for name, own in sorted(sums.items()))
 
 
 def hash_files(paths: Iterable[Path]) -> str:

@@ -29,7 +29,7 @@ from eval.kept_lines import KeptLines, Kind, open_lines
 FILE = "answers.jsonl"
 _LOST = b'{"lost"'
 _KIND = Kind(
-    advice="Give another --output, or remove the file if you do not need its answers.",
+    advice="give another --output, or remove the file if you do not need its answers.",
     foreign="To score answers from elsewhere, give --answers. ",
     full=" The answers before are kept; the same command goes on.",
 )

@@ -17,9 +17,10 @@ from typing import BinaryIO
 from data.errors import UserError
 from data.files.documents import read_json
 from data.json_text import to_json
-from eval.kept_lines import check_same, lock, writable
+from eval.kept_lines import check_same, difference, lock, writable
 
 ADVICE = "Remove that file to start over, or give another --output."
+CALIBRATION = "calibration"  # a name in an identity: the temperatures of the probabilities
 
 
 def partial_path(output: Path) -> Path:
@@ -146,11 +147,11 @@ def open_partial(
             file.seek(0)
             if head := file.read(len(start)):
                 stored = _read_identity(output)
+                if n_records > n_header:  # first: an option that differs may be why there are other columns
+                    _compare(path, stored, identity)
                 if not start.startswith(head):
                     raise UserError(f"{path} has another format or other columns. {ADVICE}")
-                if n_records > n_header:
-                    _compare(path, stored, identity)
-                else:
+                if n_records <= n_header:
                     n_records = end = 0
             file.truncate(end)
             file.seek(end)
@@ -177,10 +178,12 @@ def _compare(path: Path, stored: dict[str, str], identity: Mapping[str, str] | N
         raise UserError(
             f"{path} is of an interrupted run. It cannot be continued with an input that is read only once. {ADVICE}"
         )
-    for name in {**stored, **identity}:
-        before, now = stored.get(name), identity.get(name)
-        if before != now:
-            raise UserError(
-                f"{path} was made by an interrupted run with another {name}: {before!r}, and not {now!r}. Start "
-                f"it with the same to continue it. {ADVICE}"
+    if different := difference(stored, identity):
+        name, how = different
+        advice = f"Start it with the same to continue it. {ADVICE}"
+        if name == CALIBRATION:  # no option gives it
+            advice = (
+                f"One file cannot have the probabilities of both. {ADVICE} To continue it at the calibration of then, "
+                "see docs/predicting.md."
             )
+        raise UserError(f"{path} was made by an interrupted run with another {name}: {how}. {advice}")

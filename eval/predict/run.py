@@ -30,7 +30,7 @@ from eval.predict.columns import columns_of, to_columns
 from eval.predict.config import PredictConfig
 from eval.predict.inputs import Input, Row, columns_of_records, hash_of, is_read_once, open_input
 from eval.predict.outputs import STANDARD_OUTPUT, Output, OutputClosed, open_output
-from eval.predict.partial import kept_rows, partial_path
+from eval.predict.partial import CALIBRATION, kept_rows, partial_path
 from eval.progress import RowProgress
 from eval.score import request_lengths
 from eval.setup import ModelSetup, build_model, open_model
@@ -170,6 +170,9 @@ def _open_files(options: PredictConfig, setup: ModelSetup, precision: str) -> It
             identity = {"input": hash_of(opened.path), "checkpoint": fingerprint(setup.weights.path)}
             identity["task"] = task_hash(setup.task)  # not its path, whose contents may have changed
             identity |= {name: str(getattr(options, name)) for name in IDENTIFYING} | {"precision": precision}
+            if setup.calibration is not None:  # the one that is used
+                fitted = setup.calibration.temperatures.items()
+                identity[CALIBRATION] = ", ".join(f"{name} {temperature}" for name, temperature in sorted(fitted))
             if setup.prompt is not None:
                 identity["decode"] = setup.options.decode
             if opened.format == "tsv":

@@ -140,8 +140,8 @@ def test_answers_of_something_else_are_refused(scored, tmp_path: Path, monkeypat
         assert files(tmp_path) == [path]
 
     for rank in (0, 1):  # whichever rank's file it is
-        refused("another weights: 'abc', and not 'x'.*Start that scoring again.*another --output, or remove", rank,
-                weights="x")  # fmt: skip
+        refused("another weights: 'abc', and not 'x'.*start with the same weights.*give another --output, or remove",
+                rank, weights="x")  # fmt: skip
         assert path.read_bytes() == before
     first, *lines = before.splitlines(keepends=True)
     for content, message in (
@@ -153,6 +153,12 @@ def test_answers_of_something_else_are_refused(scored, tmp_path: Path, monkeypat
         path.write_bytes(content)
         refused(message)
         assert path.read_bytes() == content
+    path.write_bytes(first + lines[1])  # what the messages advise: remove the line, or the file
+    with opened(job, tmp_path) as partial:
+        assert len(partial.done) == 1
+    path.unlink()
+    with opened(job, tmp_path, weights="x") as partial:
+        assert not partial.done
 
 
 @pytest.mark.parametrize("name", ["decode", "temperature"])
@@ -210,14 +216,15 @@ def test_eval_goes_on_where_it_stopped(tiny_checkpoint: Path, tmp_path: Path, mo
     kept = (output / "answers.partial.0.jsonl").read_bytes()
     for options, name in (
         (("--split", "dev"), "split: 'test'"),
-        (("--max_new_tokens", 9), "max_new_tokens: '8', and not '9'"),
+        (("--max_new_tokens", 9), "max_new_tokens: '8', and not '9'.*start with the same max_new_tokens"),
+        (("--max_new_tokens", None), "max_new_tokens: '8', and not none"),
         (("--limit", 19), r"examples: '20 \("),
         (("--seed", 1), r"examples: '20 \("),
         (("--list_labels", "off"), "prompt: "),
         (("--row_length", 1500), "maximum length: "),
         (("--precision", "bf16"), "precision: 'fp32', and not 'bf16'"),
         (("--task", "massive_slots"), "task: 'massive_joint "),
-        (("--decode", "labels"), "decode: 'none', and not 'labels'"),
+        (("--decode", "labels"), "decode: none, and not 'labels'"),
     ):
         with pytest.raises(UserError, match=f"has answers of another {name}.*give another --output"):
             run("out", *options)

@@ -170,7 +170,7 @@ def test_answers_of_something_else_are_refused(run, server, tmp_path):
     ):
         task = options.pop("task", "massive_intent")
         words = [word for key, value in options.items() for word in (f"--{key}", value)]
-        with pytest.raises(UserError, match=f"answers.jsonl has answers of another {name}.*Give another --output"):
+        with pytest.raises(UserError, match=f"answers.jsonl has answers of another {name}.*give another --output"):
             run("--limit", 2, *words, task=task)
     path.write_bytes(before.partition(b"\n")[2])
     with pytest.raises(UserError, match="does not begin with what its answers are of.*give --answers"):

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from data.source import load_examples
+from data.task_file import task_hash
 from data.tasks import get_task
+from eval.predict.classifier import Classifier
 from eval.predict.inputs import Row
 from eval.predict.outputs import open_output
+from eval.stored_calibration import Calibration, FieldCalibration, hash_prompt
 from tests.launching import ROOT, TICKETS
 
 OLD = ROOT / "tests" / "old_files"
@@ -62,6 +65,15 @@ def texts_of(name: str) -> list[str]:
 def write_texts(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(json.dumps({"n": i, "text": text}) + "\n" for i, text in enumerate(texts)))
     return path
+
+
+def store_temperature(folder: Path, temperature: float) -> None:
+    """Store a calibration with an export of the tickets, as ``eval.py --calibrate`` does."""
+    setup = Classifier.load(folder, device="cpu", precision="fp32").setup
+    assert setup.prompt is not None
+    fields = {name: FieldCalibration(temperature, 0.2, 0.1) for name in ("queue", "urgency")}
+    made = {"task": task_hash(setup.task), "prompt": hash_prompt(setup.prompt.build(setup.task))}
+    Calibration(1, fields, 9, "dev", "", **made).save(folder)
 
 
 WRITER = """

@@ -21,7 +21,7 @@ from data.errors import UserError
 from data.example import Example
 from data.readers.custom_fields import OF_ANSWERS, OF_LABELS, is_taken
 from data.source import load_examples
-from data.task_file import TASK_FILE, save_task, task_hash
+from data.task_file import TASK_FILE, save_task
 from data.tasks import TASKS, ClassField, TokenField, get_task
 from eval.config import EvalConfig
 from eval.predict import run as run_module
@@ -29,7 +29,7 @@ from eval.predict.classifier import Classifier, Entity, Label, _entities
 from eval.predict.columns import columns_of
 from eval.score import answer
 from eval.setup import build_model, open_model, open_scoring
-from eval.stored_calibration import Calibration, FieldCalibration, hash_prompt
+from tests.eval.predict.rows import store_temperature
 from tests.launching import TICKETS
 
 OLD = Path(__file__).resolve().parents[2] / "old_files"
@@ -129,10 +129,7 @@ def test_a_stored_temperature_is_used(tickets, tmp_path):
         ["The parcel has not arrived.", "I was charged twice."],
         shutil.copytree(tickets, tmp_path / "export"),
     )
-    setup = load(folder).setup
-    fields = {name: FieldCalibration(2.0, 0.2, 0.1) for name in ("queue", "urgency")}
-    made = {"task": task_hash(setup.task), "prompt": hash_prompt(setup.prompt.build(setup.task))}
-    Calibration(1, fields, 9, "dev", "", **made).save(folder)
+    store_temperature(folder, 2.0)
     for before, after in zip(load(tickets)(texts), load(folder)(texts), strict=True):
         for name, label in before.fields.items():
             top = {label.label: label.probability} | dict(label.next_best)

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from checkpoints_tools.checksums import write_checksums
+from checkpoints_tools.formats import CALIBRATION_FILE
+from checkpoints_tools.inspect import main as inspect_main
 from data.errors import UserError
 from eval.predict import run as run_module
 from eval.predict.config import PredictConfig
 from eval.weights import fingerprint
-from tests.eval.predict.rows import IN_FP32, OLD, PROGRAM, Killed, texts_of, write_texts
+from tests.eval.predict.rows import IN_FP32, OLD, PROGRAM, Killed, store_temperature, texts_of, write_texts
 from tests.launching import TICKETS, command, environment
 
 
@@ -93,7 +96,7 @@ def test_what_is_left_of_another_run_is_refused(run, killed_after, tickets, tmp_
         file.write(b"\x01")
     with pytest.raises(UserError, match=r"out\.jsonl\.partial was made .* with another checkpoint"):
         run("--input", source, "--output", output, checkpoint=other)
-    with pytest.raises(UserError, match="another max_new_tokens: 'None', and not '3'"):
+    with pytest.raises(UserError, match="another max_new_tokens: none, and not '3'"):
         run("--input", source, "--output", output, "--max_new_tokens", 3)
     write_texts(source, texts_of("tickets")[:-1])
     with pytest.raises(UserError, match=r"out\.jsonl\.partial was made .* with another input"):
@@ -121,8 +124,12 @@ def test_a_checkpoint_is_known_by_its_files(tickets, tmp_path):
     assert fingerprint(copy) == fingerprint(tickets)
     (copy / "README.md").write_text("another card")
     assert fingerprint(copy) == fingerprint(tickets)
+    write_checksums(copy)
+    before = fingerprint(copy)
+    store_temperature(copy, 2.0)
+    assert fingerprint(copy) == before
     (copy / "task.json").write_text((copy / "task.json").read_text().replace("billing", "Billing"))
-    assert fingerprint(copy) != fingerprint(tickets)
+    assert fingerprint(copy) not in (before, fingerprint(tickets))
 
 
 @pytest.mark.parametrize("to_file", [True, False])
@@ -156,15 +163,58 @@ def test_what_a_signal_leaves_to_be_continued(tmp_path):
     assert kept.endswith("out.csv.partial; they cannot be continued, the input is read only once.")
 
 
-def test_a_file_is_not_continued_with_another_threshold(run, tmp_path, killed_after):
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_file_is_not_continued_with_another_threshold(run, tmp_path, killed_after, ending):
+    """Also where it has a column more or less."""
     write_texts(tmp_path / "in.jsonl", texts_of("tickets")[:6])
-    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", "--abstain_below")
+    files = ("--input", tmp_path / "in.jsonl", "--output", tmp_path / f"out.{ending}")
     killed_after(1)
     with pytest.raises(Killed):
-        run(*files, "0.5")
+        run(*files, "--abstain_below", "0.5")
     killed_after(None)
-    with pytest.raises(UserError, match="another abstain_below: '0.5', and not '0.6'"):
-        run(*files, "0.6")
+    for other, shown in ((("--abstain_below", "0.6"), "'0.6'"), ((), "none")):
+        with pytest.raises(UserError, match=f"another abstain_below: '0.5', and not {shown}. Start it with the same"):
+            run(*files, *other)
+    assert run(*files, "--abstain_below", "0.5").n_rows == 4
+
+
+def test_a_file_is_continued_only_at_the_calibration_of_its_rows(run, tickets, tmp_path, killed_after):
+    """What the message and the page advise works: to start over, another output, and the calibration of then."""
+    folder = shutil.copytree(tickets, tmp_path / "export")
+    write_checksums(folder)
+    source = write_texts(tmp_path / "in.jsonl", texts_of("tickets"))
+
+    def label(name: str, *more: str, keeping: int | None = None) -> bytes:
+        killed_after(keeping)
+        run("--input", source, "--output", tmp_path / name, *more, checkpoint=folder)
+        return (tmp_path / name).read_bytes()
+
+    def begin(name: str, *more: str) -> None:
+        with pytest.raises(Killed):
+            label(name, *more, keeping=2)
+
+    plain = label("plain.jsonl")
+    begin("over.jsonl"), begin("back.jsonl"), begin("free.jsonl", "--decode", "free")
+    store_temperature(folder, 2.0)
+    begin("warm.jsonl")
+    kept = (folder / CALIBRATION_FILE).read_bytes()
+    other = "another calibration: none, and not 'queue 2.0, urgency 2.0'. One file.* Remove that .*, or give another"
+    with pytest.raises(UserError, match=other):
+        label("over.jsonl")
+    (tmp_path / "over.jsonl.partial").unlink()
+    warm = label("over.jsonl")
+    assert label("other.jsonl") == warm != plain
+    label("free.jsonl", "--decode", "free")  # has no probabilities
+
+    (folder / CALIBRATION_FILE).unlink()
+    assert inspect_main([str(folder), "--checksums", "write"]) == 0
+    assert label("back.jsonl") == plain
+    store_temperature(folder, 3.0)
+    with pytest.raises(UserError, match="another calibration: 'queue 2.0, .* 2.0', and not 'queue 3.0, .* 3.0'"):
+        label("warm.jsonl")
+    (folder / CALIBRATION_FILE).write_bytes(kept)
+    assert inspect_main([str(folder), "--checksums", "write"]) == 0
+    assert label("warm.jsonl") == warm
 
 
 def test_a_file_is_not_continued_with_another_way_of_decoding(run, tmp_path, killed_after):

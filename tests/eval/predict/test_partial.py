@@ -66,8 +66,8 @@ def test_another_identity(tmp_path: Path, format: str) -> None:
     before = partial(path).read_bytes()
     for identity, message in (
         ({**IDENTITY, "checkpoint": "xyz"}, "another checkpoint: 'def', and not 'xyz'"),
-        ({"input": "abc"}, "another checkpoint: 'def', and not None"),
-        ({**IDENTITY, "prefix": "p_"}, "another prefix: None, and not 'p_'"),
+        ({"input": "abc"}, "another checkpoint: 'def', and not none"),
+        ({**IDENTITY, "prefix": "p_"}, "another prefix: none, and not 'p_'"),
         (None, "cannot be continued with an input that is read only once"),
     ):
         with pytest.raises(
