@@ -8,7 +8,8 @@ SRC is recognized by its content, never by its own name. It is one of:
 - a folder in Meta's format (params.json and consolidated.NN.pth),
 - a GGUF file of any name, or a folder with exactly one ``*.gguf`` in it (such as an installed Python package).
 
-DST becomes a Hugging Face folder: config.json, sharded safetensors, tokenizer files, generation_config.json. Nothing is
+DST becomes a Hugging Face folder: config.json, sharded safetensors, tokenizer files, generation_config.json. Of a run's
+export it gets the files of the run too (task, prompt, temperatures, ...), wherever the tokenizer is from. Nothing is
 overwritten, and DST appears only when it is complete.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import signal
 import sys
 import time
@@ -30,7 +32,7 @@ import tyro
 from checkpoints_tools.architectures import ModelConfig, architecture_of
 from checkpoints_tools.carried import carry_over
 from checkpoints_tools.folder import open_hf
-from checkpoints_tools.formats import GGUF_NAMES, is_gguf, is_meta_folder
+from checkpoints_tools.formats import CALIBRATION_FILE, GGUF_NAMES, OF_A_RUN, is_gguf, is_meta_folder
 from checkpoints_tools.gguf_file import open_gguf
 from checkpoints_tools.hf_config import DTYPES
 from checkpoints_tools.load import check_fits_preset, preset_of
@@ -133,6 +135,7 @@ def convert(
             copy_tokenizer(tokenizer, folder)
         place = tokenizer or source.path
         origin = place if place.is_file() else place / "tokenizer.model"
+        _copy_run_files(source.path, folder, dtype)
         complete_tokenizer(folder, source.config.max_position, origin=origin)
         _check_tokenizer(folder, source.config, place)
         writer = ShardWriter(folder, shard_bytes)
@@ -158,6 +161,15 @@ def _check_tokenizer(folder: Path, config: ModelConfig, origin: Path) -> None:
         raise UserError(
             f"the tokenizer of {origin} cannot be used: {what}\nTo take it from elsewhere: --tokenizer PATH"
         ) from None
+
+
+def _copy_run_files(source: Path, folder: Path, dtype: str) -> None:
+    """Copy what an export says of its run; temperatures only if the weights are the same."""
+    for file in (source / name for name in OF_A_RUN):
+        if file.name == CALIBRATION_FILE and dtype != "keep" and file.is_file():
+            say(f"note: {file} is left out, since it is for the weights as they are. Fit it anew: eval.py --calibrate.")
+        elif file.is_file():
+            shutil.copyfile(file, folder / file.name)
 
 
 def _kept(values: torch.Tensor, common: torch.dtype) -> torch.Tensor:

@@ -10,6 +10,8 @@ GGUF_MAGIC = b"GGUF"
 GGUF_NAMES = "*.[gG][gG][uU][fF]"  # of GGUF files in a folder, which may hold thousands of others
 METADATA = ".metadata"  # of a training checkpoint: which file has which part of a tensor
 CALIBRATION_FILE = "calibration.json"  # of an export: the temperatures of its probabilities
+# Of an export: what its model learned, and from what. Without one of them it would be scored as another model.
+OF_A_RUN = ("task.json", "prompt.json", "labels.json", "training.json", "trained_texts.npy", CALIBRATION_FILE)
 HELD_OUT = "held-out"  # the split of a calibration that a training has fitted; others are by eval.py
 EXPORTS = ("export", "best")  # folders of a run: its last model, and its best by held-out score
 

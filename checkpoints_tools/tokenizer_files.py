@@ -25,9 +25,6 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "prompt.json",
-    "labels.json",
-    "task.json",
 )
 # What to do about a folder that has lost a file of its tokenizer.
 RESTORE = "Restore tokenizer_config.json, for example from the folder that this one was copied from."

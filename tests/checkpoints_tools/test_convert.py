@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from checkpoints_tools import convert as convert_module
 from checkpoints_tools.carried import read_carried
 from checkpoints_tools.convert import convert, main, open_source
 from checkpoints_tools.export import export_hf
+from checkpoints_tools.formats import OF_A_RUN
 from checkpoints_tools.hf_config import read_token_ids
 from checkpoints_tools.writer import staged_folder
 from data.decoder.tokenizer import load_tokenizer
@@ -343,3 +346,25 @@ def test_command_line(hf_folder, tmp_path, capsys):
         assert f"--shard_gb is {float(size)}" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(folder), str(tmp_path / "new"), "--dtype", "int4"])
+
+
+def test_what_an_export_says_of_its_run_goes_with_the_weights(hf_folder, tmp_path, capsys):
+    """And not with the tokenizer: else other weights would look fine-tuned, and these would not."""
+    folder, _ = hf_folder()
+    base = Path(shutil.copytree(folder, tmp_path / "base"))
+    contents = {name: f'{{"of": "{name}"}}' for name in OF_A_RUN}
+    assert {"task.json", "prompt.json", "training.json", "trained_texts.npy", "calibration.json"} < contents.keys()
+    for name, text in contents.items():
+        (folder / name).write_text(text)
+
+    def found(name: str, **options: Any) -> dict[str, str]:
+        convert(options.pop("source", folder), tmp_path / name, **options)
+        return {path.name: path.read_text() for path in (tmp_path / name).iterdir() if path.name in OF_A_RUN}
+
+    assert found("kept") == contents
+    assert found("tokenizer", tokenizer=base) == contents
+    assert found("other weights", source=base, tokenizer=folder) == {}
+    assert "calibration" not in capsys.readouterr().out
+    (folder / "training.json").unlink()
+    assert found("cast", dtype="bf16").keys() == contents.keys() - {"calibration.json", "training.json"}
+    assert "calibration.json is left out, since it is for the weights as they are" in capsys.readouterr().out
