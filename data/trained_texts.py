@@ -1,4 +1,4 @@
-"""``trained_texts.npy``: hashes of the texts that a model was trained on, in its checkpoints and exports.
+"""``trained_texts.npy``: hashes of the texts of a model's training data, in its checkpoints and exports.
 
 With it ``eval.py`` counts the scored texts whose answers the model has seen, whatever files or ids they have now. A
 hash has 64 bits, so the file has 8 bytes a text and no text can be read from it. Who has a text can find out whether
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import xxhash
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from data.errors import UserError
@@ -46,9 +48,10 @@ def read_trained_texts(folder: Path) -> Hashes | None:
     if not file.is_file():
         return None
     try:
-        found = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+        with file.open("rb") as stream:
+            found = npy.read_array(stream, allow_pickle=False)
+    except (OSError, ValueError, MemoryError, TokenError) as error:
         raise UserError(f"{file} cannot be read: {error}. Restore it from a copy.") from None
-    if not isinstance(found, np.ndarray) or found.dtype != np.uint64 or found.ndim != 1:
+    if found.dtype != np.uint64 or found.ndim != 1:
         raise UserError(f"{file} is not a list of hashes. Restore it from a copy.")
     return found

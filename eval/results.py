@@ -30,7 +30,7 @@ from eval.metrics import HasFields, Labels, compute_metrics, main_figure
 from eval.probabilities import answered_figures, probability_figures, unsure_of, with_probabilities
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
-TRAINED_ON = "trained_on"  # in `Results.counts`: examples with a text that the checkpoint was trained on
+TRAINED_ON = "trained_on"  # in `Results.counts`: examples with a text of the checkpoint's training data
 
 Name = Annotated[str, msgspec.Meta(max_length=limits.NAME_CHARACTERS)]  # characters of what tables show
 LogProb = Annotated[float, msgspec.Meta(le=0, ge=-1e9)]

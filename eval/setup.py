@@ -123,7 +123,7 @@ class ScoringSetup(ModelSetup):
     Attributes:
         examples: None only in a plan for which they are missing.
         limited: ``--limit`` left examples out.
-        trained_on: how many of them have a text that the checkpoint was trained on; None: it does not say.
+        trained_on: how many of them have a text of the checkpoint's training data; None: it does not say.
         name: the run's name in tables.
     """
 
@@ -270,7 +270,7 @@ def _check_cut(found: ModelSetup) -> None:
 
 
 def _count_trained_on(found: ModelSetup, examples: Sequence[Example]) -> int | None:
-    """How many examples have a text that the checkpoint was trained on, with a warning; None: it does not say."""
+    """How many examples have a text of the checkpoint's training data, with a warning; None: it does not say."""
     known, task, split = read_trained_texts(found.weights.path), found.task, found.options.split
     if known is None:
         return None
@@ -282,8 +282,9 @@ def _count_trained_on(found: ModelSetup, examples: Sequence[Example]) -> int | N
             f"the table of the training, or name labelled texts that are new as {split} in [files]."
         )
         log.warning(
-            "warning: %s was trained on %d of these %d %s texts (%.1f%%): its answers to them say little of new text%s",
-            found.weights.path, n, len(examples), split, 100 * n / len(examples), why if is_cut else ".",
+            "warning: %d of these %d %s texts (%.1f%%) are in the training data of %s: its answers to them say little "
+            "of new text%s", n, len(examples), split, 100 * n / len(examples), found.weights.path,
+            why if is_cut else ".",
         )  # fmt: skip
     return n
 

@@ -21,6 +21,7 @@ from checkpoints_tools.architectures import ModelConfig, with_frame
 from checkpoints_tools.architectures import Tokenizer as AnyTokenizer
 from checkpoints_tools.carried import Carried, read_carried
 from checkpoints_tools.checksums import check_small_files
+from checkpoints_tools.formats import OF_A_RUN
 from checkpoints_tools.load import check_family, check_fits_preset, open_checkpoint
 from checkpoints_tools.registry import ModelSpec, get_model_spec
 from checkpoints_tools.tokenizer_files import tokenizer_folder
@@ -75,7 +76,7 @@ class Setup:
         carried: what the files of the checkpoint to start from say, for the exports.
         class_weights: by field, the weights of labels in the loss; empty without ``--class_weights``.
         trained_texts: hashes of the texts whose answers the model sees, or saw before: those of the checkpoint to start
-            from, the few-shot examples, and the samples.
+            from, the few-shot examples, and the samples. None: what was trained before is not known.
     """
 
     spec: ModelSpec
@@ -94,7 +95,7 @@ class Setup:
     resume_from: Path | None
     carried: Carried = Carried()
     class_weights: ClassWeights = field(default_factory=dict)
-    trained_texts: Hashes = field(default_factory=lambda: hash_texts(()))
+    trained_texts: Hashes | None = None
 
     def save_task(self, folder: Path) -> None:
         """Write the task, and a decoder's prompt, into the run folder."""
@@ -105,7 +106,8 @@ class Setup:
     def save_with_model(self, folder: Path) -> None:
         """Write what a checkpoint and an export have beside the model: the same, and what it was trained on."""
         self.save_task(folder)
-        save_trained_texts(self.trained_texts, folder)
+        if self.trained_texts is not None:
+            save_trained_texts(self.trained_texts, folder)
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -192,15 +194,21 @@ def open_run(config: TrainConfig) -> Setup:
         resume_from=resume_from,
         carried=_carried(config),
         class_weights=weights,
-        trained_texts=_trained_texts(config, [*shots, *examples]),
+        trained_texts=_trained_texts(config, resume_from, [*shots, *examples]),
     )
 
 
-def _trained_texts(config: TrainConfig, examples: Sequence[Example]) -> Hashes:
-    """Hashes of the examples' texts, and of those that the checkpoint to start from was trained on."""
+def _trained_texts(config: TrainConfig, resume_from: Path | None, examples: Sequence[Example]) -> Hashes | None:
+    """Hashes of the examples' texts, and of those that the weights to start from were trained on; see `Setup`."""
     own, folder = hash_texts(example.text for example in examples), config.model.checkpoint
-    before = read_trained_texts(folder) if folder is not None and config.model.init == "pretrained" else None
-    return own if before is None else np.concatenate([before, own])
+    if resume_from is not None:
+        folder = resume_from
+    elif folder is None or config.model.init != "pretrained":
+        return own
+    before = read_trained_texts(folder)
+    if before is None:
+        return None if any((folder / name).is_file() for name in OF_A_RUN) else own  # older code has fine-tuned it
+    return np.concatenate([before, own])
 
 
 def _carried(config: TrainConfig) -> Carried:

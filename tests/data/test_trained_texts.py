@@ -24,12 +24,15 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
         assert found is not None and found.tolist() == sorted({hash_text(text) for text in texts})
 
 
-@pytest.mark.parametrize("content", ["empty", "cut", "text", "floats", "table", "objects"])
+@pytest.mark.parametrize("content", ["empty", "cut", "text", "zip", "header", "floats", "table", "objects"])
 def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / TRAINED_TEXTS_FILE
     save_trained_texts(hash_texts("abc"), tmp_path)
-    if content in ("empty", "cut", "text"):
-        path.write_bytes({"empty": b"", "cut": path.read_bytes()[:-3], "text": b"no array"}[content])
+    whole = path.read_bytes()
+    damaged = {"empty": b"", "cut": whole[:-3], "text": b"no array", "zip": b"PK\x03\x04abc"}
+    damaged["header"] = whole.replace(b"{'descr'", b"((((((((")
+    if content in damaged:
+        path.write_bytes(damaged[content])
     else:
         np.save(path, {"floats": np.zeros(3), "table": np.zeros((2, 2), np.uint64), "objects": np.array([{}])}[content])
     with pytest.raises(UserError, match=f"{TRAINED_TEXTS_FILE} .*Restore it from a copy"):

@@ -131,7 +131,7 @@ def test_texts_that_were_trained_on_are_counted_when_the_table_has_changed(
         score("--split", split, "--output", output)
         said = capsys.readouterr().out
         n = json.loads(Path(output, "results.json").read_text())["counts"]["trained_on"]
-        return f"was trained on {n} of these" in said and "Score with the table of the training" in said, n
+        return f"warning: {n} of these " in said and "Score with the table of the training" in said, n
 
     trained = {" ".join(example.text.split()) for example in load_examples(get_task("task/tickets.toml"), "train")}
     assert said_and_counted("test", "same") == (False, 0)
@@ -154,13 +154,29 @@ def test_a_model_that_is_trained_again_knows_the_texts_of_both_trainings(
 ) -> None:
     once = read_trained_texts(Path("run/export"))
     assert once is not None and len(once) == 12
-    change("seed = 0" if "seed" in Path("task/tickets.toml").read_text() else SPLIT, SPLIT + "seed = 1\n")
+    change(SPLIT, SPLIT + "seed = 1\n")
     again = [*COMMON, "--checkpoint", "run/export", "--task", "task/tickets.toml", "--batch_size", 4, "--row_length",
-             1024, "--precision", "fp32", "--steps", 1, "--output", "again"]  # fmt: skip
+             1024, "--precision", "fp32", "--steps", 2, "--save_every", 1, "--output", "again"]  # fmt: skip
     call_main(monkeypatch, "train.py", *again)
     both = read_trained_texts(Path("again/export"))
     own = hash_texts(example.text for example in load_examples(get_task("task/tickets.toml"), "train"))
     assert both is not None and set(both.tolist()) == {*once.tolist(), *own.tolist()} and len(both) > 12
+
+    def forget(folder: str) -> None:
+        Path(folder, "trained_texts.npy").unlink()
+        write_checksums(Path(folder))
+
+    def resumed() -> list[int] | None:
+        for made in ("again/checkpoints/step_000002", "again/export"):
+            shutil.rmtree(made, ignore_errors=True)
+        call_main(monkeypatch, "train.py", *again, "--resume")
+        found = read_trained_texts(Path("again/export"))
+        return None if found is None else found.tolist()
+
+    forget("run/export")
+    assert resumed() == both.tolist(), "the checkpoint knows it, whatever the folder that it began from says now"
+    forget("again/checkpoints/step_000001")
+    assert resumed() is None, "older code did not say what it was trained on: a part would look like all of it"
 
 
 def test_a_run_without_test_examples_says_so_before_and_names_what_works(

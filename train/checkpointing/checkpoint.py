@@ -9,7 +9,7 @@ interruption. A run folder holds the last K checkpoints::
         run.json                       format, step, resolved config, label sets, identity of model and data
         task.json                      the task: fields, label sets, format of the answer
         prompt.json                    the prompt with its few-shot examples (decoders only)
-        trained_texts.npy              hashes of the texts that were trained on
+        trained_texts.npy              hashes of the texts of the training data
         checksums.json                 hashes of all these files, by chunk (`checkpoints_tools/checksums.py`)
 
 Nothing in these files is run: `checkpoints_tools/sharded.py` reads the tensors, and torch's unpickler is not used. What
