@@ -47,6 +47,7 @@ from train.parallel.distributed import pick_device
 from train.parallel.mesh import MeshShape, lay_out_world
 from train.parallel.tensor_parallel import check_divides
 from train.training_data import (
+    Kind,
     build_loader,
     count_steps,
     describe_few,
@@ -160,7 +161,8 @@ def open_run(config: TrainConfig) -> Setup:
     if total_steps and (repeats := describe_repeats(loader)):
         log.warning("warning: %s", repeats)
     new_heads = partial(_can_fit_alone, config, spec, model_config)
-    if total_steps and (note := describe_few(task, examples, spec.kind, new_heads)):
+    kind: Kind = "decoder with heads" if spec.architecture.is_decoder_with_heads else spec.kind
+    if total_steps and (note := describe_few(task, examples, kind, new_heads)):
         log.info("note: %s", note)
     identity = {
         "model_config": dataclasses.asdict(model_config),

@@ -103,6 +103,7 @@ def test_few_texts_a_label_are_said_to_users_of_their_own_task() -> None:
     note = describe_few(task, everything[:40], "encoder")
     assert note is not None and note.startswith("few training texts: half of the labels of queue have at most 10, half")
     assert "The heads alone (--steps 0)" in note and describe_few(task, [], "encoder") is None
+    assert "heads alone (--steps 0) were no worse" in (describe_few(task, everything[:40], "decoder with heads") or "")
     assert "all-MiniLM-L6-v2 (--model bert) was ahead" in (describe_few(task, everything[:40], "decoder") or "")
     one = everything[:1]
     assert describe_few(task, one * 31, "encoder") and not describe_few(task, one * 32, "encoder")
