@@ -172,7 +172,8 @@ class EvalConfig:
     gpus: int | None = None
     """Number of GPUs for --plan; default: the number of ranks that torchrun started, else 8."""
     winner: Path | None = None
-    """With --compare: exit with status 1 unless this run beats all others in every main metric."""
+    """With --compare: exit with status 1 unless this run beats all others in every main metric, and with 2 if
+    one was scored on other examples."""
     winner_figure: str | None = None
     """With --winner: the only metric that decides, by its name in the table. Other metrics in which the run is behind
     are still printed."""

@@ -255,7 +255,8 @@ def _on_different_examples(runs: Sequence[Results]) -> list[str]:
 
 def _same_examples(run: Results, other: Results) -> bool:
     """Whether two runs were scored on the same examples, or texts if their tasks differ; of older files, as many."""
-    ours, theirs = ((r.examples if run.task == other.task else r.texts) for r in (run, other))
+    is_one_task = (run.task, run.fields) == (other.task, other.fields)  # a task's file may have got a field since
+    ours, theirs = ((r.examples if is_one_task else r.texts) for r in (run, other))
     if ours and theirs:
         return ours == theirs
     return bool(run.metrics["n_examples"] == other.metrics["n_examples"])
@@ -307,8 +308,8 @@ def compare(
         False if ``winner`` is given and does not beat every other run in the deciding figures.
 
     Raises:
-        UserError: a folder is not a scored run, ``winner`` is not among the runs, lacks ``winner_figure``, or shares no
-            figure with another run.
+        UserError: a folder is not a scored run, ``winner`` is not among the runs, lacks ``winner_figure``, shares no
+            figure with another run, or was scored on other examples than one.
     """
     if markdown_file is not None:
         _check_markdown(markdown_file)
@@ -345,6 +346,11 @@ def compare(
             raise UserError(f"--winner {winner}: {other.system} has no such figure, only {', '.join(has)}.")
         what = "every figure" if len(shared) == len(known) and not winner_figure else ", ".join(shared)
         compared.setdefault(what, []).append(other.system)
+    if apart := [other.system for other in others if not _same_examples(expected, other)]:
+        raise UserError(
+            f"--winner {winner}: {expected.system} was scored on other examples than {', '.join(apart)}, so their "
+            "figures do not say which is better. Score both on the same examples: the same data, --split and --limit."
+        )
     lost = [(name, line) for other in others for name, line in lost_to(expected, other).items()]
     for _, line in lost:
         say(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -10,7 +12,7 @@ from data.example import Example
 from data.tasks import MultiField, Task
 from eval.decoder.score import read_answer
 from eval.report import all_figures, compare, comparison_table, details_table, lost_to, markdown, show_details
-from eval.results import Results, field_kinds, measure, write_run
+from eval.results import Results, field_kinds, measure, read_results, write_run
 
 
 def results(system, intent=0.5, f1=0.5, exact=0.5, cost=None):
@@ -255,14 +257,36 @@ def test_runs_on_the_same_examples_are_a_group_and_equal_names_have_their_folder
         run.examples, run.metrics["n_examples"] = examples, n
         write_run(tmp_path / folder, run, [])
     e1, lr, e2, older = (tmp_path / name for name in ("e1", "lr", "e2", "older"))
-    assert compare([e1, lr, e2, older], winner=e1, winner_figure="intent accuracy")
+    with pytest.raises(UserError, match="was scored on other examples"):
+        compare([e1, lr, e2, older], winner=e1, winner_figure="intent accuracy")
     printed = capsys.readouterr().out
     groups = f"export ({e1}), TF-IDF: 100 examples; export ({e2}), older: 60 examples."
     assert f"note: scored on different examples: {groups}\n" in printed
-    assert f"export ({e1}) beats TF-IDF, export ({e2}), older in intent accuracy\n" in printed
-    assert f"slots f1: export ({e1}) 90.0% does not beat export ({e2}) 90.0%\n" in printed
+    write_run(e3 := tmp_path / "e3", replace(read_results(e2), examples="a"), [])
+    assert compare([e1, lr, e3], winner=e1, winner_figure="intent accuracy")
+    printed = capsys.readouterr().out
+    assert f"export ({e1}) beats TF-IDF, export ({e3}) in intent accuracy\n" in printed
+    assert f"slots f1: export ({e1}) 90.0% does not beat export ({e3}) 90.0%\n" in printed
     compare([e1, lr])
     assert "(" not in capsys.readouterr().out
+
+
+def test_no_run_wins_against_one_on_other_examples(tmp_path, capsys):
+    """It exited with 0, and a gate in CI passed. Other tasks on the same texts, and older files, are compared."""
+    tasks = {"best": ("massive_joint", "a", "t"), "some": ("massive_joint", "b", "u"), "old": ("massive_joint", "", "")}
+    tasks |= {name: ("massive_intent+massive_slots", name, texts) for name, texts in (("dual", "t"), ("part", "u"))}
+    for i, (name, (task, examples, texts)) in enumerate(tasks.items()):
+        run = results(name, *[0.9 - i / 10] * 3)
+        write_run(tmp_path / name, replace(run, task=task, examples=examples, texts=texts), [])
+    fewer = replace(intent_only("fewer fields", 0.1), examples="e", texts="t")  # the file of the task has changed since
+    write_run(tmp_path / "fewer", fewer, [])
+    best, some, old, dual, part, less = (tmp_path / name for name in (*tasks, "fewer"))
+    assert compare([best, old, dual, less], winner=best) and "note" not in capsys.readouterr().out
+    for other in (some, part):
+        with pytest.raises(UserError, match=f"best was scored on other examples than {other.name}, .* Score both"):
+            compare([best, dual, other], winner=best)
+        assert "note: scored on different examples" in capsys.readouterr().out
+    assert not compare([old, best, some], winner=old), "these differ from each other, not from the one of an older file"
 
 
 def test_runs_of_different_tasks_with_a_common_figure_are_compared_by_their_texts(tmp_path, capsys):
