@@ -178,5 +178,5 @@ class EvalConfig:
     """With --winner: the only metric that decides, by its name in the table. Other metrics in which the run is behind
     are still printed."""
     markdown: Path | None = None
-    """With --compare: also write the table to this Markdown file."""
+    """With --compare: also write the table and its notes to this Markdown file."""
     api: ApiOptions = field(default_factory=ApiOptions)

@@ -19,7 +19,7 @@ from data.files.durable import write_text
 from data.terminal import literal, say, show, width
 from eval.kept_lines import writable
 from eval.metrics import main_figures
-from eval.results import RESULTS, Results, folder_of, read_results, stored_task
+from eval.results import RESULTS, TRAINED_ON, Results, folder_of, read_results, stored_task
 
 Row = tuple[str, list[str]]
 FIRST_COLUMN = "system"
@@ -152,11 +152,23 @@ def _table_width(columns: Sequence[int]) -> int:
 
 
 def markdown(runs: Sequence[Results]) -> str:
-    """The comparison as a Markdown table."""
+    """The comparison as a Markdown table, with the notes below it."""
     columns, rows = comparison(runs)
     lines = [[FIRST_COLUMN, *columns], ["---", *["---:"] * len(columns)]]
     lines += [[system, *cells] for system, cells in rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return table + "".join(f"\n{note}\n" for note in notes(runs))
+
+
+def notes(runs: Sequence[Results]) -> list[str]:
+    """What to know of the figures before they are compared: different examples, and examples that were trained on."""
+    groups = _on_different_examples(runs)
+    found = [f"note: scored on different examples: {'; '.join(groups)}."] if groups else []
+    for run in runs:
+        if run.split != "train" and (n := run.counts.get(TRAINED_ON, 0)):
+            those = f"{n:,} of its {run.metrics['n_examples']:,} examples {'has' if n == 1 else 'have'}"
+            found.append(f"note: {run.system}: {those} a text of the training (docs/scoring.md).")
+    return found
 
 
 def show_details(results: Results) -> None:
@@ -320,8 +332,8 @@ def compare(
     if best is not None and best not in places:
         raise UserError(f"--winner {winner}: not among the compared runs ({', '.join(map(str, folders))}).")
     show_comparison(runs)
-    if groups := _on_different_examples(runs):
-        say(f"note: scored on different examples: {'; '.join(groups)}.")
+    for note in notes(runs):
+        say(note)
     if markdown_file is not None:
         with writable(markdown_file):
             if _is_device(markdown_file):

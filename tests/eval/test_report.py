@@ -308,6 +308,23 @@ def test_runs_of_different_tasks_with_a_common_figure_are_compared_by_their_text
     assert not note_of(dual, ("other", "tickets", "b", 20)), "no figure is compared"
 
 
+def test_runs_on_texts_of_their_training_are_named(tmp_path, capsys):
+    """Only the page of one run and its `results.json` said so: the best row of a table was learnt by heart."""
+    for name, split, n in (("leaked", "test", 1200), ("clean", "test", 0), ("own", "train", 1234)):
+        run = replace(results(name), split=split, examples=split)
+        run.counts["trained_on"] = n
+        write_run(tmp_path / name, run, [])
+    leaked, clean, own = (tmp_path / name for name in ("leaked", "clean", "own"))
+    note = "note: leaked: 1,200 of its 1,234 examples have a text of the training (docs/scoring.md).\n"
+    compare([leaked, clean], markdown_file=tmp_path / "t.md")
+    printed, written = capsys.readouterr().out, (tmp_path / "t.md").read_text()
+    assert note in printed and printed.count("note") == 1
+    assert written.endswith(f"|\n\n{note}") and written.count("note") == 1
+    compare([clean, own], markdown_file=tmp_path / "t.md")  # a table with notes is replaced as any
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "note" in line)
+    assert "different examples: clean" in line and f"\n\n{line}\n" in (tmp_path / "t.md").read_text()
+
+
 def test_one_figure_may_decide(tmp_path, capsys):
     write_run(tmp_path / "after", results("after", 0.9, 0.2, 0.5), [])
     write_run(tmp_path / "baseline", results("baseline", 0.6, 0.4, 0.3), [])
