@@ -98,14 +98,15 @@ def _cost(run: Results, name: str, form: str) -> str:
 
 def show_comparison(runs: Sequence[Results]) -> None:
     """Print the comparison, with the counts and costs for which the terminal is wide enough."""
-    table, left_out = comparison_table(runs, width())
-    show(table)
+    tables, left_out = comparison_tables(runs, width())
+    for table in tables:
+        show(table)
     if left_out:
         say(f"The terminal is too narrow for: {', '.join(left_out)}.")
 
 
-def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, list[str]]:
-    """The comparison as a table for the terminal, without counts and costs of zero.
+def comparison_tables(runs: Sequence[Results], available: int) -> tuple[list[Table], list[str]]:
+    """The comparison for the terminal, without counts and costs of zero: several tables if one is too narrow.
 
     Each column's best figure is bold; of exact matches, the best among runs of the same fields.
 
@@ -113,27 +114,46 @@ def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, li
         available: characters in a line.
 
     Returns:
-        The table; the counts and costs that are omitted because they do not fit.
+        The tables, each with the main figures for which it is wide enough; the counts and costs that are omitted
+        because they do not fit into the last one.
     """
     columns, rows = comparison(runs)
-    found = all_figures(runs)
     names = columns[: -len(COUNTS_AND_COSTS)]
     kept = [i for i, name in enumerate(columns) if name in names or any(cells[i].strip("0.") for _, cells in rows)]
-    # Figures are never cut, but names are broken: a heading between words, a system's name anywhere.
+    # Figures are never cut, but names are broken: a heading between words (one longer than a line, anywhere), a
+    # system's name anywhere.
+    systems = max(len(system) for system in (FIRST_COLUMN, *(system for system, _ in rows)))
+    longest = available - _table_width([min(systems, SYSTEM_WIDTH), 0])
     numbers = {i: max(len(cells[i]) for _, cells in rows) for i in kept}
-    whole = {i: max(numbers[i], len(columns[i])) for i in kept}
-    broken = {i: max(numbers[i], *(len(word) for word in columns[i].split())) for i in kept}
-    systems, left_out = max(len(system) for system, _ in rows), list[str]()
-    fits = _table_width([systems, *whole.values()]) <= available
-    while not fits and columns[kept[-1]] not in names:
-        if _table_width([min(systems, SYSTEM_WIDTH), *(broken[i] for i in kept)]) <= available:
-            break
-        left_out.insert(0, columns[kept.pop()])
+    widths = {i: max(numbers[i], min(longest, max(map(len, columns[i].split())))) for i in kept}
+    if _table_width([systems, *(max(numbers[i], len(columns[i])) for i in kept)]) <= available:
+        return [_comparison_table(runs, kept, {})], []
+    parts, left_out = [kept[:1]], list[str]()
+    for i in kept[1:]:
+        wider = [min(systems, SYSTEM_WIDTH), *(widths[k] for k in (*parts[-1], i))]
+        if not left_out and _table_width(wider) <= available:
+            parts[-1].append(i)
+        elif columns[i] in names:
+            parts.append([i])
+        else:
+            left_out.append(columns[i])
+    rest = available - max(_table_width([0, *(widths[i] for i in part)]) for part in parts)
+    widths[-1] = max(1, min(systems, rest))
+    return [_comparison_table(runs, part, widths) for part in parts], left_out
+
+
+def _comparison_table(runs: Sequence[Results], kept: Sequence[int], widths: Mapping[int, int]) -> Table:
+    """A table of some columns, by their places in `comparison`.
+
+    Args:
+        widths: characters of each of them, and of the systems' names at -1; empty: as many as there are.
+    """
+    columns, rows = comparison(runs)
     table = Table()
-    table.add_column("system", overflow="fold")
+    table.add_column(FIRST_COLUMN, overflow="fold", width=widths.get(-1))
     for i in kept:
-        table.add_column(literal(columns[i]), justify="right", width=None if fits else broken[i])
-    rivals = list(zip(runs, found, strict=True))
+        table.add_column(literal(columns[i]), justify="right", overflow="fold", width=widths.get(i))
+    rivals = list(zip(runs, all_figures(runs), strict=True))
     for (run, own), (system, cells) in zip(rivals, rows, strict=True):
         best = {
             name: max(theirs[name] for other, theirs in rivals if name in theirs and _is_shared(name, run, other))
@@ -143,7 +163,7 @@ def comparison_table(runs: Sequence[Results], available: int) -> tuple[Table, li
             literal(cells[i], "bold" if columns[i] in own and own[columns[i]] == best[columns[i]] else "") for i in kept
         ]
         table.add_row(literal(system), *marked)
-    return table, left_out
+    return table
 
 
 def _table_width(columns: Sequence[int]) -> int:

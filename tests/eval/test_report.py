@@ -11,7 +11,7 @@ from data.errors import UserError
 from data.example import Example
 from data.tasks import MultiField, Task
 from eval.decoder.score import read_answer
-from eval.report import all_figures, compare, comparison_table, details_table, lost_to, markdown, show_details
+from eval.report import all_figures, compare, comparison_tables, details_table, lost_to, markdown, show_details
 from eval.results import Results, field_kinds, measure, read_results, write_run
 
 
@@ -36,10 +36,10 @@ def intent_only(system, accuracy):
     return run
 
 
-def text_of(table, width=200):
+def text_of(*tables, width=200):
     console = Console(width=width, markup=False)
     with console.capture() as capture:
-        console.print(table)
+        console.print(*tables)
     return capture.get()
 
 
@@ -54,7 +54,7 @@ def test_markdown():
 
 
 def test_terminal_tables_hold_every_figure():
-    shown = text_of(comparison_table([results("one", 0.1), results("two", 0.9)], 200)[0])
+    shown = text_of(*comparison_tables([results("one", 0.1), results("two", 0.9)], 200)[0])
     assert all(part in shown for part in ("one", "two", "10.0%", "90.0%", "1,234"))
     shown = text_of(details_table(results("one", cost={"seconds": 3.0, "new_tokens": 12.5})))
     for part in (
@@ -97,9 +97,9 @@ def test_counts_of_zero_are_omitted():
     assert "not stopped" in shown and "truncated" not in shown and "with an unparsed" not in shown
     assert "prompt tokens" in shown and "new tokens" not in shown, "an encoder writes none"
     assert shown.count("n unparsed") == 1 and "0.00%" in shown, "a figure of zero is none of them"
-    compared = text_of(comparison_table([run], 200)[0])
+    compared = text_of(*comparison_tables([run], 200)[0])
     assert "prompt tok" in compared and "unparsed" not in compared and "new tok" not in compared
-    unparsed = text_of(comparison_table([run, results("two")], 200)[0])
+    unparsed = text_of(*comparison_tables([run, results("two")], 200)[0])
     assert "unparsed" in unparsed and "│        0 │" in unparsed
     assert "unparsed" in markdown([run]), "a document's tables keep their columns"
 
@@ -118,13 +118,47 @@ def test_figures_are_whole_on_a_narrow_terminal():
     runs = [results("a name that is longer than the column [b]", 0.123, cost=cost), results("two", 1.0)]
     shown = {}
     for width in (80, 100, 200):
-        table, left_out = comparison_table(runs, width)
-        shown[width] = text_of(table, width)
+        tables, left_out = comparison_tables(runs, width)
+        shown[width] = text_of(*tables, width=width)
         assert all(len(line) <= width for line in shown[width].splitlines())
         assert "…" not in shown[width] and "12.3%" in shown[width] and "1,234" in shown[width]
         assert ("1234.5" in shown[width]) == ("prompt tok" not in left_out)
-    assert comparison_table(runs, 80)[1] == ["s/example", "prompt tok", "computed tok", "new tok"]
-    assert comparison_table(runs, 200)[1] == [] and "intent accuracy" in shown[200]
+    assert comparison_tables(runs, 80)[1] == ["s/example", "prompt tok", "computed tok", "new tok"]
+    assert comparison_tables(runs, 200)[1] == [] and "intent accuracy" in shown[200]
+
+
+def of_many_fields(system, n_fields, first, name="f"):
+    run = results(system, exact=first)
+    run.metrics["fields"] = {f"{name}{i}": {"accuracy": first + i / 1000} for i in range(n_fields)}
+    run.fields = dict.fromkeys(run.metrics["fields"], "class")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("n_runs", "n_fields", "width", "n_tables"),
+    [(2, 16, 80, 4), (10, 7, 80, 2), (2, 16, 100, 3), (2, 7, 80, 2), (2, 2, 40, 2)],
+)
+def test_many_figures_are_in_several_tables(n_runs, n_fields, width, n_tables):
+    """In one, the column of names was empty, and figures were cut."""
+    runs = [of_many_fields(f"TF-IDF + run {i}", n_fields, i / 100) for i in range(n_runs)]
+    tables, _ = comparison_tables(runs, width)
+    lines = text_of(*tables, width=width).splitlines()
+    assert len(tables) == n_tables and all(len(line) <= width and "…" not in line for line in lines)
+    for i in range(n_runs):
+        rows = [line.split("│") for line in lines if f"TF-IDF + run {i} " in line]
+        values = [cell.strip() for row in rows for cell in row[2:-1] if "%" in cell]
+        assert values == [f"{i / 100 + k / 1000:.1%}" for k in range(n_fields)] + [f"{i / 100:.1%}"]
+    headings = [str(column.header) for table in tables for column in table.columns]
+    assert [h for h in headings if "accuracy" in h] == [f"f{k} accuracy" for k in range(n_fields)]
+    styles = [[str(cell.style) for cell in column.cells] for table in tables for column in table.columns[1:]]
+    assert all(own == [""] * (n_runs - 1) + ["bold"] for own in styles[: n_fields + 1])
+
+
+def test_headings_longer_than_a_line_are_broken():
+    runs = [of_many_fields("one", 2, 0.1, "q" * 100), of_many_fields("two", 2, 0.2, "q" * 100)]
+    tables, _ = comparison_tables(runs, 80)
+    shown = text_of(*tables, width=80)
+    assert "…" not in shown and shown.count("q") == 200 and all(part in shown for part in ("10.0%", "20.1%", "one"))
 
 
 def test_lenient_figures_stand_beside_the_strict_ones_where_they_differ():
@@ -222,7 +256,7 @@ def test_exact_matches_of_other_fields_are_not_compared(tmp_path, capsys):
     assert lost_to(runs["massive"], runs["tickets"]) == {}
     capsys.readouterr()
     assert compare([massive, dual], winner=massive) and "massive beats dual in every figure" in capsys.readouterr().out
-    table, _ = comparison_table(list(runs.values()), 200)
+    (table,), _ = comparison_tables(list(runs.values()), 200)
     (exact,) = (column for column in table.columns if str(column.header) == "exact match")
     assert [str(cell.style) for cell in exact.cells] == ["bold", "bold", ""]
 
