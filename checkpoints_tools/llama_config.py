@@ -7,11 +7,12 @@ writes (``rope_parameters``, ``dtype``).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from checkpoints_tools.json_files import write_json
 from checkpoints_tools.shapes import Epsilon, Layers, Positions, Positive, Theta, TokenIds, Vocabulary, Width
@@ -71,6 +72,20 @@ class LlamaKind(Struct):
     quantization_config: dict[str, Any] = {}
 
 
+class OtherModels(Struct):
+    """What Mistral, Granite, Gemma and OLMo compute and a Llama does not. The defaults change nothing."""
+
+    sliding_window: int = 0
+    use_sliding_window: bool = True
+    attention_multiplier: float = 0.0
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
+    attn_logit_softcapping: float = 0.0
+    final_logit_softcapping: float = 0.0
+    clip_qkv: float = 0.0
+
+
 class _Begin(Struct):
     """What a ``config.json`` says of the token that begins a text."""
 
@@ -97,6 +112,7 @@ def parse_llama_config(raw: dict[str, Any], where: str = "config.json") -> Llama
     if head_dim % 2:
         problems.append(f"head_dim {head_dim} is odd; rotary embeddings rotate pairs of dimensions")
     rope_theta, rope_scaling = _read_rope(raw, values, problems)
+    problems += not_computed(raw, head_dim, values.get("max_position_embeddings", 0))
     if problems:
         raise UserError(f"{where} is not a model we can run:\n" + "\n".join(f"  - {p}" for p in problems))
     return LlamaConfig(
@@ -129,6 +145,29 @@ def _architecture_problems(raw: dict[str, Any]) -> list[str]:
         method = kind["quantization_config"].get("quant_method", "unknown")
         problems.append(f"the weights are quantized ({method}); full fine-tuning needs the unquantized checkpoint")
     return problems
+
+
+def not_computed(raw: dict[str, Any], head_dim: int, max_position: int) -> list[str]:
+    """What a ``config.json`` or ``params.json`` asks for and a Llama does not compute, one line for each.
+
+    People relabel models of other families as Llamas. transformers' LlamaForCausalLM ignores these keys.
+
+    Args:
+        head_dim: 0 if it is wrong, and then not compared; ``max_position`` also.
+    """
+    values, problems = fields_of(raw, OtherModels)
+    usual = {field.encode_name: field.default for field in structs.fields(OtherModels)}
+    changes = {key: value for key, value in values.items() if value != usual[key]}
+    if not changes.pop("use_sliding_window", True) or not 0 < changes.get("sliding_window", 0) < max_position:
+        changes.pop("sliding_window", None)
+    scale = changes.get("attention_multiplier", 0.0)
+    if scale and (not head_dim or math.isclose(scale, head_dim**-0.5, rel_tol=1e-5)):
+        del changes["attention_multiplier"]
+    return problems + [
+        f"{key} is {value!r}; a Llama does not compute it, so a model that needs it cannot run here. Remove the key "
+        "only if the model was trained without it"
+        for key, value in changes.items()
+    ]
 
 
 def _read_rope(raw: dict[str, Any], values: dict[str, Any], problems: list[str]) -> tuple[float, RopeScaling | None]:

@@ -30,6 +30,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from checkpoints_tools.key_maps import LLAMA_META, rename_all
+from checkpoints_tools.llama_config import not_computed
 from checkpoints_tools.meta_tokenizer import write_meta_tokenizer
 from checkpoints_tools.shapes import Epsilon, Layers, Positive, Theta, Width
 from checkpoints_tools.source import (
@@ -270,6 +271,7 @@ def _read_params(folder: Path) -> dict[str, Any]:
     for key in ("vision_model", "quantization_args", "lora_args", "moe"):
         if raw.get(key):
             problems.append(f"it has {key}; this code runs Llama 2 and 3 without it")
+    problems += not_computed(raw, dim // n_heads if n_heads else 0, _context(values))
     if not problems:
         multiple_of, multiplier = values["multiple_of"], values["ffn_dim_multiplier"]
         values |= {"n_kv_heads": n_kv_heads, "ffn_dim": ffn_width(dim, multiple_of, multiplier)}
@@ -285,7 +287,7 @@ def _read_params(folder: Path) -> dict[str, Any]:
 
 def _config(folder: Path, params: dict[str, Any], vocab_size: int, tied: bool) -> LlamaConfig:
     """The config of a folder, from the values of its ``params.json`` and what its tensors show."""
-    stated, theta, scaled = params["vocab_size"], params["rope_theta"], params["use_scaled_rope"]
+    stated, scaled = params["vocab_size"], params["use_scaled_rope"]
     if stated not in (-1, vocab_size):
         raise UserError(f"{folder}/params.json: vocab_size is {stated}, but the embedding has {vocab_size} rows")
     if scaled and tied:
@@ -297,11 +299,18 @@ def _config(folder: Path, params: dict[str, Any], vocab_size: int, tied: bool) -
     return LlamaConfig(
         **{key: params[key] for key in ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "norm_eps")},
         vocab_size=vocab_size,
-        rope_theta=theta,
+        rope_theta=params["rope_theta"],
         rope_scaling=LLAMA31_SCALING if scaled else None,
-        max_position=131_072 if scaled else 8192 if theta >= 500_000 else 4096,
+        max_position=_context(params),
         tie_embeddings=tied,
     )
+
+
+def _context(params: dict[str, Any]) -> int:
+    """The context length, which ``params.json`` does not state."""
+    if params.get("use_scaled_rope"):
+        return 131_072
+    return 8192 if params.get("rope_theta", 0) >= 500_000 else 4096
 
 
 def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:

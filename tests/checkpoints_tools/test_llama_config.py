@@ -159,6 +159,33 @@ def test_each_contradiction(changes, part):
         parse_llama_config(changed(**changes))
 
 
+OTHERS = {
+    "sliding_window": 64,
+    "attention_multiplier": 1,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+    "clip_qkv": 8.0,
+}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_what_a_llama_does_not_compute(key):
+    with pytest.raises(UserError, match=f"{key} is {OTHERS[key]}.*; a Llama does not compute it"):
+        parse_llama_config(changed(**{key: OTHERS[key]}))
+
+
+def test_what_changes_nothing_of_a_llama():
+    neutral = dict.fromkeys(OTHERS) | {"use_sliding_window": None}
+    ones = {"embedding_multiplier": 1, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+    plain = parse_llama_config(changed())
+    usual = {**ones, "attention_multiplier": plain.head_dim**-0.5, "sliding_window": plain.max_position}
+    for changes in (neutral, usual, {"sliding_window": 64, "use_sliding_window": False}):
+        assert parse_llama_config(changed(**changes)) == plain
+
+
 def test_a_wrong_type_is_named_by_its_path():
     scaling = {**LLAMA31["rope_scaling"], "factor": "eight"}
     with pytest.raises(UserError, match="config.json(.|\n)*rope_scaling.factor must be a number; it is 'eight'"):

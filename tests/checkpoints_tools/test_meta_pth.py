@@ -141,6 +141,8 @@ def test_code_in_a_part_is_refused(tmp_path, helpers, capsys):
         ({"n_kv_heads": [2]}, r"n_kv_heads must be a whole number or null; it is \[2\]"),
         ({"vocab_size": "x"}, "vocab_size must be a whole number; it is 'x'"),
         ({"quantization_args": {"scheme": "int4"}}, "quantization_args"),
+        ({"sliding_window": 8}, "sliding_window is 8; a Llama does not compute it"),
+        ({"logits_scaling": 8}, "logits_scaling is 8.0; a Llama does not compute it"),
     ],
 )
 def test_contradictory_params(tmp_path, helpers, params, message):
