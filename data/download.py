@@ -44,6 +44,7 @@ from data.commands import command
 from data.errors import UserError
 from data.files import limits
 from data.files.archive import AGAIN
+from data.files.documents import permitted
 from data.files.paths import parsed_paths
 from data.json_text import to_json
 from data.progress import Regular
@@ -358,7 +359,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.from_hub and args.url:
             raise UserError("--from_hub and --url are two sources; give only one.")
         folder = parsed_paths(args).to
-        path = download_from_hub(folder) if args.from_hub else download(args.release, folder, args.url)
+        with permitted():
+            path = download_from_hub(folder) if args.from_hub else download(args.release, folder, args.url)
     except UserError as error:
         terminal.say(f"error: {error}", "stderr")
         return error.status

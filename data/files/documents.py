@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import errno
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -220,13 +221,16 @@ def readable(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def permitted() -> Iterator[None]:
-    """Turn a PermissionError about any file or folder, and what a disk refuses to write, into a UserError."""
+    """Turn a PermissionError, a path that is too long, and what a disk refuses to write into a UserError."""
     try:
         yield
     except OSError as error:
         if error.errno in _REFUSED:
             name = error.filename2 or error.filename or "a file"  # of two names the second one is new
             raise UserError(f"cannot write {name}: {error.strerror}.") from error
+        if error.errno == errno.ENAMETOOLONG:
+            name = shortened(os.fsdecode(error.filename2 or error.filename or "a path"))
+            raise UserError(f"{name} is too long for a path, or a name in it is. Give a shorter one.") from error
         if not isinstance(error, PermissionError) or error.filename is None:
             raise
         raise UserError(f"{error.filename}: {error.strerror}.") from error

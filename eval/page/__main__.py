@@ -21,6 +21,7 @@ import tyro
 from data import terminal
 from data.command_line import cli
 from data.errors import UserError
+from data.files.documents import permitted
 from data.files.paths import PathText, parsed_paths
 
 PROGRAM = "python -m eval.page"
@@ -68,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     terminal.show_logs("stderr")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its notes on fonts and folders say nothing of a run
     try:
-        written = write_report(parsed_paths(args))
+        with permitted():
+            written = write_report(parsed_paths(args))
     except UserError as error:
         terminal.say(f"error: {error}", "stderr")
         return error.status

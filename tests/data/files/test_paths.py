@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import pytest
 import tyro
 
 from data.errors import UserError
+from data.files.documents import permitted
 from data.files.paths import PathText, expand, expand_options, parsed_paths
 
 
@@ -107,3 +109,11 @@ def test_every_path_that_cannot_be_expanded_is_named() -> None:
     assert kept.source == Path("$NOT_SET")
     with pytest.raises(UserError, match=r"(?s)NOT_SET is not set.*OTHER is not set"):
         parsed_paths(_Options(Path("$NOT_SET"), _Section("${OTHER}/x")))
+
+
+def test_a_path_that_is_too_long(tmp_path: Path) -> None:
+    for path in (tmp_path / ("a" * 300), Path("/" + "a/" * 3000)):
+        for use in (Path.exists, Path.is_file, Path.mkdir, Path.open, os.listdir):
+            with pytest.raises(UserError) as error, permitted():
+                use(path)
+            assert str(error.value).startswith(f"{str(path)[:60]}... is too long for a path, or a name in it is.")
