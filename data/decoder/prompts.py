@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from data.answers import Spans, TagList, TypeList
 from data.decoder import listings
-from data.decoder.templates import INST_WRITTEN, TEMPLATES, Prompt, Turn
+from data.decoder.templates import INST_WRITTEN, LOCAL_TEMPLATES, TEMPLATES, Prompt, Turn
 from data.errors import UserError, nearest
 from data.example import Example
 from data.tasks import ClassField, Field, MultiField, Task, TokenField
@@ -44,7 +44,7 @@ def build_prompt(
         UserError: unknown template; see `build_turn`.
     """
     if template not in TEMPLATES:
-        raise UserError(f"Unknown chat template '{template}'.{nearest(template, TEMPLATES)}")
+        raise UserError(f"Unknown chat template '{template}'.{nearest(template, LOCAL_TEMPLATES)}")
     turn, chat = build_turn(task, shots, list_labels, wording), TEMPLATES[template]
     if wording == "paper" and turn.before.startswith("[INST]"):
         chat = INST_WRITTEN.get(template, chat)

@@ -61,7 +61,8 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
     """Token ids of pieces, concatenated.
 
     Raises:
-        UserError: the tokenizer lacks a special token: the chat template is for another model.
+        UserError: the tokenizer lacks a special token: the chat template is for another model, or the tokenizer's files
+            do not name the end of a text.
     """
     ids: list[int] = []
     for piece in pieces:
@@ -71,10 +72,17 @@ def encode_pieces(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
             ids += [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         else:
             i = tokenizer.eos_id if piece.name == "eos" else tokenizer.special.get(piece.name)
+            if i is None and piece.name == "eos":
+                stated = tokenizer.stated_eos
+                found = f"{stated!r}, which is none of its special tokens" if stated else "none"
+                raise UserError(
+                    "The chat template needs the token that ends a text. The tokenizer's files name "
+                    f'{found}. Name it in tokenizer_config.json, as in {{"eos_token": "</s>"}}.'
+                )
             if i is None:
                 raise UserError(
                     f"The chat template needs the special token {piece.name!r}, which this tokenizer does not have. "
-                    f"Choose the template of this model's family, or 'plain'. Known: {', '.join(TEMPLATES)}."
+                    f"Choose the template of this model's family, or 'plain'. Known: {', '.join(LOCAL_TEMPLATES)}."
                 )
             ids.append(i)
     return ids
@@ -202,6 +210,8 @@ TEMPLATES: dict[str, ChatTemplate] = {
     ),
 }
 
+# The templates for a model whose weights are here.
+LOCAL_TEMPLATES = tuple(name for name in TEMPLATES if name != MESSAGES)
 
 # For listings that have [INST] and [/INST] themselves, and the answer on the line below: without these three of ours.
 INST_WRITTEN = {

@@ -330,14 +330,27 @@ def test_an_unknown_template_gets_the_nearest_name():
 def test_bos_is_omitted_if_the_tokenizer_has_none_but_eos_is_not():
     class Bare:
         bos_id = eos_id = None
+        stated_eos = ""
         special: dict[str, int] = {}
 
         def encode(self, text):
             return [7]
 
     assert encode_pieces([Special("bos"), Text("a")], Bare()) == [7]
-    with pytest.raises(UserError, match="'eos'"):
-        encode_pieces([Special("eos")], Bare())
+    for Bare.stated_eos, found in (("", "none"), ("</x>", "'</x>', which is none of its special tokens")):
+        with pytest.raises(
+            UserError, match=f"files name {found}. Name it in tokenizer_config.json, .*eos_token"
+        ) as error:
+            encode_pieces([Special("eos")], Bare())
+        assert "Known" not in str(error.value)  # another template does not help
+
+
+def test_the_template_for_servers_is_not_proposed_for_a_local_model(tiny_folder):
+    tokenizer, proposed = load_tokenizer(tiny_folder["json"]), "Known: llama2, llama3, chatml, smollm2, plain.$"
+    with pytest.raises(UserError, match=proposed):
+        encode_pieces(build_prompt(TASKS["20ng_7"], "messages").prefix, tokenizer)
+    with pytest.raises(UserError, match=proposed):
+        build_prompt(TASKS["20ng_7"], "message")
 
 
 @pytest.mark.parametrize(
