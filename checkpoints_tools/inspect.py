@@ -4,6 +4,7 @@
 
 PATH is anything that `checkpoints_tools.convert` reads, or our own training checkpoint
 (``RUN/checkpoints/step_000123``). Without ``--all`` the layers whose tensors equal layer 0's are counted, not listed.
+The exit status is 1 if tensors do not fit the config; they are named at the end.
 
 With ``--checksums check`` every byte of a folder is compared with its ``checksums.json``. ``--checksums write`` writes
 that file for the folder as it is now: for one that was changed on purpose, or that another program wrote.
@@ -90,8 +91,8 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-def inspect(path: Path, every_layer: bool = False) -> None:
-    """Print a checkpoint's description.
+def inspect(path: Path, every_layer: bool = False) -> bool:
+    """Print a checkpoint's description; False if tensors do not fit the config.
 
     Raises:
         UserError: ``path`` does not exist, or has no known format.
@@ -101,7 +102,7 @@ def inspect(path: Path, every_layer: bool = False) -> None:
         tensors = read_run_checkpoint(path)
         say(f"training checkpoint {path}")
         show(tensor_table(tensors, every_layer))
-        return
+        return True
     source = open_source(path)
     say(f"{source.format} {source.path}")
     config = Table("config", "value", title="under our names")
@@ -118,6 +119,7 @@ def inspect(path: Path, every_layer: bool = False) -> None:
         say(problem)
     if not problems:
         say("every tensor fits the config")
+    return not problems
 
 
 def use_checksums(folder: Path, what: Literal["check", "write"]) -> None:
@@ -150,11 +152,11 @@ def main(argv: list[str] | None = None) -> int:
             args = parsed_paths(args)
             if args.checksums is not None:
                 use_checksums(args.path, args.checksums)
-            inspect(args.path, args.all)
+            fits = inspect(args.path, args.all)
     except UserError as error:
         say(f"error: {error}", "stderr")
         return error.status
-    return 0
+    return 0 if fits else 1
 
 
 if __name__ == "__main__":

@@ -51,8 +51,9 @@ def test_tensors_that_do_not_fit_are_shown(hf_folder, shown):
     tensors["model.layers.1.mlp.down_proj.weight"] = torch.ones(48, 99)
     save_file(tensors, folder / "model.safetensors")
     text = shown(folder)
-    assert "wrong shape: layers.1.ffn.w2.weight is [48, 99], the config says [48, 100]" in text
+    assert "wrong shape: layers.1.ffn.w2.weight is [48, 99], the config says [48, 100]" in text.splitlines()[-1]
     assert "every tensor fits" not in text
+    assert main([str(folder)]) == 1
 
 
 def test_training_checkpoint(tmp_path, shown):
