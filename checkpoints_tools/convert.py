@@ -122,7 +122,10 @@ def convert(
     source = open_source(src, own_tokenizer=tokenizer is None)
     architecture = architecture_of(source.config)
     if architecture.write_config is None:
-        raise UserError(f"{src} is the folder of a model with heads; train.py --checkpoint reads it without conversion")
+        raise UserError(
+            f"{src} holds a model of the {source.config.family!r} architecture, which needs no conversion: "
+            "train.py --checkpoint reads it as it is"
+        )
     check_source(source)
     check_tied(source)
     to, cast = (source.dtype, _kept) if dtype == "keep" else (DTYPES[dtype], torch.Tensor.to)

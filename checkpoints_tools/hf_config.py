@@ -56,9 +56,13 @@ def read_config(folder: Path | str) -> ModelConfig:
     # The model_type of an architecture that starts from another's folders is the other's.
     known = [name for name, architecture in ARCHITECTURES.items() if not architecture.starts_from]
     if kind.model_type not in known:
+        stated = "".join(kind.architectures or []).lower()
+        likely = next((name for name in known if stated.startswith(name)), known[0])
+        advice = f'. If it is one of these, add it to the file, as in "model_type": "{likely}"'
         raise UserError(
             f"{path} is not a model we can run: model_type is {kind.model_type!r} and architectures "
             f"{kind.architectures or []}; this code runs {', '.join(map(repr, known))}"
+            f"{advice if kind.model_type is None else ''}"
         )
     return ARCHITECTURES[kind.model_type].parse_config(raw, str(path))
 

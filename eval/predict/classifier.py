@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from checkpoints_tools.hf_config import read_config
+from checkpoints_tools.other_folders import describe
 from checkpoints_tools.registry import get_model_spec
 from data.answers import entities
 from data.decoder.templates import stop_tokens
@@ -300,7 +301,8 @@ def model_name(folder: Path) -> str:
         UserError: no checkpoint there, a run folder, or an architecture that is not implemented.
     """
     if not folder.is_dir():
-        raise UserError(f"no checkpoint folder at {folder}. Give a run's export, such as runs/default/export.")
+        missing = f"no checkpoint folder at {folder}. Give a run's export, such as runs/default/export"
+        raise UserError(f"{describe(folder) or missing}.")
     find_weights(folder, needed=False)  # raises for a run folder
     if (folder / RUN_FILE).is_file():
         return read_state(folder).config["model"]

@@ -53,6 +53,15 @@ def test_differences_names_fields():
     assert differences(a, MODELS["roberta_base"].config) == ["architecture: llama (expected roberta)"]
 
 
+@pytest.mark.parametrize(
+    ("architectures", "likely"), [(["BertModel"], "bert"), (["RobertaForMaskedLM"], "roberta"), (None, "llama")]
+)
+def test_a_config_without_its_model_type(tmp_path, architectures, likely):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures}))
+    with pytest.raises(UserError, match=rf'model_type is None .*add it to the file, as in "model_type": "{likely}"$'):
+        read_config(tmp_path)
+
+
 def test_an_architecture_that_is_not_in_the_registry(tmp_path):
     contents = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     (tmp_path / "config.json").write_text(json.dumps(contents))

@@ -311,6 +311,10 @@ def test_a_checkpoint_without_a_task(tiny_checkpoint):
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="no checkpoint folder at .*nowhere"):
         load(tmp_path / "nowhere")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="link is a link to .*gone, which does not exist.$"):
+        load(tmp_path / "link")
+    (tmp_path / "link").unlink()
     with pytest.raises(UserError, match="holds no model: it has no config.json"):
         load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "lama"}')
