@@ -20,7 +20,7 @@ from typing import Any
 
 from checkpoints_tools.registry import MODELS, ApiModel
 from data.characters import whole_characters
-from data.errors import UserError
+from data.errors import UserError, as_json
 from data.files.documents import parse_line, read_lines
 from data.json_text import to_json
 from eval.api.answers import Answer
@@ -61,7 +61,8 @@ def dump_requests(setup: ApiSetup, path: Path) -> None:
 def read_answers(setup: ApiSetup, path: Path) -> list[Answer]:
     """The answers in a file, one for each example, in the order of the requests.
 
-    An example without an answer is an error, or with ``--allow_missing`` an empty answer. A batch's output says only
+    An example without an answer, also one whose line has a body that is no chat completion, is an error, or with
+    ``--allow_missing`` an empty answer and a warning. A batch's output says only
     under which name the server knows its model; one that looks like another model is reported in the log.
 
     Raises:
@@ -82,14 +83,14 @@ def read_answers(setup: ApiSetup, path: Path) -> list[Answer]:
             f"{len(foreign):,} ids are not among the {len(known):,} examples to score: {_some(foreign)}. Give the same "
             "--data, --split, --limit, --shots and --seed as for the requests."
         )
+    reasons = [f"{name} ({failed[name]})" if name in failed else name for name in missing]
+    said = f"{len(missing):,} of {len(known):,} examples have no answer: {_some(reasons)}."
     if missing and not setup.options.api.allow_missing:
-        reasons = [f"{name} ({failed[name]})" if name in failed else name for name in missing]
-        problems.append(
-            f"{len(missing):,} of {len(known):,} examples have no answer: {_some(reasons)}. Add them, or give "
-            "--allow_missing to count them as unparsed."
-        )
+        problems.append(f"{said} Add them, or give --allow_missing to count them as unparsed.")
     if problems:
         raise UserError(f"--answers {path}: " + " ".join(problems))
+    if missing:
+        log.warning("--answers %s: %s They count as unparsed.", path, said)
     _warn_of_models(setup, found, path)
     by_id = {answer.id: answer for answer in found}
     return [by_id.get(name) or Answer(name, "", finish_reason="missing") for name in known]
@@ -218,9 +219,7 @@ def _answer_in(record: dict[str, Any], example: str, where: str) -> Answer | str
         error = record.get("error") or body
         return refusal_in(status, error_in(error), example) or f"HTTP {status}, {_reason(error)}"
     answer = read_completion(body, example)
-    if answer is None:
-        raise UserError(f"{where}: the response's body is not a chat completion.")
-    return answer
+    return answer or f"not a chat completion in {where.rpartition(', ')[2]}, but {as_json(body)}"
 
 
 def _reason(error: object) -> str:

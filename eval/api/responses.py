@@ -27,16 +27,16 @@ _KEY = re.compile(r"\b(sk-|Bearer )[^\s\"'.,;]+(\.[^\s\"'.,;]+)*")  # a key, als
 def read_completion(record: Any, example_id: str) -> Answer | None:
     """The answer in a chat completion, as the API returns it and a batch's output has it; None if it is none.
 
-    An empty answer and a refusal are answers. Some servers send them without a message. Some proxies and filters send
-    no choices at all: that is an empty answer, whose ``finish_reason`` is `NO_CHOICES`.
+    An empty answer and a refusal are answers. Some servers send them without a message, with a ``finish_reason``. Some
+    proxies and filters send no choices at all: that is an empty answer, whose ``finish_reason`` is `NO_CHOICES`.
     """
     try:
         if record["choices"] in (None, []) and not record.get("error"):
             record = record | {"choices": [{"message": {}, "finish_reason": NO_CHOICES}]}
         choice, usage = record["choices"][0], record.get("usage")
         message, usage = choice.get("message"), usage if isinstance(usage, dict) else {}
-        if message is None and choice.get("finish_reason") in ("content_filter", "length"):  # nothing was written
-            message = {}
+        if message is None and choice.get("finish_reason") and not {"text", "delta"} & choice.keys():
+            message = {}  # nothing was written; those two keys are of other APIs, whose answers are not read
         content, refusal = message.get("content"), message.get("refusal")
         finish_reason = whole_characters(str(choice.get("finish_reason") or ""))
         return Answer(

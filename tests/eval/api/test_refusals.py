@@ -67,18 +67,20 @@ def test_a_text_that_the_filter_refuses_is_an_answer_in_a_batch(run, tmp_path, k
 
 @pytest.mark.parametrize("message", [{}, {"message": None}])
 def test_a_choice_without_a_message_is_an_empty_answer(run, server, message):
-    def choose(finish_reason: str) -> Reply:
-        return send(200, {"choices": [{"index": 0, "finish_reason": finish_reason, **message}], "usage": USAGE})
+    def choose(finish_reason: str | None, **others: object) -> Reply:
+        choice = {"index": 0, "finish_reason": finish_reason, **message, **others}
+        return send(200, {"choices": [choice], "usage": USAGE})
 
-    server.script.extend([completion("alarm_set"), choose("content_filter"), choose("length")])
+    server.script.extend([completion("alarm_set"), *map(choose, ("content_filter", "length", "stop", "tool_calls"))])
     output = run("--concurrency", 1)
     results, predictions = read_results(output), read_predictions(output)
-    assert [p.raw for p in predictions] == ["alarm_set", "", "", *["alarm_set"] * 3]
+    assert [p.raw for p in predictions] == ["alarm_set", *[""] * 4, "alarm_set"]
     counts = {name: results.counts[name] for name in ("refused", "empty", "not_stopped", "without_usage")}
-    assert counts == {"refused": 1, "empty": 2, "not_stopped": 1, "without_usage": 0} and len(server.bodies) == 6
-    server.script.append(choose("stop"))
-    with pytest.raises(UserError, match="does not answer as the OpenAI chat API does"):
-        run("--output", output / "other")
+    assert counts == {"refused": 1, "empty": 4, "not_stopped": 1, "without_usage": 0} and len(server.bodies) == 6
+    for other in (choose(None), choose("stop", text="alarm_set"), choose("stop", delta={"content": "alarm_set"})):
+        server.script.append(other)
+        with pytest.raises(UserError, match="does not answer as the OpenAI chat API does"):
+            run("--output", output / "other")
 
 
 def without_choices(choices: list | None, usage: object = USAGE) -> Reply:
