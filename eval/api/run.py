@@ -186,7 +186,7 @@ def score(setup: ApiSetup, answers: Sequence[Answer]) -> ScoreResult:
         "refused": sum(answer.refused for answer in answers),
         "empty": sum(not answer.answer.strip() for answer in answers),
         "missing": sum(answer.finish_reason == "missing" for answer in answers),
-        "without_usage": sum(answer.prompt_tokens is None for answer in answers),
+        "without_usage": sum(answer.usage is None for answer in answers),
     }
     n_tokens = sum(p.n_prompt_tokens + p.n_new_tokens for p in predictions)
     share = Share(list(range(len(answers))), predictions, sum(a.seconds for a in answers), n_tokens, counts)

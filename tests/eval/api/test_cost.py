@@ -235,6 +235,7 @@ def test_answers_of_other_runs_without_usage_count_as_the_most(run, server, pric
     server.script.extend([send(200, record)] * 3)
     options = "--prices", price_list, "--limit", 3
     output = run(*options)
+    assert read_results(output).counts["without_usage"] == 3
     n_bytes = [sum(len(message["content"].encode()) for message in body["messages"]) for body in server.bodies]
     most_dollars = (
         sum(n * 100 + body["max_tokens"] * 1000 for n, body in zip(n_bytes, server.bodies, strict=True)) / 1e6
