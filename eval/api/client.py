@@ -228,7 +228,7 @@ class Server:
                 raise UserError(f"{url} needs a key (HTTP {status}: {said}). Name its variable with --key_env.")
             raise UserError(f"{url} refuses the key in {key} (HTTP {status}: {said}). Check that variable.")
         if status == 404:
-            raise UserError(f"{url} has no model {setup.api_model!r} (HTTP 404: {said}).{self._models()}")
+            raise UserError(self._not_found(said))
         if status == 413 or code in CONTEXT_CODES or error.get("type") in CONTEXT_CODES or _CONTEXT.search(message):
             raise UserError(
                 f"example {request.example.id}: prompt and answer, about {request.n_tokens + request.max_tokens:,} "
@@ -246,13 +246,20 @@ class Server:
             "request has max_tokens and temperature 0; the model has to take them."
         )
 
-    def _models(self) -> str:
-        """A hint with the names of the server's models."""
+    def _not_found(self, said: str) -> str:
+        """What a 404 means, according to the server's list of models."""
+        url, name = self.setup.base_url, self.setup.api_model
         try:
             names = [model.id for model in self.client.models.list().data if isinstance(model.id, str)]
-        except Exception:  # whatever went wrong: this is only a hint
-            return " Check --api_model and --base_url."
-        return nearest(self.setup.api_model, names[:20]) if names else ""
+        except Exception:  # whatever went wrong: the list is only for a hint
+            names = []
+        if name in names:
+            return (
+                f"{url} lists the model {name!r}, but has no /chat/completions for it (HTTP 404: {said}). Check "
+                "--base_url, or give an --api_model that chats."
+            )
+        hint = nearest(name, names[:20]) if names else " Check --api_model and --base_url."
+        return f"{url} has no model {name!r} (HTTP 404: {said}).{hint}"
 
     def clean(self, text: str) -> str:
         return clean(text, self.key)

@@ -11,7 +11,7 @@ import pytest
 from data.errors import UserError
 from eval.api import client
 from eval.api.setup import ApiSetup
-from tests.eval.api.server import chat, completion, send
+from tests.eval.api.server import MODEL, chat, completion, error, send
 
 
 @pytest.mark.parametrize("url", ["http://1.2.3.400/v1", "http://☃.net/v1", "http://h/" + "a" * 70_000])
@@ -148,6 +148,14 @@ def test_a_certificate_that_is_not_trusted(run, server, monkeypatch):
     with pytest.raises(UserError, match=r"not trusted \(.*self-signed.* export SSL_CERT_FILE=cert.pem") as found:
         run("--base_url", server.url.replace("http://", "https://"))
     assert len(tried) == 1 and "--attempts" not in str(found.value)
+
+
+def test_a_listed_model_that_does_not_chat(run, server):
+    server.script.append(error(404, "Not Found"))
+    said = f"lists the model '{MODEL}', but has no /chat/completions for it .*Not Found.*Check --base_url"
+    with pytest.raises(UserError, match=said) as found:
+        run("--api_model", MODEL)
+    assert "Did you mean" not in str(found.value) and len(server.bodies) == 1
 
 
 @pytest.mark.parametrize("status, content", [(201, chat("alarm_set")), (202, {"status": "queued"}), (204, None)])
