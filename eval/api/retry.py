@@ -169,7 +169,10 @@ def ask(asking: Asking, request: Request) -> Answer | None:
             seconds = wait_before(max(n_waits, 1) + 1)
             if again.after is not None:
                 if again.after > LONGEST_WAIT:
-                    raise UserError(f"{reason}: the server says to wait {again.after / 3600:.1f} hours.") from None
+                    raise UserError(
+                        f"{reason}: the server says to wait {again.after / 3600:.1f} hours. Start the same command "
+                        "again after that; it keeps the answers that it has."
+                    ) from None
                 seconds = max(seconds, again.after)
                 asking.pause(again.after)
             elif again.limited:

@@ -223,7 +223,9 @@ def test_attempts_end(run, server, tmp_path):
 
 def test_a_wait_of_hours_is_not_waited_for(run, server):
     server.script.append(error(429, "daily limit", {"Retry-After": "20000"}))
-    with pytest.raises(UserError, match="daily limit.*the server says to wait 5.6 hours"):
+    with pytest.raises(
+        UserError, match="daily limit.*the server says to wait 5.6 hours. Start the same command again after"
+    ):
         run()
     assert len(server.bodies) == 1
 
