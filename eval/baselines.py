@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -55,10 +56,11 @@ class BaselineConfig:
     """Which task: a name or a TOML file."""
     data: PathText | None = None
     """The data set: a path, or 'sample' for the embedded one; default: the folder that data.download writes to."""
-    split: Literal["dev", "test"] = "test"
-    """The examples to score; training is always on the training split."""
+    split: Literal["dev", "test"] | None = None
+    """The examples to score; default: test. Training is always on the training split."""
     holdout: float = 0.0
-    """Score this part of the training split instead, and train on the rest: the same as train.py holds out."""
+    """Score this part of the training split instead, and train on the rest: the same as train.py holds out. Without
+    --split."""
     limit: int | None = None
     """Train on only this many examples: those that train.py --limit draws."""
     score_limit: int | None = None
@@ -98,12 +100,14 @@ def _by_example(columns: Mapping[str, Sequence[Label]], n: int) -> list[Labels]:
 def tfidf_lr(task: Task, train: Sequence[Example], test: Sequence[Example], seed: int = 0) -> list[Labels]:
     """One logistic regression per field, for a multi field one per label."""
     columns: dict[str, Sequence[Label]] = {}
-    for field in task.fields:
-        if isinstance(field, MultiField):
-            columns[field.name] = _choose_labels(field, train, test, seed)
-        else:
-            fit = _classify_documents if isinstance(field, ClassField) else _classify_words
-            columns[field.name] = fit(field.name, train, test, seed)
+    with warnings.catch_warnings():  # many labels are still classes, and not numbers
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%", UserWarning)
+        for field in task.fields:
+            if isinstance(field, MultiField):
+                columns[field.name] = _choose_labels(field, train, test, seed)
+            else:
+                fit = _classify_documents if isinstance(field, ClassField) else _classify_words
+                columns[field.name] = fit(field.name, train, test, seed)
     return _by_example(columns, len(test))
 
 
@@ -191,18 +195,24 @@ def run_baselines(config: BaselineConfig) -> list[Results]:
             raise UserError(f"{name} = {value}: must be at least 1.")
     if not 0 <= config.seed < 2**63:
         raise UserError(f"seed = {config.seed}: must be 0 or more, and below 2**63.")  # as train.py has it
+    if config.holdout and config.split is not None:
+        raise UserError(
+            f"holdout = {config.holdout:g} scores a part of the training split, and split = {config.split} another "
+            "one. Give one of the two."
+        )
     task = get_task(config.task)
     train = load_examples(task, "train", config.data)
+    split = config.split or "test"
     if config.holdout:
         train, test = holdout(train, config.holdout, config.seed)
     else:
-        test = load_examples(task, config.split, config.data)
+        test = load_examples(task, split, config.data)
     if config.limit is not None and config.limit < len(train):
         train = draw_to_train(train, config.limit, config.seed)
     if config.score_limit is not None and config.score_limit < len(test):
         test = draw_to_score(test, config.score_limit, config.seed)
     if not train or not test:
-        raise UserError(f"{task.name}: {len(train)} training and {len(test)} {config.split} examples; both are needed.")
+        raise UserError(f"{task.name}: {len(train)} training and {len(test)} {split} examples; both are needed.")
     with ExitStack() as stack:
         new = {key: _about(config, task, system, train, test) for key, system in SYSTEMS.items()}
         for key, results in new.items():
@@ -221,7 +231,7 @@ def _about(config: BaselineConfig, task: Task, system: str, train: list[Example]
         fields=field_kinds(task),
         others=other_labels(task),
         data=Path(config.data).name if config.data else task.dataset,
-        split="train, held out" if config.holdout else config.split,
+        split="train, held out" if config.holdout else config.split or "test",
         metrics={},
         settings={"seed": config.seed, "train_examples": len(train)},
         versions=versions(),

@@ -52,6 +52,21 @@ def test_limits_are_checked(tmp_path, option):
         run_baselines(BaselineConfig(task="20ng_7", data="sample", output=tmp_path / "x", **{option: -1}))
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_part_of_train_and_another_split_are_refused(tmp_path, split):
+    with pytest.raises(UserError, match=f"holdout = 0.2 scores .*, and split = {split} another one. Give one"):
+        run_baselines(BaselineConfig("20ng_7", "sample", split=split, holdout=0.2, output=tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_many_labels_are_no_regression(recwarn):
+    """scikit-learn warns of more labels than half of the examples."""
+    train = [Example(str(i), f"word{i}", {"intent": f"label{i}"}) for i in range(30)]
+    task = Task("many", "custom", (ClassField("intent", tuple(f"label{i}" for i in range(30))),))
+    assert tfidf_lr(task, train, train) == [example.labels for example in train]
+    assert not [str(warning.message) for warning in recwarn]
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_that_train_refuses_are_refused(tmp_path, seed):
     with pytest.raises(UserError, match=f"seed = {seed}: must be 0 or more, and below 2"):
