@@ -73,7 +73,7 @@ class LlamaKind(Struct):
 
 
 class OtherModels(Struct):
-    """What Mistral, Granite, Gemma and OLMo compute and a Llama does not. The defaults change nothing."""
+    """What Mistral, Granite, Gemma, OLMo, MiniCPM and GLM compute and a Llama does not. The defaults change nothing."""
 
     sliding_window: int = 0
     use_sliding_window: bool = True
@@ -84,6 +84,9 @@ class OtherModels(Struct):
     attn_logit_softcapping: float = 0.0
     final_logit_softcapping: float = 0.0
     clip_qkv: float = 0.0
+    scale_emb: float = 1.0
+    scale_depth: float = 0.0
+    partial_rotary_factor: float = 1.0
 
 
 class _Begin(Struct):
@@ -155,7 +158,8 @@ def not_computed(raw: dict[str, Any], head_dim: int, max_position: int) -> list[
     Args:
         head_dim: 0 if it is wrong, and then not compared; ``max_position`` also.
     """
-    values, problems = fields_of(raw, OtherModels)
+    rope = raw.get("rope_parameters")  # transformers 5 has partial_rotary_factor there
+    values, problems = fields_of({**(rope if isinstance(rope, dict) else {}), **raw}, OtherModels)
     usual = {field.encode_name: field.default for field in structs.fields(OtherModels)}
     changes = {key: value for key, value in values.items() if value != usual[key]}
     if not changes.pop("use_sliding_window", True) or not 0 < changes.get("sliding_window", 0) < max_position:

@@ -168,6 +168,9 @@ OTHERS = {
     "final_logit_softcapping": 30.0,
     "attn_logit_softcapping": 50.0,
     "clip_qkv": 8.0,
+    "scale_emb": 12.0,
+    "scale_depth": 1.4,
+    "partial_rotary_factor": 0.5,
 }
 
 
@@ -175,6 +178,12 @@ OTHERS = {
 def test_what_a_llama_does_not_compute(key):
     with pytest.raises(UserError, match=f"{key} is {OTHERS[key]}.*; a Llama does not compute it"):
         parse_llama_config(changed(**{key: OTHERS[key]}))
+
+
+def test_rotation_of_a_part_as_transformers_5_writes_it():
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+    with pytest.raises(UserError, match="partial_rotary_factor is 0.5; a Llama does not compute it"):
+        parse_llama_config(changed(rope_theta=None, rope_scaling=None, rope_parameters=rope))
 
 
 def test_what_changes_nothing_of_a_llama():
