@@ -66,8 +66,8 @@ def lengths_section(counts: LengthCounts, results: Results) -> Html:
     n_bins = min(BINS, len(lengths) // SMALLEST)
     parts = quantile_bins(lengths, n_bins) if n_bins > 1 else []
     if len(parts) < 2:
-        why = f"fewer than {2 * SMALLEST} examples" if n_bins < 2 else "nearly all documents have the same length"
-        return omitted(TITLE, f"There are {why}.")
+        few = f"There are fewer than {2 * SMALLEST} examples."
+        return omitted(TITLE, few if n_bins < 2 else "Nearly all documents have the same length.")
     bounds = [(int(lengths[own].min()), int(lengths[own].max())) for own in parts]
     names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high in bounds]
     series, rows = [], []

@@ -72,8 +72,8 @@ def test_words_where_there_are_no_tokens():
     [
         ([0] * 100, None, "no numbers of tokens"),
         ([0] * 100, [5] * 99 + [None], "no numbers of tokens"),
-        (range(1, 31), None, "fewer than 40 examples"),
-        ([7] * 100, None, "the same length"),
+        (range(1, 31), None, ">There are fewer than 40 examples.<"),
+        ([7] * 100, None, ">Nearly all documents have the same length.<"),
     ],
 )
 def test_it_is_omitted_with_a_reason(tokens, words, why):
