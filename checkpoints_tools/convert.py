@@ -31,10 +31,12 @@ import tyro
 
 from checkpoints_tools.architectures import ModelConfig, architecture_of
 from checkpoints_tools.carried import carry_over
+from checkpoints_tools.file_hashes import weights_of
 from checkpoints_tools.folder import open_hf
 from checkpoints_tools.formats import CALIBRATION_FILE, GGUF_NAMES, OF_A_RUN, is_gguf, is_meta_folder
 from checkpoints_tools.gguf_file import open_gguf
 from checkpoints_tools.hf_config import DTYPES
+from checkpoints_tools.json_files import write_json
 from checkpoints_tools.load import check_fits_preset, preset_of
 from checkpoints_tools.meta_pth import open_meta
 from checkpoints_tools.meta_tokenizer import complete_tokenizer
@@ -47,7 +49,7 @@ from checkpoints_tools.writer import ShardWriter, refuse_non_empty, require_fini
 from data.command_line import cli
 from data.commands import command, ours
 from data.errors import UserError
-from data.files.documents import permitted
+from data.files.documents import permitted, read_json
 from data.files.paths import parsed_paths
 from data.terminal import open_streams, say, show_logs, status_of
 
@@ -138,7 +140,6 @@ def convert(
             copy_tokenizer(tokenizer, folder)
         place = tokenizer or source.path
         origin = place if place.is_file() else place / "tokenizer.model"
-        _copy_run_files(source.path, folder, dtype)
         complete_tokenizer(folder, source.config.max_position, origin=origin)
         _check_tokenizer(folder, source.config, place)
         writer = ShardWriter(folder, shard_bytes)
@@ -151,6 +152,7 @@ def convert(
                 writer.add(theirs, stored)
                 progress.advance(size)
         writer.close()
+        _copy_run_files(source.path, folder, dtype == "keep")
     return source
 
 
@@ -166,13 +168,15 @@ def _check_tokenizer(folder: Path, config: ModelConfig, origin: Path) -> None:
         ) from None
 
 
-def _copy_run_files(source: Path, folder: Path, dtype: str) -> None:
-    """Copy what an export says of its run; temperatures only if the weights are the same."""
-    for file in (source / name for name in OF_A_RUN):
-        if file.name == CALIBRATION_FILE and dtype != "keep" and file.is_file():
-            say(f"note: {file} is left out, since it is for the weights as they are. Fit it anew: eval.py --calibrate.")
-        elif file.is_file():
+def _copy_run_files(source: Path, folder: Path, same_values: bool) -> None:
+    """Copy what an export says of its run, beside the new weights; temperatures only if they are for their values."""
+    for file in (source / name for name in OF_A_RUN if (source / name).is_file()):
+        if file.name != CALIBRATION_FILE:
             shutil.copyfile(file, folder / file.name)
+        elif same_values and (found := read_json(file)).get("weights") == weights_of(source):
+            write_json(folder / file.name, found | {"weights": weights_of(folder)})
+        else:
+            say(f"note: {file} is left out, as it is for other weights. Fit it anew: eval.py --calibrate.")
 
 
 def _kept(values: torch.Tensor, common: torch.dtype) -> torch.Tensor:

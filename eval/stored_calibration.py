@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from checkpoints_tools.checksums import replace_file
+from checkpoints_tools.file_hashes import weights_of
 from checkpoints_tools.formats import CALIBRATION_FILE
 from data.decoder.templates import Prompt
 from data.errors import UserError
@@ -30,7 +31,7 @@ from eval.config import EvalConfig
 from eval.job import ScoringJob
 from eval.probabilities import gold_indices
 from eval.results import Prediction, Temperature
-from eval.weights import WEIGHT_FILES, Weights, hash_files
+from eval.weights import Weights
 
 FEW_EXAMPLES = 100  # below, a calibration error is mostly chance: its bins have a few examples each
 
@@ -172,8 +173,3 @@ def check_can_fit(weights: Weights, split: str, fine_tuned: bool) -> None:
 def hash_prompt(prompt: Prompt | None) -> str:
     """A hash of a decoder's prompt; empty for an encoder."""
     return "" if prompt is None else hashlib.sha256(repr(prompt).encode()).hexdigest()
-
-
-def weights_of(folder: Path) -> str:
-    """A hash of the weights in a folder, the same before and after there are checksums."""
-    return hash_files(path for path in folder.iterdir() if path.suffix in WEIGHT_FILES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +12,7 @@ import msgspec
 
 from checkpoints_tools.architectures import ModelConfig, architecture_of
 from checkpoints_tools.checksums import CHECKSUMS, FileSums, check_small_files, read_checksums
+from checkpoints_tools.file_hashes import WEIGHT_FILES, hash_files
 from checkpoints_tools.formats import CALIBRATION_FILE, EXPORTS
 from checkpoints_tools.heads import read_head_labels, read_max_length
 from checkpoints_tools.load import check_family, open_checkpoint
@@ -29,10 +30,6 @@ from train.checkpointing.base import find_base
 from train.checkpointing.checkpoint import RUN_FILE, TRAINING_FILE, read_state, what_is_missing
 from train.checkpointing.run_folder import has_config
 from train.planning.checkpoint import find_config
-
-WEIGHT_FILES = (".safetensors", ".bin", ".pth", ".distcp")
-# Of a larger file this many blocks are hashed, evenly spaced from its beginning to its end.
-N_BLOCKS, BLOCK = 64, 1 << 16
 
 
 class _Numbers(msgspec.Struct):
@@ -223,21 +220,3 @@ def fingerprint(folder: Path) -> str:
 
 def _listed(sums: Mapping[str, FileSums]) -> str:
     return "".join(f"{name} {own.bytes} {own.chunks}\n" for name, own in sorted(sums.items()))
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """SHA-256 of the names, sizes and contents of files; of a large file, of 4 MiB in `N_BLOCKS` blocks.
-
-    Training changes weights everywhere, so this tells checkpoints apart, and reads little. It is no proof that every
-    byte is the same.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in paths if path.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        step = max(BLOCK, -((BLOCK - size) // (N_BLOCKS - 1)))  # rounded up: the last block is the file's end
-        with path.open("rb") as file:
-            for start in range(0, size, step):
-                file.seek(start)
-                digest.update(file.read(BLOCK))
-    return digest.hexdigest()

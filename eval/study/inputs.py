@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from checkpoints_tools.file_hashes import hash_files
 from data.errors import UserError
 from data.readers.custom_examples import source_of
 from data.task_file import task_hash
 from data.tasks import get_task
 from eval.study.file import StudyCell, expanded
-from eval.weights import hash_files, hash_weights
+from eval.weights import hash_weights
 
 TASK, TRAINING, WEIGHTS = "labels or instructions", "training data", "weights to begin with"
 

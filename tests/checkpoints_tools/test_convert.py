@@ -20,6 +20,7 @@ from checkpoints_tools import convert as convert_module
 from checkpoints_tools.carried import read_carried
 from checkpoints_tools.convert import convert, main, open_source
 from checkpoints_tools.export import export_hf
+from checkpoints_tools.file_hashes import weights_of
 from checkpoints_tools.formats import OF_A_RUN
 from checkpoints_tools.hf_config import read_token_ids
 from checkpoints_tools.writer import staged_folder
@@ -354,17 +355,25 @@ def test_what_an_export_says_of_its_run_goes_with_the_weights(hf_folder, tmp_pat
     base = Path(shutil.copytree(folder, tmp_path / "base"))
     contents = {name: f'{{"of": "{name}"}}' for name in OF_A_RUN}
     assert {"task.json", "prompt.json", "training.json", "trained_texts.npy", "calibration.json"} < contents.keys()
+    contents["calibration.json"] = json.dumps({"weights": weights_of(folder), "of": "calibration.json"})
     for name, text in contents.items():
         (folder / name).write_text(text)
 
     def found(name: str, **options: Any) -> dict[str, str]:
         convert(options.pop("source", folder), tmp_path / name, **options)
-        return {path.name: path.read_text() for path in (tmp_path / name).iterdir() if path.name in OF_A_RUN}
+        new = tmp_path / name
+        files = {path.name: path.read_text() for path in new.iterdir() if path.name in OF_A_RUN}
+        if "calibration.json" in files:  # by its own hash of the new files
+            assert json.loads(files["calibration.json"])["weights"] == weights_of(new)
+            files["calibration.json"] = contents["calibration.json"]
+        return files
 
-    assert found("kept") == contents
+    assert found("kept", shard_bytes=50_000) == contents
     assert found("tokenizer", tokenizer=base) == contents
     assert found("other weights", source=base, tokenizer=folder) == {}
     assert "calibration" not in capsys.readouterr().out
     (folder / "training.json").unlink()
     assert found("cast", dtype="bf16").keys() == contents.keys() - {"calibration.json", "training.json"}
-    assert "calibration.json is left out, since it is for the weights as they are" in capsys.readouterr().out
+    assert "calibration.json is left out, as it is for other weights" in capsys.readouterr().out
+    (folder / "calibration.json").write_text(json.dumps({"weights": "of another model"}))
+    assert "calibration.json" not in found("stale")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints_tools.file_hashes import BLOCK, N_BLOCKS
 from data.errors import UserError
 from eval.combine import combine
 from eval.report import compare
@@ -20,7 +21,7 @@ from eval.results import (
     read_results,
     write_run,
 )
-from eval.weights import BLOCK, N_BLOCKS, hash_weights
+from eval.weights import hash_weights
 
 METRICS = {"n_examples": 1, "n_unparsed": 0, "exact_match": 1.0, "fields": {"mood": {"accuracy": 1.0}}}
 

@@ -157,10 +157,10 @@ def test_a_decoder_has_probabilities_only_of_valid_answers(tiny_checkpoint, tmp_
     calibration = json.loads((folder / CALIBRATION_FILE).read_text())
     temperature = calibration["fields"]["intent"]["temperature"]
     assert calibration["prompt"] == hash_prompt(spec.build(INTENT)) and find_damage(folder) == []
-    results, answers = run(folder, "labels", "--abstain_below", "0.05", *labels)
+    results, strict = run(folder, "labels", "--abstain_below", "0.05", *labels)
     assert results.settings["temperature"] == {"intent": temperature} != {"intent": 1.0}
-    at = log_softmax(np.array([p.log_probs["intent"] for p in answers]) / temperature, axis=1)
-    assert [p.top["intent"][0][1] for p in answers] == pytest.approx(np.exp(at).max(axis=1).tolist(), abs=2e-6)
+    at = log_softmax(np.array([p.log_probs["intent"] for p in strict]) / temperature, axis=1)
+    assert [p.top["intent"][0][1] for p in strict] == pytest.approx(np.exp(at).max(axis=1).tolist(), abs=2e-6)
     free, answers = run(folder, "free", "--limit", "3", "--max_new_tokens", "2", *DECODER)
     assert free.settings["temperature"] is None and free.labels == {} and not answers[0].log_probs
     assert "coverage" not in free.metrics and "ece" not in free.metrics["fields"]["intent"]
@@ -168,8 +168,12 @@ def test_a_decoder_has_probabilities_only_of_valid_answers(tiny_checkpoint, tmp_
     options = {"model": "llama_debug", "decode": "labels", "new_prompt": True, "task": "massive_intent"}
     assert plan(folder, **options).calibration is None
     assert f"{folder / CALIBRATION_FILE} was fitted for another prompt; it is not used" in caplog.text
-    convert(folder, tmp_path / "converted")
-    assert not (tmp_path / "converted" / CALIBRATION_FILE).exists(), "its weights are in other files"
+    convert(folder, tmp_path / "converted", shard_bytes=50_000)
+    again, answers_again = run(tmp_path / "converted", "converted", "--abstain_below", "0.05", *labels)
+    assert again.weights != results.weights and again.settings["temperature"] == {"intent": temperature}
+    assert [p.top for p in answers_again] == [p.top for p in strict], "the same values, in other files"
+    convert(folder, tmp_path / "cast", dtype="bf16")
+    assert not (tmp_path / "cast" / CALIBRATION_FILE).exists(), "other values"
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])

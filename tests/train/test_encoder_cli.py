@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints_tools.checksums import read_checksums, write_checksums
+from checkpoints_tools.file_hashes import weights_of
 from data.errors import UserError
 from data.example import hash_examples
 from data.files.documents import read_json
 from data.source import load_examples
 from eval.held_out import HeldOutScoring
-from eval.stored_calibration import Calibration, weights_of
+from eval.stored_calibration import Calibration
 from tests.encoder_tokenizers import write_roberta
 from tests.launching import TICKETS
 from train.resolve import load_config
