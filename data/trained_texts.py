@@ -29,13 +29,13 @@ def hash_text(text: str) -> int:
 
 
 def hash_texts(texts: Iterable[str]) -> Hashes:
-    """``[N]``, the hash of each text."""
+    """``[N]``, the hash of each text, in their order."""
     return np.fromiter(map(hash_text, texts), dtype=np.uint64)
 
 
 def save_trained_texts(hashes: Hashes, folder: Path) -> None:
-    """Write the file into a folder, sorted and each hash once."""
-    np.save(folder / TRAINED_TEXTS_FILE, np.unique(hashes), allow_pickle=False)
+    """Write the file into a folder."""
+    np.save(folder / TRAINED_TEXTS_FILE, hashes, allow_pickle=False)
 
 
 def read_trained_texts(folder: Path) -> Hashes | None:

@@ -76,8 +76,8 @@ class Setup:
         resume_from: the checkpoint folder to continue from, or None.
         carried: what the files of the checkpoint to start from say, for the exports.
         class_weights: by field, the weights of labels in the loss; empty without ``--class_weights``.
-        trained_texts: hashes of the texts whose answers the model sees, or saw before: those of the checkpoint to start
-            from, the few-shot examples, and the samples. None: what was trained before is not known.
+        trained_texts: hashes of the texts whose answers the model sees, or saw before, each once: those of the
+            checkpoint to start from, the few-shot examples, the samples. None: what was trained before is not known.
     """
 
     spec: ModelSpec
@@ -202,7 +202,7 @@ def open_run(config: TrainConfig) -> Setup:
 
 def _trained_texts(config: TrainConfig, resume_from: Path | None, examples: Sequence[Example]) -> Hashes | None:
     """Hashes of the examples' texts, and of those that the weights to start from were trained on; see `Setup`."""
-    own, folder = hash_texts(example.text for example in examples), config.model.checkpoint
+    own, folder = np.unique(hash_texts(example.text for example in examples)), config.model.checkpoint
     if resume_from is not None:
         folder = resume_from
     elif folder is None or config.model.init != "pretrained":
@@ -210,7 +210,7 @@ def _trained_texts(config: TrainConfig, resume_from: Path | None, examples: Sequ
     before = read_trained_texts(folder)
     if before is None:
         return None if any((folder / name).is_file() for name in OF_A_RUN) else own  # older code has fine-tuned it
-    return np.concatenate([before, own])
+    return np.union1d(before, own)
 
 
 def _carried(config: TrainConfig) -> Carried:
